@@ -143,6 +143,13 @@ class Source(ABC):
         """The id of the log whose offsets the positions are. "": the log outlives the process. In another log the positions are void."""
         return ""
 
+    def identity(self) -> str | None:
+        """Names the log whose records this source gives, for ever: no other log has this name, also none that is made anew under the same
+        topic or path. With partition and offset it names a record, so the jobs of durable agents are called by it. None: the source cannot
+        say, or its rows are no records. Called after `open`; may block, and raises as `open` does.
+        """
+        return None
+
     @property
     def exhausted(self) -> bool:
         """Whether a bounded source has given its last row. `read_batch` then returns None at once."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -42,12 +42,14 @@ __all__ = [
     "partitions_of",
     "producer_of",
     "said",
+    "topic_id_of",
     "wait_for_partitions",
 ]
 
 log = logging.getLogger("sabot.kafka")
 
 ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all
+_NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes
 MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours accepts; the broker may set a lower bound
 
 # Bounds of what the client fetches ahead, for all partitions of a consumer together: it sends no more requests once it holds so many
@@ -459,6 +461,19 @@ def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -
 def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
     """An admin client with the connection settings among `kafka`."""
     return client_of(AdminClient, link, connection_of(kafka), {})
+
+
+def topic_id_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> str:
+    """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one. "": the broker is of before
+    Kafka 2.8, and gives none. Raises as `explain` says.
+    """
+    admin = admin_of(link, kafka)  # which must live until it has answered
+    try:
+        asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
+        found = str(asked[topic].result().topic_id)
+    except KafkaException as error:
+        raise explain(error.args[0], link, topic) from clean_cause(error)
+    return "" if found == _NO_TOPIC_ID else found
 
 
 def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Home, Letters, Ranges, letter_of_record
@@ -21,11 +21,11 @@ from sabot.kafka.client import (
     FETCHING,
     BrokerLink,
     NoSuchTopic,
-    admin_of,
     client_of,
     explain,
     link_of,
     partitions_of,
+    topic_id_of,
 )
 from sabot.redaction import clean_cause
 
@@ -146,10 +146,7 @@ class _Log:
 
     def topic_id(self, topic: str) -> str:
         """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one."""
-        admin = admin_of(self._link, self._kafka)
-        with self._explained(topic):
-            asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
-            return str(asked[topic].result().topic_id)
+        return topic_id_of(self._link, self._kafka, topic)
 
     def bounds(self, topic: str, index: int) -> tuple[int, int]:
         """The first offset of a partition, and the offset behind its last."""

@@ -39,6 +39,7 @@ from sabot.kafka.client import (
     link_of,
     partitions_of,
     said,
+    topic_id_of,
 )
 from sabot.redaction import clean_cause
 from sabot.watch import guarded
@@ -102,6 +103,9 @@ class KafkaReader(Source):
             KafkaReader(self.name, self._broker, self.group_id, self._check_seconds, self._kafka, (index, readers))
             for index in range(readers)
         ]
+
+    def identity(self) -> str | None:
+        return topic_id_of(self._link, self._kafka, self.name) or None
 
     def _own(self, indexes: list[int]) -> list[int]:
         return [index for index in indexes if index % self._share[1] == self._share[0]]

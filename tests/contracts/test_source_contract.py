@@ -12,6 +12,7 @@ from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryP
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Record, iterate_records
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.files import NdjsonSource
 from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
 
@@ -81,6 +82,41 @@ def test_a_new_source_goes_on_exactly_at_the_positions_of_an_older_one(place: Pl
     assert payloads(later, 10 - rows) == PAYLOADS[rows:]
     assert later.read_batch(10, 0) is None
     later.close()
+
+
+def test_the_identity_of_a_log_is_its_own_for_ever_and_grows_with_no_record(place: Place, tmp_path: Path) -> None:
+    place.create()
+    place.put(PAYLOADS[:5])
+    source = place.source()
+    source.open(None)
+    identity = source.identity()
+    source.close()
+    place.put(PAYLOADS[5:])
+    later = place.source()
+    later.open({(place.topic, 0): 3} if place.name == "memory" else None)
+    assert identity
+    assert later.identity() == identity
+    later.close()
+    place.topic += ".other" if place.groups else ".ndjson"
+    place.create()
+    place.put(PAYLOADS)
+    other = place.source()
+    other.open(None)
+    assert other.identity() != identity
+    other.close()
+
+
+def test_a_file_that_begins_with_another_record_is_another_log(tmp_path: Path) -> None:
+    (path := tmp_path / "rows.ndjson").write_bytes(b'{"day": 1}\n{"n": 1}\n')
+    source = NdjsonSource(str(path))
+    source.open(None)
+    before = source.identity()
+    path.write_bytes(b'{"day": 2}\n{"n": 1}\n')
+    source.open(None)
+    assert source.identity() != before
+    source.scan(None, ["day"])
+    assert source.identity() is None  # its rows are no records
+    source.close()
 
 
 def test_positions_know_every_partition_before_anything_was_read(place: Place) -> None:

@@ -33,6 +33,7 @@ class NdjsonSource(FileSource):
     """
 
     suffixes = (".ndjson", ".jsonl", ".json")
+    has_records = True
 
     def __init__(self, path: Paths, *, block_bytes: int = BLOCK_BYTES, record_bytes: int | str = RECORD_BYTES) -> None:
         super().__init__(path, record_bytes)

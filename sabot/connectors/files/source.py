@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import ClassVar, NamedTuple, Self
 
 import pyarrow as pa
@@ -20,12 +21,13 @@ from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.files.columns import checked, picked
-from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of
+from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of, open_stream
 from sabot.errors import UserError
 from sabot.faults import hint_of
 
 __all__ = ["DAMAGED", "FileReader", "FileSource", "Found", "Share", "global_offset", "no_place"]
 
+_HEAD_BYTES = 4096  # of the first line, which tells one file from another of the same path
 _FILE = 44  # bits of the offset in a file: 16 TiB
 _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
@@ -90,6 +92,8 @@ class FileSource(Source):
 
     bounded = True
     suffixes: ClassVar[tuple[str, ...]]
+    has_records: ClassVar[bool] = False
+    """Whether it gives records, one a line, until `scan` asks for columns."""
 
     def __init__(self, path: Paths, record_bytes: int | str = RECORD_BYTES) -> None:
         self.name = name_of(path)
@@ -203,6 +207,21 @@ class FileSource(Source):
                 self._note_progress()
                 bad = self._bad_rows(file, found.bad) if found.bad else None
                 return Batch(found.data, self.positions(), self.name, bad=bad)
+
+    def identity(self) -> str | None:
+        """Of the path, and of how the first file begins: files that come or grow later do not change it."""
+        files = self._list()
+        if not self.has_records or self._schema is not None:
+            return None
+        head = b""
+        if files:
+            try:
+                raw, first = open_stream(files[0].path)
+                with raw, first:
+                    head = first.read(_HEAD_BYTES).partition(b"\n")[0]
+            except DAMAGED as error:
+                raise self._unreadable(files[0], error) from error
+        return blake2b(f"{self.name}\0".encode() + head, digest_size=16).hexdigest()
 
     @property
     def exhausted(self) -> bool:

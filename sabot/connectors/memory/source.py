@@ -36,6 +36,9 @@ class MemorySource(Source):
     def log_id(self) -> str:
         return self._broker.log_id
 
+    def identity(self) -> str:
+        return f"{self._broker.log_id}/{self.name}"
+
     def partition_count(self) -> int:
         """The number of partitions that the topic has now."""
         return len(self._broker.topic(self.name).partitions)
