@@ -1,9 +1,7 @@
-"""PostgreSQL through psycopg, which only this module imports. Rows are sent by COPY, as CSV that Arrow writes."""
+"""A table of PostgreSQL. Rows are sent by COPY, as CSV that Arrow writes."""
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
@@ -11,8 +9,8 @@ from pyarrow import csv
 
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, utc
-from sabot.errors import BrokerUnavailable, MissingExtra, SabotError, TransientError, UserError
-from sabot.redaction import clean_cause, keep_secret
+from sabot.connectors.sql.server import PostgresServer
+from sabot.errors import SabotError, UserError
 from sabot.steps import step
 
 __all__ = ["PostgresDatabase"]
@@ -22,20 +20,6 @@ _ROWS_IN, _KEYS_OUT = (
     '"sabot_rows"',
     '"sabot_keys"',
 )  # of this session: rows on their way to replace others, keys of rows that end
-# With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
-_DEFAULTS = {
-    "connect_timeout": "10",
-    "keepalives_idle": "10",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "40000",
-}
-_SESSION = {"client_encoding": "UTF8", "datestyle": "ISO", "lock_timeout": "30s"}
-_REFUSED = re.compile(
-    r"authentication failed|does not exist|pg_hba|no password supplied|permission denied|not permitted"
-)
-_ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
-_READ_ONLY = "25006"  # a server that has become a standby
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
 
 
@@ -46,29 +30,17 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, table: str, keys: Sequence[str]) -> None:
         super().__init__(table, keys)
-        try:
-            import psycopg
-        except ImportError as error:
-            raise MissingExtra("a sink into PostgreSQL", "postgres") from error
-        self._driver = psycopg
         schema, _, name = table.rpartition(".")
         self._prefix = f"{quoted(schema)}." if schema else ""
         self._name = self._prefix + quoted(name)
         self._connection: Any = None
         self._types: dict[str, str] = {}
         self._staged: dict[str, list[str]] = {}  # the columns of the temporary tables of this session, by name
-        try:
-            given = self._driver.conninfo.conninfo_to_dict(url)
-        except self._driver.Error:  # its text repeats what it could not read, which is mostly a password
-            raise UserError(f"table {table}: its database's address cannot be read", hint=_ADDRESS) from None
-        shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
-        keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
-        self._where = _where(url, table)
-        self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
+        self._server = PostgresServer(url, f"table {table}", "a sink into PostgreSQL")
 
     @property
     def where(self) -> str:
-        return self._where
+        return self._server.where
 
     @property
     def name(self) -> str:
@@ -80,24 +52,8 @@ class PostgresDatabase(Database):
 
     def connect(self, session: str) -> None:
         self.close()
-        try:
-            self._connection = self._driver.connect(self._conninfo, autocommit=True)
-        except self._driver.Error as error:
-            message = f"PostgreSQL at {self.where}: {error}".strip()
-            if not isinstance(error, self._driver.OperationalError) or _REFUSED.search(str(error)):
-                raise UserError(
-                    message, hint="see the address given to SqlSink, and the server's pg_hba.conf"
-                ) from clean_cause(error)
-            raise BrokerUnavailable(message) from clean_cause(error)
-        with self.explained():
-            settings = {**_SESSION, **({"application_name": session} if session else {})}
-            for name, value in settings.items():
-                self.run("SELECT set_config(%s, %s, false)", (name, value))
-            # The server must answer a COMMIT only when the rows are on its disk.
-            self.run(
-                "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-            )
-            self._connection.autocommit = False
+        self._connection = self._server.connect(session)
+        self._connection.autocommit = False
 
     def close(self) -> None:
         connection, self._connection, self._staged = self._connection, None, {}
@@ -117,17 +73,8 @@ class PostgresDatabase(Database):
     def commit(self) -> None:
         self._open.commit()
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        driver = self._driver
-        try:
-            yield
-        except driver.Error as error:
-            message = f"table {self.table} of {self.where}: {str(error).strip()}"
-            passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
-            if passing:
-                raise TransientError(message) from clean_cause(error)
-            raise UserError(message) from clean_cause(error)
+    def explained(self) -> AbstractContextManager[None]:
+        return self._server.explained()
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
         cursor = self._open.execute(statement, values)
@@ -250,17 +197,6 @@ class PostgresDatabase(Database):
                 "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()",
                 (owner,),
             )
-
-
-def _where(url: str, table: str) -> str:
-    """host:port/database of a URL. As in libpq, user and password end at the first `@` before a `/`."""
-    rest = url.partition("://")[2]
-    at = re.match(r"[^@/]*@", rest)
-    place = rest[at.end() if at is not None else 0 :].partition("?")[0]
-    if "@" in place:  # libpq would read part of the password as the host or the port
-        raise UserError(f"table {table}: its database's address has an @ behind its user and password", hint=_ADDRESS)
-    place = place.partition("#")[0]
-    return f"postgresql{place}" if place[:1] in ("", "/") else place
 
 
 # COPY reads an empty field as null, and `""` as an empty text.

@@ -1,0 +1,103 @@
+"""A PostgreSQL server: its address, connections to it, its errors as ours. Only this module imports psycopg."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError
+from sabot.redaction import clean_cause, keep_secret
+
+__all__ = ["PostgresServer"]
+
+# With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "40000",
+}
+_SESSION = {"client_encoding": "UTF8", "datestyle": "ISO", "lock_timeout": "30s"}
+_REFUSED = re.compile(
+    r"authentication failed|does not exist|pg_hba|no password supplied|permission denied|not permitted"
+)
+_ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
+_READ_ONLY = "25006"  # a server that has become a standby
+
+
+class PostgresServer:
+    """The database at an address. what: who wants it, for messages: "table alerts". extra: what needs psycopg, where that is missing."""
+
+    def __init__(self, url: str, what: str, extra: str) -> None:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtra(extra, "postgres") from error
+        self._driver = psycopg
+        self._what = what
+        try:
+            given = self._driver.conninfo.conninfo_to_dict(url)
+        except self._driver.Error:  # its text repeats what it could not read, which is mostly a password
+            raise UserError(f"{what}: its database's address cannot be read", hint=_ADDRESS) from None
+        shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
+        keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
+        self.where = _where(url, what)
+        """host:port/database, for messages."""
+        self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
+
+    def connect(self, session: str, settings: Mapping[str, str] | None = None) -> Any:
+        """A new connection of psycopg that commits each statement, until its user says otherwise. session: its name for other processes, ""
+        for none. settings: of the session, beside ours. Raises BrokerUnavailable, or UserError where the server refuses us.
+        """
+        try:
+            connection = self._driver.connect(self._conninfo, autocommit=True)
+        except self._driver.Error as error:
+            message = f"PostgreSQL at {self.where}: {error}".strip()
+            if not isinstance(error, self._driver.OperationalError) or _REFUSED.search(str(error)):
+                raise UserError(
+                    message, hint=f"see the address given for {self._what}, and the server's pg_hba.conf"
+                ) from clean_cause(error)
+            raise BrokerUnavailable(message) from clean_cause(error)
+        try:
+            with self.explained():
+                named = {"application_name": session} if session else {}
+                for name, value in {**_SESSION, **named, **(settings or {})}.items():
+                    connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+                # The server must answer a COMMIT only when the rows are on its disk.
+                connection.execute(
+                    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Wraps calls of the driver, and turns its errors into ours: TransientError for one that may pass, UserError for the others."""
+        driver = self._driver
+        try:
+            yield
+        except driver.Error as error:
+            message = f"{self._what} of {self.where}: {str(error).strip()}"
+            passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
+            if passing:
+                raise TransientError(message) from clean_cause(error)
+            raise UserError(message) from clean_cause(error)
+
+    def pipeline(self, connection: Any) -> AbstractContextManager[Any]:
+        """Inside, statements are sent without waiting for the answers to those before; where the client library can do that."""
+        return connection.pipeline() if self._driver.Pipeline.is_supported() else nullcontext()
+
+
+def _where(url: str, what: str) -> str:
+    """host:port/database of a URL. As in libpq, user and password end at the first `@` before a `/`."""
+    rest = url.partition("://")[2]
+    at = re.match(r"[^@/]*@", rest)
+    place = rest[at.end() if at is not None else 0 :].partition("?")[0]
+    if "@" in place:  # libpq would read part of the password as the host or the port
+        raise UserError(f"{what}: its database's address has an @ behind its user and password", hint=_ADDRESS)
+    place = place.partition("#")[0]
+    return f"postgresql{place}" if place[:1] in ("", "/") else place
