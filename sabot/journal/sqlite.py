@@ -14,28 +14,23 @@ import secrets
 import sqlite3
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import lock, own_folder, private, sync
-from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, LetterRefused, SabotError, UserError
+from sabot.errors import CorruptJournal, JobLocked, JournalFailed, SabotError, UserError
 from sabot.faults import fault_of, hint_of
-from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter
-from sabot.journal.entries import Entry, Letter, encode_letter
+from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.tables import (
+    Connection,
     TablesReader,
     add,
-    add_letter,
     connected,
     explained,
     facts_of,
-    forget,
-    letter_facts,
     make,
-    remove,
     rows_of,
     transaction,
 )
@@ -66,13 +61,13 @@ class SqliteReader(TablesReader):
         super().__init__(database, f"journal {database}")
 
 
-class SqliteInbox(Inbox):
+class SqliteInbox(SqlInbox):
     """Posts into the journal at `path`: of the database, its folder, or a state directory. Raises UserError where there is none."""
 
     def __init__(self, path: Path | str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._path = database_of(path)
         self._where = f"journal {self._path}"
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()
         with explained(self._where):
             self._connection = connected(self._path, "rw")
@@ -82,23 +77,11 @@ class SqliteInbox(Inbox):
                 self._connection.close()
                 raise
 
-    def post(self, letter: Letter) -> None:
-        told = step("journal", f"{self._path}: letter")
+    @contextmanager
+    def transaction(self, what: str) -> Iterator[Connection]:
+        told = step("journal", f"{self._path}: {what}")
         with explained(self._where), self._lock, told, transaction(self._connection):
-            now_ms = round(self._clock.time() * 1000)
-            job = check_letter(letter, *letter_facts(self._connection, letter), now_ms)
-            add_letter(self._connection, letter.once, job, encode_letter(letter))
-
-    def trim(self, jobs: Sequence[str], before: int) -> int:
-        """As `tables.remove`, in one transaction."""
-        told = step("journal", f"{self._path}: trim")
-        with explained(self._where), self._lock, told, transaction(self._connection):
-            return remove(self._connection, jobs, before)
-
-    def forget(self, before_ms: int) -> None:
-        """As `tables.forget`, in one transaction."""
-        with explained(self._where), self._lock, transaction(self._connection):
-            forget(self._connection, before_ms)
+            yield self._connection
 
     def close(self) -> None:
         with self._lock:
@@ -129,7 +112,7 @@ def _made(folder: Path) -> Path:
     return database
 
 
-class SqliteJournal(SqliteReader, Journal):
+class SqliteJournal(SqliteReader, SqlJournal):
     """The owner of the journal in `folder`, which is made where it is missing: 0700, its files 0600.
 
     capacity_bytes: of entries that wait for the disk. Raises JobLocked where another owner has it.
@@ -159,7 +142,6 @@ class SqliteJournal(SqliteReader, Journal):
             raise
 
     def _open(self, folder: Path, clock: Clock, capacity_bytes: int) -> None:
-        self.clock = clock
         with ExitStack() as opened:
             with explained(f"journal {folder}"):
                 database = _made(folder)
@@ -177,79 +159,19 @@ class SqliteJournal(SqliteReader, Journal):
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
             super().__init__(database)
             opened.callback(super().close)
-            self._inbox = SqliteInbox(database, clock=clock)
-            opened.callback(self._inbox.close)
-            self._writer = GroupWriter(self.where, 0, SqliteReader.positions(self)[0], self._commit, capacity_bytes)
+            inbox = SqliteInbox(database, clock=clock)
+            opened.callback(inbox.close)
+            (first,) = TablesReader.positions(self).values()
+            self.start(GroupWriter(self.where, 0, first, self._commit, capacity_bytes), inbox, clock)
             opened.pop_all()  # all is open, and stays so
-        self._last_letter = 0
-        self._letters = self._refused = self._bodies = 0
         self._closed = False
-
-    def append(self, entry: Entry) -> Position:
-        return self._writer.append(entry)
-
-    async def room(self) -> None:
-        await self._writer.room()
-
-    async def durable(self, position: Position) -> None:
-        await self._writer.durable(position.offset)
-
-    def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
-        return self._writer.wait_durable(position.offset, timeout)
-
-    async def flush(self) -> dict[int, int]:
-        last = self._writer.next_offset
-        await self._writer.durable(last - 1)
-        return {0: last}
-
-    def positions(self) -> dict[int, int]:
-        return {0: self._writer.durable_offset}
-
-    def post(self, letter: Letter) -> None:
-        try:
-            self._inbox.post(letter)
-        except LetterRefused:
-            self._refused += 1
-            raise
-
-    def take(self) -> list[tuple[Position, Entry]]:
-        taken: list[tuple[Position, Entry]] = []
-        for number, letter in self.untaken(self._last_letter):
-            at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, self.question(letter.token), at_ms)
-            try:
-                taken.append((self._writer.append(entry, number), entry))
-            except JournalFull:
-                break  # the rest is taken when there is room
-            self._last_letter = number
-        self._letters += len(taken)
-        return taken
-
-    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        removed, place = 0, before.get(0, 0)
-        while True:
-            jobs = self.ended(place)
-            if not jobs:
-                break
-            removed += self._inbox.trim(jobs, place)
-        if forget_before_ms:
-            self._inbox.forget(forget_before_ms)
-        return removed
-
-    def statistics(self) -> dict[str, Any]:
-        return {
-            **self._writer.statistics(),
-            "bodies": self._bodies,
-            "letters": self._letters,
-            "refused": self._refused,
-        }
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._writer.close()
-        self._inbox.close()
+        self.writer.close()
+        self.inbox.close()
         super().close()
         self._writing.close()  # the last one: it moves the log into the database
         self._claim.close()
@@ -257,7 +179,7 @@ class SqliteJournal(SqliteReader, Journal):
     def _commit(self, group: list[Appended]) -> None:
         """In the writer's thread: one transaction, one fsync."""
         rows = rows_of(group)
-        self._bodies += sum(bool(row.body) for row in rows)
+        self.bodies += sum(bool(row.body) for row in rows)
         try:
             with step("journal", self.database), transaction(self._writing):
                 ((epoch,),) = self._writing.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchall()

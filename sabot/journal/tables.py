@@ -1,21 +1,23 @@
-"""The tables in which entries, and what is known of them, are found again: of the journal in SQLite, and of the copy that a journal in
-Kafka keeps beside it.
+"""The tables in which entries, and what is known of them, are found again: of the journal in SQLite, of the one in PostgreSQL, and of the
+copy that a journal in Kafka keeps beside it.
 
 What the tables are: `entries`, the journal; `bodies`, the long ones by hash, with `uses` that say which entry names which. `jobs`,
 `questions` and `inbox` are indexes of the entries, kept in the same transactions, so that a token can be judged where no owner is.
 
 Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the transaction that
-their caller has begun (`transaction`); who calls them explains SQLite's errors (`explained`).
+their caller has begun; their statements are those that both databases know, with values marked by `?`, in order. What is SQLite's own:
+`connected`, `transaction`, `explained`, `make`.
 """
 
 import os
 import sqlite3
 import threading
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote
 
 from sabot.errors import CorruptJournal, UserError
@@ -40,6 +42,8 @@ from sabot.journal.entries import (
 from sabot.journal.writing import Appended
 
 __all__ = [
+    "Connection",
+    "SqlReader",
     "StoredEntry",
     "TablesReader",
     "add",
@@ -61,6 +65,7 @@ _FORMAT = 1
 _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # rows read, jobs trimmed in one transaction
+_MOST_NAMED = 400  # values in one statement
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 _SCHEMA = """
@@ -82,31 +87,31 @@ CREATE INDEX inbox_of_job ON inbox (job);
 """
 
 _ENTRY = "INSERT INTO entries (place, job, sum, entry) VALUES (?, ?, ?, ?)"
-_BODY = "INSERT OR IGNORE INTO bodies (hash, body) VALUES (?, ?)"
+_BODY = "INSERT INTO bodies (hash, body) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING"
 _USE = "INSERT INTO uses (place, hash) VALUES (?, ?)"
 _BEGIN = (
     "INSERT INTO jobs (job, began, digest) VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE SET "
     "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0"
 )
 _END = (
-    "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?1, ?2, x'', ?2, ?3, ?4, ?5) "
+    "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (job) DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome, result = excluded.result, "
     "ended_ms = excluded.ended_ms"
 )
 _LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
-_ASK = "INSERT OR REPLACE INTO questions (token, job, ordinal, due_ms) VALUES (?, ?, ?, ?)"
+_ASK = (
+    "INSERT INTO questions (token, job, ordinal, due_ms, closed) VALUES (?, ?, ?, ?, '') ON CONFLICT (token) DO UPDATE SET "
+    "job = excluded.job, ordinal = excluded.ordinal, due_ms = excluded.due_ms, closed = ''"
+)
 _CLOSE = "UPDATE questions SET closed = ? WHERE token = ?"
 _HAS_ENTRIES = "EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job)"
-_ENDED = (  # before a place, ?1
-    "SELECT job FROM jobs WHERE ended < ?1 "
-    "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?1)"
+_ENDED = (  # before a place
+    "SELECT job FROM jobs WHERE ended < ? "
+    "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
-_OF_JOB = "place IN (SELECT place FROM entries WHERE job = ?)"
-_UNUSED = "DELETE FROM bodies WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM uses WHERE hash = ?1)"
-_KEEP_PLACE = (  # where the next entry stands must not begin again when the last one goes
-    "UPDATE meta SET value = max(value, (SELECT coalesce(max(place) + 1, 0) FROM entries)) WHERE name = 'trimmed'"
-)
-_TAKEN = "UPDATE inbox SET taken = 1, letter = x'' WHERE number = ?"
+_UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
+_END_OF_LOG = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
+_TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
 @contextmanager
@@ -166,38 +171,35 @@ def checksum(place: int, job: str, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
 
 
-class TablesReader(JournalReader):
-    """Reads the tables in `database`. where: what messages call it."""
+class Cursor(Protocol):
+    """What a statement did."""
 
-    def __init__(self, database: Path, where: str) -> None:
-        self.database = database
-        self.where = where
-        self._lock = threading.Lock()
-        with explained(self.where):
-            self._reading = connected(database, "ro")
-            try:
-                facts = facts_of(self._reading, self.where)
-            except BaseException:
-                self._reading.close()
-                raise
-        self.identity: str = facts["identity"]
-        self.key: bytes = facts["key"]
+    @property
+    def rowcount(self) -> int: ...
+    def fetchall(self) -> list[Any]: ...
 
+
+class Connection(Protocol):
+    """With an open transaction: one of SQLite, or what stands for it."""
+
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Cursor: ...
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> object: ...
+
+
+class SqlReader(JournalReader):
+    """Reads the tables, wherever they are."""
+
+    @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What one statement finds. Raises as all methods do."""
-        with explained(self.where), self._lock:
-            return self._reading.execute(statement, values).fetchall()
+        """What one statement finds among what is durable now. Raises as all methods do."""
 
     def positions(self) -> dict[int, int]:
-        ((last, trimmed),) = self.select(
-            "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
-        )
-        return {0: max(-1 if last is None else last + 1, trimmed or 0, 0)}
+        return {0: _end_of_log(self.select(_END_OF_LOG))}
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
-        while True:  # in chunks: a long look would keep the log from beginning anew
+        while True:  # in chunks: a long look would be in the way of those who write
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
                 (first, *values),
@@ -234,7 +236,29 @@ class TablesReader(JournalReader):
 
     def ended(self, before: int) -> list[str]:
         """Up to `_CHUNK` jobs that have entries and had ended before this place: what `remove` would remove."""
-        return [job for (job,) in self.select(f"{_ENDED} AND {_HAS_ENTRIES} LIMIT {_CHUNK}", (before,))]
+        return [job for (job,) in self.select(f"{_ENDED} AND {_HAS_ENTRIES} LIMIT {_CHUNK}", (before, before))]
+
+
+class TablesReader(SqlReader):
+    """Reads the tables in the SQLite database at `database`. where: what messages call it."""
+
+    def __init__(self, database: Path, where: str) -> None:
+        self.database = database
+        self.where = where
+        self._lock = threading.Lock()
+        with explained(self.where):
+            self._reading = connected(database, "ro")
+            try:
+                facts = facts_of(self._reading, self.where)
+            except BaseException:
+                self._reading.close()
+                raise
+        self.identity: str = facts["identity"]
+        self.key: bytes = facts["key"]
+
+    def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with explained(self.where), self._lock:
+            return self._reading.execute(statement, values).fetchall()
 
     def close(self) -> None:
         with self._lock:
@@ -274,7 +298,7 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
         return [(_BEGIN, (entry.job, offset, entry.digest))]
     if isinstance(entry, End):
         return [
-            (_END, (entry.job, offset, entry.outcome, entry.result, entry.at_ms)),
+            (_END, (entry.job, offset, b"", offset, entry.outcome, entry.result, entry.at_ms)),
             (_LEAVE, (f"the job has ended: {entry.outcome}", entry.job)),
         ]
     if isinstance(entry, Intent) and entry.token:
@@ -284,7 +308,7 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
     return []
 
 
-def letter_facts(connection: sqlite3.Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
+def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
     """What `base.check_letter` asks for: the question of its token, the mark of its job, whether there is an earlier one of its name."""
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
@@ -292,10 +316,13 @@ def letter_facts(connection: sqlite3.Connection, letter: Letter) -> tuple[Questi
     return question, mark, bool(run("SELECT 1 FROM inbox WHERE once = ?", (letter.once,)).fetchall())
 
 
-def add_letter(connection: sqlite3.Connection, once: str, job: str, data: bytes, number: int | None = None) -> None:
+def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> None:
     """Puts a letter into the inbox. number: its own, above 0; None: the next one. One whose `once` is there already changes nothing."""
+    named, values = ("", ()) if number is None else ("number, ", (number,))
+    marks = ", ".join("?" * (len(values) + 3))
     connection.execute(
-        "INSERT OR IGNORE INTO inbox (number, once, job, letter) VALUES (?, ?, ?, ?)", (number, once, job, data)
+        f"INSERT INTO inbox ({named}once, job, letter) VALUES ({marks}) ON CONFLICT DO NOTHING",
+        (*values, once, job, data),
     )
 
 
@@ -321,7 +348,7 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
     return rows
 
 
-def add(connection: sqlite3.Connection, rows: Sequence[StoredEntry]) -> None:
+def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
     """Adds entries, the bodies that come with them, and what follows from them; the letters that they are of are taken."""
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
@@ -335,29 +362,51 @@ def add(connection: sqlite3.Connection, rows: Sequence[StoredEntry]) -> None:
         for statement, values in _indexed(row.place, row.entry):
             connection.execute(statement, values)
         if row.letter:
-            connection.execute(_TAKEN, (row.letter,))
+            connection.execute(_TAKEN, (b"", row.letter))
 
 
-def remove(connection: sqlite3.Connection, jobs: Sequence[str], before: int, letters: int = 1 << 62) -> int:
+def remove(connection: Connection, jobs: Sequence[str], before: int, letters: int = 1 << 62) -> int:
     """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up to the number
     `letters`. Returns how many entries. It asks again whether they had: a job may have begun again since it was chosen.
     """
     removed = 0
     run = connection.execute
-    run(_KEEP_PLACE)
-    for job in jobs:
-        if not run(f"{_ENDED} AND job = ?2", (before, job)).fetchall():
+    end = _end_of_log(run(_END_OF_LOG).fetchall())
+    run(
+        "UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),)
+    )  # places do not begin again when the last one goes
+    for some in _parts(jobs):
+        ended = [job for (job,) in run(f"{_ENDED} AND {_among('job', some)}", (before, before, *some)).fetchall()]
+        if not ended:
             continue
-        bodies = run(f"SELECT DISTINCT hash FROM uses WHERE {_OF_JOB}", (job,)).fetchall()
-        run(f"DELETE FROM uses WHERE {_OF_JOB}", (job,))
-        connection.executemany(_UNUSED, bodies)
-        removed += run("DELETE FROM entries WHERE job = ?", (job,)).rowcount
-        run("DELETE FROM questions WHERE job = ?", (job,))
-        run("DELETE FROM inbox WHERE job = ? AND number <= ?", (job, letters))
+        theirs = _among("job", ended)
+        uses = f"place IN (SELECT place FROM entries WHERE {theirs})"
+        bodies = [name for (name,) in run(f"SELECT DISTINCT hash FROM uses WHERE {uses}", ended).fetchall()]
+        run(f"DELETE FROM uses WHERE {uses}", ended)
+        for hashes in _parts(bodies):
+            run(f"DELETE FROM bodies WHERE {_among('hash', hashes)} AND {_UNUSED}", hashes)
+        removed += run(f"DELETE FROM entries WHERE {theirs}", ended).rowcount
+        run(f"DELETE FROM questions WHERE {theirs}", ended)
+        run(f"DELETE FROM inbox WHERE {theirs} AND number <= ?", (*ended, letters))
     return removed
 
 
-def forget(connection: sqlite3.Connection, before_ms: int) -> None:
+def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(values), _MOST_NAMED):
+        yield values[first : first + _MOST_NAMED]
+
+
+def _among(column: str, values: Sequence[Any]) -> str:
+    return f"{column} IN ({', '.join('?' * len(values))})"
+
+
+def _end_of_log(rows: list[tuple[Any, ...]]) -> int:
+    """Of `_END_OF_LOG`: the place behind the last entry that there was, also where it was trimmed."""
+    ((last, trimmed),) = rows
+    return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
+
+
+def forget(connection: Connection, before_ms: int) -> None:
     """The marks of jobs that had ended then, and have no entries any more, go too."""
     connection.execute(
         f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)

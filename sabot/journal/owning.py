@@ -1,0 +1,116 @@
+"""The owner and the inbox of a journal that lies in tables: what is the same in SQLite and in PostgreSQL."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sabot.clock import Clock
+from sabot.errors import JournalFull, LetterRefused
+from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter
+from sabot.journal.entries import Entry, Letter, encode_letter
+from sabot.journal.tables import Connection, SqlReader, add_letter, forget, letter_facts, remove
+from sabot.journal.writing import GroupWriter
+
+__all__ = ["SqlInbox", "SqlJournal"]
+
+
+class SqlInbox(Inbox):
+    """Posts into the tables, and trims them. clock: by which letters are judged."""
+
+    clock: Clock
+
+    @abstractmethod
+    def transaction(self, what: str) -> AbstractContextManager[Connection]:
+        """All or nothing of what is run inside, durable behind it. what: "letter", and no other letter comes meanwhile; or "trim", and no
+        entry of the owner comes either. Raises as `post`.
+        """
+
+    def post(self, letter: Letter) -> None:
+        with self.transaction("letter") as connection:
+            now_ms = round(self.clock.time() * 1000)
+            job = check_letter(letter, *letter_facts(connection, letter), now_ms)
+            add_letter(connection, letter.once, job, encode_letter(letter))
+
+    def trim(self, jobs: Sequence[str], before: int) -> int:
+        """As `tables.remove`, in one transaction."""
+        with self.transaction("trim") as connection:
+            return remove(connection, jobs, before)
+
+    def forget(self, before_ms: int) -> None:
+        """As `tables.forget`, in one transaction."""
+        with self.transaction("trim") as connection:
+            forget(connection, before_ms)
+
+
+class SqlJournal(SqlReader, Journal):
+    """The owner. A home says how a statement is run, calls `start` when all is open, and closes what it has opened."""
+
+    writer: GroupWriter
+    inbox: SqlInbox
+    bodies: int
+    """How many were stored by hash since it was opened: its home counts."""
+
+    def start(self, writer: GroupWriter, inbox: SqlInbox, clock: Clock) -> None:
+        """writer: of the entries. inbox: of this owner. From now on entries and letters are taken."""
+        self.writer = writer
+        self.inbox = inbox
+        self.clock = clock
+        self._last_letter = 0
+        self.bodies = self._letters = self._refused = 0
+
+    def append(self, entry: Entry) -> Position:
+        return self.writer.append(entry)
+
+    async def room(self) -> None:
+        await self.writer.room()
+
+    async def durable(self, position: Position) -> None:
+        await self.writer.durable(position.offset)
+
+    def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
+        return self.writer.wait_durable(position.offset, timeout)
+
+    async def flush(self) -> dict[int, int]:
+        last = self.writer.next_offset
+        await self.writer.durable(last - 1)
+        return {0: last}
+
+    def positions(self) -> dict[int, int]:
+        return {0: self.writer.durable_offset}
+
+    def post(self, letter: Letter) -> None:
+        try:
+            self.inbox.post(letter)
+        except LetterRefused:
+            self._refused += 1
+            raise
+
+    def take(self) -> list[tuple[Position, Entry]]:
+        taken: list[tuple[Position, Entry]] = []
+        for number, letter in self.untaken(self._last_letter):
+            at_ms = round(self.clock.time() * 1000)
+            entry = entry_of_letter(letter, self.question(letter.token), at_ms)
+            try:
+                taken.append((self.writer.append(entry, number), entry))
+            except JournalFull:
+                break  # the rest is taken when there is room
+            self._last_letter = number
+        self._letters += len(taken)
+        return taken
+
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+        removed, place = 0, before.get(0, 0)
+        while jobs := self.ended(place):
+            removed += self.inbox.trim(jobs, place)
+        if forget_before_ms:
+            self.inbox.forget(forget_before_ms)
+        return removed
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            **self.writer.statistics(),
+            "bodies": self.bodies,
+            "letters": self._letters,
+            "refused": self._refused,
+        }
