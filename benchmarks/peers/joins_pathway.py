@@ -10,7 +10,6 @@ Pathway, and that is subscribed to, so no Python runs for each row.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,24 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from flink.flink_peer import NotThere
+from venvs import python_of
 
 __all__ = ["prepare", "run"]
 
-HERE = Path(__file__).parent
-PLACE = HERE.parents[1] / ".venv-peers" / "pathway-python3"
 PATIENCE_SECONDS = 600
 
 
 def prepare() -> None:
     """It is installed afterwards. Raises NotThere."""
-    wanted = HERE / "requirements-pathway.txt"
-    mark = PLACE / "requirements.txt"  # written last
-    if not mark.exists() or mark.read_text() != wanted.read_text():
-        shutil.rmtree(PLACE, ignore_errors=True)
-        for command in ([sys.executable, "-m", "venv", PLACE], [PLACE / "bin" / "pip", "install", "-q", "-r", wanted]):
-            if subprocess.run(command, stdout=sys.stderr).returncode:
-                raise NotThere("its package cannot be installed")
-        mark.write_text(wanted.read_text())
+    try:
+        python_of("pathway")
+    except subprocess.CalledProcessError as error:
+        raise NotThere("its package cannot be installed") from error
 
 
 def run(join: str, left: Path, right: Path, half_ms: int, threads: int) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def run(join: str, left: Path, right: Path, half_ms: int, threads: int) -> dict[
 
             csv.write_csv(parquet.read_table(path), text)
         texts.append(str(text))
-    command = [PLACE / "bin" / "python", __file__, join, *texts, str(half_ms)]
+    command = [python_of("pathway"), __file__, join, *texts, str(half_ms)]
     environment = {**os.environ, "PATHWAY_THREADS": str(threads), "PATHWAY_MONITORING_LEVEL": "none"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=environment)
     lines = done.stdout.strip().splitlines()

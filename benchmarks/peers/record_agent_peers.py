@@ -20,7 +20,6 @@ set up); --python chooses their interpreter.
 import argparse
 import json
 import re
-import shutil
 import signal
 import socket
 import statistics
@@ -40,12 +39,12 @@ from confluent_kafka import Consumer, TopicPartition
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
 from record_agent import publish
+from venvs import VENVS, python_of
 
 from sabot.kafka import open_sink
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-VENVS = ROOT / ".venv-peers"
 KAFKA = ROOT / "tools" / "kafka" / "kafka.sh"
 AGENTS = {
     # framework, state, concurrency (Faust: the producer's linger in ms)
@@ -81,19 +80,6 @@ def kafka_broker() -> Iterator[str]:
                 yield f"127.0.0.1:{port}"
             finally:
                 subprocess.run([KAFKA, "stop", *options], stdout=out, check=True)
-
-
-def python_of(peer: str, interpreter: str) -> str:
-    """The Python of the peer's virtual environment, made and filled if it is not complete."""
-    folder = VENVS / f"{peer}-{Path(interpreter).name}"
-    wanted = HERE / f"requirements-{peer}.txt"
-    mark = folder / "requirements.txt"  # written last
-    if not mark.exists() or mark.read_text() != wanted.read_text():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([interpreter, "-m", "venv", folder], check=True)
-        subprocess.run([folder / "bin" / "pip", "install", "-q", "-r", wanted], check=True, stdout=sys.stderr)
-        mark.write_text(wanted.read_text())
-    return str(folder / "bin" / "python")
 
 
 class Observer:

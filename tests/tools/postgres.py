@@ -23,9 +23,9 @@ class PostgresMissing(Exception):
 
 
 class Postgres:
-    """`stop` and `start` keep port and data."""
+    """`stop` and `start` keep port and data. settings: more of the server's, such as "fsync=on"; the last word counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         initdb = os.fspath(found[-1]) if found else shutil.which("initdb")
         if initdb is None:
@@ -38,12 +38,14 @@ class Postgres:
         (self.port,) = free_ports(1)
         self.url = f"postgresql://sabot@127.0.0.1:{self.port}/postgres"
         self._process: subprocess.Popen[bytes] | None = None
+        self._settings = settings
         self._run("initdb", "-D", "data", "-U", "sabot", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
         self.start()
 
     def start(self) -> None:
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=40"]
         settings.append("dynamic_shared_memory_type=mmap")  # files in its folder, which go with it; not in /dev/shm
+        settings += self._settings
         command = [self._bin / "postgres", "-D", "data", "-p", str(self.port)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(

@@ -193,3 +193,23 @@ def test_an_effect_that_a_journal_lost_is_found(monkeypatch, lost):
     else:
         with pytest.raises(AssertionError):
             bench.check(journal, asked, 1)
+
+
+@pytest.mark.parametrize(
+    ("totals", "calls", "complaint"),
+    [
+        ([6, 3, 3], [3, 4], None),
+        ([6, 3, 2], [3, 4], "jobs returned"),
+        ([6, 3], [3, 4], "jobs returned"),
+        ([6, 3, 3], [3, 5], "called"),
+    ],
+    ids=["right", "a wrong job", "a lost job", "a step twice"],
+)
+def test_an_engine_with_a_wrong_job_or_a_step_too_many_stops_the_run(monkeypatch, totals, calls, complaint):
+    effects = script("effects", monkeypatch)
+    said = {"totals": totals, "calls": calls}
+    if complaint is None:
+        effects.check(said, 2, 2, 3, "engine")
+    else:
+        with pytest.raises(AssertionError, match=f"engine: .*{complaint}"):
+            effects.check(said, 2, 2, 3, "engine")
