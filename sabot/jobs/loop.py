@@ -14,11 +14,11 @@ import asyncio
 import gc
 import logging
 import sys
-import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context
 from hashlib import blake2b
+from threading import get_ident
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
@@ -31,6 +31,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _MOST_CALLBACKS = 100_000  # in a turn
+_NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is one way of waiting for a cancellation
 _MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
 _HINT = "make it an effect: await ctx.step(f, ...) calls f outside of the job, once, and records what it returns"
 _ASKED_AS = {  # the functions of asyncio that use a method of the loop, where the names differ
@@ -161,7 +162,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         self._tasks_made = 0
         self._left: list[AsyncGenerator[Any, Any]] = []  # async generators that the garbage collector has found
         self._number = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "little") << 10
-        self._in_turn = False
+        self._in_turn = 0  # the thread that runs a turn of this loop; 0: none
 
     def __repr__(self) -> str:
         return f"<JobLoop {self.name}{' dead' if self.dead else ''}>"
@@ -184,7 +185,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, self._generator_dropped)
         asyncio._set_running_loop(self)
-        self._in_turn = True
+        self._in_turn = get_ident()
         try:
             if deliver is not None:
                 deliver()
@@ -199,7 +200,7 @@ class JobLoop(asyncio.AbstractEventLoop):
                         "wait for something in the loop that it spins in, for instance await ctx.sleep(1)",
                     )
         finally:
-            self._in_turn = False
+            self._in_turn = 0
             asyncio._set_running_loop(outer)
             sys.set_asyncgen_hooks(*hooks)
 
@@ -223,7 +224,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             for steps in reversed(self._tasks.values()):
                 self._drop(steps.coroutine)
             for generator in self._left:
-                self._drop_generator(generator)
+                self._drop(generator.aclose())
         finally:
             self._tasks.clear()
             self._left.clear()
@@ -245,17 +246,6 @@ class JobLoop(asyncio.AbstractEventLoop):
         _log.error(
             "job %s: %s cannot be dropped: it catches BaseException and goes on", self.name, short_repr(coroutine)
         )
-
-    def _drop_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        closing = generator.aclose()
-        try:
-            closing.send(None)
-        except (StopIteration, StopAsyncIteration):
-            return
-        except Exception as error:
-            _log.debug("job %s: an async generator was dropped and raised", self.name, exc_info=error)
-        else:
-            self._drop(closing)
 
     # -- what is refused ----------------------------------------------------------------------------------------------
 
@@ -295,9 +285,22 @@ class JobLoop(asyncio.AbstractEventLoop):
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
-        if not self.dead:
+        if self._in_turn == get_ident():
             self._ready.append(handle)
+        elif not self.dead:
+            self._call_from_outside(handle)
         return handle
+
+    def _call_from_outside(self, handle: asyncio.Handle) -> None:
+        """Takes a delivery that the owner makes between two turns."""
+        if self._in_turn:
+            raise self._refuse("is woken by another thread, through a future that they share")
+        other = asyncio._get_running_loop()
+        if isinstance(other, JobLoop):
+            hint = "jobs share no Lock, Semaphore, Event, Queue or Future: only what is delivered to each of them is recorded"
+            other._refuse(f"wakes job {self.name}, through something of asyncio that they share", hint)
+            raise self._refuse(f"is woken by job {other.name}, through something of asyncio that they share", hint)
+        self._ready.append(handle)
 
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -307,9 +310,11 @@ class JobLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> JobTimer:
-        """Sets a timer, which the owner fires. A timer that is due already is no timer: its callback is ready at once."""
+        """Sets a timer, which the owner fires. The owner is not told of one that is due already, whose callback is ready at once, nor
+        of one that will never be due.
+        """
         timer = JobTimer(when, callback, args, self, context)
-        timer.open = not self.dead
+        timer.open = when < _NEVER and not self.dead
         if when <= self.now:
             self.fire(timer)
         elif timer.open:
@@ -348,7 +353,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         self._tasks.pop(steps.number, None)
 
     def is_running(self) -> bool:
-        return self._in_turn
+        return self._in_turn != 0
 
     def is_closed(self) -> bool:
         return self.dead
@@ -374,8 +379,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         then, and closed when the job is discarded.
         """
         if self.dead:
-            self._drop_generator(generator)
-        elif self._in_turn and _collecting != threading.get_ident():
+            self._drop(generator.aclose())
+        elif self._in_turn == get_ident() != _collecting:
             self.create_task(generator.aclose())
         else:
             self._left.append(generator)
@@ -386,7 +391,7 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
     global _collecting
-    _collecting = threading.get_ident() if phase == "start" else 0
+    _collecting = get_ident() if phase == "start" else 0
 
 
 gc.callbacks.append(_note_collection)

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 import gc
 import logging
+import math
 import random
 import socket
 import sys
@@ -188,6 +189,16 @@ def test_what_is_due_already_is_no_timer() -> None:
 
     job = Owner(function)
     assert (job.result, job.timers) == ("done", [])
+
+
+def test_a_sleep_without_end_is_no_timer_and_can_be_cancelled() -> None:
+    async def function(job: Owner) -> None:
+        await asyncio.sleep(math.inf)
+
+    job = Owner(function)
+    job.loop.run_until_quiet(job.loop.main.cancel)
+    assert job.loop.main.cancelled()
+    assert (job.timers, job.gone) == ([], [])
 
 
 def test_two_timers_for_one_moment_are_two() -> None:
@@ -400,6 +411,47 @@ def test_a_task_of_another_job_is_refused() -> None:
     assert "belongs to job orders-8" in str(job.loop.refused)
     job.loop.discard()
     shared.loop.discard()
+
+
+def test_jobs_that_share_a_lock_are_both_refused() -> None:
+    """Which of them gets it first is not recorded."""
+    lock = asyncio.Lock()
+
+    async def function(job: Owner) -> None:
+        async with lock:
+            await job.ask()
+        job.seen.append("released")
+
+    first, second = Owner(function, "orders-1"), Owner(function, "orders-2")
+    first.answer(0, None)
+    assert "wakes job orders-2, through something of asyncio that they share" in str(first.loop.refused)
+    assert "is woken by job orders-1" in str(second.loop.refused)
+    second.loop.run_until_quiet()
+    assert (first.seen, second.asked) == ([], [])
+    first.loop.discard()
+    second.loop.discard()
+
+
+def test_a_thread_that_wakes_the_function_is_refused() -> None:
+    def wake(waits: "asyncio.Future[Any]") -> None:
+        with pytest.raises(UserError) as caught:
+            waits.set_result(1)
+        errors.append(caught.value)
+
+    async def function(job: Owner) -> None:
+        waits = asyncio.get_running_loop().create_future()
+        asyncio.ensure_future(waits).add_done_callback(job.seen.append)
+        thread = threading.Thread(target=wake, args=(waits,))
+        thread.start()
+        thread.join()
+        await waits
+
+    errors: list[UserError] = []
+    job = Owner(function)
+    assert errors == [job.loop.refused]
+    assert "is woken by another thread" in str(job.loop.refused)
+    assert job.seen == []
+    job.loop.discard()
 
 
 def test_a_future_of_a_thread_is_refused() -> None:
@@ -631,3 +683,34 @@ def test_an_async_generator_that_the_garbage_collector_finds_is_closed_when_the_
     job.loop.discard()
     assert job.seen == ["page"]
     assert len(job.asked) == 3
+
+
+def test_async_generators_of_a_discarded_job_come_to_their_end(recwarn: pytest.WarningsRecorder) -> None:
+    """One that is suspended at its yield, one that awaits, and one that is closing already; each asks something on its way out."""
+
+    async def pages(job: Owner, name: str) -> Any:
+        try:
+            yield name
+            yield await job.ask()
+        finally:
+            try:
+                await job.ask()
+            finally:
+                job.seen.append(name)
+                raise asyncio.CancelledError("parked")
+
+    async def function(job: Owner) -> None:
+        async for _ in pages(job, "closing"):
+            break
+        at_its_yield = pages(job, "at its yield")
+        await anext(at_its_yield)
+        async for _ in pages(job, "awaits"):
+            continue
+
+    job = Owner(function)
+    assert len(job.asked) == 2
+    job.loop.discard()
+    del job.asked[:]
+    gc.collect()
+    assert sorted(job.seen) == ["at its yield", "awaits", "closing"]
+    assert recwarn.list == []
