@@ -32,6 +32,7 @@ from sabot.api.stream import KeyedStream, Stream, WindowedStream
 from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
 from sabot.app import App
 from sabot.codecs.records import Record
+from sabot.config import secret
 from sabot.connectors.base import Lane, Sink, Source, Token, Track
 from sabot.connectors.files import (
     ArrowSink,
@@ -52,9 +53,13 @@ from sabot.errors import (
     CorruptCheckpoint,
     DataError,
     DeliveryConflict,
+    EffectError,
+    InputChanged,
     JobLocked,
     MissingExtra,
+    NonDeterminism,
     NoStateBackend,
+    NotSent,
     Overloaded,
     RowErrors,
     SabotError,
@@ -78,7 +83,9 @@ __all__ = [
     "CsvSource",
     "DataError",
     "DeliveryConflict",
+    "EffectError",
     "Expr",
+    "InputChanged",
     "JobLocked",
     "KeyedStream",
     "Lane",
@@ -87,6 +94,8 @@ __all__ = [
     "NdjsonSink",
     "NdjsonSource",
     "NoStateBackend",
+    "NonDeterminism",
+    "NotSent",
     "Overloaded",
     "ParquetSink",
     "ParquetSource",
@@ -134,6 +143,7 @@ __all__ = [
     "pattern",
     "rank",
     "row_number",
+    "secret",
     "session",
     "stddev",
     "step",

@@ -1,4 +1,4 @@
-"""Durations, sizes, names and broker addresses as users write them, read in one place."""
+"""Durations, sizes, names, broker addresses and references to secrets as users write them, read in one place."""
 
 import os
 import re
@@ -7,13 +7,14 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from sabot.errors import UserError
-from sabot.redaction import has_password, keep_url, redacted_url
+from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
 
 __all__ = [
     "FIELDS",
     "RECORD_BYTES",
     "Duration",
     "Restart",
+    "Secret",
     "checked_name",
     "checked_no_password",
     "checked_path",
@@ -28,6 +29,7 @@ __all__ = [
     "parse_rate",
     "parse_restart",
     "parse_seconds",
+    "secret",
 ]
 
 NAME_BYTES = 255
@@ -220,3 +222,38 @@ def legal_topic(name: str) -> str:
 def dead_letter_topic(template: str, topic: str) -> str:
     """The topic for the dead letters of `topic`, from a template such as `"{topic}.dlq"`."""
     return template.replace("{topic}", legal_topic(topic))
+
+
+class Secret:
+    """A reference to a secret by the name of an environment variable, which is all that `repr`, messages and journals show."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def read(self) -> str:
+        """The secret itself, from now on hidden in messages. Raises UserError where the variable is missing or empty."""
+        value = os.environ.get(self.name, "")
+        if not value:
+            raise UserError(f"the secret {self.name} is not there", hint=f"set the environment variable {self.name}")
+        keep_secret(value)
+        return value
+
+    def __repr__(self) -> str:
+        return f"secret({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash((Secret, self.name))
+
+
+def secret(name: str) -> Secret:
+    """A reference to the secret in the environment variable `name`, for the call of a tool: `ctx.call(charge, key=secret("STRIPE_KEY"))`.
+
+    The tool gets the value; what is recorded of the call has the name. Where the variable is missing, the call fails before anything is
+    sent.
+    """
+    return Secret(checked_no_password(checked_name(name, "secret"), "secret"))

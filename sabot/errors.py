@@ -11,15 +11,19 @@ SabotError(message, *, hint=)
 │   ├── OtherJournal       the journal is not the one that the checkpoint was made with, or is behind it
 │   ├── IdempotencyConflict  an idempotency key that was used before, for something else
 │   ├── IllegalTransition  a job or an action cannot go from where it is to where it is sent
-│   └── LetterRefused      an answer, signal or cancel that a journal does not take; `reason` says why in a word
+│   ├── LetterRefused      an answer, signal or cancel that a journal does not take; `reason` says why in a word
+│   ├── NonDeterminism     a job's function does not ask for what the journal has; names the step and both sides
+│   └── InputChanged       other content stands at the place in the source where a job has begun
 ├── DataError              a record that cannot be processed; goes to the dead letters
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
 ├── TransientError         a fault that may pass; retried, bounded
 │   ├── BrokerUnavailable  names the address
 │   ├── JournalFull        more waits for the journal's disk than it holds
+│   ├── NotSent            raised by a tool: nothing of the call has left, so it may be made again
 │   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
 ├── JournalFailed          an entry could not be made durable; the run ends
+├── EffectError            what a job sees of an effect that has failed: the error's type and message
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
 └── InternalError          our bug: it propagates
 """
@@ -40,8 +44,10 @@ __all__ = [
     "CorruptJournal",
     "DataError",
     "DeliveryConflict",
+    "EffectError",
     "IdempotencyConflict",
     "IllegalTransition",
+    "InputChanged",
     "InternalError",
     "JobLocked",
     "JournalFailed",
@@ -49,6 +55,8 @@ __all__ = [
     "LetterRefused",
     "MissingExtra",
     "NoStateBackend",
+    "NonDeterminism",
+    "NotSent",
     "OtherJournal",
     "Overloaded",
     "RowErrors",
@@ -148,6 +156,14 @@ class LetterRefused(UserError):
         self.reason = reason
 
 
+class NonDeterminism(UserError):
+    """A job that is run again asks for something else than its journal has. The message names the step, both calls, both versions."""
+
+
+class InputChanged(UserError):
+    """A record has other content than the one that stood at the same place of its source when a job began with it."""
+
+
 class DataError(SabotError):
     """A record cannot be decoded or processed; it belongs in the dead letters."""
 
@@ -175,6 +191,10 @@ class JournalFull(TransientError):
     """More entries wait for the disk than a journal holds in memory. `await journal.room()` before the next one."""
 
 
+class NotSent(TransientError):
+    """Raised by a tool: nothing has left for the outside, so the call may be made again, whatever the class of the tool."""
+
+
 class Overloaded(TransientError):
     """Raised by the function of an agent, of `map_async` or `lookup` when the service that it asks has too many requests.
 
@@ -195,6 +215,22 @@ class JournalFailed(SabotError):
     """An entry of a journal could not be made durable. Nothing goes on without its journal: the run ends, and a new start goes on from what
     is there.
     """
+
+
+class EffectError(SabotError):
+    """An effect of a job has failed. It is the same when the effect fails and in every replay.
+
+    type: the name of the class of the error that was raised. message: what that error said, shortened, without known secrets. effect: which
+    effect of which job, where it is known.
+    """
+
+    def __init__(self, type: str, message: str, *, effect: str = "") -> None:
+        super().__init__(message)
+        self.type = type
+        self.effect = effect
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.effect, self.type, self.message)))
 
 
 class AgentFailed(SabotError):

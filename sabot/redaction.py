@@ -26,6 +26,7 @@ __all__ = [
     "redacted_url",
     "scrubbed",
     "setting_name",
+    "without_secrets",
 ]
 
 HIDDEN = "***"
@@ -202,6 +203,11 @@ def scrubbed(text: str) -> str:
     if "=" in text:
         text = _PAIR.sub(_hide_value, text)
     return text
+
+
+def without_secrets(text: str) -> str:
+    """The text without registered secrets; all else stays as it is, unlike in `scrubbed`. For values, which are not only shown."""
+    return _known.hide(text)
 
 
 def clean_cause(error: BaseException) -> BaseException | None:

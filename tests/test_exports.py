@@ -13,8 +13,8 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
 def in_order(names: list[str]) -> list[str]:
-    """The order that ruff keeps (RUF022): CONSTANTS, then Classes, then functions; by name in each."""
-    return sorted(names, key=lambda n: (0 if n.isupper() else 1 if n[0].isupper() else 2, n.lower(), n))
+    """The order that ruff keeps (RUF022): CONSTANTS, then Classes, then functions; by name in each, capitals first."""
+    return sorted(names, key=lambda n: (0 if n.isupper() else 1 if n[0].isupper() else 2, n))
 
 
 def code_words(page: str) -> set[str]:

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from sabot.errors import IdempotencyConflict as IdempotencyConflict
     from sabot.errors import IllegalTransition as IllegalTransition
     from sabot.errors import LetterRefused as LetterRefused
+    from sabot.journal.effects import Reconciled as Reconciled
     from sabot.journal.sqlite import SqliteInbox as SqliteInbox
     from sabot.journal.sqlite import SqliteJournal as SqliteJournal
+    from sabot.llm.tools import Effect as Effect
+    from sabot.llm.tools import tool as tool
 
 __all__ = [
     "ActionManager",
@@ -42,6 +45,7 @@ __all__ = [
     "AgentRuntime",
     "AgentState",
     "BudgetSpec",
+    "Effect",
     "ExecutionContext",
     "IdempotencyConflict",
     "IllegalTransition",
@@ -55,9 +59,11 @@ __all__ = [
     "JournalStore",
     "LetterRefused",
     "PolicyRef",
+    "Reconciled",
     "RunVersions",
     "SqliteInbox",
     "SqliteJournal",
+    "tool",
 ]
 
 _HOMES = {
@@ -66,7 +72,9 @@ _HOMES = {
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore"),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.errors": ("IdempotencyConflict", "IllegalTransition", "LetterRefused"),
+    "sabot.journal.effects": ("Reconciled",),
     "sabot.journal.sqlite": ("SqliteInbox", "SqliteJournal"),
+    "sabot.llm.tools": ("Effect", "tool"),
 }
 
 

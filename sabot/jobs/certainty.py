@@ -1,0 +1,142 @@
+"""What the error of a tool says of its call: it was made, it was not sent, or nobody knows.
+
+    raise Declined("…")                 done        the tool's own error is a result
+    raise NotSent("…")                  not_sent    nothing has left, so the call may be made again, whatever its class
+    ConnectionRefusedError              not_sent
+    TimeoutError, ConnectionResetError  unknown     the service may have done it
+    Declined("…") from TimeoutError     unknown     what is behind an error counts; `from None` where the tool knows better
+
+Errors of client libraries are known by name, so that none has to be installed. An error of a library that is not known here, and that has a
+time-out or a connection in its name, is taken for unknown: a person who is asked in vain costs less than a call that is made twice.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+
+__all__ = ["Certainty", "certainty_of"]
+
+
+class Certainty(StrEnum):
+    """What is known of a call: done (with a result, or with an error of the tool's own), not sent, or unknown."""
+
+    DONE = "done"
+    NOT_SENT = "not_sent"
+    UNKNOWN = "unknown"
+
+
+_DONE, _NOT_SENT, _UNKNOWN = Certainty
+_CAUSE = "cause"  # the error behind it says more; where none does, it is unknown
+
+# By package and class. The classes of an error are looked up from the most special one up.
+_KNOWN: dict[str, dict[str, Certainty | str]] = {
+    "builtins": {
+        "ConnectionRefusedError": _NOT_SENT,
+        "ConnectionError": _UNKNOWN,
+        "TimeoutError": _UNKNOWN,
+        "KeyboardInterrupt": _UNKNOWN,
+        "SystemExit": _UNKNOWN,
+    },
+    "sabot": {"NotSent": _NOT_SENT, "Overloaded": _NOT_SENT},
+    "asyncio": {"CancelledError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
+    "concurrent": {"CancelledError": _UNKNOWN},
+    "http": {"CannotSendRequest": _NOT_SENT, "InvalidURL": _NOT_SENT, "HTTPException": _UNKNOWN},
+    "socket": {"gaierror": _NOT_SENT, "herror": _NOT_SENT},
+    "ssl": {"SSLCertVerificationError": _NOT_SENT, "SSLError": _UNKNOWN},
+    "subprocess": {"TimeoutExpired": _UNKNOWN},
+    "urllib": {"HTTPError": _DONE, "ContentTooShortError": _UNKNOWN, "URLError": _CAUSE},
+    "httpx": {
+        "ConnectError": _NOT_SENT,
+        "ConnectTimeout": _NOT_SENT,
+        "PoolTimeout": _NOT_SENT,
+        "UnsupportedProtocol": _NOT_SENT,
+        "TransportError": _UNKNOWN,
+    },
+    "httpcore": {
+        "ConnectError": _NOT_SENT,
+        "ConnectTimeout": _NOT_SENT,
+        "PoolTimeout": _NOT_SENT,
+        "UnsupportedProtocol": _NOT_SENT,
+        "TimeoutException": _UNKNOWN,
+        "NetworkError": _UNKNOWN,
+        "ProtocolError": _UNKNOWN,
+    },
+    "requests": {
+        "ConnectTimeout": _NOT_SENT,
+        "ConnectionError": _CAUSE,
+        "Timeout": _UNKNOWN,
+        "ChunkedEncodingError": _UNKNOWN,
+        "RequestException": _DONE,
+    },
+    "urllib3": {
+        "NewConnectionError": _NOT_SENT,
+        "ConnectTimeoutError": _NOT_SENT,
+        "MaxRetryError": _CAUSE,
+        "SSLError": _CAUSE,
+        "ProxyError": _CAUSE,
+        "TimeoutError": _UNKNOWN,
+        "ProtocolError": _UNKNOWN,
+    },
+    "aiohttp": {
+        "ClientConnectorError": _NOT_SENT,
+        "ConnectionTimeoutError": _NOT_SENT,
+        "ServerFingerprintMismatch": _NOT_SENT,
+        "ClientConnectionError": _UNKNOWN,
+        "ClientPayloadError": _UNKNOWN,
+    },
+    "openai": {"APIConnectionError": _CAUSE},
+    "anthropic": {"APIConnectionError": _CAUSE},
+    "psycopg": {"OperationalError": _UNKNOWN},
+    "psycopg2": {"OperationalError": _UNKNOWN},
+}
+_DOUBTFUL_NAME = re.compile(
+    r"time(d)?_?out|connection_?(error|reset|lost|closed|aborted|broken)|disconnect|broken_?pipe", re.IGNORECASE
+)
+_SOCKET_ERRORS = {
+    getattr(errno, name)
+    for name in ("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENOBUFS", "ENOTCONN", "EPROTO")
+    if hasattr(errno, name)
+}
+
+
+def certainty_of(error: BaseException) -> Certainty:
+    """What this error, which came out of a tool, says of its call."""
+    if isinstance(error, BaseExceptionGroup):
+        found = {certainty_of(each) for each in error.exceptions}
+        return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
+    said = _said_by(error)
+    if isinstance(said, Certainty):
+        return said
+    open_question = said is not None
+    for cause in _causes(error):
+        behind = certainty_of(cause) if isinstance(cause, BaseExceptionGroup) else _said_by(cause)
+        if behind is _UNKNOWN:
+            return _UNKNOWN
+        if isinstance(behind, Certainty):
+            return _DONE if said is None else behind  # what the tool made of a certain error is its own error
+        open_question = open_question or behind is not None
+    return _UNKNOWN if open_question else _DONE
+
+
+def _said_by(error: BaseException) -> Certainty | str | None:
+    """What the class of the error says, whatever is behind it. None: nothing, it is the tool's own."""
+    for kind in type(error).__mro__:
+        known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)
+        if known is not None:
+            return known
+    if isinstance(error, OSError) and error.errno in _SOCKET_ERRORS:
+        return _UNKNOWN
+    return _UNKNOWN if any(_DOUBTFUL_NAME.search(kind.__name__) for kind in type(error).__mro__) else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors behind it, the nearest first: those that it was raised from, or while handling which it was raised."""
+    seen = {id(error)}  # a user's error may be its own cause
+    while True:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None or id(cause) in seen:
+            return
+        seen.add(id(cause))
+        yield cause
+        error = cause

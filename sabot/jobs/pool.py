@@ -1,0 +1,75 @@
+"""Threads for calls of sync functions, made as they are needed. They are threads of control (`sabot.threads`): a simulation runs their
+turns, and a call that never returns does not keep the process from ending.
+"""
+
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Lock
+
+from sabot.clock import Clock
+from sabot.threads import threads
+
+__all__ = ["ThreadPool", "Work"]
+
+Work = Callable[[], Callable[[], None]]
+"""A call: made in a thread. What it returns is called there too, when the thread is free for the next one. Neither raises."""
+
+_IDLE_SECONDS = 5.0  # a thread that had nothing to do for so long ends
+
+
+class ThreadPool:
+    """Its owner bounds how many calls run at once: a call gets the thread that was free last, or a new one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._free: list[_PoolThread] = []
+        self._made = 0
+        self.alive = 0  # threads, with those whose calls never return
+
+    def run(self, work: Work) -> None:
+        """Makes the call in a thread, at once."""
+        with self._lock:
+            thread = self._free.pop() if self._free else None
+            if thread is not None:
+                thread.works.put(work)
+                return
+            self._made += 1
+            self.alive += 1
+            name = f"sabot-tool-{self._made}"
+        thread = _PoolThread(self)
+        thread.works.put(work)
+        threads.spawn(name, thread.turn).start()
+
+    def freed(self, thread: "_PoolThread") -> None:
+        """The thread has ended its call."""
+        thread.free_since = self._clock.monotonic()
+        with self._lock:
+            self._free.append(thread)
+
+    def ends(self, thread: "_PoolThread") -> bool:
+        """Whether a thread that finds nothing to do is to end."""
+        with self._lock:
+            if thread not in self._free or self._clock.monotonic() - thread.free_since < _IDLE_SECONDS:
+                return False
+            self._free.remove(thread)
+            self.alive -= 1
+            return True
+
+
+class _PoolThread:
+    def __init__(self, pool: ThreadPool) -> None:
+        self.works: SimpleQueue[Work] = SimpleQueue()
+        self.free_since = 0.0
+        self._pool = pool
+
+    def turn(self, wait_s: float) -> bool | None:
+        """A turn of a thread of control."""
+        try:
+            work = self.works.get(timeout=wait_s)
+        except Empty:
+            return False if self._pool.ends(self) else None
+        tell = work()
+        self._pool.freed(self)
+        tell()
+        return True

@@ -1,0 +1,489 @@
+"""Makes the calls of tools, one attempt each, and tells what came of them.
+
+    make ─▶ its intent is durable ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(effect, outcome)
+                                                 └─ its time is over ─▶ done(effect, unknown); it is cancelled, and its result dropped
+
+Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are; asked again, a call that is under way is
+adopted and not made twice.
+
+A thread cannot be cancelled, and a coroutine may ignore that it was: such a call is left behind. It is named, and its thread is not counted
+any more among those that calls may have, so that a tool that hangs does not hold up the others.
+"""
+
+import asyncio
+import contextvars
+import dataclasses
+import inspect
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sabot.calls.crew import CANCEL_SECONDS
+from sabot.calls.functions import awaitable, behind
+from sabot.clock import Clock
+from sabot.config import Secret
+from sabot.errors import EffectError, SabotError, UserError, short_repr
+from sabot.exits import EXITS, carried, exit_in
+from sabot.jobs.certainty import Certainty, certainty_of
+from sabot.jobs.pool import ThreadPool
+from sabot.jobs.values import pack, pack_error, unpack, unpack_error
+from sabot.journal.effects import EffectId, Reconciled
+from sabot.llm.tools import Effect, Tool
+from sabot.redaction import HIDDEN, without_secrets
+from sabot.threads import tell
+
+__all__ = ["Certainty", "EffectRunner", "Outcome"]
+
+_log = logging.getLogger(__name__)
+
+_RECONCILE_SECONDS = 60.0  # for the reconciling function of a tool without a time-out
+_CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation
+_LEFT_PER_THREAD = 4  # calls left behind in threads, for each thread that calls may have
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attempt. outcome: "ok", or the class of the error. body: the packed value, or the packed error. seconds: it took."""
+
+    certainty: Certainty
+    outcome: str
+    body: bytes
+    seconds: float
+
+
+Done = Callable[[EffectId, Outcome], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One attempt. done: who is told; None: nobody. look: it asks whether an earlier attempt was done.
+
+    began: in seconds of the clock, infinite until it is sent. thread: it has one of the threads that calls may have. working: its thread
+    has not ended it. secrets: values that it was given.
+    """
+
+    effect: EffectId
+    tool: Tool
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    done: Done | None
+    after: Awaitable[None] | None
+    look: bool
+    task: "asyncio.Task[None] | None" = None
+    timer: asyncio.TimerHandle | None = None
+    began: float = math.inf
+    told: bool = False
+    thread: bool = False
+    working: "asyncio.Future[tuple[Any, BaseException | None]] | None" = None
+    secrets: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"tool {self.tool.name}, effect {self.effect}"
+
+
+class EffectRunner:
+    """The calls of a process. It lives on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        may_send: Callable[[], None] = lambda: None,
+        sync_threads: int = 16,
+        on_exit: Callable[[SabotError], object] | None = None,
+    ) -> None:
+        """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
+
+        on_exit: is told when a tool asks for the end of the process (`exits`); None: the exit comes out of the event loop.
+        """
+        self._clock = clock
+        self._may_send = may_send
+        self._on_exit = _raise if on_exit is None else on_exit
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
+        self._left: dict[_Call, None] = {}  # calls that were told of, and run
+        self._pool = ThreadPool(clock)
+        self._free = sync_threads
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a thread
+        self._most_left = sync_threads * _LEFT_PER_THREAD
+        self._uncounted = 0  # threads of calls that were left behind
+        self._in_flight = 0
+        self._calls = self._timeouts = self._unknown = self._not_sent = 0
+
+    # -- what the owner asks ------------------------------------------------------------------------------------------
+
+    def make(
+        self,
+        effect: EffectId,
+        tool: Tool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        done: Done,
+        after: Awaitable[None] | None = None,
+    ) -> None:
+        """Makes one attempt of the effect; or, where a call of it is under way, tells `done` of that one, and not whom it was to tell.
+
+        after: is awaited first. done: is called once, on the loop, and never from inside this method.
+        """
+        self._begin(_Call(effect, tool, args, kwargs, done, after, False))
+
+    def reconcile(
+        self,
+        effect: EffectId,
+        tool: Tool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        done: Callable[[EffectId, Reconciled, bytes | None], None],
+    ) -> None:
+        """Asks the tool's `reconcile=` whether the effect was done, and tells `done`, with the packed result where there is one. UNKNOWN
+        where it raises, does not answer within `timeout=` (60 s without one), or says something else.
+        """
+        look = tool.reconcile
+        assert look is not None, f"tool {tool.name} has nothing to reconcile with"
+        seconds = _RECONCILE_SECONDS if tool.timeout_s is None else tool.timeout_s
+        first = Effect(effect, effect.key, effect.attempt, self._clock.time() + seconds)
+        asks = replace(
+            tool,
+            func=partial(look, first),
+            timeout_s=seconds,
+            takes_effect=False,
+            is_async=inspect.iscoroutinefunction(behind(look)),
+        )
+        self._begin(_Call(effect, asks, args, kwargs, partial(_found, done, tool.name), None, True))
+
+    def drop(self, job: str) -> None:
+        """Nobody is told of the calls of this job; they go on to their end. Asked for again meanwhile, they are adopted."""
+        for call in self._jobs.get(job, {}).values():
+            call.done = None
+
+    def is_under_way(self, job: str, ordinal: int) -> bool:
+        """Whether `make` would adopt a call."""
+        return (ordinal, False) in self._jobs.get(job, {})
+
+    def in_flight(self) -> int:
+        """Calls whose outcome was not told, with those that wait for their intent or for a thread."""
+        return self._in_flight
+
+    def longest(self) -> tuple[EffectId, str, float] | None:
+        """Of the calls in flight the one that runs longest: effect, name of the tool, seconds."""
+        call = min(self._under_way(), key=lambda each: each.began, default=None)
+        if call is None or call.began == math.inf:
+            return None
+        return call.effect, call.tool.name, self._clock.monotonic() - call.began
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Calls that were cancelled and run all the same: tools and effects."""
+        return [str(call) for call in self._left]
+
+    def statistics(self) -> dict[str, int]:
+        """Figures: calls made since the start, of them timeouts, unknown, not_sent; in_flight; left_behind; threads."""
+        return {
+            "calls": self._calls,
+            "in_flight": self._in_flight,
+            "timeouts": self._timeouts,
+            "unknown": self._unknown,
+            "not_sent": self._not_sent,
+            "left_behind": len(self._left),
+            "threads": self._pool.alive,
+        }
+
+    async def close(self, grace_s: float) -> None:
+        """Waits up to `grace_s` seconds for the calls in flight. Then those that were sent are cancelled and unknown, the others not sent.
+
+        Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
+        """
+        until = self._loop.time() + grace_s
+        while self._jobs and (left_s := until - self._loop.time()) > 0:
+            await asyncio.wait([call.task for call in self._under_way() if call.task is not None], timeout=left_s)
+        for call in list(self._under_way()):
+            what = "the worker stops, and" if call.began < math.inf else "the worker stops before"
+            self._give_up(call, asyncio.CancelledError(f"{what} the call was cancelled"))
+        until = self._loop.time() + CANCEL_SECONDS
+        while (left_s := until - self._loop.time()) > 0:
+            running = [call.task for call in self._left if call.task is not None and not call.task.done()]
+            if not running:
+                break
+            await asyncio.wait(running, timeout=left_s)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _under_way(self) -> Iterator[_Call]:
+        return (call for calls in self._jobs.values() for call in calls.values())
+
+    def _begin(self, call: _Call) -> None:
+        calls = self._jobs.setdefault(call.effect.job, {})
+        key = (call.effect.ordinal, call.look)
+        under_way = calls.get(key)
+        if under_way is not None:
+            under_way.done = call.done
+            if isinstance(call.after, Coroutine):
+                call.after.close()
+            return
+        calls[key] = call
+        self._in_flight += 1
+        # No task factory is asked: an eager one would begin the call in here.
+        call.task = asyncio.Task(
+            self._run(call), loop=self._loop, name=f"effect {call.effect}", context=self._context.copy()
+        )
+
+    async def _run(self, call: _Call) -> None:
+        tool = call.tool
+        try:
+            if call.after is not None:
+                await call.after
+            if tool.is_async:
+                args, kwargs = self._sent(call)
+                value = await tool.func(*args, **kwargs)
+            else:
+                await self._thread(call)
+                args, kwargs = self._sent(call)
+                value, pending = awaitable(await self._in_thread(call, partial(tool.func, *args, **kwargs)))
+                if pending:
+                    value = await value
+            outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value), self._seconds(call))
+        except GeneratorExit:  # the loop is gone
+            raise
+        except BaseException as error:
+            if isinstance(error, EXITS):
+                self._on_exit(carried(error, f"tool {tool.name}"))
+            outcome = self._failure(call, error)
+        if call.timer is not None:
+            call.timer.cancel()
+        if call.working is None:
+            self._left.pop(call, None)
+            self._release(call)
+        self._tell(call, outcome)
+
+    def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The call is about to be made. -> with what."""
+        tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
+        if _has_secret(args) or _has_secret(kwargs):
+            args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
+        if tool.takes_effect:
+            deadline = None if tool.timeout_s is None else self._clock.time() + tool.timeout_s
+            kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
+        self._may_send()
+        if tool.timeout_s is not None:
+            call.timer = self._loop.call_later(tool.timeout_s, self._overtime, call)
+        call.began = self._clock.monotonic()
+        self._calls += 1
+        return args, kwargs
+
+    def _seconds(self, call: _Call) -> float:
+        return self._clock.monotonic() - call.began if call.began < math.inf else 0.0
+
+    def _packed(self, call: _Call, value: Any) -> bytes:
+        """The result. What the tool gave of the secrets that it got is hidden."""
+        try:
+            body = pack(value, "its result")
+            if call.secrets:
+                body = pack(_hidden(unpack(body), call.secrets), "its result")
+        except UserError as error:
+            raise EffectError("ResultNotRecorded", f"tool {call.tool.name} was called, and {error}") from None
+        return body
+
+    def _failure(self, call: _Call, error: BaseException) -> Outcome:
+        certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
+        kind = error.type if isinstance(error, EffectError) else type(error).__name__
+        return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error), self._seconds(call))
+
+    def _tell(self, call: _Call, outcome: Outcome) -> None:
+        """The outcome is told, if it is the first one."""
+        if call.told:
+            return
+        call.told = True
+        job = call.effect.job
+        calls = self._jobs[job]
+        del calls[call.effect.ordinal, call.look]
+        if not calls:
+            del self._jobs[job]
+        self._in_flight -= 1
+        self._unknown += outcome.certainty is Certainty.UNKNOWN
+        self._not_sent += outcome.certainty is Certainty.NOT_SENT
+        if call.done is not None:
+            call.done(call.effect, outcome)
+
+    # -- calls that are cancelled -------------------------------------------------------------------------------------
+
+    def _overtime(self, call: _Call) -> None:
+        self._timeouts += 1
+        self._give_up(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
+
+    def _give_up(self, call: _Call, error: BaseException) -> None:
+        """The call is told as failed by this error, and cancelled."""
+        assert call.task is not None
+        self._left[call] = None
+        if call.working is not None:
+            _log.warning("%s: %s; its thread cannot be cancelled, and is left behind", call, error)
+            if self._uncounted < self._most_left:
+                self._uncounted += 1
+                self._release(call)
+            else:
+                _log.error("%d threads are held by tools that do not return: sync tools wait for them", self._uncounted)
+        self._tell(call, self._failure(call, error))
+        call.task.cancel()
+        if call.working is None:
+            call.timer = self._loop.call_later(_CANCEL_AGAIN_SECONDS, self._insist, call)
+
+    def _insist(self, call: _Call) -> None:
+        assert call.task is not None
+        call.task.cancel()
+        _log.warning("%s: it ignores that it was cancelled, and is left behind", call)
+
+    # -- calls in threads ---------------------------------------------------------------------------------------------
+
+    async def _thread(self, call: _Call) -> None:
+        """Waits until the call may have a thread, first come, first served."""
+        if self._free:
+            self._free -= 1
+        else:
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                call.thread = waiter.done() and not waiter.cancelled()
+                raise
+        call.thread = True
+
+    def _release(self, call: _Call) -> None:
+        """The thread that the call may have, if it may, goes to another call."""
+        if not call.thread:
+            return
+        call.thread = False
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+
+    async def _in_thread(self, call: _Call, run: Callable[[], Any]) -> Any:
+        working = call.working = self._loop.create_future()
+        context = contextvars.copy_context()
+
+        def work() -> Callable[[], None]:
+            value, error = None, None
+            try:
+                value = context.run(run)
+            except BaseException as raised:
+                error = raised
+            return partial(tell, self._loop, self._returned, call, working, value, error)
+
+        self._pool.run(work)
+        value, error = await working
+        if error is not None:
+            raise error
+        return value
+
+    def _returned(self, call: _Call, working: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
+        """The thread has ended the call."""
+        call.working = None
+        if call.thread:
+            self._release(call)
+        else:
+            self._uncounted -= 1
+        if not working.done():
+            working.set_result((value, error))
+            return
+        self._left.pop(call, None)  # too late
+        if isinstance(error, EXITS):
+            self._on_exit(carried(error, f"tool {call.tool.name}"))
+        if isinstance(value, Coroutine):
+            value.close()
+
+
+def _raise(error: SabotError) -> None:
+    asked = exit_in(error)
+    assert asked is not None
+    asyncio.get_running_loop().call_soon(_raise_here, asked)
+
+
+def _raise_here(asked: BaseException) -> None:
+    raise asked
+
+
+def _found(
+    done: Callable[[EffectId, Reconciled, bytes | None], None], name: str, effect: EffectId, outcome: Outcome
+) -> None:
+    """Tells what a reconciling function has found out."""
+    if outcome.outcome != "ok":
+        _log.warning(
+            "tool %s, effect %s: nobody knows whether it was done: %s", name, effect, unpack_error(outcome.body)
+        )
+        done(effect, Reconciled.UNKNOWN, None)
+        return
+    match unpack(outcome.body):
+        case True | Reconciled.DONE:
+            done(effect, Reconciled.DONE, None)
+        case [Reconciled.DONE | True, result]:
+            done(effect, Reconciled.DONE, pack(result, f"result of tool {name}"))
+        case False | Reconciled.NOT_DONE:
+            done(effect, Reconciled.NOT_DONE, None)
+        case Reconciled.UNKNOWN:
+            done(effect, Reconciled.UNKNOWN, None)
+        case other:
+            _log.warning(
+                "tool %s, effect %s: reconcile= gave %s, which is not DONE, (DONE, result), NOT_DONE or UNKNOWN",
+                name,
+                effect,
+                short_repr(other),
+            )
+            done(effect, Reconciled.UNKNOWN, None)
+
+
+# -- secrets -------------------------------------------------------------------------------------------------------------
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def _has_secret(value: Any) -> bool:
+    kind = type(value)
+    if kind in _PLAIN:
+        return False
+    if isinstance(value, dict):
+        return any(map(_has_secret, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_secret, value))
+    if dataclasses.is_dataclass(kind):
+        return any(_has_secret(getattr(value, each.name)) for each in dataclasses.fields(kind))
+    return kind is Secret
+
+
+def _with_secrets(value: Any, read: list[str]) -> Any:
+    """The value with secrets in the place of references, which are read into `read`. Raises UserError where one is missing."""
+    if not _has_secret(value):
+        return value
+    if isinstance(value, Secret):
+        read.append(value.read())
+        return read[-1]
+    if isinstance(value, dict):
+        return {key: _with_secrets(each, read) for key, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_with_secrets(each, read) for each in value))
+    if isinstance(value, list | tuple | set | frozenset):
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        return kind(_with_secrets(each, read) for each in value)
+    names = [each.name for each in dataclasses.fields(value) if each.init]
+    return replace(value, **{name: _with_secrets(getattr(value, name), read) for name in names})
+
+
+def _hidden(value: Any, secrets: list[str]) -> Any:
+    """A value that `unpack` gave, without these secrets."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, bytes):
+        for each in secrets:
+            value = value.replace(each.encode(errors="surrogateescape"), HIDDEN.encode())
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_hidden(each, secrets) for each in value)
+    if isinstance(value, dict):
+        return {_hidden(key, secrets): _hidden(each, secrets) for key, each in value.items()}
+    return value

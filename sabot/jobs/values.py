@@ -1,0 +1,127 @@
+"""What jobs ask and get, as bytes: arguments, results and errors. A job sees of a value what these bytes say, live as in replay.
+
+Values are msgpack. Tuples and sets come back as lists, dataclasses and models as dicts, datetimes as datetimes, Decimals and UUIDs as
+text. A `Secret` stays a reference. An error is its class's name and its message; nothing that is read can run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sabot.config import Secret
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError, UserError, words_of
+from sabot.redaction import scrubbed
+
+__all__ = ["MAX_RESULT_BYTES", "pack", "pack_error", "unpack", "unpack_error"]
+
+MAX_RESULT_BYTES = 16 << 20
+"""A longer value is refused: a journal is for what happened, not for files."""
+
+_SECRET = 1  # the code of the msgpack extension that holds a secret's name
+_HEADROOM = 256  # levels of nesting that must be left, because a value may be read where fewer are
+_FLAT_BYTES = 512  # no value that has fewer bytes is nested too deep
+_MESSAGE = 4000  # characters of an error's message that are kept
+_SCRUBBED = 64_000  # … that are looked through for secrets
+_TYPE = 200
+_PARTS = 5  # errors of a group that are named
+
+
+def _plain(value: Any) -> Any:
+    """What stands for a value that msgspec does not know."""
+    if isinstance(value, Secret):
+        return msgspec.msgpack.Ext(_SECRET, value.name.encode())
+    for method, options in (
+        ("model_dump", {"mode": "json"}),
+        ("tolist", {}),
+        ("as_py", {}),
+    ):  # pydantic; numpy; pyarrow
+        made = getattr(value, method, None)
+        if callable(made) and not isinstance(value, type):
+            return made(**options)
+    if isinstance(value, Mapping):
+        return dict(value)
+    kind = type(value)
+    raise TypeError(f"it has a value of type {kind.__module__}.{kind.__qualname__} in it".replace("builtins.", ""))
+
+
+def _extension(code: int, data: memoryview) -> Any:
+    if code == _SECRET:
+        return Secret(str(data, "utf-8"))
+    raise ValueError(f"an extension of type {code}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_sorting = msgspec.msgpack.Encoder(enc_hook=_plain, order="deterministic")
+_decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
+
+
+def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
+    """The value as bytes that `unpack` reads. what: its name in messages. sort: equal dicts and sets give equal bytes, in every process,
+    for arguments that are compared with recorded ones.
+
+    Raises UserError for what msgpack cannot say, what is nested too deep, and what has more than MAX_RESULT_BYTES.
+    """
+    encode = (_sorting if sort else _encoder).encode
+    try:
+        data = encode(value)
+        if len(data) > _FLAT_BYTES and not isinstance(value, str | bytes):
+            for _ in range(_HEADROOM):
+                value = [value]
+            encode(value)
+    except RecursionError:
+        raise UserError(f"{what} is nested too deep to be recorded", hint="give it a flatter form") from None
+    except Exception as error:  # an `enc_hook` calls the user's code
+        raise UserError(
+            f"{what} cannot be recorded: {type(error).__name__}: {words_of(error)}",
+            hint="numbers, text, bytes, lists, dicts, dates, dataclasses can",
+        ) from error
+    if len(data) > MAX_RESULT_BYTES:
+        raise UserError(
+            f"{what} has {len(data):,} bytes, and {MAX_RESULT_BYTES:,} are the most that is recorded",
+            hint="store it elsewhere, and return where it is",
+        )
+    return data
+
+
+def unpack(data: bytes) -> Any:
+    """The value that `pack` wrote. Raises CorruptJournal."""
+    try:
+        return _decoder.decode(data)
+    except UNREADABLE as error:
+        raise CorruptJournal(
+            f"a recorded value cannot be read: {error}", hint="go back to a copy of the journal"
+        ) from error
+
+
+def pack_error(error: BaseException) -> bytes:
+    """The error's class and message, without known secrets, as bytes that `unpack_error` reads."""
+    if isinstance(error, EffectError):  # of an effect of the job, or of its child
+        kind, said = error.type, error.message
+    else:
+        kind, said = type(error).__name__, words_of(error)
+    if isinstance(error, BaseExceptionGroup):
+        said = "; ".join([said, *(f"{type(each).__name__}: {words_of(each)}" for each in error.exceptions[:_PARTS])])
+    said = scrubbed(said[:_SCRUBBED])
+    if len(said) > _MESSAGE:
+        said = said[: _MESSAGE - 1] + "…"
+    return _encoder.encode([_legal(kind[:_TYPE]), _legal(said)])
+
+
+def unpack_error(data: bytes) -> EffectError:
+    """The error that a job sees. Raises CorruptJournal."""
+    try:
+        kind, said = _error.decode(data)
+    except UNREADABLE as error:
+        raise CorruptJournal(
+            f"a recorded error cannot be read: {error}", hint="go back to a copy of the journal"
+        ) from error
+    return EffectError(kind, said)
+
+
+_error = msgspec.msgpack.Decoder(tuple[str, str])
+
+
+def _legal(text: str) -> str:
+    """Without halves of surrogate pairs, which no encoding has."""
+    return text.encode(errors="replace").decode()

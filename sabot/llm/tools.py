@@ -1,0 +1,258 @@
+"""Tools: the user's functions by which a job changes or asks the world outside, and what may be done when nobody knows how a call ended.
+
+    @tool                                                   unsafe: made at most once; in doubt, a person is asked
+    async def send_mail(to: str, text: str): ...
+
+    @tool(effect="idempotent", timeout="10s", retries=3)    the service honours the key: made again with the same one
+    async def put(path: str, data: bytes, effect: Effect):
+        await client.put(path, data, headers={"Idempotency-Key": effect.key})
+
+    @tool(reconcile=find_refund)                            in doubt, `find_refund(effect, …)` looks whether it was done
+    async def refund(order: str, amount: int, effect: Effect): ...
+
+A tool makes one call outside. One that makes several, and retries, raises an error of its own where a later call could not be sent: its
+error would say that nothing was sent.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MethodType
+from typing import Any, Literal, cast, get_args, overload
+
+from sabot.calls.functions import behind
+from sabot.calls.options import Retry, checked_whole
+from sabot.config import Duration, checked_name, parse_seconds
+from sabot.errors import UserError, short_repr
+from sabot.journal.effects import EffectClass, EffectId, effect_class
+
+__all__ = ["Effect", "InDoubt", "Tool", "as_tool", "tool"]
+
+InDoubt = Literal["ask", "fail", "assume_done"]
+
+_EFFECT = "effect"  # the name of the parameter
+_DOUBTED = (EffectClass.UNSAFE, EffectClass.RECONCILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The call that a tool is made for. A tool gets it by a parameter `effect: Effect`, which no schema shows.
+
+    key: the idempotency key, the same in every attempt. attempt: from 1. deadline: when the call will be cancelled, in seconds since 1970;
+    None: never.
+    """
+
+    id: EffectId
+    key: str
+    attempt: int
+    deadline: float | None
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function with what is known of its effect; called, it is that function.
+
+    effect: how a call may be repeated. reconcile: `f(effect, *the same arguments)` says whether a call was done. in_doubt: what follows
+    where nobody knows that. timeout_s: of one attempt. retry: attempts after failures, of calls that may be repeated. takes_effect: the
+    function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    effect: EffectClass
+    reconcile: Callable[..., Any] | None
+    in_doubt: InDoubt
+    timeout_s: float | None
+    retry: Retry
+    takes_effect: bool
+    is_async: bool
+
+    def __post_init__(self) -> None:
+        vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
+        """A tool that is a method."""
+        return self if instance is None else replace(self, func=MethodType(self.func, instance))
+
+
+@overload
+def tool(func: Callable[..., Any], /) -> Tool: ...
+
+
+@overload
+def tool(
+    *,
+    effect: str = "unsafe",
+    reconcile: Callable[..., Any] | None = None,
+    in_doubt: InDoubt = "ask",
+    timeout: Duration | None = None,
+    retries: int = 0,
+    backoff: Duration = "100ms",
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], Tool]: ...
+
+
+def tool(
+    func: Callable[..., Any] | None = None,
+    /,
+    *,
+    effect: str = "unsafe",
+    reconcile: Callable[..., Any] | None = None,
+    in_doubt: InDoubt = "ask",
+    timeout: Duration | None = None,
+    retries: int = 0,
+    backoff: Duration = "100ms",
+    name: str | None = None,
+) -> Any:
+    """Makes a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`.
+
+    effect: "read" (changes nothing), "idempotent" (the service makes equal calls, or calls of one key, once), "metered" (may be made again,
+    and costs), "local" (asks nobody outside), "reconcilable" (see `reconcile`), or "unsafe".
+    reconcile: a function, sync or async, that gets the `Effect` and the same arguments, and returns `Reconciled.DONE`,
+    `(Reconciled.DONE, result)`, `Reconciled.NOT_DONE` or `Reconciled.UNKNOWN`; True and False are done and not done.
+    in_doubt: where nobody knows whether an unsafe call was done: "ask" a person, "fail", or "assume_done".
+    timeout: of one attempt; when it is over, the call is cancelled and in doubt.
+    retries: further attempts after a failure, `backoff` before the first and twice as long before each next one; an unsafe call is made
+    again only if nothing was sent.
+    name: in journals and messages; the function's, if not given. Raises UserError.
+    """
+    make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name)
+    return make if func is None else make(func)
+
+
+def as_tool(
+    what: Tool | Callable[..., Any],
+    *,
+    effect: str | None = None,
+    timeout: Duration | None = None,
+    retries: int | None = None,
+) -> Tool:
+    """The tool that `what` is, with what is said here in place of its own; a plain function becomes an unsafe tool."""
+    if not isinstance(what, Tool):
+        return _made(effect or "unsafe", None, "ask", timeout, retries or 0, "100ms", None, what)
+    if effect is None and timeout is None and retries is None:
+        return what
+    return _checked(
+        replace(
+            what,
+            effect=what.effect if effect is None else _class_of(what.name, effect),
+            timeout_s=what.timeout_s if timeout is None else _seconds_of(what.name, "timeout", timeout),
+            retry=what.retry if retries is None else replace(what.retry, retries=retries),
+        )
+    )
+
+
+def _made(
+    effect: str,
+    reconcile: Callable[..., Any] | None,
+    in_doubt: InDoubt,
+    timeout: Duration | None,
+    retries: int,
+    backoff: Duration,
+    name: str | None,
+    func: Callable[..., Any],
+) -> Tool:
+    if isinstance(func, Tool):
+        raise UserError(f"tool {func.name}: it is a tool already", hint="say all of it in one @tool(…)")
+    if not callable(func):
+        raise UserError(f"tool: {short_repr(func)} is no function", hint='write @tool, or @tool(effect="read")')
+    runs = behind(func)
+    name = checked_name(_name_of(func) if name is None else name, "tool: name")
+    if isinstance(func, type) or inspect.isgeneratorfunction(runs) or inspect.isasyncgenfunction(runs):
+        kind = "a class" if isinstance(func, type) else "a generator"
+        raise UserError(f"tool {name}: it is {kind}", hint="a function that returns its result")
+    kind = _class_of(name, effect)
+    if reconcile is not None and kind is EffectClass.UNSAFE:
+        kind = EffectClass.RECONCILABLE
+    timeout_s = None if timeout is None else _seconds_of(name, "timeout", timeout)
+    return _checked(
+        Tool(
+            func,
+            name,
+            kind,
+            reconcile,
+            in_doubt,
+            timeout_s,
+            Retry(retries, _seconds_of(name, "backoff", backoff)),
+            _takes_effect(name, runs),
+            inspect.iscoroutinefunction(runs),
+        )
+    )
+
+
+def _checked(made: Tool) -> Tool:
+    where, kind = f"tool {made.name}", made.effect
+    checked_whole(where, "retries", made.retry.retries, 0)
+    if made.timeout_s == 0:
+        raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+    if made.in_doubt not in get_args(InDoubt):
+        raise UserError(f"{where}: in_doubt={short_repr(made.in_doubt)}", hint=f"one of {', '.join(get_args(InDoubt))}")
+    if made.in_doubt != "ask" and kind not in _DOUBTED:
+        raise UserError(
+            f"{where}: in_doubt={made.in_doubt!r} of a tool whose effect is {str(kind)!r}",
+            hint="such a call is made again where it is in doubt: leave in_doubt= out",
+        )
+    if kind is EffectClass.RECONCILABLE and not callable(made.reconcile):
+        raise UserError(
+            f"{where}: reconcile={short_repr(made.reconcile)}", hint="a function that looks whether a call was done"
+        )
+    if made.reconcile is not None and kind is not EffectClass.RECONCILABLE:
+        raise UserError(
+            f"{where}: reconcile= of a tool whose effect is {str(kind)!r}", hint="leave effect= out, or reconcile="
+        )
+    return made
+
+
+def _class_of(name: str, effect: str) -> EffectClass:
+    try:
+        return effect_class(effect)
+    except UserError as error:
+        raise UserError(f"tool {name}: {error.message}", hint=error.hint) from None
+
+
+def _seconds_of(name: str, what: str, value: Duration) -> float:
+    try:
+        return parse_seconds(value, name=what)
+    except UserError as error:
+        raise UserError(f"tool {name}: {error.message}", hint=error.hint) from None
+
+
+def _name_of(func: Any) -> str:
+    while isinstance(func, partial):
+        func = func.func
+    return cast("str", getattr(func, "__name__", type(func).__name__))
+
+
+def _takes_effect(name: str, runs: Any) -> bool:
+    """Whether the function has the parameter `effect: Effect`. A parameter of that class with another name is refused."""
+    found = [each for each, kind in getattr(runs, "__annotations__", {}).items() if _is_effect(kind, runs)]
+    found = [each for each in found if each != "return"]
+    if not found:
+        return False
+    parameter = inspect.signature(runs).parameters[found[0]]
+    if found != [_EFFECT] or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise UserError(
+            f"tool {name}: its parameter {found[0]!r} is an Effect", hint="it gets one by name: call it effect: Effect"
+        )
+    return True
+
+
+def _is_effect(annotation: Any, runs: Any) -> bool:
+    """Annotations may be text (`from __future__ import annotations`), whose names may be there for type checkers alone."""
+    if not isinstance(annotation, str):
+        return annotation is Effect or Effect in get_args(annotation)
+    return any(_names_effect(each.strip(), runs) for each in annotation.split("|"))
+
+
+def _names_effect(text: str, runs: Any) -> bool:
+    first, *rest = text.split(".")
+    if [first, *rest][-1] != Effect.__name__:
+        return False
+    meant = getattr(runs, "__globals__", {}).get(first)
+    for each in rest:
+        meant = getattr(meant, each, None)
+    return meant is None or meant is Effect

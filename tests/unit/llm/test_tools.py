@@ -1,0 +1,177 @@
+"""How a function becomes a tool: what can be said of it, what is refused and how, and how it gets its effect."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sabot.llm
+from sabot.calls import Retry
+from sabot.errors import UserError
+from sabot.journal.effects import EffectClass, EffectId, Reconciled
+from sabot.llm.tools import Effect as TheEffect
+from sabot.llm.tools import Tool, as_tool, tool
+
+if TYPE_CHECKING:
+    from sabot.llm import Effect
+
+
+async def look(effect: TheEffect, *args: Any, **kwargs: Any) -> Reconciled:
+    return Reconciled.UNKNOWN
+
+
+def test_a_function_is_an_unsafe_tool_that_asks_a_person_when_it_is_in_doubt() -> None:
+    @tool
+    async def send_mail(to: str) -> str:
+        """Sends a mail."""
+        return to
+
+    assert (send_mail.name, send_mail.effect, send_mail.in_doubt) == ("send_mail", EffectClass.UNSAFE, "ask")
+    assert (send_mail.timeout_s, send_mail.retry, send_mail.is_async) == (None, Retry(0, 0.1), True)
+    assert send_mail.__doc__ == "Sends a mail."
+
+
+@pytest.mark.parametrize("kind", list(EffectClass))
+def test_a_tool_says_how_it_may_be_repeated(kind: EffectClass) -> None:
+    made = tool(effect=kind.value, reconcile=look if kind is EffectClass.RECONCILABLE else None)(len)
+    assert (made.name, made.effect, made.is_async) == ("len", kind, False)
+
+
+def test_a_reconciling_function_makes_a_tool_reconcilable() -> None:
+    assert tool(reconcile=look)(len).effect is EffectClass.RECONCILABLE
+
+
+def test_time_outs_and_retries_are_parsed() -> None:
+    made = tool(effect="read", timeout="2s", retries=3, backoff="50ms", name="length")(len)
+    assert (made.name, made.timeout_s, made.retry) == ("length", 2.0, Retry(3, 0.05))
+
+
+def test_a_tool_that_is_called_is_its_function() -> None:
+    assert tool(len)("abc") == 3
+
+
+def test_a_tool_may_be_a_method() -> None:
+    class Shop:
+        name = "shop"
+
+        @tool(effect="read")
+        def price(self, item: str) -> str:
+            return f"{self.name}: {item}"
+
+    bound = Shop().price
+    assert (bound.name, bound.effect, bound("shoe")) == ("price", EffectClass.READ, "shop: shoe")
+    assert isinstance(Shop.price, Tool)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"effect": "harmless"}, "tool len: effect='harmless' is no class of effects"),
+        ({"in_doubt": "guess"}, "tool len: in_doubt='guess'"),
+        ({"effect": "read", "in_doubt": "fail"}, "tool len: in_doubt='fail' of a tool whose effect is 'read'"),
+        ({"effect": "reconcilable"}, "tool len: reconcile=None"),
+        ({"effect": "idempotent", "reconcile": look}, "tool len: reconcile= of a tool whose effect is 'idempotent'"),
+        ({"reconcile": "look"}, "tool len: reconcile='look'"),
+        ({"timeout": "soon"}, "tool len: timeout: 'soon' is no duration"),
+        ({"timeout": 0}, "tool len: timeout=0"),
+        ({"backoff": "-1s"}, "tool len: backoff: '-1s' is no duration"),
+        ({"retries": -1}, "tool len: retries=-1"),
+        ({"retries": True}, "tool len: retries=True"),
+        ({"name": "a\nb"}, "tool: name='a\\\\nb' has a control character"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_name_of_the_tool(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        tool(**options)(len)
+
+
+def test_what_is_no_function_is_refused() -> None:
+    async def pieces():
+        yield 1
+
+    with pytest.raises(UserError, match="tool: 'read' is no function"):
+        tool("read")  # type: ignore[call-overload]
+    with pytest.raises(UserError, match="tool pieces: it is a generator"):
+        tool(pieces)
+    with pytest.raises(UserError, match="tool Shop: it is a class"):
+        tool(type("Shop", (), {}))
+    with pytest.raises(UserError, match="tool len: it is a tool already"):
+        tool(tool(len))
+
+
+def test_a_tool_gets_its_effect_by_a_parameter_also_where_its_annotation_is_text() -> None:
+    def named(x: int, effect: Effect) -> None: ...
+    def dotted(x: int, *, effect: sabot.llm.Effect) -> None: ...
+    def optional(x: int, effect: Effect | None = None) -> None: ...
+    def another(x: int, effect: str) -> None: ...
+    def without(x: int) -> Effect: ...
+
+    assert [as_tool(each).takes_effect for each in (named, dotted, optional, another, without)] == [
+        *(True, True, True),
+        *(False, False),
+    ]
+
+
+def test_an_annotation_of_a_class_gives_the_effect_too() -> None:
+    def real(effect): ...
+
+    real.__annotations__ = {"effect": TheEffect}
+    assert as_tool(real).takes_effect
+    real.__annotations__ = {"effect": TheEffect | None}
+    assert as_tool(real).takes_effect
+
+
+def test_a_class_of_the_users_that_is_called_effect_too_is_not_ours() -> None:
+    def tints(effect): ...
+
+    tints.__annotations__ = {"effect": "LocalEffect"}
+    assert not as_tool(tints).takes_effect
+    tints.__annotations__ = {"effect": "functools.Effect"}
+    assert as_tool(tints).takes_effect  # a name that cannot be looked up: for type checkers
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda e: None,
+        lambda effect, /: None,
+        lambda e, effect: None,
+    ],
+)
+def test_an_effect_by_another_name_or_by_place_alone_is_refused(function: Any) -> None:
+    function.__name__ = "pay"
+    function.__annotations__ = dict.fromkeys(function.__code__.co_varnames, TheEffect)
+    with pytest.raises(UserError, match=r"tool pay: its parameter '(e|effect)' is an Effect .*effect: Effect"):
+        tool(function)
+
+
+def test_what_is_behind_a_partial_or_an_object_decides_whether_it_is_async() -> None:
+    class Caller:
+        async def __call__(self, x: int, effect: Effect) -> int:
+            return x
+
+    async def call(x: int, effect: Effect) -> int:
+        return x
+
+    for each, name in ((Caller(), "Caller"), (functools.partial(call, 1), "call")):
+        made = as_tool(each)
+        assert (made.name, made.is_async, made.takes_effect) == (name, True, True)
+
+
+def test_what_a_call_says_stands_before_what_the_tool_says() -> None:
+    search = tool(effect="read", timeout="1s", retries=2)(len)
+    assert as_tool(search) is search
+    changed = as_tool(search, effect="idempotent", timeout="5s", retries=0)
+    assert (changed.effect, changed.timeout_s, changed.retry.retries) == (EffectClass.IDEMPOTENT, 5.0, 0)
+    assert (as_tool(len).effect, as_tool(len, effect="read").effect) == (EffectClass.UNSAFE, EffectClass.READ)
+    with pytest.raises(UserError, match="tool len: effect='x' is no class"):
+        as_tool(search, effect="x")
+    with pytest.raises(UserError, match="tool len: timeout=0"):
+        as_tool(search, timeout=0)
+
+
+def test_an_effect_has_what_a_service_needs_to_know_a_call_again() -> None:
+    first, second = EffectId("job", 3, 1), EffectId("job", 3, 2)
+    assert TheEffect(first, first.key, 1, None).key == TheEffect(second, second.key, 2, 12.0).key
