@@ -35,7 +35,6 @@ _NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is
 _MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
 _HINT = "make it an effect: await ctx.step(f, ...) calls f outside of the job, once, and records what it returns"
 _ASKED_AS = {  # the functions of asyncio that use a method of the loop, where the names differ
-    "connect_accepted_socket": "loop.connect_accepted_socket",
     "create_connection": "asyncio.open_connection (loop.create_connection)",
     "create_server": "asyncio.start_server (loop.create_server)",
     "create_unix_connection": "asyncio.open_unix_connection (loop.create_unix_connection)",
@@ -59,12 +58,16 @@ class _Numbered:
 
 
 class JobFuture(_Numbered, asyncio.Future[Any]):
+    """What a job awaits. Its owner gives it a result, or the function does."""
+
     def __init__(self, loop: "JobLoop") -> None:
         self._number = loop.next_number()
         super().__init__(loop=loop)
 
 
 class JobTask(_Numbered, asyncio.Task[Any]):
+    """A task of a job's function."""
+
     def __init__(self, steps: "_Watched", loop: "JobLoop", name: str, context: Context | None, number: int) -> None:
         self._number = number  # before the task is made, because that puts it into a set
         super().__init__(steps, loop=loop, name=name, context=context)
@@ -211,7 +214,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._ready.append(timer)
 
     def discard(self) -> None:
-        """Closes the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message comes from it."""
+        """Ends the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message comes from it."""
         outer = asyncio._get_running_loop()
         if isinstance(outer, JobLoop):
             raise InternalError(f"job {self.name} is discarded inside of a turn of job {outer.name}")
@@ -259,14 +262,15 @@ class JobLoop(asyncio.AbstractEventLoop):
         """Why the function must not await this object; None: it may."""
         if awaited is None:
             return None
+        what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
         get_loop = getattr(awaited, "get_loop", None)
         if get_loop is None:
-            return self._refuse(f"awaits {short_repr(awaited)}, which is not of asyncio")
+            return self._refuse(f"{what}, which is nothing of asyncio")
         other = get_loop()
         if other is self:
             return None
         whose = f"job {other.name}" if isinstance(other, JobLoop) else "the event loop outside of the job"
-        return self._refuse(f"awaits {short_repr(awaited)}, which belongs to {whose}")
+        return self._refuse(f"{what} that belongs to {whose}")
 
     def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
         """What `asyncio.wait` and `asyncio.as_completed` got, without repeats."""
@@ -401,7 +405,7 @@ def _refusing(method: str) -> Callable[..., Any]:
     asked = _ASKED_AS.get(method, f"loop.{method}")
 
     def refuse(self: JobLoop, *args: Any, **named: Any) -> Any:
-        raise self._refuse(f"calls {asked}, which reaches outside of the job")
+        raise self._refuse(f"calls {asked}, which no job may call")
 
     return refuse
 
