@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
-from sabot.operators.base import END_OF_TIME, Operator, OperatorContext
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorContext
 from sabot.state.base import Cut, Owned, Saved
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Columns",
     "Keeper",
     "Keeping",
+    "KeepsWatermark",
     "Kept",
     "KeptCut",
     "Owned",
@@ -43,6 +44,8 @@ __all__ = [
     "owned_or_all",
     "read_batches",
 ]
+
+T = TypeVar("T")
 
 _CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a checkpoint and its restore"
 
@@ -244,10 +247,22 @@ class Keeping(Operator):
         self.recall(saved)
 
 
-def last_watermark(saved: Sequence[Saved], fact: str = "watermark") -> int | None:
-    """The least watermark that the subtasks had noted. None: one had none, or the job was drained, so that time begins anew."""
+class KeepsWatermark(Keeping):
+    """An operator that goes on after a restore with the watermark that it was told last."""
+
+    _watermark = START_OF_TIME
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._watermark = last_watermark(saved, START_OF_TIME)
+
+
+def last_watermark(saved: Sequence[Saved], default: T, fact: str = "watermark") -> int | T:
+    """The least watermark that the subtasks had noted; `default` where one had none, or the job was drained, so that time begins anew."""
     marks = [part.facts[fact] for part in saved]
-    return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else None
+    return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else default
 
 
 def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:

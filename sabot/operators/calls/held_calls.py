@@ -311,13 +311,13 @@ class HeldCalls(Operator):
             facts = part.facts
             if facts["parallelism"] == context.parallelism and context.only is None:
                 if facts["subtask"] == context.subtask:
-                    self._watermark_ms = last_watermark([part])
+                    self._watermark_ms = last_watermark([part], None)
                     self._put_back(part, facts["marks"], None)
             else:
                 moved.append(part)
                 self._put_back(part, [], self._mine(facts["subtask"]))
         if moved:
-            self._watermark_ms = last_watermark(moved)
+            self._watermark_ms = last_watermark(moved, None)
             if self._watermark_ms is not None:
                 self._segments[-1].add_mark(Watermark(self._watermark_ms))
 

@@ -19,10 +19,8 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.base import (
     OP_COLUMN,
-    START_OF_TIME,
     TIME_COLUMN,
     OperatorContext,
-    Saved,
     without_marks,
 )
 from sabot.operators.changes.groups import GroupAggregate, KeptGroups
@@ -30,7 +28,7 @@ from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
-from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
+from sabot.operators.keeping import Keeper, KeepsWatermark, columns_schema
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.rows.marked import AsInserts
@@ -125,14 +123,12 @@ class Upsert(KeptGroups):
         return {"keys": self.key_names, "input": schema_text(self.rows), **given}
 
 
-class Changelog(Keeping):
+class Changelog(KeepsWatermark):
     """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
 
     A change may have the event time of the row that it takes back, which may be below the watermark. As a row of a log it would be late,
     so it gets the watermark as its time.
     """
-
-    _watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
@@ -158,14 +154,6 @@ class Changelog(Keeping):
 
     def advance(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
-
-    def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark}
-
-    def recall(self, saved: Sequence[Saved]) -> None:
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self._watermark = watermark
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "changelog"}

@@ -179,7 +179,7 @@ class Process(Keeping):
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         state = self._keyed
-        watermark = last_watermark(saved)
+        watermark = last_watermark(saved, None)
         if watermark is not None:
             state.watermark_ms = watermark
             state.forget_expired(watermark)

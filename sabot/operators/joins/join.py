@@ -311,8 +311,7 @@ class Join(Joined):
         super().recall(saved)
         self.left.unknown_takes += self.kept.once(saved, "unknown_takes")
         if self.right.now is not None:
-            now = last_watermark(saved, "now")
-            self.right.now = START_OF_TIME if now is None else now
+            self.right.now = last_watermark(saved, START_OF_TIME, "now")
 
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast and side is self.right

@@ -63,9 +63,7 @@ class TimedJoin(Joined):
 
     def recall(self, saved: Sequence[Saved]) -> None:
         super().recall(saved)
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self.set_watermark(watermark)
+        self.set_watermark(last_watermark(saved, START_OF_TIME))
 
 
 def within(ms: int) -> int:

@@ -1,6 +1,6 @@
 """Rows in the order of event time, for steps whose answer depends on the order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
-from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, without_time
-from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema, last_watermark
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.layout.sites import Site
 from sabot.operators.readers import Readers
 
@@ -20,7 +20,7 @@ __all__ = ["READERS", "EventOrder", "in_order"]
 _SMALL_ROWS = 16_384
 
 
-class EventOrder(Keeping):
+class EventOrder(KeepsWatermark):
     """Holds rows back until the watermark has passed them, and emits them sorted by event time; rows of equal time in order of arrival.
 
     Several readers of a source are at different event times, so the order of arrival means nothing. With this operator before them,
@@ -31,7 +31,6 @@ class EventOrder(Keeping):
         self._keys = keys
         self._held: list[pa.RecordBatch] = []
         self._small = 0  # how many rows the small batches at the end of `_held` have
-        self._watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._schema = context.input
@@ -87,14 +86,6 @@ class EventOrder(Keeping):
             rows = rows.take(pa.array(np.argsort(times, kind="stable")))
         for start in range(0, rows.num_rows, CHUNK_ROWS):
             self.emit(Batch(rows.slice(start, CHUNK_ROWS)))
-
-    def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark}
-
-    def recall(self, saved: Sequence[Saved]) -> None:
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self._watermark = watermark
 
     def group_count(self) -> int:
         return sum(data.num_rows for data in self._held)

@@ -29,7 +29,7 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
-from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema, last_watermark
+from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_state import (
     RANKS,
@@ -51,7 +51,7 @@ OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggrega
 _INT64 = pa.int64()
 
 
-class Over(Keeping):
+class Over(KeepsWatermark):
     """Every row of the input with one more column for each of `columns`, which depends on the rows of its key in order of event time.
 
     Aggregates are over a frame: the row and the `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to
@@ -122,7 +122,7 @@ class Over(Keeping):
         check_distinct([field.name for field in result], "over: ", "give the new one another name")
         self._schema = with_time(pa.schema(result))
         self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more rows of that time may come
-        self._held_time = self._watermark = START_OF_TIME
+        self._held_time = START_OF_TIME
         kept = [each for part in self._parts for each in part.keeps()]
         if self._leading is not None:
             kept += self._leading.keeps()
@@ -245,13 +245,8 @@ class Over(Keeping):
     def group_count(self) -> int:
         return max((part.groups() for part in self._parts), default=0)
 
-    def noted(self) -> dict[str, Any]:
-        return {"watermark": self._watermark}
-
     def recall(self, saved: Sequence[Saved]) -> None:
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self._watermark = watermark
+        super().recall(saved)
         for part in self._parts:
             part.advance(self._watermark)
 

@@ -423,9 +423,7 @@ class WindowTopN(_Ranked):
         for pane in self._panes.values():
             pane.table.settle()
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self._set_watermark(watermark)
+        self._set_watermark(last_watermark(saved, START_OF_TIME))
         self._late_rows = self.kept.once(saved, "late_rows")
 
     def _load(self, data: pa.RecordBatch) -> None:

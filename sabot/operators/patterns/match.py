@@ -223,7 +223,7 @@ class Pattern(Keeping):
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        self._watermark_ms = last_watermark(saved)
+        self._watermark_ms = last_watermark(saved, None)
         self._late_rows = self.kept.once(saved, "late_rows")
 
     def close(self) -> None:

@@ -245,9 +245,7 @@ class WindowAggregate(Keeping):
         self._panes = sorted(self._store.panes)
         for pane in self._panes:
             self._extras.setdefault(pane, self._aggregator.extras())
-        watermark = last_watermark(saved)
-        if watermark is not None:
-            self._set_watermark(watermark)
+        self._set_watermark(last_watermark(saved, START_OF_TIME))
         self._late_rows = self.kept.once(saved, "late_rows")
         self._store.settle()
 

@@ -143,7 +143,7 @@ class SessionAggregate(Keeping):
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
     def foretell(self, saved: Sequence[Saved]) -> None:
-        self._watermark_ms = last_watermark(saved)
+        self._watermark_ms = last_watermark(saved, None)
         if self._watermark_ms is not None:
             self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
 
