@@ -33,7 +33,7 @@ from sabot.api.windows import count_window, cumulative, hopping, session, tumbli
 from sabot.app import App
 from sabot.codecs.records import Record
 from sabot.config import secret
-from sabot.connectors.base import Lane, Sink, Source, Token, Track
+from sabot.connectors.base import Sink, Source, Token, Track
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,
@@ -88,7 +88,6 @@ __all__ = [
     "InputChanged",
     "JobLocked",
     "KeyedStream",
-    "Lane",
     "Message",
     "MissingExtra",
     "NdjsonSink",

@@ -18,7 +18,6 @@ from sabot.errors import UserError
 
 __all__ = [
     "Delivery",
-    "Lane",
     "Positions",
     "Sink",
     "Source",
@@ -191,10 +190,6 @@ class Track:
     def key(self) -> str:
         """The name of the track at the receiver: of a consumer group, or of a row in the table of tokens."""
         return f"sabot.{self.job}.{self.sink}"
-
-
-Lane = Track
-"""The earlier name of `Track`, for sinks of users' own that import it. A lane is now only an agent's."""
 
 
 @dataclass(frozen=True, slots=True)
