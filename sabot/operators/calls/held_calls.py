@@ -267,7 +267,6 @@ class HeldCalls(Operator):
         self._settle()
         facts: dict[str, Any] = {
             "subtask": self._context.subtask,
-            "parallelism": self._context.parallelism,
             "watermark": self._watermark_ms,
             "marks": self._marks(),
             **self.about_state(self.held.rows),
@@ -305,21 +304,14 @@ class HeldCalls(Operator):
             yield chunk.data.take(pa.array(chunk.waiting()))
 
     def restore(self, saved: list[Saved]) -> None:
-        context = self._context
-        moved: list[Saved] = []
         for part in saved:
-            facts = part.facts
-            if facts["parallelism"] == context.parallelism and context.only is None:
-                if facts["subtask"] == context.subtask:
-                    self._watermark_ms = last_watermark([part], None)
-                    self._put_back(part, facts["marks"], None)
+            if part.own:
+                self._put_back(part, part.facts["marks"], None)
             else:
-                moved.append(part)
-                self._put_back(part, [], self._mine(facts["subtask"]))
-        if moved:
-            self._watermark_ms = last_watermark(moved, None)
-            if self._watermark_ms is not None:
-                self._segments[-1].add_mark(Watermark(self._watermark_ms))
+                self._put_back(part, [], self._mine(part.facts["subtask"]))
+        self._watermark_ms = last_watermark(saved, None)
+        if self._watermark_ms is not None and not all(part.own for part in saved):
+            self._segments[-1].add_mark(Watermark(self._watermark_ms))
 
     def _mine(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
         """Which rows of an old subtask are this one's (numpy, bool)."""

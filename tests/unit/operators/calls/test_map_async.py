@@ -11,6 +11,7 @@ import json
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -139,6 +140,8 @@ class Run:
         self.letters = []
         context.branches["dead"] = self._bury
         self.schema = operator.open(context)
+        if len(restored) == parallelism:
+            restored = [replace(restored[subtask], own=True)]
         if restored:
             operator.restore(list(restored))
             self.poll()
