@@ -90,29 +90,30 @@ class HeldWrites(Overlay):
     see them, and stay out of the snapshot.
     """
 
-    __slots__ = ("_holding",)
+    __slots__ = ("holding",)
 
     def __init__(self, base: StateBackend) -> None:
         super().__init__(base)
-        self._holding = False
+        self.holding = False
 
     def hold(self) -> None:
-        """From here on writes are held back, so that they are not in the snapshot that is being taken."""
-        self._holding = True
+        """From here on writes are held back, so that they are not in the snapshot that is being taken. There is one at a time."""
+        assert not self.holding
+        self.holding = True
 
     def let_go(self) -> None:
         """Called when the snapshot has taken its cut: the held writes go to the base."""
-        self._holding = False
+        self.holding = False
         self.apply()
 
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
-        if self._holding:
+        if self.holding:
             super().write(namespace, key, value)
         else:
             self._base.write(namespace, key, value)
 
     def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        if self._holding:
+        if self.holding:
             super().write_many(namespace, keys, values)
         else:
             self._base.write_many(namespace, keys, values)

@@ -268,6 +268,59 @@ async def test_writes_held_back_during_a_snapshot_that_then_fail_stop_the_app(me
         await bounded(run)
 
 
+async def test_a_snapshot_of_a_checkpoint_that_was_given_up_and_ends_during_the_next_lets_no_write_into_it(
+    memory_url, tmp_path
+):
+    """A row counted twice, once in some twenty runs of a random program under load. When the first snapshot ended, the writes that were
+    held back for the second one reached the backend too, and the row that had made them was one that the second checkpoint repeats.
+    """
+    asked, cuts, going_on = [], [asyncio.Event() for _ in range(3)], asyncio.Event()
+
+    class Slow(MemoryBackend):
+        async def snapshot(self):
+            asked.append(cuts[len(asked)])
+            await asked[-1].wait()
+            return await super().snapshot()
+
+    def build(checkpoints, backend):
+        app = App("shop", broker=memory_url, checkpoint_dir=checkpoints)
+        app.state_backend = backend
+
+        @app.agent("orders")
+        async def count(ctx):
+            await going_on.wait()
+            await increment(ctx)
+
+        return app
+
+    app = build(tmp_path / "checkpoints", Slow())
+    publish(app, "orders", [1])
+    async with started(app):
+        await until(lambda: app.statistics()["operators"]["shop.count"]["rows"] == 1)
+        first = asyncio.create_task(checkpoint(app))
+        await until(lambda: len(asked) == 1)
+        app.agent_runtime.checkpoint_coordinator.decline(1, "agents", "given up by the test")
+        with pytest.raises(CheckpointFailed, match="given up"):
+            await first
+        second = asyncio.create_task(checkpoint(app))
+        await until(lambda: second.done() or len(asked) == 2)
+        cuts[0].set()
+        for _ in range(20):  # it ends, and the task hears of it
+            await asyncio.sleep(0)
+        going_on.set()
+        await until(lambda: processed(app, "count") == 1)
+        cuts[1].set()
+        cuts[2].set()
+        with pytest.raises(CheckpointFailed, match="still takes the snapshot of an earlier checkpoint"):
+            await second
+        await checkpoint(app)
+        image = crash_image(tmp_path / "checkpoints", tmp_path / "image")
+    after = build(image, MemoryBackend())
+    async with started(after):
+        await until(lambda: after.statistics()["operators"]["shop.count"]["rows"] == 0)
+        assert await kept(after) == 1
+
+
 async def test_checkpoints_that_are_given_up_keep_no_snapshots(memory_url, tmp_path, sink, impatient):
     """While a sink stood still every checkpoint timed out, and each left its task and its snapshot on the disk behind."""
     app = App("shop", broker=memory_url, checkpoint_dir=tmp_path / "checkpoints", checkpoint_timeout=0.02)
