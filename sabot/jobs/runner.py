@@ -34,6 +34,7 @@ from sabot.jobs.values import pack, pack_error, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool
 from sabot.redaction import HIDDEN, without_secrets
+from sabot.steps import step
 from sabot.threads import tell
 
 __all__ = ["Certainty", "EffectRunner", "Outcome"]
@@ -246,7 +247,8 @@ class EffectRunner:
                 value, pending = awaitable(await self._in_thread(call, partial(tool.func, *args, **kwargs)))
                 if pending:
                     value = await value
-            outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value), self._seconds(call))
+            with step("outcome", tool.name):  # the call was made, and nobody knows it yet
+                outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value), self._seconds(call))
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as error:
@@ -268,7 +270,8 @@ class EffectRunner:
         if tool.takes_effect:
             deadline = None if tool.timeout_s is None else self._clock.time() + tool.timeout_s
             kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
-        self._may_send()
+        with step("call", tool.name):  # the world is changed behind this step, not in it: the call may be a coroutine
+            self._may_send()
         if tool.timeout_s is not None:
             call.timer = self._loop.call_later(tool.timeout_s, self._overtime, call)
         call.began = self._clock.monotonic()
