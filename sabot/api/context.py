@@ -242,11 +242,12 @@ def record_context(
     prefix: str,
     clock: Clock,
     timers: CallTimers | None,
+    kind: type[AgentContext] = AgentContext,
 ) -> AgentContext:
     """Makes the context of a call for one record, which keeps the call's writes aside. As every record has one, it is made without
     `__init__`: passing that many keyword arguments would cost twice as much as the rest of this function.
     """
-    ctx = _new_context(AgentContext)
+    ctx = _new_context(kind)
     ctx.message = record.value
     ctx.key = record.key
     ctx.headers = record.headers

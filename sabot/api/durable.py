@@ -1,0 +1,183 @@
+"""What the function of a durable agent gets: an AgentContext whose effects are in the journal."""
+
+import asyncio
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import msgspec
+
+from sabot.api.context import AgentContext, RecordFields, record_context
+from sabot.api.functions import Timers
+from sabot.clock import Clock
+from sabot.config import Duration, checked_text, parse_seconds
+from sabot.errors import UNREADABLE, UserError
+from sabot.jobs.run import ContinueAs, JobRun
+from sabot.jobs.values import pack
+from sabot.journal.entries import Answer, Signal
+from sabot.llm.tools import Tool, as_tool
+from sabot.state import StateBackend
+
+__all__ = ["DurableContext", "Reply", "durable_context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a question. outcome: "resolved", "expired" or "cancelled". resolution: what was answered. by: who did, if known."""
+
+    outcome: str
+    resolution: Mapping[str, Any]
+    by: str = ""
+
+    @property
+    def approved(self) -> bool:
+        """Somebody has said yes: `sabot actions resolve TOKEN --approve`, or {"approved": true}."""
+        return self.outcome == "resolved" and self.resolution.get("approved") is True
+
+    @property
+    def expired(self) -> bool:
+        """Nobody has answered in time."""
+        return self.outcome == "expired"
+
+
+class DurableContext(AgentContext):
+    """One job. What it asks of the world goes through these methods, and is asked once.
+
+    The function must do the same each time that it runs over the same results: it may compute, read and write its state, and ask effects.
+    Everything else (files, sockets, threads, the clock, chance) belongs into `step`, or has a method here. Writes to state take effect when
+    the job ends well.
+    """
+
+    __slots__ = ("_job",)
+
+    _job: JobRun
+
+    @property
+    def job_id(self) -> str:
+        """The id of this job: the same after any crash."""
+        return self._job.job_id
+
+    @property
+    def attempt(self) -> int:
+        """How often the function was tried, from 1 (`on_error="retry"`). Runs over the journal after a crash do not count."""
+        return self._job.history.attempt
+
+    async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Calls the tool, once: its result is in the journal before the job goes on. A plain function counts as `unsafe`.
+
+        Returns what the tool returned, as msgpack writes and reads it. Raises EffectError for the tool's own error, and where it could not
+        be made, was abandoned, or gave what cannot be written down.
+        """
+        return await self._made(as_tool(tool), args, kwargs)
+
+    async def step(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,
+        effect: str = "unsafe",
+        timeout: Duration | None = None,
+        retries: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`call` of any function, with what `@tool` would say of it: effect="read" for one that only looks."""
+        return await self._made(as_tool(func, effect=effect, timeout=timeout, retries=retries), args, kwargs)
+
+    async def _made(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return await self._job.call(tool, args, kwargs, pack([args, kwargs], f"arguments of {tool.name}", sort=True))
+
+    async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
+        """Asks a person, and parks the job until the answer comes, also for days: `sabot actions` shows and answers questions.
+
+        kind: "confirm", "choose", "input", "approval", or a word of yours. payload: what is shown, as JSON. timeout: then the answer is
+        `expired`.
+        """
+        checked_text(kind, "ask: kind")
+        try:
+            body = msgspec.json.encode(dict(payload))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"ask {kind}: its payload cannot be written as JSON: {error}",
+                hint="give it text, numbers, lists, dicts",
+            ) from error
+        seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
+        entry: Answer = await self._job.question(kind, body, seconds)
+        return Reply(entry.outcome, _said(entry.body), entry.by)  # type: ignore[arg-type]
+
+    async def sleep(self, duration: Duration) -> None:
+        """Waits; for more than a second the job is parked. `asyncio.sleep` in a job is the same."""
+        await asyncio.sleep(parse_seconds(duration, name="sleep"))
+
+    async def wait(self, name: str, *, timeout: Duration | None = None) -> Any:
+        """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns what it says. One that came before counts.
+
+        Raises TimeoutError.
+        """
+        checked_text(name, "wait: name")
+        async with asyncio.timeout(None if timeout is None else parse_seconds(timeout, name="timeout")):
+            signal: Signal = await self._job.wait(name)
+        return _value(signal.body)  # type: ignore[arg-type]
+
+    async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:
+        """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This job is parked
+        meanwhile.
+
+        agent: its function, or its name. Raises EffectError when the child fails. A child that is not waited for any more is cancelled.
+        """
+        name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
+        agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
+        return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
+
+    def now(self) -> int:
+        """The job's time, in ms since 1970: that of the last result, answer or timer that it was told. The same in every replay."""
+        return self._job.now_ms()
+
+    def uuid(self) -> uuid.UUID:
+        """A random UUID (version 4) that is the same in every replay."""
+        return self._job.uuid()
+
+    def random(self) -> random.Random:
+        """The job's own generator, which gives the same numbers in every replay."""
+        return self._job.random()
+
+    def patched(self, name: str) -> bool:
+        """Guards code that changes what a job asks: `if ctx.patched("fraud-check"): … else: …old…`. True for jobs that come here for the
+        first time, False for those whose journal shows that they came by before the change.
+        """
+        return self._job.patched(checked_text(name, "patched: name"))
+
+    def continue_as(self, message: Any) -> NoReturn:
+        """Ends this run, and runs the function again for the same job with this message and a new history. For jobs without end."""
+        raise ContinueAs(message)
+
+    @property
+    def timers(self) -> Timers:
+        """A durable agent sleeps: `await ctx.sleep(…)`."""
+        raise UserError(f"agent {self.agent_id}: a durable agent has no timers", hint="await ctx.sleep('1h')")
+
+
+def durable_context(
+    job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
+) -> DurableContext:
+    """The context of one run of a job over its record."""
+    ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
+    assert isinstance(ctx, DurableContext)
+    ctx._job = job
+    return ctx
+
+
+def _value(body: bytes) -> Any:
+    """What somebody outside has written: JSON, or else text."""
+    try:
+        return msgspec.json.decode(body or b"null")
+    except UNREADABLE:
+        return body.decode(errors="replace")
+
+
+def _said(body: bytes) -> Mapping[str, Any]:
+    value = _value(body)
+    if isinstance(value, dict):
+        return value
+    return {} if value is None else {"answer": value}

@@ -1,0 +1,234 @@
+"""The effects of jobs: noted, made, made again, judged where nobody knows whether they were made.
+
+asked ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
+                     │
+                     ├─ it failed, and may be repeated: ATTEMPT, and again
+                     └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sabot.clock import Clock
+from sabot.errors import UNREADABLE, DataError, JournalFailed, UserError
+from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.owner import Desk, Live
+from sabot.jobs.run import Ask
+from sabot.jobs.runner import Certainty, EffectRunner, Outcome
+from sabot.jobs.timers import JobTimers
+from sabot.jobs.values import pack, pack_error, unpack
+from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
+from sabot.journal.effects import RULES
+from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
+
+__all__ = ["Effects", "child_id"]
+
+_log = logging.getLogger(__name__)
+
+_CHILD = "~"  # between the id of a job and the ordinal of its child
+_AGAIN = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
+_VERDICTS = ("done", "not_done", "abandon")
+_UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
+
+
+class Effects:
+    """Makes what jobs ask. Its methods are items of the host's task, or put some."""
+
+    def __init__(self, desk: Desk, timers: JobTimers, clock: Clock) -> None:
+        self.asked_total = self.doubts_total = 0
+        self.runner = EffectRunner(clock=clock, may_send=self._may_send)
+        self._desk = desk
+        self._timers = timers
+
+    def _may_send(self) -> None:
+        journal = self._desk.journal
+        if journal.claim_left() <= 0:
+            raise JournalFailed(f"{journal.where}: its claim is over: another worker may have taken it")
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    def asked(self, live: Live, ask: Ask) -> None:
+        """What the function has asked for is noted, and made."""
+        desk = self._desk
+        if not desk.runs(live) or (desk.stopping and not ask.noted):
+            return
+        fresh, position = not ask.noted, None
+        if fresh:
+            position = desk.append(ask.intent(live.job.job_id, desk.now_ms()), live)
+            ask.noted = True
+            self.asked_total += 1
+        if ask.ordinal not in live.job.open:
+            return  # there is nothing to make: a patch, a wait whose signal was there
+        match ask.kind:
+            case "call" if fresh:
+                self._make(live, ask, position)
+            case "call":
+                self._judge(live, ask)
+            case "sleep" | "ask" if ask.due_ms:
+                self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
+            case "child":
+                self._begin_child(live, ask)
+
+    def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
+        """entry: of this attempt. The call waits until it is durable, if the class wants that."""
+        assert ask.tool is not None
+        waits = entry is not None and RULES[EffectClass(ask.effect_class)].intent == "first"
+        durable = self._desk.journal.durable(entry) if waits else None  # type: ignore[arg-type]
+        self.runner.make(live.job.effect_id(ask), ask.tool, ask.args, dict(ask.kwargs), self._came, durable)
+
+    def _came(self, effect: EffectId, outcome: Outcome) -> None:
+        self._desk.put(partial(self._outcome, effect.job, effect.ordinal, outcome))
+
+    def _outcome(self, job_id: str, ordinal: int, outcome: Outcome) -> None:
+        """An attempt is over."""
+        live = self._desk.live(job_id)
+        ask = None if live is None else live.job.open.get(ordinal)
+        if live is None or ask is None:
+            return
+        assert ask.tool is not None
+        retry, repeatable = ask.tool.retry, ask.effect_class in _AGAIN
+        failed, certainty = outcome.outcome != "ok", outcome.certainty
+        if failed and ask.attempt <= retry.retries and (repeatable or certainty is Certainty.NOT_SENT):
+            self._desk.put_later(retry.wait_s(ask.attempt - 1), partial(self._again, live, ask))
+        elif certainty is Certainty.UNKNOWN and not repeatable:
+            self._judge(live, ask)
+        else:
+            self._result(live, ask, outcome.outcome, outcome.body)
+
+    def _again(self, live: Live, ask: Ask) -> None:
+        """Another attempt."""
+        if not self._desk.runs(live) or self._desk.stopping:
+            return
+        ask.attempt += 1
+        ask.doubt = ""
+        entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
+        self._make(live, ask, self._desk.append(entry, live))
+
+    def _result(self, live: Live, ask: Ask, outcome: str, body: bytes) -> None:
+        """The effect has a certain outcome: it is recorded, and the function told."""
+        entry = EffectResult(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt, outcome, body)
+        self._desk.append(entry, live)
+        self._desk.run(live, live.job.deliver, entry)
+
+    # -- in doubt -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, live: Live, ask: Ask, found: Reconciled | None = None, result: bytes | None = None) -> None:
+        """The effect has an intent, and nobody knows whether it was made. found, result: what its reconciling function says."""
+        job, tool = live.job, ask.tool
+        if self._desk.stopping or not self._desk.runs(live):
+            return  # the next start judges it
+        assert tool is not None
+        if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
+            self._make(live, ask, None)
+            return
+        question = job.history.doubts.get(ask.ordinal)
+        if question is not None and found is None:
+            self._asked_before(live, ask, question)
+            return
+        left_s = self._desk.journal.predecessor_left()
+        if left_s > 0 and found is None:
+            wait_s = left_s + (tool.timeout_s or _UNTIMED_SECONDS)
+            self._desk.put_later(wait_s, partial(self._judge, live, ask))
+            return
+        match in_doubt(EffectClass(ask.effect_class), configured=tool.in_doubt, found=found):
+            case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
+                self._again(live, ask)
+            case Doubt.RECONCILE:
+                self.runner.reconcile(job.effect_id(ask), tool, ask.args, dict(ask.kwargs), self._reconciled)
+            case Doubt.TAKE | Doubt.ASSUME_DONE:
+                self._result(live, ask, "ok", pack(None, tool.name) if result is None else result)
+            case Doubt.FAIL:
+                error = UserError(f"{tool.name}: nobody knows whether it was done", hint="in_doubt='ask' asks a person")
+                self._result(live, ask, "InDoubt", pack_error(error))
+            case Doubt.ASK:
+                self._ask_person(live, ask)
+
+    def _reconciled(self, effect: EffectId, found: Reconciled, result: bytes | None) -> None:
+        def judge() -> None:
+            live = self._desk.live(effect.job)
+            ask = None if live is None else live.job.open.get(effect.ordinal)
+            if live is not None and ask is not None:
+                self._judge(live, ask, found, result)
+
+        self._desk.put(judge)
+
+    def _ask_person(self, live: Live, ask: Ask) -> None:
+        """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon."""
+        job, journal = live.job, self._desk.journal
+        ask.doubt = job.token(ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
+        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(_VERDICTS)}
+        name = digest(journal.key, "ask", IN_DOUBT, payload)
+        body = msgspec.json.encode(payload)
+        question = Intent(job.job_id, self._desk.now_ms(), ask.ordinal, "ask", IN_DOUBT, name, "", body, ask.doubt)
+        self._desk.append(question, live)
+        job.history.doubts[ask.ordinal] = question
+        self.doubts_total += 1
+        _log.warning("job %s: nobody knows whether %s was done: a person is asked", job.job_id, ask.name)
+        self._desk.put_first([partial(self._desk.settle, live)])
+
+    def _asked_before(self, live: Live, ask: Ask, question: Intent) -> None:
+        """A person was asked before the restart, and may have answered."""
+        ask.doubt = question.token
+        verdict = live.job.history.verdicts.get(question.token)
+        if verdict is None:
+            self._desk.put_first([partial(self._desk.settle, live)])
+        else:
+            self.verdict(live, ask, verdict)
+
+    def verdict(self, live: Live, ask: Ask, answer: Answer) -> None:
+        """What a person says of an effect in doubt."""
+        del live.job.history.doubts[ask.ordinal]
+        said, result = _said(answer)
+        if said == "done":
+            self._result(live, ask, "ok", pack(result, ask.name))
+        elif said == "not_done":
+            self._again(live, ask)
+        else:
+            by = f" by {answer.by}" if answer.by else ""
+            self._result(live, ask, "Abandoned", pack_error(UserError(f"{ask.name}: it was abandoned{by}")))
+
+    # -- children -----------------------------------------------------------------------------------------------------
+
+    def _begin_child(self, live: Live, ask: Ask) -> None:
+        child = child_id(live.job.job_id, ask.ordinal)
+        if self._desk.is_open(child):
+            return  # it tells its end
+        try:
+            owner = self._desk.owner_of(ask.name)
+            if owner is None:
+                raise UserError(f"ctx.child: there is no durable agent {ask.name}")
+            owner.begin_child(child, unpack(ask.body))
+        except (UserError, DataError) as error:
+            self._result(live, ask, type(error).__name__, pack_error(error))
+
+    def tell_parent(self, job_id: str, outcome: str, body: bytes) -> None:
+        """A job has ended; if it is a child, its parent hears of it. body: of its END."""
+        parent, _, ordinal = job_id.rpartition(_CHILD)
+        if not ordinal.isdigit() or not self._desk.is_open(parent):
+            return
+        live = self._desk.live(parent)
+        if live is not None and int(ordinal) not in live.job.open:
+            return  # it was told before the restart
+        told = "ok" if outcome == "succeeded" else outcome
+        entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body)
+        self._desk.arrived(self._desk.append(entry, live), entry)
+
+
+def child_id(job_id: str, ordinal: int) -> str:
+    """The id of the job that this effect of a job begins."""
+    return f"{job_id}{_CHILD}{ordinal}"
+
+
+def _said(answer: Answer) -> tuple[str, Any]:
+    """The verdict of a person, and the result that goes with it. Any other word means `abandon`: nothing is repeated by mistake."""
+    if answer.outcome != "resolved":
+        return "abandon", None
+    try:
+        body = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
+    except UNREADABLE:
+        return "abandon", None
+    said = body.get("outcome", body.get("answer"))
+    return (said if said in _VERDICTS else "abandon"), body.get("result")

@@ -1,0 +1,102 @@
+"""What the journal has of one job, as a replay needs it: what was asked, and what came of it, in the order of the journal.
+
+    BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  RESULT 3  ATTEMPT  RESULT 2 …
+           ───────── asked     ───────── asked     delivered first    delivered second
+
+Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a history anew); ordinals go on, so that no effect has the id of an
+earlier one.
+
+An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
+are asked again.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sabot.errors import CorruptJournal
+from sabot.journal.effects import EffectClass
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
+
+__all__ = ["IN_DOUBT", "Delivery", "History"]
+
+IN_DOUBT = "in_doubt"
+"""The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
+
+Delivery = EffectResult | Answer | Signal | Cancel
+"""What changes a job from outside."""
+
+_REPEATABLE = {"", EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
+
+
+@dataclass(slots=True)
+class History:
+    """begin: the last BEGIN. runs: how many there are. attempt: of the job, from 1. tries: of each effect, from 1.
+
+    intents: what was asked, by ordinal. deliveries: what came, in order. doubts: the last question about an effect in doubt, by its
+    ordinal; verdicts: the answers to such questions, by token. base: the last ordinal before the last BEGIN. last_ordinal: of all.
+    """
+
+    begin: Begin
+    runs: int = 1
+    attempt: int = 1
+    end: End | None = None
+    intents: dict[int, Intent] = field(default_factory=dict)
+    deliveries: list[Delivery] = field(default_factory=list)
+    tries: dict[int, int] = field(default_factory=dict)
+    doubts: dict[int, Intent] = field(default_factory=dict)
+    verdicts: dict[str, Answer] = field(default_factory=dict)
+    base: int = 0
+    last_ordinal: int = 0
+
+    @classmethod
+    def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
+        """The history that these entries make, which are all of the job, in order, with their bodies loaded. Raises CorruptJournal."""
+        history: History | None = None
+        for entry in entries:
+            if isinstance(entry, Begin):
+                history = cls(entry) if history is None else history.anew(entry)
+            elif history is None:
+                raise CorruptJournal(
+                    f"job {job_id}: its first entry is no BEGIN", hint="go back to a copy of the journal"
+                )
+            else:
+                history.add(entry)
+        if history is None:
+            raise CorruptJournal(f"job {job_id} has no entry in its journal", hint="go back to a copy of the journal")
+        return history
+
+    def anew(self, begin: Begin) -> "History":
+        """The one that another BEGIN of the job begins."""
+        return History(begin, self.runs + 1, base=self.last_ordinal, last_ordinal=self.last_ordinal)
+
+    def add(self, entry: Entry) -> None:
+        """The next entry. What comes behind END changes nothing."""
+        if self.end is not None:
+            return
+        match entry:
+            case Intent():
+                self._intend(entry)
+            case Attempt(ordinal=0):
+                self.attempt = entry.attempt
+                self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
+            case Attempt():
+                self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
+            case Answer() if (doubt := self.doubts.get(entry.ordinal)) is not None and doubt.token == entry.token:
+                self.verdicts[entry.token] = entry
+            case EffectResult() | Answer() | Signal() | Cancel():
+                self.deliveries.append(entry)
+            case End():
+                self.end = entry
+
+    def _intend(self, intent: Intent) -> None:
+        if intent.kind == "ask" and intent.name == IN_DOUBT and intent.ordinal in self.intents:
+            self.doubts[intent.ordinal] = intent
+        else:
+            self.intents[intent.ordinal] = intent
+            self.last_ordinal = max(self.last_ordinal, intent.ordinal)
+
+    def _asked_again(self, entry: Delivery) -> bool:
+        """Whether this is the error of an effect that another attempt of the job may ask again."""
+        if not isinstance(entry, EffectResult) or entry.outcome == "ok":
+            return False
+        return self.intents[entry.ordinal].effect_class in _REPEATABLE

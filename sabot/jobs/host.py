@@ -1,0 +1,528 @@
+"""Runs jobs over a journal: begins them, delivers what comes of their effects, parks them, and ends them.
+
+    begin ─▶ BEGIN ─▶ turn ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ turn ─▶ … ─▶ END        (effects)
+                        │                           ▲
+                        └─ quiet, and all that is open takes long: parked ──────────┘    (parking, timers)
+
+One task takes one item after the other: a job that begins, an outcome, a timer, the letters of the inbox. Only it appends entries, so a job
+gets its deliveries in the order of the journal. Nothing that waits for a disk or for a call is awaited there, but for room in the queue of
+the journal.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sabot.clock import Clock
+from sabot.errors import LetterRefused, NonDeterminism, UserError
+from sabot.exits import EXITS
+from sabot.jobs.effects import Effects, child_id
+from sabot.jobs.history import Delivery, History
+from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
+from sabot.jobs.parking import Parking
+from sabot.jobs.run import ContinueAs, JobRun
+from sabot.jobs.timers import JobTimers
+from sabot.jobs.values import pack_error
+from sabot.journal import JobMark, Journal, Position, digest
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Letter, Signal
+from sabot.threads import aside, to_the_end
+from sabot.watch import watched
+
+__all__ = ["STOP_GRACE_SECONDS", "JobHost"]
+
+_log = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 30.0
+
+_SLICE_SECONDS = 0.002  # then others get the event loop
+_AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes again so much later
+
+
+class JobHost:
+    """The owner of a journal while jobs run. It lives on one event loop."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        clock: Clock,
+        on_broken: Callable[[str, BaseException], None],
+        stop_grace_s: float = STOP_GRACE_SECONDS,
+    ) -> None:
+        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped."""
+        self.journal = journal
+        self.stopping = False
+        self._clock = clock
+        self._on_broken = on_broken
+        self._stop_grace_s = stop_grace_s
+        self._loop = asyncio.get_running_loop()
+        self._owners: dict[str, JobOwner] = {}
+        self._live: dict[str, Live] = {}
+        self._agents: dict[str, str] = {}  # of jobs that have not ended
+        self._blocked: dict[str, NonDeterminism] = {}
+        self._appended: dict[int, int] = {}  # where each partition ends
+        self._items: deque[Item] = deque()
+        self._roused: asyncio.Future[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flushing = 0
+        self._parking = Parking(self)
+        self._timers = JobTimers(
+            self,
+            clock,
+            due=self._due,
+            letters=lambda: self.put(self._take),
+            keeps=self._awaits,
+            broke=on_broken,
+        )
+        self._effects = Effects(self, self._timers, clock)
+        self._begun_total = self._ended_total = 0
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def register(self, agent_id: str, owner: JobOwner) -> None:
+        """Jobs of this agent are runs of this owner."""
+        self._owners[agent_id] = owner
+
+    async def open(self, positions: Mapping[int, int] | None) -> list[OpenJob]:
+        """Reads the journal. Returns the jobs that the restored checkpoint does not cover whole, in the order in which they began.
+
+        positions: of the journal, in that checkpoint; None: there was none, and all jobs are open.
+        """
+        found = await to_the_end(aside(self._read_open, dict(positions or {})))
+        self._appended = await to_the_end(aside(self.journal.positions))
+        self._agents.update((job.job_id, job.agent) for job in found)
+        return found
+
+    def _read_open(self, positions: Mapping[int, int]) -> list[OpenJob]:
+        begun: dict[str, tuple[Position, Begin]] = {}
+        ends: dict[str, End] = {}
+        for position, entry in self.journal.read():
+            if isinstance(entry, Begin):
+                goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
+                begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
+                ends.pop(entry.job, None)
+            elif isinstance(entry, End) and entry.job in begun:
+                if position.offset < positions.get(position.partition, 0):
+                    del begun[entry.job]
+                    ends.pop(entry.job, None)
+                else:
+                    ends.setdefault(entry.job, entry)
+        load = self.journal.load
+        jobs = [
+            OpenJob(job_id, begin.agent, begin.key, load(begin.body), begin.digest, position, ends.get(job_id))
+            for job_id, (position, begin) in begun.items()
+        ]
+        return sorted(jobs, key=lambda job: job.began)
+
+    def start(self) -> None:
+        """Serves from now on."""
+        self.stopping = False
+        self._serving = self._loop.create_task(self._serve(), name="jobs")
+        what = "the task that runs jobs"
+        watched(self._serving, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+        self._timers.start()
+
+    async def quiesce(self) -> None:
+        """Begins no job and makes no effect any more; the effects that run have `stop_grace_s` to end, and their results are recorded."""
+        self.stopping = True
+        self._timers.stop()
+        await self._effects.runner.close(self._stop_grace_s)
+        if self._serving is None:
+            return
+        last: asyncio.Future[None] = self._loop.create_future()
+        self.put(lambda: last.set_result(None))  # behind the last outcomes
+        await asyncio.wait([last, self._serving], return_when=asyncio.FIRST_COMPLETED)
+        self._serving.cancel()
+        await asyncio.wait([self._serving])
+        self._serving = None
+
+    async def close(self) -> None:
+        """Drops all jobs in memory; the journal has them. Idempotent."""
+        await self.quiesce()
+        for task in list(self._tasks):
+            task.cancel()
+        for live in self._live.values():
+            live.job.discard()
+        self._live.clear()
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Calls that ignored their cancellation."""
+        return list(self._effects.runner.left_behind)
+
+    # -- what an agent asks -------------------------------------------------------------------------------------------
+
+    def begin(self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes) -> None:
+        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input."""
+        self._agents[job_id] = agent_id
+
+        def begin() -> None:
+            if self.stopping:
+                return
+            owner = self._owners[agent_id]
+            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code)
+            self._begun_total += 1
+            self._begin(History(entry), owner, entry)
+
+        self.put(begin)
+
+    def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
+        live = Live(JobRun(entry.job, history, key=self.journal.key, code=owner.code), owner)
+        self._live[entry.job] = live
+        self.append(entry, live)
+        self.run(live, live.job.start, owner.call)
+
+    def resume(self, job: OpenJob) -> None:
+        """Runs an open job over its history. One that had failed is not run: its owner is told again."""
+        if job.ended is not None and job.ended.outcome != "succeeded":
+            self.put(partial(self._had_ended, job, job.ended))
+        else:
+            self._parking.load(job.job_id)
+
+    def _had_ended(self, job: OpenJob, end: End) -> None:
+        del self._agents[job.job_id]
+        self._owners[job.agent].had_ended(job)
+        self._effects.tell_parent(job.job_id, end.outcome, self.journal.load(end.body))
+
+    async def known(self, job_id: str) -> JobMark | None:
+        """What the journal knows of a job that may have been asked for before; None: nothing."""
+        return await aside(self.journal.job, job_id)
+
+    # -- the task that serves -----------------------------------------------------------------------------------------
+
+    def put(self, item: Item) -> None:
+        """As `Desk.put`."""
+        self._items.append(item)
+        self._rouse()
+
+    def put_first(self, items: Sequence[Item]) -> None:
+        """As `Desk.put_first`."""
+        self._items.extendleft(reversed(items))
+        self._rouse()
+
+    def put_later(self, wait_s: float, item: Item) -> None:
+        """As `Desk.put_later`."""
+        self._loop.call_later(wait_s, self.put, item)
+
+    def _rouse(self) -> None:
+        if self._roused is not None and not self._roused.done():
+            self._roused.set_result(None)
+
+    async def _serve(self) -> None:
+        monotonic = self._clock.monotonic
+        slice_end = monotonic() + _SLICE_SECONDS
+        while True:
+            if not self._items:
+                self._roused = self._loop.create_future()
+                await self._roused
+                slice_end = monotonic() + _SLICE_SECONDS
+                continue
+            await self.journal.room()
+            waiting = self._items.popleft()()
+            if waiting is not None:
+                await waiting
+            if monotonic() > slice_end:
+                await asyncio.sleep(0)
+                slice_end = monotonic() + _SLICE_SECONDS
+
+    def beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """As `Desk.beside`."""
+        task = self._loop.create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        watched(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+
+    def now_ms(self) -> int:
+        """As `Desk.now_ms`."""
+        return round(self._clock.time() * 1000)
+
+    def append(self, entry: Entry, live: Live | None = None) -> Position:
+        """As `Desk.append`."""
+        position = self.journal.append(entry)
+        self._appended[position.partition] = position.offset + 1
+        if live is not None:
+            live.last = position
+        return position
+
+    def live(self, job_id: str) -> Live | None:
+        """As `Desk.live`."""
+        return self._live.get(job_id)
+
+    def runs(self, live: Live) -> bool:
+        """As `Desk.runs`."""
+        return self._live.get(live.job.job_id) is live
+
+    def owner_of(self, agent_id: str) -> JobOwner | None:
+        """As `Desk.owner_of`."""
+        return self._owners.get(agent_id)
+
+    def is_open(self, job_id: str) -> bool:
+        """As `Desk.is_open`."""
+        return job_id in self._agents
+
+    # -- turns --------------------------------------------------------------------------------------------------------
+
+    def run(self, live: Live, turn: Callable[..., None], *given: Any) -> None:
+        """As `Desk.run`."""
+        job = live.job
+        try:
+            turn(*given)
+        except (Exception, *EXITS) as error:
+            self._failed(live, error)
+            return
+        if job.blocked is not None:
+            self._block(live, job.blocked)
+            return
+        for ask in job.take_gone():
+            self._gone(job.job_id, ask.kind, ask.ordinal, ask.token)
+        if new := job.take_new():
+            noted = [partial(self._effects.asked, live, ask) for ask in new]
+            self.put_first([*noted, partial(self.settle, live)])
+        else:
+            self.settle(live)
+
+    def settle(self, live: Live) -> None:
+        """As `Desk.settle`."""
+        job = live.job
+        if not self.runs(live):
+            return
+        if job.finished:
+            if job.over:
+                self._end(live)
+        elif self.stopping:
+            return  # what it has asked last is not in the journal
+        elif job.stuck:
+            stuck = UserError(
+                f"job {job.job_id} waits for something that nobody will give it",
+                hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
+            )
+            self._failed(live, stuck)
+        elif job.may_park(self._clock.time()):
+            del self._live[job.job_id]
+            self._parking.park(live, self._agents[job.job_id])
+
+    def arrived(self, position: Position, entry: Delivery) -> None:
+        """As `Desk.arrived`."""
+        live = self._live.get(entry.job)
+        if live is None:
+            self._parking.arrived(position, entry)
+            return
+        live.last = position
+        if isinstance(entry, Answer):
+            ask = live.job.open.get(entry.ordinal)
+            if ask is not None and ask.kind == "call" and ask.doubt == entry.token:
+                self._effects.verdict(live, ask, entry)
+                return
+        self.run(live, live.job.deliver, entry)
+
+    def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+        """As `Desk.resumed`."""
+        if self.stopping:
+            return
+        history = History.of(job_id, [entry for _, entry in entries])
+        owner = self._owners[history.begin.agent]
+        live = Live(JobRun(job_id, history, key=self.journal.key, code=owner.code), owner, entries[-1][0])
+        self._live[job_id] = live
+        self.run(live, live.job.start, owner.call)
+
+    # -- timers and letters -------------------------------------------------------------------------------------------
+
+    def _awaits(self, job_id: str, ordinal: int) -> bool:
+        live = self._live.get(job_id)
+        return self._parking.awaits(job_id, ordinal) if live is None else ordinal in live.job.open
+
+    def _due(self, job_id: str, ordinal: int) -> None:
+        """A timer, or the deadline of a question."""
+        if not self._awaits(job_id, ordinal):
+            return
+        if self._parking.is_loading(job_id):
+            self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
+            return
+        live = self._live.get(job_id)
+        token = self._parking.token(job_id, ordinal) if live is None else live.job.open[ordinal].token
+        if token:
+            self._withdraw(job_id, ordinal, token, "expired")
+            return
+        entry = EffectResult(job_id, self.now_ms(), ordinal)
+        self.arrived(self.append(entry, live), entry)
+
+    def _gone(self, job_id: str, kind: str, ordinal: int, token: str) -> None:
+        """The function waits no longer for a question, or for a child."""
+        if kind == "child":
+            cancel = Letter("cancel", job=child_id(job_id, ordinal), name="its parent waits no longer")
+            self.beside(self._post(cancel), f"the cancellation of child {ordinal} of job {job_id}")
+        elif token:
+            self._withdraw(job_id, ordinal, token, "cancelled")
+
+    def _withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
+        """Closes a question, unless an answer came first."""
+        letter = Letter("withdraw", token, name=why)
+        self.beside(self._post(letter), f"the withdrawal of question {ordinal} of job {job_id}")
+
+    async def _post(self, letter: Letter) -> None:
+        await self.journal.flush()  # what it is about
+        try:
+            await aside(self.journal.post, letter)
+        except LetterRefused as refused:
+            if refused.reason == "expired":  # only answers are
+                raise
+        self.put(self._take)
+
+    def _take(self) -> Awaitable[None]:
+        """Letters become entries, and their jobs hear of them before anything else is delivered."""
+
+        async def take() -> None:
+            for position, entry in await aside(self.journal.take):
+                self._appended[position.partition] = max(position.offset + 1, self._appended.get(position.partition, 0))
+                if isinstance(entry, Answer | Signal | Cancel):
+                    self.arrived(position, entry)
+
+        return to_the_end(take())
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _end(self, live: Live) -> None:
+        """The function has returned, and nothing that it asked may still happen."""
+        job, owner = live.job, live.owner
+        value, error = job.outcome()
+        if error is not None:
+            self._failed(live, error)
+            return
+        recorded = job.history.end
+        if owner.leaves_at_once and not live.ending and live.last is not None and recorded is None:
+            live.ending = True
+            self.beside(self._end_when_durable(live, live.last), f"the end of job {job.job_id}")
+            return
+        try:
+            output = owner.ended(job, value)
+        except (Exception, *EXITS) as failure:
+            self._failed(live, failure)
+            return
+        name = digest(self.journal.key, "output", "", output)
+        if recorded is not None and recorded.digest != name:
+            other = f"job {job.job_id} has given other output than before the restart"
+            self._on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
+            return
+        self._over(live, "succeeded", output, name)
+
+    async def _end_when_durable(self, live: Live, position: Position) -> None:
+        await self.journal.durable(position)
+        self.put(partial(self.settle, live))
+
+    def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
+        """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
+        job_id = live.job.job_id
+        if live.job.history.end is None:
+            self.append(End(job_id, self.now_ms(), outcome, result, name, body), live)
+        self._forget(live)
+        del self._agents[job_id]
+        self._ended_total += 1
+        live.owner.over(job_id, outcome)
+        self._effects.tell_parent(job_id, outcome, body)
+
+    def _forget(self, live: Live) -> None:
+        """It is not in memory any more."""
+        del self._live[live.job.job_id]
+        self._effects.runner.drop(live.job.job_id)
+        live.job.discard()
+
+    def _failed(self, live: Live, error: BaseException) -> None:
+        """The function has raised."""
+        job = live.job
+        if isinstance(error, ContinueAs):
+            self._continue(live, error.message)
+            return
+        if isinstance(error, asyncio.CancelledError):
+            if job.cancels:
+                self._over(live, "cancelled", pack_error(error), result=job.cancels[-1].reason)
+                return
+            error = RuntimeError("the call was cancelled from inside")
+        verdict = live.owner.failed(job, error)
+        if verdict == "again":
+            self.put_later(live.owner.backoff_s(job.history.attempt), partial(self._attempt, live))
+        elif verdict == "end":
+            self._over(live, "failed", pack_error(error), result=type(error).__name__)
+        else:
+            self._forget(live)
+
+    def _attempt(self, live: Live) -> None:
+        """The function is run again: results stay, errors of what may be repeated are asked again."""
+        job_id = live.job.job_id
+        if not self.runs(live) or self.stopping:
+            return
+        self.append(Attempt(job_id, self.now_ms(), 0, live.job.history.attempt + 1), live)
+        self._forget(live)
+        self._parking.load(job_id)
+
+    def _continue(self, live: Live, message: Any) -> None:
+        """A new history of the same job."""
+        job, owner = live.job, live.owner
+        old, record = job.history.begin, owner.continued(job, message)
+        entry = Begin(job.job_id, self.now_ms(), old.agent, record, old.key, old.digest, owner.code)
+        job.history.last_ordinal = job.last_asked
+        self._forget(live)
+        self._begin(job.history.anew(entry), owner, entry)
+
+    def _block(self, live: Live, error: NonDeterminism) -> None:
+        _log.error("%s", error)
+        self._blocked[live.job.job_id] = error
+        self._forget(live)
+        live.owner.blocked(live.job.job_id, error)
+
+    # -- barriers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        return self.journal.where
+
+    @property
+    def flushing(self) -> bool:
+        """A barrier waits for it."""
+        return self._flushing > 0
+
+    def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
+        """Called at the cut. Done when all that was appended before is durable."""
+        self._flushing += 1
+        return self._loop.create_task(self._flush())
+
+    async def _flush(self) -> Mapping[str, int]:
+        try:
+            await self.journal.flush()
+        finally:
+            self._flushing -= 1
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the journal: which one it is, and where it is at the cut."""
+        return {"identity": self.journal.identity, "positions": [[*place] for place in sorted(self._appended.items())]}
+
+    def trim(self, positions: Mapping[int, int], forget_before_ms: int) -> None:
+        """Entries of jobs that had ended before these positions, those of the oldest retained checkpoint, may go."""
+
+        async def trim() -> None:
+            await aside(self.journal.trim, positions, forget_before_ms)
+
+        self.beside(trim(), "the trimming of the journal")
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Jobs: running (with those that wake), parked, blocked (by id, with the reason); begun, ended, effects and doubts since the start;
+        calls in flight; the journal.
+        """
+        return {
+            "running": len(self._live) + self._parking.loading,
+            "parked": self._parking.parked,
+            "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
+            "begun": self._begun_total,
+            "ended": self._ended_total,
+            "effects": self._effects.asked_total,
+            "doubts": self._effects.doubts_total,
+            "in_flight": self._effects.runner.in_flight(),
+            "journal": self.journal.statistics(),
+        }

@@ -1,0 +1,141 @@
+"""Who a job belongs to, and what the parts of a host have in common.
+
+JobOwner   an agent: makes the function's context, takes what it returns, decides what follows an error
+Live       a job in memory
+Desk       the host, as `effects`, `parking` and `timers` see it
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from sabot.errors import NonDeterminism
+from sabot.jobs.history import Delivery
+from sabot.jobs.run import JobRun
+from sabot.journal import End, Entry, Journal, Position
+
+__all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
+
+Verdict = Literal["again", "end", "stop"]
+"""What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
+
+Item = Callable[[], Awaitable[None] | None]
+"""Something that the host's task does in its turn."""
+
+
+class OpenJob(NamedTuple):
+    """A job that a restored checkpoint does not cover whole. ended: its END, where it stands behind the checkpoint."""
+
+    job_id: str
+    agent: str
+    key: bytes
+    record: bytes
+    digest: bytes
+    began: Position
+    ended: End | None
+
+
+class JobOwner(Protocol):
+    """What a job is a run of: an agent. All methods are called on the event loop, and must not suspend.
+
+    leaves_at_once: its output is seen before a checkpoint covers it, so the journal must be durable first. code: the version of the
+    function.
+    """
+
+    leaves_at_once: bool
+    code: str
+
+    def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
+        """Makes the function's context, and its coroutine, for the record in `job.history.begin.body`."""
+
+    def ended(self, job: JobRun, value: Any) -> bytes:
+        """The function has returned: its state writes, its output and its row, in one step. Returns the output packed, for END."""
+
+    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+        """The function has raised, in attempt `job.history.attempt`. "end": the owner has dealt with it (dead letter)."""
+
+    def backoff_s(self, attempt: int) -> float:
+        """How long to wait before the attempt behind this one."""
+
+    def begin_child(self, job_id: str, message: Any) -> None:
+        """A job with this id and this input, asked for by another job (`ctx.child`): in the order of its key. Raises UserError."""
+
+    def continued(self, job: JobRun, message: Any) -> bytes:
+        """The record of a job that goes on with this input (`ctx.continue_as`)."""
+
+    def parked(self, job_id: str) -> None:
+        """It holds no coroutine any more."""
+
+    def woken(self, job_id: str) -> None:
+        """It runs again."""
+
+    def blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """It cannot go on with this code."""
+
+    def over(self, job_id: str, outcome: str) -> None:
+        """END is appended: "succeeded", "failed", "cancelled". Its key is free."""
+
+    def had_ended(self, job: OpenJob) -> None:
+        """It had failed, or was cancelled, behind the restored checkpoint: it is not run, and its dead letter is emitted again."""
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A job in memory. last: of its last entry. ending: its end waits for the disk."""
+
+    job: JobRun
+    owner: JobOwner
+    last: Position | None = None
+    ending: bool = False
+
+
+class Desk(Protocol):
+    """The host, as its parts see it. All on its event loop."""
+
+    journal: Journal
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing new is begun, and no effect made."""
+
+    def live(self, job_id: str) -> Live | None:
+        """The job, if it is in memory."""
+
+    def runs(self, live: Live) -> bool:
+        """Whether this is that job still: it may have ended, parked or begun anew."""
+
+    def owner_of(self, agent_id: str) -> JobOwner | None:
+        """The agent of this id, if it is durable."""
+
+    def is_open(self, job_id: str) -> bool:
+        """Whether the host knows a job of this id that has not ended."""
+
+    def put(self, item: Item) -> None:
+        """To be done behind all that waits."""
+
+    def put_first(self, items: Sequence[Item]) -> None:
+        """To be done before all that waits, as nothing may be delivered in between."""
+
+    def put_later(self, wait_s: float, item: Item) -> None:
+        """To be done after so many seconds."""
+
+    def append(self, entry: Entry, live: Live | None = None) -> Position:
+        """Into the journal. Only from within an item."""
+
+    def run(self, live: Live, turn: Callable[..., None], *given: Any) -> None:
+        """A turn of the job, and what follows of it."""
+
+    def settle(self, live: Live) -> None:
+        """The job is quiet: it goes on to wait, parks, or ends."""
+
+    def arrived(self, position: Position, entry: Delivery) -> None:
+        """An entry has come for a job: it is told, or woken."""
+
+    def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+        """A job runs over its history."""
+
+    def beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Starts a task of its own, for what waits."""
+
+    def now_ms(self) -> int:
+        """The clock, in ms since 1970."""

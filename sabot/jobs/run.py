@@ -1,0 +1,422 @@
+"""The run of a job's function over its history: what it has asked, what came of it, what is open. It does no I/O; its host does (`host`).
+
+    deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
+    replay  =  the recorded deliveries in their order, then the host goes on with new ones
+
+The function runs on a loop of its own (`loop.JobLoop`), so the same deliveries in the same order make it ask the same. Where it asks
+something else than the journal has, the job is `blocked`.
+"""
+
+import asyncio
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from sabot.errors import NonDeterminism, UserError
+from sabot.jobs.history import Delivery, History
+from sabot.jobs.loop import JobLoop, JobTimer
+from sabot.jobs.values import unpack, unpack_error
+from sabot.journal.effects import RULES, EffectClass, EffectId, digest
+from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
+from sabot.llm.tools import Tool
+
+__all__ = ["MOST_EFFECTS", "Ask", "ContinueAs", "JobRun"]
+
+MOST_EFFECTS = 10_000
+"""Effects of one history. More of them would make each replay of the job long."""
+
+_WAITS_LONG = ("ask", "wait", "child")
+_PARKS_S = 1.0  # a timer that is due sooner does not park its job
+_UNCHECKED = ("sleep",)  # whose length may be changed while a job sleeps
+_SETTLED = (
+    EffectClass.IDEMPOTENT,
+    EffectClass.RECONCILABLE,
+    EffectClass.UNSAFE,
+)  # no job is over while one is under way
+
+
+class ContinueAs(BaseException):
+    """`ctx.continue_as(input)`: the job goes on with a new input and a new history."""
+
+    def __init__(self, message: Any) -> None:
+        super().__init__("continue_as")
+        self.message = message
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """An effect that the function has asked for. future: what the function awaits, on the job's loop; None: nothing.
+
+    kind: "call", "ask", "sleep", "wait", "child" or "patch". noted: its INTENT is in the journal. dropped: the function awaits it no
+    longer. doubt: a person is asked whether it was made. attempt: of the effect, from 1.
+    """
+
+    ordinal: int
+    kind: str
+    name: str
+    effect_class: str = ""
+    digest: bytes = b""
+    body: bytes = b""
+    token: str = ""
+    due_ms: int = 0
+    future: "asyncio.Future[Any] | None" = None
+    tool: Tool | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    timer: JobTimer | None = None
+    noted: bool = False
+    dropped: bool = False
+    doubt: str = ""
+    attempt: int = 1
+
+    def may_park(self, now_s: float) -> bool:
+        """Whether it may take long, so that its job need not stay in memory."""
+        if self.kind == "sleep":
+            return self.due_ms / 1000 - now_s > _PARKS_S
+        return self.kind in _WAITS_LONG or bool(self.doubt)
+
+    def intent(self, job_id: str, at_ms: int) -> Intent:
+        """Its entry."""
+        return Intent(
+            job_id,
+            at_ms,
+            self.ordinal,
+            self.kind,
+            self.name,
+            self.digest,
+            self.effect_class,
+            self.body,
+            self.token,
+            self.due_ms,
+        )
+
+
+class JobRun:
+    """One job in memory. All of it belongs to the event loop of its host.
+
+    open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
+    timers and waits that the function awaits no longer. cancels: those that were delivered. blocked: the function does not do what the
+    journal has.
+    """
+
+    def __init__(self, job_id: str, history: History, *, key: bytes, code: str = "") -> None:
+        """key: the journal's, with which digests are made. code: the version of the function that will run."""
+        self.job_id = job_id
+        self.history = history
+        self.code = code
+        self.blocked: NonDeterminism | None = None
+        self.open: dict[int, Ask] = {}
+        self.new: list[Ask] = []
+        self.gone: list[Ask] = []
+        self.cancels: list[Cancel] = []
+        self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
+            job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
+        )
+        self.loop.now = history.begin.at_ms / 1000
+        self._key = key
+        self._asked = history.base  # the ordinal of the last ask
+        self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
+        self._unmatched = dict(history.intents)
+        self._undelivered = deque(history.deliveries)
+        self._by_timer: dict[JobTimer, Ask] = {}
+        self._signals: dict[str, deque[Signal]] = {}
+        self._patches: dict[str, bool] = {}
+        self._seed = blake2b(f"{job_id}\0{history.runs}".encode(), key=key, digest_size=32).digest()
+        self._random: random.Random | None = None
+
+    # -- its turn -----------------------------------------------------------------------------------------------------
+
+    def start(self, function: Callable[["JobRun"], Coroutine[Any, Any, Any]]) -> None:
+        """Runs the function over what is recorded. Then the host takes what is open."""
+        self.loop.start(function(self))
+        self.loop.run_until_quiet()
+        while self.blocked is None and (entry := self._next_recorded()) is not None:
+            self.deliver(entry)
+        if self.blocked is None and self._unmatched and not self._matches:
+            intent = next(iter(self._unmatched.values()))
+            self._block(intent, "the function does not ask for it")
+
+    def _next_recorded(self) -> Delivery | None:
+        """The first recorded delivery that can be made. In a first attempt that is the first one; in a later one, a result may have to wait
+        until its effect is asked.
+        """
+        waiting = self._undelivered
+        if not waiting:
+            return None
+        if not self._matches:
+            entry = waiting.popleft()
+            if isinstance(entry, EffectResult | Answer) and entry.ordinal > self._asked:
+                self._block(self.history.intents.get(entry.ordinal), "the function has not asked for it yet")
+                return None
+            return entry
+        for entry in waiting:
+            if isinstance(entry, Signal | Cancel) or entry.ordinal in self.open:
+                waiting.remove(entry)
+                return entry
+        return None
+
+    def deliver(self, entry: Delivery) -> None:
+        """Tells the function, and runs it until it is quiet."""
+        self.loop.now = max(self.loop.now, entry.at_ms / 1000)
+        match entry:
+            case EffectResult() | Answer():
+                self._resolve(self.open.pop(entry.ordinal, None), entry)
+            case Signal():
+                self._signal(entry)
+            case Cancel():
+                self.cancels.append(entry)
+                self.loop.main.cancel(entry.reason)
+        self.loop.run_until_quiet()
+
+    def _resolve(self, ask: Ask | None, entry: EffectResult | Answer) -> None:
+        if ask is None:
+            return
+        if ask.timer is not None:
+            self._by_timer.pop(ask.timer, None)
+            self.loop.fire(ask.timer)
+        future = ask.future
+        if future is None or future.done():
+            return
+        if isinstance(entry, Answer):
+            future.set_result(entry)
+        elif entry.outcome == "ok":
+            future.set_result(unpack(entry.body) if entry.body else None)  # type: ignore[arg-type]
+        else:
+            error = unpack_error(entry.body)  # type: ignore[arg-type]
+            error.effect = f"{ask.name} (effect {ask.ordinal} of job {self.job_id})"
+            future.set_exception(error)
+
+    def _signal(self, signal: Signal) -> None:
+        for ask in self.open.values():
+            if ask.kind == "wait" and ask.name == signal.name and not ask.dropped:
+                del self.open[ask.ordinal]
+                assert ask.future is not None
+                ask.future.set_result(signal)
+                return
+        self._signals.setdefault(signal.name, deque()).append(signal)
+
+    # -- what the function asks ---------------------------------------------------------------------------------------
+
+    def call(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes) -> "asyncio.Future[Any]":
+        """A call of the tool with these arguments, which `body` has packed."""
+        ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
+        ask.tool, ask.args, ask.kwargs = tool, args, kwargs
+        assert ask.future is not None
+        return ask.future
+
+    def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
+        """A question to a person. body: what it says, JSON."""
+        due_ms = 0 if timeout_s is None else round((self.loop.now + timeout_s) * 1000)
+        ask = self._ask("ask", kind, body, body=body, due_ms=due_ms)
+        assert ask.future is not None
+        return ask.future
+
+    def wait(self, name: str) -> "asyncio.Future[Signal]":
+        """The next signal of this name, which may have come already."""
+        ask = self._ask("wait", name, b"")
+        assert ask.future is not None
+        if (waiting := self._signals.get(name)) and ask.ordinal in self.open:
+            del self.open[ask.ordinal]
+            ask.future.set_result(waiting.popleft())
+        return ask.future
+
+    def child(self, agent_id: str, body: bytes) -> "asyncio.Future[Any]":
+        """A job of another agent, which gets this input."""
+        ask = self._ask("child", agent_id, body, body=body)
+        assert ask.future is not None
+        return ask.future
+
+    def patched(self, name: str) -> bool:
+        """Whether the new code is to run here: not where the journal shows that the job came by without it."""
+        if name in self._patches:
+            return self._patches[name]
+        recorded = self.history.intents.get(self._asked + 1)
+        if recorded is not None and recorded.kind == "patch" and recorded.name == name:
+            chosen = True
+        else:
+            chosen = not self._undelivered and not self._unmatched
+        if chosen:
+            self._ask("patch", name, b"", awaited=False)
+        self._patches[name] = chosen
+        return chosen
+
+    def now_ms(self) -> int:
+        """The time of what was delivered last."""
+        return int(self.loop.now * 1000)
+
+    def random(self) -> random.Random:
+        """Its generator: the same numbers in every replay."""
+        if self._random is None:
+            self._random = random.Random(self._seed)
+        return self._random
+
+    def uuid(self) -> uuid.UUID:
+        """A random id, the same in every replay."""
+        return uuid.UUID(int=self.random().getrandbits(128), version=4)
+
+    def _timer_set(self, timer: JobTimer) -> None:
+        ask = self._ask("sleep", "", b"", due_ms=round(timer.when() * 1000), awaited=False)
+        ask.timer = timer
+        self._by_timer[timer] = ask
+
+    def _timer_gone(self, timer: JobTimer) -> None:
+        ask = self._by_timer.pop(timer, None)
+        if ask is not None and self.open.pop(ask.ordinal, None) is not None:
+            ask.dropped = True
+            self.gone.append(ask)
+
+    def _ask(
+        self,
+        kind: str,
+        name: str,
+        arguments: bytes,
+        *,
+        effect_class: str = "",
+        body: bytes = b"",
+        due_ms: int = 0,
+        awaited: bool = True,
+    ) -> Ask:
+        self._check_turn(f"{kind} {name}".strip())
+        asked = b"" if kind in _UNCHECKED else digest(self._key, kind, name, arguments)
+        intent, ordinal = self._recorded(kind, name, asked, effect_class)
+        ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms)
+        if kind == "ask":
+            ask.token = self.token(ordinal)
+        if intent is not None:
+            ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
+            ask.attempt = self.history.tries.get(ordinal, 1)
+        if awaited:
+            ask.future = self.loop.create_future()
+            ask.future.add_done_callback(lambda future: self._abandoned(ask, future))
+        if kind != "patch":
+            self.open[ordinal] = ask
+        self.new.append(ask)
+        return ask
+
+    def _recorded(self, kind: str, name: str, asked: bytes, effect_class: str) -> tuple[Intent | None, int]:
+        """What the journal has of it, if anything, and its ordinal."""
+        if self._matches:
+            for ordinal, intent in self._unmatched.items():
+                if (intent.kind, intent.name, intent.digest) == (kind, name, asked):
+                    del self._unmatched[ordinal]
+                    self._asked = max(self._asked, ordinal)
+                    return intent, ordinal
+            self.history.last_ordinal += 1
+            self._asked = max(self._asked, self.history.last_ordinal)
+            return None, self.history.last_ordinal
+        self._asked += 1
+        ordinal = self._asked
+        recorded = self._unmatched.pop(ordinal, None)
+        if recorded is None:
+            return None, ordinal
+        checked = not effect_class or RULES[EffectClass(effect_class)].checked
+        if (recorded.kind, recorded.name) != (kind, name) or (checked and recorded.digest != asked):
+            self._block(recorded, f"the function asks for {_words(kind, name)}" + _same(recorded, kind, name))
+        return recorded, ordinal
+
+    def _check_turn(self, what: str) -> None:
+        if self.loop.dead:
+            raise asyncio.CancelledError(f"{what}: the job is parked or over")
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self.loop:
+            raise UserError(
+                f"job {self.job_id}: {what} was asked outside of the job's turn",
+                hint="ask in the agent's own function, not in a thread or a step",
+            )
+        if self._asked - self.history.base >= MOST_EFFECTS:
+            raise UserError(
+                f"job {self.job_id} has asked for {MOST_EFFECTS:,} effects",
+                hint="ctx.continue_as(input) begins a new history",
+            )
+
+    def _abandoned(self, ask: Ask, future: "asyncio.Future[Any]") -> None:
+        """The function awaits it no longer: it was cancelled, or its time was over."""
+        if not future.cancelled() or self.open.get(ask.ordinal) is not ask:
+            return
+        ask.dropped = True
+        if ask.kind != "call":  # a call goes on to its end: it may have been made
+            del self.open[ask.ordinal]
+            self.gone.append(ask)
+
+    def _block(self, intent: Intent | None, what: str) -> None:
+        if self.blocked is None:
+            step = "its end" if intent is None else f"step {intent.ordinal}, {_words(intent.kind, intent.name)}"
+            self.blocked = NonDeterminism(
+                f"job {self.job_id}: at {step}, {what}; "
+                f"the journal was written by version {self.history.begin.code!r}, this is {self.code!r}",
+                hint="bring the old code back; or guard what is new with ctx.patched('…') and start again",
+            )
+
+    # -- what the host looks at ---------------------------------------------------------------------------------------
+
+    def token(self, ordinal: int, about: str = "") -> str:
+        """The secret word of a question, a word of a command line."""
+        name = f"token\0{self.job_id}\0{ordinal}\0{about}"
+        return blake2b(name.encode(), key=self._key, digest_size=20).hexdigest()
+
+    @property
+    def last_asked(self) -> int:
+        """The ordinal of what the function asked last."""
+        return self._asked
+
+    def effect_id(self, ask: Ask) -> EffectId:
+        return EffectId(self.job_id, ask.ordinal, ask.attempt)
+
+    def take_new(self) -> list[Ask]:
+        """What was asked since the last look."""
+        new, self.new = self.new, []
+        return new
+
+    def take_gone(self) -> list[Ask]:
+        """Questions, timers and waits that were dropped since the last look."""
+        gone, self.gone = self.gone, []
+        return gone
+
+    @property
+    def finished(self) -> bool:
+        """The function has returned, or must not go on."""
+        return self.loop.main.done() or self.loop.refused is not None
+
+    @property
+    def over(self) -> bool:
+        """The function has returned, and nothing that it has asked may still happen."""
+        return self.finished and not any(
+            ask.kind == "call" and ask.effect_class in _SETTLED for ask in self.open.values()
+        )
+
+    @property
+    def stuck(self) -> bool:
+        """It waits for what nobody will give it."""
+        return not self.finished and not self.open
+
+    def may_park(self, now_s: float) -> bool:
+        """Whether all that it waits for may take long."""
+        return all(ask.may_park(now_s) for ask in self.open.values())
+
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """What the function returned, or raised. Only where it is `finished`."""
+        if self.loop.refused is not None:
+            return None, self.loop.refused
+        try:
+            return self.loop.main.result(), None
+        except BaseException as error:  # whatever the function let out is its outcome
+            return None, error
+
+    def discard(self) -> None:
+        """Its coroutines are dropped."""
+        self.loop.discard()
+
+
+def _words(kind: str, name: str) -> str:
+    return f"{kind} {name}" if name else kind
+
+
+def _same(intent: Intent, kind: str, name: str) -> str:
+    return " with other arguments" if (intent.kind, intent.name) == (kind, name) else ""

@@ -1,0 +1,97 @@
+"""When timers of jobs are due, and when somebody has written to the inbox of their journal.
+
+The event loop is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock and the inbox are looked
+at each _LOOK_SECONDS: the clock may be set, or be one that is moved by hand, and a letter comes from another process.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from functools import partial
+
+from sabot.clock import Clock
+from sabot.jobs.owner import Desk
+from sabot.threads import aside
+from sabot.watch import guarded
+
+__all__ = ["JobTimers"]
+
+_LOOK_SECONDS = 0.05
+_PRUNE_FROM = 4096  # timers
+
+
+class JobTimers:
+    """due: gets (job, ordinal) when its time has come. letters: is called when there are some. keeps: whether a timer is awaited still."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        clock: Clock,
+        *,
+        due: Callable[[str, int], None],
+        letters: Callable[[], None],
+        keeps: Callable[[str, int], bool],
+        broke: Callable[[str, BaseException], None],
+    ) -> None:
+        self._desk, self._clock = desk, clock
+        self._due, self._letters, self._keeps = due, letters, keeps
+        self._loop = asyncio.get_running_loop()
+        what = "what looks for timers and letters of jobs"
+        self._look_safely = guarded(self._look, what, partial(broke, what))
+        self._heap: list[tuple[int, str, int]] = []  # due in ms, job, ordinal
+        self._prune_at = _PRUNE_FROM
+        self._looking: asyncio.TimerHandle | None = None
+        self._running = self._asking = False
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def start(self) -> None:
+        """Looks from now on."""
+        self._running = True
+        self._arm()
+
+    def stop(self) -> None:
+        """Nothing is due any more."""
+        self._running = False
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def add(self, due_ms: int, job_id: str, ordinal: int) -> None:
+        """Another one. The same may be added again: `due` is told of each."""
+        heapq.heappush(self._heap, (due_ms, job_id, ordinal))
+        if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
+            self._heap = [each for each in self._heap if self._keeps(each[1], each[2])]
+            heapq.heapify(self._heap)
+            self._prune_at = max(_PRUNE_FROM, 2 * len(self._heap))
+        if self._running:
+            self._arm()
+
+    def _arm(self) -> None:
+        wait_s = _LOOK_SECONDS
+        if self._heap:
+            wait_s = min(wait_s, max(0.0, self._heap[0][0] / 1000 - self._clock.time()))
+        if self._looking is not None:
+            if self._looking.when() <= self._loop.time() + wait_s:
+                return
+            self._looking.cancel()
+        self._looking = self._loop.call_later(wait_s, self._look_safely)
+
+    def _look(self) -> None:
+        self._looking = None
+        now_ms = self._desk.now_ms()
+        while self._heap and self._heap[0][0] <= now_ms:
+            _, job_id, ordinal = heapq.heappop(self._heap)
+            self._desk.put(partial(self._due, job_id, ordinal))
+        if not self._asking:
+            self._asking = True
+            self._desk.beside(self._ask_inbox(), "the look into the inbox")
+        self._arm()
+
+    async def _ask_inbox(self) -> None:
+        try:
+            if await aside(self._desk.journal.letters):
+                self._letters()
+        finally:
+            self._asking = False

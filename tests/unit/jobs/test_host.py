@@ -1,0 +1,446 @@
+"""Jobs over a journal: effects once, replay, parking, doubt, order. Without an app: `hosting` is their agent."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from unit.jobs.hosting import Agent, entries, hosting, prefix
+
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError
+from sabot.jobs.values import unpack
+from sabot.journal import Attempt, EffectResult, End, Intent, Letter, MemoryHome, Reconciled
+from sabot.llm.tools import tool
+
+
+class World:
+    """What really happened, by name."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+
+    def tool(self, name: str, **options: Any) -> Any:
+        @tool(name=name, **options)
+        async def make(value: Any = None) -> Any:
+            self.made[f"{name} {value}"] += 1
+            await asyncio.sleep(0)
+            return {"made": value}
+
+        return make
+
+
+async def test_an_effect_is_in_the_journal_before_and_after() -> None:
+    world, home = World(), MemoryHome()
+    pay = world.tool("pay")
+
+    async def f(ctx: DurableContext) -> Any:
+        return [await ctx.call(pay, ctx.message), ctx.job_id]
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j1", 7)
+        await jobs.over("j1")
+        assert jobs.agent.done == {"j1": [{"made": 7}, "j1"]}
+    kinds = [type(entry).__name__ for entry in entries(home)]
+    assert kinds == ["Begin", "Intent", "EffectResult", "End"]
+
+
+STEPS = 4
+
+
+def agent_of(world: World) -> Agent:
+    """Every kind of effect, in turn and at once."""
+    read, pay, put = world.tool("read", effect="read"), world.tool("pay"), world.tool("put", effect="idempotent")
+
+    async def f(ctx: DurableContext) -> Any:
+        seen = [await ctx.call(read, 1)]
+        seen += await asyncio.gather(ctx.call(pay, 1), ctx.call(put, 1), ctx.call(read, 2))
+        number, name = ctx.random().random(), str(ctx.uuid())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ctx.call(pay, value)) for value in (2, 3)]
+        await ctx.sleep(0.001)
+        seen += [task.result() for task in tasks]
+        return [seen, number, name]
+
+    return Agent(f)
+
+
+async def test_killed_after_each_entry_the_same_answer_comes_and_nothing_unsafe_is_done_twice() -> None:
+    whole, home = World(), MemoryHome()
+    async with hosting(home, agent_of(whole)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        answer = jobs.agent.done["j"]
+    assert set(whole.made.values()) == {1}
+    written = entries(home)
+    for count in range(1, len(written) + 1):
+        world = World()
+        before = {
+            (entry.name, entry.ordinal)
+            for entry in written[:count]
+            if isinstance(entry, Intent) and entry.kind == "call"
+        }
+        known = {entry.ordinal for entry in written[:count] if isinstance(entry, EffectResult)}
+        async with hosting(prefix(home, count), agent_of(world)) as jobs:
+            doubtful = {ordinal for name, ordinal in before if name == "pay" and ordinal not in known}
+            for _ in doubtful:  # a person says that these were done
+                await jobs.until(lambda: open_questions(jobs))
+                token = open_questions(jobs)[0]
+                jobs.journal.post(
+                    Letter("answer", token, body=b'{"outcome": "done", "result": {"made": %d}}' % amount(jobs, token))
+                )
+                await jobs.until(lambda token=token: token not in open_questions(jobs))
+            await jobs.over("j")
+            assert jobs.agent.done["j"] == answer, count
+        for name, ordinal in before:
+            if ordinal in known or name == "pay":
+                asked = next(e for e in written if isinstance(e, Intent) and e.ordinal == ordinal)
+                assert world.made[f"{name} {value_of(asked)}"] == 0, (count, name)
+
+
+def value_of(intent: Intent) -> Any:
+    return unpack(intent.body)[0][0]  # type: ignore[arg-type]
+
+
+def open_questions(jobs: Any) -> list[str]:
+    home = jobs.journal.home
+    return [token for token, question in home.questions.items() if not question.closed]
+
+
+def amount(jobs: Any, token: str) -> int:
+    ordinal = jobs.journal.home.questions[token].ordinal
+    return int(
+        next(
+            value_of(e)
+            for e in entries(jobs.journal.home)
+            if isinstance(e, Intent) and e.ordinal == ordinal and e.kind == "call"
+        )
+    )
+
+
+async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
+    home = MemoryHome()
+
+    async def f(ctx: DurableContext) -> Any:
+        answer = await ctx.ask("confirm", {"message": "Refund?"}, timeout="2d")
+        return [answer.approved, dict(answer.resolution), answer.by]
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert jobs.host.statistics()["parked"] == 1
+        (token,) = open_questions(jobs)
+    async with hosting(home, Agent(f)) as jobs:  # after a restart too
+        await jobs.parks("j")
+        jobs.journal.post(Letter("answer", token, body=b'{"approved": true}', by="ann"))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [True, {"approved": True}, "ann"]
+
+
+async def test_a_question_that_nobody_answers_expires_by_the_clock() -> None:
+    clock = ManualClock()
+    home = MemoryHome(clock)
+
+    async def f(ctx: DurableContext) -> Any:
+        answer = await ctx.ask("confirm", {}, timeout="1h")
+        return [answer.approved, answer.expired, ctx.now()]
+
+    async with hosting(home, Agent(f, clock)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        clock.advance(3601)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [False, True, round(clock.time() * 1000)]
+
+
+async def test_a_job_sleeps_parked_and_a_timeout_ends_a_wait() -> None:
+    clock = ManualClock()
+
+    async def f(ctx: DurableContext) -> Any:
+        began = ctx.now()
+        await ctx.sleep("1h")
+        slept = ctx.now() - began
+        try:
+            await ctx.wait("go", timeout="1m")
+        except TimeoutError:
+            return [slept, "late"]
+
+    async with hosting(MemoryHome(clock), Agent(f, clock)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        clock.advance(3600)
+        await jobs.parks("j", wakes=1)
+        clock.advance(60)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [3_600_000, "late"]
+
+
+async def test_signals_come_in_order_also_before_they_are_waited_for() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.wait("start")
+        return [await ctx.wait("item"), await ctx.wait("item")]
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        for number, (name, body) in enumerate([("item", b"1"), ("item", b"2"), ("start", b"")]):
+            jobs.journal.post(Letter("signal", str(number), "j", name, body))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [1, 2]
+
+
+async def test_a_cancel_is_raised_once_where_the_job_waits_and_it_may_clean_up() -> None:
+    world = World()
+    undo = world.tool("undo")
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            await ctx.sleep("1h")
+        except asyncio.CancelledError:
+            await ctx.call(undo, 1)
+            raise
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.over("j")
+        assert (jobs.agent.outcomes["j"], world.made) == ("cancelled", {"undo 1": 1})
+
+
+async def test_an_error_of_a_tool_is_its_result_and_the_function_may_handle_it() -> None:
+    calls: list[int] = []
+
+    @tool
+    async def fails() -> None:
+        calls.append(1)
+        raise ValueError("no such order")
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            await ctx.call(fails)
+        except EffectError as error:
+            return [error.type, error.message]
+
+    home = MemoryHome()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["ValueError", "no such order"]
+    agent = Agent(f)
+    async with hosting(prefix(home, 3), agent) as jobs:
+        await jobs.over("j")
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("found", [Reconciled.DONE, Reconciled.NOT_DONE, Reconciled.UNKNOWN])
+async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) -> None:
+    made: list[str] = []
+
+    async def look(effect: Any, value: int) -> Any:
+        return (found, {"id": effect.key}) if found is Reconciled.DONE else found
+
+    @tool(effect="reconcilable", reconcile=look)
+    async def pay(value: int) -> Any:
+        made.append("pay")
+        return {"id": "new"}
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(pay, 5)
+
+    home = MemoryHome()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    made.clear()
+    async with hosting(prefix(home, 2), Agent(f)) as jobs:  # killed during the call
+        if found is Reconciled.UNKNOWN:
+            await jobs.parks("j")
+            (token,) = open_questions(jobs)
+            jobs.journal.post(Letter("answer", token, body=b'{"outcome": "abandon"}'))
+            await jobs.over("j")
+            assert (jobs.agent.outcomes["j"], made) == ("failed", [])
+        else:
+            await jobs.over("j")
+            assert made == ([] if found is Reconciled.DONE else ["pay"])
+
+
+async def test_other_code_blocks_the_job_and_says_where() -> None:
+    world, home = World(), MemoryHome()
+    pay, mail = world.tool("pay"), world.tool("mail")
+
+    async def old(ctx: DurableContext) -> Any:
+        await ctx.call(pay, 1)
+        await ctx.sleep("1h")
+
+    async def new(ctx: DurableContext) -> Any:
+        await ctx.call(mail, 1)
+        await ctx.call(pay, 1)
+
+    async with hosting(home, Agent(old)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    world.made.clear()
+    async with hosting(home, Agent(new, code="2")) as jobs:
+        await jobs.over("j")
+        told = str(jobs.agent.blocks["j"])
+        assert all(words in told for words in ("step 1, call pay", "call mail", "'1'", "'2'"))
+    assert not world.made
+
+
+async def test_a_patched_function_serves_old_and_new_jobs() -> None:
+    world, home = World(), MemoryHome()
+    pay, check = world.tool("pay"), world.tool("check", effect="read")
+
+    async def old(ctx: DurableContext) -> Any:
+        await ctx.sleep("1h")
+        return await ctx.call(pay, ctx.message)
+
+    async def new(ctx: DurableContext) -> Any:
+        if ctx.patched("check"):
+            await ctx.call(check, ctx.message)
+        await ctx.sleep("1h")
+        return await ctx.call(pay, ctx.message)
+
+    clock = ManualClock()
+    home = MemoryHome(clock)
+    async with hosting(home, Agent(old, clock)) as jobs:
+        jobs.begin("old", 1)
+        await jobs.parks("old")
+    agent = Agent(new, clock)
+    async with hosting(home, agent) as jobs:
+        jobs.begin("new", 2)
+        await jobs.parks("new")
+        await jobs.parks("old")
+    async with hosting(home, agent) as jobs:
+        clock.advance(3601)
+        await jobs.over("old", "new")
+        assert not agent.blocks
+    assert world.made == {"check 2": 1, "pay 1": 1, "pay 2": 1}
+
+
+async def test_a_job_that_is_tried_again_keeps_results_and_asks_errors_anew() -> None:
+    world, home = World(), MemoryHome()
+    pay = world.tool("pay")
+    fails = [ValueError("busy")]
+
+    @tool(effect="read")
+    async def look() -> str:
+        if fails:
+            raise fails.pop()
+        return "there"
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.call(pay, 1)
+        return [await ctx.call(look), ctx.attempt]
+
+    async with hosting(home, Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["there", 2]
+    assert world.made == {"pay 1": 1}
+    assert [e.attempt for e in entries(home) if isinstance(e, Attempt) and e.ordinal == 0] == [2]
+    for count in range(1, len(entries(home))):
+        async with hosting(prefix(home, count), Agent(f, verdict="again")) as jobs:
+            if open_questions(jobs) or count == 2:
+                continue  # the payment is in doubt
+            await jobs.over("j")
+            assert jobs.agent.done["j"][0] == "there", count
+
+
+async def test_a_job_goes_on_as_a_new_history() -> None:
+    world, home = World(), MemoryHome()
+    pay = world.tool("pay")
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.call(pay, ctx.message)
+        if ctx.message < 3:
+            ctx.continue_as(ctx.message + 1)
+        return ctx.message
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j", 1)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == 3
+    assert world.made == {"pay 1": 1, "pay 2": 1, "pay 3": 1}
+    ordinals = [e.ordinal for e in entries(home) if isinstance(e, Intent)]
+    assert ordinals == [1, 2, 3]
+
+
+async def test_what_waits_for_nothing_fails_with_the_fix() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        await asyncio.Event().wait()
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert "nobody will give it" in str(jobs.agent.errors["j"])
+
+
+async def test_a_parked_job_makes_no_effect_in_its_finally() -> None:
+    world = World()
+    pay = world.tool("pay")
+    ran: list[str] = []
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            await ctx.sleep("1h")
+        finally:
+            ran.append("finally")
+            await ctx.call(pay, 1)
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert (ran, jobs.broken) == (["finally"], [])
+    assert not world.made
+
+
+async def test_an_end_behind_the_checkpoint_is_told_again_and_its_job_not_run() -> None:
+    home, calls = MemoryHome(), []
+
+    async def f(ctx: DurableContext) -> Any:
+        calls.append(1)
+        raise ValueError("bad order")
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j", {"order": 1})
+        await jobs.over("j")
+    agent = Agent(f)
+    async with hosting(home, agent) as jobs:
+        await jobs.until(lambda: agent.before)
+        (before,) = agent.before
+        assert (before.job_id, before.ended.outcome, len(calls)) == ("j", "failed", 1)
+    assert isinstance(entries(home)[-1], End)
+
+
+async def test_a_child_is_a_job_of_its_own_and_its_parent_parks() -> None:
+    world, home = World(), MemoryHome()
+    pay = world.tool("pay")
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "parent":
+            results = await asyncio.gather(ctx.child("agent", 1), ctx.child("agent", 2), return_exceptions=True)
+            return [result if isinstance(result, int) else type(result).__name__ for result in results]
+        await ctx.call(pay, ctx.message)
+        if ctx.message == 2:
+            raise ValueError("no")
+        return ctx.message
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j", "parent")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [1, "EffectError"]
+        assert jobs.agent.outcomes == {"j": "succeeded", "j~1": "succeeded", "j~2": "failed"}
+    written = entries(home)
+    for count in range(1, len(written)):
+        undone = [e for e in written[:count] if isinstance(e, Intent) and e.kind == "call"]
+        done = {(e.job, e.ordinal) for e in written[:count] if isinstance(e, EffectResult)}
+        if any((e.job, e.ordinal) not in done for e in undone):
+            continue  # a payment is in doubt
+        world.made.clear()
+        async with hosting(prefix(home, count), Agent(f)) as jobs:
+            await jobs.over("j")
+            assert jobs.agent.outcomes["j"] == "succeeded", count
+        assert sum(world.made.values()) == 2 - len(undone)
