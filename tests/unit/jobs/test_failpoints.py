@@ -79,10 +79,8 @@ async def test_the_steps_of_an_effect_come_in_the_order_of_what_is_durable(tmp_p
     assert watching.seen == ["journal", "journal done", *made, "journal", "journal done"]
 
 
-@pytest.mark.parametrize(
-    ("at", "calls", "outcome"), [("call", 0, Certainty.NOT_SENT), ("outcome", 1, Certainty.UNKNOWN)]
-)
-async def test_a_crash_at_a_step_of_a_call_leaves_what_is_true(
+@pytest.mark.parametrize(("at", "calls", "outcome"), [("call", 0, Certainty.NOT_SENT), ("outcome", 1, Certainty.DONE)])
+async def test_an_error_at_a_step_of_a_call_says_whether_it_was_made(
     tmp_path: Path, at: str, calls: int, outcome: Any
 ) -> None:
     journal, made = SqliteJournal(tmp_path), 0
