@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError
 from sabot.state.base import Snapshot, StateBackend
 
 __all__ = ["HeldWrites", "Overlay"]
@@ -90,30 +90,36 @@ class HeldWrites(Overlay):
     see them, and stay out of the snapshot.
     """
 
-    __slots__ = ("holding",)
+    __slots__ = ("_holding",)
 
     def __init__(self, base: StateBackend) -> None:
         super().__init__(base)
-        self.holding = False
+        self._holding = False
 
     def hold(self) -> None:
-        """From here on writes are held back, so that they are not in the snapshot that is being taken. There is one at a time."""
-        assert not self.holding
-        self.holding = True
+        """From here on writes are held back, so that they are not in the snapshot that is being taken. Raises SabotError while an earlier
+        one is being taken: when that has ended, the writes that were held back reach the base, and so they would get into this one.
+        """
+        if self._holding:
+            raise SabotError(
+                "the state backend still takes the snapshot of an earlier checkpoint",
+                hint="its snapshot() takes longer than checkpoint_timeout=: raise that, or make it faster",
+            )
+        self._holding = True
 
     def let_go(self) -> None:
         """Called when the snapshot has taken its cut: the held writes go to the base."""
-        self.holding = False
+        self._holding = False
         self.apply()
 
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
-        if self.holding:
+        if self._holding:
             super().write(namespace, key, value)
         else:
             self._base.write(namespace, key, value)
 
     def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        if self.holding:
+        if self._holding:
             super().write_many(namespace, keys, values)
         else:
             self._base.write_many(namespace, keys, values)
