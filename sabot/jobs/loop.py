@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+_Outside = tuple[
+    asyncio.AbstractEventLoop | None, "asyncio.Task[Any] | None", Any
+]  # loop, task, hooks of async generators
 
 _MOST_CALLBACKS = 100_000  # in a turn
 _NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is one way of waiting for a cancellation
@@ -68,9 +71,9 @@ class JobFuture(_Numbered, asyncio.Future[Any]):
 class JobTask(_Numbered, asyncio.Task[Any]):
     """A task of a job's function."""
 
-    def __init__(self, steps: "_Watched", loop: "JobLoop", name: str, context: Context | None, number: int) -> None:
+    def __init__(self, steps: "_Watched", loop: "JobLoop", number: int, **options: Any) -> None:
         self._number = number  # before the task is made, because that puts it into a set
-        super().__init__(steps, loop=loop, name=name, context=context)
+        super().__init__(steps, loop=loop, **options)
 
     def get_coro(self) -> Any:
         steps = super().get_coro()
@@ -181,13 +184,8 @@ class JobLoop(asyncio.AbstractEventLoop):
 
         Raises KeyboardInterrupt and SystemExit of the function. It does not suspend.
         """
-        outer = asyncio._get_running_loop()
-        if isinstance(outer, JobLoop):
-            raise InternalError(f"a turn of job {self.name} inside of a turn of job {outer.name}")
         ready, left = self._ready, _MOST_CALLBACKS
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, self._generator_dropped)
-        asyncio._set_running_loop(self)
+        outside = self._enter("runs")
         self._in_turn = get_ident()
         try:
             if deliver is not None:
@@ -204,8 +202,28 @@ class JobLoop(asyncio.AbstractEventLoop):
                     )
         finally:
             self._in_turn = 0
-            asyncio._set_running_loop(outer)
-            sys.set_asyncgen_hooks(*hooks)
+            self._leave(outside)
+
+    def _enter(self, what: str) -> "_Outside":
+        """Makes this loop the running one of this thread. Returns what `_leave` restores."""
+        loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+        if isinstance(loop, JobLoop):
+            raise InternalError(f"job {self.name} {what} inside of a turn of job {loop.name}")
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is not None:
+            asyncio.tasks._leave_task(
+                task.get_loop(), task
+            )  # from Python 3.14 on, a thread is in one task, not in one per loop
+        sys.set_asyncgen_hooks(None, self._generator_dropped)
+        asyncio._set_running_loop(self)
+        return loop, task, hooks
+
+    def _leave(self, outside: "_Outside") -> None:
+        loop, task, hooks = outside
+        asyncio._set_running_loop(loop)
+        sys.set_asyncgen_hooks(*hooks)
+        if task is not None:
+            asyncio.tasks._enter_task(task.get_loop(), task)
 
     def fire(self, timer: JobTimer) -> None:
         """Makes the timer's callback ready; does nothing where the timer has fired or is cancelled."""
@@ -215,14 +233,9 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     def discard(self) -> None:
         """Ends the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message comes from it."""
-        outer = asyncio._get_running_loop()
-        if isinstance(outer, JobLoop):
-            raise InternalError(f"job {self.name} is discarded inside of a turn of job {outer.name}")
+        outside = self._enter("is discarded")
         self.dead = True
         self._ready.clear()
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, self._generator_dropped)
-        asyncio._set_running_loop(self)
         try:
             for steps in reversed(self._tasks.values()):
                 self._drop(steps.coroutine)
@@ -231,8 +244,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         finally:
             self._tasks.clear()
             self._left.clear()
-            asyncio._set_running_loop(outer)
-            sys.set_asyncgen_hooks(*hooks)
+            self._leave(outside)
 
     def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Runs a coroutine to its end, with an exception wherever it waits."""
@@ -336,7 +348,9 @@ class JobLoop(asyncio.AbstractEventLoop):
             raise self._refuse("awaits the future of a thread or of an executor (asyncio.wrap_future)")
         return JobFuture(self)
 
-    def create_task(self, coro: Any, *, name: object = None, context: Context | None = None) -> "asyncio.Task[Any]":
+    def create_task(
+        self, coro: Any, *, name: object = None, context: Context | None = None, **options: Any
+    ) -> "asyncio.Task[Any]":
         if not asyncio.iscoroutine(coro):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
         if self.dead:
@@ -345,7 +359,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         self._tasks_made += 1
         number = self.next_number()
         steps = self._tasks[number] = _Watched(coro, self, number)
-        return JobTask(steps, self, f"Task-{self._tasks_made}" if name is None else str(name), context, number)
+        name = f"Task-{self._tasks_made}" if name is None else str(name)
+        return JobTask(steps, self, number, name=name, context=context, **options)
 
     def next_number(self) -> int:
         """The number of a future or task of this loop, from which its hash is made."""
