@@ -1,7 +1,7 @@
 """The event loop of one job, which makes its function do the same whenever the same is delivered to it in the same order.
 
-    owner       resolves a future of the job, fires one of its timers, or cancels its main task: a delivery
-    turn        `run_until_quiet` runs what is ready, first come, first served, until nothing is
+    delivery    the owner resolves a future of the job, fires one of its timers, or cancels its main task
+    turn        `run_until_quiet` makes a delivery, and runs what is ready, first come, first served, until nothing is
     quiet       every task waits for a delivery
 
 Nothing else decides an order: tasks, futures and timers are numbered as they are made, and hash by that number, so that the sets in
@@ -37,6 +37,7 @@ _MOST_CALLBACKS = 100_000  # in a turn
 _NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is one way of waiting for a cancellation
 _MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
 _HINT = "make it an effect: await ctx.step(f, ...) calls f outside of the job, once, and records what it returns"
+_SHARED_HINT = "share no Lock, Semaphore, Event, Queue or Future with a job: only what is delivered to it is recorded; send it a signal"
 _ASKED_AS = {  # the functions of asyncio that use a method of the loop, where the names differ
     "create_connection": "asyncio.open_connection (loop.create_connection)",
     "create_server": "asyncio.start_server (loop.create_server)",
@@ -177,10 +178,15 @@ class JobLoop(asyncio.AbstractEventLoop):
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Makes the main task, in a copy of the current context. It takes its first step in the next turn."""
-        self.main = self.create_task(coroutine)
+        self._in_turn = get_ident()
+        try:
+            self.main = self.create_task(coroutine)
+        finally:
+            self._in_turn = 0
 
     def run_until_quiet(self, deliver: Callable[[], object] | None = None) -> None:
-        """Runs `deliver`, then all that is ready, as the running loop of this thread; ends when nothing is ready, or when `refused` is set.
+        """Calls `deliver`, then all that is ready, as the running loop of this thread; ends when nothing is ready, or when `refused`
+        is set. What becomes ready otherwise than in a turn is refused.
 
         Raises KeyboardInterrupt and SystemExit of the function. It does not suspend.
         """
@@ -304,19 +310,17 @@ class JobLoop(asyncio.AbstractEventLoop):
         if self._in_turn == get_ident():
             self._ready.append(handle)
         elif not self.dead:
-            self._call_from_outside(handle)
+            raise self._woken_from_outside()
         return handle
 
-    def _call_from_outside(self, handle: asyncio.Handle) -> None:
-        """Takes a delivery that the owner makes between two turns."""
-        if self._in_turn:
-            raise self._refuse("is woken by another thread, through a future that they share")
+    def _woken_from_outside(self) -> UserError:
+        """Something that belongs to the function became ready otherwise than by a delivery. The other side is told, and so is the job."""
+        who = "the app, or another thread"
         other = asyncio._get_running_loop()
         if isinstance(other, JobLoop):
-            hint = "jobs share no Lock, Semaphore, Event, Queue or Future: only what is delivered to each of them is recorded"
-            other._refuse(f"wakes job {self.name}, through something of asyncio that they share", hint)
-            raise self._refuse(f"is woken by job {other.name}, through something of asyncio that they share", hint)
-        self._ready.append(handle)
+            who = f"job {other.name}"
+            other._refuse(f"wakes job {self.name}, through something of asyncio that they share", _SHARED_HINT)
+        return self._refuse(f"is woken by {who}, through something of asyncio that they share", _SHARED_HINT)
 
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None

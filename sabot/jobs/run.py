@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -162,6 +163,9 @@ class JobRun:
     def deliver(self, entry: Delivery) -> None:
         """Tells the function, and runs it until it is quiet."""
         self.loop.now = max(self.loop.now, entry.at_ms / 1000)
+        self.loop.run_until_quiet(partial(self._tell, entry))
+
+    def _tell(self, entry: Delivery) -> None:
         match entry:
             case EffectResult() | Answer():
                 self._resolve(self.open.pop(entry.ordinal, None), entry)
@@ -170,7 +174,6 @@ class JobRun:
             case Cancel():
                 self.cancels.append(entry)
                 self.loop.main.cancel(entry.reason)
-        self.loop.run_until_quiet()
 
     def _resolve(self, ask: Ask | None, entry: EffectResult | Answer) -> None:
         if ask is None:

@@ -208,8 +208,7 @@ def test_two_timers_for_one_moment_are_two() -> None:
 
     job = Owner(function)
     assert len(set(job.timers)) == 2
-    job.loop.main.cancel()
-    job.loop.run_until_quiet()
+    job.loop.run_until_quiet(job.loop.main.cancel)
     assert len(set(job.gone)) == 2
     for timer in job.timers:
         job.loop.fire(timer)
@@ -433,6 +432,23 @@ def test_jobs_that_share_a_lock_are_both_refused() -> None:
     second.loop.discard()
 
 
+def test_an_app_that_wakes_the_function_is_refused() -> None:
+    """The job would go on now, and in replay, where nobody sets the event, it would not."""
+    event = asyncio.Event()
+
+    async def function(job: Owner) -> None:
+        await event.wait()
+        job.seen.append("went on")
+
+    job = Owner(function)
+    with pytest.raises(UserError, match="is woken by the app, or another thread, through something of asyncio"):
+        event.set()
+    job.loop.run_until_quiet()
+    assert job.loop.refused is not None
+    assert job.seen == []
+    job.loop.discard()
+
+
 def test_a_thread_that_wakes_the_function_is_refused() -> None:
     def wake(waits: "asyncio.Future[Any]") -> None:
         with pytest.raises(UserError) as caught:
@@ -450,7 +466,7 @@ def test_a_thread_that_wakes_the_function_is_refused() -> None:
     errors: list[UserError] = []
     job = Owner(function)
     assert errors == [job.loop.refused]
-    assert "is woken by another thread" in str(job.loop.refused)
+    assert "is woken by the app, or another thread" in str(job.loop.refused)
     assert job.seen == []
     job.loop.discard()
 
