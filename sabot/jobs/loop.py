@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import sys
+from asyncio import tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context
@@ -217,7 +218,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             raise InternalError(f"job {self.name} {what} inside of a turn of job {loop.name}")
         task = None if loop is None else asyncio.current_task(loop)
         if task is not None:
-            asyncio.tasks._leave_task(
+            tasks._leave_task(
                 task.get_loop(), task
             )  # from Python 3.14 on, a thread is in one task, not in one per loop
         sys.set_asyncgen_hooks(None, self._generator_dropped)
@@ -229,7 +230,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(loop)
         sys.set_asyncgen_hooks(*hooks)
         if task is not None:
-            asyncio.tasks._enter_task(task.get_loop(), task)
+            tasks._enter_task(task.get_loop(), task)
 
     def fire(self, timer: JobTimer) -> None:
         """Makes the timer's callback ready; does nothing where the timer has fired or is cancelled."""
@@ -441,4 +442,4 @@ def _set_in_order(items: Iterable[Any] = ()) -> "set[Any] | dict[Any, None]":
 
 # `asyncio.wait` and `as_completed` begin with `set(...)` of what they got. Coroutines hash by address, so `as_completed` would begin them
 # in another order in every process. In a turn of a job, `set` in that module keeps the order; everywhere else it is the set that it was.
-vars(asyncio.tasks)["set"] = _set_in_order
+vars(tasks)["set"] = _set_in_order
