@@ -16,7 +16,7 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, JournalFailed, UserError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.owner import Desk, Live
-from sabot.jobs.run import Ask
+from sabot.jobs.run import Ask, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack, pack_error, unpack
@@ -158,7 +158,7 @@ class Effects:
     def _ask_person(self, live: Live, ask: Ask) -> None:
         """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon."""
         job, journal = live.job, self._desk.journal
-        ask.doubt = job.token(ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
+        ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
         payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(_VERDICTS)}
         name = digest(journal.key, "ask", IN_DOUBT, payload)
         body = msgspec.json.encode(payload)

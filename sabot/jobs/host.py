@@ -23,7 +23,7 @@ from sabot.jobs.effects import Effects, child_id
 from sabot.jobs.history import Delivery, History
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import Parking
-from sabot.jobs.run import ContinueAs, JobRun
+from sabot.jobs.run import ContinueAs, JobRun, question_token
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
@@ -343,9 +343,9 @@ class JobHost:
             self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
             return
         live = self._live.get(job_id)
-        token = self._parking.token(job_id, ordinal) if live is None else live.job.open[ordinal].token
-        if token:
-            self._withdraw(job_id, ordinal, token, "expired")
+        asked = self._parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind == "ask"
+        if asked:
+            self._withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
         self.arrived(self.append(entry, live), entry)

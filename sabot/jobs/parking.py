@@ -4,7 +4,7 @@ quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, canc
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -21,14 +21,12 @@ _LOADS = 16  # histories that are read at once
 
 @dataclass(slots=True, eq=False)
 class _Parked:
-    """agent: its id. waits: names of signals. due: in ms, by ordinal, of timers and of questions with a deadline. tokens: of those
-    questions.
-    """
+    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline."""
 
     agent: str
     waits: tuple[str, ...]
-    due: dict[int, int] = field(default_factory=dict)
-    tokens: dict[int, str] = field(default_factory=dict)
+    timers: tuple[int, ...]
+    questions: tuple[int, ...]
 
 
 class Parking:
@@ -61,23 +59,24 @@ class Parking:
     def awaits(self, job_id: str, ordinal: int) -> bool:
         """Whether a timer of this ordinal is awaited, as far as is known."""
         parked = self._parked.get(job_id)
-        return job_id in self._loading or (parked is not None and ordinal in parked.due)
+        return job_id in self._loading or (
+            parked is not None and (ordinal in parked.timers or ordinal in parked.questions)
+        )
 
-    def token(self, job_id: str, ordinal: int) -> str:
-        """Of the question whose deadline this is; "" for a timer."""
+    def asks(self, job_id: str, ordinal: int) -> bool:
+        """Whether this is a question of a parked job."""
         parked = self._parked.get(job_id)
-        return "" if parked is None else parked.tokens.get(ordinal, "")
+        return parked is not None and ordinal in parked.questions
 
     def park(self, live: Live, agent_id: str) -> None:
         """The job holds nothing any more but a small record."""
         asks = live.job.open.values()
-        record = _Parked(agent_id, tuple(ask.name for ask in asks if ask.kind == "wait"))
-        for ask in asks:
-            if ask.due_ms:
-                record.due[ask.ordinal] = ask.due_ms
-                if ask.token:
-                    record.tokens[ask.ordinal] = ask.token
-        self._parked[live.job.job_id] = record
+        self._parked[live.job.job_id] = _Parked(
+            agent_id,
+            tuple(ask.name for ask in asks if ask.kind == "wait"),
+            tuple(ask.ordinal for ask in asks if ask.due_ms and ask.kind == "sleep"),
+            tuple(ask.ordinal for ask in asks if ask.due_ms and ask.kind == "ask"),
+        )
         live.job.discard()
         live.owner.parked(live.job.job_id)
 

@@ -25,7 +25,7 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
 
-__all__ = ["MOST_EFFECTS", "Ask", "ContinueAs", "JobRun"]
+__all__ = ["MOST_EFFECTS", "Ask", "ContinueAs", "JobRun", "question_token"]
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
@@ -288,7 +288,7 @@ class JobRun:
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms)
         if kind == "ask":
-            ask.token = self.token(ordinal)
+            ask.token = question_token(self._key, self.job_id, ordinal)
         if intent is not None:
             ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
             ask.attempt = self.history.tries.get(ordinal, 1)
@@ -359,11 +359,6 @@ class JobRun:
 
     # -- what the host looks at ---------------------------------------------------------------------------------------
 
-    def token(self, ordinal: int, about: str = "") -> str:
-        """The secret word of a question, a word of a command line."""
-        name = f"token\0{self.job_id}\0{ordinal}\0{about}"
-        return blake2b(name.encode(), key=self._key, digest_size=20).hexdigest()
-
     @property
     def last_asked(self) -> int:
         """The ordinal of what the function asked last."""
@@ -415,6 +410,12 @@ class JobRun:
     def discard(self) -> None:
         """Its coroutines are dropped."""
         self.loop.discard()
+
+
+def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
+    """The secret word of a question, fit for a command line. Derived, so a crash before INTENT changes nothing. key: of the journal."""
+    name = f"token\0{job_id}\0{ordinal}\0{about}"
+    return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
 
 
 def _words(kind: str, name: str) -> str:

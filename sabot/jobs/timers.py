@@ -16,7 +16,7 @@ from sabot.watch import guarded
 
 __all__ = ["JobTimers"]
 
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers
 
 
