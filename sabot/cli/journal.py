@@ -12,6 +12,7 @@ from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
 from sabot.cli.loading import WrongUse
+from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened, size, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
 from sabot.errors import UserError
@@ -43,7 +44,9 @@ actions = typer.Typer(help="Questions to people, and their answers.", no_args_is
 Place = Annotated[
     str,
     typer.Option(
-        "--journal", metavar="JOURNAL", help="Where it is: its folder, the database in it, or a state directory."
+        "--journal",
+        metavar="JOURNAL",
+        help="Where it is: its folder, the database in it, a state directory, or kafka://host:port/topic.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
@@ -56,16 +59,16 @@ def _run(work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[JournalReader]:
-    reader = open_reader(place)
+def _reading(place: str, kafka: list[str] | None) -> Iterator[JournalReader]:
+    reader = open_reader(place, kafka=kafka_settings(kafka))
     try:
         yield reader
     finally:
         reader.close()
 
 
-def _post(place: str, letter: Letter) -> None:
-    inbox = open_inbox(place)
+def _post(place: str, kafka: list[str] | None, letter: Letter) -> None:
+    inbox = open_inbox(place, kafka=kafka_settings(kafka))
     try:
         inbox.post(letter)
     finally:
@@ -81,12 +84,15 @@ def _moment(seconds: float | None) -> str:
 
 @journal.command("show")
 def show_journal(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")], place: Place, json: Json = False
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")],
+    place: Place,
+    kafka: Kafka = None,
+    json: Json = False,
 ) -> None:
     """What a job did, entry by entry."""
 
     def work() -> None:
-        with _reading(place) as reader:
+        with _reading(place, kafka) as reader:
             found = list(reader.read(job))
             if not found:
                 raise UserError(f"{reader.where} has no entry of job {job}", hint="sabot jobs list shows the jobs")
@@ -159,6 +165,7 @@ def _body(body: Body) -> str:
 @jobs.command("list")
 def list_jobs(
     place: Place,
+    kafka: Kafka = None,
     scope: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this scope.")] = None,
     status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs in this status.")] = None,
     json: Json = False,
@@ -166,7 +173,7 @@ def list_jobs(
     """The jobs that the journal has, the oldest first."""
 
     def work() -> None:
-        with _reading(place) as reader:
+        with _reading(place, kafka) as reader:
             found = [
                 job
                 for job in JobsOfJournal(reader).jobs.values()
@@ -196,12 +203,15 @@ def _job_facts(job: JobRecord) -> dict[str, Any]:
 
 @jobs.command("show")
 def show_job(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")], place: Place, json: Json = False
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")],
+    place: Place,
+    kafka: Kafka = None,
+    json: Json = False,
 ) -> None:
     """One job: what was asked for, how far it is, which actions it has."""
 
     def work() -> None:
-        with _reading(place) as reader:
+        with _reading(place, kafka) as reader:
             known = JobsOfJournal(reader)
         record = known.jobs.get(job)
         if record is None:
@@ -222,13 +232,14 @@ def show_job(
 def cancel_job(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")],
     place: Place,
+    kafka: Kafka = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = "",
     by: By = "",
 ) -> None:
     """Ask a job to end. Its owner does it when it looks, or at its next start."""
 
     def work() -> None:
-        _post(place, cancel_letter(job, reason, by or _user()))
+        _post(place, kafka, cancel_letter(job, reason, by or _user()))
         typer.echo(f"job {job} will be cancelled by its owner")
 
     _run(work)
@@ -240,13 +251,14 @@ def cancel_job(
 @actions.command("list")
 def list_actions(
     place: Place,
+    kafka: Kafka = None,
     everything: Annotated[bool, typer.Option("--all", help="Those that are closed too.")] = False,
     json: Json = False,
 ) -> None:
     """The questions that wait for an answer, with the tokens by which they are answered."""
 
     def work() -> None:
-        with _reading(place) as reader:
+        with _reading(place, kafka) as reader:
             known, waiting = JobsOfJournal(reader), _answers(reader)
         found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
         if json:
@@ -287,12 +299,14 @@ def _action_facts(action: ActionRecord, waiting: dict[str, Letter]) -> dict[str,
 
 @actions.command("show")
 def show_action(
-    action: Annotated[str, typer.Argument(metavar="ACTION", help="The id of an action.")], place: Place
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="The id of an action.")],
+    place: Place,
+    kafka: Kafka = None,
 ) -> None:
     """One question, as JSON."""
 
     def work() -> None:
-        with _reading(place) as reader:
+        with _reading(place, kafka) as reader:
             known, waiting = JobsOfJournal(reader), _answers(reader)
         record = known.actions.get(action)
         if record is None:
@@ -306,6 +320,7 @@ def show_action(
 def resolve_action(
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="Of the action, as `sabot actions list` shows it.")],
     place: Place,
+    kafka: Kafka = None,
     approve: Annotated[bool, typer.Option("--approve", help='Answer {"approved": true}.')] = False,
     reject: Annotated[bool, typer.Option("--reject", help='Answer {"approved": false}.')] = False,
     with_: Annotated[
@@ -316,7 +331,7 @@ def resolve_action(
     """Answer a question, once. It is on the disk when the command ends, whether its owner runs or not."""
 
     def work() -> None:
-        _post(place, Letter("answer", token, body=_resolution(approve, reject, with_), by=by or _user()))
+        _post(place, kafka, Letter("answer", token, body=_resolution(approve, reject, with_), by=by or _user()))
         typer.echo("answered")
 
     _run(work)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
 from sabot.config import legal_topic, parse_broker
@@ -17,7 +18,7 @@ from sabot.connectors.files.paths import bare_suffix
 from sabot.connectors.letters import DeadLetter, Home, Letters
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
-from sabot.redaction import redacted_url, setting_name
+from sabot.redaction import redacted_url
 
 __all__ = ["dlq"]
 
@@ -35,7 +36,6 @@ Table = Annotated[
     str | None, typer.Option(metavar="NAME", help="They are in this table, as in SqlSink(URL, table=NAME).")
 ]
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="kafka://host:port; default: that of the app in -A")]
-Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]
 Error = Annotated[str, typer.Option(metavar="TEXT", help="Only letters whose error or message has this text.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
@@ -210,14 +210,7 @@ def _address(
         if not needed:
             return None, {}
         raise WrongUse("which broker?", hint="--broker kafka://host:port, or sabot -A module:app dlq …")
-    for setting in kafka or []:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise WrongUse(
-                f"--kafka {setting_name(setting)} has no value",
-                hint="write --kafka NAME=VALUE, as in security.protocol=ssl",
-            )
-        settings[name] = value
+    settings |= kafka_settings(kafka)
     try:
         scheme, _ = parse_broker(broker)
     except UserError as error:

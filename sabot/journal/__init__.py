@@ -19,7 +19,7 @@ from sabot.journal.entries import (
     kind_of,
 )
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryJournal, MemoryReader
-from sabot.journal.opening import open_inbox, open_reader
+from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 __all__ = [
@@ -59,5 +59,6 @@ __all__ = [
     "in_doubt",
     "kind_of",
     "open_inbox",
+    "open_journal",
     "open_reader",
 ]

@@ -1,32 +1,59 @@
-"""The home of a journal by its address, as the command line takes it: a path is that of a journal in SQLite."""
+"""The home of a journal by its address: `kafka://host:port/topic` is a topic, a path that of a journal in SQLite."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
-from sabot.journal.base import Inbox, JournalReader
-from sabot.journal.sqlite import SqliteInbox, SqliteReader
+from sabot.journal.base import Inbox, Journal, JournalReader
+from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 from sabot.redaction import keep_url, redacted_url
 
-__all__ = ["open_inbox", "open_reader"]
+__all__ = ["open_inbox", "open_journal", "open_reader"]
 
 
-def open_reader(address: Path | str) -> JournalReader:
-    """A reader of the journal at an address. Raises UserError where there is none, or for an address of no home that we know."""
-    _check(address)
+def open_reader(address: Path | str, *, kafka: Mapping[str, Any] | None = None) -> JournalReader:
+    """A reader of the journal at an address. kafka: settings of the client, for a topic. Raises UserError where there is none, or for an
+    address of no home that we know.
+    """
+    if _is_topic(address):
+        from sabot.journal.kafka import KafkaJournalReader  # imported late, because this loads the Kafka client
+
+        return KafkaJournalReader(str(address), kafka=kafka)
     return SqliteReader(address)
 
 
-def open_inbox(address: Path | str, *, clock: Clock = SYSTEM_CLOCK) -> Inbox:
+def open_inbox(address: Path | str, *, clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None) -> Inbox:
     """An inbox of the journal at an address. Raises as `open_reader`."""
-    _check(address)
+    if _is_topic(address):
+        from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
+
+        return KafkaInbox(str(address), clock=clock, kafka=kafka)
     return SqliteInbox(address, clock=clock)
 
 
-def _check(address: Path | str) -> None:
-    if isinstance(address, str) and "://" in address:
-        keep_url(address)
-        raise UserError(
-            f"{redacted_url(address)}: no journal has such an address",
-            hint="give a path: of a journal.db, its folder, or a state directory",
-        )
+def open_journal(
+    address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
+) -> Journal:
+    """The owner of the journal at an address, which is made where it is missing: in the folder of a path; in the topic `{app}.journal` of a
+    broker, if the address has none. Raises as the home's own class.
+    """
+    if _is_topic(address):
+        from sabot.journal.kafka import KafkaJournal  # imported late, because this loads the Kafka client
+
+        return KafkaJournal(str(address), app=app, clock=clock, kafka=kafka)
+    return SqliteJournal(address, clock=clock)
+
+
+def _is_topic(address: Path | str) -> bool:
+    """Raises UserError for an address of no home."""
+    if not isinstance(address, str) or "://" not in address:
+        return False
+    if address.startswith("kafka://"):
+        return True
+    keep_url(address)
+    raise UserError(
+        f"{redacted_url(address)}: no journal has such an address",
+        hint="give kafka://host:port/topic, or a path: of a journal.db, its folder, or a state directory",
+    )

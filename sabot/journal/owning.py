@@ -1,4 +1,4 @@
-"""The owner and the inbox of a journal that lies in tables: what is the same in SQLite and in PostgreSQL."""
+"""The owner and the inbox of a journal that lies in tables: what is the same in SQLite, in PostgreSQL, and over a copy of a topic."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,22 @@ from sabot.journal.entries import Entry, Letter, encode_letter
 from sabot.journal.tables import Connection, SqlReader, add_letter, forget, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
-__all__ = ["SqlInbox", "SqlJournal"]
+__all__ = ["OwnInbox", "SqlInbox", "SqlJournal"]
 
 
-class SqlInbox(Inbox):
+class OwnInbox(Inbox):
+    """What an owner does beside its entries: it posts letters, and trims."""
+
+    @abstractmethod
+    def trim(self, jobs: Sequence[str], before: int) -> int:
+        """As `tables.remove`: all or nothing, durable when it returns."""
+
+    @abstractmethod
+    def forget(self, before_ms: int) -> None:
+        """As `tables.forget`, likewise."""
+
+
+class SqlInbox(OwnInbox):
     """Posts into the tables, and trims them. clock: by which letters are judged."""
 
     clock: Clock
@@ -33,12 +45,10 @@ class SqlInbox(Inbox):
             add_letter(connection, letter.once, job, encode_letter(letter))
 
     def trim(self, jobs: Sequence[str], before: int) -> int:
-        """As `tables.remove`, in one transaction."""
         with self.transaction("trim") as connection:
             return remove(connection, jobs, before)
 
     def forget(self, before_ms: int) -> None:
-        """As `tables.forget`, in one transaction."""
         with self.transaction("trim") as connection:
             forget(connection, before_ms)
 
@@ -47,11 +57,11 @@ class SqlJournal(SqlReader, Journal):
     """The owner. A home says how a statement is run, calls `start` when all is open, and closes what it has opened."""
 
     writer: GroupWriter
-    inbox: SqlInbox
+    inbox: OwnInbox
     bodies: int
     """How many were stored by hash since it was opened: its home counts."""
 
-    def start(self, writer: GroupWriter, inbox: SqlInbox, clock: Clock) -> None:
+    def start(self, writer: GroupWriter, inbox: OwnInbox, clock: Clock) -> None:
         """writer: of the entries. inbox: of this owner. From now on entries and letters are taken."""
         self.writer = writer
         self.inbox = inbox

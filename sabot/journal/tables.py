@@ -47,14 +47,18 @@ __all__ = [
     "StoredEntry",
     "TablesReader",
     "add",
+    "add_body",
     "add_letter",
     "checksum",
+    "clear",
     "connected",
+    "copied",
     "explained",
     "facts_of",
     "forget",
     "letter_facts",
     "make",
+    "put_back",
     "remove",
     "rows_of",
     "transaction",
@@ -316,14 +320,15 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
     return question, mark, bool(run("SELECT 1 FROM inbox WHERE once = ?", (letter.once,)).fetchall())
 
 
-def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> None:
-    """Puts a letter into the inbox. number: its own, above 0; None: the next one. One whose `once` is there already changes nothing."""
+def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
+    """Puts a letter into the inbox. number: its own, above 0; None: the next one. False: one of its `once` is there, and is left."""
     named, values = ("", ()) if number is None else ("number, ", (number,))
     marks = ", ".join("?" * (len(values) + 3))
-    connection.execute(
+    done = connection.execute(
         f"INSERT INTO inbox ({named}once, job, letter) VALUES ({marks}) ON CONFLICT DO NOTHING",
         (*values, once, job, data),
     )
+    return done.rowcount == 1
 
 
 class StoredEntry(NamedTuple):
@@ -424,3 +429,47 @@ def make(database: Path, identity: str, key: bytes) -> None:
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
     finally:
         connection.close()
+
+
+_COPIED = {  # the columns of each table, in an order that only ever grows at its end
+    "entries": ("place", "job", "sum", "entry"),
+    "bodies": ("hash", "body"),
+    "uses": ("place", "hash"),
+    "jobs": ("job", "began", "digest", "ended", "outcome", "result", "ended_ms"),
+    "questions": ("token", "job", "ordinal", "due_ms", "closed"),
+    "inbox": ("number", "once", "job", "letter", "taken"),
+}
+
+
+def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[str, list[Sequence[Any]]]]:
+    """All rows of all tables, in portions of about so many bytes, as the connection sees them when it is called first."""
+    for table, names in _COPIED.items():
+        portion: list[Sequence[Any]] = []
+        nbytes = 0
+        for row in connection.execute(f"SELECT {', '.join(names)} FROM {table}"):
+            portion.append(row)
+            nbytes += sum(len(value) if isinstance(value, bytes | str) else 8 for value in row)
+            if nbytes >= most_bytes:
+                yield table, portion
+                portion, nbytes = [], 0
+        if portion:
+            yield table, portion
+
+
+def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Rows that `copied` gave, also of an earlier version that had fewer columns. Raises KeyError for a table that there is not."""
+    names = _COPIED[table][: len(rows[0])]
+    marks = ", ".join("?" * len(names))
+    connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows)
+
+
+def clear(connection: sqlite3.Connection, next_place: int) -> None:
+    """Empties the tables. next_place: where the next entry stands, unless entries are put back behind it."""
+    for table in _COPIED:
+        connection.execute(f"DELETE FROM {table}")
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
+
+
+def add_body(connection: sqlite3.Connection, body: bytes) -> None:
+    """Stores a long body by its hash, unless it is there."""
+    connection.execute(_BODY, (hash_of(body), body))

@@ -41,7 +41,7 @@ class Appended:
 
 class GroupWriter:
     """Of one partition. commit: makes a group durable, or raises; called in the writer's thread, never twice at once, and not again after
-    it raised.
+    it raised. store: what an entry waits for, in messages.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class GroupWriter:
         first: int,
         commit: Callable[[list[Appended]], None],
         capacity_bytes: int = CAPACITY_BYTES,
+        store: str = "disk",
     ) -> None:
         self._where = where
         self._partition = partition
         self._commit = commit
         self._capacity = capacity_bytes
+        self._store = store
         self._changed = threading.Condition()
         self._queue: deque[Appended] = deque()
         self._waiting_bytes = 0
@@ -89,7 +91,7 @@ class GroupWriter:
             self._check()
             if self._waiting_bytes >= self._capacity:  # so an entry of any length is taken where `room` has returned
                 raise JournalFull(
-                    f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its disk"
+                    f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
                 )
             offset = self._next
             self._next += 1
@@ -169,7 +171,7 @@ class GroupWriter:
         try:
             self._commit(group)
         except BaseException as error:  # whoever waits must hear of it, whatever it is
-            self._fail(error)
+            self.fail(error)
             return False
         with self._changed:
             for each in group:
@@ -198,13 +200,16 @@ class GroupWriter:
             self._roomless.clear()
         return ready
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Nothing more becomes durable, for this reason: all who wait are told, and who comes is."""
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
             hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
         )
         failed.__cause__ = error
         with self._changed:
+            if self._failed is not None:
+                return
             self._failed = failed
             waiting = [(loop, [future for _, future in awaited]) for loop, awaited in self._awaited.items()]
             waiting += [(loop, [future]) for loop, future in self._roomless]

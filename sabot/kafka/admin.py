@@ -1,14 +1,17 @@
-"""Topics of a Kafka broker: make, grow, list, delete."""
+"""Topics of a Kafka broker: make, grow, list, delete; their settings."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewPartitions
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    BrokerLink,
     NoSuchTopic,
     admin_of,
     ensure_topic,
@@ -16,11 +19,24 @@ from sabot.kafka.client import (
     link_of,
     metadata_of,
     partitions_of,
+    said,
     wait_for_partitions,
 )
 from sabot.redaction import clean_cause
+from sabot.steps import step
 
-__all__ = ["create_topic", "delete_topic", "partitions", "topics"]
+__all__ = [
+    "create_topic",
+    "delete_before",
+    "delete_topic",
+    "partitions",
+    "replicas_of",
+    "set_topic",
+    "settings_of",
+    "topics",
+]
+
+log = logging.getLogger("sabot.kafka")
 
 
 def create_topic(
@@ -68,3 +84,46 @@ def topics(broker: str, *, kafka: Mapping[str, Any] | None = None) -> dict[str, 
     link = link_of(broker, "topics", kafka, "Describe")
     found = metadata_of(admin_of(link, kafka or {}), link, "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics
     return {name: len(topic.partitions) for name, topic in found.items() if not name.startswith("__")}
+
+
+def settings_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> dict[str, str] | None:
+    """The settings of a topic; None, and a warning, where we may not read them."""
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    admin = admin_of(link, kafka)
+    try:
+        found = admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
+    except KafkaException as error:
+        log.warning("topic %r: its settings are unknown: %s", topic, said(error.args[0]))
+        return None
+    return {name: entry.value for name, entry in found.items()}
+
+
+def set_topic(link: BrokerLink, kafka: Mapping[str, Any], topic: str, name: str, value: str) -> None:
+    """Changes one setting of a topic; a warning says where that is not possible."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = admin_of(link, kafka)
+    try:
+        with step("configure", topic):
+            admin.incremental_alter_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
+    except KafkaException as error:
+        log.warning("topic %r: %s=%s cannot be set: %s", topic, name, value, said(error.args[0]))
+
+
+def replicas_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> int:
+    """How many replicas the first partition of a topic has. Raises as `client.metadata_of`."""
+    admin = admin_of(link, kafka)
+    found = metadata_of(admin, link, topic, SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics[topic]
+    return len(found.partitions[0].replicas)
+
+
+def delete_before(link: BrokerLink, kafka: Mapping[str, Any], topic: str, offsets: Mapping[int, int]) -> None:
+    """Deletes the records of these partitions that stand before the offsets; a warning says where that is not possible."""
+    places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+    admin = admin_of(link, kafka)
+    try:
+        with step("remove", f"{topic} {dict(offsets)}"):
+            for answer in admin.delete_records(places, request_timeout=ANSWER_SECONDS).values():
+                answer.result()
+    except KafkaException as error:
+        log.warning("topic %r: records cannot be deleted: %s", topic, said(error.args[0]))

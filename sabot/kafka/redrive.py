@@ -13,16 +13,14 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Ranges
 from sabot.errors import JobLocked, SabotError, TransientError, UserError
+from sabot.kafka.admin import settings_of
 from sabot.kafka.client import (
-    ANSWER_SECONDS,
     FENCED,
     NoSuchTopic,
-    admin_of,
     ensure_topic,
     explain,
     fatal_of,
@@ -362,14 +360,10 @@ class _Sender:
 
 def _target(dead: DeadLetters, topic: str, partitions: int) -> _Target:
     """The facts about a topic, asked of the broker. Where we may not read its settings, it is assumed to keep records for ever."""
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-    admin = admin_of(dead.link, dead.kafka)
-    try:
-        settings = admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
-    except KafkaException as error:
-        log.warning("topic %r: its settings are unknown: %s", topic, said(error.args[0]))
+    settings = settings_of(dead.link, dead.kafka, topic)
+    if settings is None:
         return _Target(partitions)
-    largest, retention = int(settings["max.message.bytes"].value), int(settings["retention.ms"].value)
-    if "delete" not in settings["cleanup.policy"].value or retention < 0:
+    largest, retention = int(settings["max.message.bytes"]), int(settings["retention.ms"])
+    if "delete" not in settings["cleanup.policy"] or retention < 0:
         return _Target(partitions, batch_bytes=largest)
     return _Target(partitions, retention, largest)

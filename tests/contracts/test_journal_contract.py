@@ -3,12 +3,13 @@
 import asyncio
 import math
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.clock import ManualClock
@@ -38,6 +39,7 @@ from sabot.journal import (
     StoredBody,
     check_place,
 )
+from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 
 
 class Home(Protocol):
@@ -78,8 +80,28 @@ class InSqlite:
         return SqliteInbox(self.folder, clock=self.clock)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+class InKafka:
+    def __init__(self, url: str, topic: str) -> None:
+        self.clock = ManualClock()
+        self.address = f"{url}/{topic}"
+
+    def owner(self) -> Journal:
+        return KafkaJournal(self.address, clock=self.clock)
+
+    def reader(self) -> JournalReader:
+        return KafkaJournalReader(self.address)
+
+    def inbox(self) -> Inbox:
+        return KafkaInbox(self.address, clock=self.clock)
+
+
+KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
+
+
+@pytest.fixture(params=["memory", "sqlite", KAFKA])
+def home(request: pytest.FixtureRequest, tmp_path: Path, topic: str) -> Home:
+    if request.param == "kafka":
+        return InKafka(request.getfixturevalue("kafka_url"), topic)
     return InMemory() if request.param == "memory" else InSqlite(tmp_path)
 
 
@@ -456,13 +478,19 @@ def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
         journal.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", KAFKA])
 def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
-    kind: str, tmp_path_factory: pytest.TempPathFactory
+    kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> None:
+    def make() -> Home:
+        if kind == "kafka":
+            return InKafka(request.getfixturevalue("kafka_url"), f"t-{uuid.uuid4().hex[:12]}")
+        return InMemory() if kind == "memory" else InSqlite(tmp_path_factory.mktemp("journal"))
+
+    @settings(max_examples=10 if kind == "kafka" else 100)
     @given(st.lists(STEPS, max_size=25))
     def check(steps: list[tuple[str, str | int]]) -> None:
-        home: Home = InMemory() if kind == "memory" else InSqlite(tmp_path_factory.mktemp("journal"))
+        home = make()
         journal = home.owner()
         model: list[tuple[int, Entry]] = []
         ended: set[str] = set()

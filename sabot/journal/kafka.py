@@ -1,0 +1,509 @@
+"""A journal in a Kafka topic: its owner, readers, and an inbox that needs no owner. `frames` says what is written, and what of it counts.
+
+**Durable** is what all replicas in sync have acknowledged (`acks=all`), in a topic that keeps everything. One frame holds all entries that
+waited, so a group commit is one request. No transactions are needed: the order of the topic fences. A claim takes the next frame's
+number, so what an earlier owner still writes behind it counts for nobody; and that owner is told where its record stands, finds it
+further on than it should be, looks at what stands between, and fails.
+
+**The claim** ends by time for those who only see a clock: the owner is sure of it for `lease_s` after it sent the last frame that was
+acknowledged, and sends a beat when it has nothing to say. Who wants the journal watches for a while: when the owner shows a sign of life,
+the newcomer is refused; else it takes over, and knows for how long the earlier owner, which may only be paused, could still be sending
+something. Where that owner's process is gone from this very machine, nobody waits.
+
+**Letters** are in a partition of their own, where the order decides: the first one of a name counts, for everybody. Who posts one
+appends it, and reads up to it, to learn whether it was the first.
+
+**Trimming** writes which jobs are removed. Kafka deletes only from the beginning, so when most of the topic is of no use any more, all
+that the journal holds is written anew, entries at the places that they had, beside the new ones that come; then what stands before is
+deleted. Until the copy is whole it counts for nothing, and its bytes are paid for by as many that go.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import JobLocked, JournalFailed, LetterRefused, SabotError, TransientError, UserError
+from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
+from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
+from sabot.journal.frames import (
+    BeatFrame,
+    CopyBegin,
+    CopyEnd,
+    CopyRows,
+    EntriesFrame,
+    Frame,
+    LetterRecord,
+    OwnerClaim,
+    ReleaseFrame,
+    TrimFrame,
+    encode_frame,
+    encode_letter_record,
+    is_claim,
+)
+from sabot.journal.life import is_over, life_of_this_process
+from sabot.journal.owning import OwnInbox, SqlJournal
+from sabot.journal.replica import FRAMES, LETTERS, Replica, journal_topic, trimmed
+from sabot.journal.tables import StoredEntry, TablesReader, add, copied, letter_facts, rows_of
+from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
+from sabot.kafka.admin import delete_before, replicas_of, set_topic, settings_of
+from sabot.kafka.client import ANSWER_SECONDS, NoSuchTopic, ensure_topic
+from sabot.kafka.log import TopicAppender
+from sabot.steps import step
+from sabot.threads import threads
+
+__all__ = ["KafkaInbox", "KafkaJournal", "KafkaJournalReader"]
+
+log = logging.getLogger("sabot.journal")
+
+PATIENCE_SECONDS = 120.0
+LEASE_SECONDS = 10.0
+
+_FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+_PIECE_BYTES = 512 << 10  # of a frame in one record, where the topic allows it
+_FRAME_BYTES = 8 << 20  # of entries and bodies in one frame, beyond the first of them
+_COPY_SLACK_BYTES = 64 << 20  # that may be of no use before anything is written anew
+_OVERHEAD_BYTES = 2048  # of a record and its batch, beside the piece
+_TAKE_SECONDS = 2.0
+_GOODBYE_SECONDS = 5.0
+_GONE = "bring back a copy of the topic; or give another journal, and effects may be made again"
+
+
+class KafkaJournalReader(TablesReader):
+    """Reads the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`): all of it once, then what is new.
+
+    kafka: settings of the client that say how the broker is reached. Raises UserError where there is none; BrokerUnavailable.
+    """
+
+    def __init__(self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> None:
+        self._replica = _opened(address, app, kafka)
+        try:
+            super().__init__(self._replica.database, self._replica.where)
+        except BaseException:
+            self._replica.close()
+            raise
+
+    def positions(self) -> dict[int, int]:
+        self._replica.catch_up()
+        return super().positions()
+
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        self._replica.catch_up()
+        return super().read(job, start)
+
+    def job(self, job: str) -> JobMark | None:
+        self._replica.catch_up()
+        return super().job(job)
+
+    def question(self, token: str) -> Question | None:
+        self._replica.catch_up()
+        return super().question(token)
+
+    def letters(self) -> list[Letter]:
+        self._replica.catch_up()
+        return super().letters()
+
+    def close(self) -> None:
+        super().close()
+        self._replica.close()
+
+
+class KafkaInbox(Inbox):
+    """Posts into the journal at an address (see KafkaJournalReader). Raises UserError where there is none; BrokerUnavailable."""
+
+    def __init__(
+        self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._replica = _opened(address, app, kafka)
+        self._posts = _Posts(self._replica, self._replica.catch_up, clock)
+
+    def post(self, letter: Letter) -> None:
+        self._posts.post(letter)
+
+    def close(self) -> None:
+        self._posts.close()
+        self._replica.close()
+
+
+def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
+    """The replica of a journal that is there."""
+    replica = Replica(*journal_topic(address, app), kafka or {})
+    try:
+        try:
+            there = replica.frames_log.partitions(replica.topic) and replica.catch_up()
+        except NoSuchTopic:
+            there = False
+        if not there:
+            raise UserError(
+                f"{replica.where}: there is none", hint="its owner makes it; look at the address and the topic"
+            )
+    except BaseException:
+        replica.close()
+        raise
+    replica.link.opened = True
+    return replica
+
+
+class _Posts:
+    """How a letter gets into the topic. catch_up: reads what is new there."""
+
+    def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
+        self._replica = replica
+        self._catch_up = catch_up
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._appender: TopicAppender | None = None
+
+    def post(self, letter: Letter) -> None:
+        """As `Inbox.post`."""
+        replica = self._replica
+        with self._lock:
+            self._catch_up()
+            with replica.writes() as tables:
+                job = check_letter(letter, *letter_facts(tables, letter), round(self._clock.time() * 1000))
+            record = encode_letter_record(LetterRecord(letter.once, job, encode_letter(letter)))
+            if self._appender is None:
+                self._appender = TopicAppender(replica.link, replica.kafka, replica.topic, patience_s=ANSWER_SECONDS)
+            with step("journal", f"{replica.topic}: letter"):
+                (offset,) = self._appender.append(LETTERS, [record])
+            number = offset + 1
+            replica.letters_up_to(number)
+            if number in replica.second:
+                raise LetterRefused(f"job {job}: another letter of this name came first", reason="second")
+
+    def close(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+
+
+class KafkaJournal(TablesReader, SqlJournal):
+    """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`), which is made where it is missing.
+
+    kafka: settings of the client that say how the broker is reached. capacity_bytes: of entries that wait for the broker. patience_s: for
+    so long they wait for one that does not answer; then the journal has failed. lease_s: see `claim_left`; half of it is what a new
+    owner watches the topic for where the earlier one has not said goodbye. copy_slack_bytes: of the topic that may be of no use before
+    what is of use is written anew.
+
+    Raises JobLocked where another owner shows a sign of life; UserError where the topic would not keep everything; BrokerUnavailable.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        app: str = "",
+        kafka: Mapping[str, Any] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        capacity_bytes: int = CAPACITY_BYTES,
+        patience_s: float = PATIENCE_SECONDS,
+        lease_s: float = LEASE_SECONDS,
+        copy_slack_bytes: int = _COPY_SLACK_BYTES,
+    ) -> None:
+        self._lease_s = lease_s
+        self._slack_bytes = copy_slack_bytes
+        self._closing = threading.Event()
+        self._lost = False  # nothing more is written: the claim is gone, or nobody knows what the broker has
+        self._frames = threading.Lock()  # who has it writes the next frame, and does what it says
+        with ExitStack() as opened:
+            self._replica = replica = Replica(*journal_topic(address, app), kafka or {}, owned=True)
+            opened.callback(replica.close)
+            self._piece_bytes = _prepared(replica)
+            self._appender = TopicAppender(
+                replica.link,
+                replica.kafka,
+                replica.topic,
+                patience_s=patience_s,
+                batch_bytes=self._piece_bytes + _OVERHEAD_BYTES,
+            )
+            opened.callback(self._appender.close)
+            self._take_claim()
+            super().__init__(replica.database, replica.where)
+            opened.pop_all()  # all is open, and stays so
+        replica.link.opened = True
+        (first,) = TablesReader.positions(self).values()
+        writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker")
+        self._posts = _Posts(replica, replica.catch_up_letters, clock)
+        self.start(writer, _OfOwner(self._posts, self._trim), clock)
+        self._beating = threads.spawn(f"sabot-journal-beat {replica.topic}", self._beat)
+        self._beating.start()
+        if replica.whole_copy is not None:  # its writer ended before it had deleted what stands before it
+            self._delete_before(*replica.whole_copy)
+
+    # -- the claim --------------------------------------------------------------------------------------------------------
+
+    def _take_claim(self) -> None:
+        replica = self._replica
+        if not replica.catch_up():
+            _harden(replica)
+        self._me = secrets.token_bytes(8)
+        while True:
+            earlier, since = replica.claim, SYSTEM_CLOCK.monotonic()
+            paused = earlier is not None and not replica.released and not is_over(earlier.life)
+            if earlier is not None and paused:
+                self._watch(earlier, since)
+            claim = OwnerClaim(
+                replica.identity or uuid.uuid4().hex,
+                replica.key or secrets.token_bytes(32),
+                f"process {os.getpid()} on {socket.gethostname()}",
+                life_of_this_process(),
+                self._lease_s,
+            )
+            seq, self._sure_at = replica.order.seq, SYSTEM_CLOCK.monotonic()
+            with step("claim", replica.topic):
+                self._appender.append(FRAMES, encode_frame(self._me, seq, claim, self._piece_bytes))
+            replica.catch_up()
+            if replica.order.writer == self._me:
+                break  # else somebody has written since we looked
+        self._claim = claim
+        self._predecessor_until = since + earlier.lease_s if earlier is not None and paused else 0.0
+        self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
+
+    def _watch(self, earlier: OwnerClaim, since: float) -> None:
+        """Returns when the owner has been silent for long enough. Raises JobLocked."""
+        seq, still = self._replica.order.seq, threading.Event()
+        while SYSTEM_CLOCK.monotonic() < since + earlier.lease_s / 2:
+            still.wait(earlier.lease_s / 50)
+            self._replica.catch_up()
+            if self._replica.released or is_over(earlier.life):
+                return
+            if self._replica.order.seq != seq:
+                raise JobLocked(f"{self._replica.where} belongs to {earlier.holder}", hint="stop that one first")
+
+    def claim_left(self) -> float:
+        if self._lost or self._closing.is_set():
+            return 0.0
+        return max(0.0, self._sure_at + self._lease_s - SYSTEM_CLOCK.monotonic())
+
+    def predecessor_left(self) -> float:
+        return max(0.0, self._predecessor_until - SYSTEM_CLOCK.monotonic())
+
+    def _beat(self, wait_seconds: float) -> bool | None:
+        """A turn of the thread that shows a sign of life where nothing else does."""
+        self._closing.wait(wait_seconds)
+        if self._closing.is_set() or self._lost:
+            return False
+        silent = SYSTEM_CLOCK.monotonic() - self._sure_at
+        if silent < self._lease_s / 10 or not self._frames.acquire(blocking=False):
+            return None
+        try:
+            self._write(BeatFrame())
+        except BaseException as error:  # whoever waits must hear of it, whatever it is
+            self.writer.fail(error)
+            return False
+        finally:
+            self._frames.release()
+        return True
+
+    # -- frames -----------------------------------------------------------------------------------------------------------
+
+    def _write(self, frame: Frame, seconds: float | None = None) -> None:
+        """With `_frames` held. Returns when the frame is durable and counts. Raises SabotError, and then nothing more is written."""
+        if self._lost:
+            raise JournalFailed("the journal has failed before")
+        records = encode_frame(self._me, self._seq, frame, self._piece_bytes)
+        sent_at = SYSTEM_CLOCK.monotonic()
+        try:
+            for offset in self._appender.append(FRAMES, records, seconds):
+                if offset != self._end:
+                    self._look(offset)
+                self._end = offset + 1
+        except BaseException as error:
+            self._lost = True
+            if isinstance(error, NoSuchTopic):
+                raise JournalFailed(f"{error.message}: it was deleted", hint=_GONE) from error
+            raise
+        self._seq += 1
+        self._log_bytes += sum(len(record) for record in records)
+        self._sure_at = sent_at
+
+    def _look(self, offset: int) -> None:
+        """Somebody has written before our record at `offset`. Raises JournalFailed where it was a claim."""
+        replica = self._replica
+        if offset < self._end:
+            raise JournalFailed(
+                f"topic {replica.topic!r} has lost records, or was made anew: it went to {self._end}, and goes on at {offset}",
+                hint=_GONE,
+            )
+        for message in replica.frames_log.messages(replica.topic, FRAMES, self._end, offset):
+            if is_claim(message.value(), self._seq, f"{replica.topic}[{FRAMES}]@{message.offset()}"):
+                raise JournalFailed("another owner has taken the journal over", hint="stop one of the two")
+        replica.frames_log.rest()
+        log.debug("%s: records at %d to %d count for nothing", replica.where, self._end, offset)
+
+    def _commit(self, group: list[Appended]) -> None:
+        """In the writer's thread."""
+        with self._frames:
+            for rows in _portions(rows_of(group)):
+                bodies = self._new_bodies(rows)
+                frame = EntriesFrame([(row.place, row.data, row.letter) for row in rows], list(bodies.values()))
+                with step("journal", self._replica.topic):
+                    self._write(frame)
+                with self._replica.writes() as tables:
+                    add(tables, rows)
+                self.bodies += len(bodies)
+
+    def _new_bodies(self, rows: Sequence[StoredEntry]) -> dict[bytes, bytes]:
+        """By hash, those that the topic does not have."""
+        found = {
+            named.hash: row.body for row in rows if isinstance(named := body_of(row.entry), StoredBody) and row.body
+        }
+        return {
+            name: body
+            for name, body in found.items()
+            if not self.select("SELECT 1 FROM bodies WHERE hash = ?", (name,))
+        }
+
+    # -- letters ----------------------------------------------------------------------------------------------------------
+
+    def letters(self) -> list[Letter]:
+        self._replica.catch_up_letters()
+        return super().letters()
+
+    def take(self) -> list[tuple[Position, Entry]]:
+        """As `Journal.take`. It asks the broker, so it blocks; what one that does not answer has is taken later."""
+        with suppress(TransientError):
+            self._replica.catch_up_letters(_TAKE_SECONDS)
+        return super().take()
+
+    def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
+        """Without those whose job was trimmed between the look and the post of a sender who was paused there."""
+        return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
+
+    def _is_for_somebody(self, letter: Letter) -> bool:
+        if letter.kind in ("answer", "withdraw"):
+            return self.question(letter.token) is not None
+        return self.job(letter.job) is not None
+
+    # -- trimming ---------------------------------------------------------------------------------------------------------
+
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+        removed = super().trim(before, forget_before_ms)
+        if self._log_bytes > self._slack_bytes + 2 * self._replica.live_bytes():
+            self._copy()
+        return removed
+
+    def _trim(self, jobs: Sequence[str], before: int, forget_before_ms: int) -> int:
+        frame = TrimFrame(list(jobs), before, self._replica.letters_next, forget_before_ms)
+        with self._all_or_failed(), self._frames, step("journal", f"{self._replica.topic}: trim"):
+            self._write(frame)
+            with self._replica.writes() as tables:
+                return trimmed(tables, frame)
+
+    @contextmanager
+    def _all_or_failed(self) -> Iterator[None]:
+        """What fails inside ends the journal for all who wait for it."""
+        try:
+            yield
+        except BaseException as error:
+            self.writer.fail(error)
+            raise
+
+    def _copy(self) -> None:
+        """Writes all that the journal holds anew, and deletes what stands before."""
+        replica = self._replica
+        with self._all_or_failed():
+            with self._frames, step("journal", f"{replica.topic}: copy"):
+                rows, letters = replica.seen_now(lambda tables: copied(tables, self._piece_bytes))
+                (next_place,) = TablesReader.positions(self).values()
+                self._write(CopyBegin(self._claim, next_place, letters))
+                begin, before = self._end - 1, self._log_bytes
+            for table, portion in rows:
+                with self._frames, step("journal", f"{replica.topic}: rows of {table}"):
+                    self._write(CopyRows(table, [list(row) for row in portion]))
+            with self._frames, step("journal", f"{replica.topic}: copied"):
+                self._write(CopyEnd())
+                self._log_bytes -= before
+        self._delete_before(begin, letters)
+
+    def _delete_before(self, frames: int, letters: int) -> None:
+        replica = self._replica
+        delete_before(replica.link, replica.kafka, replica.topic, {FRAMES: frames, LETTERS: letters})
+
+    def close(self) -> None:
+        if self._closing.is_set():
+            return
+        self.writer.close()
+        self._closing.set()
+        self._beating.join()
+        with self._frames:
+            if not self._lost:
+                try:
+                    self._write(ReleaseFrame(), _GOODBYE_SECONDS)
+                except SabotError as error:
+                    log.warning("%s: its next owner will wait for a while: %s", self.where, error.message)
+        self._appender.close()
+        self._posts.close()
+        super().close()
+        self._replica.close()
+
+
+class _OfOwner(OwnInbox):
+    """trim: of jobs, before a place, and of marks before a time."""
+
+    def __init__(self, posts: _Posts, trim: Callable[[Sequence[str], int, int], int]) -> None:
+        self._posts = posts
+        self._trim = trim
+
+    def post(self, letter: Letter) -> None:
+        self._posts.post(letter)
+
+    def trim(self, jobs: Sequence[str], before: int) -> int:
+        return self._trim(jobs, before, 0)
+
+    def forget(self, before_ms: int) -> None:
+        self._trim([], 0, before_ms)
+
+    def close(self) -> None:
+        self._posts.close()
+
+
+def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
+    """The rows in their order, as many at once as a frame holds."""
+    first = nbytes = 0
+    for number, row in enumerate(rows):
+        if nbytes > _FRAME_BYTES:
+            yield rows[first:number]
+            first, nbytes = number, 0
+        nbytes += len(row.data) + len(row.body)
+    yield rows[first:]
+
+
+def _prepared(replica: Replica) -> int:
+    """Makes the topic where it is missing, and returns how many bytes of a frame a record may hold. Raises UserError where the topic would
+    lose something.
+    """
+    link, topic = replica.link, replica.topic
+    ensure_topic(link, topic, replica.kafka, 2, _FOREVER)
+    partitions = len(replica.frames_log.partitions(topic))
+    if partitions != 2:
+        raise UserError(
+            f"topic {topic!r} on kafka://{link.address} has {partitions} partitions, and a journal has 2: entries, and letters",
+            hint="give another topic; Sabot makes it where it is missing",
+        )
+    settings = settings_of(link, replica.kafka, topic) or {}
+    wrong = {name: settings[name] for name, value in _FOREVER.items() if settings.get(name, value) != value}
+    if settings.get("unclean.leader.election.enable", "false") != "false":
+        wrong["unclean.leader.election.enable"] = "true"
+    if wrong:
+        right = ",".join(f"{name}={_FOREVER.get(name, 'false')}" for name in wrong)
+        found = ", ".join(f"{name}={value}" for name, value in wrong.items())
+        raise UserError(
+            f"topic {topic!r} on kafka://{link.address} would lose entries of the journal: {found}",
+            hint=f"kafka-configs --bootstrap-server {link.address.split(',')[0]} --alter --entity-type topics "
+            f"--entity-name {topic} --add-config {right}",
+        )
+    return min(_PIECE_BYTES, int(settings.get("max.message.bytes", _PIECE_BYTES << 1)) - _OVERHEAD_BYTES)
+
+
+def _harden(replica: Replica) -> None:
+    """Of a topic that is new: what is acknowledged is on two machines, or, where it has one replica, on that one's disk."""
+    if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
+        set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")
+    else:
+        set_topic(replica.link, replica.kafka, replica.topic, "flush.messages", "1")

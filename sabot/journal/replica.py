@@ -1,0 +1,312 @@
+"""A journal's topic as tables: what its frames come to, in a temporary database beside the reader.
+
+A topic has no look-ups, so who reads a journal there (a reader, an inbox, the owner when it starts) reads it from its beginning into
+the tables of `journal.tables`, once, and then what is new. The tables are nobody's truth: they go with the process, and are made again.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sabot.config import checked_topic, legal_topic, parse_broker
+from sabot.disk import TemporaryFolder, private
+from sabot.errors import BrokerUnavailable, CorruptJournal, UserError
+from sabot.journal.entries import decode_entry
+from sabot.journal.frames import (
+    CopyBegin,
+    CopyEnd,
+    CopyRows,
+    EntriesFrame,
+    Frame,
+    FrameOrder,
+    OwnerClaim,
+    ReleaseFrame,
+    TrimFrame,
+    decode_letter_record,
+)
+from sabot.journal.tables import (
+    StoredEntry,
+    add,
+    add_body,
+    add_letter,
+    clear,
+    connected,
+    explained,
+    forget,
+    make,
+    put_back,
+    remove,
+    transaction,
+)
+from sabot.kafka.client import ANSWER_SECONDS, connection_of, link_of
+from sabot.kafka.log import TopicLog
+
+__all__ = ["FRAMES", "LETTERS", "Replica", "journal_topic", "trimmed"]
+
+T = TypeVar("T")
+
+FRAMES, LETTERS = 0, 1  # the partitions
+_WAIT_MS = 20  # a broker answers the requests of a connection one after the other, so the next one waits for a fetch
+_LETTERS_WAIT_MS = 200
+_PORTION = 200  # frames that are applied in one transaction
+_ROWS_ARE_GONE = "bring back a copy of the topic; or give another journal, and effects may be made again"
+
+
+def journal_topic(address: str, app: str = "") -> tuple[str, str]:
+    """The broker and the topic of `kafka://host:port/topic`; without a topic it is `{app}.journal`. Raises UserError."""
+    scheme, separator, rest = address.partition("://")
+    hosts, _, topic = rest.partition("/")
+    broker = f"{scheme}{separator}{hosts}"
+    parse_broker(broker)
+    if not topic and not app:
+        raise UserError(f"{address}: which topic has the journal?", hint="write kafka://host:port/TOPIC")
+    return broker, checked_topic(topic or f"{legal_topic(app)}.journal", "the journal's topic", kafka=True)
+
+
+class Replica:
+    """The tables of the journal at an address, empty until `catch_up`. Its methods may be called from any thread, and block.
+
+    They raise NoSuchTopic, BrokerUnavailable, other UserErrors of the broker, and CorruptJournal.
+    """
+
+    def __init__(self, broker: str, topic: str, kafka: Mapping[str, Any], *, owned: bool = False) -> None:
+        """owned: for the owner, who writes the frames itself once it has the claim, and waits for letters all the time."""
+        self.topic = topic
+        self.link = link_of(broker, f"journal in topic {topic!r}", kafka, "Write" if owned else "Read")
+        self.kafka = connection_of(kafka)  # no others: what is durable does not depend on a setting of the user's
+        self.where = f"journal {broker}/{topic}"
+        self.identity = ""
+        self.key = b""
+        self.claim: OwnerClaim | None = None
+        self.released = False
+        self.order = FrameOrder()
+        self.next = 0
+        """Of the frames' partition: the offset behind the last record that was read."""
+        self.begins = 0
+        """The offset of the first record that was read."""
+        self.log_bytes = 0
+        """Of the records from there on."""
+        self.whole_copy: tuple[int, int] | None = None
+        """Offset and letters of the last copy that is whole, where it does not stand at the beginning already."""
+        self.letters_next = 0
+        self.second: set[int] = set()
+        """Numbers of letters that came after another one of their name."""
+        self._copy: tuple[int, int] | None = None
+        self._valid = False
+        self._lock = threading.RLock()
+        self._letters_lock = threading.Lock()
+        self._owned = owned
+        self._connection: sqlite3.Connection | None = None
+        self._folder = TemporaryFolder("sabot-journal-")
+        self.database = self._folder.path / "journal.db"
+        settings: dict[str, Any] = {"check.crcs": True, "auto.offset.reset": "error"}
+        name = f"sabot.journal.{topic}"
+        self.frames_log = TopicLog(name, self.link, self.kafka, fetch_wait_ms=_WAIT_MS, **settings)
+        try:
+            self._letters_log = TopicLog(
+                name, self.link, self.kafka, fetch_wait_ms=_LETTERS_WAIT_MS if owned else _WAIT_MS, **settings
+            )
+        except BaseException:
+            self.frames_log.close()
+            raise
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+        self.frames_log.close()
+        self._letters_log.close()
+        self._folder.cleanup()
+
+    @contextmanager
+    def writes(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on the tables."""
+        with explained(self.where), self._lock:
+            assert self._connection is not None
+            with transaction(self._connection):
+                yield self._connection
+
+    def catch_up(self) -> bool:
+        """Reads what is new, letters first. False: the topic is empty, and has no journal yet."""
+        with self._lock:
+            first, end = self.frames_log.bounds(self.topic, FRAMES)
+            if not (self._valid and self.identity) or first > self.next:
+                self._load(first, end)
+            else:
+                self._follow(end)
+            self.frames_log.rest()
+            if self.identity:
+                self.catch_up_letters()
+            return bool(self.identity)
+
+    # -- frames ---------------------------------------------------------------------------------------------------------
+
+    def _load(self, first: int, end: int) -> None:
+        """From the beginning, with the copy that may stand there."""
+        self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
+        self.whole_copy = self._copy = None
+        self._valid = True
+        order = FrameOrder()
+        for offset, frame in self._frames(order, first, end):
+            if isinstance(frame, CopyBegin):
+                self._start(frame.claim, frame.next, frame.letters)
+                self._put_back(order, offset + 1, end)
+            elif isinstance(frame, OwnerClaim):
+                self._start(frame, 0, self._letters_log.bounds(self.topic, LETTERS)[0])
+            self._follow(end)
+            return
+
+    def _start(self, claim: OwnerClaim, next_place: int, letters_next: int) -> None:
+        if self._connection is None:
+            with explained(self.where):
+                with open(self.database, "xb", opener=private):
+                    pass
+                make(self.database, claim.identity, claim.key)
+                self._connection = connected(self.database, "rw", synced=False)
+                self._connection.execute("PRAGMA journal_mode = WAL")
+        elif claim.identity != self.identity:
+            raise CorruptJournal(
+                f"{self.where} was {self.identity}, and is {claim.identity} now: somebody has made it anew",
+                hint="start again; what was in the old one is gone",
+            )
+        self.identity, self.key, self.letters_next = claim.identity, claim.key, letters_next
+        with self.writes() as tables:
+            clear(tables, next_place)
+
+    def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
+        """The copy that begins before `first`."""
+        for _, frame in self._frames(order, first, end):
+            if isinstance(frame, CopyEnd):
+                return
+            if isinstance(frame, CopyRows):
+                with self.writes() as tables:
+                    put_back(tables, frame.table, frame.rows)
+        raise CorruptJournal(f"{self.where}: the copy at its beginning has no end", hint=_ROWS_ARE_GONE)
+
+    def _follow(self, end: int) -> None:
+        """Applies what counts from `next` on."""
+        self._valid = False  # unless all of this comes to its end
+        portion: list[tuple[int, Frame]] = []
+        for offset, frame in self._frames(self.order, self.next, end, counted=True):
+            portion.append((offset, frame))
+            if len(portion) == _PORTION:
+                self._apply(portion)
+                portion = []
+        self._apply(portion)
+        self._valid = True
+
+    def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
+        """The frames that count among these records, each with the offset of its last one."""
+        for message in self.frames_log.messages(self.topic, FRAMES, first, end):
+            value, offset = message.value(), message.offset()
+            frame = order.take(value, f"{self.topic}[{FRAMES}]@{offset}")
+            if counted:
+                self.next = offset + 1
+                self.log_bytes += len(value or b"")
+            if frame is not None:
+                yield offset, frame
+
+    def _apply(self, frames: list[tuple[int, Frame]]) -> None:
+        named = max((number for _, frame in frames for number in _letters_of(frame)), default=0)
+        if named > self.letters_next:
+            self.catch_up_letters()
+        with self.writes() as tables:
+            for offset, frame in frames:
+                self._applied(tables, offset, frame)
+
+    def _applied(self, tables: sqlite3.Connection, offset: int, frame: Frame) -> None:
+        match frame:
+            case OwnerClaim():
+                self.claim, self.released, self._copy = frame, False, None
+            case ReleaseFrame():
+                self.released = True
+            case EntriesFrame():
+                for body in frame.bodies:
+                    add_body(tables, body)
+                rows = [
+                    StoredEntry(place, decode_entry(data, self.where), data, b"", letter)
+                    for place, data, letter in frame.entries
+                ]
+                add(tables, rows)
+            case TrimFrame():
+                trimmed(tables, frame)
+            case CopyBegin():
+                self.claim, self.released = frame.claim, False
+                self._copy = (offset, frame.letters)
+            case CopyEnd():
+                if self._copy is not None and self._copy[0] > self.begins:
+                    self.whole_copy = self._copy
+
+    # -- letters --------------------------------------------------------------------------------------------------------
+
+    def catch_up_letters(self, seconds: float = ANSWER_SECONDS) -> None:
+        """Reads the letters that are new. Raises BrokerUnavailable after so many seconds."""
+        with self._letters_lock:
+            _, end = self.frames_log.bounds(self.topic, LETTERS, seconds)  # which does not wait for letters
+            letters = []
+            reached = self.letters_next
+            for message in self._letters_log.messages(self.topic, LETTERS, self.letters_next, end):
+                reached = message.offset() + 1
+                letter = decode_letter_record(message.value(), f"{self.topic}[{LETTERS}]@{message.offset()}")
+                if letter is not None:
+                    letters.append((reached, letter))
+            if letters:
+                with self.writes() as tables:
+                    for number, letter in letters:
+                        if not add_letter(tables, letter.once, letter.job, letter.data, number):
+                            self.second.add(number)
+            self.letters_next = reached
+            if not self._owned:
+                self._letters_log.rest()
+
+    def letters_up_to(self, number: int) -> None:
+        """Reads the letters up to this one. Raises BrokerUnavailable."""
+        self.catch_up_letters()
+        if self.letters_next < number:
+            raise BrokerUnavailable(f"{self.where} does not show a letter that it has taken")
+
+    def seen_now(self, look: Callable[[sqlite3.Connection], Iterator[T]]) -> tuple[Iterator[T], int]:
+        """What `look` gives of the tables as they are now, whatever is written to them meanwhile; and how far their letters go."""
+        with explained(self.where), self._letters_lock, self._lock:
+            reading = connected(self.database, "ro")
+            reading.execute("BEGIN")
+            reading.execute("SELECT count(*) FROM meta").fetchone()  # from here on it sees what it has seen
+            return _closing(reading, look(reading)), self.letters_next
+
+    def live_bytes(self) -> int:
+        """What the tables hold, about."""
+        with self._lock:
+            assert self._connection is not None
+            (pages,), (free,), (size,) = (
+                self._connection.execute(f"PRAGMA {name}").fetchone()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            held: int = (pages - free) * size
+            return held
+
+
+def _closing(reading: sqlite3.Connection, rows: Iterator[T]) -> Iterator[T]:
+    try:
+        yield from rows
+    finally:
+        reading.close()
+
+
+def trimmed(tables: sqlite3.Connection, frame: TrimFrame) -> int:
+    """Does what the frame says. Returns how many entries went."""
+    removed = remove(tables, frame.jobs, frame.before, frame.letters)
+    if frame.forget_before_ms:
+        forget(tables, frame.forget_before_ms)
+    return removed
+
+
+def _letters_of(frame: Frame) -> Iterator[int]:
+    match frame:
+        case EntriesFrame():
+            for _, _, letter in frame.entries:
+                yield letter
+        case TrimFrame():
+            yield frame.letters

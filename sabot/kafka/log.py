@@ -1,0 +1,223 @@
+"""A topic as a log: read from one offset to another, and appended to by somebody who waits for the offsets. No group, no transaction."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import BrokerUnavailable, SabotError, TransientError
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    FETCHING,
+    BrokerLink,
+    client_of,
+    explain,
+    partitions_of,
+    producer_of,
+    topic_id_of,
+)
+from sabot.redaction import clean_cause
+
+__all__ = ["TopicAppender", "TopicLog"]
+
+log = logging.getLogger("sabot.kafka")
+
+_LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us
+_SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
+_SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
+
+
+class TopicLog:
+    """Reads topics from one offset to another, with a consumer that commits nothing. `close` it at the end.
+
+    name: of the client's group, which it demands; nothing is ever committed under it. fetch_wait_ms: for so long the broker holds back the
+    answer that there is nothing new. settings: of the consumer, beside those here.
+    """
+
+    def __init__(
+        self, name: str, link: BrokerLink, kafka: Mapping[str, Any], *, fetch_wait_ms: int = 20, **settings: Any
+    ) -> None:
+        self._link = link
+        self._kafka = kafka
+        self._at: tuple[str, int, int] | None = None  # topic, partition and offset at which the consumer goes on
+        self._assigned = False
+        ours = {
+            "group.id": name,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",  # what retention has removed meanwhile is skipped
+            "allow.auto.create.topics": False,
+            "isolation.level": "read_committed",
+            **FETCHING,
+            "fetch.wait.max.ms": fetch_wait_ms,  # the end of a partition is reported by a fetch that returns empty
+            **settings,
+        }
+        self._consumer: Any = client_of(Consumer, link, {**kafka, "enable.partition.eof": True}, ours)
+
+    def close(self) -> None:
+        """Closes the connection. Idempotent."""
+        self._consumer.close()
+
+    def rest(self) -> None:
+        """Fetches nothing ahead until `messages` is called again."""
+        if self._assigned:
+            self._at, self._assigned = None, False
+            self._consumer.unassign()
+
+    def partitions(self, topic: str) -> list[int]:
+        """The numbers of the topic's partitions. Raises as `client.partitions_of` does."""
+        return partitions_of(self._consumer, self._link, topic)
+
+    def topic_id(self, topic: str) -> str:
+        """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one."""
+        return topic_id_of(self._link, self._kafka, topic)
+
+    def bounds(self, topic: str, index: int, seconds: float = ANSWER_SECONDS) -> tuple[int, int]:
+        """The first offset of a partition, and the offset behind its last. Raises BrokerUnavailable after so many seconds, and as
+        `client.explain` says.
+        """
+        deadline = SYSTEM_CLOCK.monotonic() + seconds
+        while True:
+            try:
+                with self._explained(topic):
+                    first, end = self._consumer.get_watermark_offsets(
+                        TopicPartition(topic, index), timeout=seconds, cached=False
+                    )
+                    return first, end
+            except BrokerUnavailable:
+                if SYSTEM_CLOCK.monotonic() > deadline:
+                    raise
+
+    @contextmanager
+    def _explained(self, topic: str) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            raise explain(error.args[0], self._link, topic) from clean_cause(error)
+
+    def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
+        """The committed records with first <= offset < end. Where the last call ended at `first`, the consumer simply goes on.
+
+        Raises BrokerUnavailable, and as `client.explain` says.
+        """
+        if first >= end:
+            return
+        went_on = self._at == (topic, index, first)
+        if not went_on:
+            self._consumer.assign([TopicPartition(topic, index, first)])  # replaces the partition that was read before
+            self._assigned = True
+        self._at = None
+        waited, left = 0.0, end - first
+        while waited < _SILENT_SECONDS:
+            batch = self._consumer.consume(min(500, left), 0.05)  # returns when it has so many
+            waited = 0.0 if batch else waited + 0.05
+            for number, message in enumerate(batch, 1):
+                error = message.error()
+                if error is None and message.offset() < end:
+                    yield message
+                if error is None:
+                    left = max(1, end - 1 - message.offset())
+                if error is None and message.offset() >= end - 1:
+                    if message.offset() == end - 1 and number == len(batch):
+                        self._at = (topic, index, end)
+                    return
+                if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                    if went_on and message.offset() <= first:
+                        continue  # of the call before
+                    return  # the last stable offset may be before `end` while a transaction is open
+                if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
+                    raise explain(error, self._link, topic)
+        raise BrokerUnavailable(
+            f"kafka://{self._link.address} gives no records of {topic}[{index}]", hint="is the broker running?"
+        )
+
+
+class TopicAppender:
+    """Appends records to a topic, and returns their offsets. Its methods may be called from any thread. `close` it at the end.
+
+    patience_s: for so long a record waits for a broker that does not answer. batch_bytes: of one request to a partition.
+    """
+
+    def __init__(
+        self,
+        link: BrokerLink,
+        kafka: Mapping[str, Any],
+        topic: str,
+        *,
+        patience_s: float,
+        batch_bytes: int = 1_000_000,
+    ) -> None:
+        self._link = link
+        self._topic = topic
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        settings = {
+            "linger.ms": 0,
+            "acks": "all",
+            "batch.size": batch_bytes,
+            "message.timeout.ms": round(patience_s * 1000),
+            "delivery.report.only.error": False,
+        }
+        self._producer = producer_of(link, kafka, **settings)
+
+    def append(self, partition: int, records: Sequence[bytes], seconds: float | None = None) -> list[int]:
+        """Returns the offsets when all replicas in sync have the records. When it raises SabotError, nobody knows whether they have.
+
+        seconds: for so long it is waited for, if that is less than the patience.
+        """
+        with self._lock:
+            return self._append(partition, records, self._patience_s if seconds is None else seconds)
+
+    def _append(self, partition: int, records: Sequence[bytes], seconds: float) -> list[int]:
+        offsets: list[int] = []
+        faults: list[KafkaError] = []
+
+        def told(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                offsets.append(message.offset())
+            else:
+                faults.append(error)
+
+        producer, now = self._producer, SYSTEM_CLOCK.monotonic()
+        deadline = now + seconds + (_SPARE_SECONDS if seconds == self._patience_s else 0.0)
+        look_at = now + _LOOK_SECONDS
+        waiting = list(reversed(records))
+        try:
+            while len(offsets) < len(records):
+                try:
+                    while waiting:
+                        producer.produce(self._topic, waiting[-1], partition=partition, on_delivery=told)
+                        waiting.pop()
+                except BufferError:
+                    log.debug("the queue of the client is full")
+                producer.poll(0.1)
+                if faults:
+                    raise self._fault(faults[0])
+                now = SYSTEM_CLOCK.monotonic()
+                if now > deadline:
+                    raise self._fault(KafkaError(KafkaError._MSG_TIMED_OUT))
+                if now > look_at:
+                    look_at = now + _LOOK_SECONDS
+                    self._link.check(lambda left: producer.list_topics(self._topic, timeout=left))
+        except KafkaException as error:
+            raise self._fault(error.args[0]) from clean_cause(error)
+        self._link.up()
+        return sorted(offsets)
+
+    def _fault(self, error: KafkaError) -> SabotError:
+        if error.code() == KafkaError._MSG_TIMED_OUT:
+            why = f" ({self._link.reason})" if self._link.reason else ""
+            return TransientError(
+                f"kafka://{self._link.address} did not say within {self._patience_s:g} s that it has what was sent{why}",
+                hint="is the broker running? the next look at the topic tells what it has",
+            )
+        return explain(error, self._link, self._topic, "Write")
+
+    def close(self) -> None:
+        """What was not acknowledged is dropped. Idempotent."""
+        self._producer.purge()
+        self._producer.flush(1.0)
