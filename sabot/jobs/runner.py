@@ -26,16 +26,17 @@ from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.functions import awaitable, behind
 from sabot.clock import Clock
 from sabot.config import Secret
-from sabot.errors import EffectError, SabotError, UserError, short_repr
+from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.pool import ThreadPool
-from sabot.jobs.values import pack, pack_error, unpack, unpack_error
+from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool
 from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
 from sabot.threads import tell
+from sabot.watch import unexpected
 
 __all__ = ["Certainty", "EffectRunner", "Outcome"]
 
@@ -95,15 +96,16 @@ class EffectRunner:
         clock: Clock,
         may_send: Callable[[], None] = lambda: None,
         sync_threads: int = 16,
-        on_exit: Callable[[SabotError], object] | None = None,
+        on_broken: Callable[[SabotError], object] | None = None,
     ) -> None:
         """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
 
-        on_exit: is told when a tool asks for the end of the process (`exits`); None: the exit comes out of the event loop.
+        on_broken: is told in place of `done` where the run has to end: the journal has failed (what `after` and `may_send` raise as
+        JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
         """
         self._clock = clock
         self._may_send = may_send
-        self._on_exit = _raise if on_exit is None else on_exit
+        self._on_broken = _raise if on_broken is None else on_broken
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
@@ -195,7 +197,8 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight. Then those that were sent are cancelled and unknown, the others not sent.
+        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Nobody is told of these: a stop is no
+        outcome. Their intents are in the journal, and the next start judges them.
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
@@ -203,8 +206,8 @@ class EffectRunner:
         while self._jobs and (left_s := until - self._loop.time()) > 0:
             await asyncio.wait([call.task for call in self._under_way() if call.task is not None], timeout=left_s)
         for call in list(self._under_way()):
-            what = "the worker stops, and" if call.began < math.inf else "the worker stops before"
-            self._give_up(call, asyncio.CancelledError(f"{what} the call was cancelled"))
+            call.done = None
+            self._give_up(call, asyncio.CancelledError("the worker stops"))
         until = self._loop.time() + CANCEL_SECONDS
         while (left_s := until - self._loop.time()) > 0:
             running = [call.task for call in self._left if call.task is not None and not call.task.done()]
@@ -252,9 +255,11 @@ class EffectRunner:
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as error:
-            if isinstance(error, EXITS):
-                self._on_exit(carried(error, f"tool {tool.name}"))
             outcome = self._failure(call, error)
+            if isinstance(error, EXITS):
+                self._break(call, carried(error, f"tool {tool.name}"))
+            elif isinstance(error, JournalFailed) and call.began == math.inf:
+                self._break(call, error)
         if call.timer is not None:
             call.timer.cancel()
         if call.working is None:
@@ -293,8 +298,13 @@ class EffectRunner:
 
     def _failure(self, call: _Call, error: BaseException) -> Outcome:
         certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
-        kind = error.type if isinstance(error, EffectError) else type(error).__name__
+        kind = type_of(error)
         return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error), self._seconds(call))
+
+    def _break(self, call: _Call, error: SabotError) -> None:
+        """The run has to end. What is known of the call is not told, since its job must not go on with it; the next start judges it."""
+        call.done = None
+        self._on_broken(error)
 
     def _tell(self, call: _Call, outcome: Outcome) -> None:
         """The outcome is told, if it is the first one."""
@@ -309,8 +319,12 @@ class EffectRunner:
         self._in_flight -= 1
         self._unknown += outcome.certainty is Certainty.UNKNOWN
         self._not_sent += outcome.certainty is Certainty.NOT_SENT
-        if call.done is not None:
+        if call.done is None:
+            return
+        try:
             call.done(call.effect, outcome)
+        except BaseException as error:  # of the owner: it must not be kept in a task that nobody looks at
+            self._on_broken(unexpected(f"what is told of {call}", error))
 
     # -- calls that are cancelled -------------------------------------------------------------------------------------
 
@@ -397,19 +411,17 @@ class EffectRunner:
             return
         self._left.pop(call, None)  # too late
         if isinstance(error, EXITS):
-            self._on_exit(carried(error, f"tool {call.tool.name}"))
+            self._break(call, carried(error, f"tool {call.tool.name}"))
         if isinstance(value, Coroutine):
             value.close()
 
 
 def _raise(error: SabotError) -> None:
-    asked = exit_in(error)
-    assert asked is not None
-    asyncio.get_running_loop().call_soon(_raise_here, asked)
+    asyncio.get_running_loop().call_soon(_raise_here, exit_in(error) or error)
 
 
-def _raise_here(asked: BaseException) -> None:
-    raise asked
+def _raise_here(error: BaseException) -> None:
+    raise error
 
 
 def _found(

@@ -5,6 +5,7 @@ text. A `Secret` stays a reference. An error is its class's name and its message
 """
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, UserError, words_of
 from sabot.redaction import scrubbed
 
-__all__ = ["MAX_RESULT_BYTES", "pack", "pack_error", "unpack", "unpack_error"]
+__all__ = ["MAX_RESULT_BYTES", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
 
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
@@ -62,7 +63,7 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
 
     Raises UserError for what msgpack cannot say, what is nested too deep, and what has more than MAX_RESULT_BYTES.
     """
-    encode = (_sorting if sort else _encoder).encode
+    encode = _encode_sorted if sort else _encoder.encode
     try:
         data = encode(value)
         if len(data) > _FLAT_BYTES and not isinstance(value, str | bytes):
@@ -84,6 +85,26 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
     return data
 
 
+def _encode_sorted(value: Any) -> bytes:
+    try:
+        return _sorting.encode(value)
+    except TypeError:  # msgspec sorts neither keys that are no text, nor a set of several types
+        return _encoder.encode(_sorted(value))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        pairs = ((_sorted(key), _sorted(each)) for key, each in value.items())
+        return dict(sorted(pairs, key=lambda pair: _encoder.encode(pair[0])))
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(map(_sorted, value), key=_encoder.encode))
+    if isinstance(value, list | tuple):
+        return tuple(map(_sorted, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _sorted(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
 def unpack(data: bytes) -> Any:
     """The value that `pack` wrote. Raises CorruptJournal."""
     try:
@@ -96,16 +117,19 @@ def unpack(data: bytes) -> Any:
 
 def pack_error(error: BaseException) -> bytes:
     """The error's class and message, without known secrets, as bytes that `unpack_error` reads."""
-    if isinstance(error, EffectError):  # of an effect of the job, or of its child
-        kind, said = error.type, error.message
-    else:
-        kind, said = type(error).__name__, words_of(error)
+    said = error.message if isinstance(error, EffectError) else words_of(error)
     if isinstance(error, BaseExceptionGroup):
         said = "; ".join([said, *(f"{type(each).__name__}: {words_of(each)}" for each in error.exceptions[:_PARTS])])
     said = scrubbed(said[:_SCRUBBED])
     if len(said) > _MESSAGE:
         said = said[: _MESSAGE - 1] + "…"
-    return _encoder.encode([_legal(kind[:_TYPE]), _legal(said)])
+    return _encoder.encode([type_of(error), _legal(said)])
+
+
+def type_of(error: BaseException) -> str:
+    """The name of the error's class, as `EffectError.type` has it: that of an EffectError is the one it has."""
+    name = error.type if isinstance(error, EffectError) else type(error).__name__
+    return _legal(scrubbed(name)[:_TYPE])
 
 
 def unpack_error(data: bytes) -> EffectError:

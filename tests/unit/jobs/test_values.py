@@ -1,0 +1,259 @@
+"""What jobs ask and get comes back from bytes as it was, or as the one form that bytes have for it; the rest is refused by name."""
+
+import subprocess
+import sys
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabot import secret
+from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
+from sabot.jobs.values import MAX_RESULT_BYTES, pack, pack_error, unpack, unpack_error
+from sabot.redaction import keep_secret
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-9, 9), inner),
+    max_leaves=20,
+)
+
+
+@given(PLAIN)
+def test_plain_values_come_back_as_they_were(value: Any) -> None:
+    assert unpack(pack(value, "it")) == value
+
+
+@dataclass
+class Order:
+    number: int
+    price: Decimal
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Model:
+    """As pydantic's."""
+
+    def model_dump(self, mode: str) -> dict[str, Any]:
+        return {"mode": mode, "colour": Colour.RED}
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ((1, (2,)), [1, [2]]),
+        ({1}, [1]),
+        (Order(1, Decimal("2.50")), {"number": 1, "price": "2.50"}),
+        (Colour.RED, "red"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (datetime(2026, 1, 2, 3, tzinfo=UTC), datetime(2026, 1, 2, 3, tzinfo=UTC)),
+        (datetime(2026, 1, 2, 3), "2026-01-02T03:00:00"),
+        (timedelta(seconds=5), "PT5S"),
+        (bytearray(b"x"), b"x"),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+        ({(1, 2): 3}, {(1, 2): 3}),
+        ({2: {1: {5}}, 1: [Order(1, Decimal(2))]}, {2: {1: [5]}, 1: [{"number": 1, "price": "2"}]}),
+        (Model(), {"mode": "json", "colour": "red"}),
+        ([np.int64(3), np.float32(0.5), np.array([1, 2])], [3, 0.5, [1, 2]]),
+        (pa.scalar(4), 4),
+        ([secret("STRIPE_KEY")], [secret("STRIPE_KEY")]),
+    ],
+    ids=repr,
+)
+def test_what_has_no_bytes_of_its_own_comes_back_as_its_nearest_form(value: Any, read: Any) -> None:
+    assert unpack(pack(value, "it")) == read
+    assert unpack(pack(value, "it", sort=True)) == read
+
+
+def test_the_order_of_a_result_is_kept_and_that_of_arguments_does_not_count() -> None:
+    one, other = {"b": 1, "a": {"d": 2, "c": 3}}, {"a": {"c": 3, "d": 2}, "b": 1}
+    assert list(unpack(pack(one, "it"))) == ["b", "a"]
+    assert pack(one, "it") != pack(other, "it")
+    assert pack(one, "it", sort=True) == pack(other, "it", sort=True)
+    numbered, backwards = {2: {"x", 1, None}, 1: "a", "k": {1: 2, 3: 4}}, {"k": {3: 4, 1: 2}, 1: "a", 2: {None, 1, "x"}}
+    assert pack(numbered, "it", sort=True) == pack(backwards, "it", sort=True)
+    assert unpack(pack(backwards, "it", sort=True)).keys() == numbered.keys()
+
+
+def test_equal_arguments_are_equal_bytes_in_every_process() -> None:
+    program = "from sabot.jobs.values import pack; print(pack([{'a', 'b', 'c', 'd', 'e'}, {1: {'a', 'b', None}}], 'it', sort=True).hex())"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(3)
+    }
+    assert len(seen) == 1
+
+
+class Rude:
+    def model_dump(self, mode: str) -> Any:
+        raise RuntimeError("I am not told")
+
+
+def endless() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (object(), "result of pay cannot be recorded: TypeError: it has a value of type object in it"),
+        ([lambda: 1], "it has a value of type function in it"),
+        (Order, "it has a value of type type in it"),
+        (1 << 65, "OverflowError: can't serialize ints"),
+        ("\ud800", "UnicodeEncodeError"),
+        (Rude(), "RuntimeError: I am not told"),
+        (endless(), "result of pay is nested too deep"),
+        (b"x" * (MAX_RESULT_BYTES + 1), "result of pay has 16,777,222 bytes, and 16,777,216 are the most"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_recorded_is_refused_with_its_name(value: Any, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        pack(value, "result of pay")
+    assert says in str(refused.value)
+    assert refused.value.hint
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_was_recorded_can_be_read_deeper_in_the_stack() -> None:
+    """A value that is read in a job's turn, which stands deeper than the tool did. At the limit it would be written once and never read."""
+
+    def deep(frames: int, data: bytes) -> Any:
+        return deep(frames - 1, data) if frames else unpack(data)
+
+    deepest = 0
+    for depth in (500, 550, 600, 650, 700, 750, 800, 900, 1000):
+        try:
+            data = pack(nested(depth), "it")
+        except UserError:
+            continue
+        deepest = depth
+        assert deep(100, data) == nested(depth)
+    assert 500 <= deepest < 1000
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x92\x01", b"\xc7\x01\x63x", b"\x91" * 5000 + b"\x01"])
+def test_bytes_that_are_no_value_say_so(data: bytes) -> None:
+    with pytest.raises(CorruptJournal, match="a recorded value cannot be read"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", pack("text", "it"), pack([1, 2], "it"), pack(["a"], "it")])
+def test_bytes_that_are_no_error_say_so(data: bytes) -> None:
+    with pytest.raises(CorruptJournal, match="a recorded error cannot be read"):
+        unpack_error(data)
+
+
+# -- errors --------------------------------------------------------------------------------------------------------------
+
+
+def seen(error: BaseException) -> tuple[str, str]:
+    read = unpack_error(pack_error(error))
+    return read.type, read.message
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("I say nothing")
+
+
+def test_an_error_is_its_class_and_its_message() -> None:
+    assert seen(ValueError("no such customer")) == ("ValueError", "no such customer")
+    assert seen(KeyError("x")) == ("KeyError", "'x'")
+    assert seen(UserError("no key", hint="give one")) == ("UserError", "no key (give one)")
+    assert seen(Mute()) == ("Mute", "(its message cannot be read: RuntimeError)")
+    assert seen(SystemExit(3)) == ("SystemExit", "3")
+    assert seen(ValueError("\ud800")) == ("ValueError", "?")
+
+
+def test_an_error_of_an_effect_stays_what_it_was() -> None:
+    once = unpack_error(pack_error(ValueError("declined")))
+    assert isinstance(once, SabotError)
+    assert str(once) == "ValueError: declined"
+    once.effect = "pay"
+    assert str(once) == "pay: ValueError: declined"
+    assert seen(once) == ("ValueError", "declined")
+
+
+def test_a_group_names_the_first_of_its_errors() -> None:
+    kind, said = seen(ExceptionGroup("several", [ValueError(str(number)) for number in range(9)]))
+    assert kind == "ExceptionGroup"
+    assert said == "several (9 sub-exceptions); " + "; ".join(f"ValueError: {number}" for number in range(5))
+
+
+def test_a_message_is_bounded_and_without_known_secrets() -> None:
+    keep_secret("tops3cret-value")
+    kind, said = seen(type("X" * 999, (Exception,), {})("tops3cret-value " * 10_000))
+    assert (len(kind), len(said)) == (200, 4000)
+    assert "tops3cret" not in said
+    assert said.endswith("…")
+    assert seen(ValueError("x" * 3990 + "tops3cret-value"))[1] == "x" * 3990 + "***"
+    assert seen(ValueError("password=hunter2"))[1] == "password=***"
+
+
+def test_nothing_but_text_comes_out_of_an_error() -> None:
+    assert isinstance(unpack_error(msgspec.msgpack.encode(["os.system", "rm"])), EffectError)
+
+
+# -- secrets -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_recorded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIPE_KEY", "sk-live-0123456789")
+    key = secret("STRIPE_KEY")
+    data = pack([[key], {"auth": key}], "arguments")
+    assert b"STRIPE_KEY" in data
+    assert b"sk-live" not in data
+    read = unpack(data)
+    assert read == [[key], {"auth": key}]
+    assert (repr(read[0][0]), f"{key}") == ("secret('STRIPE_KEY')", "secret('STRIPE_KEY')")
+    assert hash(read[0][0]) == hash(key)
+    assert read[0][0].read() == "sk-live-0123456789"
+    assert "sk-live" not in str(UserError("the key is sk-live-0123456789"))
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_secret_that_is_missing_says_which(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("STRIPE_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("STRIPE_KEY", value)
+    with pytest.raises(
+        UserError, match=r"the secret STRIPE_KEY is not there .*set the environment variable STRIPE_KEY"
+    ):
+        secret("STRIPE_KEY").read()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", 3, "https://user:hunter2@host"])
+def test_what_is_no_name_of_a_secret_is_refused(name: Any) -> None:
+    with pytest.raises(UserError) as refused:
+        secret(name)
+    assert "hunter2" not in str(refused.value)
