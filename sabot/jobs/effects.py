@@ -7,13 +7,14 @@ asked ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, DataError, JournalFailed, UserError
+from sabot.errors import UNREADABLE, DataError, JournalFailed, SabotError, UserError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask, question_token
@@ -37,9 +38,12 @@ _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where 
 class Effects:
     """Makes what jobs ask. Its methods are items of the host's task, or put some."""
 
-    def __init__(self, desk: Desk, timers: JobTimers, clock: Clock) -> None:
+    def __init__(
+        self, desk: Desk, timers: JobTimers, clock: Clock, *, broke: Callable[[str, SabotError], object]
+    ) -> None:
+        """broke: the run has to end."""
         self.asked_total = self.doubts_total = 0
-        self.runner = EffectRunner(clock=clock, may_send=self._may_send)
+        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=partial(broke, "an effect"))
         self._desk = desk
         self._timers = timers
 

@@ -78,7 +78,7 @@ class JobHost:
             keeps=self._awaits,
             broke=on_broken,
         )
-        self._effects = Effects(self, self._timers, clock)
+        self._effects = Effects(self, self._timers, clock, broke=on_broken)
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""What the end of a run leaves of the effects that were under way: their intents, and nothing that was not their own."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from unit.jobs.hosting import Agent, entries, hosting
+
+from sabot.api.durable import DurableContext
+from sabot.errors import JournalFailed
+from sabot.exits import exit_in
+from sabot.journal import EffectResult, Intent, MemoryHome, MemoryJournal
+from sabot.llm.tools import tool
+from tools.agent_tools import until
+
+
+class Slow:
+    """A tool whose first call is under way when the worker stops; later ones answer."""
+
+    def __init__(self, effect: str) -> None:
+        self.calls = 0
+        self.begun = asyncio.Event()
+        self.tool = tool(effect=effect, name="slow")(self._call)
+
+    async def _call(self) -> str:
+        self.calls += 1
+        if self.calls == 1:
+            self.begun.set()
+            await asyncio.Event().wait()
+        return f"call {self.calls}"
+
+
+def agent_of(made: Any) -> Agent:
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(made)
+
+    return Agent(f)
+
+
+def recorded(home: MemoryHome) -> list[str]:
+    return [type(entry).__name__ for entry in entries(home)]
+
+
+@pytest.mark.parametrize("effect", ["read", "metered", "idempotent"])
+async def test_a_call_that_a_stop_has_cut_has_no_result_and_is_made_again_at_the_next_start(effect: str) -> None:
+    home, slow = MemoryHome(), Slow(effect)
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        jobs.begin("j1")
+        await slow.begun.wait()
+    assert recorded(home) == ["Begin", "Intent"]
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        await jobs.over("j1")
+        assert jobs.agent.done == {"j1": "call 2"}
+
+
+async def test_an_unsafe_call_that_a_stop_has_cut_is_asked_about_and_not_made_again() -> None:
+    home, slow = MemoryHome(), Slow("unsafe")
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        jobs.begin("j1")
+        await slow.begun.wait()
+    assert recorded(home) == ["Begin", "Intent"]
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        await jobs.parks("j1")
+    questions = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask"]
+    assert ([each.name for each in questions], slow.calls) == (["in_doubt"], 1)
+
+
+async def test_a_call_that_ends_in_the_grace_of_a_stop_is_recorded() -> None:
+    home, begun = MemoryHome(), asyncio.Event()
+
+    @tool
+    async def pay() -> str:
+        begun.set()
+        await asyncio.sleep(0.01)
+        return "paid"
+
+    async with hosting(home, agent_of(pay), grace_s=30.0) as jobs:
+        jobs.begin("j1")
+        await begun.wait()
+    assert "EffectResult" in recorded(home)
+
+
+async def test_a_worker_whose_claim_on_the_journal_is_over_sends_nothing_and_its_run_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, sent = MemoryHome(), []
+    async with hosting(home, agent_of(tool(lambda: sent.append(1)))) as jobs:
+        monkeypatch.setattr(MemoryJournal, "claim_left", lambda self: 0.0)
+        jobs.begin("j1")
+        with pytest.raises(JournalFailed, match="its claim is over"):
+            await jobs.over("j1")
+    assert sent == []
+    assert not any(isinstance(entry, EffectResult) for entry in entries(home))
+
+
+async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_no_result() -> None:
+    home = MemoryHome()
+
+    @tool(effect="read")
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async with hosting(home, agent_of(leave)) as jobs:
+        jobs.begin("j1")
+        await until(lambda: jobs.broken)
+        assert isinstance(exit_in(jobs.broken[0][1]), SystemExit)
+    assert recorded(home) == ["Begin", "Intent"]
