@@ -3,7 +3,7 @@
 import time
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock", "lasting"]
 
 
 class Clock(Protocol):
@@ -45,3 +45,13 @@ class ManualClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def lasting() -> float:
+    """Seconds from an arbitrary start that go on while the machine is suspended, where the system can say that: for leases, which end by
+    the clock of another machine.
+    """
+    return time.clock_gettime(_LASTING)
+
+
+_LASTING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

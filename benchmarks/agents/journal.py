@@ -15,12 +15,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sabot.journal import Begin, EffectResult, End, Intent, Journal, MemoryJournal, SqliteJournal
+from sabot.journal import Begin, EffectResult, End, Intent, Journal, MemoryJournal, PostgresJournal, SqliteJournal
 
 BODY = b'{"order": "o-1234567", "amount": 12.5}' * 4
 PROBES = 100
@@ -119,26 +120,45 @@ def run(journal: Journal, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+@contextmanager
+def opened(name: str, folder: Path, parent: Path | None) -> Iterator[Journal]:
+    """A new journal of this name; of PostgreSQL with a server of its own, which syncs its disk."""
+    if name == "postgres":
+        from tools.postgres import Postgres
+
+        server = Postgres("fsync=on", parent=parent)
+        try:
+            with server.database() as address:
+                journal: Journal = PostgresJournal(address, "benchmark")
+                yield journal
+                journal.close()
+        finally:
+            server.remove()
+        return
+    journal = SqliteJournal(folder / "journal") if name == "sqlite" else MemoryJournal()
+    yield journal
+    journal.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="entries of a run, about")
     parser.add_argument("--jobs", type=int, default=256, help="that run at once")
+    parser.add_argument(
+        "--journal", action="append", choices=["sqlite", "memory", "postgres"], help="default: sqlite, memory"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where the journal lies; default: a temporary folder")
     options = parser.parse_args()
     outcome: dict[str, Any] = {"benchmark": "journal", "rows": options.rows, "jobs": options.jobs}
-    runs: dict[str, list[dict[str, float]]] = {"sqlite": [], "memory": []}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.journal or ["sqlite", "memory"]}
     probes = []
     for _ in range(options.repeat):
         with tempfile.TemporaryDirectory(prefix="sabot-bench-", dir=options.dir) as folder:
             probes.append(fsync_ms(Path(folder)))
-            for name, make in (
-                ("sqlite", lambda folder=folder: SqliteJournal(Path(folder) / "journal")),
-                ("memory", MemoryJournal),
-            ):
-                journal = make()
-                runs[name].append(run(journal, options))
-                journal.close()
+            for name, found in runs.items():
+                with opened(name, Path(folder), options.dir) as journal:
+                    found.append(run(journal, options))
     outcome["fsync_ms"] = round(median(probes), 3)
     for name, found in runs.items():
         outcome[name] = {figure: median(each[figure] for each in found) for figure in found[0]}

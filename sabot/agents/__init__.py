@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sabot.errors import IllegalTransition as IllegalTransition
     from sabot.errors import LetterRefused as LetterRefused
     from sabot.journal.effects import Reconciled as Reconciled
+    from sabot.journal.postgres import PostgresInbox as PostgresInbox
+    from sabot.journal.postgres import PostgresJournal as PostgresJournal
     from sabot.journal.sqlite import SqliteInbox as SqliteInbox
     from sabot.journal.sqlite import SqliteJournal as SqliteJournal
     from sabot.llm.tools import Effect as Effect
@@ -59,6 +61,8 @@ __all__ = [
     "JournalStore",
     "LetterRefused",
     "PolicyRef",
+    "PostgresInbox",
+    "PostgresJournal",
     "Reconciled",
     "RunVersions",
     "SqliteInbox",
@@ -73,6 +77,7 @@ _HOMES = {
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.errors": ("IdempotencyConflict", "IllegalTransition", "LetterRefused"),
     "sabot.journal.effects": ("Reconciled",),
+    "sabot.journal.postgres": ("PostgresInbox", "PostgresJournal"),
     "sabot.journal.sqlite": ("SqliteInbox", "SqliteJournal"),
     "sabot.llm.tools": ("Effect", "tool"),
 }

@@ -46,7 +46,8 @@ Place = Annotated[
     typer.Option(
         "--journal",
         metavar="JOURNAL",
-        help="Where it is: its folder, the database in it, a state directory, or kafka://host:port/topic.",
+        help="Where it is: its folder, the database in it, a state directory; kafka://host:port/topic; or "
+        "postgresql://user@host/database?app=NAME.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]

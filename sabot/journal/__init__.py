@@ -20,6 +20,7 @@ from sabot.journal.entries import (
 )
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryJournal, MemoryReader
 from sabot.journal.opening import open_inbox, open_journal, open_reader
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 __all__ = [
@@ -46,6 +47,9 @@ __all__ = [
     "MemoryJournal",
     "MemoryReader",
     "Position",
+    "PostgresInbox",
+    "PostgresJournal",
+    "PostgresReader",
     "Question",
     "Reconciled",
     "Signal",

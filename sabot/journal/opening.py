@@ -1,4 +1,6 @@
-"""The home of a journal by its address: `kafka://host:port/topic` is a topic, a path that of a journal in SQLite."""
+"""The home of a journal by its address: `kafka://host:port/topic` is a topic, `postgresql://user@host/database` a database, a path that of
+a journal in SQLite.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.journal.base import Inbox, Journal, JournalReader
+from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 from sabot.redaction import keep_url, redacted_url
 
@@ -17,19 +20,25 @@ def open_reader(address: Path | str, *, kafka: Mapping[str, Any] | None = None) 
     """A reader of the journal at an address. kafka: settings of the client, for a topic. Raises UserError where there is none, or for an
     address of no home that we know.
     """
-    if _is_topic(address):
-        from sabot.journal.kafka import KafkaJournalReader  # imported late, because this loads the Kafka client
+    match _scheme(address):
+        case "kafka":
+            from sabot.journal.kafka import KafkaJournalReader  # imported late, because this loads the Kafka client
 
-        return KafkaJournalReader(str(address), kafka=kafka)
+            return KafkaJournalReader(str(address), kafka=kafka)
+        case "postgresql":
+            return PostgresReader(str(address))
     return SqliteReader(address)
 
 
 def open_inbox(address: Path | str, *, clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None) -> Inbox:
     """An inbox of the journal at an address. Raises as `open_reader`."""
-    if _is_topic(address):
-        from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
+    match _scheme(address):
+        case "kafka":
+            from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
 
-        return KafkaInbox(str(address), clock=clock, kafka=kafka)
+            return KafkaInbox(str(address), clock=clock, kafka=kafka)
+        case "postgresql":
+            return PostgresInbox(str(address), clock=clock)
     return SqliteInbox(address, clock=clock)
 
 
@@ -37,23 +46,30 @@ def open_journal(
     address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
 ) -> Journal:
     """The owner of the journal at an address, which is made where it is missing: in the folder of a path; in the topic `{app}.journal` of a
-    broker, if the address has none. Raises as the home's own class.
+    broker, if the address has none; in the schema `sabot_{app}` of a database. Raises as the home's own class.
     """
-    if _is_topic(address):
-        from sabot.journal.kafka import KafkaJournal  # imported late, because this loads the Kafka client
+    match _scheme(address):
+        case "kafka":
+            from sabot.journal.kafka import KafkaJournal  # imported late, because this loads the Kafka client
 
-        return KafkaJournal(str(address), app=app, clock=clock, kafka=kafka)
+            return KafkaJournal(str(address), app=app, clock=clock, kafka=kafka)
+        case "postgresql":
+            return PostgresJournal(str(address), app or None, clock=clock)
     return SqliteJournal(address, clock=clock)
 
 
-def _is_topic(address: Path | str) -> bool:
-    """Raises UserError for an address of no home."""
-    if not isinstance(address, str) or "://" not in address:
-        return False
-    if address.startswith("kafka://"):
-        return True
+def _scheme(address: Path | str) -> str:
+    """ "kafka", "postgresql", or "" for a path. Raises UserError for an address of no home."""
+    scheme, separator, _ = str(address).partition("://")
+    if not separator or not isinstance(address, str):
+        return ""
+    if scheme == "kafka":
+        return scheme
+    if scheme in ("postgresql", "postgres"):
+        return "postgresql"
     keep_url(address)
     raise UserError(
         f"{redacted_url(address)}: no journal has such an address",
-        hint="give kafka://host:port/topic, or a path: of a journal.db, its folder, or a state directory",
+        hint="give kafka://host:port/topic, postgresql://user@host/database?app=NAME, or a path: of a journal.db, its folder, or a "
+        "state directory",
     )

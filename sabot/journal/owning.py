@@ -98,9 +98,10 @@ class SqlJournal(SqlReader, Journal):
 
     def take(self) -> list[tuple[Position, Entry]]:
         taken: list[tuple[Position, Entry]] = []
-        for number, letter in self.untaken(self._last_letter):
+        found = [(*each, self.question(each[1].token)) for each in self.untaken(self._last_letter)]
+        for number, letter, question in found:
             at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, self.question(letter.token), at_ms)
+            entry = entry_of_letter(letter, question, at_ms)
             try:
                 taken.append((self.writer.append(entry, number), entry))
             except JournalFull:

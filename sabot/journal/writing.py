@@ -41,7 +41,8 @@ class Appended:
 
 class GroupWriter:
     """Of one partition. commit: makes a group durable, or raises; called in the writer's thread, never twice at once, and not again after
-    it raised. store: what an entry waits for, in messages.
+    it raised. store: what an entry waits for, in messages. idle: called there while nothing waits, many times a second; its error is
+    that of a failed commit.
     """
 
     def __init__(
@@ -52,10 +53,13 @@ class GroupWriter:
         commit: Callable[[list[Appended]], None],
         capacity_bytes: int = CAPACITY_BYTES,
         store: str = "disk",
+        *,
+        idle: Callable[[], None] | None = None,
     ) -> None:
         self._where = where
         self._partition = partition
         self._commit = commit
+        self._idle = idle
         self._capacity = capacity_bytes
         self._store = store
         self._changed = threading.Condition()
@@ -166,13 +170,16 @@ class GroupWriter:
             if self._failed is not None or (self._closing and not self._queue):
                 return False
             group = list(islice(self._queue, _MOST))
-        if not group:
-            return None
         try:
-            self._commit(group)
+            if group:
+                self._commit(group)
+            elif self._idle is not None:
+                self._idle()
         except BaseException as error:  # whoever waits must hear of it, whatever it is
             self.fail(error)
             return False
+        if not group:
+            return None
         with self._changed:
             for each in group:
                 self._queue.popleft()

@@ -32,6 +32,9 @@ from sabot.journal import (
     MemoryJournal,
     MemoryReader,
     Position,
+    PostgresInbox,
+    PostgresJournal,
+    PostgresReader,
     Signal,
     SqliteInbox,
     SqliteJournal,
@@ -40,6 +43,7 @@ from sabot.journal import (
     check_place,
 )
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
+from tools.postgres import server_or_skip
 
 
 class Home(Protocol):
@@ -95,14 +99,42 @@ class InKafka:
         return KafkaInbox(self.address, clock=self.clock)
 
 
-KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
+class InPostgres:
+    def __init__(self, url: str, app: str) -> None:
+        self.clock = ManualClock()
+        self.url, self.app = url, app
+
+    def owner(self) -> Journal:
+        return PostgresJournal(self.url, self.app, clock=self.clock, lease_s=2.0)
+
+    def reader(self) -> JournalReader:
+        return PostgresReader(f"{self.url}?app={self.app}")
+
+    def inbox(self) -> Inbox:
+        return PostgresInbox(self.url, self.app, clock=self.clock)
 
 
-@pytest.fixture(params=["memory", "sqlite", KAFKA])
-def home(request: pytest.FixtureRequest, tmp_path: Path, topic: str) -> Home:
-    if request.param == "kafka":
-        return InKafka(request.getfixturevalue("kafka_url"), topic)
-    return InMemory() if request.param == "memory" else InSqlite(tmp_path)
+HOMES = ["memory", "sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """An address of PostgreSQL; skipped where no server is installed."""
+    with server_or_skip().database() as url:
+        yield url
+
+
+def home_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Home:
+    if kind == "postgres":
+        return InPostgres(request.getfixturevalue("database"), f"app-{uuid.uuid4().hex}")
+    if kind == "kafka":
+        return InKafka(request.getfixturevalue("kafka_url"), f"t-{uuid.uuid4().hex[:12]}")
+    return InMemory() if kind == "memory" else InSqlite(folder)
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    return home_of(request.param, request, tmp_path)
 
 
 @pytest.fixture
@@ -478,19 +510,14 @@ def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
         journal.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", KAFKA])
+@pytest.mark.parametrize("kind", HOMES)
 def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
-    kind: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    def make() -> Home:
-        if kind == "kafka":
-            return InKafka(request.getfixturevalue("kafka_url"), f"t-{uuid.uuid4().hex[:12]}")
-        return InMemory() if kind == "memory" else InSqlite(tmp_path_factory.mktemp("journal"))
-
-    @settings(max_examples=10 if kind == "kafka" else 100)
+    @settings(max_examples={"kafka": 10, "postgres": 30}.get(kind, 100), deadline=None)
     @given(st.lists(STEPS, max_size=25))
     def check(steps: list[tuple[str, str | int]]) -> None:
-        home = make()
+        home = home_of(kind, request, tmp_path_factory.mktemp("journal"))
         journal = home.owner()
         model: list[tuple[int, Entry]] = []
         ended: set[str] = set()

@@ -23,16 +23,19 @@ class PostgresMissing(Exception):
 
 
 class Postgres:
-    """`stop` and `start` keep port and data. settings: more of the server's, such as "fsync=on"; the last word counts."""
+    """`stop` and `start` keep port and data. settings: more of the server's, such as "fsync=on"; the last word counts.
 
-    def __init__(self, *settings: str) -> None:
+    parent: of its folder, where that is not to be among the temporary files.
+    """
+
+    def __init__(self, *settings: str, parent: Path | None = None) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         initdb = os.fspath(found[-1]) if found else shutil.which("initdb")
         if initdb is None:
             raise PostgresMissing("no PostgreSQL server: apt-get install postgresql")
         self._bin = Path(initdb).resolve().parent
         self._as_user = _someone_else() if os.geteuid() == 0 else {}
-        self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-postgres-")))
+        self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-postgres-", dir=parent)))
         if self._as_user:
             os.chown(self.folder, self._as_user["user"], self._as_user["group"])
         (self.port,) = free_ports(1)

@@ -1,0 +1,593 @@
+"""The journal in PostgreSQL where the server, the network or its owner fail: on a real server."""
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from sabot.cli import commands
+from sabot.errors import BrokerUnavailable, CorruptJournal, JobLocked, JournalFailed, JournalFull, UserError
+from sabot.journal import (
+    Answer,
+    Begin,
+    EffectResult,
+    End,
+    Intent,
+    Letter,
+    PostgresInbox,
+    PostgresJournal,
+    PostgresReader,
+    postgres,
+)
+from tools.command_line import child
+from tools.postgres import Postgres, server_or_skip
+
+LEASE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server_or_skip().database() as address:
+        yield address
+
+
+@pytest.fixture
+def app() -> str:
+    return f"app-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    """One that a test may end."""
+    server_or_skip()
+    own = Postgres()
+    yield own
+    own.remove()
+
+
+def query(url: str, statement: str) -> list[Any]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)  # type: ignore[arg-type]
+        return cursor.fetchall() if cursor.description else []
+
+
+def fill(journal: PostgresJournal, count: int, first: int = 0) -> None:
+    """So many entries, each in a commit of its own."""
+    for number in range(first, first + count):
+        assert journal.wait_durable(journal.append(Begin(f"job-{number}", 0)), 60)
+
+
+def jobs(count: int) -> list[str]:
+    return [f"job-{number}" for number in range(count)]
+
+
+def read(url: str, app: str | None = None) -> list[str]:
+    reader = PostgresReader(url, app)
+    try:
+        found = list(reader.read())
+        assert [position.offset for position, _ in found] == list(range(len(found)))
+        return [entry.job for _, entry in found]
+    finally:
+        reader.close()
+
+
+def until(done: Callable[[], object]) -> None:
+    """Waits for something that another thread or process does."""
+    for _ in range(60_000):
+        if done():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("a minute has passed")
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_journal_is_found_by_its_address_and_the_app(url: str, app: str) -> None:
+    fresh = f"{url}?connect_timeout=5"
+    journal = PostgresJournal(fresh, app)
+    fill(journal, 1)
+    journal.close()
+    assert read(f"{fresh}&app={app}") == read(url, app) == jobs(1)
+    assert journal.where == f"journal sabot_{app} in {url.partition('@')[2]}"
+
+
+def test_without_a_name_it_is_the_only_journal_of_the_database(app: str) -> None:
+    with server_or_skip().database() as url:
+        with pytest.raises(UserError, match="has no journal"):
+            PostgresReader(url)
+        PostgresJournal(url, app).close()
+        assert read(url) == []
+        PostgresJournal(url, "another").close()
+        with pytest.raises(UserError, match=f"has journals of another, {app}|has journals of {app}, another") as error:
+            PostgresInbox(url)
+        assert "?app=NAME" in error.value.hint
+
+
+def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
+    for opened in (PostgresReader, PostgresInbox):
+        with pytest.raises(UserError, match=f"journal sabot_{app} in .*: there is none"):
+            opened(url, app)
+    with pytest.raises(UserError, match="too long for a schema"):
+        PostgresJournal(url, "a" * 60)
+    PostgresJournal(url, app).close()
+    query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 1"):
+        PostgresJournal(url, app)
+    query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
+    with pytest.raises(CorruptJournal, match="lost its identity"):
+        PostgresReader(url, app)
+
+
+def test_a_wrong_password_database_or_host_is_told_without_the_password(server: Postgres) -> None:
+    query(server.url, "CREATE ROLE ann LOGIN PASSWORD 'right-one'")
+    rules = server.folder / "data" / "pg_hba.conf"
+    rules.write_text("host all sabot all trust\nhost all ann all scram-sha-256\n")
+    query(server.url, "SELECT pg_reload_conf()")
+    place = server.url.partition("@")[2]
+    wrong = [f"ann:hunter2-hunter2@{place}", f"ann:hunter2-hunter2@{place}x", "ann:hunter2-hunter2@nowhere.invalid/d"]
+    errors = []
+    for address in wrong:
+        with pytest.raises((UserError, BrokerUnavailable)) as error:
+            PostgresJournal(f"postgresql://{address}", "refunds")
+        errors.append(type(error.value))
+        assert "hunter2" not in f"{error.value} {error.value.hint} {error.value.__cause__}"
+    assert errors == [UserError, UserError, BrokerUnavailable]
+    with pytest.raises(UserError, match="permission denied"):
+        PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds")
+    query(server.url, 'CREATE SCHEMA "sabot_refunds" AUTHORIZATION ann')
+    PostgresJournal(f"postgresql://ann:right-one@{place}", "refunds").close()
+
+
+def test_the_command_line_takes_an_address(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    journal.append(Begin("job", 0, "agent"))
+    assert journal.wait_durable(journal.append(Intent("job", 0, 1, "ask", "confirm", token="t")), 30)
+    place = f"{url}?app={app}"
+    answer = CliRunner().invoke(commands._cli, ["actions", "resolve", "t", "--journal", place, "--approve"])
+    assert answer.stdout == "answered\n"
+    assert [type(entry) for _, entry in journal.take()] == [Answer]
+    journal.close()
+    shown = CliRunner().invoke(commands._cli, ["journal", "show", "job", "--journal", place])
+    assert [line.split()[3] for line in shown.stdout.splitlines()[1:]] == ["begin", "intent", "answer"]
+
+
+# -- what is stored -----------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_on_the_disk_when_the_server_answers(server: Postgres, app: str) -> None:
+    query(server.url, "ALTER ROLE sabot SET synchronous_commit = off")
+    journal = PostgresJournal(server.url, app)
+    fill(journal, 1)
+    assert journal._writing.execute("SHOW synchronous_commit").fetchall() == [("on",)]
+    journal.close()
+
+
+def test_an_entry_that_was_changed_is_damaged(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    fill(journal, 2)
+    query(url, f"UPDATE \"sabot_{app}\".entries SET entry = entry || 'x' WHERE place = 1")
+    with pytest.raises(CorruptJournal, match="entry 1 is damaged"):
+        list(journal.read())
+    journal.close()
+
+
+def test_text_that_no_database_takes_is_refused_before_it_is_appended(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    with pytest.raises(UserError, match="job of an entry has a NUL"):
+        journal.append(Begin("a\0b", 0))
+    fill(journal, 1)
+    journal.close()
+
+
+async def test_many_appends_are_few_commits(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    for number in range(2000):
+        journal.append(Begin(f"job-{number}", 0))
+    await journal.flush()
+    assert journal.statistics()["commits"] <= 20
+    journal.close()
+    assert read(url, app) == jobs(2000)
+
+
+# -- two owners ---------------------------------------------------------------------------------------------------------
+
+OWNER = """
+import sys
+from sabot.errors import JournalFailed
+from sabot.journal import Begin, PostgresJournal
+url, app, lease_s, first = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+journal = PostgresJournal(url, app, lease_s=lease_s)
+print("held", flush=True)
+for number in range(first, 1_000_000):
+    if first == 0 and number == 3:
+        sys.stdin.readline()
+        print(f"left {journal.claim_left()}", flush=True)
+    try:
+        journal.wait_durable(journal.append(Begin(f"job-{number}", 0)))
+    except JournalFailed as error:
+        print(error, flush=True)
+        break
+    print(number, flush=True)
+"""
+
+
+def owner(url: str, app: str, first: int = 0) -> Any:
+    words = (sys.executable, "-c", OWNER, url, app, LEASE_S, first)
+    return child(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(url: str, app: str) -> None:
+    with owner(url, app) as paused:
+        assert [paused.stdout.readline() for _ in range(4)] == ["held\n", "0\n", "1\n", "2\n"]
+        with pytest.raises(JobLocked, match=f"belongs to process {paused.pid} on "):
+            PostgresJournal(url, app, lease_s=LEASE_S)
+        paused.send_signal(signal.SIGSTOP)
+        second = PostgresJournal(url, app, lease_s=LEASE_S)  # waits for the lease to end
+        assert second.claim_left() > 0
+        fill(second, 1, 3)
+        paused.stdin.write("go on\n")
+        paused.stdin.flush()
+        paused.send_signal(signal.SIGCONT)
+        assert paused.stdout.readline() == "left 0.0\n"
+        told = paused.stdout.readline()
+        assert "another owner has taken the journal over: process" in told
+        fill(second, 1, 4)
+        second.close()
+    assert read(url, app) == jobs(5)
+
+
+def test_a_worker_that_was_paused_in_a_transaction_holds_nobody_up(url: str, app: str) -> None:
+    first = PostgresJournal(url, app, lease_s=LEASE_S)
+    fill(first, 2)
+    first._asked = float("inf")  # it renews no more: as if it were paused
+    first._writing.execute("BEGIN")
+    first._writing.execute("UPDATE claim SET until = until")
+    second = PostgresJournal(url, app, lease_s=LEASE_S)
+    fill(second, 1, 2)
+    assert first.claim_left() == 0.0
+    with pytest.raises(JournalFailed, match="another owner has taken the journal over"):
+        fill(first, 1, 9)
+    first.close()
+    fill(second, 1, 3)
+    second.close()
+    assert read(url, app) == jobs(4)
+
+
+def test_an_owner_without_work_keeps_its_claim(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app, lease_s=0.3)
+    began = journal._renewed
+    until(lambda: journal._renewed > began + 1)
+    assert journal.claim_left() > 0
+    with pytest.raises(JobLocked):
+        PostgresJournal(url, app, lease_s=0.3)
+    fill(journal, 1)
+    journal.close()
+
+
+def test_of_an_owner_that_is_killed_anywhere_a_prefix_is_there_with_all_that_was_told(url: str, app: str) -> None:
+    chance = random.Random(7)
+    told = -1
+    for _ in range(6):
+        with owner(url, app, told + 1) as process:
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            lines = [process.stdout.readline() for _ in range(chance.randrange(2, 40))]
+            process.kill()
+            lines += process.stdout.read().splitlines(keepends=True)
+        told = max([told, *(int(line) for line in lines if line.strip().isdigit())])
+        found = read(url, app)
+        assert found == jobs(len(found)), "what is there is a prefix"
+        assert told < len(found) <= told + 2
+        told = len(found) - 1
+
+
+# -- the server and the way to it -----------------------------------------------------------------------------------------
+
+
+class Appending:
+    """A thread that appends entry after entry and knows what was durable."""
+
+    def __init__(self, journal: PostgresJournal) -> None:
+        self.told = 0
+        self.error: BaseException | None = None
+        self._journal = journal
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            number = 0
+            while not self._over.is_set():
+                last = self._journal.append(Begin(f"job-{number}", 0))
+                number += 1
+                if number % 7 == 0:
+                    assert self._journal.wait_durable(last, 60)
+                    self.told = number
+        except BaseException as error:
+            self.error = error
+
+    def more(self, count: int = 20) -> None:
+        before = self.told
+        until(lambda: self.told > before + count or self.error)
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+        assert self.error is None
+
+
+def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
+    server: Postgres, app: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = PostgresJournal(server.url, app, lease_s=LEASE_S, capacity_bytes=100_000)
+    fill(journal, 3)
+    server.stop()
+    position = journal.append(Begin("job-3", 0))
+    until(lambda: journal.claim_left() == 0.0)  # so nothing is sent that must be sent once
+    assert journal.take() == []
+    assert journal.wait_durable(position, 0.1) is False
+    with pytest.raises(JournalFull):  # noqa: PT012
+        for number in range(4, 10_000):
+            position = journal.append(Begin(f"job-{number}", 0))
+    server.start()
+    assert journal.wait_durable(position, 60)
+    assert journal.claim_left() > 0
+    assert [record.getMessage().rpartition(" in ")[2].partition(" ")[2][:15] for record in caplog.records][-2:] == [
+        "does not answer",
+        "answers again",
+    ]
+    journal.close()
+    assert read(server.url, app) == jobs(position.offset + 1)
+
+
+def test_a_server_that_is_killed_in_the_middle_of_commits_loses_nothing(server: Postgres, app: str) -> None:
+    journal = PostgresJournal(server.url, app)
+    work = Appending(journal)
+    for _ in range(4):
+        work.more()
+        server.stop(kill=True)
+        server.start()
+    work.more()
+    work.end()
+    journal.close()
+    found = read(server.url, app)
+    assert found == jobs(len(found))
+    assert len(found) >= work.told
+
+
+def test_connections_that_are_cut_at_any_moment_lose_and_repeat_nothing(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    work = Appending(journal)
+    chance = random.Random(3)
+    for _ in range(25):
+        work.more(chance.randrange(10))
+        query(
+            url,
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal._owner}'",
+        )
+    work.end()
+    journal.close()
+    found = read(url, app)
+    assert found == jobs(len(found))
+    assert len(found) >= work.told
+
+
+class Wire:
+    """Between a client and the server. `cut`: the connection that next sends a COMMIT breaks, "before" it passes or "behind" it, when the
+    server has answered and nobody was told.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.cut = ""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self._port))
+            threading.Thread(target=self._pass, args=(client, there, True), daemon=True).start()
+            threading.Thread(target=self._pass, args=(there, client, False), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, from_client: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                cut = self.cut if from_client and b"COMMIT" in data else ""
+                if cut == "before":
+                    self.cut = ""
+                    break
+                if cut == "behind":
+                    self.cut = ""
+                    source.shutdown(socket.SHUT_RDWR)
+                    target.sendall(data)
+                    return  # the other thread reads the answer, cannot pass it on, and closes both
+                target.sendall(data)
+        except OSError:
+            pass
+        for each in (source, target):
+            each.close()
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize(("cut", "sent"), [("before", 15), ("behind", 10)])
+def test_a_commit_whose_outcome_is_unknown_is_looked_up(
+    url: str, app: str, cut: str, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent again where it did not come through, and only there."""
+    before, _, port = url.rpartition(":")
+    number, _, database = port.partition("/")
+    wire = Wire(int(number))
+    journal = PostgresJournal(f"{before}:{wire.port}/{database}", app)
+    groups: list[int] = []
+    write = journal._write
+    monkeypatch.setattr(journal, "_write", lambda rows: (groups.append(len(rows)), write(rows)))
+    for number in range(5):
+        fill(journal, 1, 2 * number)
+        wire.cut = cut
+        fill(journal, 1, 2 * number + 1)
+        assert wire.cut == ""
+    journal.close()
+    wire.close()
+    assert len(groups) == sent
+    assert read(url, app) == jobs(10)
+
+
+def test_a_server_without_room_is_waited_for(url: str, app: str) -> None:
+    journal = PostgresJournal(url, app)
+    fill(journal, 2)
+    query(
+        url,
+        f"""
+        CREATE FUNCTION "sabot_{app}".full() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+        CREATE TRIGGER full_disk BEFORE INSERT ON "sabot_{app}".entries EXECUTE FUNCTION "sabot_{app}".full();
+        """,
+    )
+    position = journal.append(Begin("job-2", 0))
+    assert journal.wait_durable(position, 0.5) is False
+    query(url, f'DROP TRIGGER full_disk ON "sabot_{app}".entries')
+    assert journal.wait_durable(position, 30)
+    journal.close()
+    assert read(url, app) == jobs(3)
+
+
+def test_a_server_that_is_away_for_longer_than_our_patience_ends_the_journal(server: Postgres, app: str) -> None:
+    journal = PostgresJournal(server.url, app, lease_s=LEASE_S, patience_s=0.5)
+    fill(journal, 2)
+    server.stop()
+    position = journal.append(Begin("job-2", 0))
+    with pytest.raises(JournalFailed, match=f"journal sabot_{app} in .* could not be made durable"):
+        journal.wait_durable(position, 60)
+    with pytest.raises(JournalFailed):
+        journal.append(Begin("more", 0))
+    journal.close()
+    server.start()
+    assert read(server.url, app) == jobs(2)
+
+
+def test_a_journal_whose_server_is_away_can_be_closed(
+    server: Postgres, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_AT_THE_END", 0.2)
+    journal = PostgresJournal(server.url, app, lease_s=LEASE_S)
+    fill(journal, 1)
+    server.stop()
+    position = journal.append(Begin("lost", 0))
+    journal.close()
+    with pytest.raises(JournalFailed):
+        journal.wait_durable(position, 1)
+
+
+def test_a_server_that_has_lost_what_was_durable_ends_the_journal(url: str, app: str) -> None:
+    """A copy that was behind has taken the server's place."""
+    journal = PostgresJournal(url, app, lease_s=60)
+    fill(journal, 5)
+    query(url, f'DELETE FROM "sabot_{app}".entries WHERE place >= 3')
+    query(
+        url,
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sabot-journal-{journal._owner}'",
+    )
+    with pytest.raises(JournalFailed, match="the log ends at 3, and this owner has written up to 5"):
+        fill(journal, 1, 5)
+    journal.close()
+    assert read(url, app) == jobs(3)
+
+
+def test_a_reader_and_an_inbox_go_on_after_a_restart_of_the_server(server: Postgres, app: str) -> None:
+    journal = PostgresJournal(server.url, app)
+    last = journal.append(Intent("job", 0, 1, "ask", token="t"))
+    assert journal.wait_durable(last, 30)
+    reader, inbox = PostgresReader(server.url, app), PostgresInbox(server.url, app)
+    assert len(list(reader.read())) == 1
+    server.stop()
+    for work in (lambda: reader.positions(), lambda: inbox.post(Letter("answer", "t"))):
+        with pytest.raises(BrokerUnavailable):
+            work()
+    server.start()
+    inbox.post(Letter("answer", "t"))
+    assert len(reader.letters()) == 1
+    until(lambda: [type(entry) for _, entry in journal.take()] == [Answer])
+    for each in (reader, inbox, journal):
+        each.close()
+
+
+# -- letters ------------------------------------------------------------------------------------------------------------
+
+POSTING = """
+import sys
+from sabot.errors import LetterRefused
+from sabot.journal import Letter, PostgresInbox
+inbox = PostgresInbox(sys.argv[1], sys.argv[2])
+for number in range(100):
+    try:
+        inbox.post(Letter("answer", f"token-{number}", body=sys.argv[3].encode()))
+        print(number, flush=True)
+    except LetterRefused as error:
+        assert error.reason == "second", error
+"""
+
+
+def test_letters_of_other_processes_come_beside_the_owner_who_appends(url: str, app: str) -> None:
+    """Two processes answer the same hundred questions while the owner writes: each answer is accepted once, and taken as that."""
+    journal = PostgresJournal(url, app)
+    for number in range(100):
+        last = journal.append(Intent("job", 0, number, "ask", token=f"token-{number}"))
+    assert journal.wait_durable(last, 30)
+    words = [(sys.executable, "-c", POSTING, url, app, name) for name in ("ann", "bob")]
+    answers: dict[int, bytes] = {}
+    with child(*words[0], stdout=subprocess.PIPE) as ann, child(*words[1], stdout=subprocess.PIPE) as bob:
+        while len(answers) < 100:
+            assert journal.wait_durable(journal.append(EffectResult("job", 0, 1000)), 30)
+            for _, entry in journal.take():
+                assert isinstance(entry, Answer)
+                assert entry.ordinal not in answers
+                assert isinstance(entry.body, bytes)
+                answers[entry.ordinal] = entry.body
+        said = {name: [int(line) for line in process.stdout] for name, process in ((b"ann", ann), (b"bob", bob))}
+    assert sorted(said[b"ann"] + said[b"bob"]) == list(range(100))
+    assert answers == {number: name for name, numbers in said.items() for number in numbers}
+    journal.close()
+
+
+def test_a_letter_that_is_posted_while_its_job_is_trimmed_does_not_stay(url: str, app: str) -> None:
+    """It waits for the trim, and is then refused: a letter without its question would be in the way of all others."""
+    journal = PostgresJournal(url, app)
+    journal.append(Begin("a", 0))
+    journal.append(Intent("a", 0, 1, "ask", token="t"))
+    assert journal.wait_durable(journal.append(End("a", 1, "succeeded")), 30)
+    inbox = PostgresInbox(url, app)
+    refused: list[str] = []
+
+    def post() -> None:
+        with pytest.raises(UserError) as error:
+            inbox.post(Letter("answer", "t"))
+        refused.append(error.value.message)
+
+    with journal.inbox.transaction("trim") as trimming:
+        posting = threading.Thread(target=post)
+        posting.start()
+        until(lambda: query(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        trimming.execute("DELETE FROM questions WHERE job = ?", ("a",))
+    posting.join()
+    assert refused == ["no question has this token"]
+    assert journal.take() == []
+    inbox.close()
+    journal.close()
