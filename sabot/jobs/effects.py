@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, DataError, JournalFailed, SabotError, UserError
+from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask, question_token
@@ -192,7 +192,7 @@ class Effects:
             self._again(live, ask)
         else:
             by = f" by {answer.by}" if answer.by else ""
-            self._result(live, ask, "Abandoned", pack_error(UserError(f"{ask.name}: it was abandoned{by}")))
+            self._result(live, ask, "Abandoned", pack_error(EffectError("Abandoned", f"{ask.name} was abandoned{by}")))
 
     # -- children -----------------------------------------------------------------------------------------------------
 

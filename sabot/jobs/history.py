@@ -81,6 +81,7 @@ class History:
                 self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
+                self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
             case Answer() if (doubt := self.doubts.get(entry.ordinal)) is not None and doubt.token == entry.token:
                 self.verdicts[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():

@@ -266,6 +266,40 @@ async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) ->
             assert made == ([] if found is Reconciled.DONE else ["pay"])
 
 
+async def test_an_answer_about_one_attempt_says_nothing_about_the_next_one() -> None:
+    """A refund was in doubt, a person said "not done", it was made again, and the process was killed in that call. The next start took the
+    old answer for the new attempt and made the refund a third time: seen by a witness under kills.
+    """
+    world, home = World(), MemoryHome()
+    refund = world.tool("refund")
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            return await ctx.call(refund, 1)
+        except EffectError as error:
+            return [error.type, error.message]
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    home = prefix(home, 2)  # killed during the first call
+    async with hosting(home, Agent(f)) as jobs:
+        await jobs.parks("j")
+        (first,) = open_questions(jobs)
+        jobs.journal.post(Letter("answer", first, body=b'{"outcome": "not_done"}'))
+        await jobs.over("j")
+    assert world.made == {"refund 1": 2}
+    upto = next(at for at, entry in enumerate(entries(home), 1) if isinstance(entry, Attempt))
+    async with hosting(prefix(home, upto), Agent(f)) as jobs:  # killed during the second call
+        await jobs.parks("j")
+        (second,) = open_questions(jobs)
+        assert second != first
+        jobs.journal.post(Letter("answer", second, body=b'{"outcome": "abandon"}', by="ada"))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["Abandoned", "refund was abandoned by ada"]
+    assert world.made == {"refund 1": 2}
+
+
 async def test_other_code_blocks_the_job_and_says_where() -> None:
     world, home = World(), MemoryHome()
     pay, mail = world.tool("pay"), world.tool("mail")
