@@ -489,6 +489,51 @@ async def test_threads_that_hang_are_bounded_and_sync_tools_then_wait_for_them()
     assert (len(told.all), len(runner.left_behind), runner.statistics()["threads"]) == (5, 5, 5)
     go.set()
     assert value_of(await last.one()) == 2
+    await until(lambda: not runner.left_behind)
+    go.clear()
+    for ordinal in range(11, 17):  # those that have returned do not count any more
+        runner.make(effect(ordinal), hang, (), {}, told)
+    await told.one(6 + 5)
+    go.set()
+    await told.one(6 + 6)
+
+
+async def test_a_coroutine_that_a_thread_gives_too_late_is_closed(recwarn: pytest.WarningsRecorder) -> None:
+    go = threading.Event()
+
+    @tool(timeout="10ms")
+    def late() -> Any:
+        assert go.wait(SECONDS)
+        return identity(1)
+
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+    runner.make(effect(), late, (), {}, told)
+    await told.one()
+    go.set()
+    await until(lambda: not runner.left_behind)
+    assert [str(each.message) for each in recwarn] == []
+
+
+def test_a_call_that_swallows_one_cancellation_is_cancelled_again() -> None:
+    ended: list[float] = []
+
+    @tool(timeout=10)
+    async def deaf() -> None:
+        try:
+            await asyncio.sleep(1e6)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1e6)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+        runner.make(effect(), deaf, (), {}, told)
+        await asyncio.sleep(20)
+        assert (len(told.all), runner.left_behind) == (1, [])
+        assert 12.5 <= ended[0] < 12.6
+
+    simulated(main())
 
 
 async def test_at_most_so_many_sync_calls_run_at_once_first_come_first_served() -> None:
@@ -952,6 +997,26 @@ def test_a_call_that_ignores_the_stop_is_named() -> None:
         assert runner.left_behind == []
 
     simulated(main())
+
+
+async def test_a_stop_leaves_no_thread_to_calls_that_waited_for_one() -> None:
+    go = threading.Event()
+
+    @tool
+    def hang() -> None:
+        assert go.wait(SECONDS)
+
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK, sync_threads=1), Told()
+    for ordinal in (1, 2, 3):
+        runner.make(effect(ordinal), hang, (), {}, told)
+    await turns()
+    await runner.close(0.0)
+    assert (runner.left_behind, runner.statistics()["calls"]) == (["tool hang, effect job/1.1"], 1)
+    for ordinal in (4, 5):
+        runner.make(effect(ordinal), tool(len), ("ab",), {}, told)
+    assert value_of(await told.one(2)) == 2
+    go.set()
+    await until(lambda: not runner.left_behind)
 
 
 async def test_a_stop_without_calls_returns_at_once() -> None:

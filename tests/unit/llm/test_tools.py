@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,8 +129,10 @@ def test_a_class_of_the_users_that_is_called_effect_too_is_not_ours() -> None:
 
     tints.__annotations__ = {"effect": "LocalEffect"}
     assert not as_tool(tints).takes_effect
-    tints.__annotations__ = {"effect": "functools.Effect"}
-    assert as_tool(tints).takes_effect  # a name that cannot be looked up: for type checkers
+    elsewhere = types.FunctionType(tints.__code__, {"Effect": str, "shop": types.SimpleNamespace(Effect=str)}, "tints")
+    for text in ("Effect", "shop.Effect", "shop.Effect | None"):
+        elsewhere.__annotations__ = {"effect": text}
+        assert not as_tool(elsewhere).takes_effect
 
 
 @pytest.mark.parametrize(
