@@ -399,7 +399,7 @@ _VALUES = ("i", "g", "amount", "s", "b", "at")
 
 
 def _over(kind: str, *columns: str, by: str | None = None, near: bool = False) -> Program:
-    """One kind of aggregate over several columns, with and without a filter, in two windows at once."""
+    """One kind of aggregate over several columns, in two windows at once; with filters over the first column and over text."""
     make = getattr(sabot, kind)
     more = () if by is None else (by,)
     aggregates: dict[str, Any] = {}
@@ -407,6 +407,8 @@ def _over(kind: str, *columns: str, by: str | None = None, near: bool = False) -
     for column in columns:
         aggregates[column + "_"] = make(column, *more)
         answers[column + "_"] = of(kind, column, by)
+        if column not in (columns[0], "s"):
+            continue
         aggregates[column + "_few"] = make(column, *more).filter(col("n") % 3 == 0)
         answers[column + "_few"] = of(kind, column, by, where=lambda row: row["n"] % 3 == 0)
         aggregates[column + "_none"] = make(column, *more).filter(col("n") < 0)

@@ -77,7 +77,8 @@ class World:
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize(("state", "parallelism"), [pytest.param("memory", 1, marks=pytest.mark.slow), ("rocksdb", 3)])
+@pytest.mark.slow  # the kills over files, and those of a delivery to Kafka, are always run
+@pytest.mark.parametrize(("state", "parallelism"), [("memory", 1), ("rocksdb", 3)])
 async def test_windows_of_a_topic_are_exact_whenever_the_process_was_killed(kafka_url, tmp_path, state, parallelism):
     rng, place, name = random.Random(f"{state} {parallelism}"), Place(kafka_url), f"app-{uuid.uuid4().hex[:8]}"
     topic, out = place.topic(PARTITIONS), place.topic()

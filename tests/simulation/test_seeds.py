@@ -12,7 +12,7 @@ from graphs import Seed
 pytestmark = pytest.mark.integration
 
 FEW = 8  # seeds a test
-SEEDS = int(os.environ.get("SABOT_SEEDS", "40"))
+SEEDS = int(os.environ.get("SABOT_SEEDS", "24"))
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, FEW))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -14,7 +15,7 @@ import pytest
 
 import sabot
 from sabot.cli import WrongUse, load_app
-from tools.command_line import ENV, SABOT, child, sabot_does, sabot_running
+from tools.command_line import ENV, SABOT, child, sabot_does, sabot_running, sabot_says
 
 HELLO = """
 from sabot import App
@@ -37,6 +38,17 @@ def write(folder: Path, **modules: str) -> Path:
 
 
 # --- running
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, from which the command line imports modules, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
 def test_version_is_printed(tmp_path: Path) -> None:
@@ -158,9 +170,10 @@ def test_loglevel_debug_shows_the_traceback_of_a_failure(tmp_path: Path) -> None
         ("hello-there:app", "'hello-there:app' names no app"),
     ],
 )
-def test_a_target_that_is_not_there_is_named(tmp_path: Path, target: str, said: str) -> None:
-    done = sabot_does(write(tmp_path, hello=HELLO, empty=""), "run", target)
-    assert done.returncode == 2
+def test_a_target_that_is_not_there_is_named(here: Path, target: str, said: str) -> None:
+    write(here, hello=HELLO, empty="")
+    done = sabot_says("run", target)
+    assert done.exit_code == 2
     assert done.stderr.startswith(f"sabot: {said}")
     assert done.stderr.count("\n") == 1
 
@@ -176,9 +189,10 @@ def test_a_target_that_is_not_there_is_named(tmp_path: Path, target: str, said: 
         ("import sys\nsys.exit(3)\n", "broken.py:2"),
     ],
 )
-def test_a_module_that_raises_is_shown_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
-    done = sabot_does(write(tmp_path, broken=text, helper="x = {}\nx['a']\n"), "run", "broken:app")
-    assert done.returncode == 2
+def test_a_module_that_raises_is_shown_with_file_and_line(here: Path, text: str, said: str) -> None:
+    write(here, broken=text, helper="x = {}\nx['a']\n")
+    done = sabot_says("run", "broken:app")
+    assert done.exit_code == 2
     assert said in done.stderr
     assert done.stderr.startswith("sabot: broken ")
     assert done.stderr.count("\n") == 1
@@ -218,9 +232,10 @@ def test_a_run_that_nobody_awaits_is_explained(tmp_path: Path) -> None:
         ["demo", "no-such-demo"],
     ],
 )
-def test_wrong_words_exit_with_2(tmp_path: Path, words: list[str]) -> None:
-    done = sabot_does(write(tmp_path, hello=HELLO), *words)
-    assert done.returncode == 2, done.stderr
+def test_wrong_words_exit_with_2(here: Path, words: list[str]) -> None:
+    write(here, hello=HELLO)
+    done = sabot_says(*words)
+    assert done.exit_code == 2, done.stderr
     assert done.stderr
     assert "Traceback" not in done.stderr
 
