@@ -213,9 +213,8 @@ class JournalStore(JobStore, ActionStore):
         self.clock: Clock = journal.clock
         self._known = JobsOfJournal(journal)
         self._positions: dict[str, Position] = {}  # of the last entry of a job, until it is durable
-        self._lock = (
-            asyncio.Lock()
-        )  # around what looks, appends and applies: entries are applied in the journal's order
+        # Around what looks, appends and applies: entries are applied in the journal's order.
+        self._lock = asyncio.Lock()
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         job_id = _name_of(spec)
@@ -391,8 +390,5 @@ class InMemoryJobStore(JournalStore):
         super().__init__(MemoryJournal(clock=clock))
 
 
-class InMemoryActionStore(JournalStore):
-    """Actions, and jobs too, in memory: gone with the process."""
-
-    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        super().__init__(MemoryJournal(clock=clock))
+class InMemoryActionStore(InMemoryJobStore):
+    """The same, under the name that it has where only actions are kept."""
