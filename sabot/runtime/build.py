@@ -70,8 +70,8 @@ class _Built:
         return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
 
-class _SideRoad:
-    """The output for rows that leave an operator by a side branch, such as late rows. It is set once the operator is open."""
+class _Branch:
+    """The output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is open."""
 
     receive: Callable[[Batch], None]
 
@@ -98,7 +98,7 @@ class Build:
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
         self.of_agents: list[tuple[Reading, StreamTask, SourceInput]] = []  # as `inputs`: those that read agents
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
-        self.late_sides: set[str] = set()  # ids of the operators whose late rows go to a sink
+        self.late_branches: set[str] = set()  # ids of the operators that have a branch for late rows
         self.cancelled = threading.Event()  # the start was given up
         self.shared = {  # by the id of a Sink that agents write too: the port for their rows
             id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
@@ -349,20 +349,20 @@ class Build:
         )
         operator.wake = task.wake
         if "late" in target.branches:
-            self.late_sides.add(target.id)
-        roads = {name: _SideRoad() for name in target.branches}
-        context.branches.update(roads)
+            self.late_branches.add(target.id)
+        branches = {name: _Branch() for name in target.branches}
+        context.branches.update(branches)
         columns = operator.open(context)
-        sides = {
+        behind = {
             name: [
-                self._link(each, operator.branch_schema(name, schema), task, number, stage, outputs) for each in side
+                self._link(each, operator.branch_schema(name, schema), task, number, stage, outputs) for each in steps
             ]
-            for name, side in target.branches.items()
+            for name, steps in target.branches.items()
         }
-        for name, road in roads.items():
-            road.receive = receiver_of(sides[name])
+        for name, branch in branches.items():
+            branch.receive = receiver_of(behind[name])
         targets = [self._link(each, columns, task, number, stage, outputs) for each in target.targets]
-        return Link(operator, targets, sides)
+        return Link(operator, targets, behind)
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
         assert self.settings.directory is not None

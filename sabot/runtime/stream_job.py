@@ -213,7 +213,7 @@ class StreamJob:
         late: Counter[str] = Counter()
         for task in self.tasks:
             for operator in task.chain.operators if task.built else []:
-                if operator.id not in self.build.late_sides:
+                if operator.id not in self.build.late_branches:
                     late[operator.text] += operator.statistics().get("late_rows", 0)
         for text, rows in late.items():
             if rows:

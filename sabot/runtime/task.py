@@ -112,17 +112,17 @@ class Output:
 
 
 class Link:
-    """An operator in its chain, and what its rows go on to; sides: what they go to beside the main road."""
+    """An operator in its chain, and where its rows go: `targets` take the main output, `branches` the others."""
 
     def __init__(
         self,
         operator: Operator,
         targets: "Sequence[Link | Output]",
-        sides: "Mapping[str, Sequence[Link | Output]] | None" = None,
+        branches: "Mapping[str, Sequence[Link | Output]] | None" = None,
     ) -> None:
         self.operator = operator
         self.targets = list(targets)
-        self.sides = [target for side in (sides or {}).values() for target in side]
+        self.branches = [target for branch in (branches or {}).values() for target in branch]
         self._told = START_OF_TIME  # the watermark that the operator put in place of its own
         operator.emit = receiver_of(targets)
         if operator.holds:
@@ -143,7 +143,7 @@ class Link:
             self._pass(element)
 
     def _pass(self, element: Any) -> None:
-        for target in (*self.targets, *self.sides):
+        for target in (*self.targets, *self.branches):
             if isinstance(target, Link) or not isinstance(element, Watermark) or element.timestamp_ms != END_OF_TIME:
                 target.mark(element)
 
@@ -183,7 +183,7 @@ class Chain:
     def _gather(self, target: Link | Output) -> None:
         if isinstance(target, Link):
             self.links.append(target)
-            for each in (*target.targets, *target.sides):
+            for each in (*target.targets, *target.branches):
                 self._gather(each)
 
     def add_beside(self, output: Output) -> None:
