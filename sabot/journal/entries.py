@@ -17,11 +17,11 @@ the end, with a default, so an older entry of the same version can be read. What
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from sabot.errors import UNREADABLE, CorruptJournal, UserError
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 
 __all__ = [
     "INLINE_BYTES",
@@ -46,6 +46,7 @@ __all__ = [
     "hash_of",
     "kind_of",
     "with_stored_body",
+    "without_body",
 ]
 
 VERSION = 1
@@ -64,9 +65,12 @@ class StoredBody(msgspec.Struct, frozen=True, array_like=True):
 Body = bytes | StoredBody
 
 
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
     job: str
-    at_ms: int
+    at_ms: Number
 
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
@@ -85,8 +89,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
     """Try number `attempt`, counted from 1, of the effect, or of the job where ordinal is 0."""
 
-    ordinal: int
-    attempt: int
+    ordinal: Number
+    attempt: Number
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
@@ -96,22 +100,22 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
     the reservation of a budget, as their makers encode them.
     """
 
-    ordinal: int
+    ordinal: Number
     kind: str
     name: str = ""
     digest: bytes = b""
     effect_class: str = ""
     body: Body = b""
     token: str = ""
-    due_ms: int = 0
+    due_ms: Number = 0
     note: bytes = b""
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it."""
 
-    ordinal: int
-    attempt: int = 1
+    ordinal: Number
+    attempt: Number = 1
     outcome: str = "ok"
     body: Body = b""
     usage: bytes = b""
@@ -120,7 +124,7 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
     """A question is closed, once. outcome: resolved, expired or cancelled. by: who says so, if known."""
 
-    ordinal: int
+    ordinal: Number
     token: str
     outcome: str = "resolved"
     body: Body = b""
@@ -207,9 +211,22 @@ def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
     return msgspec.structs.replace(entry, body=StoredBody(hash_of(body), len(body))), body
 
 
+def without_body(entry: Entry) -> Entry:
+    """The entry, with an empty body."""
+    return msgspec.structs.replace(entry, body=b"")
+
+
 def encode_entry(entry: Entry) -> bytes:
-    """Version and entry as bytes."""
-    return _FIRST + _encoder.encode(entry)
+    """Version and entry as bytes. Raises UserError for an entry that could not be read again, or that no column of a table holds."""
+    try:
+        data = _encoder.encode(entry)
+        _decoder.decode(data)
+    except (*UNREADABLE, TypeError, OverflowError) as error:
+        raise UserError(
+            f"an entry of job {short_repr(entry.job)} cannot be written down: {error}",
+            hint="its body is bytes, its names are text, its numbers are whole and have 63 bits",
+        ) from error
+    return _FIRST + data
 
 
 def decode_entry(data: bytes, where: object) -> Entry:

@@ -9,6 +9,7 @@ database holds. `epoch` counts owners: each commit of entries looks whether it i
 file somebody removed is told and writes nothing.
 """
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -24,12 +25,15 @@ from sabot.errors import CorruptJournal, JobLocked, JournalFailed, SabotError, U
 from sabot.faults import fault_of, hint_of
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.tables import (
+    HELD,
     Connection,
+    StoredEntry,
     TablesReader,
     add,
     connected,
     explained,
     facts_of,
+    is_held,
     make,
     rows_of,
     transaction,
@@ -40,6 +44,8 @@ from sabot.steps import step
 __all__ = ["DATABASE", "SqliteInbox", "SqliteJournal", "SqliteReader"]
 
 DATABASE = "journal.db"
+
+_log = logging.getLogger(__name__)
 
 
 def database_of(path: Path | str) -> Path:
@@ -142,6 +148,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             raise
 
     def _open(self, folder: Path, clock: Clock, capacity_bytes: int) -> None:
+        self._closed = False
         with ExitStack() as opened:
             with explained(f"journal {folder}"):
                 database = _made(folder)
@@ -164,7 +171,6 @@ class SqliteJournal(SqliteReader, SqlJournal):
             (first,) = TablesReader.positions(self).values()
             self.start(GroupWriter(self.where, 0, first, self._commit, capacity_bytes), inbox, clock)
             opened.pop_all()  # all is open, and stays so
-        self._closed = False
 
     def close(self) -> None:
         if self._closed:
@@ -177,9 +183,14 @@ class SqliteJournal(SqliteReader, SqlJournal):
         self._claim.close()
 
     def _commit(self, group: list[Appended]) -> None:
-        """In the writer's thread: one transaction, one fsync."""
+        """In the writer's thread: one transaction, one fsync. Where another process holds the database, entries wait: nothing is begun."""
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
+        while not self._committed(rows):
+            _log.warning("%s: another process holds it, %d entries wait. %s", self.where, len(rows), HELD)
+
+    def _committed(self, rows: list[StoredEntry]) -> bool:
+        """False: another process held the database, and nothing was done; not so when the journal is being closed, which waits once."""
         try:
             with step("journal", self.database), transaction(self._writing):
                 ((epoch,),) = self._writing.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchall()
@@ -188,6 +199,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
                         "another owner has taken the journal over", hint="its lock was removed; stop one of the two"
                     )
                 add(self._writing, rows)
+            return True
         except sqlite3.Error as error:
+            if is_held(error) and not self._closed:
+                return False
             hint = hint_of(error) if fault_of(error) else ""
             raise SabotError(f"{type(error).__name__}: {error}", hint=hint) from error

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote
 
-from sabot.errors import CorruptJournal, UserError
+from sabot.errors import CorruptJournal, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.journal.base import JobMark, JournalReader, Position, Question
 from sabot.journal.entries import (
@@ -42,6 +42,7 @@ from sabot.journal.entries import (
 from sabot.journal.writing import Appended
 
 __all__ = [
+    "HELD",
     "Connection",
     "SqlReader",
     "StoredEntry",
@@ -56,6 +57,7 @@ __all__ = [
     "explained",
     "facts_of",
     "forget",
+    "is_held",
     "letter_facts",
     "make",
     "put_back",
@@ -118,6 +120,14 @@ _END_OF_LOG = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta 
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
+HELD = "see who has the database open (fuser, lsof): sqlite3 in a terminal, a copy that is being made"
+
+
+def is_held(error: sqlite3.Error) -> bool:
+    """Whether another process had the database to itself, for as long as we wait for that."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 @contextmanager
 def explained(where: object) -> Iterator[None]:
     """SQLite's errors as ours: damage, or what stands in the way."""
@@ -130,6 +140,8 @@ def explained(where: object) -> Iterator[None]:
                 f"{where} is damaged, or no journal: {error}",
                 hint="go back to a copy of its whole folder; keep what is there",
             ) from error
+        if is_held(error):
+            raise TransientError(f"{where}: another process has held it for {_WAIT_SECONDS:g} s", hint=HELD) from error
         raise UserError(f"{where}: {error}", hint=hint_of(error)) from error
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}", hint=hint_of(error)) from error

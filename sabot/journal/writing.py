@@ -15,7 +15,7 @@ from typing import Any
 from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
 from sabot.faults import hint_of
 from sabot.journal.base import Position
-from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry
+from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, without_body
 from sabot.threads import tell, threads
 
 __all__ = ["CAPACITY_BYTES", "Appended", "GroupWriter"]
@@ -90,6 +90,8 @@ class GroupWriter:
         body = body_of(entry)
         long = isinstance(body, bytes) and len(body) > INLINE_BYTES
         data = b"" if long else encode_entry(entry)
+        if long:
+            encode_entry(without_body(entry))  # so what is wrong with it is told here, and not in the writer's thread
         size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
         with self._changed:
             self._check()

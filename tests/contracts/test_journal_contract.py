@@ -279,6 +279,17 @@ def test_the_same_long_body_is_stored_once_and_goes_with_the_last_entry_that_nam
         journal.load(stored)
 
 
+@pytest.mark.parametrize("body", ["text", "x" * (INLINE_BYTES + 1), None])
+def test_an_entry_that_could_not_be_read_again_is_refused_at_its_append(journal: Journal, body: object) -> None:
+    """Later it would end the journal, with all that stands behind it."""
+    wrong = [Begin("a", 0, body=body), Begin("a", 2**63), Begin("a", "now"), Begin(None, 0), End("a", 0, None)]  # type: ignore[arg-type]
+    for entry in [*wrong, Begin("a", 0.5, body=b"x" * (INLINE_BYTES + 1))]:  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="cannot be written down"):
+            journal.append(entry)
+    written(journal, Begin("a", 0))
+    assert entries(journal) == [Begin("a", 0)]
+
+
 # -- the claim --------------------------------------------------------------------------------------------------------
 
 

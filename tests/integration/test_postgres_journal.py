@@ -183,10 +183,15 @@ def test_an_entry_that_was_changed_is_damaged(url: str, app: str) -> None:
 
 def test_text_that_no_database_takes_is_refused_before_it_is_appended(url: str, app: str) -> None:
     journal = PostgresJournal(url, app)
-    with pytest.raises(UserError, match="job of an entry has a NUL"):
-        journal.append(Begin("a\0b", 0))
-    fill(journal, 1)
+    for entry in (Begin("a\0b", 0), Begin("a" * 601, 0), Intent("a", 0, 1, "ask", token="t\0")):
+        with pytest.raises(UserError, match="no text that PostgreSQL keeps in an index"):
+            journal.append(entry)
+    assert journal.wait_durable(journal.append(Begin("job", 0, body=b"\0")), 30)
+    with pytest.raises(UserError, match="index row size"):
+        journal.post(Letter("signal", random.Random(1).randbytes(4000).hex(), "job", "s"))
+    fill(journal, 1, 1)
     journal.close()
+    assert read(url, app) == ["job", "job-1"]
 
 
 async def test_many_appends_are_few_commits(url: str, app: str) -> None:

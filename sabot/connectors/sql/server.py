@@ -83,7 +83,7 @@ class PostgresServer:
         except driver.Error as error:
             message = f"{self._what} of {self.where}: {str(error).strip()}"
             passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
-            if passing:
+            if passing and not isinstance(error, driver.errors.ProgramLimitExceeded):
                 raise TransientError(message) from clean_cause(error)
             raise UserError(message) from clean_cause(error)
 

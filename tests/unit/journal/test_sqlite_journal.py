@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, SabotError, UserError
-from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader
+from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, SabotError, TransientError, UserError
+from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader, tables
 from sabot.journal.entries import encode_entry
 from sabot.journal.sqlite import DATABASE
 from sabot.journal.tables import checksum
@@ -191,6 +191,30 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="who may not"):
         SqliteJournal(tmp_path / "journal")
+
+
+def test_entries_wait_while_another_process_holds_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tables, "_WAIT_SECONDS", 0.05)
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 1)
+    other = sqlite3.connect(tmp_path / "journal" / DATABASE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    position = journal.append(Begin("job-1", 0))
+    while "1 entries wait" not in caplog.text:
+        assert not journal.wait_durable(position, 0.01)
+    with pytest.raises(TransientError, match="another process has held it"):
+        journal.post(Letter("cancel", job="job-0"))
+    other.execute("ROLLBACK")
+    assert journal.wait_durable(position, 30)
+    other.execute("BEGIN IMMEDIATE")
+    position = journal.append(Begin("job-2", 0))
+    journal.close()
+    with pytest.raises(JournalFailed, match="locked"):
+        journal.wait_durable(position, 30)
+    other.close()
+    assert jobs_of(tmp_path / "journal") == ["job-0", "job-1"]
 
 
 # -- group commit -----------------------------------------------------------------------------------------------------
