@@ -414,7 +414,9 @@ class App:
 
         A failure of one of the engine's tasks after that (a stream or a sink fails, or the engine has a bug) is logged, is shown in
         `statistics()["failure"]`, and is raised by the next `send`, checkpoint, `start`, and by `stop`; nothing more is read
-        meanwhile. `restart=` applies to `run()` only: after `start`, call `stop()` and `start()` to resume from the last checkpoint.
+        meanwhile. An agent that fails in an app whose streams feed agents, or read them, is shown there too: the streams stand still until
+        `stop`, which takes a last checkpoint. `restart=` applies to `run()` only: after `start`, call `stop()` and `start()` to resume from
+        the last checkpoint.
         """
         self._warn_of_loose_ends()
         await self.agent_runtime.start_all()

@@ -54,6 +54,7 @@ class Job:
         self._run: Run | None = None  # set from the start to the end of the stop
         self._last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # the figures of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
+        self._stalled_by: SabotError | None = None  # of the last run, as in `Run`
         self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end
         self._has_run = self._can_go_back = False
         self._in_run = False  # `run` waits and raises failures; after `start` nobody does
@@ -83,6 +84,11 @@ class Job:
     def failure(self) -> SabotError | None:
         """The failure that ended this run, or the last one, unexpectedly: nothing is read or saved any more. None if there was none."""
         return self._failure if self._run is None else self._run.failure
+
+    @property
+    def stalled_by(self) -> SabotError | None:
+        """The failure of an agent without which the streams of this run, or of the last one, stand still."""
+        return self._stalled_by if self._run is None else self._run.stalled_by
 
     def raise_failure(self) -> None:
         """Raises the failure that has ended an app since its `start`. Other calls on the app use it; `run` raises the failure itself."""
@@ -120,7 +126,7 @@ class Job:
     async def _open(self) -> None:
         if self._starting is not None:
             raise UserError(f"app {self.app.id} is starting already")
-        self._failure = None
+        self._failure = self._stalled_by = None
         self._starting = asyncio.Event()
         try:
             if left := [name for name, thread in self._left if thread.is_alive()]:
@@ -159,7 +165,7 @@ class Job:
         """Keeps what is needed of a run that is over."""
         run, self._run = self._run, None
         if run is not None:
-            self._failure = run.failure
+            self._failure, self._stalled_by = run.failure, run.stalled_by
             self._last_figures = run.last_figures
             self._can_go_back = run.can_go_back
             self._left += run.left
@@ -380,7 +386,7 @@ class Job:
     def report(self) -> dict[str, Any]:
         """Returns the figures of all long-lived parts, as `App.statistics` describes them. From any thread."""
         scheme, _ = parse_broker(self.app.broker)
-        run = self._run
+        run, failure = self._run, self.failure or self.stalled_by
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
             "checkpoints": self.coordinator.statistics(),
@@ -388,7 +394,7 @@ class Job:
             **(self._last_figures if run is None else run.statistics()),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
-            "failure": None if self.failure is None else str(self.failure),
+            "failure": None if failure is None else str(failure),
         }
 
     def _samples(self) -> Iterator[Sample]:

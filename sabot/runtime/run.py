@@ -64,6 +64,8 @@ class Run:
         self.agents = agents
         # The failure that ended the run, if it did not come from one of its tasks.
         self.failure: SabotError | None = None
+        # The first agent's failure that made linked streams stand still, where nobody waits for the run to end.
+        self.stalled_by: SabotError | None = None
         self.running = False  # everything is open, and the stop has not begun
         self.restored_from: int | None = None
         self.ended = False  # all inputs have ended: output that is not delivered now stays undelivered
@@ -266,6 +268,13 @@ class Run:
         self._heed(operator.failure)
         if self._streams is not None and self._streams.linked:  # the streams cannot go on without the agent
             self._agents_broken.set()
+            if not self._awaited and self.stalled_by is None:
+                self.stalled_by = operator.failure
+                _log.error(
+                    "app %s: its streams stand still without agent %s; stop() takes a last checkpoint",
+                    self.app.id,
+                    operator.spec.agent_id,
+                )
 
     def _agents_broke(self) -> None:
         self._agents_broken.set()

@@ -262,7 +262,10 @@ async def test_a_drained_app_comes_to_its_end(memory_url: str) -> None:
 
 
 @pytest.mark.parametrize("drain", [False, True])
-async def test_rows_behind_a_failed_agent_are_kept(drain: bool, tmp_path: Path) -> None:
+async def test_rows_behind_a_failed_agent_are_kept(
+    drain: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The streams stand still without it, and nobody waits for the app who would hear of that: log and figures say so."""
     done: list[int] = []
 
     def build(poison: int) -> App:
@@ -280,7 +283,10 @@ async def test_rows_behind_a_failed_agent_are_kept(drain: bool, tmp_path: Path) 
     app = build(7)
     await app.start()
     await until(lambda: app.agent_runtime.get_stats()["one.take"]["state"] == "failed")
+    assert "poison" in app.statistics()["failure"]
+    assert "its streams stand still without agent one.take" in caplog.text
     await bounded(app.stop(drain=drain))
+    assert "poison" in app.statistics()["failure"]
     await bounded(build(-1).run())
     assert Counter(done) == Counter(range(60))
 
