@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from sabot.agents.jobs import JobSpec as JobSpec
     from sabot.agents.jobs import JobStatus as JobStatus
     from sabot.agents.jobs import JobStore as JobStore
+    from sabot.agents.jobs import OpenEffect as OpenEffect
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
+    from sabot.api.durable import DurableContext as DurableContext
+    from sabot.api.durable import Reply as Reply
+    from sabot.errors import EffectError as EffectError
     from sabot.errors import IdempotencyConflict as IdempotencyConflict
     from sabot.errors import IllegalTransition as IllegalTransition
     from sabot.errors import LetterRefused as LetterRefused
+    from sabot.errors import NotSent as NotSent
     from sabot.journal.effects import Reconciled as Reconciled
     from sabot.journal.postgres import PostgresInbox as PostgresInbox
     from sabot.journal.postgres import PostgresJournal as PostgresJournal
@@ -47,7 +52,9 @@ __all__ = [
     "AgentRuntime",
     "AgentState",
     "BudgetSpec",
+    "DurableContext",
     "Effect",
+    "EffectError",
     "ExecutionContext",
     "IdempotencyConflict",
     "IllegalTransition",
@@ -60,10 +67,13 @@ __all__ = [
     "JobStore",
     "JournalStore",
     "LetterRefused",
+    "NotSent",
+    "OpenEffect",
     "PolicyRef",
     "PostgresInbox",
     "PostgresJournal",
     "Reconciled",
+    "Reply",
     "RunVersions",
     "SqliteInbox",
     "SqliteJournal",
@@ -73,9 +83,10 @@ __all__ = [
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
-    "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore"),
+    "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
-    "sabot.errors": ("IdempotencyConflict", "IllegalTransition", "LetterRefused"),
+    "sabot.api.durable": ("DurableContext", "Reply"),
+    "sabot.errors": ("EffectError", "IdempotencyConflict", "IllegalTransition", "LetterRefused", "NotSent"),
     "sabot.journal.effects": ("Reconciled",),
     "sabot.journal.postgres": ("PostgresInbox", "PostgresJournal"),
     "sabot.journal.sqlite": ("SqliteInbox", "SqliteJournal"),

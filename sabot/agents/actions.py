@@ -15,6 +15,7 @@ from sabot.agents.context import checked_word
 from sabot.clock import Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
+from sabot.jobs.history import IN_DOUBT, VERDICTS
 
 __all__ = [
     "ACTION_TYPES",
@@ -25,6 +26,7 @@ __all__ = [
     "ActionStore",
     "LocalSignals",
     "SignalChannel",
+    "check_resolution",
 ]
 
 ACTION_TYPES = (
@@ -94,6 +96,18 @@ class ActionRecord:
     def overdue(self, now: float) -> bool:
         """It is pending, and may not be answered any more."""
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
+
+
+def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
+    """Raises UserError where a job asks whether an effect was made, and the answer does not say it: the job would take it for "abandon"."""
+    if action.type == IN_DOUBT and "effect" in action.payload:
+        said = resolution.get("outcome", resolution.get("answer"))
+        if said not in VERDICTS:
+            raise UserError(
+                f"action {action.action_id} asks whether {action.payload['effect']} was done, "
+                f"and {short_repr(dict(resolution))} does not say it",
+                hint='{"outcome": "done"}, "not_done" (it is made again), or "abandon"',
+            )
 
 
 class ActionStore(ABC):

@@ -31,6 +31,7 @@ __all__ = [
     "JobStatus",
     "JobStore",
     "OnEvent",
+    "OpenEffect",
     "check_move",
 ]
 
@@ -125,12 +126,29 @@ class JobSpec:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class OpenEffect:
+    """What a job of an agent has asked for, and nothing has come of yet. Times are epoch seconds.
+
+    kind: "call", "ask", "sleep", "wait" or "child". name: of the tool, of the kind of question, of the signal, of the agent. due_at: until
+    when. in_doubt: a person is asked whether it was made.
+    """
+
+    ordinal: int
+    kind: str
+    name: str
+    asked_at: float
+    due_at: float | None = None
+    in_doubt: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     """A job as it was when it was asked about. Times are epoch seconds.
 
     result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
-    run, up to `updated_at`.
+    run, up to `updated_at`. Of a job of a durable agent: agent: its id; attempt: from 1; effects: how many it has asked for; open: those of
+    them that nothing has come of yet, the last one first.
     """
 
     job_id: str
@@ -153,6 +171,10 @@ class JobRecord:
     idempotency_key: str = ""
     result_ref: str = ""
     error: str = ""
+    agent: str = ""
+    attempt: int = 1
+    effects: int = 0
+    open: tuple[OpenEffect, ...] = ()
 
     @property
     def ended(self) -> bool:

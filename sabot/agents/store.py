@@ -11,7 +11,7 @@ process may answer at the same moment: one of them is accepted.
 import asyncio
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -20,16 +20,19 @@ import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
+from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
+    EffectError,
     IdempotencyConflict,
     IllegalTransition,
     InternalError,
     LetterRefused,
     UserError,
 )
+from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, Letter
@@ -53,7 +56,8 @@ def as_json(value: object, what: str) -> bytes:
 class JobsOfJournal:
     """What the entries of a journal say of jobs and actions. Only reads; `JournalStore` adds."""
 
-    def __init__(self, reader: JournalReader) -> None:
+    def __init__(self, reader: JournalReader, job_id: str | None = None) -> None:
+        """job_id: only of this job."""
         self._reader = reader
         self.jobs: dict[str, JobRecord] = {}
         self.actions: dict[str, ActionRecord] = {}
@@ -62,8 +66,24 @@ class JobsOfJournal:
         self._tokens: dict[str, str] = {}
         self._open: dict[str, set[str]] = {}
         self._ordinals: dict[str, int] = {}
-        for _, entry in reader.read():
+        self._progress: dict[str, Progress] = {}  # of jobs of agents
+        for _, entry in reader.read(job_id):
             self.apply(entry)
+
+    def seen(self) -> Iterator[JobRecord]:
+        """The jobs, in the order in which they began; those of agents with how far they are."""
+        return map(self._seen, self.jobs.values())
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """One of them."""
+        job = self.jobs.get(job_id)
+        return None if job is None else self._seen(job)
+
+    def _seen(self, job: JobRecord) -> JobRecord:
+        far = self._progress.get(job.job_id)
+        if far is None:
+            return job
+        return replace(job, updated_at=far.last_at, attempt=far.attempt, effects=far.effects, open=far.open())
 
     def of_token(self, token: str) -> ActionRecord | None:
         """The action of a token."""
@@ -76,7 +96,7 @@ class JobsOfJournal:
     def forget_ended(self) -> None:
         """Jobs that have ended, and their actions, are not known any more."""
         for job_id in [job_id for job_id, job in self.jobs.items() if job.ended]:
-            for known in (self.jobs, self.digests, self._open, self._ordinals):
+            for known in (self.jobs, self.digests, self._open, self._ordinals, self._progress):
                 known.pop(job_id, None)
         for action in [action for action in self.actions.values() if action.job_id not in self._ordinals]:
             del self.actions[action.action_id], self._tokens[action.resume_token]
@@ -84,6 +104,9 @@ class JobsOfJournal:
     def apply(self, entry: Entry) -> None:
         """The next entry of the journal."""
         at, job = entry.at_ms / 1000, self.jobs.get(entry.job)
+        far = self._progress.get(entry.job)
+        if far is not None:
+            far.add(entry)
         match entry:
             case Begin():
                 self.jobs[entry.job] = self._begun(entry, at)
@@ -104,8 +127,16 @@ class JobsOfJournal:
 
     def _begun(self, entry: Begin, at: float) -> JobRecord:
         if entry.agent:  # a job of an agent: its input is a record, and no JobSpec
+            far, before = self._progress.get(entry.job), self.jobs.get(entry.job)
+            self._progress[entry.job] = Progress(effects=0 if far is None else far.effects, last_at=at)
             return JobRecord(
-                job_id=entry.job, scope_id="", created_at=at, updated_at=at, metadata={"agent": entry.agent}
+                job_id=entry.job,
+                scope_id="",
+                status=JobStatus.RUNNING,
+                created_at=at if before is None else before.created_at,
+                updated_at=at,
+                started_at=at if before is None else before.started_at,
+                agent=entry.agent,
             )
         spec = self._decoded(entry.body, JobSpec, entry.job)
         return _record(entry.job, spec, at)
@@ -118,11 +149,15 @@ class JobsOfJournal:
 
     def _ask(self, entry: Intent, at: float) -> None:
         action_id = f"{entry.job}/{entry.ordinal}"
+        payload = self._decoded(entry.body, dict[str, Any], action_id)
+        if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
+            action_id = f"{action_id}.{payload['attempt']}"
+            payload |= self._in_doubt(entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
             job_id=entry.job,
             type=entry.name,
-            payload=self._decoded(entry.body, dict[str, Any], action_id),
+            payload=payload,
             resume_token=entry.token,
             created_at=at,
             expires_at=entry.due_ms / 1000 if entry.due_ms else None,
@@ -133,6 +168,14 @@ class JobsOfJournal:
         if job is not None and job.status is JobStatus.RUNNING:
             waiting = JobStatus.WAITING_ACTION
             self.jobs[entry.job] = replace(job, status=waiting, ran_seconds=job.ran_until(at), updated_at=at)
+
+    def _in_doubt(self, question: Intent) -> dict[str, Any]:
+        """What the effect in doubt was called with, unless that is long."""
+        far = self._progress.get(question.job)
+        intent, _ = (None, None) if far is None else far.asked.get(question.ordinal, (None, None))
+        if intent is None or not isinstance(intent.body, bytes):
+            return {}
+        return {"arguments": as_plain(value_of(intent, intent.body))}
 
     def _answer(self, entry: Answer, at: float) -> None:
         action = self.of_token(entry.token)
@@ -175,8 +218,13 @@ class JobsOfJournal:
             completed_at=at,
             ran_seconds=job.ran_until(at),
             result_ref=entry.result if status is JobStatus.SUCCEEDED else "",
-            error="" if status is JobStatus.SUCCEEDED else entry.result,
+            error="" if status is JobStatus.SUCCEEDED else self._why(entry),
         )
+
+    def _why(self, end: End) -> str:
+        """Of a job of an agent that has failed, the class of its error and the message."""
+        error = value_of(end, self._reader.load(end.body)) if end.outcome == JobStatus.FAILED else None
+        return f"{error.type}: {error.message}" if isinstance(error, EffectError) else end.result
 
 
 def _end_of(outcome: str) -> JobStatus:

@@ -9,9 +9,11 @@ import typer
 
 import sabot
 from sabot.app import App
+from sabot.cli.actions import actions
+from sabot.cli.agent_jobs import jobs
 from sabot.cli.checkpoints import checkpoints, savepoint
 from sabot.cli.jobs import find_job
-from sabot.cli.journal import actions, jobs, journal
+from sabot.cli.journal import journal
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan

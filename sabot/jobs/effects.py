@@ -15,7 +15,7 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
-from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 _AGAIN = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
-_VERDICTS = ("done", "not_done", "abandon")
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
@@ -163,7 +162,7 @@ class Effects:
         """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon."""
         job, journal = live.job, self._desk.journal
         ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
-        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(_VERDICTS)}
+        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(VERDICTS)}
         name = digest(journal.key, "ask", IN_DOUBT, payload)
         body = msgspec.json.encode(payload)
         question = Intent(job.job_id, self._desk.now_ms(), ask.ordinal, "ask", IN_DOUBT, name, "", body, ask.doubt)
@@ -235,4 +234,4 @@ def _said(answer: Answer) -> tuple[str, Any]:
     except UNREADABLE:
         return "abandon", None
     said = body.get("outcome", body.get("answer"))
-    return (said if said in _VERDICTS else "abandon"), body.get("result")
+    return (said if said in VERDICTS else "abandon"), body.get("result")

@@ -17,10 +17,13 @@ from sabot.errors import CorruptJournal
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = ["IN_DOUBT", "Delivery", "History"]
+__all__ = ["IN_DOUBT", "VERDICTS", "Delivery", "History"]
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
+
+VERDICTS = ("done", "not_done", "abandon")
+"""The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
 
 Delivery = EffectResult | Answer | Signal | Cancel
 """What changes a job from outside."""

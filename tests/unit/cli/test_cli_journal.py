@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from sabot.agents import ActionManager, ActionSpec, JobManager, JobSpec, JournalStore, SqliteJournal
 from sabot.cli import commands
 from sabot.clock import ManualClock
-from sabot.journal import Begin, EffectResult, End, Intent
+from sabot.config import Secret
+from sabot.jobs.values import pack, pack_error
+from sabot.journal import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal, SqliteReader
 
 
 def says(*words: object) -> Result:
@@ -92,29 +94,278 @@ async def test_a_job_and_an_action_are_shown(tmp_path: Path) -> None:
         assert (done.exit_code, "nobody" in done.stderr) == (1, True)
 
 
-async def test_the_entries_of_a_job_are_shown_step_by_step_without_its_tokens(tmp_path: Path) -> None:
-    journal = SqliteJournal(tmp_path / "journal", clock=ManualClock())
-    for entry in (
-        Begin("job", 1_700_000_000_000, "refunds", b'{"order": 7}', code="v3"),
-        Intent("job", 1_700_000_000_001, 1, "call", "refund", b"d", "unsafe", b'{"amount": 12.5}'),
-        EffectResult("job", 1_700_000_000_250, 1, 2, body=b"x" * 100_000),
-        Intent("job", 1_700_000_000_251, 2, "ask", "confirm", token="secret-token", due_ms=1_700_000_300_000),
-        End("job", 1_700_000_000_300, "failed", "no luck"),
-    ):
+AT = 1_700_000_000_000
+CALL = pack([["A1"], {"amount": 12.5, "key": Secret("STRIPE_KEY")}], "arguments")
+DOUBT = b'{"effect":"refund","ordinal":1,"attempt":1,"answers":["done","not_done","abandon"]}'
+
+
+def written(folder: Path, *entries: Entry) -> SqliteJournal:
+    """A journal with these entries, open."""
+    journal = SqliteJournal(folder / "journal", clock=ManualClock())
+    for entry in entries:
         last = journal.append(entry)
-    journal.wait_durable(last)
-    lines = printed("journal", "show", "job", "--journal", tmp_path).splitlines()
-    assert [" ".join(line.split()) for line in lines] == [
-        "place written entry effect what",
-        '0 2023-11-14 22:13:20.000Z begin refunds v3 {"order": 7}',
-        '1 2023-11-14 22:13:20.001Z intent 1 call refund (unsafe) {"amount": 12.5}',
-        "2 2023-11-14 22:13:20.250Z result 1.2 ok [100.0 kB]",
-        "3 2023-11-14 22:13:20.251Z intent 2 ask confirm until 2023-11-14 22:18:20.000Z",
-        "4 2023-11-14 22:13:20.300Z end failed no luck",
+    assert journal.wait_durable(last, 10)
+    return journal
+
+
+def steps(folder: Path, job: str = "job") -> list[str]:
+    """What `sabot journal show` says of each entry."""
+    lines = printed("journal", "show", job, "--journal", folder).splitlines()[1:]
+    return [" ".join(line.split()[3:]) for line in lines]
+
+
+def test_the_entries_of_a_job_are_shown_step_by_step_without_its_tokens(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        Begin("job", AT, "app.refunds", pack({"order": 7}, "input"), code="v3"),
+        Intent("job", AT + 1, 1, "call", "refund", b"d", "unsafe", CALL),
+        EffectResult("job", AT + 250, 1, 1, "ConnectError", pack_error(ConnectionError("no way"))),
+        Attempt("job", AT + 251, 0, 2),
+        Attempt("job", AT + 252, 1, 2),
+        EffectResult("job", AT + 253, 1, 2, body=pack({"id": "re_1", "left": None}, "result")),
+        Intent("job", AT + 254, 2, "call", "report", b"d", "read", pack([[], {}], "arguments")),
+        EffectResult("job", AT + 255, 2, body=b"x" * 100_000),
+        Intent(
+            "job", AT + 256, 3, "ask", "confirm", body=b'{"message":"Go?"}', token="secret-token", due_ms=AT + 300_000
+        ),
+        Answer("job", AT + 257, 3, "secret-token", body=b'{"approved":true}', by="ann"),
+        Signal("job", AT + 258, "paid", "bank-7", b"12.5", "bank"),
+        Intent("job", AT + 259, 4, "sleep", due_ms=AT + 60_000),
+        Intent("job", AT + 260, 5, "child", "app.mail", body=pack({"to": "ann"}, "input")),
+        Cancel("job", AT + 261, "too late", "bob"),
+        End("job", AT + 300, "failed", "ValueError", body=pack_error(ValueError("no luck"))),
+    ).close()
+    assert steps(tmp_path) == [
+        "begin app.refunds v3 {'order': 7}",
+        "intent 1 call refund('A1', amount=12.5, key=secret('STRIPE_KEY')) (unsafe)",
+        "result 1.1 ConnectionError: no way",
+        "attempt attempt 2",
+        "attempt 1.2 attempt 2",
+        "result 1.2 ok {'id': 're_1', 'left': None}",
+        "intent 2 call report() (read)",
+        "result 2.1 ok [100.0 kB]",
+        'intent 3 ask confirm until 2023-11-14 22:18:20.000Z {"message": "Go?"}',
+        'answer 3 resolved by ann {"approved": true}',
+        "signal paid by bank 12.5",
+        "intent 4 sleep until 2023-11-14 22:14:20.000Z",
+        "intent 5 child app.mail {'to': 'ann'}",
+        "cancel by bob too late",
+        "end failed ValueError: no luck",
     ]
     found = objects("journal", "show", "job", "--journal", tmp_path / "journal" / "journal.db")
-    assert [each["entry"] for each in found] == ["begin", "intent", "result", "intent", "end"]
-    assert "secret-token" not in json.dumps(found)
+    assert [each["place"] for each in found] == list(range(15))
+    assert found[1]["body"] == [["A1"], {"amount": 12.5, "key": "secret('STRIPE_KEY')"}]
+    assert found[2]["body"] == {"type": "ConnectionError", "message": "no way"}
+    assert found[7]["body"] == "x" * 100_000  # whole, in JSON
+    assert not {"secret-token", "bank-7"} & set(json.dumps(found).split('"'))
+
+
+def test_bodies_that_are_of_no_known_form_are_shown_as_they_are_and_lines_stay_short(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        Begin("job", AT, "app.refunds", b"\xff\x00 not ours"),
+        Intent("job", AT, 1, "call", "refund", b"d", "unsafe", b"\xc1{"),
+        EffectResult("job", AT, 1, 1, "Timeout", b"late"),
+        Intent("job", AT, 2, "call", "note", b"d", "read", pack([["\x1b[2J" + "ab" * 500], {}], "arguments")),
+        EffectResult("job", AT, 2, body=pack({"n": [{"deep": [1, 2.5, b"\xff"]}], 7: float("nan")}, "result")),
+    ).close()
+    told = steps(tmp_path)
+    assert told[0].startswith("begin app.refunds ff00")
+    assert told[1:3] == ["intent 1 call refund c17b (unsafe)", "result 1.1 late"]
+    assert max(map(len, told)) < 140
+    assert "\x1b" not in "".join(told)
+    body = objects("journal", "show", "job", "--journal", tmp_path)[4]["body"]
+    assert body == {"n": [{"deep": [1, 2.5, "\\xff"]}], "7": "nan"}
+
+
+def doubtful(folder: Path, token: str = "doubt-1") -> SqliteJournal:
+    """A job whose refund is in doubt, and a person is asked."""
+    return written(
+        folder,
+        Begin("job", AT, "app.refunds", pack({"order": 7}, "input")),
+        Intent("job", AT + 1, 1, "call", "refund", b"d", "unsafe", CALL),
+        Intent("job", AT + 2, 1, "ask", "in_doubt", b"e", body=DOUBT, token=token),
+    )
+
+
+def test_an_effect_in_doubt_is_a_question_that_says_what_was_to_be_done(tmp_path: Path) -> None:
+    doubtful(tmp_path).close()
+    assert steps(tmp_path)[-1] == "intent 1 ask in_doubt: was attempt 1 of refund done?"
+    (action,) = objects("actions", "list", "--journal", tmp_path)
+    assert action["action_id"] == "job/1.1"
+    assert action["payload"]["arguments"] == [["A1"], {"amount": 12.5, "key": "secret('STRIPE_KEY')"}]
+    assert "was refund('A1', amount=12.5" in printed("actions", "list", "--journal", tmp_path)
+    assert "in doubt: call refund" in printed("jobs", "list", "--journal", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--done"], {"outcome": "done"}),
+        (["--done", "--with", '"re_7"'], {"outcome": "done", "result": "re_7"}),
+        (["--done", "--with", "null"], {"outcome": "done", "result": None}),
+        (["--not-done"], {"outcome": "not_done"}),
+        (["--abandon"], {"outcome": "abandon"}),
+        (["--with", '{"outcome": "done", "result": 1}'], {"outcome": "done", "result": 1}),
+    ],
+)
+def test_a_person_says_what_became_of_an_effect_in_doubt(
+    tmp_path: Path, words: list[str], answer: dict[str, Any]
+) -> None:
+    doubtful(tmp_path).close()
+    printed("actions", "resolve", "doubt-1", "--journal", tmp_path, *words)
+    reader = SqliteReader(tmp_path)
+    (letter,) = reader.letters()
+    reader.close()
+    assert json.loads(letter.body) == answer
+
+
+def test_an_effect_in_doubt_is_not_approved_and_an_approval_is_not_done(tmp_path: Path) -> None:
+    """The job would take `approved` for "abandon": an effect that was made would count as lost."""
+    journal = doubtful(tmp_path)
+    last = journal.append(Intent("job", AT + 3, 2, "ask", "confirm", body=b"{}", token="confirm-2"))
+    assert journal.wait_durable(last, 10)
+    for words in (["--approve"], ["--reject"], ["--with", '{"approved": true}']):
+        done = says("actions", "resolve", "doubt-1", "--journal", tmp_path, *words)
+        assert (done.exit_code, "asks whether refund was done" in done.stderr) == (2, True)
+        assert "--not-done" in done.stderr
+    for words in (["--done"], ["--not-done"], ["--abandon"]):
+        done = says("actions", "resolve", "confirm-2", "--journal", tmp_path, *words)
+        assert (done.exit_code, "asks: confirm" in done.stderr) == (2, True)
+    for words in ([], ["--done", "--abandon"], ["--approve", "--with", "{}"]):
+        assert says("actions", "resolve", "doubt-1", "--journal", tmp_path, *words).exit_code == 2
+    assert journal.letters() == []
+    journal.close()
+
+
+def test_a_second_doubt_of_the_same_effect_is_another_question(tmp_path: Path) -> None:
+    journal = doubtful(tmp_path)
+    for entry in (
+        Answer("job", AT + 3, 1, "doubt-1", body=b'{"outcome":"not_done"}'),
+        Attempt("job", AT + 4, 1, 2),
+        Intent(
+            "job", AT + 5, 1, "ask", "in_doubt", b"e", body=DOUBT.replace(b'attempt":1', b'attempt":2'), token="doubt-2"
+        ),
+    ):
+        last = journal.append(entry)
+    assert journal.wait_durable(last, 10)
+    journal.close()
+    found = objects("actions", "list", "--all", "--journal", tmp_path)
+    assert [(each["action_id"], each["status"]) for each in found] == [("job/1.1", "resolved"), ("job/1.2", "pending")]
+    printed("actions", "resolve", "doubt-2", "--done", "--journal", tmp_path)
+
+
+def test_jobs_of_agents_say_what_they_wait_for(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        Begin("a", AT, "app.refunds"),
+        Intent("a", AT + 1, 1, "sleep", due_ms=AT + 100),  # of a time-out that is over: nothing says so
+        Intent("a", AT + 2, 2, "call", "look_up", b"d", "read"),
+        EffectResult("a", AT + 3, 2),
+        Attempt("a", AT + 4, 0, 2),
+        Intent("a", AT + 150, 3, "call", "refund", b"d", "unsafe"),
+        Begin("b", AT, "app.refunds"),
+        Intent("b", AT + 1, 1, "sleep", due_ms=AT + 60_000),
+        Begin("c", AT, "app.mails"),
+        Signal("c", AT + 1, "early", "t1"),
+        Intent("c", AT + 2, 1, "wait", "early"),
+        Intent("c", AT + 3, 2, "wait", "paid"),
+        Intent("c", AT + 4, 3, "child", "app.refunds"),
+        Intent("c", AT + 5, 4, "call", "note", b"d", "read"),
+        Begin("d", AT, "app.mails"),
+        Intent("d", AT + 1, 1, "ask", "confirm", body=b"{}", token="t2", due_ms=AT + 60_000),
+        Begin("e", AT, "app.mails"),
+        Intent("e", AT + 1, 1, "patch", "new"),
+        End("e", AT + 9, "failed", "ValueError", body=pack_error(ValueError("no luck"))),
+        Begin("f", AT, "app.mails"),
+        End("f", AT + 9, "cancelled", "duplicate", body=pack_error(RuntimeError("duplicate"))),
+    ).close()
+    listed = printed("jobs", "list", "--journal", tmp_path).splitlines()
+    rows = {line.split()[0]: " ".join(line.split()) for line in listed[1:]}
+    until = "until 2023-11-14 22:14:20.000Z"
+    assert listed[0].split() == [
+        "job",
+        "of",
+        "status",
+        "attempt",
+        "effects",
+        "created",
+        "updated",
+        "open,",
+        "or",
+        "its",
+        "outcome",
+    ]
+    assert rows["a"].startswith("a app.refunds running 2 3 2023-11-14 22:13:20.000Z 2023-11-14 22:13:20.150Z")
+    ends = {job: row.split("Z ", 2)[2] for job, row in rows.items()}
+    assert ends == {
+        "a": "call refund",
+        "b": f"timer {until}",
+        "c": "call note; child app.refunds; 1 more",
+        "d": f"question confirm {until}",
+        "e": "ValueError: no luck",
+        "f": "duplicate",
+    }
+    assert [each["job_id"] for each in objects("jobs", "list", "--journal", tmp_path, "--agent", "app.mails")] == list(
+        "cdef"
+    )
+    assert [
+        each["job_id"] for each in objects("jobs", "list", "--journal", tmp_path, "--status", "waiting_action")
+    ] == ["d"]
+    (last,) = objects("jobs", "show", "c", "--journal", tmp_path)
+    assert [(each["kind"], each["name"]) for each in last["open"]] == [
+        ("call", "note"),
+        ("child", "app.refunds"),
+        ("wait", "paid"),
+    ]
+
+
+def test_a_job_that_goes_on_after_its_end_runs_again(tmp_path: Path) -> None:
+    """A redriven dead letter, and `ctx.continue_as`: another BEGIN of the same job."""
+    written(
+        tmp_path,
+        Begin("job", AT, "app.refunds", pack(1, "input")),
+        Intent("job", AT + 1, 1, "wait", "paid"),
+        End("job", AT + 2, "failed", "ValueError", body=pack_error(ValueError("no luck"))),
+        Begin("job", AT + 3, "app.refunds", pack(2, "input")),
+        Intent("job", AT + 4, 2, "wait", "again"),
+    ).close()
+    (seen,) = objects("jobs", "show", "job", "--journal", tmp_path)
+    assert (seen["status"], seen["created_at"], seen["effects"], seen["input"]) == ("running", AT / 1000, 2, 2)
+    assert [each["name"] for each in seen["open"]] == ["again"]
+
+
+def test_a_job_shows_what_went_in_and_what_came_out(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        Begin("job", AT, "app.refunds", pack({"order": 7}, "input")),
+        End("job", AT + 2, "succeeded", body=pack({"done": True}, "output")),
+    ).close()
+    (seen,) = objects("jobs", "show", "job", "--journal", tmp_path)
+    assert (seen["input"], seen["output"]) == ({"order": 7}, {"done": True})
+    assert "{'done': True}" in printed("jobs", "show", "job", "--journal", tmp_path)
+
+
+def test_a_signal_is_sent_once(tmp_path: Path) -> None:
+    written(
+        tmp_path, Begin("job", AT, "app.refunds"), Begin("over", AT, "app.refunds"), End("over", AT, "succeeded")
+    ).close()
+    words = ["jobs", "signal", "job", "paid", "--journal", tmp_path]
+    assert printed(*words, "--with", "12.5", "--token", "bank-7", "--by", "bank") == "job job has signal paid\n"
+    second = says(*words, "--token", "bank-7")
+    assert (second.exit_code, "already sent" in second.stderr) == (1, True)
+    printed(*words)
+    printed(*words, "--by", "ann")  # each has a name of its own where none is given
+    for wrong in (["--token", ""], ["--with", "{"]):
+        assert says(*words, *wrong).exit_code == 2
+    for job, reason in (("nobody", "none of this name"), ("over", "has ended: succeeded")):
+        done = says("jobs", "signal", job, "paid", "--journal", tmp_path)
+        assert (done.exit_code, reason in done.stderr) == (1, True)
+    journal = SqliteJournal(tmp_path / "journal")
+    taken = [entry for _, entry in journal.take()]
+    signals = [entry for entry in taken if isinstance(entry, Signal)]
+    assert (signals[0].name, signals[0].body, signals[0].by) == ("paid", b"12.5", "bank")
+    assert len({signal.token for signal in signals}) == 3
     journal.close()
 
 

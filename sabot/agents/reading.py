@@ -1,0 +1,130 @@
+"""What the entries of jobs say, for people and programs that only look: the values in their bodies, and how far a job of an agent is."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sabot.agents.jobs import OpenEffect
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError
+from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.values import unpack, unpack_error
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
+
+__all__ = ["Progress", "as_plain", "value_of"]
+
+
+def value_of(entry: Entry, body: bytes) -> Any:
+    """What the body of an entry says: a value; the EffectError of what has failed; of a call [args, kwargs]; None where there is none.
+    Bytes that are nothing of that come back as they are.
+    """
+    if not body:
+        return None
+    try:
+        match entry:
+            case Begin(agent="") | Intent(kind="ask") | Answer() | Signal():
+                return msgspec.json.decode(body)
+            case EffectResult() if entry.outcome != "ok":
+                return unpack_error(body)
+            case End() if entry.outcome != "succeeded":
+                return unpack_error(body)
+            case _:
+                return unpack(body)
+    except (CorruptJournal, *UNREADABLE):
+        return body
+
+
+def as_plain(value: Any) -> Any:
+    """The value as JSON can say it. Secrets are references; what JSON has no word for is text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case dict():
+            return {key if isinstance(key, str) else str(key): as_plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [as_plain(each) for each in value]
+        case EffectError():
+            return {"type": value.type, "message": value.message}
+        case bytes():
+            return value.decode(errors="backslashreplace")
+        case _:
+            return str(value)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a job of an agent is, as its entries say.
+
+    attempt: of the job, from 1. effects: how many it has asked for. last_at: when its last entry was written, epoch seconds. asked: what
+    it has asked for and nothing came of, by ordinal: the intent, and the question of a person whether it was made, if there is one.
+    early: signals that nobody waited for when they came, by name.
+    """
+
+    attempt: int = 1
+    effects: int = 0
+    last_at: float = 0.0
+    asked: dict[int, tuple[Intent, Intent | None]] = field(default_factory=dict)
+    early: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry) -> None:
+        """The next entry of the job."""
+        self.last_at = entry.at_ms / 1000
+        match entry:
+            case Attempt(ordinal=0):
+                self.attempt = entry.attempt
+            case Intent():
+                self._intend(entry)
+            case EffectResult():
+                self.asked.pop(entry.ordinal, None)
+            case Answer():
+                self._answer(entry)
+            case Signal():
+                self._signal(entry)
+            case End():
+                self.asked.clear()
+
+    def _intend(self, intent: Intent) -> None:
+        known = self.asked.get(intent.ordinal)
+        if known is not None and intent.name == IN_DOUBT:
+            self.asked[intent.ordinal] = known[0], intent
+            return
+        self.effects += 1
+        if intent.kind == "wait" and self.early[intent.name]:
+            self.early[intent.name] -= 1
+        elif intent.kind != "patch":
+            self.asked[intent.ordinal] = intent, None
+
+    def _answer(self, answer: Answer) -> None:
+        intent, doubt = self.asked.get(answer.ordinal, (None, None))
+        if intent is not None and doubt is not None:
+            self.asked[answer.ordinal] = intent, None
+        else:
+            self.asked.pop(answer.ordinal, None)
+
+    def _signal(self, signal: Signal) -> None:
+        for ordinal, (intent, _) in self.asked.items():
+            if intent.kind == "wait" and intent.name == signal.name:
+                del self.asked[ordinal]
+                return
+        self.early[signal.name] += 1
+
+    def open(self) -> tuple[OpenEffect, ...]:
+        """What is open, the last one first. A timer that the function has cancelled leaves no entry: it is among them until the job goes on
+        at a time at which it would have been due.
+        """
+        return tuple(
+            OpenEffect(
+                ordinal,
+                intent.kind,
+                intent.name,
+                asked_at=intent.at_ms / 1000,
+                due_at=intent.due_ms / 1000 if intent.due_ms else None,
+                in_doubt=doubt is not None,
+            )
+            for ordinal, (intent, doubt) in sorted(self.asked.items(), reverse=True)
+            if intent.kind != "sleep" or intent.due_ms / 1000 > self.last_at
+        )

@@ -1,0 +1,169 @@
+"""`sabot actions`: the questions of a journal, and answers to them, also without its owner."""
+
+from json import loads
+from typing import Annotated, Any
+
+import typer
+
+from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
+from sabot.agents.store import JobsOfJournal, as_json
+from sabot.cli.journal import By, Json, Place, arguments_text, json_of, post, quietly, reading, this_user
+from sabot.cli.loading import WrongUse
+from sabot.cli.options import Kafka
+from sabot.cli.printing import columns, json_line, moment, shortened
+from sabot.errors import UserError
+from sabot.jobs.history import IN_DOUBT
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import Letter
+
+__all__ = ["actions"]
+
+actions = typer.Typer(help="Questions to people, and their answers.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@actions.command("list")
+def list_actions(
+    place: Place,
+    kafka: Kafka = None,
+    everything: Annotated[bool, typer.Option("--all", help="Those that are closed too.")] = False,
+    json: Json = False,
+) -> None:
+    """The questions that wait for an answer, with the tokens by which they are answered."""
+
+    def work() -> None:
+        with reading(place, kafka) as reader:
+            known, waiting = JobsOfJournal(reader), _answers(reader)
+        found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
+        if json:
+            for action in found:
+                json_line(_action_facts(action, waiting))
+            return
+        rows = [
+            [
+                each.action_id,
+                each.type,
+                _status(each, waiting),
+                "" if each.expires_at is None else moment(round(each.expires_at * 1000)),
+                each.resume_token,
+                shortened(_question(each), 90),
+            ]
+            for each in found
+        ]
+        columns(["action", "type", "status", "until", "token", "question"], rows)
+
+    quietly(work)
+
+
+def _question(action: ActionRecord) -> str:
+    if action.type == IN_DOUBT and "effect" in action.payload:
+        return f"was {action.payload['effect']}{arguments_text(action.payload.get('arguments'))} done?"
+    return as_json(action.payload, "payload").decode()
+
+
+def _answers(reader: JournalReader) -> dict[str, Letter]:
+    """By token, the answers that the owner has not taken."""
+    return {letter.token: letter for letter in reader.letters() if letter.kind == "answer"}
+
+
+def _status(action: ActionRecord, waiting: dict[str, Letter]) -> str:
+    if action.status is ActionStatus.PENDING and action.resume_token in waiting:
+        return "answered, not taken yet"
+    return action.status
+
+
+def _action_facts(action: ActionRecord, waiting: dict[str, Letter]) -> dict[str, Any]:
+    facts: dict[str, Any] = loads(as_json(action, "the action"))
+    return {**facts, "answered": action.resume_token in waiting or action.status is ActionStatus.RESOLVED}
+
+
+@actions.command("show")
+def show_action(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="The id of an action.")],
+    place: Place,
+    kafka: Kafka = None,
+) -> None:
+    """One question, as JSON."""
+
+    def work() -> None:
+        with reading(place, kafka) as reader:
+            known, waiting = JobsOfJournal(reader), _answers(reader)
+        record = known.actions.get(action)
+        if record is None:
+            raise UserError(f"action {action}: there is none of this name", hint="sabot actions list --all shows them")
+        json_line(_action_facts(record, waiting))
+
+    quietly(work)
+
+
+@actions.command("resolve")
+def resolve_action(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="Of the action, as `sabot actions list` shows it.")],
+    place: Place,
+    kafka: Kafka = None,
+    approve: Annotated[bool, typer.Option("--approve", help='Answer {"approved": true}.')] = False,
+    reject: Annotated[bool, typer.Option("--reject", help='Answer {"approved": false}.')] = False,
+    done: Annotated[bool, typer.Option("--done", help="Of an effect in doubt: it was made.")] = False,
+    not_done: Annotated[bool, typer.Option("--not-done", help="Of an effect in doubt: make it again.")] = False,
+    abandon: Annotated[bool, typer.Option("--abandon", help="Of an effect in doubt: the job gets an error.")] = False,
+    with_: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="JSON",
+            help="Answer this object; with --done: what the effect gave.",
+            show_default=False,
+        ),
+    ] = None,
+    by: By = "",
+) -> None:
+    """Answer a question, once. It is on the disk when the command ends, whether its owner runs or not."""
+    words: dict[str, tuple[bool, dict[str, Any]]] = {
+        "--approve": (approve, {"approved": True}),
+        "--reject": (reject, {"approved": False}),
+        "--done": (done, {"outcome": "done"}),
+        "--not-done": (not_done, {"outcome": "not_done"}),
+        "--abandon": (abandon, {"outcome": "abandon"}),
+    }
+
+    def work() -> None:
+        said = {word: answer for word, (chosen, answer) in words.items() if chosen}
+        answer = _answer(said, None if with_ is None else json_of(with_, "--with"), given=with_ is not None)
+        with reading(place, kafka) as reader:
+            question = reader.question(token)
+            asked = None if question is None else JobsOfJournal(reader, question.job).of_token(token)
+        if asked is not None:
+            _check(asked, next(iter(said), "--with"), answer)
+        post(place, kafka, Letter("answer", token, body=as_json(answer, "the answer"), by=by or this_user()))
+        typer.echo("answered")
+
+    quietly(work)
+
+
+def _answer(said: dict[str, dict[str, Any]], value: Any, *, given: bool) -> dict[str, Any]:
+    """said: the answers that were chosen by their words. value: of --with, where that was given."""
+    if list(said) == ["--done"] and given:
+        return {"outcome": "done", "result": value}
+    if len(said) + given != 1:
+        raise WrongUse(
+            "which answer?",
+            hint="--approve, --reject, or --with JSON; of an effect in doubt --done, --not-done, or --abandon",
+        )
+    if not given:
+        return next(iter(said.values()))
+    if not isinstance(value, dict):
+        raise WrongUse("--with is no object", hint="write an object: '{\"choice\": 2}'")
+    return value
+
+
+def _check(asked: ActionRecord, word: str, answer: dict[str, Any]) -> None:
+    """Refuses an answer to another kind of question."""
+    try:
+        check_resolution(asked, answer)
+    except UserError as error:
+        hint = "--done (with --with JSON: what it gave), --not-done: it is made again, or --abandon"
+        raise WrongUse(f"{word} is no answer: {error.message}", hint=hint) from error
+    if asked.type != IN_DOUBT and word in ("--done", "--not-done", "--abandon"):
+        raise WrongUse(
+            f"{word} is for effects in doubt, and action {asked.action_id} asks: {asked.type}",
+            hint="--approve, --reject, or --with JSON",
+        )

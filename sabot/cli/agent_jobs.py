@@ -1,0 +1,161 @@
+"""`sabot jobs`: the jobs of a journal, and words to them, also without its owner."""
+
+import uuid
+from json import loads
+from typing import Annotated, Any
+
+import typer
+
+from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
+from sabot.agents.reading import as_plain, value_of
+from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
+from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
+from sabot.cli.loading import WrongUse
+from sabot.cli.options import Kafka
+from sabot.cli.printing import columns, json_line, moment, shortened
+from sabot.errors import UserError
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import Begin, End, Letter
+
+__all__ = ["jobs"]
+
+jobs = typer.Typer(help="Jobs in a journal.", no_args_is_help=True, rich_markup_mode=None)
+
+_SHOWN = 2  # open effects of a job in a list
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
+
+
+def _moment(seconds: float | None) -> str:
+    return "" if seconds is None else moment(round(seconds * 1000))
+
+
+@jobs.command("list")
+def list_jobs(
+    place: Place,
+    kafka: Kafka = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this scope.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent.")] = None,
+    status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs in this status.")] = None,
+    json: Json = False,
+) -> None:
+    """The jobs that the journal has, the oldest first: how far each is, and what it waits for, or how it has ended."""
+
+    def work() -> None:
+        with reading(place, kafka) as reader:
+            found = [
+                job
+                for job in JobsOfJournal(reader).seen()
+                if scope in (None, job.scope_id) and agent in (None, job.agent) and (not status or job.status in status)
+            ]
+        if json:
+            for job in found:
+                json_line(_facts(job))
+            return
+        titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
+        columns(titles, [_row(job) for job in found])
+
+    quietly(work)
+
+
+def _row(job: JobRecord) -> list[object]:
+    more = len(job.open) - _SHOWN
+    said = [*map(_open_effect, job.open[:_SHOWN]), *([f"{more} more"] if more > 0 else [])]
+    what = "; ".join(said) or job.result_ref or job.error
+    times = [_moment(job.created_at), _moment(job.updated_at)]
+    return [job.job_id, job.agent or job.scope_id, job.status, job.attempt, job.effects, *times, shortened(what, 90)]
+
+
+def _open_effect(effect: OpenEffect) -> str:
+    words = {"call": "call", "ask": "question", "sleep": "timer", "wait": "signal", "child": "child"}
+    due = f"until {_moment(effect.due_at)}" if effect.due_at is not None else ""
+    doubt = "in doubt:" if effect.in_doubt else ""
+    return " ".join(filter(None, [doubt, words.get(effect.kind, effect.kind), effect.name, due]))
+
+
+def _facts(job: JobRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = loads(as_json(job, "the job"))
+    return facts
+
+
+@jobs.command("show")
+def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
+    """One job: what was asked for, how far it is, which actions it has, what came of it."""
+
+    def work() -> None:
+        with reading(place, kafka) as reader:
+            known = JobsOfJournal(reader, job)
+            record = known.job(job)
+            if record is None:
+                raise UserError(f"job {job}: there is none of this name", hint="sabot jobs list shows the jobs")
+            facts = _facts(record)
+            facts["actions"] = [each.action_id for each in known.actions.values()]
+            if record.agent:
+                facts |= _ends(reader, job)
+        if json:
+            json_line({name: as_plain(value) for name, value in facts.items()})
+            return
+        for name in ("created_at", "updated_at", "started_at", "completed_at", "deadline"):
+            facts[name] = _moment(facts[name])
+        facts["open"] = "; ".join(map(_open_effect, record.open))
+        rows = [[name, value] for name, value in facts.items() if value not in ("", [], {}, None)][1:]
+        columns(["job", job], [[name, value if isinstance(value, str) else value_text(value)] for name, value in rows])
+
+    quietly(work)
+
+
+def _ends(reader: JournalReader, job: str) -> dict[str, Any]:
+    """What went into a job of an agent, and what came out of it."""
+    found: dict[str, Any] = {}
+    for _, entry in reader.read(job):
+        if isinstance(entry, Begin):
+            found = {"input": value_of(entry, reader.load(entry.body))}
+        elif isinstance(entry, End) and entry.outcome == JobStatus.SUCCEEDED:
+            found["output"] = value_of(entry, reader.load(entry.body))
+    return found
+
+
+@jobs.command("cancel")
+def cancel_job(
+    job: JobId,
+    place: Place,
+    kafka: Kafka = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why.")] = "",
+    by: By = "",
+) -> None:
+    """Ask a job to end. Its owner does it when it looks, or at its next start. A function of an agent may tidy up first."""
+
+    def work() -> None:
+        post(place, kafka, cancel_letter(job, reason, by or this_user()))
+        typer.echo(f"job {job} will be cancelled by its owner")
+
+    quietly(work)
+
+
+@jobs.command("signal")
+def signal_job(
+    job: JobId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The one that ctx.wait(NAME) waits for.")],
+    place: Place,
+    kafka: Kafka = None,
+    with_: Annotated[
+        str | None,
+        typer.Option("--with", metavar="JSON", help="What ctx.wait returns; default: None.", show_default=False),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="Its own name: the same signal sent again is refused.", show_default=False),
+    ] = None,
+    by: By = "",
+) -> None:
+    """Tell a job something that it waits for, or will wait for. It is on the disk when the command ends, whether its owner runs or not."""
+
+    def work() -> None:
+        if not name or token == "":
+            raise WrongUse("a signal without a name", hint="write the word that ctx.wait has, and no empty --token")
+        body = b"" if with_ is None else as_json(json_of(with_, "--with"), "the signal")
+        letter = Letter("signal", token or uuid.uuid4().hex, job=job, name=name, body=body, by=by or this_user())
+        post(place, kafka, letter)
+        typer.echo(f"job {job} has signal {name}")
+
+    quietly(work)
