@@ -178,7 +178,13 @@ class Operator:
     def state_schema(self) -> dict[str, Any] | None:
         """What the state consists of, as JSON values under names for people; called after `open`. None: the operator has no state.
 
-        State of one program may go on in another where the schemas are equal (`plan.against` says where else).
+        State of one program goes on in another where the schemas are equal, or `taken_over` says how.
+        """
+        return None
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        """How the state of a checkpoint goes on though `fact` of `state_schema` was `before` in it and is `now`, in words for people. None:
+        it cannot. groups: how many the checkpoint has, as `group_count`. Called after `open`, also after `close`.
         """
         return None
 

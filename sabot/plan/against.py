@@ -5,7 +5,7 @@ is unlike all others; else by the steps that its rows have gone through. The ste
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,9 +29,10 @@ class Planned:
     id: str
     text: str
     schema: Mapping[str, Any]
-    parallelism: int = 1
-    named: bool = False  # whether the user gave the id
-    path: str = ""
+    parallelism: int
+    named: bool  # whether the user gave the id
+    path: str
+    taken_over: Callable[[str, Any, Any, int], str | None]  # of the operator
 
 
 class Verdict(NamedTuple):
@@ -70,7 +71,9 @@ def planned(plan: Plan) -> list[Planned]:
     def look(stage: Stage, step: Step, operator: Operator) -> None:
         state = operator.state_schema()
         if state is not None:
-            found.append(Planned(step.id, step.text, state, stage.parallelism, step.named, step.path))
+            found.append(
+                Planned(step.id, step.text, state, stage.parallelism, step.named, step.path, operator.taken_over)
+            )
 
     known = plan.schemas(look)
     for stage in plan.stages:
@@ -202,7 +205,7 @@ def _verdict(old: _Saved, new: Planned) -> Verdict:
         for name in dict.fromkeys([*old.schema, *new.schema]):
             before, now = old.schema.get(name), new.schema.get(name)
             if before != now:
-                change = _taken_over(name, before, now, old)
+                change = _taken_over(name, before, now, old, new)
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
     if differences and not old.groups:
         why = f"{'; '.join(differences)}; the checkpoint holds nothing of it, it begins empty"
@@ -217,21 +220,14 @@ def _verdict(old: _Saved, new: Planned) -> Verdict:
     return Verdict(new.id, old.text, new.text, "migrate" if changes else "keep", "; ".join(changes), old.id, old.groups)
 
 
-def _taken_over(name: str, before: Any, now: Any, old: _Saved) -> str | None:
-    """How state goes on though it differs in `name`; None: it cannot."""
+def _taken_over(name: str, before: Any, now: Any, old: _Saved, new: Planned) -> str | None:
+    """How state goes on though it differs in `name`; None: it cannot. Here for all operators, the rest they say themselves."""
     if name == "aggregates" and [each[1:] for each in before] == [each[1:] for each in now]:
         renamed = [f"{one[0]} is {two[0]} now" for one, two in zip(before, now, strict=True) if one != two]
         return ", ".join(renamed)
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"
-    if name == "n" and old.schema["kind"] == "head":
-        return f"n was {before}, is {now}: the rows that have passed count"
-    if name == "columns" and old.schema["kind"] == "rows in order":
-        if all(column in before for column in now):
-            return f"of the rows that wait only {', '.join(column for column, _ in now)} go on"
-        if not old.groups:
-            return "other columns; no rows wait"
-    return None
+    return new.taken_over(name, before, now, old.groups)
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -94,6 +94,11 @@ class EventOrder(KeepsWatermark):
         keys = columns_schema(self._schema.field(name) for name in self._keys)
         return {"kind": "rows in order", "keys": keys, "columns": columns_schema(without_time(self._schema))}
 
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        if fact == "columns" and all(column in before for column in now):
+            return f"of the rows that wait only {', '.join(column for column, _ in now)} go on"
+        return "other columns; no rows wait" if fact == "columns" and not groups else None
+
     def state_reader(self) -> dict[str, Any]:
         return {"keys": list(self._keys), "input": schema_text(self._schema)}
 

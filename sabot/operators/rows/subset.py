@@ -59,6 +59,9 @@ class Head(Keeping):
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "head", "n": self._n}
 
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        return f"n was {before}, is {now}: the rows that have passed count" if fact == "n" else None
+
     def state_reader(self) -> dict[str, Any]:
         return {"keys": [], "input": schema_text(self._schema)}
 
