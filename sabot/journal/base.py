@@ -72,8 +72,8 @@ class Question:
 
 
 class JournalReader(ABC):
-    """Reads what is durable. Every method may block, may be called from any thread, and raises CorruptJournal, or UserError for a version
-    that this Sabot does not know. Nothing that is there is changed.
+    """Reads what is durable. Every method may block, may be called from any thread, and raises CorruptJournal, UserError for a version
+    that this Sabot does not know, or TransientError where the home is elsewhere and does not answer now. Nothing that is there is changed.
     """
 
     where: str
@@ -124,7 +124,8 @@ class Inbox(ABC):
 
         Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or another letter
         came first. Two that come at once are ordered by the journal: one is accepted. After a crash in the middle it is there or not;
-        posting it again then says that another letter came first. Raises UserError for a letter that could not be read again.
+        posting it again then says that another letter came first. So it is after a TransientError: the home is elsewhere and has not
+        answered, or another process held it. Raises UserError for a letter that could not be read again.
         """
 
     @abstractmethod

@@ -98,10 +98,11 @@ class SqlJournal(SqlReader, Journal):
 
     def take(self) -> list[tuple[Position, Entry]]:
         taken: list[tuple[Position, Entry]] = []
-        found = [(*each, self.question(each[1].token)) for each in self.untaken(self._last_letter)]
-        for number, letter, question in found:
+        letters = self.untaken(self._last_letter)
+        questions = self.questions([letter.token for _, letter in letters])
+        for number, letter in letters:
             at_ms = round(self.clock.time() * 1000)
-            entry = entry_of_letter(letter, question, at_ms)
+            entry = entry_of_letter(letter, questions.get(letter.token), at_ms)
             try:
                 taken.append((self.writer.append(entry, number), entry))
             except JournalFull:

@@ -3,10 +3,11 @@
 A group of entries is one transaction, sent in one piece, without waiting between its statements. The server answers a commit when it is on
 its disk (`synchronous_commit`).
 
-**The claim is a lease**, the one row of `claim`: who the owner is, until when, and the epoch. Each transaction of entries renews it and is
-fenced by it: it changes the row of its own epoch, and fails where there is none. So a worker that was paused for longer than its lease may
-be followed by another one, and its next commit fails; no lock is held by a connection, which a paused process would keep. The lease ends by
-the server's clock. Its owner counts from before it asked, on a clock that goes on while the machine is suspended, and leaves a tenth of it.
+**The claim is a lease**, the one row of `claim`: who the owner is, until when, and the epoch. The thread that writes renews it. Each
+transaction of entries is fenced by it: it locks the row of its own epoch, and fails where there is none. So a worker that was paused for
+longer than its lease may be followed by another one, and its next commit fails; no lock is held by a connection, which a paused process
+would keep. The lease ends by the server's clock. Its owner counts from before it asked, on a clock that goes on while the machine is
+suspended, and leaves a tenth of it.
 
 **A commit whose outcome is unknown** (the connection broke, the server ended) is not guessed: a new connection ends what is left of the old
 one and raises the epoch, so that nothing of the old one can come later, and then looks where the log ends. The group is there, or is sent
@@ -55,15 +56,19 @@ _AT_THE_END = 10.0  # seconds for which `close` waits for a server that does not
 
 _TAKE_CLAIM = (
     "UPDATE claim SET epoch = epoch + 1, owner = %s, described = %s, until = clock_timestamp() + %s * interval '1 second' "
-    "WHERE owner = %s OR until < clock_timestamp() RETURNING epoch"
+    "WHERE until < clock_timestamp() RETURNING epoch"
 )
 _SEE_CLAIM = "SELECT owner, described, until, extract(epoch FROM until - clock_timestamp())::float8, until < clock_timestamp() FROM claim"
 _COME_BACK = "UPDATE claim SET epoch = epoch + 1, until = clock_timestamp() + %s * interval '1 second' WHERE owner = %s RETURNING epoch"
 _RENEW = "UPDATE claim SET until = clock_timestamp() + %s * interval '1 second' WHERE epoch = %s RETURNING 1"
-_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"  # an error, where the epoch is another
+# Both are an error, a division by zero, where the epoch is another. A renewal leaves an old version of the row, and those would pile up
+# while somebody takes a long dump; so not each commit is one.
+_FENCE = "SELECT 1 / count(*)::int FROM (SELECT 1 FROM claim WHERE epoch = %s FOR SHARE) AS mine"
+_RENEWING_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"
 _RELEASE = "UPDATE claim SET owner = '', until = 'epoch' WHERE owner = %s"
 _END_SESSIONS = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND pid <> pg_backend_pid()"
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()"
 )
 _ONE_LETTER = "SELECT 1 FROM meta WHERE name = 'identity' FOR UPDATE"
 _NO_ENTRIES = "SELECT 1 FROM claim FOR UPDATE"
@@ -223,7 +228,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 if over:
                     with step("journal", f"{self._place.where}: claim"):
                         run(_END_SESSIONS, (self._session_of(owner),))  # one that hangs holds the row
-                        taken = run(_TAKE_CLAIM, (self._owner, self._described, self._lease_s, self._owner)).fetchall()
+                        taken = run(_TAKE_CLAIM, (self._owner, self._described, self._lease_s)).fetchall()
                     if taken:
                         break
                     continue
@@ -241,10 +246,13 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 "%s: its server has fsync=off, and loses what was durable when its machine ends", self._place.where
             )
 
+    def _is_due(self, now: float) -> bool:
+        return now >= self._asked + self._lease_s / _RENEWALS
+
     def _keep_claim(self) -> None:
         """In the writer's thread, while nothing is written. Raises JournalFailed when the claim is another's."""
         asked = lasting()
-        if asked < self._asked + self._lease_s / _RENEWALS:
+        if not self._is_due(asked):
             return
         self._asked = asked
         try:
@@ -347,12 +355,15 @@ class PostgresJournal(PostgresReader, SqlJournal):
     def _write(self, rows: list[StoredEntry]) -> None:
         connection, server = self._writing, self._place.server
         asked = lasting()
+        due = self._is_due(asked)
+        fence = (_RENEWING_FENCE, (self._lease_s, self._epoch)) if due else (_FENCE, (self._epoch,))
         with step("journal", self.where), server.explained():
             with server.pipeline(connection):
                 connection.execute("BEGIN")
-                connection.execute(_FENCE, (self._lease_s, self._epoch))
+                connection.execute(*fence)
                 add(Statements(connection), rows)
                 done = connection.execute("COMMIT")
             if done.statusmessage != "COMMIT":
                 raise JournalFailed(f"the server has answered {done.statusmessage} to a COMMIT")
-        self._renewed = self._asked = asked
+        if due:
+            self._renewed = self._asked = asked

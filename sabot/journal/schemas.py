@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
@@ -74,7 +75,7 @@ class JournalSchema:
         address, mark, query = url.partition("?")
         words = query.split("&") if mark else []
         for word in [each for each in words if each.startswith("app=")]:
-            app = app or word.removeprefix("app=")
+            app = app or unquote(word.removeprefix("app="))
             words.remove(word)
         what = f"the journal of app {app}" if app else "the journal"
         self.server = PostgresServer(

@@ -242,6 +242,14 @@ class SqlReader(JournalReader):
     def question(self, token: str) -> Question | None:
         return _question(self.select(f"{_QUESTION} WHERE token = ?", (token,)))
 
+    def questions(self, tokens: Sequence[str]) -> dict[str, Question]:
+        """The questions of those of these tokens that have one."""
+        return {
+            token: Question(*facts)
+            for some in _parts(tokens)
+            for token, *facts in self.select(f"{_QUESTIONS} WHERE {_among('token', some)}", some)
+        }
+
     def letters(self) -> list[Letter]:
         return [letter for _, letter in self.untaken()]
 
@@ -283,6 +291,7 @@ class TablesReader(SqlReader):
 
 _MARK = "SELECT job, began, digest, outcome, result, ended_ms FROM jobs"
 _QUESTION = "SELECT job, ordinal, due_ms, closed FROM questions"
+_QUESTIONS = "SELECT token, job, ordinal, due_ms, closed FROM questions"
 
 
 def _mark(rows: list[tuple[Any, ...]]) -> JobMark | None:

@@ -9,13 +9,22 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from typer.testing import CliRunner
 
 from sabot.cli import commands
-from sabot.errors import BrokerUnavailable, CorruptJournal, JobLocked, JournalFailed, JournalFull, UserError
+from sabot.errors import (
+    BrokerUnavailable,
+    CorruptJournal,
+    JobLocked,
+    JournalFailed,
+    JournalFull,
+    MissingExtra,
+    UserError,
+)
 from sabot.journal import (
     Answer,
     Begin,
@@ -94,10 +103,11 @@ def until(done: Callable[[], object]) -> None:
 
 def test_a_journal_is_found_by_its_address_and_the_app(url: str, app: str) -> None:
     fresh = f"{url}?connect_timeout=5"
+    app += ' of "Ann"'
     journal = PostgresJournal(fresh, app)
     fill(journal, 1)
     journal.close()
-    assert read(f"{fresh}&app={app}") == read(url, app) == jobs(1)
+    assert read(f"{fresh}&app={quote(app)}") == read(url, app) == jobs(1)
     assert journal.where == f"journal sabot_{app} in {url.partition('@')[2]}"
 
 
@@ -111,6 +121,12 @@ def test_without_a_name_it_is_the_only_journal_of_the_database(app: str) -> None
         with pytest.raises(UserError, match=f"has journals of another, {app}|has journals of {app}, another") as error:
             PostgresInbox(url)
         assert "?app=NAME" in error.value.hint
+
+
+def test_a_machine_without_psycopg_says_what_to_install(app: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtra, match="a journal in PostgreSQL"):
+        PostgresJournal("postgresql://nowhere.invalid/d", app)
 
 
 def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
