@@ -76,6 +76,8 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers take whole files in this order: files that wait alternate with files that compute, and no long file comes last."""
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"ids with an address differ between workers, give ids= to {unstable}")
     files = defaultdict(list)
     for item in items:
         files[item.path.stem].append(item)

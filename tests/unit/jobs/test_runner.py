@@ -805,7 +805,7 @@ async def test_a_reconciling_function_says_what_it_has_found(answer: Any, told: 
         (ConnectionRefusedError("down"), "nobody knows whether it was done: ConnectionRefusedError: down"),
         (object(), "ResultNotRecorded"),
     ],
-    ids=str,
+    ids=lambda value: "object" if type(value) is object else str(value),
 )
 async def test_any_other_answer_and_any_error_is_unknown_and_says_why(
     answer: Any, says: str, caplog: pytest.LogCaptureFixture
