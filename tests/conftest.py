@@ -41,6 +41,7 @@ WAITING = (
     "test_stream_kill",
     "test_kill_minus_nine",
     "test_kafka_faults",
+    "test_kafka_journal",
     "test_source_contract",
     "test_agent_kafka",
     "test_leftovers",

@@ -122,7 +122,7 @@ def run(journal: Journal, options: argparse.Namespace) -> dict[str, float]:
 
 @contextmanager
 def opened(name: str, folder: Path, parent: Path | None) -> Iterator[Journal]:
-    """A new journal of this name; of PostgreSQL with a server of its own, which syncs its disk."""
+    """A new journal of this name; of PostgreSQL and Kafka with a server of its own, which syncs its disk."""
     if name == "postgres":
         from tools.postgres import Postgres
 
@@ -135,6 +135,20 @@ def opened(name: str, folder: Path, parent: Path | None) -> Iterator[Journal]:
         finally:
             server.remove()
         return
+    if name == "kafka":
+        from sabot.journal.kafka import KafkaJournal
+        from tools.broker import Broker
+
+        with tempfile.TemporaryDirectory(prefix="sabot-bench-broker-", dir=parent) as home:
+            broker = Broker(Path(home))
+            broker.start()
+            try:
+                journal = KafkaJournal(f"{broker.url}/benchmark")
+                yield journal
+                journal.close()
+            finally:
+                broker.stop()
+        return
     journal = SqliteJournal(folder / "journal") if name == "sqlite" else MemoryJournal()
     yield journal
     journal.close()
@@ -145,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="entries of a run, about")
     parser.add_argument("--jobs", type=int, default=256, help="that run at once")
     parser.add_argument(
-        "--journal", action="append", choices=["sqlite", "memory", "postgres"], help="default: sqlite, memory"
+        "--journal", action="append", choices=["sqlite", "memory", "postgres", "kafka"], help="default: sqlite, memory"
     )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where the journal lies; default: a temporary folder")

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sabot.errors import LetterRefused as LetterRefused
     from sabot.errors import NotSent as NotSent
     from sabot.journal.effects import Reconciled as Reconciled
+    from sabot.journal.kafka import KafkaInbox as KafkaInbox
+    from sabot.journal.kafka import KafkaJournal as KafkaJournal
     from sabot.journal.postgres import PostgresInbox as PostgresInbox
     from sabot.journal.postgres import PostgresJournal as PostgresJournal
     from sabot.journal.sqlite import SqliteInbox as SqliteInbox
@@ -66,6 +68,8 @@ __all__ = [
     "JobStatus",
     "JobStore",
     "JournalStore",
+    "KafkaInbox",
+    "KafkaJournal",
     "LetterRefused",
     "NotSent",
     "OpenEffect",
@@ -88,6 +92,7 @@ _HOMES = {
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": ("EffectError", "IdempotencyConflict", "IllegalTransition", "LetterRefused", "NotSent"),
     "sabot.journal.effects": ("Reconciled",),
+    "sabot.journal.kafka": ("KafkaInbox", "KafkaJournal"),
     "sabot.journal.postgres": ("PostgresInbox", "PostgresJournal"),
     "sabot.journal.sqlite": ("SqliteInbox", "SqliteJournal"),
     "sabot.llm.tools": ("Effect", "tool"),

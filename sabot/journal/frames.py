@@ -57,7 +57,8 @@ _LETTER = b"SL"
 
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     """identity, key: of the journal, which each claim repeats. holder: who it is, for people. life: of its process, for others on the same
-    machine (`life.is_over`). lease_s: for so long after the sending of a frame that counts it may be sure to be the owner.
+    machine (`life.is_over`). lease_s: for so long after the sending of a frame that counts it may be sure to be the owner. earlier_s: for
+    so long others before it, which do not know that they are over, may still be sure of that.
     """
 
     identity: str
@@ -65,6 +66,7 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     holder: str
     life: str
     lease_s: float
+    earlier_s: float = 0.0
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
@@ -90,7 +92,9 @@ class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """The owner writes nothing more, and sends nothing more."""
+    """The owner writes nothing more, and sends nothing more. earlier_s: as in `OwnerClaim`."""
+
+    earlier_s: float = 0.0
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):

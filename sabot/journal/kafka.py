@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.clock import SYSTEM_CLOCK, Clock, lasting
 from sabot.errors import JobLocked, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
@@ -56,15 +56,16 @@ from sabot.kafka.admin import delete_before, replicas_of, set_topic, settings_of
 from sabot.kafka.client import ANSWER_SECONDS, NoSuchTopic, ensure_topic
 from sabot.kafka.log import TopicAppender
 from sabot.steps import step
-from sabot.threads import threads
 
 __all__ = ["KafkaInbox", "KafkaJournal", "KafkaJournalReader"]
 
 log = logging.getLogger("sabot.journal")
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 LEASE_SECONDS = 10.0
 
+_BEATS = 10  # in the time of a lease
+_MARGIN = 0.1  # of a lease, that its owner does not count on
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 _PIECE_BYTES = 512 << 10  # of a frame in one record, where the topic allows it
 _FRAME_BYTES = 8 << 20  # of entries and bodies in one frame, beyond the first of them
@@ -207,7 +208,7 @@ class KafkaJournal(TablesReader, SqlJournal):
     ) -> None:
         self._lease_s = lease_s
         self._slack_bytes = copy_slack_bytes
-        self._closing = threading.Event()
+        self._closed = False
         self._lost = False  # nothing more is written: the claim is gone, or nobody knows what the broker has
         self._frames = threading.Lock()  # who has it writes the next frame, and does what it says
         with ExitStack() as opened:
@@ -227,11 +228,9 @@ class KafkaJournal(TablesReader, SqlJournal):
             opened.pop_all()  # all is open, and stays so
         replica.link.opened = True
         (first,) = TablesReader.positions(self).values()
-        writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker")
+        writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker", idle=self._beat)
         self._posts = _Posts(replica, replica.catch_up_letters, clock)
         self.start(writer, _OfOwner(self._posts, self._trim), clock)
-        self._beating = threads.spawn(f"sabot-journal-beat {replica.topic}", self._beat)
-        self._beating.start()
         if replica.whole_copy is not None:  # its writer ended before it had deleted what stands before it
             self._delete_before(*replica.whole_copy)
 
@@ -243,31 +242,33 @@ class KafkaJournal(TablesReader, SqlJournal):
             _harden(replica)
         self._me = secrets.token_bytes(8)
         while True:
-            earlier, since = replica.claim, SYSTEM_CLOCK.monotonic()
-            paused = earlier is not None and not replica.released and not is_over(earlier.life)
-            if earlier is not None and paused:
+            earlier, since = replica.claim, lasting()
+            left = replica.earlier_s  # of owners before that one
+            if earlier is not None and not replica.released and not is_over(earlier.life):
                 self._watch(earlier, since)
+                left = max(left, earlier.lease_s)
+            self._predecessor_until = since + left
             claim = OwnerClaim(
                 replica.identity or uuid.uuid4().hex,
                 replica.key or secrets.token_bytes(32),
                 f"process {os.getpid()} on {socket.gethostname()}",
                 life_of_this_process(),
                 self._lease_s,
+                self.predecessor_left(),
             )
-            seq, self._sure_at = replica.order.seq, SYSTEM_CLOCK.monotonic()
+            seq, self._sure_at = replica.order.seq, lasting()
             with step("claim", replica.topic):
                 self._appender.append(FRAMES, encode_frame(self._me, seq, claim, self._piece_bytes))
             replica.catch_up()
             if replica.order.writer == self._me:
                 break  # else somebody has written since we looked
         self._claim = claim
-        self._predecessor_until = since + earlier.lease_s if earlier is not None and paused else 0.0
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
         """Returns when the owner has been silent for long enough. Raises JobLocked."""
         seq, still = self._replica.order.seq, threading.Event()
-        while SYSTEM_CLOCK.monotonic() < since + earlier.lease_s / 2:
+        while lasting() < since + earlier.lease_s / 2:
             still.wait(earlier.lease_s / 50)
             self._replica.catch_up()
             if self._replica.released or is_over(earlier.life):
@@ -276,29 +277,18 @@ class KafkaJournal(TablesReader, SqlJournal):
                 raise JobLocked(f"{self._replica.where} belongs to {earlier.holder}", hint="stop that one first")
 
     def claim_left(self) -> float:
-        if self._lost or self._closing.is_set():
+        if self._lost or self._closed:
             return 0.0
-        return max(0.0, self._sure_at + self._lease_s - SYSTEM_CLOCK.monotonic())
+        return max(0.0, self._sure_at + self._lease_s * (1 - _MARGIN) - lasting())
 
     def predecessor_left(self) -> float:
-        return max(0.0, self._predecessor_until - SYSTEM_CLOCK.monotonic())
+        return max(0.0, self._predecessor_until - lasting())
 
-    def _beat(self, wait_seconds: float) -> bool | None:
-        """A turn of the thread that shows a sign of life where nothing else does."""
-        self._closing.wait(wait_seconds)
-        if self._closing.is_set() or self._lost:
-            return False
-        silent = SYSTEM_CLOCK.monotonic() - self._sure_at
-        if silent < self._lease_s / 10 or not self._frames.acquire(blocking=False):
-            return None
-        try:
-            self._write(BeatFrame())
-        except BaseException as error:  # whoever waits must hear of it, whatever it is
-            self.writer.fail(error)
-            return False
-        finally:
-            self._frames.release()
-        return True
+    def _beat(self) -> None:
+        """A sign of life where there was none for a while."""
+        if lasting() >= self._sure_at + self._lease_s / _BEATS:
+            with self._frames:
+                self._write(BeatFrame())
 
     # -- frames -----------------------------------------------------------------------------------------------------------
 
@@ -307,7 +297,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         if self._lost:
             raise JournalFailed("the journal has failed before")
         records = encode_frame(self._me, self._seq, frame, self._piece_bytes)
-        sent_at = SYSTEM_CLOCK.monotonic()
+        sent_at = lasting()
         try:
             for offset in self._appender.append(FRAMES, records, seconds):
                 if offset != self._end:
@@ -426,15 +416,14 @@ class KafkaJournal(TablesReader, SqlJournal):
         delete_before(replica.link, replica.kafka, replica.topic, {FRAMES: frames, LETTERS: letters})
 
     def close(self) -> None:
-        if self._closing.is_set():
+        if self._closed:
             return
         self.writer.close()
-        self._closing.set()
-        self._beating.join()
+        self._closed = True
         with self._frames:
             if not self._lost:
                 try:
-                    self._write(ReleaseFrame(), _GOODBYE_SECONDS)
+                    self._write(ReleaseFrame(self.predecessor_left()), _GOODBYE_SECONDS)
                 except SabotError as error:
                     log.warning("%s: its next owner will wait for a while: %s", self.where, error.message)
         self._appender.close()

@@ -81,6 +81,8 @@ class Replica:
         self.key = b""
         self.claim: OwnerClaim | None = None
         self.released = False
+        self.earlier_s = 0.0
+        """As the owner has said it last."""
         self.order = FrameOrder()
         self.next = 0
         """Of the frames' partition: the offset behind the last record that was read."""
@@ -220,9 +222,9 @@ class Replica:
     def _applied(self, tables: sqlite3.Connection, offset: int, frame: Frame) -> None:
         match frame:
             case OwnerClaim():
-                self.claim, self.released, self._copy = frame, False, None
+                self.claim, self.released, self.earlier_s, self._copy = frame, False, frame.earlier_s, None
             case ReleaseFrame():
-                self.released = True
+                self.released, self.earlier_s = True, frame.earlier_s
             case EntriesFrame():
                 for body in frame.bodies:
                     add_body(tables, body)
@@ -234,7 +236,7 @@ class Replica:
             case TrimFrame():
                 trimmed(tables, frame)
             case CopyBegin():
-                self.claim, self.released = frame.claim, False
+                self.claim, self.released, self.earlier_s = frame.claim, False, frame.claim.earlier_s
                 self._copy = (offset, frame.letters)
             case CopyEnd():
                 if self._copy is not None and self._copy[0] > self.begins:

@@ -14,6 +14,7 @@ from sabot.kafka.client import (
     ANSWER_SECONDS,
     FETCHING,
     BrokerLink,
+    NoSuchTopic,
     client_of,
     explain,
     partitions_of,
@@ -77,7 +78,7 @@ class TopicLog:
         return topic_id_of(self._link, self._kafka, topic)
 
     def bounds(self, topic: str, index: int, seconds: float = ANSWER_SECONDS) -> tuple[int, int]:
-        """The first offset of a partition, and the offset behind its last. Raises BrokerUnavailable after so many seconds, and as
+        """The first offset of a partition, and the offset behind its last. Raises TransientError after so many seconds, and as
         `client.explain` says.
         """
         deadline = SYSTEM_CLOCK.monotonic() + seconds
@@ -88,9 +89,12 @@ class TopicLog:
                         TopicPartition(topic, index), timeout=seconds, cached=False
                     )
                     return first, end
-            except BrokerUnavailable:
-                if SYSTEM_CLOCK.monotonic() > deadline:
-                    raise
+            except (TransientError, NoSuchTopic) as error:
+                # A client whose brokers are gone forgets the partitions of a topic, and not every broker knows at once who leads a new one.
+                left = deadline - SYSTEM_CLOCK.monotonic()
+                self.rest()
+                if index not in partitions_of(self._consumer, self._link, topic, max(0.0, left)) or left < 0:
+                    raise error
 
     @contextmanager
     def _explained(self, topic: str) -> Iterator[None]:
@@ -160,6 +164,7 @@ class TopicAppender:
             "acks": "all",
             "batch.size": batch_bytes,
             "message.timeout.ms": round(patience_s * 1000),
+            "topic.metadata.propagation.max.ms": 10_000,  # for so long a topic that is not there may be one that is coming
             "delivery.report.only.error": False,
         }
         self._producer = producer_of(link, kafka, **settings)
