@@ -1,7 +1,8 @@
 """Compares a program with a checkpoint before it runs: which operators go on with their state, and which do not. Pure functions.
 
 An operator finds its state by the id that the user gave it (`.named("totals")`); else by what it consists of (`state_schema`), if that
-is unlike all others; else by the steps that its rows have gone through. The steps before and after an operator may change.
+is unlike all others; else by the steps that its rows have gone through, and by the functions in these. The steps before and after an
+operator may change.
 """
 
 from collections import defaultdict
@@ -13,6 +14,7 @@ from sabot.errors import UserError
 from sabot.operators.base import Operator
 from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
+from sabot.plan.paths import steps_of
 from sabot.plan.stages import Plan
 from sabot.state.reading import SavedJob
 
@@ -164,13 +166,12 @@ def _matched(
         if old.id not in taken and not old.named:
             alike[_what(old.schema)][1].append(old)
     for news, olds in alike.values():
-        for path in {new.path for new in news}:
-            here = [new for new in news if new.path == path]
-            there = [old for old in olds if old.path == path]
+        for path in {steps_of(new.path) for new in news}:
+            here = [new for new in news if steps_of(new.path) == path]
+            there = [old for old in olds if steps_of(old.path) == path]
             if len(here) == len(there) and (len(here) == 1 or not any(new.named for new in here)):
                 # they do the same behind the same steps, and ids may have shifted: a stage is numbered too where its name is the kind
-                pairs = zip(sorted(here, key=_by_number), sorted(there, key=_by_number), strict=True)
-                matched.update((new.id, old) for new, old in pairs)
+                matched.update((new.id, old) for new, old in _pairs(here, there))
         left = [new for new in news if new.id not in matched]
         gone = [old for old in olds if old not in matched.values()]
         if len(left) == len(gone) == 1:
@@ -178,6 +179,18 @@ def _matched(
         elif gone:
             unclear.update((new.id, gone) for new in left)
     return matched, unclear
+
+
+def _pairs(news: list[Planned], olds: list[_Saved]) -> Iterator[tuple[Planned, _Saved]]:
+    """Steps of one path, as many as there were: those whose functions are the same as before, the others in the order of their numbers."""
+    for known in (lambda step: (step.text, step.path), lambda step: step.path, lambda step: step.text, lambda step: ""):
+        for sign in {known(new) for new in news}:
+            here = [new for new in news if known(new) == sign]
+            there = [old for old in olds if known(old) == sign]
+            if len(here) == len(there):
+                yield from zip(sorted(here, key=_by_number), sorted(there, key=_by_number), strict=True)
+                news = [new for new in news if new not in here]
+                olds = [old for old in olds if old not in there]
 
 
 def _by_number(step: Planned | _Saved) -> tuple[str, int]:

@@ -1,11 +1,15 @@
 """A digest of the steps that the rows of a step have gone through, which tells two steps in a checkpoint apart that keep the same state.
 
-It must be the same in every version, so it is made of the names, order and values of the nodes' fields.
+It must be the same in every version, so it is made of the names, order and values of the nodes' fields. Of functions it has the name, which
+two lambdas share. What functions compute is a second digest behind a "+": it may differ between versions of Python, so it only tells apart
+what the first one does not.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from hashlib import sha256
+from types import CodeType, FunctionType
 from typing import Any
 
 from sabot.api.aggregates import Aggregate
@@ -15,19 +19,29 @@ from sabot.api.nodes.node import Node
 from sabot.api.words import name_of
 from sabot.connectors.base import Sink, Source
 
-__all__ = ["path_of"]
+__all__ = ["path_of", "steps_of"]
 
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = ("schema", "inferred", "id", "late", "dead_letter", "emit_every_ms", "lateness_ms", "idle_ms")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
-    """The digest of a node, which is equal for the same steps in another program. before: the paths of its inputs."""
-    words = [type(node).__name__, *sorted(before)]
+    """The digests of a node, which are equal for the same steps in another program. before: the paths of its inputs."""
+    inputs = sorted(before)
+    words = [type(node).__name__, *sorted(map(steps_of, inputs))]
+    code = [each.partition("+")[2] for each in inputs]
     for field in fields(node):
         if field.name not in _GRAPH and field.name not in _NO_MATTER:
-            words.append(f"{field.name}={_said(getattr(node, field.name))}")
-    return sha256("\n".join(words).encode()).hexdigest()[:16]
+            value = getattr(node, field.name)
+            words.append(f"{field.name}={_said(value)}")
+            code += _computed(value)
+    steps = sha256("\n".join(words).encode()).hexdigest()[:16]
+    return f"{steps}+{sha256(repr(code).encode()).hexdigest()[:8]}" if any(code) else steps
+
+
+def steps_of(path: str) -> str:
+    """The part of a path that is the same in every version."""
+    return path.partition("+")[0]
 
 
 def _said(value: Any) -> str:
@@ -44,3 +58,42 @@ def _said(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__name__}({', '.join(_said(getattr(value, each.name)) for each in fields(value))})"
     return name_of(value) if callable(value) else repr(value)
+
+
+def _computed(value: Any) -> Iterator[str]:
+    """What the functions in the value of a field compute, as text."""
+    if isinstance(value, FunctionType):
+        bound = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        yield _code(value.__code__) + repr([each for each in (*bound, *(value.__defaults__ or ())) if _is_plain(each)])
+    elif isinstance(value, partial):
+        yield from _computed(value.func)
+        yield repr([each for each in (*value.args, *value.keywords.values()) if _is_plain(each)])
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _computed(each)
+    elif isinstance(value, Mapping):
+        yield from _computed(tuple(value.values()))
+    elif is_dataclass(value) and not isinstance(value, type | Expr | Aggregate | Source | Sink):
+        yield from _computed(tuple(getattr(value, each.name) for each in fields(value)))
+
+
+def _code(code: CodeType) -> str:
+    """The instructions and constants. A set of constants has no order; a code object among them has an address in its repr."""
+    constants = (
+        _code(each) if isinstance(each, CodeType) else sorted(map(repr, each)) if isinstance(each, frozenset) else each
+        for each in code.co_consts
+    )
+    return f"{code.co_code.hex()} {code.co_names} {list(map(str, constants))}"
+
+
+def _is_filled(cell: Any) -> bool:
+    """A cell is empty while the function that it belongs to is being defined."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Its repr is the same in every process."""
+    return isinstance(value, str | bytes | int | float | bool | None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 
 import sabot
@@ -474,6 +475,35 @@ async def test_two_heads_of_one_stream_keep_their_counts_when_they_are_written_i
     await run(program(2, 7))
     app = await run(program(7, 2))
     assert [len(values(app, f"first{n}")) for n in (2, 7)] == [2, 7]
+
+
+@pytest.mark.parametrize("kind", ["lambdas", "closures"])
+async def test_twins_behind_functions_of_one_name_keep_their_state_when_they_change_places(
+    run: Any, tmp_path: Path, kind: str
+) -> None:
+    """The digest of a path has the name of a function, and two lambdas have one name: twins that changed places swapped their state."""
+
+    def above(least: int) -> Any:
+        return lambda batch: batch.filter(pc.greater(batch["n"], least))
+
+    first, second = above(3), above(30)
+    if kind == "lambdas":
+        first, second = lambda batch: batch.slice(0, 1), lambda batch: batch.slice(1)
+
+    def program(*functions: Any) -> Program:
+        def build(stream: Any) -> None:
+            for number, function in enumerate(functions):
+                rows = stream.map_batches(function, schema=SCHEMA)
+                rows.key_by("k").aggregate(count=sabot.count()).to(f"counts{number}")
+
+        return build
+
+    await run(program(first, second))
+    stays = {each.id: each.saved_as for each in verdicts(program(first, second), checkpoint(tmp_path))}
+    assert stays == {each: each for each in stays}
+    one, other = stays
+    swapped = {each.id: each.saved_as for each in verdicts(program(second, first), checkpoint(tmp_path))}
+    assert swapped == {one: other, other: one}
 
 
 async def test_a_count_of_rows_that_would_be_lost_is_refused(run: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sabot
 from sabot import App, UserError, col, count_window, cumulative, hopping, session, tumbling
 from sabot.plan import make_plan, mermaid
 from sabot.plan.optimise import walk, with_schemas
+from sabot.plan.paths import steps_of
 
 EXPECTED = Path(__file__).with_name("expected")
 SCHEMA = {"id": "int64", "k": "string", "x": "float64", "n": "int64", "ts": "int64"}
@@ -217,7 +218,9 @@ def said(program: Any, parallelism: int) -> str:
     reads = {id(node): getattr(node, "schema", None) for node in walk(writes) if not node.inputs}
     plan = make_plan(with_schemas(writes, reads), parallelism=parallelism)
     steps = [
-        f"{step.id} {step.path}{' named' if step.named else ''}" for stage in plan.stages for step in stage.steps()
+        f"{step.id} {steps_of(step.path)}{' named' if step.named else ''}"
+        for stage in plan.stages
+        for step in stage.steps()
     ]
     graph = [mermaid(plan)] if parallelism > 1 else []
     return "\n".join([plan.text(), *steps, *graph])
