@@ -4,7 +4,7 @@
            ───────── asked     ───────── asked     delivered first    delivered second
 
 Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a history anew); ordinals go on, so that no effect has the id of an
-earlier one.
+earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again.
@@ -57,7 +57,7 @@ class History:
         history: History | None = None
         for entry in entries:
             if isinstance(entry, Begin):
-                history = cls(entry) if history is None else history.anew(entry)
+                history = cls(entry) if history is None else history.followed_by(entry)
             elif history is None:
                 raise CorruptJournal(
                     f"job {job_id}: its first entry is no BEGIN", hint="go back to a copy of the journal"
@@ -67,6 +67,15 @@ class History:
         if history is None:
             raise CorruptJournal(f"job {job_id} has no entry in its journal", hint="go back to a copy of the journal")
         return history
+
+    def followed_by(self, begin: Begin) -> "History":
+        """The one that another BEGIN of the job begins, or goes on with."""
+        if self.end is None:
+            return self.anew(begin)
+        self.begin, self.end = begin, None
+        self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
+        self._try(self.attempt + 1)
+        return self
 
     def anew(self, begin: Begin) -> "History":
         """The one that another BEGIN of the job begins."""
@@ -80,8 +89,7 @@ class History:
             case Intent():
                 self._intend(entry)
             case Attempt(ordinal=0):
-                self.attempt = entry.attempt
-                self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
+                self._try(entry.attempt)
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
                 self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
@@ -91,6 +99,10 @@ class History:
                 self.deliveries.append(entry)
             case End():
                 self.end = entry
+
+    def _try(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
 
     def _intend(self, intent: Intent) -> None:
         if intent.kind == "ask" and intent.name == IN_DOUBT and intent.ordinal in self.intents:

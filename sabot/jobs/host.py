@@ -170,6 +170,18 @@ class JobHost:
 
         self.put(begin)
 
+    def begin_again(self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes) -> None:
+        """As `begin`, for a job that has failed or was cancelled: it runs once more over what it has done."""
+        self._agents[job_id] = agent_id
+
+        def begin() -> None:
+            if not self.stopping:
+                self.append(Begin(job_id, self.now_ms(), agent_id, record, key, digest, self._owners[agent_id].code))
+                self._begun_total += 1
+                self._parking.load(job_id)
+
+        self.put(begin)
+
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
         live = Live(JobRun(entry.job, history, key=self.journal.key, code=owner.code), owner)
         self._live[entry.job] = live
