@@ -87,6 +87,11 @@ class JournalReader(ABC):
     def positions(self) -> dict[int, int]:
         """Per partition, the offset behind the last durable entry. With `identity` it is what a checkpoint keeps (`check_place`)."""
 
+    @property
+    def is_new(self) -> bool:
+        """Nothing was ever appended."""
+        return not any(self.positions().values())
+
     @abstractmethod
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         """Durable entries in order, partition by partition: of one job, or of all; from these offsets on.

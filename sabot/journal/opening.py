@@ -43,19 +43,32 @@ def open_inbox(address: Path | str, *, clock: Clock = SYSTEM_CLOCK, kafka: Mappi
 
 
 def open_journal(
-    address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
+    address: Path | str,
+    *,
+    app: str = "",
+    clock: Clock = SYSTEM_CLOCK,
+    kafka: Mapping[str, Any] | None = None,
+    anew: bool = False,
 ) -> Journal:
     """The owner of the journal at an address, which is made where it is missing: in the folder of a path; in the topic `{app}.journal` of a
     broker, if the address has none; in the schema `sabot_{app}` of a database. Raises as the home's own class.
+
+    anew: what it holds is forgotten first, and it is another journal. UserError for a topic and a database: others may read there.
     """
-    match _scheme(address):
+    scheme = _scheme(address)
+    if anew and scheme:
+        raise UserError(
+            f"{redacted_url(str(address))}: a journal on another machine is not forgotten from here",
+            hint="delete its topic or its schema, and start with --fresh; or give another address",
+        )
+    match scheme:
         case "kafka":
             from sabot.journal.kafka import KafkaJournal  # imported late, because this loads the Kafka client
 
             return KafkaJournal(str(address), app=app, clock=clock, kafka=kafka)
         case "postgresql":
             return PostgresJournal(str(address), app or None, clock=clock)
-    return SqliteJournal(address, clock=clock)
+    return SqliteJournal(address, clock=clock, anew=anew)
 
 
 def _scheme(address: Path | str) -> str:

@@ -118,14 +118,27 @@ def _made(folder: Path) -> Path:
     return database
 
 
+def _remove(folder: Path) -> None:
+    """The journal in a folder. Its log goes first: a log whose database is gone is refused."""
+    with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
+        for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
+            (folder / name).unlink(missing_ok=True)
+        sync(folder)
+
+
 class SqliteJournal(SqliteReader, SqlJournal):
     """The owner of the journal in `folder`, which is made where it is missing: 0700, its files 0600.
 
-    capacity_bytes: of entries that wait for the disk. Raises JobLocked where another owner has it.
+    anew: what is there is removed first. capacity_bytes: of entries that wait for the disk. Raises JobLocked where another owner has it.
     """
 
     def __init__(
-        self, folder: Path | str, *, clock: Clock = SYSTEM_CLOCK, capacity_bytes: int = CAPACITY_BYTES
+        self,
+        folder: Path | str,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        anew: bool = False,
+        capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
         folder = Path(folder)
         try:
@@ -142,6 +155,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
                 f"the journal in {folder} cannot be opened: {error.strerror or error}", hint=hint_of(error)
             ) from error
         try:
+            if anew:
+                _remove(folder)
             self._open(folder, clock, capacity_bytes)
         except BaseException:
             self._claim.close()

@@ -83,6 +83,23 @@ def test_a_journal_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["LOCK", DATABASE]
 
 
+def test_a_journal_that_is_begun_anew_is_another_one_and_has_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    before = SqliteJournal(folder)
+    assert before.is_new
+    fill(before, 3)
+    assert not before.is_new
+    with pytest.raises(JobLocked):
+        SqliteJournal(folder, anew=True)  # while somebody has it
+    assert len(list(before.read())) == 3
+    before.close()
+    after = SqliteJournal(folder, anew=True)
+    assert (after.is_new, list(after.read())) == (True, [])
+    assert after.identity != before.identity
+    assert after.key != before.key
+    after.close()
+
+
 def test_a_log_whose_database_is_gone_is_refused(tmp_path: Path, journal: SqliteJournal) -> None:
     """Made anew beside it, the database would be given the pages of the old log."""
     fill(journal, 3)
