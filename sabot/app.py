@@ -39,14 +39,17 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
+from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
 from sabot.operators.base import without_marks
-from sabot.operators.reading import state_of
+from sabot.operators.reading import StateView, state_of
 from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
 from sabot.redaction import keep_settings
 from sabot.runtime.host import run_here
+from sabot.runtime.jobs import open_app_journal
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
+from sabot.state.base import LocalBackend
 
 __all__ = ["App", "StateView"]
 
@@ -55,23 +58,13 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class StateView:
-    """State in a checkpoint, which is not read yet."""
-
-    def __init__(self, read: Callable[[], pa.Table]) -> None:
-        self._read = read
-
-    def to_arrow(self) -> pa.Table:
-        """Reads the state: the columns are those of `sabot state`. Raises UserError if the name, key or checkpoint does not exist."""
-        return self._read()
-
-
 class App:
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the job; agents are called `<id>.<name>`.
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
+    journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
     checkpoint_timeout: how long a checkpoint may take.
@@ -87,6 +80,7 @@ class App:
         broker: str = "memory://",
         *,
         state: str | None = None,
+        journal: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
@@ -116,9 +110,12 @@ class App:
         self.from_: str | None = None
         self.fresh = False
         self._state_backend: StateBackend | None = None
+        self._journal_home: MemoryHome | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.broker = broker
         self.state_place = state
+        self.journal_place: str | Path | None = None
+        self.forget_effects = False
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
@@ -129,6 +126,7 @@ class App:
         self.configure(
             broker=broker,
             state=state,
+            journal=journal,
             checkpoint_dir=checkpoint_dir,
             checkpoint_interval=checkpoint_interval,
             parallelism=parallelism,
@@ -139,6 +137,7 @@ class App:
         *,
         broker: str | None = None,
         state: str | None = None,
+        journal: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         parallelism: int | None = None,
@@ -147,9 +146,11 @@ class App:
         restart: str | None = None,
         redeliver: str | None = None,
         from_: str | None = None,
+        forget_effects: bool | None = None,
     ) -> None:
         """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
 
+        forget_effects: with `fresh`, the journal of durable agents is discarded too, so that effects may be made again.
         from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
         redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
         metrics_port: serves figures to Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
@@ -160,6 +161,11 @@ class App:
         if state is not None:
             state_directory(state)
             self.state_place = state
+        if journal is not None:
+            place = checked_path(journal, "journal")
+            self.journal_place = place if place == "memory" or "://" in place else Path(place).expanduser()
+        if forget_effects is not None:
+            self.forget_effects = forget_effects
         if checkpoint_dir is not None:
             if not isinstance(checkpoint_dir, tuple):  # otherwise it is a file system of pyarrow and a path
                 checked_path(checkpoint_dir, "checkpoint_dir")
@@ -210,6 +216,9 @@ class App:
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
         concurrency: how many calls run at a time, in order per key. timeout: of one call.
+        durable: each record is a job, whose effects are in the journal (`docs/agents.md`). mailbox: how many records may wait
+        behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
+        a record is.
         on_error: "fail", "retry" (retries, backoff), "skip".
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """
@@ -479,6 +488,15 @@ class App:
         base = state_directory(self.state_place)
         return None if base is None else base / "streams"
 
+    def open_journal(self) -> tuple[Journal, LocalBackend]:
+        """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
+        storage = self._storage()
+        if self._journal_home is None or storage is None or self.forget_effects:
+            self._journal_home = MemoryHome(
+                self.clock
+            )  # else the next run of this process goes on with it, from a checkpoint
+        return open_app_journal(self, storage, self._journal_home)
+
     def open_storage(self) -> CheckpointStorage | None:
         """Opens the checkpoint directory, locked for this process; None without one."""
         storage = self._storage()
@@ -487,7 +505,7 @@ class App:
         storage.lock()
         if self.fresh:
             storage.clear()
-            self.fresh = False  # it applies to this start only
+            self.fresh = self.forget_effects = False  # they apply to this start only
         return storage
 
     def _storage(self) -> CheckpointStorage | None:
@@ -514,6 +532,7 @@ class App:
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
             operators     by agent id: rows and bytes that wait in its lanes, limit, overloads, rows_out, batches, batch_seconds_total
             sinks         by name: rows_out, waiting, channel
+            jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
             gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing

@@ -19,6 +19,7 @@ SabotError(message, *, hint=)
 ├── TransientError         a fault that may pass; retried, bounded
 │   ├── BrokerUnavailable  names the address
 │   ├── JournalFull        more waits for the journal's disk than it holds
+│   ├── MailboxFull        more records wait behind a key than its mailbox holds
 │   ├── NotSent            raised by a tool: nothing of the call has left, so it may be made again
 │   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
@@ -53,6 +54,7 @@ __all__ = [
     "JournalFailed",
     "JournalFull",
     "LetterRefused",
+    "MailboxFull",
     "MissingExtra",
     "NoStateBackend",
     "NonDeterminism",
@@ -189,6 +191,10 @@ class BrokerUnavailable(TransientError):
 
 class JournalFull(TransientError):
     """More entries wait for the disk than a journal holds in memory. `await journal.room()` before the next one."""
+
+
+class MailboxFull(TransientError):
+    """More records wait behind a key whose job is not over than its mailbox holds. Said in their dead letters."""
 
 
 class NotSent(TransientError):

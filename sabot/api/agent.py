@@ -1,15 +1,15 @@
 """The description of an agent that `@app.agent(...)` makes: checked and immutable."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 from sabot.api.expr import as_type
 from sabot.calls import CallOptions, Retry
-from sabot.config import NAME_BYTES, Duration, checked_name
+from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
 from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
 from sabot.errors import UserError
 
@@ -17,12 +17,19 @@ __all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
 
 OnError = Literal["fail", "retry", "skip"]
 
+MailboxFull = Literal["hold", "dead_letter"]
+
 _POLICIES = ("fail", "retry", "skip")
+_MAILBOX_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None."""
+    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None.
+
+    Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
+    field that says which request a record is.
+    """
 
     agent_id: str
     func: Callable[..., Any]
@@ -36,6 +43,10 @@ class AgentSpec:
     delivery: Delivery = None
     start: str | int = "earliest"
     on_timer: Callable[..., Any] | None = None
+    durable: bool = False
+    mailbox: int = _MAILBOX_ROWS
+    mailbox_full: MailboxFull = "hold"
+    job_id: str | None = None
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
 
     @classmethod
@@ -60,6 +71,10 @@ class AgentSpec:
         delivery: Delivery = None,
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
+        durable: bool = False,
+        mailbox: int | None = None,
+        mailbox_full: MailboxFull | None = None,
+        job_id: str | None = None,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -97,6 +112,16 @@ class AgentSpec:
             raise refuse(f"on_timer={on_timer!r} is no function")
         if on_timer is not None and (batch or key is None):
             raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
+        _check_durable(
+            refuse,
+            durable=durable,
+            batch=batch,
+            key=key,
+            timed=timeout is not None,
+            rated=rate is not None,
+            on_timer=on_timer,
+            only={"mailbox": mailbox, "mailbox_full": mailbox_full, "job_id": job_id},
+        )
         if not isinstance(sink, str | Sink | None) and not callable(sink):
             raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
         if isinstance(sink, str | Sink):
@@ -115,6 +140,10 @@ class AgentSpec:
             delivery=delivery,
             start=start,
             on_timer=on_timer,
+            durable=durable,
+            mailbox=_MAILBOX_ROWS if mailbox is None else mailbox,
+            mailbox_full=mailbox_full or "hold",
+            job_id=job_id,
             topic_by_name=topic is None,
         )
 
@@ -127,6 +156,47 @@ class AgentSpec:
     def topics(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
+
+
+def _check_durable(
+    refuse: Callable[[str, str], UserError],
+    *,
+    durable: bool,
+    batch: bool,
+    key: str | None,
+    timed: bool,
+    rated: bool,
+    on_timer: object,
+    only: Mapping[str, Any],
+) -> None:
+    """only: the options that durable agents alone have, None where they are not given."""
+    if not isinstance(durable, bool):
+        raise refuse(f"durable={durable!r}", "True or False")
+    if not durable:
+        for name, value in only.items():
+            if value is not None:
+                raise refuse(f"{name}= is of durable agents", "durable=True, or leave it out")
+        return
+    if batch:
+        raise refuse("durable=True with batch=True", "a job is about one record: leave batch=True out")
+    if on_timer is not None:
+        raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
+    if timed:
+        raise refuse(
+            "durable=True with timeout=",
+            "a job may wait for days: @tool(timeout=…), or asyncio.timeout in the function",
+        )
+    if rated:
+        raise refuse("durable=True with rate=", "concurrency= bounds how many jobs run at a time")
+    mailbox, full, job_id = (only[name] for name in ("mailbox", "mailbox_full", "job_id"))
+    if mailbox is not None and not is_whole(mailbox, 1):
+        raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")
+    if full not in (None, *get_args(MailboxFull)):
+        raise refuse(f"mailbox_full={full!r}", f"one of {', '.join(map(repr, get_args(MailboxFull)))}")
+    if key is None and (mailbox is not None or full is not None):
+        raise refuse("a mailbox, and no key", "without key= jobs are independent, and none waits for another")
+    if job_id is not None and (not isinstance(job_id, str) or not job_id):
+        raise refuse(f"job_id={job_id!r}", "the name of the field whose value is the same only for the same request")
 
 
 AGENT_OPTIONS = sorted((AgentSpec.of.__kwdefaults__ or {}).keys() - {"name"})

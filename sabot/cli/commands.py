@@ -61,6 +61,13 @@ Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="
 Parallelism = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of each stage of a stream; agents have concurrency=.")
 ]
+Journal = Annotated[
+    str | None,
+    typer.Option(help="Of durable agents: a directory, memory, kafka://… or postgresql://…; by default in the state."),
+]
+ForgetEffects = Annotated[
+    bool, typer.Option("--forget-effects", help="With --fresh: forget what durable agents did; it may be done again.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
 From = Annotated[
@@ -102,10 +109,12 @@ def run(
     broker: Broker = None,
     loglevel: LogLevel = "info",
     state: State = None,
+    journal: Journal = None,
     checkpoint_dir: CheckpointDir = None,
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
     fresh: Fresh = False,
+    forget_effects: ForgetEffects = False,
     metrics_port: MetricsPort = None,
     from_: From = None,
     redeliver: Redeliver = None,
@@ -115,10 +124,12 @@ def run(
     settings = {
         "broker": broker,
         "state": state,
+        "journal": journal,
         "checkpoint_dir": checkpoint_dir,
         "checkpoint_interval": checkpoint_interval,
         "parallelism": parallelism,
         "fresh": fresh or None,
+        "forget_effects": forget_effects or None,
         "metrics_port": metrics_port,
         "from_": from_,
         "redeliver": redeliver,
@@ -134,10 +145,12 @@ def worker(
     broker: Broker = None,
     loglevel: LogLevel = "info",
     state: State = None,
+    journal: Journal = None,
     checkpoint_dir: CheckpointDir = None,
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
     fresh: Fresh = False,
+    forget_effects: ForgetEffects = False,
     metrics_port: MetricsPort = None,
     from_: From = None,
     redeliver: Redeliver = None,
@@ -151,10 +164,12 @@ def worker(
         broker,
         loglevel,
         state,
+        journal,
         checkpoint_dir,
         checkpoint_interval,
         parallelism,
         fresh,
+        forget_effects,
         metrics_port,
         from_,
         redeliver,

@@ -4,6 +4,7 @@ from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.operators.agents.batches import BatchAgentOperator, decoded
+from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.operator import AgentOperator, Counters, Port
 from sabot.operators.agents.records import RecordAgentOperator
 
@@ -11,6 +12,7 @@ __all__ = [
     "AgentOperator",
     "BatchAgentOperator",
     "Counters",
+    "DurableAgentOperator",
     "Port",
     "RecordAgentOperator",
     "agent_operator",
@@ -19,5 +21,7 @@ __all__ = [
 
 
 def agent_operator(spec: AgentSpec, **wiring: Any) -> AgentOperator:
-    """The operator that runs this agent."""
+    """The operator that runs this agent. A durable one takes some wiring of its own."""
+    if spec.durable:
+        return DurableAgentOperator(spec, **wiring)
     return BatchAgentOperator(spec, **wiring) if spec.batch else RecordAgentOperator(spec, **wiring)

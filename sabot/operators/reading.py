@@ -23,10 +23,21 @@ from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import READERS
 from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
 
-__all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]
+__all__ = ["OperatorInfo", "StateView", "operators_of", "parts_of", "state_of"]
 
 _AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
+
+
+class StateView:
+    """State in a checkpoint, which is not read yet."""
+
+    def __init__(self, read: Callable[[], pa.Table]) -> None:
+        self._read = read
+
+    def to_arrow(self) -> pa.Table:
+        """Reads the state: the columns are those of `sabot state`. Raises UserError if the name, key or checkpoint does not exist."""
+        return self._read()
 
 
 class OperatorInfo(NamedTuple):

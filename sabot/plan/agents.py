@@ -32,6 +32,7 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
     if twice := sorted({agent_id for agent_id in read if read.count(agent_id) > 1}):
         raise UserError(f"two streams read agent {twice[0]}", hint="make one, and use it twice")
     by_streams = _through_streams(ends)
+    _check_durable(specs, fed)
     targets = {id(spec.sink) for spec in specs}
     specs = [
         replace(spec, inputs=()) if spec.topic_by_name and (id(spec.func) in targets or spec.agent_id in fed) else spec
@@ -59,6 +60,21 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
     for spec in specs:
         place(spec, ())
     return ordered
+
+
+def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
+    """Refuses durable agents that rows come to which nothing tells apart for ever. Raises UserError."""
+    for spec in specs:
+        if not spec.durable or spec.job_id is not None:
+            continue
+        plain = [each.agent_id for each in specs if each.sink is spec.func and not each.durable]
+        if plain or spec.agent_id in fed:
+            by = f"agent {plain[0]}" if plain else "a stream"
+            raise UserError(
+                f"agent {spec.agent_id} is durable, and its rows come from {by}, which may make others after a crash",
+                hint="job_id='field' names the field that says which request a row is"
+                + ("; or durable=True there too" if plain else ""),
+            )
 
 
 def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,9 +11,11 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
+from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
-from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.journal import Journal
+from sabot.operators import AgentOperator, BatchAgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
@@ -21,12 +23,14 @@ from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
+from sabot.runtime.jobs import DurableJobs, stored_journal
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort, StreamPort
 from sabot.state import StateBackend
+from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
@@ -90,8 +94,12 @@ class AgentJob:
         counters: Mapping[str, Counters],
         on_failed: Callable[[AgentOperator], None],
         ends: Sequence[StreamEnd] = (),
+        journal: Journal | None = None,
+        mail: LocalBackend | None = None,
     ) -> None:
-        """open_source: opens one topic of an agent. ends: those of the app's streams, which may go into agents."""
+        """open_source: opens one topic of an agent. ends: those of the app's streams, which may go into agents. journal, mail: of durable
+        agents; the journal is closed by who opened it.
+        """
         self.specs = arranged(specs, ends)
         self.settings = settings
         self.coordinator = settings.coordinator
@@ -107,6 +115,7 @@ class AgentJob:
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._afresh = True  # no checkpoint is restored
+        self._journal, self._mail = journal, mail
         self.task = AgentTask(
             TASK,
             coordinator=settings.coordinator,
@@ -133,6 +142,9 @@ class AgentJob:
         """Starts what `open` has opened."""
         self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         self.coordinator.on_complete.append(self._commit)
+        if self.task.jobs is not None:
+            self.coordinator.on_retained.append(self.task.jobs.retained)
+            self.task.jobs.host.start()
         interpreter.suit()
         for operator in self.task.operators.values():
             operator.start()
@@ -156,17 +168,20 @@ class AgentJob:
         stored = None if restored is None else restored.tasks.get(TASK)
         meta = None if stored is None else stored.meta
         operators: dict[str, AgentOperator] = {}
+        await self._open_journal(restored)
         for spec in self.specs:
+            port = self._port(spec, operators)
             operators[spec.agent_id] = agent_operator(
                 spec,
                 backend=self.task.state,
-                output=self._port(spec, operators),
+                output=port,
                 dead_letters=self._dead_letter_ports(spec),
                 on_failed=self._failed,
                 on_broken=self.task.break_down,
                 clock=self._clock,
                 counters=self._counters[spec.agent_id],
                 version=self.settings.version,
+                **self._durable(spec, port),
             )
         await self._open_sinks()
         self.task.operators = dict(reversed(operators.items()))
@@ -175,6 +190,9 @@ class AgentJob:
                 await self._connect(entry, operator, meta)
         self._connect_streams()
         self.task.open_gate()
+        if self.task.jobs is not None:
+            self._link_jobs(self.task.operators)
+            self.task.jobs.restore(self.task.operators)
         if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
@@ -183,6 +201,50 @@ class AgentJob:
                 self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
             with taking_over("timers of agents", restored.path):
                 restore_timers(self.task.timers, meta["agents"], stored.states, partial(restored.state_directory, TASK))
+
+    async def _open_journal(self, restored: Manifest | None) -> None:
+        if self._journal is None:
+            return
+        assert self._mail is not None
+        jobs = DurableJobs(
+            self._journal,
+            self._mail,
+            clock=self._clock,
+            known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
+            on_broken=self.task.break_down,
+        )
+        self.task.add_jobs(jobs)
+        await jobs.open(restored, TASK)
+
+    def _durable(self, spec: AgentSpec, port: Port | None) -> dict[str, Any]:
+        """The wiring of a durable agent."""
+        if not spec.durable:
+            return {}
+        if self.task.jobs is None:
+            raise UserError(
+                f"agent {spec.agent_id} is durable, and has no journal", hint="durable agents run in an App"
+            )
+        if spec.key is not None and self.task.state is not None and self.task.state.expires:
+            raise UserError(
+                f"agent {spec.agent_id} is durable, and values of its state expire (ttl=): a job that is run again would read others",
+                hint="a backend without ttl=; delete what is old in the agent",
+            )
+        staged = port is None or (isinstance(port, AgentSink) and isinstance(port.writer.sink, StagedSink))
+        return {"host": self.task.jobs.host, "mail": self.task.jobs.mail, "leaves_at_once": not staged}
+
+    @staticmethod
+    def _link_jobs(operators: Mapping[str, AgentOperator]) -> None:
+        """Rows that one durable agent hands to another say which job has made them."""
+        for agent_id, operator in operators.items():
+            below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
+            if isinstance(operator, DurableAgentOperator) and isinstance(below, DurableAgentOperator):
+                operator.hands_on = True
+                below.names.parents |= {agent_id}
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Jobs wait for the first checkpoint that knows of their journal."""
+        return self.task.jobs is not None and not self.task.jobs.known
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
@@ -206,6 +268,14 @@ class AgentJob:
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await to_the_end(aside(task.open, positions, spec.start))
+        if isinstance(operator, DurableAgentOperator) and spec.job_id is None:
+            task.identity = await to_the_end(aside(source.identity))
+            if task.identity is None:
+                raise UserError(
+                    f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",
+                    hint="job_id='field' names the field that says it; topics and NDJSON files say it themselves",
+                )
+            operator.names.logs[source.name] = task.identity
 
     def _connect_streams(self) -> None:
         """Connects the channels of streams that go into agents, with the readers from which their rows come."""
@@ -314,6 +384,8 @@ class AgentJob:
 
     def _commit(self, manifest: Manifest) -> None:
         self.task.commit(manifest.tasks[TASK].meta)
+        if self.task.jobs is not None:
+            self.task.jobs.completed(manifest, TASK)
 
     def topics_of(self, agent_id: str) -> list[str]:
         """Returns what this agent reads: topics, the ids of agents that write into it, and its own id for rows of streams."""
@@ -322,7 +394,8 @@ class AgentJob:
     @property
     def left_behind(self) -> list[str]:
         """Returns the agents and records of the calls that ignored their cancellation."""
-        return [place for operator in self.task.operators.values() for place in operator.left_behind]
+        calls = [place for operator in self.task.operators.values() for place in operator.left_behind]
+        return calls + ([] if self.task.jobs is None else self.task.jobs.host.left_behind)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
@@ -376,7 +449,7 @@ class AgentJob:
             for source in self.task.sources:
                 source.input.pause()
             await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
-            await asyncio.gather(*(operator.close() for operator in operators))
+            await asyncio.gather(*(operator.close() for operator in operators), *self._jobs_end())
             return
         # Downstream first, as an agent that was stopped also stops those that write into it.
         for operator in reversed(operators):
@@ -389,6 +462,11 @@ class AgentJob:
         self.task.take_all()
         if self._running is not None:
             await asyncio.wait([self._running])
+        await asyncio.gather(*self._jobs_end())
+
+    def _jobs_end(self) -> list[Coroutine[Any, Any, None]]:
+        """No job begins or goes on after this; effects that run have some time to end."""
+        return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
 
     async def finish(self) -> None:
         """Stops a job that runs outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
@@ -408,6 +486,8 @@ class AgentJob:
             interpreter.restore()
             self.coordinator.abandon(TASK)
             self.coordinator.on_complete.remove(self._commit)
+            if self.task.jobs is not None:
+                self.coordinator.on_retained.remove(self.task.jobs.retained)
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()

@@ -23,12 +23,14 @@ from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
-from sabot.operators import AgentOperator
+from sabot.operators import AgentOperator, DurableAgentOperator
+from sabot.operators.agents.mailbox import STATE
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.runtime.feeding import AgentSource
+from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed
-from sabot.runtime.unfinished import from_ipc, keep_unfinished, lowest_offsets, positions_of
+from sabot.runtime.unfinished import finished_up_to, from_ipc, keep_unfinished, lowest_offsets, positions_of
 from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
@@ -66,6 +68,7 @@ class AgentTask:
         ] = []
         self.sources: list[AgentSource] = []
         self.feeds: list[StreamFeed] = []
+        self.jobs: DurableJobs | None = None
         # Whether the streams that feed agents have read all their rows.
         self.streams_exhausted: Callable[[], bool] = lambda: True
         self.ended = False
@@ -104,6 +107,11 @@ class AgentTask:
         """Adds a sink into which agents write. Call it before `run`."""
         self.sinks.append(sink)
         self.flushes.append(sink)
+
+    def add_jobs(self, jobs: DurableJobs) -> None:
+        """Adds the jobs of durable agents. Call it before `run`."""
+        self.jobs = jobs
+        self.flushes.append(jobs.host)
 
     def open_gate(self) -> None:
         """Opens the gate over all connected sources. If only streams feed the agents, the gate has one input, which has ended."""
@@ -147,6 +155,8 @@ class AgentTask:
     def take_all(self) -> None:
         """Called while the inputs end: rows of streams that an agent does not serve go into its lanes, for the last checkpoint."""
         self._ending = True
+        if self.jobs is not None:
+            self.jobs.leave()
         for feed in self.feeds:
             feed.take_all()
 
@@ -297,6 +307,8 @@ class AgentTask:
             flushes = [each.barrier(checkpoint_id) for each in self.flushes]
             snapshot = self._snapshot()
             snapshot.states = cut_timers(self.timers)
+            if self.jobs is not None and (mail := self.jobs.mail.cut()) is not None:
+                snapshot.states = {STATE: mail, **snapshot.states}
             state = self._cut_state()
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
@@ -407,6 +419,8 @@ class AgentTask:
 
     def _snapshot(self) -> TaskSnapshot:
         meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
+        if self.jobs is not None:
+            meta["journal"] = self.jobs.host.facts()
         snapshot = TaskSnapshot(meta)
         first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
         for agent_id, operator in self.operators.items():
@@ -426,39 +440,24 @@ class AgentTask:
         for source in self.sources:
             positions = source.taken
             commit = [
-                (place, self._finished_up_to(source.operator, *place, offset, first_open))
+                (place, finished_up_to(source.operator, *place, offset, first_open))
                 for place, offset in positions.items()
             ]
             meta["sources"][source.name] = {
                 "log": source.source.log_id,
+                "identity": source.identity,
                 "schema": None if source.codec is None else source.codec.text,
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],
             }
         return snapshot
 
-    @staticmethod
-    def _finished_up_to(
-        reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
-    ) -> int | None:
-        """Returns up to which offset of a partition may be committed: the first row that is unfinished in its reader, or in an agent that
-        the reader writes into, as such rows carry the position of the row they came from. None if a position was lost on the way (behind
-        a batch agent): the offset of the consumer group then stays where it is.
-        """
-        lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
-        agent, port = reader, reader.port
-        while isinstance(port, OperatorPort):
-            place = port.operator.spec.agent_id, agent.spec.agent_id
-            if (*place, -1) in first_open:
-                return None
-            lowest = min(lowest, first_open.get((*place, partition), lowest))
-            agent, port = port.operator, port.operator.port
-        return lowest
-
     async def close(self) -> None:
         """Cancels what still runs, ends the threads, and closes sources and sinks. Idempotent."""
         for operator in self.operators.values():
             await operator.close()
+        if self.jobs is not None:
+            await self.jobs.close()
         for feed in self.feeds:
             feed.close()
         await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
@@ -488,7 +487,12 @@ class AgentTask:
             operator.counters.dead_letters = facts["dead_letters"]
             operator.know(facts["schemas"])
             for entry in entries:
-                operator.put(Batch(from_ipc(read(entry["file"])), None, entry["topic"]))
+                batch = Batch(from_ipc(read(entry["file"])), None, entry["topic"])
+                if isinstance(operator, DurableAgentOperator):
+                    source = meta["sources"].get(f"{agent_id}/{entry['topic']}", {})
+                    operator.put_again(batch, source.get("identity"))
+                else:
+                    operator.put(batch)
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of its sources, operators, sinks and gate; from any thread."""
@@ -499,6 +503,7 @@ class AgentTask:
             "sources": {source.name: source.statistics() for source in list(self.sources)},
             "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
             "sinks": sinks,
+            "jobs": {} if self.jobs is None else self.jobs.statistics(),
             "gate": {} if self._gate is None else self._gate.statistics(),
         }
 

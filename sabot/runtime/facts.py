@@ -42,6 +42,7 @@ class _AgentSource(msgspec.Struct):
     schema: str | None
     positions: _Places
     commit: _Places
+    identity: str | None = None
 
 
 class _Unfinished(msgspec.Struct):
@@ -57,10 +58,16 @@ class _Agent(msgspec.Struct):
     schemas: dict[str, str | None]
 
 
+class _Journal(msgspec.Struct):
+    identity: str
+    positions: list[tuple[_Count, _Int64]]
+
+
 class _AgentTask(msgspec.Struct):
     sources: dict[str, _AgentSource]
     agents: dict[str, _Agent]
     ended: bool
+    journal: _Journal | None = None
 
 
 def check_facts(manifest: Manifest) -> None:

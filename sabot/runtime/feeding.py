@@ -69,6 +69,7 @@ class AgentSource:
         self.codec = codec
         self.input = _RecordInput(name, source, codec=codec, max_rows=max_rows)
         self.channel = Channel(name=name)
+        self.identity: str | None = None  # of the source's log, where jobs are called by it
         self.taken: Positions = {}  # the offsets after the rows that the agent task has taken out of the channel
         self.on_broken: Callable[[AgentSource, BaseException], None] = lambda source, error: None
         self._loop = loop

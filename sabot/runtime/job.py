@@ -390,7 +390,7 @@ class Job:
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
             "checkpoints": self.coordinator.statistics(),
-            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}},
+            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}, "jobs": {}},
             **(self._last_figures if run is None else run.statistics()),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),

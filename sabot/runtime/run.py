@@ -18,16 +18,20 @@ from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests,
 from sabot.delivery import StagedSinks
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import taking_over
+from sabot.journal import Journal
 from sabot.kafka import open_sink, open_source
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
+from sabot.runtime.agent_job import TASK as AGENTS
 from sabot.runtime.agent_job import Agent, AgentJob
 from sabot.runtime.facts import check_facts
+from sabot.runtime.jobs import check_journal, stored_journal
 from sabot.runtime.origin import Origin, identity
 from sabot.runtime.restore import check_app
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.state import StateBackend, load_snapshot
+from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
 
@@ -89,6 +93,8 @@ class Run:
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
+        self._journal: Journal | None = None
+        self._mail: LocalBackend | None = None
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._delivery: StagedSinks | None = None
@@ -111,6 +117,7 @@ class Run:
         if storage is None:
             self._origin.refuse_without_storage()
         manifest = None if storage is None else await aside(self._origin.find, storage)
+        await to_the_end(aside(self._check_journal, manifest))
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
             facts: dict[str, Any] = {"app": app.id, "version": app.version, "hash": HASH_VERSION}
@@ -144,9 +151,19 @@ class Run:
         """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
         self._fresh = self.app.fresh
         self._origin.check_place()
+        if any(agent.spec is not None and agent.spec.durable for agent in self.agents.values()):
+            self._journal, self._mail = self.app.open_journal()  # before --fresh removes the checkpoints
         self._storage = self.app.open_storage()
         self._origin.opened(self._storage)
         self._backend, self._owns_backend = self.app.open_state()
+
+    def _check_journal(self, manifest: Manifest | None) -> None:
+        """Blocking. Where durable agents have gone from the program, the journal says whether their jobs have."""
+        facts = stored_journal(manifest, AGENTS)
+        if self._journal is None and facts is not None:
+            self._journal, self._mail = self.app.open_journal()
+        if self._journal is not None:
+            check_journal(self._journal, facts)
 
     async def _restore_state(self, manifest: Manifest) -> None:
         """Restores the state of the agents."""
@@ -185,6 +202,8 @@ class Run:
                 counters=self.agents,
                 on_failed=self._agent_failed,
                 ends=self._writes,
+                journal=self._journal,
+                mail=self._mail,
             )
         for agent in self.agents.values():
             agent.state_backend = self._backend
@@ -213,6 +232,7 @@ class Run:
         self.running = True
         interval = checkpoint_interval(self.app, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
+        self._ask_for_another(0.0)
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Starts a task that runs as long as the app does. The run is broken if it ends."""
@@ -245,8 +265,9 @@ class Run:
         self._ask_for_another(_AGAIN_SECONDS)
 
     def _ask_for_another(self, seconds: float) -> None:
-        """Requests another checkpoint, if the sources are held because output waits for one."""
-        if self.running and self._delivery is not None and self._delivery.needs_checkpoint:
+        """Requests another checkpoint, if the sources are held because output waits for one, or jobs wait for their first one."""
+        agents = self._agents is not None and self._agents.needs_checkpoint
+        if self.running and (agents or (self._delivery is not None and self._delivery.needs_checkpoint)):
             self._loop.call_later(seconds, self._coordinator.beat)
 
     def _hold(self, held: bool) -> None:
@@ -440,6 +461,10 @@ class Run:
                 last.push_async_callback(aside, storage.unlock)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
+            if self._journal is not None:
+                last.push_async_callback(aside, self._journal.close)
+            if self._mail is not None:
+                last.push_async_callback(aside, self._mail.shut)
             last.push_async_callback(aside, self._metrics.close)
             last.callback(self._metrics.settle)  # from here on no scrape reads the backend
             for agent in self.agents.values():

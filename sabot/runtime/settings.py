@@ -9,7 +9,9 @@ from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source
+from sabot.journal import Journal
 from sabot.state import StateBackend
+from sabot.state.base import LocalBackend
 
 __all__ = ["AppSettings", "Settings", "checkpoint_interval"]
 
@@ -41,6 +43,9 @@ class AppSettings(Protocol):
 
     def open_state(self) -> tuple[StateBackend | None, bool]:
         """Returns the backend, and whether the runtime closes it."""
+
+    def open_journal(self) -> tuple[Journal, LocalBackend]:
+        """Opens the journal of durable agents, before `open_storage`, and what their mailboxes are kept in. The runtime closes both."""
 
     def open_storage(self) -> CheckpointStorage | None:
         """Opens and locks the storage for checkpoints; None: there are no checkpoints."""

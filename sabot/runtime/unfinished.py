@@ -1,6 +1,6 @@
 """Rows that agents have taken but not finished, and positions, in the form that a checkpoint keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from sabot._cython.arrow.border import validate
 from sabot.checkpoint import TaskSnapshot
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions
+from sabot.operators import AgentOperator
+from sabot.runtime.writing import OperatorPort
 
-__all__ = ["from_ipc", "keep_unfinished", "lowest_offsets", "positions_of"]
+__all__ = ["finished_up_to", "from_ipc", "keep_unfinished", "lowest_offsets", "positions_of"]
 
 
 def keep_unfinished(snapshot: TaskSnapshot, agent_id: str, batches: Iterable[Batch]) -> None:
@@ -35,6 +37,24 @@ def lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
     # group_by would wake a pool of threads, which takes 5 ms in the middle of the cut.
     partitions, offsets = data.column(3).to_numpy(), data.column(4).to_numpy()
     return [(int(each), int(offsets[partitions == each].min())) for each in np.unique(partitions)]
+
+
+def finished_up_to(
+    reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
+) -> int | None:
+    """Returns up to which offset of a partition may be committed: the first row that is unfinished in its reader, or in an agent that
+    the reader writes into, as such rows carry the position of the row they came from. None if a position was lost on the way (behind
+    a batch agent): the offset of the consumer group then stays where it is.
+    """
+    lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
+    agent, port = reader, reader.port
+    while isinstance(port, OperatorPort):
+        place = port.operator.spec.agent_id, agent.spec.agent_id
+        if (*place, -1) in first_open:
+            return None
+        lowest = min(lowest, first_open.get((*place, partition), lowest))
+        agent, port = port.operator, port.operator.port
+    return lowest
 
 
 def _to_ipc(data: pa.RecordBatch) -> bytes:

@@ -195,7 +195,12 @@ class AgentOperator(ABC):
     @property
     def full(self) -> bool:
         """More rows are held than the bound allows, or the receiver of dead letters is full: wait for `writable()`."""
-        return not self.held.has_room or self.dead_letters_full
+        return not self.has_room or self.dead_letters_full
+
+    @property
+    def has_room(self) -> bool:
+        """More rows may be held."""
+        return self.held.has_room
 
     @property
     def dead_letters_full(self) -> bool:
@@ -205,7 +210,7 @@ class AgentOperator(ABC):
     async def writable(self) -> None:
         """Returns when there is room, or the agent has failed. Its own calls must not wait for it, as they make the room."""
         await self.dead_letters_writable()
-        while not self.held.has_room and self.failure is None:
+        while not self.has_room and self.failure is None:
             waiter = self.loop.create_future()
             self._room.append(waiter)
             self._notable_rows = self.held.capacity_rows // 2
@@ -346,8 +351,12 @@ class AgentOperator(ABC):
         for row, reason in zip(rows, reasons, strict=True):
             self.dead_letter(row, f"{place_of(row)}: {reason}", 0)
 
-    def dead_letter(self, row: Row, error: BaseException | str, attempts: int, step: str | None = None) -> None:
-        """The record as it came, with what happened to it, to the dead letters of its topic. step: for what is no record of the topic."""
+    def dead_letter(
+        self, row: Row, error: BaseException | str | tuple[str, str], attempts: int | None, step: str | None = None
+    ) -> None:
+        """The record as it came, with what happened to it, to the dead letters of its topic. error: also a pair of a class name and its
+        message. step: for what is no record of the topic.
+        """
         buffer = self._dead.get(row.topic)
         if buffer is None:
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self.on_broken)

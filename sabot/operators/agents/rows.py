@@ -28,10 +28,12 @@ __all__ = [
     "gathering",
     "payload_of",
     "place_of",
+    "plain_of",
     "records_batch",
     "results_of",
     "rows_of",
     "waiting_batches",
+    "with_headers",
 ]
 
 RECORD_ROWS = 2048
@@ -155,6 +157,12 @@ class RecordReader:
                 raise DataError(f"{place_of(row)}: no key: field {self._key!r}: {error}") from error
 
 
+def with_headers(data: pa.RecordBatch, headers: Sequence[Headers]) -> pa.RecordBatch:
+    """RECORD_SCHEMA with these headers in place of its own."""
+    payload, key, timestamp, partition, offset, _ = data.columns
+    return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, headers)
+
+
 def waiting_batches(held: Iterable[HeldRows]) -> list[Batch]:
     """The rows that have not ended, one batch a topic, in order."""
     by_topic: dict[str, list[pa.RecordBatch]] = {}
@@ -191,6 +199,13 @@ class _Several:
 def results_of(value: Any) -> Sequence[Result]:
     """What a call gave (not None), as it will be written. Raises UserError for what JSON cannot say."""
     return value.results if type(value) is _Several else (_result(value),)
+
+
+def plain_of(value: Any) -> Any:
+    """What a call gave, without keys and headers. Of a generator: the list of what it gave, as it is written."""
+    if type(value) is _Several:
+        return [payload for payload, _, _ in value.results]
+    return value.value if isinstance(value, Message) else value
 
 
 def gathering(func: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:

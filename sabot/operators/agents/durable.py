@@ -1,0 +1,497 @@
+"""A durable agent: each record is a job (`jobs.host`), which finds in the journal what it has done before a crash.
+
+    put ─▶ its turn? ─▶ ready ─▶ begun: BEGIN ─▶ runs ◀─▶ parked ─▶ over: state, results, END, its row
+             │                                                        │
+             └─ behind its key: in memory; where that is parked, in the mailbox ◀─┘ the next one's turn
+
+With `key=` there is one job of a key at a time, parked or not. `concurrency=` counts those that run. Rows are held until their job is
+parked or over: until then a checkpoint repeats them, and the row of a job that has begun is known by the job's id when it comes again, and
+dropped. A job that is parked, blocked or over is in the journal, so its row is needed no more.
+
+The id of a job says where its record stands: the agent, the identity of the log (`Source.identity`), partition and offset. Rows that a
+durable agent hands to another one are called by the job that made them. With `job_id=` a field of the record says which request it is. A
+dead letter carries the id, so a record that is sent again is the same job.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.agent import AgentSpec
+from sabot.api.context import apply_writes
+from sabot.api.durable import DurableContext, durable_context
+from sabot.calls.functions import awaitable
+from sabot.codecs.records import decode_json
+from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
+from sabot.exits import EXITS
+from sabot.jobs.host import JobHost
+from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.run import JobRun
+from sabot.jobs.values import pack, pack_error, unpack_error
+from sabot.journal import digest
+from sabot.operators.agents.job_rows import (
+    FROM_HEADER,
+    JOB_HEADER,
+    JobCall,
+    JobInput,
+    JobNames,
+    decode_record,
+    encode,
+    payload_from,
+    row_of,
+    version_of,
+    without_ours,
+)
+from sabot.operators.agents.key_order import KeyOrder
+from sabot.operators.agents.mailbox import MailRoom
+from sabot.operators.agents.operator import AgentOperator
+from sabot.operators.agents.rows import (
+    RecordReader,
+    Row,
+    gathering,
+    payload_of,
+    place_of,
+    plain_of,
+    results_of,
+    waiting_batches,
+)
+from sabot.state.backends.memory import MemoryBackend
+from sabot.threads import aside
+from sabot.watch import watched
+
+__all__ = ["DurableAgentOperator"]
+
+_AGAIN = ("failed", "cancelled")  # how a job has ended that goes on when its dead letter is sent again
+
+
+class DurableAgentOperator(AgentOperator):
+    """The owner of an agent's jobs (`jobs.owner.JobOwner`)."""
+
+    def __init__(
+        self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
+    ) -> None:
+        """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
+        super().__init__(spec, version=version, **wiring)
+        self.leaves_at_once = leaves_at_once
+        self.code = version or version_of(spec.func)
+        self.names = JobNames(spec)
+        self.hands_on = False  # it writes into a durable agent
+        self.leaving = False  # a drain: jobs that are parked stay so
+        self._host = host
+        self._order = KeyOrder(spec, mail, self)
+        self._reader = RecordReader(spec)
+        self._function, self._is_coroutine_function = gathering(spec.func)
+        self._keyed = spec.key is not None
+        # Without key= what a job keeps is its own, and nobody else's: nothing of it is ever applied.
+        self._state = self.backend if self._keyed else MemoryBackend()
+        self._prefix = f"{spec.agent_id}/" if self._keyed else ""
+        self._limit = spec.calls.concurrency
+        self._calls: dict[str, JobCall] = {}  # those whose turn has come, by job
+        self._ready: deque[JobCall] = deque()
+        self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
+        self._running = self._parked = self._blocked = 0
+        self._duplicates = 0
+        self._admitted = self._started = False
+        self._waits_for_port: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        host.register(spec.agent_id, self)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def restore(self, jobs: Iterable[OpenJob]) -> None:
+        """The open jobs of this agent, in the order in which they began; then its mailboxes. Before any row comes."""
+        calls = [JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job) for job in jobs]
+        self._known = {call.job_id: call.digest for call in calls}
+        self._order.restore(calls)
+
+    def admit(self) -> None:
+        """Jobs may begin: a checkpoint knows of the journal."""
+        self._admitted = True
+        self._go_on()
+
+    def start(self) -> None:
+        self._started = True
+        self._go_on()
+
+    async def quiesce(self, grace_s: float) -> None:
+        """Begins no further job. Those that run are the host's, which says how long their effects may take."""
+        self._started = False
+        self.release()
+
+    async def close(self) -> None:
+        await self.quiesce(0.0)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def stopped(self) -> bool:
+        return not self._started
+
+    def end_calls(self) -> None:
+        """Nothing to do: no job begins after a failure, and those that run go on to their ends, as their effects may be under way."""
+
+    def busy(self) -> tuple[str, float] | None:
+        """None: a barrier waits for no job."""
+        return None
+
+    @property
+    def unprocessed(self) -> bool:
+        """Jobs run or are about to. Those that are parked count too, unless the app is leaving; those that are blocked do not."""
+        if self._ready or self._running:
+            return True
+        return not self.leaving and self._parked > 0
+
+    # -- rows in ------------------------------------------------------------------------------------------------------
+
+    def put(self, batch: Batch) -> None:
+        held, rows, bad = self._reader.read(batch, self.now_ms())
+        for row, error in bad:
+            self.counters.errors_count += 1
+            self.dead_letter(row, error, 0)
+        self.took(held)
+        for row in rows:
+            record = JobInput(
+                row.topic,
+                row.partition,
+                row.offset,
+                row.timestamp,
+                row.key,
+                without_ours(row.headers),
+                payload_of(row),
+            )
+            call = JobCall("", row.scope, self._digest(record), record, row=row)
+            try:
+                self.names.name(call, row)
+            except DataError as error:
+                self.refuse(call, error)
+            else:
+                self._come(call)
+        self._go_on()
+
+    def put_again(self, batch: Batch, log: str | None) -> None:
+        """Rows of a checkpoint. log: the identity that the log of their topic had then: other records may stand at their places now."""
+        self.put(batch if log is None else self.names.stamped(batch, log))
+
+    def _come(self, call: JobCall) -> None:
+        if not self.is_known(call):
+            self._order.come(call)
+
+    def is_known(self, call: JobCall) -> bool:
+        """Its job has begun already, so the row is dropped; with another content it is refused."""
+        other = self._calls.get(call.job_id)
+        before = other.digest if other is not None else None if call.redriven else self._known.get(call.job_id)
+        if before is None:
+            return False
+        self._drop(call, before)
+        return True
+
+    def _drop(self, call: JobCall, before: bytes) -> None:
+        """The row of a job that is known. before: the digest of the input that the job had."""
+        if before != call.digest:
+            error = InputChanged(
+                f"job {call.job_id}: it began with another record than the one that comes with this id now",
+                hint="was a topic or file written anew under its name? A field of job_id= must be the same for the same request only",
+            )
+            self.refuse(call, error)
+            return
+        self._duplicates += 1
+        self.row_over(call)
+
+    def refuse(self, call: JobCall, error: SabotError) -> None:
+        """A record that cannot be a job."""
+        self.counters.errors_count += 1
+        assert call.record is not None
+        if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
+            self.fail(error, place_of(row_of(call.record)))
+            return
+        self._bury(call.record, call.job_id, error, 0)
+        self.row_over(call)
+
+    def _digest(self, record: JobInput) -> bytes:
+        return digest(self._host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
+
+    @property
+    def has_room(self) -> bool:
+        """Rows may come: not while a mailbox is full whose rows are to be held."""
+        return not self._order.crowded and super().has_room
+
+    # -- the order of keys: what it asks (`key_order.OrderOwner`) -----------------------------------------------------
+
+    def turn(self, call: JobCall) -> None:
+        """As `OrderOwner.turn`."""
+        self._calls[call.job_id] = call
+        self._ready.append(call)
+
+    def has_failed(self) -> bool:
+        """As `OrderOwner.has_failed`."""
+        return self.failure is not None
+
+    def mail_room(self) -> None:
+        """As `OrderOwner.mail_room`."""
+        self.release()
+
+    # -- jobs begin ---------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """As many jobs begin as may run."""
+        while self._ready and self._running < self._limit and self._started and self._admitted and self.failure is None:
+            if (self.port is not None and self.port.full) or self.dead_letters_full:
+                self._wait_for_port()
+                return
+            call = self._ready.popleft()
+            call.runs = True
+            self._running += 1
+            if call.before is not None:
+                self._host.resume(call.before)
+            elif call.named:
+                self._beside(self._look(call))
+            else:
+                self._begin(self._host.begin, call)
+        if not self.unprocessed:
+            self.release()
+
+    def _begin(self, begin: Callable[..., None], call: JobCall) -> None:
+        assert call.record is not None
+        begin(
+            self.spec.agent_id,
+            call.job_id,
+            record=encode(call.record),
+            key=call.scope,
+            digest=call.digest,
+        )
+
+    async def _look(self, call: JobCall) -> None:
+        """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
+        await self._host.journal.flush()  # what ended just now
+        mark = await self._host.known(call.job_id)
+        if not self._started:
+            return
+        if mark is None:
+            self._begin(self._host.begin, call)
+            return
+        if not (call.redriven and mark.outcome in _AGAIN and mark.digest == call.digest):
+            self._drop(call, mark.digest)
+        elif await aside(self._has_history, call.job_id):
+            self._begin(self._host.begin_again, call)
+            return
+        else:
+            gone = UserError(
+                f"job {call.job_id} has {mark.outcome} so long ago that the journal has forgotten what it had done",
+                hint="what must be done still is a new record, without the header sabot.job",
+            )
+            self.refuse(call, gone)
+        if self.failure is None:
+            self._over(call)
+
+    def _has_history(self, job_id: str) -> bool:
+        return next(iter(self._host.journal.read(job_id)), None) is not None
+
+    def _wait_for_port(self) -> None:
+        if self._waits_for_port is None:
+
+            async def wait() -> None:
+                if self.port is not None:
+                    await self.port.writable()
+                await self.dead_letters_writable()
+                self._waits_for_port = None
+                self._go_on()
+
+            self._waits_for_port = self._beside(wait())
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task of its own, for what waits."""
+        what = f"what begins jobs of agent {self.spec.agent_id}"
+        task = self.loop.create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return watched(task, what, partial(self.on_broken, what))
+
+    # -- jobs run: what the host asks (`jobs.owner.JobOwner`) ---------------------------------------------------------
+
+    def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
+        """As `JobOwner.call`."""
+        begin = job.history.begin
+        record = decode_record(begin.body)  # type: ignore[arg-type]
+        row = row_of(record)
+        row.value = decode_json(record.payload, where=place_of(row))
+        row.scope = begin.key if self._keyed else b""
+        ctx = durable_context(job, row, self._state, self.spec.agent_id, self._prefix, self.clock)
+        call = self._calls[job.job_id]
+        call.ctx, call.record = ctx, record
+        return self._function(ctx) if self._is_coroutine_function else _plain(self._function, ctx)
+
+    def ended(self, job: JobRun, value: Any) -> bytes:
+        """As `JobOwner.ended`."""
+        call = self._calls[job.job_id]
+        output = () if value is None else results_of(value)
+        packed = pack(plain_of(value), f"the result of job {job.job_id}")
+        record, ctx = call.record, call.ctx
+        assert record is not None
+        assert ctx is not None
+        if self._keyed:
+            try:
+                apply_writes(ctx)
+            except (Exception, *EXITS) as error:
+                self.on_broken(f"state, at the end of job {job.job_id}", error)
+        if self.results is not None:
+            for number, (payload, key, headers) in enumerate(output):
+                if self.hands_on:
+                    headers = (*headers, (FROM_HEADER, f"{job.job_id}>{number}".encode()))
+                key = record.key if key is None else key
+                self.results.add(payload, key, record.timestamp, record.partition, record.offset, headers)
+        self.counters.messages_processed += 1
+        self.counters.last_message_time = self.clock.time()
+        return packed
+
+    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+        """As `JobOwner.failed`. The first failure of a job that an earlier run has left open does not count: it may have ended that run."""
+        call, attempts = self._calls[job.job_id], job.history.attempt
+        self.counters.errors_count += 1
+        record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
+        where = f"{place_of(row_of(record))} (job {job.job_id})"
+        if self.failure is not None:
+            return "stop"
+        if isinstance(error, EXITS):
+            self.fail(error, where)
+            return "stop"
+        options = self.spec.calls
+        if options.on_error == "fail" and (call.before is None or call.renewed):
+            self.fail(error, where)
+            return "stop"
+        if options.on_error == "fail" or (options.on_error == "retry" and attempts <= options.retry.retries):
+            call.renewed = True
+            return "again"
+        told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
+        self._bury(record, job.job_id, (told.type, told.message), attempts)
+        return "end"
+
+    def backoff_s(self, attempt: int) -> float:
+        """As `JobOwner.backoff_s`."""
+        return 0.0 if self.spec.calls.on_error == "fail" else self.spec.calls.retry.wait_s(attempt - 1)
+
+    def continued(self, job: JobRun, message: Any) -> bytes:
+        """As `JobOwner.continued`."""
+        record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
+        return encode(msgspec.structs.replace(record, payload=payload_from(message)))
+
+    def begin_child(self, job_id: str, message: Any) -> None:
+        """As `JobOwner.begin_child`."""
+        if job_id in self._order.children or job_id in self._calls:
+            return
+        agent_id = self.spec.agent_id
+        row = Row(payload_from(message), None, self.now_ms(), -1, -1, (), agent_id)
+        self._reader.decode(row)
+        assert row.payload is not None
+        record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
+        self._order.children.add(job_id)
+        self._come(JobCall(job_id, row.scope, self._digest(record), record))
+        self._go_on()
+
+    def parked(self, job_id: str) -> None:
+        """As `JobOwner.parked`."""
+        call = self._calls[job_id]
+        call.parked = True
+        self._parked += 1
+        self._rests(call)
+
+    def woken(self, job_id: str) -> None:
+        """As `JobOwner.woken`. It goes on even where `concurrency=` others run."""
+        call = self._calls[job_id]
+        self._wakes(call)
+        call.runs = True
+        self._running += 1
+
+    def blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """As `JobOwner.blocked`. Its key is held until the code, or the job, is mended."""
+        call = self._calls[job_id]
+        call.blocked = True
+        self._blocked += 1
+        self._rests(call)
+
+    def over(self, job_id: str, outcome: str) -> None:
+        """As `JobOwner.over`."""
+        self._over(self._calls[job_id])
+
+    def had_ended(self, job: OpenJob) -> None:
+        """As `JobOwner.had_ended`."""
+        end = job.ended
+        if end is not None and end.outcome == "failed":
+            error = unpack_error(self._host.journal.load(end.body))
+            self._bury(decode_record(job.record), job.job_id, (error.type, error.message), None)
+        self._over(self._calls[job.job_id])
+
+    def _rests(self, call: JobCall) -> None:
+        """It holds nothing any more but its key."""
+        call.ctx = None
+        self._runs_no_more(call)
+        self.row_over(call)
+        self._order.rests(call)
+        self._go_on()
+
+    def _wakes(self, call: JobCall) -> None:
+        if call.parked:
+            call.parked = False
+            self._parked -= 1
+
+    def _runs_no_more(self, call: JobCall) -> None:
+        if call.runs:
+            call.runs = False
+            self._running -= 1
+
+    def _over(self, call: JobCall) -> None:
+        """The job has ended, or is no job: the next one of its key."""
+        del self._calls[call.job_id]
+        self._wakes(call)
+        self._runs_no_more(call)
+        self.row_over(call)
+        self._order.over(call)
+        self._go_on()
+
+    def row_over(self, call: JobCall) -> None:
+        """No checkpoint has to repeat it. Idempotent."""
+        row, call.row = call.row, None
+        if call.mailed:
+            call.mailed = False
+            self._order.boxes.remove_first(call.scope)
+        elif row is not None:
+            self.rows_ended(row.held, last=self.held.end(row.held, row.place))
+
+    def _bury(
+        self, record: JobInput, job_id: str, error: BaseException | tuple[str, str], attempts: int | None
+    ) -> None:
+        """The record to the dead letters, with its job."""
+        row = row_of(record)
+        row.headers = (*row.headers, *([(JOB_HEADER, job_id.encode())] if job_id else []))
+        self.dead_letter(row, error, attempts)
+
+    # -- figures and barriers -----------------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """As in the base; jobs that run, at most `limit` of them, and those that are parked or blocked; rows in mailboxes; rows that came
+        again and were dropped.
+        """
+        return {
+            **super().statistics(),
+            "limit": self._limit,
+            "running": self._running,
+            "parked": self._parked,
+            "blocked": self._blocked,
+            "mailbox_rows": self._order.boxes.rows,
+            "duplicates": self._duplicates,
+        }
+
+    def unfinished(self) -> list[Batch]:
+        return waiting_batches(self.held)
+
+
+async def _plain(function: Callable[..., Any], ctx: DurableContext) -> Any:
+    """The call of a function that is no coroutine function; what it gives may still be awaitable."""
+    value, pending = awaitable(function(ctx))
+    return await value if pending else value

@@ -1,0 +1,168 @@
+"""Records as jobs: which job a record is, and the form in which the journal and the mailboxes have it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from types import CodeType
+from typing import Any
+
+import msgspec
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.agent import AgentSpec
+from sabot.api.durable import DurableContext
+from sabot.calls.functions import behind
+from sabot.codecs.records import Headers, encode_json
+from sabot.errors import DataError
+from sabot.jobs.owner import OpenJob
+from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
+
+__all__ = [
+    "FROM_HEADER",
+    "JOB_HEADER",
+    "JobCall",
+    "JobInput",
+    "JobNames",
+    "WaitingInput",
+    "decode_record",
+    "decode_waiting",
+    "encode",
+    "payload_from",
+    "row_of",
+    "version_of",
+    "without_ours",
+]
+
+JOB_HEADER = "sabot.job"
+"""The header of a record that says which job it is: of a dead letter, and of what is made of it."""
+
+FROM_HEADER = "sabot.from"
+"""The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
+
+
+class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A record in BEGIN. Fields are only added, at the end."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    headers: Headers
+    payload: bytes
+
+
+class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A record in a mailbox. Fields are only added, at the end."""
+
+    job: str
+    digest: bytes
+    named: bool
+    redriven: bool
+    record: JobInput
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_record = msgspec.msgpack.Decoder(JobInput).decode
+decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
+
+
+@dataclass(slots=True, eq=False)
+class JobCall:
+    """A row, or an open job of the journal, from where it comes in to its end.
+
+    digest: of the record. named: its id does not say where the record stands, so the journal is asked whether it has the job already.
+    redriven: the record has the id of its job with it. row: where it is held; None: nowhere. mailed: it is the first one of its key's
+    mailbox. before: the open job of the journal that it is. runs: it counts for `concurrency=`. renewed: it was tried again since then.
+    """
+
+    job_id: str
+    scope: bytes
+    digest: bytes
+    record: JobInput | None = None
+    named: bool = False
+    redriven: bool = False
+    row: Row | None = None
+    mailed: bool = False
+    before: OpenJob | None = None
+    runs: bool = False
+    parked: bool = False
+    blocked: bool = False
+    renewed: bool = False
+    ctx: DurableContext | None = None
+
+
+class JobNames:
+    """Says which job a row of an agent is. logs: the identity of the log of each topic. parents: the durable agents that write into it."""
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self._agent_id = spec.agent_id
+        self._field = spec.job_id
+        self.logs: dict[str, str] = {}
+        self.parents: frozenset[str] = frozenset()
+
+    def name(self, call: JobCall, row: Row) -> None:
+        """Gives the call the id of its job. Raises DataError."""
+        for name, value in reversed(row.headers):
+            if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
+                call.job_id, call.named, call.redriven = value.decode(errors="replace"), True, True
+                return
+            if name == FROM_HEADER and row.topic in self.parents:
+                call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
+                return
+        if self._field is not None:
+            wanted = row.value.get(self._field) if isinstance(row.value, dict) else None
+            if not isinstance(wanted, str | int) or isinstance(wanted, bool) or wanted == "":
+                raise DataError(
+                    f"{place_of(row)}: field {self._field!r} names no job (job_id=): it is {wanted!r}, no text and no whole number"
+                )
+            call.job_id, call.named = f"{self._agent_id}/{self._field}={wanted}", True
+        elif row.topic in self.logs:
+            call.job_id = self._place(self.logs[row.topic], row)
+        else:
+            raise DataError(
+                f"{place_of(row)}: nothing says which job it is: its topic is read no more",
+                hint="job_id= names a field",
+            )
+
+    def stamped(self, batch: Batch, log: str) -> Batch:
+        """Rows of the log of this identity, with the ids of their jobs as headers, where nothing else will say which jobs they are."""
+        if self._field is not None or log == self.logs.get(batch.topic):
+            return batch
+        headers = []
+        for row in rows_of(batch.data, batch.topic):
+            known = any(name in (JOB_HEADER, FROM_HEADER) for name, _ in row.headers)
+            stamp = () if known else ((JOB_HEADER, self._place(log, row).encode()),)
+            headers.append((*row.headers, *stamp))
+        return Batch(with_headers(batch.data, headers), None, batch.topic)
+
+    def _place(self, log: str, row: Row) -> str:
+        return f"{self._agent_id}/{log}/{row.partition}/{row.offset}"
+
+
+def row_of(record: JobInput) -> Row:
+    """The record as it came."""
+    return Row(
+        record.payload, record.key, record.timestamp, record.partition, record.offset, record.headers, record.topic
+    )
+
+
+def without_ours(headers: Headers) -> Headers:
+    """Without what says which job it is: `ctx.headers` are the user's."""
+    return headers and tuple(pair for pair in headers if pair[0] not in (JOB_HEADER, FROM_HEADER))
+
+
+def payload_from(message: Any) -> bytes:
+    """The payload of a record that the user makes. Raises UserError for what JSON cannot say."""
+    return message if isinstance(message, bytes) else encode_json(message)
+
+
+def version_of(function: Callable[..., Any]) -> str:
+    """A short name of the function's code: the same in every process that has the same source."""
+    code = getattr(behind(function), "__code__", None)
+    return "" if code is None else blake2b(repr(_shape(code)).encode(), digest_size=6).hexdigest()
+
+
+def _shape(code: CodeType) -> list[Any]:
+    constants = [_shape(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code, code.co_names, constants]

@@ -1,0 +1,167 @@
+"""The order of a durable agent's rows: one job of a key at a time, parked or not.
+
+    come ─▶ its turn, where its key has no job; else behind the key: in memory, or, where that job takes long, in the mailbox
+
+Behind the job of a key come first its open jobs of the journal, then the rows of its mailbox, then those in memory. A row stays in its
+mailbox until its job is parked or over.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sabot.api.agent import AgentSpec
+from sabot.errors import MailboxFull, SabotError
+from sabot.operators.agents.job_rows import JobCall, WaitingInput, decode_waiting, encode
+from sabot.operators.agents.mailbox import Mailboxes, MailRoom
+from sabot.operators.agents.timers import key_of
+
+__all__ = ["KeyOrder", "OrderOwner"]
+
+
+class OrderOwner(Protocol):
+    """The agent whose rows they are."""
+
+    def turn(self, call: JobCall) -> None:
+        """It is the next one of its key, or has none: it begins as soon as it may."""
+
+    def is_known(self, call: JobCall) -> bool:
+        """Whether its job has begun already: then the row was dropped, or refused."""
+
+    def row_over(self, call: JobCall) -> None:
+        """No checkpoint has to repeat it: it is in a mailbox."""
+
+    def refuse(self, call: JobCall, error: SabotError) -> None:
+        """The row becomes a dead letter."""
+
+    def has_failed(self) -> bool:
+        """The agent has ended: nothing has a turn any more."""
+
+    def mail_room(self) -> None:
+        """No mailbox holds up who brings rows any more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """Of a key that has a job. before: its open jobs of the journal."""
+
+    call: JobCall
+    before: deque[JobCall] = field(default_factory=deque)
+    waiting: deque[JobCall] = field(default_factory=deque)
+
+    @property
+    def takes_long(self) -> bool:
+        return self.call.parked or self.call.blocked
+
+
+class KeyOrder:
+    """crowded: keys with rows in memory that belong into a full mailbox; children: the ids of jobs that other jobs have asked for, which
+    wait for their turn.
+    """
+
+    def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
+        self.boxes = Mailboxes(room, spec.agent_id, spec.mailbox)
+        self.crowded: dict[bytes, None] = {}
+        self.children: set[str] = set()
+        self._spec = spec
+        self._owner = owner
+        self._queues: dict[bytes, _Queue] = {}
+        room.on_room.append(self.unpack)
+
+    def restore(self, calls: Iterable[JobCall]) -> None:
+        """The open jobs of the journal, in the order in which they began; then the mailboxes. Before any row comes."""
+        for call in calls:
+            queue = self._queues.get(call.scope)
+            if self._spec.key is None or queue is None:
+                self._turn(call)
+            else:
+                queue.before.append(call)
+        for scope in self.boxes:
+            if scope not in self._queues:
+                self._turn(self._mailed(scope))
+
+    def come(self, call: JobCall) -> None:
+        """A row takes its place behind those that came before it."""
+        queue = None if self._spec.key is None else self._queues.get(call.scope)
+        if queue is None:
+            self._turn(call)
+        elif queue.takes_long or call.scope in self.boxes:
+            self._post(queue, call)
+        else:
+            queue.waiting.append(call)
+
+    def _turn(self, call: JobCall) -> None:
+        self.children.discard(call.job_id)
+        if self._spec.key is not None:
+            queue = self._queues.get(call.scope)
+            if queue is None:
+                self._queues[call.scope] = _Queue(call)
+            else:
+                queue.call = call
+        self._owner.turn(call)
+
+    def rests(self, call: JobCall) -> None:
+        """Its job takes long: what waits behind it in memory goes into the mailbox."""
+        if self._spec.key is not None:
+            self._spill(self._queues[call.scope])
+
+    def over(self, call: JobCall) -> None:
+        """Its job has ended: the next one of its key has its turn."""
+        if self._spec.key is None:
+            return
+        scope, queue = call.scope, self._queues[call.scope]
+        while not self._owner.has_failed():
+            if queue.before:
+                call = queue.before.popleft()
+            elif scope in self.boxes:
+                call = self._mailed(scope)
+            elif queue.waiting:
+                call = queue.waiting.popleft()
+            else:
+                del self._queues[scope]
+                break
+            if call.before is not None or not self._owner.is_known(call):
+                self._turn(call)
+                break
+        if self.crowded:
+            self.unpack()
+
+    def _mailed(self, scope: bytes) -> JobCall:
+        """The first one of a mailbox."""
+        found = decode_waiting(self.boxes.first(scope))
+        return JobCall(found.job, scope, found.digest, found.record, found.named, found.redriven, mailed=True)
+
+    def _post(self, queue: _Queue, call: JobCall) -> None:
+        """Into the mailbox of its key. Where that is full, the row is a dead letter, or waits in memory and holds up who brings rows."""
+        assert call.record is not None
+        scope = call.scope
+        if call.job_id in self.children:
+            queue.waiting.append(call)  # whoever asked for it asks again after a restart
+        elif scope not in self.crowded and self.boxes.has_room(scope):
+            waiting = WaitingInput(call.job_id, call.digest, call.named, call.redriven, call.record)
+            self.boxes.add(scope, encode(waiting))
+            self._owner.row_over(call)
+        elif self._spec.mailbox_full == "dead_letter":
+            full = f"the mailbox of {self._spec.key} {key_of(scope)!r} is full: job {queue.call.job_id} is not over"
+            self._owner.refuse(call, MailboxFull(full))
+        else:
+            queue.waiting.append(call)
+            self.crowded[scope] = None
+
+    def _spill(self, queue: _Queue) -> None:
+        waiting, queue.waiting = queue.waiting, deque()
+        for call in waiting:
+            self._post(queue, call)
+
+    def unpack(self) -> None:
+        """A mailbox has room again."""
+        for scope in list(self.crowded):
+            queue = self._queues.get(scope)
+            if queue is None or not (queue.takes_long or scope in self.boxes):
+                del self.crowded[scope]  # its rows are served from memory
+            elif self.boxes.has_room(scope):
+                del self.crowded[scope]
+                self._spill(queue)
+        if not self.crowded:
+            self._owner.mail_room()

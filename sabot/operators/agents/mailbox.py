@@ -1,0 +1,111 @@
+"""Records that wait behind a key whose job takes long, so that a key which is parked for days holds no other one up.
+
+    MailRoom   of an app: one backend of the engine's own, cut at the barrier with all else, and a bound for all mailboxes together
+    Mailboxes  of one agent: a queue for each key that has rows in it, with a bound for each
+
+The backend is not the one that users write to: theirs may forget values after some time, or be of their own making. What is kept in memory
+of a queue is where it begins and ends.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sabot.state import load_snapshot
+from sabot.state.base import Cut, LocalBackend, LocalSnapshot
+
+__all__ = ["STATE", "MailRoom", "Mailboxes"]
+
+STATE = "mailboxes"
+"""The name of the state in a checkpoint, among those of the task of the agents."""
+
+_ROWS = 1_000_000  # that wait in all mailboxes of an app
+_BYTES = 1 << 30
+_NUMBER = struct.Struct(">Q")  # behind the scope of a key: its rows are in their order
+
+
+class MailRoom:
+    """All mailboxes of an app."""
+
+    def __init__(self, backend: LocalBackend, *, capacity_rows: int = _ROWS, capacity_bytes: int = _BYTES) -> None:
+        self.backend = backend
+        self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
+        self.rows = self.nbytes = 0
+        self.on_room: list[Callable[[], None]] = []  # called when a row has gone
+
+    @property
+    def has_room(self) -> bool:
+        """Another row may come."""
+        return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
+
+    def cut(self) -> Cut | None:
+        """All rows as they are now; None: there are none, and were none before."""
+        return None if self.backend.is_empty else self.backend.cut()
+
+    def load(self, directory: Path) -> None:
+        """What a cut has saved there. Blocks. Before any `Mailboxes` is made. Raises CorruptCheckpoint."""
+        snapshot = load_snapshot(directory)
+        self.backend.load([snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+
+    def shut(self) -> None:
+        """Blocks. Idempotent."""
+        self.backend.shut()
+
+
+class Mailboxes:
+    """The mailboxes of one agent. A row is any bytes."""
+
+    def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
+        """capacity_rows: of one key."""
+        self._room = room
+        self._backend = room.backend
+        self._space = agent_id
+        self._capacity = capacity_rows
+        self._bounds: dict[bytes, list[int]] = {}  # scope -> [number of its first row, number behind its last]
+        self.rows = 0
+        for key, row in self._backend.items(agent_id):
+            scope, number = key[: -_NUMBER.size], _NUMBER.unpack(key[-_NUMBER.size :])[0]
+            bounds = self._bounds.setdefault(scope, [number, number])
+            bounds[1] = number + 1
+            self._count(1, len(row))
+
+    def __contains__(self, scope: bytes) -> bool:
+        return scope in self._bounds
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The scopes of the keys that have rows."""
+        return iter(self._bounds)
+
+    def has_room(self, scope: bytes) -> bool:
+        """Another row of this key may come."""
+        first, end = self._bounds.get(scope, (0, 0))
+        return end - first < self._capacity and self._room.has_room
+
+    def add(self, scope: bytes, row: bytes) -> None:
+        """Behind the other rows of its key."""
+        bounds = self._bounds.setdefault(scope, [0, 0])
+        self._backend.write(self._space, scope + _NUMBER.pack(bounds[1]), row)
+        bounds[1] += 1
+        self._count(1, len(row))
+
+    def first(self, scope: bytes) -> bytes:
+        """The first row of a key that has some."""
+        row = self._backend.read(self._space, scope + _NUMBER.pack(self._bounds[scope][0]))
+        assert row is not None
+        return row
+
+    def remove_first(self, scope: bytes) -> None:
+        """It has ended."""
+        row, bounds = self.first(scope), self._bounds[scope]
+        self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)
+        bounds[0] += 1
+        if bounds[0] == bounds[1]:
+            del self._bounds[scope]
+        self._count(-1, -len(row))
+        for told in self._room.on_room:
+            told()
+
+    def _count(self, rows: int, nbytes: int) -> None:
+        self.rows += rows
+        self._room.rows += rows
+        self._room.nbytes += nbytes

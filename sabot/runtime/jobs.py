@@ -1,0 +1,196 @@
+"""The jobs of the durable agents of a run: their journal against the checkpoint, their host, their mailboxes.
+
+    open ─▶ restore ─▶ jobs may begin once a complete checkpoint knows of the journal ─▶ trimmed, as checkpoints go
+
+Jobs begin only then, so a journal that has jobs, where no checkpoint knows of it, means that the state is lost.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.clock import Clock
+from sabot.errors import UserError
+from sabot.faults import taking_over
+from sabot.jobs.host import JobHost
+from sabot.jobs.owner import OpenJob
+from sabot.journal import Journal, MemoryHome, MemoryJournal, check_place, open_journal
+from sabot.operators import AgentOperator, DurableAgentOperator
+from sabot.operators.agents.mailbox import STATE, MailRoom
+from sabot.state import open_backend, state_directory
+from sabot.state.base import LocalBackend
+from sabot.threads import aside, to_the_end
+
+__all__ = ["DurableJobs", "JournalSettings", "check_journal", "open_app_journal", "stored_journal"]
+
+_KEPT_SECONDS = 7 * 86_400  # how long the ids of jobs that have ended are known
+
+
+class JournalSettings(Protocol):
+    """What an app says of its journal."""
+
+    id: str
+    clock: Clock
+    kafka: dict[str, Any]
+    state_place: str | None
+    journal_place: str | Path | None
+    fresh: bool
+    forget_effects: bool
+
+
+def open_app_journal(
+    app: JournalSettings, storage: CheckpointStorage | None, memory: MemoryHome
+) -> tuple[Journal, LocalBackend]:
+    """The journal of an app, by default in its state directory, and a store for mailboxes. storage: of its checkpoints. memory: where the
+    journal is for "memory".
+
+    Blocks. Raises UserError where journal and checkpoints could not be kept together, and where `fresh` would forget effects that nobody
+    said may be forgotten.
+    """
+    base, place, fresh = state_directory(app.state_place), app.journal_place, app.fresh
+    if app.forget_effects and not fresh:
+        raise UserError(
+            "--forget-effects without --fresh", hint="they go together: sabot run … --fresh --forget-effects"
+        )
+    if place is None:
+        if base is None:
+            raise UserError(
+                f"app {app.id} has durable agents, and no place for their journal",
+                hint='App(..., state=DIRECTORY); or journal="memory", for tests: it is gone with the process',
+            )
+        place = base / "journal"
+    if place != "memory" and storage is None:
+        raise UserError(
+            f"app {app.id} would keep its journal and no checkpoints: after a crash nothing says what belongs to it",
+            hint="App(..., state=DIRECTORY), or checkpoint_dir=",
+        )
+    is_local = isinstance(place, Path) or "://" not in place
+    if is_local and storage is not None and not isinstance(storage.directory, Path):
+        raise UserError(
+            f"app {app.id} keeps its checkpoints on another machine, and the journal of its durable agents here",
+            hint='journal="kafka://…" or "postgresql://…", so that whoever takes over finds both; or a checkpoint_dir= here',
+        )
+    journal: Journal
+    if place == "memory":
+        journal = MemoryJournal(memory)
+    else:
+        journal = open_journal(place, app=app.id, clock=app.clock, kafka=app.kafka, anew=fresh and app.forget_effects)
+    if fresh and not journal.is_new:
+        journal.close()
+        raise UserError(
+            f"app {app.id}: --fresh would forget the effects of {journal.where}: what was done may be done again",
+            hint="--fresh --forget-effects, if it may; without --fresh the app goes on where it was",
+        )
+    mail = open_backend("memory" if base is None else app.state_place, "mailboxes")
+    assert isinstance(mail, LocalBackend)
+    return journal, mail
+
+
+def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:
+    """What a checkpoint says of the journal: its identity, its positions at the cut. None: it knows of none."""
+    stored = None if manifest is None else manifest.tasks.get(task)
+    found: Mapping[str, Any] | None = None if stored is None else stored.meta.get("journal")
+    return found
+
+
+def check_journal(journal: Journal, facts: Mapping[str, Any] | None) -> None:
+    """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
+    if facts is not None:
+        check_place(journal, facts["identity"], dict(facts["positions"]))
+    elif not journal.is_new:
+        raise UserError(
+            f"{journal.where} has jobs, and there is no checkpoint that knows of them: the state is gone, and the journal stays",
+            hint="give the state and checkpoints that the app had; or start with --fresh --forget-effects: effects may be made again",
+        )
+
+
+class DurableJobs:
+    """On the event loop of the run, unless said otherwise."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        mail: LocalBackend,
+        *,
+        clock: Clock,
+        known: bool,
+        on_broken: Callable[[str, BaseException], None],
+    ) -> None:
+        """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept."""
+        self.journal = journal
+        self.host = JobHost(journal, clock=clock, on_broken=on_broken)
+        self.mail = MailRoom(mail)
+        self.known = known
+        self._clock = clock
+        self._operators: dict[str, DurableAgentOperator] = {}
+        self._open: list[OpenJob] = []
+        self._positions: dict[int, Mapping[int, int]] = {}  # of the journal, by checkpoint
+
+    async def open(self, restored: Manifest | None, task: str) -> None:
+        """Reads the jobs that the checkpoint does not cover whole, and its mailboxes. task: of the agents."""
+        facts = stored_journal(restored, task)
+        if restored is not None and facts is not None:
+            self._positions[restored.checkpoint_id] = dict(facts["positions"])
+            if STATE in restored.tasks[task].states:
+                with taking_over("mailboxes", restored.path):
+                    await to_the_end(aside(self._load, restored, task))
+        self._open = await self.host.open(None if facts is None else dict(facts["positions"]))
+
+    def _load(self, restored: Manifest, task: str) -> None:
+        self.mail.load(restored.state_directory(task, STATE))
+
+    def restore(self, operators: Mapping[str, AgentOperator]) -> None:
+        """Gives the open jobs to their agents. Raises UserError where an agent of some is gone."""
+        self._operators = {name: each for name, each in operators.items() if isinstance(each, DurableAgentOperator)}
+        gone = Counter(job.agent for job in self._open if job.agent not in self._operators)
+        if gone:
+            names = ", ".join(f"{agent} ({count:,})" for agent, count in sorted(gone.items()))
+            raise UserError(
+                f"{self.journal.where} has open jobs of agents that are no durable agents of this program: {names}",
+                hint="bring them back until their jobs are over; or start with --fresh --forget-effects: effects may be made again",
+            )
+        jobs: defaultdict[str, list[OpenJob]] = defaultdict(list)
+        for job in self._open:
+            jobs[job.agent].append(job)
+        for agent_id, operator in self._operators.items():
+            operator.restore(jobs[agent_id])
+        self._open = []
+        if self.known:
+            self._admit()
+
+    def _admit(self) -> None:
+        self.known = True
+        for operator in self._operators.values():
+            operator.admit()
+
+    def completed(self, manifest: Manifest, task: str) -> None:
+        """A checkpoint is complete."""
+        facts = stored_journal(manifest, task)
+        if facts is not None:
+            self._positions[manifest.checkpoint_id] = dict(facts["positions"])
+            if not self.known:
+                self._admit()
+
+    def retained(self, oldest_id: int) -> None:
+        """Older checkpoints than this one are gone: what only they need is trimmed."""
+        positions = self._positions.get(oldest_id)
+        self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
+        if positions is not None and not self.host.stopping:
+            self.host.trim(positions, round((self._clock.time() - _KEPT_SECONDS) * 1000))
+
+    def leave(self) -> None:
+        """A drain: jobs that are parked are not waited for."""
+        for operator in self._operators.values():
+            operator.leaving = True
+
+    async def close(self) -> None:
+        """Drops the jobs in memory; the journal has them. Idempotent."""
+        await self.host.close()
+        await aside(self.mail.shut)
+
+    def statistics(self) -> dict[str, Any]:
+        """Those of the host, and `waiting`: rows that wait for their turn, in memory and in mailboxes; from any thread."""
+        waiting = sum(each.waiting_rows() for each in list(self._operators.values())) + self.mail.rows
+        return {**self.host.statistics(), "waiting": waiting}

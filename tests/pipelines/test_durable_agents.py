@@ -1,0 +1,711 @@
+"""Durable agents on topics: jobs, their order, what survives a crash, and what is refused."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from sabot import App, UserError
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, OtherJournal
+from sabot.journal import Answer, Begin, End, SqliteReader
+from sabot.llm import tool
+from sabot.testing import ManualClock
+from tools.agent_tools import checkpoint, publish, records, started, until, values
+
+
+class Shop:
+    """An app in a directory, again and again, and the calls that its tool has got."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self.directory = directory
+        self.clock = ManualClock(1_000_000.0)
+        self.calls: list[Any] = []
+        self.fails: set[Any] = set()
+
+        @tool(effect="unsafe")
+        async def refund(order: Any) -> str:
+            self.calls.append(order)
+            if order in self.fails:
+                raise ValueError(f"no {order}")
+            return f"refunded {order}"
+
+        self.refund = refund
+
+    def app(self, function: Callable[..., Any], **options: Any) -> App:
+        app = App("shop", self.url, state=str(self.directory), checkpoint_interval=3600, clock=self.clock)
+        wiring = {"key": "customer", "sink": "answers", "durable": True, "concurrency": 8, **options}
+        app.agent("tickets", name="handle", **wiring)(function)
+        return app
+
+    def ticket(self, customer: str, order: Any, **more: Any) -> None:
+        MemoryBroker.get(self.url).publish("tickets", [{"customer": customer, "order": order, **more}])
+
+    def answers(self) -> list[Any]:
+        return [record.value for record in MemoryBroker.get(self.url).records("answers")]
+
+    def letters(self) -> list[Any]:
+        return MemoryBroker.get(self.url).records("tickets.dlq")
+
+    def entries(self) -> list[Any]:
+        reader = SqliteReader(self.directory)
+        try:
+            return [entry for _, entry in reader.read()]
+        finally:
+            reader.close()
+
+    async def handle(self, ctx: Any) -> Any:
+        """Refunds, and counts what this customer has asked for."""
+        order = ctx.message["order"]
+        count = (await ctx.state().get("count") or 0) + 1
+        await ctx.state().put("count", count)
+        said = await ctx.call(self.refund, order)
+        return {"order": order, "said": said, "count": count}
+
+    async def sleepy(self, ctx: Any) -> Any:
+        """As `handle`, an hour later where the ticket says so."""
+        if ctx.message.get("sleeps"):
+            await ctx.sleep("1h")
+        return await self.handle(ctx)
+
+
+@pytest.fixture
+def shop(memory_url: str, tmp_path: Path) -> Shop:
+    return Shop(memory_url, tmp_path / "state")
+
+
+async def crash(app: App) -> None:
+    """The next start finds the journal as it is now, and no later checkpoint than there is."""
+    app.agent_runtime.checkpoint_coordinator.refuse("the process died")
+    with pytest.raises(CheckpointFailed):
+        await app.stop()
+
+
+def jobs(app: App) -> dict[str, Any]:
+    found = app.statistics()["jobs"]
+    assert isinstance(found, dict)
+    return found
+
+
+def figures(app: App) -> dict[str, Any]:
+    found = app.statistics()["operators"]["shop.handle"]
+    assert isinstance(found, dict)
+    return found
+
+
+def orders(answers: list[Any]) -> list[Any]:
+    return [each["order"] for each in answers]
+
+
+# -- effects happen once ------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_job_has_done_before_a_crash_is_not_done_again(shop: Shop) -> None:
+    app = shop.app(shop.handle)
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.answers()) == 1)
+    await checkpoint(app)
+    for order in (2, 3, 4):
+        shop.ticket("ann", order)
+    await until(lambda: len(shop.answers()) == 4)
+    await crash(app)
+    app = shop.app(shop.handle)
+    async with started(app):
+        await until(lambda: len(shop.answers()) == 7)  # at least once: those behind the checkpoint come again
+        shop.ticket("ann", 5)
+        await until(lambda: len(shop.answers()) == 8)
+    assert shop.calls == [1, 2, 3, 4, 5]
+    said = [{"order": n, "said": f"refunded {n}", "count": n} for n in (1, 2, 3, 4, 2, 3, 4, 5)]
+    assert shop.answers() == said
+
+
+async def test_jobs_begin_only_when_a_checkpoint_knows_of_their_journal(shop: Shop) -> None:
+    shop.ticket("ann", 1)
+    app = shop.app(shop.handle)
+    storage_ids: list[list[str]] = []
+
+    async def look(ctx: Any) -> None:
+        storage_ids.append([path.name for path in (shop.directory / "checkpoints").rglob("*.json")])
+
+    app = shop.app(look, sink=None)
+    async with started(app):
+        await until(lambda: storage_ids)
+    assert storage_ids[0], "the first job began before the first checkpoint"
+
+
+async def test_a_job_that_was_in_the_middle_goes_on_where_it_was(shop: Shop) -> None:
+    seen: list[str] = []
+
+    async def twice(ctx: Any) -> Any:
+        seen.append("runs")
+        first = await ctx.call(shop.refund, "a")
+        await ctx.sleep("1h")
+        return [first, await ctx.call(shop.refund, "b")]
+
+    app = shop.app(twice)
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: jobs(app)["parked"] == 1)
+    await crash(app)
+    assert shop.calls == ["a"]
+    app = shop.app(twice)
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: shop.answers())
+    assert shop.answers() == [["refunded a", "refunded b"]]
+    assert shop.calls == ["a", "b"]
+    assert figures(app)["duplicates"] == 1 if app.statistics()["operators"] else True
+
+
+async def test_without_a_key_jobs_are_independent_and_their_state_is_their_own(shop: Shop) -> None:
+    async def lone(ctx: Any) -> Any:
+        await ctx.state().put("n", (await ctx.state().get("n") or 0) + 1)
+        if ctx.message["order"] == 1:
+            await ctx.sleep("1h")
+        return {"order": ctx.message["order"], "n": await ctx.state().get("n")}
+
+    app = shop.app(lone, key=None)
+    async with started(app):
+        shop.ticket("ann", 1)
+        shop.ticket("ann", 2)
+        await until(lambda: orders(shop.answers()) == [2])
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) == 2)
+        assert app.statistics()["state"]["keys"] == 0
+    assert shop.answers() == [{"order": 2, "n": 1}, {"order": 1, "n": 1}]
+
+
+@pytest.mark.parametrize("form", ["plain", "generator", "async generator"])
+async def test_the_function_may_be_of_any_form(shop: Shop, form: str) -> None:
+    def plain(ctx: Any) -> Any:
+        return ctx.message["order"]
+
+    def generator(ctx: Any) -> Any:
+        yield ctx.message["order"]
+        yield "more"
+
+    async def async_generator(ctx: Any) -> Any:
+        yield await ctx.call(shop.refund, ctx.message["order"])
+
+    function = {"plain": plain, "generator": generator, "async generator": async_generator}[form]
+    async with started(shop.app(function)):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+    assert shop.answers() == {"plain": [1], "generator": [1, "more"], "async generator": ["refunded 1"]}[form]
+
+
+# -- the order of a key, and mailboxes ----------------------------------------------------------------------------------
+
+
+async def test_a_key_has_one_job_at_a_time_and_a_slow_one_holds_no_other(shop: Shop) -> None:
+    gates = {"ann": asyncio.Event(), "bob": asyncio.Event()}
+    at_work: list[str] = []
+    most: list[int] = []
+
+    @tool(effect="read")
+    async def wait(customer: str) -> None:
+        at_work.append(customer)
+        most.append(at_work.count(customer))
+        await gates[customer].wait()
+        at_work.remove(customer)
+
+    async def slow(ctx: Any) -> Any:
+        await ctx.call(wait, ctx.message["customer"])
+        return {"order": ctx.message["order"]}
+
+    app = shop.app(slow)
+    async with started(app):
+        for order in range(3):
+            shop.ticket("ann", order)
+        for order in range(3, 6):
+            shop.ticket("bob", order)
+        gates["bob"].set()
+        await until(lambda: orders(shop.answers()) == [3, 4, 5])
+        gates["ann"].set()
+        await until(lambda: orders(shop.answers()) == [3, 4, 5, 0, 1, 2])
+    assert set(most) == {1}
+
+
+async def test_what_waits_behind_a_parked_key_is_in_its_mailbox_and_comes_in_order_after_a_restart(shop: Shop) -> None:
+    app = shop.app(shop.sleepy, concurrency=1)
+    await app.start()
+    shop.ticket("ann", 0, sleeps=True)
+    for order in range(1, 6):
+        shop.ticket("ann", order)
+    shop.ticket("bob", 9)
+    await until(lambda: orders(shop.answers()) == [9])  # a parked job leaves its place to another, though concurrency=1
+    await until(lambda: figures(app)["mailbox_rows"] == 5)
+    assert jobs(app) | {"running": 0, "parked": 1, "waiting": 5} == jobs(app)
+    await checkpoint(app)
+    shop.ticket("ann", 6)
+    await until(lambda: figures(app)["mailbox_rows"] == 6)
+    await crash(app)
+    app = shop.app(shop.sleepy, concurrency=1)
+    async with started(app):
+        await until(lambda: figures(app)["mailbox_rows"] == 6)
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) == 8)
+    assert orders(shop.answers())[1:] == list(range(7))
+    assert shop.calls == [9, *range(7)]
+    assert [each["count"] for each in shop.answers()[1:]] == list(range(1, 8))
+
+
+async def test_a_full_mailbox_holds_the_source_and_nothing_is_lost(shop: Shop) -> None:
+    app = shop.app(shop.sleepy, mailbox=3)
+    async with started(app):
+        shop.ticket("ann", 0, sleeps=True)
+        await until(lambda: jobs(app)["parked"] == 1)
+        for order in range(1, 8):
+            shop.ticket("ann", order)
+        await until(lambda: figures(app)["mailbox_rows"] == 3)
+        shop.ticket("bob", 9)
+        await checkpoint(app)
+        assert figures(app)["rows"] == 4  # they wait in memory, and in the checkpoint
+        assert shop.answers() == []
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) == 9)
+    assert sorted(orders(shop.answers())) == [*range(8), 9]
+    assert [order for order in orders(shop.answers()) if order != 9] == list(range(8))
+
+
+async def test_rows_that_a_full_mailbox_has_no_room_for_may_be_dead_letters(shop: Shop) -> None:
+    app = shop.app(shop.sleepy, mailbox=2, mailbox_full="dead_letter")
+    async with started(app):
+        shop.ticket("ann", 0, sleeps=True)
+        await until(lambda: jobs(app)["parked"] == 1)
+        for order in range(1, 5):
+            shop.ticket("ann", order)
+        await until(lambda: len(shop.letters()) == 2)
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) == 3)
+    assert orders(shop.answers()) == [0, 1, 2]
+    letter = shop.letters()[0]
+    headers = dict(letter.headers)
+    assert (letter.value["order"], headers["sabot.error"]) == (3, b"MailboxFull")
+    assert headers["sabot.job"].decode().endswith("/0/3")
+
+
+async def test_a_drain_ends_what_runs_and_leaves_parked_jobs_for_the_next_start(shop: Shop) -> None:
+    app = shop.app(shop.sleepy)
+    await app.start()
+    shop.ticket("ann", 0, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    shop.ticket("ann", 1)
+    shop.ticket("bob", 2)
+    await until(lambda: app.statistics()["sources"]["shop.handle/tickets"]["rows_in"] == 3)
+    await asyncio.wait_for(app.stop(drain=True), 20)
+    assert orders(shop.answers()) == [2]
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [2, 0, 1])
+
+
+async def test_an_input_that_ends_is_waited_for_until_its_last_job_is_over(shop: Shop, tmp_path: Path) -> None:
+    from sabot import files
+
+    lines = [{"customer": "ann", "order": n, "sleeps": n == 0} for n in range(3)]
+    (tmp_path / "tickets.ndjson").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    app = App("shop", shop.url, state=str(shop.directory), clock=shop.clock)
+    app.agent(files(str(tmp_path / "tickets.ndjson")), name="handle", key="customer", sink="answers", durable=True)(
+        shop.sleepy
+    )
+    run = asyncio.create_task(app.run())
+    await until(lambda: jobs(app).get("parked") == 1)
+    shop.clock.advance(3600)
+    await asyncio.wait_for(run, 20)
+    assert orders(shop.answers()) == [0, 1, 2]
+
+
+# -- errors -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_job_is_a_dead_letter_with_its_id_and_comes_again_after_a_restore_without_a_call(
+    shop: Shop,
+) -> None:
+    shop.fails.add(2)
+    runs: list[int] = []
+
+    async def counted(ctx: Any) -> Any:
+        runs.append(ctx.message["order"])
+        return await shop.handle(ctx)
+
+    app = shop.app(counted, on_error="skip")
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: shop.answers())
+    await checkpoint(app)
+    shop.ticket("ann", 2)
+    shop.ticket("ann", 3)
+    await until(lambda: orders(shop.answers()) == [1, 3])
+    await crash(app)
+    app = shop.app(counted, on_error="skip")
+    async with started(app):
+        await until(lambda: orders(shop.answers()) == [1, 3, 3])
+    assert shop.calls == [1, 2, 3]
+    assert runs == [1, 2, 3, 3]  # a replay runs the function of the job that succeeded, and not of the one that failed
+    first, second = (dict(each.headers) for each in shop.letters())
+    assert first["sabot.job"] == second["sabot.job"]
+    assert first["sabot.error"] == second["sabot.error"] == b"ValueError"
+    assert first["sabot.message"] == second["sabot.message"]
+
+
+async def test_a_dead_letter_that_is_sent_again_is_the_same_job(shop: Shop) -> None:
+    worse = {"now": True}
+
+    async def twice(ctx: Any) -> Any:
+        said = await ctx.call(shop.refund, ctx.message["order"])
+        if worse["now"]:
+            raise ValueError("not today")
+        return {"order": ctx.message["order"], "said": said, "headers": [name for name, _ in ctx.headers]}
+
+    app = shop.app(twice, on_error="skip")
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.letters())
+        letter = shop.letters()[0]
+        worse["now"] = False
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("tickets", [letter.payload], headers=own)
+        await until(lambda: shop.answers())
+    assert shop.calls == [1]  # refunded once
+    assert shop.answers() == [{"order": 1, "said": "refunded 1", "headers": []}]
+
+
+async def test_attempts_of_a_job_keep_its_results(shop: Shop) -> None:
+    attempts: list[int] = []
+
+    async def flaky(ctx: Any) -> Any:
+        said = await ctx.call(shop.refund, ctx.message["order"])
+        attempts.append(ctx.attempt)
+        if len(attempts) < 3:
+            raise OSError("not yet")
+        return {"order": ctx.message["order"], "said": said}
+
+    app = shop.app(flaky, on_error="retry", retries=5, backoff=0)
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+    assert attempts == [1, 2, 3]
+    assert shop.calls == [1]
+
+
+async def test_an_agent_that_failed_tries_its_job_once_more_at_the_next_start(shop: Shop) -> None:
+    mended = {"now": False}
+
+    async def broken(ctx: Any) -> Any:
+        said = await ctx.call(shop.refund, ctx.message["order"])
+        if not mended["now"]:
+            raise RuntimeError("a bug")
+        return {"order": ctx.message["order"], "said": said}
+
+    shop.ticket("ann", 1)
+    app = shop.app(broken)
+    with pytest.raises(AgentFailed, match=r"tickets\[0\]@0 .*a bug"):
+        await asyncio.wait_for(app.run(), 20)
+    app = shop.app(broken)
+    with pytest.raises(AgentFailed, match="a bug"):
+        await asyncio.wait_for(app.run(), 20)
+    mended["now"] = True
+    async with started(shop.app(broken)):
+        await until(lambda: shop.answers())
+    assert shop.calls == [1]
+
+
+async def test_a_job_whose_function_asks_something_else_is_blocked_and_holds_its_key_only(shop: Shop) -> None:
+    app = shop.app(shop.sleepy)
+    await app.start()
+    shop.ticket("ann", 0, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    await app.stop()
+
+    async def other(ctx: Any) -> Any:
+        await ctx.call(shop.refund, "something else")
+        return {"order": ctx.message["order"]}
+
+    app = shop.app(other)
+    async with started(app):
+        await until(lambda: jobs(app)["blocked"])
+        shop.ticket("ann", 1)
+        shop.ticket("bob", 2)
+        await until(lambda: orders(shop.answers()) == [2])
+        assert figures(app)["blocked"] == 1
+        assert "something else" not in shop.calls[:-1]
+        await until(lambda: figures(app)["mailbox_rows"] == 1)
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [2, 0, 1])
+
+
+# -- which job a record is ----------------------------------------------------------------------------------------------
+
+
+async def test_the_same_request_is_one_job_whoever_sends_it_again(shop: Shop) -> None:
+    app = shop.app(shop.handle, key=None, job_id="order")
+    async with started(app):
+        for order in (1, 2, 1):
+            shop.ticket("ann", order)
+        await until(lambda: len(shop.answers()) == 2)
+        shop.ticket("ann", 2)
+        shop.ticket("ann", 3)
+        await until(lambda: len(shop.answers()) == 3)
+        await until(lambda: figures(app)["duplicates"] == 2)
+    assert sorted(shop.calls) == [1, 2, 3]
+    async with started(shop.app(shop.handle, key=None, job_id="order")):
+        shop.ticket("ann", 3)
+        shop.ticket("ann", 4)
+        await until(lambda: len(shop.answers()) == 4)
+    assert sorted(shop.calls) == [1, 2, 3, 4]
+
+
+async def test_another_record_under_the_id_of_a_job_is_refused(shop: Shop) -> None:
+    app = shop.app(shop.handle, key=None, job_id="order", on_error="skip")
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+        shop.ticket("bob", 1)
+        MemoryBroker.get(shop.url).publish("tickets", [{"customer": "ann"}])
+        await until(lambda: len(shop.letters()) == 2)
+    assert [dict(each.headers)["sabot.error"] for each in shop.letters()] == [b"DataError", b"InputChanged"]
+    assert shop.calls == [1]
+
+
+async def test_rows_that_agents_hand_to_each_other_are_jobs_too(shop: Shop) -> None:
+    seen: list[Any] = []
+
+    def build() -> App:
+        app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+        @app.agent(key="customer", sink="answers", durable=True)
+        async def second(ctx: Any) -> Any:
+            seen.append(ctx.headers)
+            return {"order": ctx.message["order"], "said": await ctx.call(shop.refund, ctx.message["order"])}
+
+        @app.agent("tickets", key="customer", sink=second, durable=True)
+        async def first(ctx: Any) -> Any:
+            for half in "ab":
+                yield {**ctx.message, "order": f"{ctx.message['order']}{half}"}
+
+        return app
+
+    app = build()
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.answers()) == 2)
+    await checkpoint(app)
+    shop.ticket("ann", 2)
+    await until(lambda: len(shop.answers()) == 4)
+    await crash(app)
+    async with started(build()):
+        await until(lambda: len(shop.answers()) == 6)
+    assert shop.calls == ["1a", "1b", "2a", "2b"]
+    assert orders(shop.answers()) == ["1a", "1b", "2a", "2b", "2a", "2b"]
+    assert set(seen) == {()}
+    ids = {entry.job for entry in shop.entries() if isinstance(entry, Begin)}
+    assert sum(each.startswith("shop.second/shop.first/") for each in ids) >= 2
+
+
+async def test_a_memory_log_that_begins_again_is_another_log(shop: Shop) -> None:
+    app = shop.app(shop.sleepy, concurrency=1)
+    await app.start()
+    shop.ticket("ann", 0, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    await app.stop()
+    MemoryBroker.get(shop.url).reset()
+    shop.ticket("ann", 5)  # where the other one was
+    async with started(app := shop.app(shop.sleepy, concurrency=1)):
+        await until(lambda: figures(app)["mailbox_rows"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [0, 5])
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": True, "concurrency": 1}, "batch=True"),
+        ({"on_timer": lambda timer, ctx: None}, "ctx.sleep"),
+        ({"timeout": "1s"}, "timeout"),
+        ({"rate": "5/s"}, "concurrency="),
+        ({"mailbox": 0}, "mailbox=0"),
+        ({"mailbox_full": "drop"}, "mailbox_full='drop'"),
+        ({"job_id": ""}, "job_id=''"),
+        ({"key": None, "mailbox": 5}, "no key"),
+        ({"durable": False, "mailbox": 5}, "durable=True"),
+        ({"durable": 1}, "True or False"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(shop: Shop, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        shop.app(shop.handle, **options)
+    assert words in str(refused.value)
+
+
+async def test_a_durable_agent_without_a_place_for_its_journal_is_refused(shop: Shop, tmp_path: Path) -> None:
+    elsewhere = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "checkpoints"
+    for settings, words in (
+        ({}, "App(..., state=DIRECTORY)"),
+        ({"state": "memory"}, "App(..., state=DIRECTORY)"),
+        ({"journal": str(shop.directory)}, "no checkpoints"),
+        ({"state": str(shop.directory), "checkpoint_dir": elsewhere}, "another machine"),
+        ({"state": str(shop.directory), "journal": "ftp://somewhere"}, "no journal has such an address"),
+    ):
+        app = App("shop", shop.url, **settings)
+        app.agent("tickets", durable=True)(shop.handle)
+        with pytest.raises(UserError) as refused:
+            await app.start()
+        assert words in str(refused.value)
+
+
+async def test_a_journal_in_memory_is_enough_for_a_script(shop: Shop) -> None:
+    app = App("shop", shop.url, journal="memory", clock=shop.clock)
+    app.agent("tickets", key=None, sink="answers", durable=True)(shop.handle)
+    for _ in range(2):
+        async with started(app):
+            shop.ticket("ann", 1)
+            await until(lambda: shop.answers())
+    assert set(shop.calls) == {1}
+
+
+async def test_rows_that_nothing_tells_apart_are_refused_and_job_id_is_the_fix(shop: Shop, tmp_path: Path) -> None:
+    def fed_by_agent(job_id: str | None, durable: bool) -> App:
+        app = App("shop", shop.url, state=str(shop.directory))
+
+        @app.agent(durable=True, job_id=job_id)
+        async def second(ctx: Any) -> None:
+            """Nothing."""
+
+        @app.agent("tickets", sink=second, durable=durable)
+        async def first(ctx: Any) -> Any:
+            return ctx.message
+
+        return app
+
+    with pytest.raises(UserError, match=r"agent shop\.second is durable, and its rows come from agent shop\.first"):
+        await fed_by_agent(None, False).start()
+    for job_id, durable in (("order", False), (None, True)):
+        async with started(fed_by_agent(job_id, durable)):
+            pass
+
+    app = App("shop", shop.url, state=str(shop.directory))
+
+    @app.agent(durable=True)
+    async def third(ctx: Any) -> None:
+        """Nothing."""
+
+    app.stream("rows", schema={"n": "int64"}).to(third)
+    with pytest.raises(UserError, match="its rows come from a stream"):
+        await app.start()
+
+    (tmp_path / "rows.csv").write_text("n\n1\n")
+    from sabot import files
+
+    app = App("shop", shop.url, state=str(shop.directory))
+    app.agent(files(str(tmp_path / "rows.csv")), name="csv", durable=True)(shop.handle)
+    with pytest.raises(UserError, match=r"nothing of .*rows\.csv.* says which record is which"):
+        await app.start()
+
+
+async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_other_way_round(shop: Shop) -> None:
+    app = shop.app(shop.handle)
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+    (shop.directory / "checkpoints").rename(shop.directory / "away")
+    with pytest.raises(UserError, match="the state is gone, and the journal stays"):
+        await shop.app(shop.handle).start()
+    shutil.rmtree(shop.directory / "checkpoints")
+    (shop.directory / "away").rename(shop.directory / "checkpoints")
+    (shop.directory / "journal").rename(shop.directory / "elsewhere")
+    with pytest.raises(OtherJournal):
+        await shop.app(shop.handle).start()
+    shutil.rmtree(shop.directory / "journal")
+    (shop.directory / "elsewhere").rename(shop.directory / "journal")
+    with sqlite3.connect(shop.directory / "journal" / "journal.db") as database:
+        database.execute("DELETE FROM entries")
+        database.execute("UPDATE meta SET value = 0 WHERE name = 'trimmed'")
+    with pytest.raises(OtherJournal, match="ends at 0"):
+        await shop.app(shop.handle).start()
+    assert shop.calls == [1]
+
+
+async def test_fresh_forgets_effects_only_where_one_says_so(shop: Shop) -> None:
+    async with started(shop.app(shop.handle)):
+        shop.ticket("ann", 1)
+        await until(lambda: shop.answers())
+    app = shop.app(shop.handle)
+    app.configure(fresh=True)
+    with pytest.raises(UserError, match="--fresh --forget-effects"):
+        await app.start()
+    assert list((shop.directory / "checkpoints").rglob("*.json")), "the refused start has removed the checkpoints"
+    app = shop.app(shop.handle)
+    app.configure(forget_effects=True)
+    with pytest.raises(UserError, match="they go together"):
+        await app.start()
+    app = shop.app(shop.handle)
+    app.configure(fresh=True, forget_effects=True)
+    async with started(app):
+        await until(lambda: len(shop.answers()) == 2)
+    assert shop.calls == [1, 1]
+
+
+async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start_by_name(shop: Shop) -> None:
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        shop.ticket("ann", 0, sleeps=True)
+        await until(lambda: jobs(app)["parked"] == 1)
+    other = App("shop", shop.url, state=str(shop.directory), clock=shop.clock)
+    other.agent("tickets", name="handler")(shop.handle)
+    with pytest.raises(UserError, match=r"no durable agents of this program: shop\.handle \(1\)"):
+        await other.start()
+    async with started(app := shop.app(shop.sleepy)):
+        shop.clock.advance(3600)
+        await until(lambda: shop.answers())
+        await checkpoint(app)
+    async with started(other):  # no job of the agent that is gone is open
+        pass
+
+
+async def test_a_journal_has_one_owner(shop: Shop, tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal")
+    apps = []
+    for name in ("one", "two"):
+        app = App(name, shop.url, state=str(tmp_path / name), journal=journal)
+        app.agent("tickets", durable=True)(shop.handle)
+        apps.append(app)
+    async with started(apps[0]):
+        with pytest.raises(JobLocked, match=r"the journal in .* belongs to process"):
+            await apps[1].start()
+
+
+async def test_the_journal_keeps_what_a_checkpoint_may_need_and_no_more(shop: Shop) -> None:
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        shop.ticket("bob", 0, sleeps=True)
+        for order in range(1, 6):
+            shop.ticket("ann", order)
+        await until(lambda: len(shop.answers()) == 5)
+        for _ in range(8):
+            await checkpoint(app)
+
+        def left() -> set[str]:
+            return {entry.job.rpartition("/")[2] for entry in shop.entries()}
+
+        await until(lambda: left() == {"0"})
+        assert not any(isinstance(entry, End | Answer) for entry in shop.entries())
+        assert values(app, "answers") == shop.answers()
+        assert publish(app, "tickets", []) is not None or records(app, "tickets")
