@@ -30,19 +30,21 @@ EXTENSIONS = [
     for path in sorted(Path("sabot/_cython").rglob("*.pyx"))
 ]
 
-setup(
-    ext_modules=cythonize(
-        EXTENSIONS,
-        build_dir="build/cython-debug" if DEBUG else "build/cython",
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": DEBUG,
-            "wraparound": False,
-            "nonecheck": DEBUG,
-            "cdivision": True,
-            "initializedcheck": DEBUG,
-            "embedsignature": True,
-        },
-    ),
-    options={"build_ext": {"parallel": os.cpu_count()}},
-)
+if __name__ == "__main__":  # the processes that translate may import this file
+    setup(
+        ext_modules=cythonize(
+            EXTENSIONS,
+            nthreads=os.cpu_count() or 1,
+            build_dir="build/cython-debug" if DEBUG else "build/cython",
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": DEBUG,
+                "wraparound": False,
+                "nonecheck": DEBUG,
+                "cdivision": True,
+                "initializedcheck": DEBUG,
+                "embedsignature": True,
+            },
+        ),
+        options={"build_ext": {"parallel": os.cpu_count()}},
+    )
