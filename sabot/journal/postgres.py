@@ -40,7 +40,7 @@ from sabot.journal.base import Position
 from sabot.journal.entries import Entry
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
-from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_of
+from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, end_of_log, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
@@ -287,13 +287,14 @@ class PostgresJournal(PostgresReader, SqlJournal):
                         f"another owner has taken the journal over: {described}",
                         hint=f"this one was not heard of for {self._lease_s:g} s: it was paused, or had no connection",
                     )
+                end = end_of_log(Statements(connection))
         except BaseException:
             connection.close()
             raise
         self._writing = connection
         ((self._epoch,),) = found
         self._renewed = asked
-        (end,) = SqlReader.positions(self).values()
+        self._reading.stale = True  # another server may have taken the place of the one that it is connected to
         if end not in (self._end, behind):
             raise JournalFailed(
                 f"the log ends at {end}, and this owner has written up to {self._end}",

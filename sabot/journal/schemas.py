@@ -45,6 +45,9 @@ _JOURNALS = (  # by their schemas
     "SELECT nspname FROM pg_namespace n WHERE nspname LIKE 'sabot\\_%' AND EXISTS (SELECT 1 FROM pg_class c "
     "WHERE c.relnamespace = n.oid AND relname = 'claim') ORDER BY nspname"
 )
+_IS_THERE = (  # asked of the catalog: a session does not notice at once that a schema of its search path was made
+    "SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid WHERE nspname = %s AND relname = 'meta'"
+)
 _ARRAYS = "unnest(%b::bigint[], %b::text[], %b::bigint[], %b::bytea[])"
 
 
@@ -111,8 +114,7 @@ class JournalSchema:
     def facts(self, connection: Any) -> dict[str, str] | None:
         """What `meta` says, of a journal of a format that we know; None: there is none. Raises UserError, CorruptJournal."""
         with self.server.explained():
-            ((there,),) = connection.execute("SELECT to_regclass('meta') IS NOT NULL").fetchall()
-            if not there:
+            if not connection.execute(_IS_THERE, (self.schema,)).fetchall():
                 return None
             facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())
         if not {"identity", "key", "format"} <= facts.keys():
@@ -159,6 +161,8 @@ class PostgresSession:
         self._lock = threading.Lock()
         self._connection: Any = None
         self._closed = False
+        self.stale = False
+        """Set from any thread: the next use is on a new connection."""
 
     @contextmanager
     def using(self, first: str = "") -> Iterator[Any]:
@@ -180,6 +184,9 @@ class PostgresSession:
                 raise
 
     def _begin(self, first: str) -> None:
+        if self.stale:
+            self.stale = False
+            self._drop()
         if self._connection is not None and first:
             try:
                 with self._place.server.explained():

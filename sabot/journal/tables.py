@@ -54,6 +54,7 @@ __all__ = [
     "clear",
     "connected",
     "copied",
+    "end_of_log",
     "explained",
     "facts_of",
     "forget",
@@ -397,7 +398,7 @@ def remove(connection: Connection, jobs: Sequence[str], before: int, letters: in
     """
     removed = 0
     run = connection.execute
-    end = _end_of_log(run(_END_OF_LOG).fetchall())
+    end = end_of_log(connection)
     run(
         "UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),)
     )  # places do not begin again when the last one goes
@@ -426,8 +427,12 @@ def _among(column: str, values: Sequence[Any]) -> str:
     return f"{column} IN ({', '.join('?' * len(values))})"
 
 
+def end_of_log(connection: Connection) -> int:
+    """The place behind the last entry that there was, also where it was trimmed."""
+    return _end_of_log(connection.execute(_END_OF_LOG).fetchall())
+
+
 def _end_of_log(rows: list[tuple[Any, ...]]) -> int:
-    """Of `_END_OF_LOG`: the place behind the last entry that there was, also where it was trimmed."""
     ((last, trimmed),) = rows
     return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
 

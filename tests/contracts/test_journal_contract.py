@@ -105,7 +105,7 @@ class InPostgres:
         self.url, self.app = url, app
 
     def owner(self) -> Journal:
-        return PostgresJournal(self.url, self.app, clock=self.clock, lease_s=2.0)
+        return PostgresJournal(self.url, self.app, clock=self.clock, lease_s=5.0)
 
     def reader(self) -> JournalReader:
         return PostgresReader(f"{self.url}?app={self.app}")

@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sabot.cli import commands
+from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import (
     BrokerUnavailable,
     CorruptJournal,
@@ -40,7 +42,7 @@ from sabot.journal import (
 from tools.command_line import child
 from tools.postgres import Postgres, server_or_skip
 
-LEASE_S = 1.0
+LEASE_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_a_wrong_password_database_or_host_is_told_without_the_password(server: 
     rules.write_text("host all sabot all trust\nhost all ann all scram-sha-256\n")
     query(server.url, "SELECT pg_reload_conf()")
     place = server.url.partition("@")[2]
-    wrong = [f"ann:hunter2-hunter2@{place}", f"ann:hunter2-hunter2@{place}x", "ann:hunter2-hunter2@nowhere.invalid/d"]
+    wrong = [f"ann:hunter2-hunter2@{place}", f"ann:hunter2-hunter2@{place}x", "ann:hunter2-hunter2@127.0.0.1:1/d"]
     errors = []
     for address in wrong:
         with pytest.raises((UserError, BrokerUnavailable)) as error:
@@ -210,6 +212,19 @@ def test_text_that_no_database_takes_is_refused_before_it_is_appended(url: str, 
     assert read(url, app) == ["job", "job-1"]
 
 
+def test_a_client_library_without_pipelines_writes_the_same(
+    url: str, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresServer, "pipeline", lambda server, connection: nullcontext())
+    first = PostgresJournal(url, app, lease_s=LEASE_S)
+    fill(first, 3)
+    query(url, f"UPDATE \"sabot_{app}\".claim SET epoch = epoch + 1, owner = 'another'")
+    with pytest.raises(JournalFailed, match="another owner has taken the journal over"):
+        fill(first, 1, 3)
+    first.close()
+    assert read(url, app) == jobs(3)
+
+
 async def test_many_appends_are_few_commits(url: str, app: str) -> None:
     journal = PostgresJournal(url, app)
     for number in range(2000):
@@ -242,8 +257,8 @@ for number in range(first, 1_000_000):
 """
 
 
-def owner(url: str, app: str, first: int = 0) -> Any:
-    words = (sys.executable, "-c", OWNER, url, app, LEASE_S, first)
+def owner(url: str, app: str, first: int = 0, lease_s: float = LEASE_S) -> Any:
+    words = (sys.executable, "-c", OWNER, url, app, lease_s, first)
     return child(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -285,21 +300,42 @@ def test_a_worker_that_was_paused_in_a_transaction_holds_nobody_up(url: str, app
 
 
 def test_an_owner_without_work_keeps_its_claim(url: str, app: str) -> None:
-    journal = PostgresJournal(url, app, lease_s=0.3)
+    journal = PostgresJournal(url, app, lease_s=LEASE_S)
     began = journal._renewed
-    until(lambda: journal._renewed > began + 1)
+    until(lambda: journal._renewed > began + LEASE_S)
     assert journal.claim_left() > 0
     with pytest.raises(JobLocked):
-        PostgresJournal(url, app, lease_s=0.3)
+        PostgresJournal(url, app, lease_s=LEASE_S)
     fill(journal, 1)
     journal.close()
+
+
+def test_of_many_who_make_a_journal_at_once_one_owns_it(url: str, app: str) -> None:
+    owners: list[PostgresJournal] = []
+    refused: list[str] = []
+
+    def make() -> None:
+        try:
+            owners.append(PostgresJournal(url, app, lease_s=LEASE_S))
+        except JobLocked as error:
+            refused.append(error.message)
+
+    makers = [threading.Thread(target=make) for _ in range(5)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    assert (len(owners), len(refused)) == (1, 4)
+    fill(owners[0], 1)
+    owners[0].close()
+    assert read(url, app) == jobs(1)
 
 
 def test_of_an_owner_that_is_killed_anywhere_a_prefix_is_there_with_all_that_was_told(url: str, app: str) -> None:
     chance = random.Random(7)
     told = -1
-    for _ in range(6):
-        with owner(url, app, told + 1) as process:
+    for _ in range(4):
+        with owner(url, app, told + 1, lease_s=0.5) as process:
             process.stdin.write("go on\n")
             process.stdin.flush()
             lines = [process.stdout.readline() for _ in range(chance.randrange(2, 40))]
