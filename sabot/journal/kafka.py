@@ -357,8 +357,9 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     def take(self) -> list[tuple[Position, Entry]]:
         """As `Journal.take`. It asks the broker, so it blocks; what one that does not answer has is taken later."""
-        with suppress(TransientError):
-            self._replica.catch_up_letters(_TAKE_SECONDS)
+        if not self._replica.link.lost:
+            with suppress(TransientError):
+                self._replica.catch_up_letters(_TAKE_SECONDS)
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:

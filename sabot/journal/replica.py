@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sabot.config import checked_topic, legal_topic, parse_broker
 from sabot.disk import TemporaryFolder, private
-from sabot.errors import BrokerUnavailable, CorruptJournal, UserError
+from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
 from sabot.journal.entries import decode_entry
 from sabot.journal.frames import (
     CopyBegin,
@@ -202,7 +202,7 @@ class Replica:
 
     def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
         """The frames that count among these records, each with the offset of its last one."""
-        for message in self.frames_log.messages(self.topic, FRAMES, first, end):
+        for message in self._records(self.frames_log, FRAMES, first, end):
             value, offset = message.value(), message.offset()
             frame = order.take(value, f"{self.topic}[{FRAMES}]@{offset}")
             if counted:
@@ -210,6 +210,12 @@ class Replica:
                 self.log_bytes += len(value or b"")
             if frame is not None:
                 yield offset, frame
+
+    def _records(self, topic_log: TopicLog, partition: int, first: int, end: int) -> Iterator[Any]:
+        try:
+            yield from topic_log.messages(self.topic, partition, first, end)
+        except DataError as error:
+            raise CorruptJournal(f"{self.where}: {error.message}", hint=_ROWS_ARE_GONE) from error
 
     def _apply(self, frames: list[tuple[int, Frame]]) -> None:
         named = max((number for _, frame in frames for number in _letters_of(frame)), default=0)
@@ -250,7 +256,7 @@ class Replica:
             _, end = self.frames_log.bounds(self.topic, LETTERS, seconds)  # which does not wait for letters
             letters = []
             reached = self.letters_next
-            for message in self._letters_log.messages(self.topic, LETTERS, self.letters_next, end):
+            for message in self._records(self._letters_log, LETTERS, self.letters_next, end):
                 reached = message.offset() + 1
                 letter = decode_letter_record(message.value(), f"{self.topic}[{LETTERS}]@{message.offset()}")
                 if letter is not None:

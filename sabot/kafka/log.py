@@ -3,13 +3,13 @@
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import BrokerUnavailable, SabotError, TransientError
+from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     FETCHING,
@@ -19,6 +19,7 @@ from sabot.kafka.client import (
     explain,
     partitions_of,
     producer_of,
+    said,
     topic_id_of,
 )
 from sabot.redaction import clean_cause
@@ -106,7 +107,7 @@ class TopicLog:
     def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
         """The committed records with first <= offset < end. Where the last call ended at `first`, the consumer simply goes on.
 
-        Raises BrokerUnavailable, and as `client.explain` says.
+        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`).
         """
         if first >= end:
             return
@@ -129,10 +130,14 @@ class TopicLog:
                     if message.offset() == end - 1 and number == len(batch):
                         self._at = (topic, index, end)
                     return
+                if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    continue  # the client asks about its group, which is of no use here
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:
                     if went_on and message.offset() <= first:
                         continue  # of the call before
                     return  # the last stable offset may be before `end` while a transaction is open
+                if error is not None and error.code() == KafkaError._BAD_MSG:
+                    raise DataError(f"{topic}[{index}] is damaged: {said(error)}")
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                     raise explain(error, self._link, topic)
         raise BrokerUnavailable(
@@ -225,4 +230,5 @@ class TopicAppender:
     def close(self) -> None:
         """What was not acknowledged is dropped. Idempotent."""
         self._producer.purge()
-        self._producer.flush(1.0)
+        with suppress(KafkaException):  # a fatal error, which `append` has raised
+            self._producer.flush(1.0)

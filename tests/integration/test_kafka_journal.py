@@ -639,6 +639,26 @@ def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(broker: 
     assert len(found) == told[-1]
 
 
+def test_a_byte_that_changed_on_the_brokers_disk_is_told(broker: Broker, topic: str) -> None:
+    address = f"{broker.url}/{topic}"
+    journal = KafkaJournal(address)
+    for number in range(20):
+        written(journal, Begin(f"job-{number}", 0, body=random.Random(number).randbytes(1000)))
+    journal.close()
+    broker.stop()
+    assert broker.folder is not None
+    (file,) = broker.folder.glob(f"data/{topic}-0/*.log")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    file.write_bytes(data)
+    broker.start()
+    for opened in (KafkaJournal, KafkaJournalReader):
+        with pytest.raises(
+            CorruptJournal, match=rf"journal {address}: {topic}\[0\] is damaged: .* at offset \d+ .*CRC"
+        ):
+            opened(address)
+
+
 # -- from a shell -----------------------------------------------------------------------------------------------------
 
 

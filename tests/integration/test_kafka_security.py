@@ -18,6 +18,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Track
 from sabot.errors import BrokerUnavailable, SabotError, UserError
+from sabot.journal import Begin, Letter
+from sabot.journal.kafka import KafkaJournal
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from tools.agent_tools import bounded, until
 from tools.broker import running_or_skipped
@@ -130,7 +132,17 @@ def send_once(url: str, kafka: dict[str, Any], topic: str) -> None:
         sender.close()
 
 
-FACES = (read_once, start_by_hand, write_once, deliver_once, send_once)
+def own_journal(url: str, kafka: dict[str, Any], topic: str) -> None:
+    journal = KafkaJournal(f"{url}/{topic}.journal", kafka=kafka, copy_slack_bytes=-(1 << 40))
+    assert journal.wait_durable(journal.append(Begin("job", 0)), 2 * BOUND)
+    journal.post(Letter("signal", uuid.uuid4().hex, "job", "s"))
+    position, _ = journal.take()[0]
+    assert journal.wait_durable(position, 2 * BOUND)
+    journal.trim(journal.positions())
+    journal.close()
+
+
+FACES = (read_once, start_by_hand, write_once, deliver_once, send_once, own_journal)
 
 
 def refusal(face: Callable[..., None], *arguments: Any) -> SabotError:
@@ -218,6 +230,23 @@ def give(secure: SecureBroker, user: str, topic: str, *rights: str) -> None:
     for right in rights:
         operation, kind = right.split()
         secure.allow(user, "group" if kind == "token" else kind, names[kind], operation)
+
+
+def test_a_journal_needs_what_docs_jobs_lists_and_no_more(
+    secure: SecureBroker, user: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, kafka, name = secure.url_of("LOGIN"), secure.login(user), f"{topic}.journal"
+    assert "may not write topic" in refusal(own_journal, url, kafka, topic).message
+    secure.allow(user, "topic", name, "create", "alter_configs")
+    for operation in ("describe", "describe_configs", "write", "read"):
+        refusal(own_journal, url, kafka, topic)
+        secure.allow(user, "topic", name, operation)
+    own_journal(url, kafka, topic)
+    assert "records cannot be deleted" in caplog.text
+    secure.allow(user, "topic", name, "delete")
+    caplog.clear()
+    own_journal(url, kafka, topic)
+    assert [each for each in caplog.records if each.levelname == "WARNING"] == []
 
 
 @pytest.mark.parametrize(
