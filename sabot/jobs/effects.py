@@ -113,8 +113,7 @@ class Effects:
     def _result(self, live: Live, ask: Ask, outcome: str, body: bytes) -> None:
         """The effect has a certain outcome: it is recorded, and the function told."""
         entry = EffectResult(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt, outcome, body)
-        self._desk.append(entry, live)
-        self._desk.run(live, live.job.deliver, entry)
+        self._desk.arrived(self._desk.append(entry, live), entry)
 
     # -- in doubt -----------------------------------------------------------------------------------------------------
 

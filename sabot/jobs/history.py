@@ -7,7 +7,8 @@ Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a histor
 earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
-are asked again.
+are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
+that were cancelled. They are asked anew, as effects of their own.
 """
 
 from collections.abc import Iterable
@@ -28,15 +29,16 @@ VERDICTS = ("done", "not_done", "abandon")
 Delivery = EffectResult | Answer | Signal | Cancel
 """What changes a job from outside."""
 
-_REPEATABLE = {"", EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
+_REPEATABLE = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
 
 
 @dataclass(slots=True)
 class History:
     """begin: the last BEGIN. runs: how many there are. attempt: of the job, from 1. tries: of each effect, from 1.
 
-    intents: what was asked, by ordinal. deliveries: what came, in order. doubts: the last question about an effect in doubt, by its
-    ordinal; verdicts: the answers to such questions, by token. base: the last ordinal before the last BEGIN. last_ordinal: of all.
+    intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
+    doubts: the last question about an effect in doubt, by its ordinal; verdicts: the answers to such questions, by token. base: the last
+    ordinal before the last BEGIN. last_ordinal: of all.
     """
 
     begin: Begin
@@ -45,6 +47,7 @@ class History:
     end: End | None = None
     intents: dict[int, Intent] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
+    kept: int = 0
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     verdicts: dict[str, Answer] = field(default_factory=dict)
@@ -100,9 +103,20 @@ class History:
             case End():
                 self.end = entry
 
+    def has_result(self, ordinal: int) -> bool:
+        """Whether the outcome of this effect is recorded."""
+        return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
+
     def _try(self, attempt: int) -> None:
+        """Another attempt of the job."""
         self.attempt = attempt
+        for entry in self.deliveries:
+            if self._given_up(entry):
+                self.intents.pop(entry.ordinal, None)  # type: ignore[union-attr]  # it is of an effect
         self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
+        self.kept = len(self.deliveries)
+        fired = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
+        self.intents = {at: each for at, each in self.intents.items() if each.kind != "sleep" or at in fired}
 
     def _intend(self, intent: Intent) -> None:
         if intent.kind == "ask" and intent.name == IN_DOUBT and intent.ordinal in self.intents:
@@ -111,8 +125,20 @@ class History:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
+    def _given_up(self, entry: Delivery) -> bool:
+        """Whether it says that the job itself did not want an effect any more."""
+        match entry:
+            case Answer():
+                return entry.outcome == "cancelled" and entry.by == entry.job
+            case EffectResult():
+                intent = self.intents.get(entry.ordinal)
+                return entry.outcome == "cancelled" and intent is not None and intent.kind == "child"
+        return False
+
     def _asked_again(self, entry: Delivery) -> bool:
-        """Whether this is the error of an effect that another attempt of the job may ask again."""
-        if not isinstance(entry, EffectResult) or entry.outcome == "ok":
+        """Whether this came of an effect that another attempt of the job may ask again."""
+        if not isinstance(entry, Answer | EffectResult):
             return False
-        return self.intents[entry.ordinal].effect_class in _REPEATABLE
+        intent = self.intents.get(entry.ordinal)
+        failed = isinstance(entry, EffectResult) and entry.outcome != "ok"
+        return intent is None or (failed and intent.effect_class in _REPEATABLE)

@@ -12,22 +12,23 @@ the journal.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
-from sabot.errors import LetterRefused, NonDeterminism, UserError
+from sabot.errors import NonDeterminism, UserError
 from sabot.exits import EXITS
-from sabot.jobs.effects import Effects, child_id
+from sabot.jobs.effects import Effects
 from sabot.jobs.history import Delivery, History
+from sabot.jobs.letters import JobLetters
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import Parking
 from sabot.jobs.run import ContinueAs, JobRun, question_token
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Letter, Signal
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
 from sabot.threads import aside, to_the_end
 from sabot.watch import watched
 
@@ -69,12 +70,14 @@ class JobHost:
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing = 0
+        self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
         self._parking = Parking(self)
+        self._letters = JobLetters(self)
         self._timers = JobTimers(
             self,
             clock,
             due=self._due,
-            letters=lambda: self.put(self._take),
+            letters=lambda: self.put(self._letters.take),
             keeps=self._awaits,
             broke=on_broken,
         )
@@ -289,11 +292,15 @@ class JobHost:
         if job.blocked is not None:
             self._block(live, job.blocked)
             return
-        for ask in job.take_gone():
-            self._gone(job.job_id, ask.kind, ask.ordinal, ask.token)
-        if new := job.take_new():
-            noted = [partial(self._effects.asked, live, ask) for ask in new]
-            self.put_first([*noted, partial(self.settle, live)])
+        gone, new = job.take_gone(), job.take_new()
+        if gone or new:
+            self.put_first(
+                [
+                    *(partial(self._effects.asked, live, ask) for ask in new),
+                    *(partial(self._letters.dropped, live, ask) for ask in gone),
+                    partial(self.settle, live),
+                ]
+            )
         else:
             self.settle(live)
 
@@ -318,12 +325,31 @@ class JobHost:
             self._parking.park(live, self._agents[job.job_id])
 
     def arrived(self, position: Position, entry: Delivery) -> None:
-        """As `Desk.arrived`."""
+        """As `Desk.arrived`. What comes of a delivery is appended behind all that is in the journal, so it is delivered behind it."""
+        if self._arriving is not None:
+            self._arriving.append((position, entry))
+        else:
+            self.arrived_together([(position, entry)])
+
+    def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+        """As `Desk.arrived_together`."""
+        self._appended.update((at.partition, at.offset + 1) for at, _ in entries)
+        self._arriving = deque(
+            (at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)
+        )
+        try:
+            while self._arriving:
+                self._deliver(*self._arriving.popleft())
+        finally:
+            self._arriving = None
+
+    def _deliver(self, position: Position, entry: Delivery) -> None:
         live = self._live.get(entry.job)
         if live is None:
             self._parking.arrived(position, entry)
             return
-        live.last = position
+        if live.last is None or live.last < position:
+            live.last = position
         if isinstance(entry, Answer):
             ask = live.job.open.get(entry.ordinal)
             if ask is not None and ask.kind == "call" and ask.doubt == entry.token:
@@ -357,43 +383,10 @@ class JobHost:
         live = self._live.get(job_id)
         asked = self._parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind == "ask"
         if asked:
-            self._withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
+            self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
         self.arrived(self.append(entry, live), entry)
-
-    def _gone(self, job_id: str, kind: str, ordinal: int, token: str) -> None:
-        """The function waits no longer for a question, or for a child."""
-        if kind == "child":
-            cancel = Letter("cancel", job=child_id(job_id, ordinal), name="its parent waits no longer")
-            self.beside(self._post(cancel), f"the cancellation of child {ordinal} of job {job_id}")
-        elif token:
-            self._withdraw(job_id, ordinal, token, "cancelled")
-
-    def _withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
-        """Closes a question, unless an answer came first."""
-        letter = Letter("withdraw", token, name=why)
-        self.beside(self._post(letter), f"the withdrawal of question {ordinal} of job {job_id}")
-
-    async def _post(self, letter: Letter) -> None:
-        await self.journal.flush()  # what it is about
-        try:
-            await aside(self.journal.post, letter)
-        except LetterRefused as refused:
-            if refused.reason == "expired":  # only answers are
-                raise
-        self.put(self._take)
-
-    def _take(self) -> Awaitable[None]:
-        """Letters become entries, and their jobs hear of them before anything else is delivered."""
-
-        async def take() -> None:
-            for position, entry in await aside(self.journal.take):
-                self._appended[position.partition] = max(position.offset + 1, self._appended.get(position.partition, 0))
-                if isinstance(entry, Answer | Signal | Cancel):
-                    self.arrived(position, entry)
-
-        return to_the_end(take())
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -465,6 +458,9 @@ class JobHost:
         """The function is run again: results stay, errors of what may be repeated are asked again."""
         job_id = live.job.job_id
         if not self.runs(live) or self.stopping:
+            return
+        if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
+            self.put_later(_AGAIN_SECONDS, partial(self._attempt, live))
             return
         self.append(Attempt(job_id, self.now_ms(), 0, live.job.history.attempt + 1), live)
         self._forget(live)

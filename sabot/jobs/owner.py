@@ -129,7 +129,10 @@ class Desk(Protocol):
         """The job is quiet: it goes on to wait, parks, or ends."""
 
     def arrived(self, position: Position, entry: Delivery) -> None:
-        """An entry has come for a job: it is told, or woken."""
+        """An entry has come for a job: it is told, or woken. What comes of that stands behind it in the journal, and is told behind it."""
+
+    def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+        """Entries that were appended in one step have come for jobs."""
 
     def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         """A job runs over its history."""

@@ -122,7 +122,10 @@ class JobRun:
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
         self._unmatched = dict(history.intents)
-        self._undelivered = deque(history.deliveries)
+        self._kept = history.deliveries[
+            : history.kept
+        ]  # of attempts before this one: each is delivered when its effect is asked
+        self._undelivered = deque(history.deliveries[history.kept :])
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
         self._patches: dict[str, bool] = {}
@@ -135,33 +138,34 @@ class JobRun:
         """Runs the function over what is recorded. Then the host takes what is open."""
         self.loop.start(function(self))
         self.loop.run_until_quiet()
-        while self.blocked is None and (entry := self._next_recorded()) is not None:
-            self.deliver(entry)
+        self._deliver_recorded()
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
 
     def _next_recorded(self) -> Delivery | None:
-        """The first recorded delivery that can be made. In a first attempt that is the first one; in a later one, a result may have to wait
-        until its effect is asked.
-        """
-        waiting = self._undelivered
-        if not waiting:
-            return None
-        if not self._matches:
-            entry = waiting.popleft()
-            if isinstance(entry, EffectResult | Answer) and entry.ordinal > self._asked:
-                self._block(self.history.intents.get(entry.ordinal), "the function has not asked for it yet")
-                return None
-            return entry
-        for entry in waiting:
+        """The recorded delivery that is next: of those that are kept, the first whose effect is asked; else the first of this attempt."""
+        for at, entry in enumerate(self._kept):
             if isinstance(entry, Signal | Cancel) or entry.ordinal in self.open:
-                waiting.remove(entry)
-                return entry
-        return None
+                return self._kept.pop(at)
+        if not self._undelivered:
+            return None
+        entry = self._undelivered.popleft()
+        if not self._matches and isinstance(entry, EffectResult | Answer) and entry.ordinal > self._asked:
+            self._block(self.history.intents.get(entry.ordinal), "the function has not asked for it yet")
+            return None
+        return entry
 
     def deliver(self, entry: Delivery) -> None:
-        """Tells the function, and runs it until it is quiet."""
+        """Tells the function, and runs it until it is quiet; then of what is kept and was asked for only now."""
+        self._deliver(entry)
+        self._deliver_recorded()
+
+    def _deliver_recorded(self) -> None:
+        while self.blocked is None and (entry := self._next_recorded()) is not None:
+            self._deliver(entry)
+
+    def _deliver(self, entry: Delivery) -> None:
         self.loop.now = max(self.loop.now, entry.at_ms / 1000)
         self.loop.run_until_quiet(partial(self._tell, entry))
 
@@ -241,7 +245,7 @@ class JobRun:
         if recorded is not None and recorded.kind == "patch" and recorded.name == name:
             chosen = True
         else:
-            chosen = not self._undelivered and not self._unmatched
+            chosen = not self._undelivered and not self._kept and not self._unmatched
         if chosen:
             self._ask("patch", name, b"", awaited=False)
         self._patches[name] = chosen

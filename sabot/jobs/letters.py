@@ -1,0 +1,77 @@
+"""The inbox of a host's journal: its letters are taken, and jobs post into it what they do not want any more.
+
+A question is closed by a letter, as by an answer, so that the inbox decides which of the two came first.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable
+from functools import partial
+
+from sabot.errors import LetterRefused
+from sabot.jobs.effects import child_id
+from sabot.jobs.owner import Desk, Live
+from sabot.jobs.run import Ask
+from sabot.jobs.values import pack_error
+from sabot.journal.entries import EffectResult, Letter
+from sabot.threads import aside, to_the_end
+
+__all__ = ["JobLetters"]
+
+
+class JobLetters:
+    """Its methods are items of the host's task, or put some."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
+
+    def under_way(self, job_id: str) -> bool:
+        """Whether a letter of this job is not taken."""
+        return job_id in self._posting
+
+    def take(self) -> Awaitable[None]:
+        """Letters become entries, and their jobs hear of them before anything else is delivered."""
+
+        async def take() -> None:
+            self._desk.arrived_together(await aside(self._desk.journal.take))
+
+        return to_the_end(take())
+
+    def dropped(self, live: Live, ask: Ask) -> None:
+        """The function waits no longer for a question, or for a child."""
+        job_id, ordinal = live.job.job_id, ask.ordinal
+        if ask.token:
+            self.withdraw(job_id, ordinal, ask.token, "cancelled")
+        if ask.kind != "child":
+            return
+        cancel = Letter("cancel", job=child_id(job_id, ordinal), name="its parent waits no longer")
+        self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
+        if self._desk.runs(live) and not live.job.history.has_result(ordinal):
+            told = pack_error(asyncio.CancelledError(cancel.name))
+            entry = EffectResult(job_id, self._desk.now_ms(), ordinal, 1, "cancelled", told)
+            self._desk.arrived(self._desk.append(entry, live), entry)  # another attempt asks for another child
+
+    def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
+        """Closes a question, unless an answer came first. why: "expired" or "cancelled"."""
+        letter = Letter("withdraw", token, name=why, by=job_id)
+        self._post(letter, job_id, f"the withdrawal of question {ordinal} of job {job_id}")
+
+    def _post(self, letter: Letter, job_id: str, what: str) -> None:
+        self._posting[job_id] += 1
+        self._desk.beside(self._posted(letter, job_id), what)
+
+    async def _posted(self, letter: Letter, job_id: str) -> None:
+        await self._desk.journal.flush()  # what it is about
+        try:
+            await aside(self._desk.journal.post, letter)
+        except LetterRefused as refused:
+            if refused.reason == "expired":  # only answers are
+                raise
+        self._desk.put(self.take)
+        self._desk.put(partial(self._taken, job_id))
+
+    def _taken(self, job_id: str) -> None:
+        self._posting[job_id] -= 1
+        if not self._posting[job_id]:
+            del self._posting[job_id]
