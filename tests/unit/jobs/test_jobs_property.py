@@ -1,0 +1,449 @@
+"""Jobs under crashes at any moment, against a world that remembers what really happened: random programs (`programs`), and the cases that
+they have found or do not reach.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from unit.jobs.hosting import Agent, Hosting, entries, hosting, prefix
+from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
+
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError, LetterRefused
+from sabot.journal import Attempt, Begin, End, Intent, Letter, MemoryHome
+from sabot.llm.tools import tool
+
+# -- random programs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_random_jobs_that_crash_do_in_the_world_what_they_say(number: int) -> None:
+    run_seed(number, "memory")
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_random_jobs_lose_what_was_not_durable_and_nothing_else(number: int) -> None:
+    run_seed(number, "sqlite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 2000, 100))
+def test_many_random_jobs_that_crash(start: int) -> None:
+    for number in range(start, start + 100):
+        run_seed(number, "sqlite" if number % 4 == 0 else "memory")
+
+
+@pytest.mark.parametrize("number", [3, pytest.param(17, marks=pytest.mark.slow)])
+def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int) -> None:
+    at, over = 1, False
+    with quiet():
+        while not over:
+            seed = Seed(number, "memory")
+            over = LifeOf(seed, Crash(entries=at)).live()
+            if not over:
+                LifeOf(seed, Crash(entries=3)).live()
+                LifeOf(seed, Crash()).live()
+            seed.check()
+            at += 1
+    assert at > 10
+
+
+def test_a_seed_does_the_same_each_time() -> None:
+    assert run_seed(5, "memory").turns == run_seed(5, "memory").turns
+
+
+# -- attempts -----------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """What happened, by name."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+
+    def tool(self, name: str, **options: Any) -> Any:
+        @tool(name=name, **options)
+        async def make(value: Any = None) -> Any:
+            self.made[f"{name} {value}"] += 1
+            return value
+
+        return make
+
+
+def questions(jobs: Hosting) -> list[str]:
+    """Tokens of those that are open."""
+    return [token for token, question in jobs.journal.home.questions.items() if not question.closed]  # type: ignore[attr-defined]
+
+
+async def test_a_result_that_is_asked_late_in_another_attempt_is_the_recorded_one() -> None:
+    """The read fails at first and is asked again; the payment behind it was taken for one in doubt, though its result was there."""
+    world, home, fails = World(), MemoryHome(), [ValueError("busy")]
+    pay = world.tool("pay")
+
+    @tool(effect="read")
+    async def look() -> str:
+        if fails:
+            raise fails.pop()
+        return "there"
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            seen = await ctx.call(look)
+        except EffectError:
+            seen = "busy"
+        paid = await ctx.call(pay, 1)
+        if ctx.attempt == 1:
+            raise ValueError("again")
+        return [seen, paid]
+
+    async with hosting(home, Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["there", 1]
+    assert world.made == {"pay 1": 1}
+    assert not any(isinstance(e, Intent) and e.kind == "ask" for e in entries(home))
+
+
+async def test_a_question_that_an_attempt_gave_up_is_asked_anew_and_an_answered_one_is_not() -> None:
+    home = MemoryHome()
+    world = World()
+    look = world.tool("look", effect="read")
+
+    async def f(ctx: DurableContext) -> Any:
+        first = await ctx.ask("confirm", {"question": 1})
+        if ctx.attempt == 1:
+            async with asyncio.timeout(0.01):
+                await ctx.ask("confirm", {"question": 2})
+        await ctx.call(look)
+        second = await ctx.ask("confirm", {"question": 2})
+        return [first.outcome, second.outcome, second.approved]
+
+    async with hosting(home, Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        (token,) = questions(jobs)
+        jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+        await jobs.until(lambda: [e for e in entries(home) if isinstance(e, Attempt) and e.ordinal == 0])
+        await jobs.parks("j")
+        (token,) = questions(jobs)
+        jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["resolved", "resolved", True]
+
+
+async def test_a_child_that_an_attempt_gave_up_is_another_child_in_the_next_one() -> None:
+    """It was begun again under its old id, over the history that had ended."""
+    home = MemoryHome()
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "child":
+            await ctx.sleep(0.2)
+            return "child"
+        async with asyncio.timeout(0.01 if ctx.attempt == 1 else None):
+            return await ctx.child("agent", "child")
+
+    async with hosting(home, Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert (jobs.agent.done["j"], jobs.agent.outcomes["j~2"]) == ("child", "cancelled")
+    begun = [e.job for e in entries(home) if isinstance(e, Begin)]
+    assert len(begun) == len(set(begun)) == 3
+
+
+async def test_chance_and_ids_are_those_of_the_attempt_before() -> None:
+    world = World()
+    put = world.tool("put", effect="idempotent")
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.call(put, [str(ctx.uuid()), ctx.random().random()])
+        if ctx.attempt < 3:
+            raise ValueError("again")
+
+    async with hosting(MemoryHome(), Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert list(world.made.values()) == [1]
+
+
+# -- order --------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_of_one_letter_is_told_behind_the_letters_that_came_with_it() -> None:
+    """A verdict and an answer are taken in one step. The verdict's result stands behind the answer in the journal, and was told first."""
+    home, release, called = MemoryHome(), asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def pay() -> None:
+        raise ConnectionResetError
+
+    @tool(effect="read")
+    async def slow() -> None:  # so that the job is not parked
+        called.set()
+        await release.wait()
+
+    async def f(ctx: DurableContext) -> Any:
+        order: list[str] = []
+
+        async def noted(name: str, work: Any) -> None:
+            await work
+            order.append(name)
+
+        await asyncio.gather(noted("pay", ctx.call(pay)), noted("ask", ctx.ask("confirm", {})), ctx.call(slow))
+        return order
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await called.wait()
+        await jobs.until(lambda: len(questions(jobs)) == 2)
+        of_pay, of_ask = sorted(questions(jobs), key=lambda token: home.questions[token].ordinal)
+        jobs.journal.post(Letter("answer", of_pay, body=b'{"outcome": "done"}'))
+        jobs.journal.post(Letter("answer", of_ask, body=b"{}"))
+        await jobs.until(lambda: not jobs.journal.letters())
+        release.set()
+        await jobs.over("j")
+        live = jobs.agent.done["j"]
+    async with hosting(prefix(home, len(entries(home)) - 1), Agent(f)) as jobs:
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == live == ["ask", "pay"]
+
+
+async def test_a_job_that_goes_on_as_another_while_the_host_stops_does_so_at_the_next_start() -> None:
+    """A host that stops notes nothing that is asked, so the new history must not begin behind that."""
+    home, world, called, release = MemoryHome(), World(), asyncio.Event(), asyncio.Event()
+    pay = world.tool("pay")
+
+    @tool
+    async def slow() -> None:
+        called.set()
+        await release.wait()
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == 2:
+            return await ctx.call(pay, 2)
+        await ctx.call(slow)
+        wait = asyncio.create_task(ctx.wait("never"))
+        await asyncio.sleep(0)
+        wait.cancel()
+        ctx.continue_as(2)
+
+    async with hosting(home, Agent(f), grace_s=5.0) as jobs:
+        jobs.begin("j", 1)
+        await called.wait()
+        asyncio.get_running_loop().call_later(0.05, release.set)
+    for _ in range(2):
+        async with hosting(home, Agent(f)) as jobs:
+            await jobs.over("j")
+            assert (jobs.agent.done["j"], jobs.agent.blocks) == (2, {})
+    assert world.made == {"pay 2": 1}
+
+
+# -- functions that are not deterministic ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "step", "words"),
+    [
+        ("new", "step 2, call pay", "call check"),
+        ("removed", "step 1, call look", "call pay"),
+        ("reordered", "step 1, call look", "call pay"),
+        ("arguments", "step 2, call pay", "with other arguments"),
+        ("chance", "step 2, call pay", "with other arguments"),
+        ("shorter", "step 3", "the function"),
+        ("kind", "step 2, call pay", "ask confirm"),
+    ],
+)
+async def test_a_function_that_asks_otherwise_is_blocked_with_the_step_and_both_calls_and_others_go_on(
+    change: str, step: str, words: str
+) -> None:
+    world, clock = World(), ManualClock()
+    home = MemoryHome(clock)
+    look, pay, check = world.tool("look", effect="read"), world.tool("pay"), world.tool("check", effect="read")
+
+    async def f(ctx: DurableContext) -> Any:
+        now = ctx.message if changed else ""
+        if now == "reordered":
+            await ctx.call(pay, 1)
+        if now != "removed":
+            await ctx.call(look, 1)
+        if now == "new":
+            await ctx.call(check, 1)
+        if now == "kind":
+            await ctx.ask("confirm", {})
+        if now != "reordered":
+            amount = 2 if now == "arguments" else random.random() if now == "chance" else 1
+            await ctx.call(pay, amount)
+        if now != "shorter":
+            await ctx.sleep("1h")
+        return "over"
+
+    changed = False
+    async with hosting(home, Agent(f, clock)) as jobs:
+        jobs.begin("bad", change)
+        jobs.begin("good", "")
+        await jobs.parks("bad")
+        await jobs.parks("good")
+    changed, made = True, world.made.copy()
+    async with hosting(home, Agent(f, clock, code="2")) as jobs:
+        await jobs.over("bad")
+        told = str(jobs.agent.blocks["bad"])
+        assert [each for each in (step, words, "'1'", "'2'") if each not in told] == [], told
+        clock.advance(3601)
+        await jobs.over("good")
+        assert list(jobs.host.statistics()["blocked"]) == ["bad"]
+    assert world.made == made
+    changed = False
+    async with hosting(home, Agent(f, clock)) as jobs:  # the old code is back
+        await jobs.over("bad")
+        assert jobs.agent.done["bad"] == "over"
+    assert world.made == made
+
+
+# -- tools that do not behave ---------------------------------------------------------------------------------------------
+
+
+class Unsayable:
+    """msgpack has no word for it."""
+
+
+@pytest.mark.parametrize(
+    "result", [b"x" * (50 << 20), Unsayable(), {1: Unsayable()}, lambda: 1], ids=["50 MB", "a", "b", "c"]
+)
+async def test_a_result_that_cannot_be_recorded_is_an_error_and_the_effect_is_not_made_again(result: Any) -> None:
+    home, calls = MemoryHome(), []
+
+    @tool
+    async def pay() -> Any:
+        calls.append(1)
+        return result
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            await ctx.call(pay)
+        except EffectError as error:
+            await ctx.sleep(0)
+            return error.type
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "ResultNotRecorded"
+    for count in range(3, len(entries(home))):
+        async with hosting(prefix(home, count), Agent(f)) as jobs:
+            await jobs.over("j")
+            assert jobs.agent.done["j"] == "ResultNotRecorded"
+    assert len(calls) == 1
+
+
+async def test_a_tool_that_hangs_and_ignores_its_cancellation_holds_nobody_but_its_job() -> None:
+    release = asyncio.Event()
+
+    @tool(timeout="10ms")
+    async def stubborn() -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    @tool
+    async def hangs() -> None:
+        await release.wait()
+
+    async def f(ctx: DurableContext) -> Any:
+        match ctx.message:
+            case "hangs":
+                await ctx.call(hangs)
+            case "stubborn":
+                await ctx.call(stubborn)
+        return "over"
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("stubborn", "stubborn")
+        jobs.begin("hangs", "hangs")
+        await jobs.parks("stubborn")  # a person is asked
+        for number in range(20):
+            jobs.begin(f"good{number}")
+        await jobs.over(*(f"good{number}" for number in range(20)))
+        (token,) = questions(jobs)
+        jobs.journal.post(Letter("answer", token, body=b'{"outcome": "done"}'))
+        await jobs.over("stubborn")
+        assert (jobs.host.statistics()["in_flight"], len(jobs.host.left_behind)) == (1, 1)
+        release.set()
+        await jobs.over("hangs")
+
+
+# -- letters ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_comes_once_in_time_and_with_its_token() -> None:
+    clock = ManualClock()
+    home = MemoryHome(clock)
+
+    async def f(ctx: DurableContext) -> Any:
+        reply = await ctx.ask("confirm", {}, timeout="1h")
+        return [reply.outcome, dict(reply.resolution)]
+
+    def refused(jobs: Hosting, token: str) -> str:
+        with pytest.raises(LetterRefused) as error:
+            jobs.journal.post(Letter("answer", token, body=b'{"n": 2}'))
+        return error.value.reason
+
+    async with hosting(home, Agent(f, clock)) as jobs:
+        jobs.begin("j")
+        jobs.begin("late")
+        await jobs.parks("j")
+        await jobs.parks("late")
+        tokens = {question.job: token for token, question in home.questions.items()}
+        assert refused(jobs, "wrong") == "unknown"
+        jobs.journal.post(Letter("answer", tokens["j"], body=b'{"n": 1}'))
+        clock.advance(3601)  # an answer that was durable before the deadline beats the timer
+        assert refused(jobs, tokens["j"]) in ("second", "closed")
+        await jobs.over("j", "late")
+        assert jobs.agent.done == {"j": ["resolved", {"n": 1}], "late": ["expired", {}]}
+        assert refused(jobs, tokens["j"]) in ("second", "closed")
+        assert refused(jobs, tokens["late"]) in ("closed", "expired", "second")
+
+
+# -- time ---------------------------------------------------------------------------------------------------------------
+
+
+class SetBack(ManualClock):
+    """A clock that somebody sets."""
+
+    set_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.set_s
+
+
+async def test_a_clock_that_is_set_back_a_day_fires_nothing_early_and_loses_nothing() -> None:
+    clock = SetBack()
+    home = MemoryHome(clock)
+
+    async def f(ctx: DurableContext) -> Any:
+        began = ctx.now()
+        await ctx.sleep("1h")
+        return ctx.now() - began
+
+    async with hosting(home, Agent(f, clock)) as jobs:
+        jobs.begin("before")
+        await jobs.parks("before")
+        clock.set_s = -86400.0
+        jobs.begin("after")
+        await jobs.parks("after")
+        clock.advance(3500)
+        await asyncio.sleep(0.1)
+        assert not jobs.agent.outcomes
+        clock.advance(101)
+        await jobs.over("after")
+        assert "before" not in jobs.agent.outcomes
+    async with hosting(home, Agent(f, clock)) as jobs:
+        await jobs.parks("before")
+        clock.advance(86400)
+        await jobs.over("before")
+        assert jobs.agent.done["before"] >= 3_600_000
+    assert [e.outcome for e in entries(home) if isinstance(e, End)] == ["succeeded"] * 2
