@@ -76,10 +76,13 @@ class Effects:
                 self._begin_child(live, ask)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
-        """entry: of this attempt. The call waits until it is durable, if the class wants that."""
+        """entry: of this attempt. The call waits until it is durable, if the class wants that; or where the claim is over for now, as the
+        server of the journal is away: the commit of the entry renews it.
+        """
         assert ask.tool is not None
-        waits = entry is not None and RULES[EffectClass(ask.effect_class)].intent == "first"
-        durable = self._desk.journal.durable(entry) if waits else None  # type: ignore[arg-type]
+        journal, durable = self._desk.journal, None
+        if entry is not None and (RULES[EffectClass(ask.effect_class)].intent == "first" or journal.claim_left() <= 0):
+            durable = journal.durable(entry)
         self.runner.make(live.job.effect_id(ask), ask.tool, ask.args, dict(ask.kwargs), self._came, durable)
 
     def _came(self, effect: EffectId, outcome: Outcome) -> None:

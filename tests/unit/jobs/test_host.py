@@ -11,7 +11,17 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError
 from sabot.jobs.values import unpack
-from sabot.journal import Attempt, EffectResult, End, Intent, Letter, MemoryHome, Reconciled
+from sabot.journal import (
+    Attempt,
+    EffectResult,
+    End,
+    Intent,
+    Letter,
+    MemoryHome,
+    MemoryJournal,
+    Position,
+    Reconciled,
+)
 from sabot.llm.tools import tool
 
 
@@ -478,3 +488,33 @@ async def test_a_child_is_a_job_of_its_own_and_its_parent_parks() -> None:
             await jobs.over("j")
             assert jobs.agent.outcomes["j"] == "succeeded", count
         assert sum(world.made.values()) == 2 - len(undone)
+
+
+class LeasedJournal(MemoryJournal):
+    """Its server is away until `back`: entries wait, and the claim is over for now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back = asyncio.Event()
+
+    def claim_left(self) -> float:
+        return 1.0 if self.back.is_set() else 0.0
+
+    async def durable(self, position: Position) -> None:
+        await self.back.wait()
+
+
+async def test_an_effect_of_any_class_waits_while_the_claim_is_over_for_now() -> None:
+    world, journal = World(), LeasedJournal()
+    read = world.tool("read", effect="read")
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(read, 1)
+
+    async with hosting(journal, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: jobs.host.statistics()["in_flight"])
+        assert (world.made, jobs.broken) == ({}, [])
+        journal.back.set()
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == {"made": 1}
