@@ -1,6 +1,6 @@
 """The journal of effects: what jobs have asked of the world, before and after. `base` is the contract."""
 
-from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_place
+from sabot.journal.base import MAY_BEGIN_AGAIN, Inbox, JobMark, Journal, JournalReader, Position, Question, check_place
 from sabot.journal.effects import Doubt, EffectClass, EffectId, Reconciled, digest, effect_class, in_doubt
 from sabot.journal.entries import (
     INLINE_BYTES,
@@ -25,6 +25,7 @@ from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 __all__ = [
     "INLINE_BYTES",
+    "MAY_BEGIN_AGAIN",
     "Answer",
     "Attempt",
     "Begin",

@@ -27,6 +27,7 @@ from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 __all__ = [
+    "MAY_BEGIN_AGAIN",
     "Inbox",
     "JobMark",
     "Journal",
@@ -37,6 +38,10 @@ __all__ = [
     "check_place",
     "entry_of_letter",
 ]
+
+
+MAY_BEGIN_AGAIN = ("failed", "cancelled")
+"""How a job has ended that begins again when its dead letter is sent again."""
 
 
 class Position(NamedTuple):
@@ -197,8 +202,9 @@ class Journal(JournalReader, Inbox):
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         """Removes the entries of jobs whose END stands before these offsets (of the oldest retained checkpoint), with bodies that nobody
-        names any more; returns how many entries. Their marks stay, until they are older than `forget_before_ms` (epoch). Blocks. Jobs that
-        have not ended keep all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all.
+        names any more; returns how many entries. Their marks stay, until they are older than `forget_before_ms` (epoch), and so do the
+        entries of jobs that may begin again (MAY_BEGIN_AGAIN): they must find what they have done. Blocks. Jobs that have not ended keep
+        all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all.
         """
 
     @abstractmethod

@@ -13,7 +13,17 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CorruptJournal, JobLocked, LetterRefused, UserError
-from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter, entry_of_letter
+from sabot.journal.base import (
+    MAY_BEGIN_AGAIN,
+    Inbox,
+    JobMark,
+    Journal,
+    JournalReader,
+    Position,
+    Question,
+    check_letter,
+    entry_of_letter,
+)
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -204,7 +214,8 @@ class MemoryJournal(MemoryReader, Journal):
         with home.lock:
             for job, mark in list(home.marks.items()):
                 offsets = home.of_job.get(job, [])
-                if not mark.outcome or (offsets and offsets[-1] >= before.get(0, 0)):
+                kept = mark.outcome in MAY_BEGIN_AGAIN and mark.ended_ms >= forget_before_ms
+                if not mark.outcome or kept or (offsets and offsets[-1] >= before.get(0, 0)):
                     continue
                 for offset in offsets:
                     del home.entries[offset]

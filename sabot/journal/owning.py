@@ -113,7 +113,7 @@ class SqlJournal(SqlReader, Journal):
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         removed, place = 0, before.get(0, 0)
-        while jobs := self.ended(place):
+        while jobs := self.ended(place, forget_before_ms):
             removed += self.inbox.trim(jobs, place)
         if forget_before_ms:
             self.inbox.forget(forget_before_ms)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from sabot.errors import CorruptJournal, TransientError, UserError
 from sabot.faults import hint_of
-from sabot.journal.base import JobMark, JournalReader, Position, Question
+from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -116,6 +116,7 @@ _ENDED = (  # before a place
     "SELECT job FROM jobs WHERE ended < ? "
     "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
+_REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
 _END_OF_LOG = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
@@ -259,9 +260,10 @@ class SqlReader(JournalReader):
         rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
-    def ended(self, before: int) -> list[str]:
-        """Up to `_CHUNK` jobs that have entries and had ended before this place: what `remove` would remove."""
-        return [job for (job,) in self.select(f"{_ENDED} AND {_HAS_ENTRIES} LIMIT {_CHUNK}", (before, before))]
+    def ended(self, before: int, before_ms: int) -> list[str]:
+        """Up to `_CHUNK` jobs that have entries and had ended before this place, those that had not succeeded also before this time."""
+        chosen = f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_CHUNK}"
+        return [job for (job,) in self.select(chosen, (before, before, before_ms))]
 
 
 class TablesReader(SqlReader):

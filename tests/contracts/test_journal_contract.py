@@ -364,6 +364,15 @@ def test_an_ended_job_is_known_until_it_is_forgotten(journal: Journal) -> None:
     assert journal.job("a") is None
 
 
+def test_a_job_that_may_begin_again_keeps_its_entries_as_long_as_its_mark(journal: Journal) -> None:
+    told = [Begin("a", 1), Intent("a", 2, 1, "call"), End("a", 1_000, "failed")]
+    last = written(journal, *told, Begin("b", 1), End("b", 1_000, "cancelled"), Begin("c", 1), End("c", 1, "succeeded"))
+    assert journal.trim({0: last.offset + 1}, forget_before_ms=1_000) == 2  # those of c
+    assert [entry for entry in entries(journal) if entry.job == "a"] == told
+    assert journal.trim({0: last.offset + 1}, forget_before_ms=1_001) == 5
+    assert (entries(journal), journal.job("a")) == ([], None)
+
+
 def test_positions_do_not_begin_again_when_all_was_trimmed(home: Home) -> None:
     """Else a checkpoint would find a journal that is behind, or take new entries for those that it knows."""
     journal = home.owner()

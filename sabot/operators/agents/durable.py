@@ -33,7 +33,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, pack_error, unpack_error
-from sabot.journal import digest
+from sabot.journal import MAY_BEGIN_AGAIN, digest
 from sabot.operators.agents.job_rows import (
     FROM_HEADER,
     JOB_HEADER,
@@ -65,8 +65,6 @@ from sabot.threads import aside
 from sabot.watch import watched
 
 __all__ = ["DurableAgentOperator"]
-
-_AGAIN = ("failed", "cancelled")  # how a job has ended that goes on when its dead letter is sent again
 
 
 class DurableAgentOperator(AgentOperator):
@@ -276,7 +274,7 @@ class DurableAgentOperator(AgentOperator):
         if mark is None:
             self._begin(self._host.begin, call)
             return
-        if not (call.redriven and mark.outcome in _AGAIN and mark.digest == call.digest):
+        if not (call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest):
             self._drop(call, mark.digest)
         elif await aside(self._has_history, call.job_id):
             self._begin(self._host.begin_again, call)
