@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -275,9 +276,31 @@ def test_the_kafka_example_goes_on_counting_after_a_restart(kafka: Broker, topic
     assert seen == ["{'account': 'a1', 'payment': 1}", "{'account': 'a1', 'payment': 2}"]
 
 
+def test_the_refunds_example_refunds_once_and_is_answered_while_it_is_dead(tmp_path: Path) -> None:
+    example = [*SABOT, "run", "examples.refunds:app", "--loglevel", "warning"]
+    actions = [*SABOT, "actions", "list", "--journal", "state", "--json"]
+    with running(*example, folder=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "refund o-1 12\n"
+        limit = time.monotonic() + SECONDS
+        while not (asked := subprocess.run(actions, cwd=tmp_path, env=ENV, capture_output=True, text=True).stdout):
+            assert time.monotonic() < limit
+        process.kill()
+    question = json.loads(asked)
+    assert question["payload"] == {"message": "Refund 80 for o-2?"}
+    answer = [*SABOT, "actions", "resolve", question["resume_token"], "--approve", "--journal", "state"]
+    subprocess.run(answer, cwd=tmp_path, env=ENV, check=True, capture_output=True)
+    done = subprocess.run(example, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.stdout, done.returncode) == ("refund o-2 80\n", 0), done.stderr
+    assert [json.loads(line) for line in (tmp_path / "answers.ndjson").read_text().splitlines()] == [
+        {"order": "o-1", "answer": "refunded"},
+        {"order": "o-2", "answer": "refunded"},
+    ]
+
+
 def test_every_example_is_run_here_and_has_less_than_30_lines() -> None:
     found = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "examples").glob("*.py")}
-    assert found.keys() == {*EXAMPLES, "__init__", "fraud", "files", "kafka_alerts"}
+    assert found.keys() == {*EXAMPLES, "__init__", "fraud", "files", "kafka_alerts", "refunds"}
     assert max(found.values()) < 30
 
 

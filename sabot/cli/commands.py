@@ -223,6 +223,24 @@ def fraud(
     raise typer.Exit(guarded(work, debug=loglevel == "debug"))
 
 
+@_demos.command()
+def refunds(
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Tickets.")] = 60,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Refund tickets by a durable agent that asks a person and is killed twice; a witness counts what the bank was really asked."""
+    from sabot.demos.refunds import demo
+
+    def work() -> None:
+        figures = demo.run(jobs, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
 def _open_standard_files() -> None:
     """Opens a closed standard stream as /dev/null. Otherwise a file of the program would get its number, and libraries' messages."""
     for number in range(3):

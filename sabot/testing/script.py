@@ -187,6 +187,10 @@ class ScriptedSource(Source):
     def _end(self) -> int:
         return self._entries[-1].end if self._entries else 0
 
+    def identity(self) -> str:
+        """The name of the script, which is the same in each life: so a place in it names a job of a durable agent."""
+        return f"script {self.name}"
+
     @property
     def exhausted(self) -> bool:
         return self.bounded and self._at >= self._end

@@ -1,0 +1,1 @@
+"""The refunds demo, `sabot demo refunds`: a durable agent asks a person, calls a bank, and is killed twice."""

@@ -1,0 +1,65 @@
+"""The refunds demo's agent, and the process in which it runs: `python -m sabot.demos.refunds.app FOLDER URL`.
+
+tickets.ndjson --> refunds (durable) --> answers.ndjson
+                     asks a person: the journal's inbox
+                     calls the bank: the witness at URL
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sabot.app import App
+from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.llm import Effect, tool
+from sabot.testing import WitnessClient
+
+__all__ = ["answers", "build", "write_tickets"]
+
+BANK_SECONDS = 0.1  # the bank is slow, so that a kill comes in the middle of calls
+
+
+def write_tickets(folder: Path, tickets: int) -> None:
+    """The input: each ticket wants money back for an order."""
+    rows = (
+        {"order": f"o-{number}", "customer": f"c-{number % 9}", "amount": 5 + number % 90} for number in range(tickets)
+    )
+    (folder / "tickets.ndjson").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    """What the agent has answered so far."""
+    path = folder / "answers.ndjson"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def build(folder: Path, bank_url: str) -> App:
+    """The app. state, journal, input and output are in the folder."""
+    app = App("refunds-demo", state=str(folder / "state"), checkpoint_interval="200ms")
+    bank = WitnessClient(bank_url)
+
+    @tool(effect="unsafe")  # this bank does not honour keys; the key is for whoever looks the payment up
+    async def refund(order: str, amount: int, effect: Effect) -> int:
+        arguments = {"order": order, "amount": amount}
+        done = await bank.do_async("refund", arguments, key=effect.key, fault="late", seconds=BANK_SECONDS)
+        return int(done["number"])
+
+    async def amount_of(ticket: dict[str, Any]) -> int:
+        return int(ticket["amount"])
+
+    @app.agent(
+        NdjsonSource(folder / "tickets.ndjson"), sink=NdjsonSink(folder / "answers.ndjson"), durable=True, concurrency=4
+    )
+    async def refunds(ctx: Any) -> dict[str, Any]:
+        order = ctx.message["order"]
+        amount = await ctx.step(amount_of, ctx.message, effect="read")
+        answer = await ctx.ask("confirm", {"message": f"Refund {amount} for {order}?"})
+        number = await ctx.call(refund, order, amount) if answer.approved else None
+        return {"order": order, "refund": number}
+
+    return app
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), sys.argv[2]).main()

@@ -1,0 +1,157 @@
+"""`sabot demo refunds`: runs the agent in a process, kills that twice in the middle, answers questions, asks a witness what was done."""
+
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.demos.refunds.app import answers, write_tickets
+from sabot.demos.refunds.person import Person
+from sabot.errors import SabotError, UserError
+from sabot.journal import EffectId, Intent
+from sabot.testing import Witness
+
+__all__ = ["run"]
+
+_KILLED_AT = (0.2, 0.6)  # shares of the refunds that are done when the process is killed
+_ANSWERED_AFTER = 1.0  # seconds from a question to its answer
+_PATIENCE_SECONDS = 120.0  # for the whole demo
+_LOOK_SECONDS = 0.02
+_REFUSED_EACH = 10  # of so many tickets one is refused
+
+
+def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
+    """Runs the demo to its end. jobs: tickets. json: show nothing.
+
+    Returns jobs (with an answer), approvals (given), asked (refunds that were approved), done (refunds that the witness has seen), twice,
+    lost (approved, and not seen), in_doubt (refunds of which nobody knew after a kill, until the person looked them up), kills, seconds.
+    """
+    if jobs < 1:
+        raise UserError(f"jobs: {jobs}", hint="ask for at least one")
+    console = Console(quiet=json)
+    with tempfile.TemporaryDirectory(prefix="sabot-demo-") as name:
+        folder = Path(name)
+        write_tickets(folder, jobs)
+        with Witness(folder / "witness.db") as witness:
+            outcome = _Demo(folder, witness, jobs, console).outcome()
+    console.print(_summary(outcome))
+    return outcome
+
+
+class _Demo:
+    """One run of the demo: the worker, and what is done to it."""
+
+    def __init__(self, folder: Path, witness: Witness, jobs: int, console: Console) -> None:
+        self._folder = folder
+        self._witness = witness
+        self._jobs = jobs
+        self._console = console
+        self._approved: set[str] = set()  # the jobs
+        self._seen = self._doubts = 0
+
+    def outcome(self) -> dict[str, Any]:
+        """Runs it, and returns the figures."""
+        began = SYSTEM_CLOCK.monotonic()
+        person = Person(str(self._folder / "state"), self._decide)
+        person.start()
+        try:
+            kills = self._work(began + _PATIENCE_SECONDS)
+        finally:
+            person.finish()
+        asked, done = len(self._approved), len(self._witness.effects("refund"))
+        twice = len(self._witness.twice("refund"))
+        return {
+            "jobs": len(answers(self._folder)),
+            "approvals": person.answered - self._doubts,
+            "asked": asked,
+            "done": done,
+            "twice": twice,
+            "lost": asked - (done - twice),
+            "in_doubt": self._doubts,
+            "kills": kills,
+            "seconds": round(SYSTEM_CLOCK.monotonic() - began, 3),
+        }
+
+    def _work(self, until: float) -> int:
+        """Starts the worker, kills it, starts it again, and waits for its end. -> the number of kills"""
+        kills = 0
+        worker = self._start()
+        try:
+            with _bar(self._console, self._jobs) as bar:
+                while (code := worker.poll()) is None:
+                    done = len(self._witness.effects("refund"))
+                    bar.update(bar.task_ids[0], completed=len(answers(self._folder)), done=done, refresh=True)
+                    if kills < len(_KILLED_AT) and done >= _KILLED_AT[kills] * self._jobs:
+                        kills += 1
+                        worker.kill()
+                        worker.wait()
+                        bar.console.print(f"kill -9: {done} refunds are done; the app starts again")
+                        worker = self._start()
+                    if SYSTEM_CLOCK.monotonic() > until:
+                        raise SabotError(f"the demo did not come to its end in {_PATIENCE_SECONDS:g} s")
+                    threading.Event().wait(_LOOK_SECONDS)
+                bar.update(bar.task_ids[0], completed=len(answers(self._folder)), done=done, refresh=True)
+        finally:
+            worker.kill()
+            worker.wait()
+        if code:
+            raise SabotError(f"the app of the demo ended with exit code {code}, and said why above")
+        return kills
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        words = ["-P", "-m", "sabot.demos.refunds.app", str(self._folder), self._witness.url]
+        return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
+        """Refunds are approved, but for every tenth. A refund of which nobody knows whether it was made is looked up at the bank."""
+        if question.name == "in_doubt":
+            self._doubts += 1
+            key = EffectId(question.job, question.ordinal).key
+            return _ANSWERED_AFTER, lambda: {
+                "outcome": "not_done" if self._witness.client.find(key) is None else "done"
+            }
+        self._seen += 1
+        approved = self._seen % _REFUSED_EACH != 0
+        if approved:
+            self._approved.add(question.job)
+        return _ANSWERED_AFTER, lambda: {"approved": approved}
+
+
+def _bar(console: Console, jobs: int) -> Progress:
+    columns = (
+        TextColumn("tickets"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} answered"),
+        TextColumn("{task.fields[done]} refunds done"),
+    )
+    bar = Progress(*columns, console=console, auto_refresh=False)
+    bar.add_task("", total=jobs, done=0)
+    return bar
+
+
+def _summary(outcome: dict[str, Any]) -> Table:
+    table = Table(title="Refunds by a durable agent, killed twice", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    words = {
+        "jobs": "jobs",
+        "approvals": "approvals answered",
+        "asked": "refunds asked for",
+        "done": "refunds done, says the witness",
+        "twice": "done twice",
+        "lost": "lost",
+        "in_doubt": "in doubt after a kill, and looked up",
+        "kills": "kills",
+        "seconds": "seconds",
+    }
+    for name, value in outcome.items():
+        table.add_row(words[name], f"{value}")
+    return table

@@ -1,0 +1,87 @@
+"""Somebody who answers the questions of an app in another process, through the inbox of its journal, whether the app is there or not."""
+
+import heapq
+import itertools
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import LetterRefused, UserError
+from sabot.journal import Intent, JournalReader, open_inbox, open_reader
+from sabot.journal.entries import Letter
+
+__all__ = ["Decide", "Person"]
+
+Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]]]
+"""For a question: after how many seconds it is answered, and what gives the answer then."""
+
+_LOOK_SECONDS = 0.02
+_GIVEN = ("second", "closed")  # letters that are refused so are not needed: the question was answered, or withdrawn
+
+
+class Person:
+    """Follows a journal, and answers each question once, as `decide` says. Works in a thread of its own from `start` to `finish`."""
+
+    def __init__(self, address: str, decide: Decide) -> None:
+        self.answered = 0
+        self._address = address
+        self._decide = decide
+        self._due: list[tuple[float, int, Intent, Callable[[], dict[str, Any]]]] = []
+        self._numbers = itertools.count()  # of two questions that are due at once the first one comes first
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="person", daemon=True)
+
+    def start(self) -> None:
+        """Answers from now on. The journal need not be there yet."""
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Answers no more. Raises the error by which the thread has ended, if any."""
+        self._over.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            reader = self._opened()
+            if reader is not None:
+                self._follow(reader)
+                reader.close()
+        except BaseException as error:  # kept for `finish`
+            self._error = error
+
+    def _opened(self) -> JournalReader | None:
+        while not self._over.wait(_LOOK_SECONDS):
+            try:
+                return open_reader(self._address)
+            except UserError:  # the app has not made it yet
+                continue
+        return None
+
+    def _follow(self, reader: JournalReader) -> None:
+        start: dict[int, int] = {}
+        while not self._over.wait(_LOOK_SECONDS):
+            now = SYSTEM_CLOCK.monotonic()
+            for position, entry in reader.read(start=start):
+                start[position.partition] = position.offset + 1
+                if isinstance(entry, Intent) and entry.kind == "ask":
+                    seconds, answer = self._decide(entry)
+                    heapq.heappush(self._due, (now + seconds, next(self._numbers), entry, answer))
+            while self._due and self._due[0][0] <= now:
+                *_, question, answer = heapq.heappop(self._due)
+                self._post(question, answer())
+
+    def _post(self, question: Intent, answer: dict[str, Any]) -> None:
+        inbox = open_inbox(self._address)
+        try:
+            inbox.post(Letter("answer", question.token, body=json.dumps(answer).encode(), by="person"))
+            self.answered += 1
+        except LetterRefused as refused:
+            if refused.reason not in _GIVEN:
+                raise
+        finally:
+            inbox.close()
