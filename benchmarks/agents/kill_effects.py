@@ -1,0 +1,290 @@
+"""Kills an app with durable agents, over and over, and counts what it did to the world: once, twice, or never.
+
+    python benchmarks/agents/kill_effects.py --kills 200 --seed 1 [--journal sqlite]
+
+The app (killed/shop.py) reads orders from a file; its tools call a witness (`sabot.testing.Witness`), a process outside that records what
+has really happened, and that drops connections and answers late as services do. Questions, also those about effects in doubt, are
+answered from another process through the inbox, while the app lives and while it is dead. Each life ends by SIGKILL: at a moment that
+the seed draws, at a step of its journal, of a call, of a checkpoint or of the delivery of its output (`sabot.steps`), or after it was
+stopped (SIGSTOP) and another one was started beside it. Rounds of --jobs orders follow one another until there were so many kills; the last
+life of each ends by itself.
+
+The last line is one JSON object: kills, jobs, asked (unsafe effects that the orders call for), done (those that happened), twice (effects
+that had happened before), in_doubt (nobody knows, at the end), abandoned (not done, and not to be done, as a person has said), lost =
+asked - done - in_doubt - abandoned, seconds; and beside them what else there was. Exit code 0: nothing is lost or twice, each order has one
+answer, and no life ended by an error of its own.
+
+--variant plain (agents that are not durable) and assume_done (an effect in doubt counts as done) are broken on purpose: the first one does
+things twice, the other one loses some. They show that these counts can be other than 0.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from killed.shop import LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, write_orders
+
+from sabot.demos.refunds.person import Person
+from sabot.journal import EffectId, EffectResult, Intent, open_reader
+from sabot.testing import Witness
+from tools.leftovers import leftovers
+
+PATIENCE = 120.0  # seconds that the last life of a round may take
+MANNERS = {"moment": 4, "failpoint": 5, "pause": 1}
+LONGEST = 2.5  # seconds of a life that is killed at a moment
+FAILPOINTS = {  # by step: of how many the one is drawn at which a life ends
+    "journal": 60,  # commits of the journal, and of letters
+    "call": 40,  # a call is about to be made
+    "outcome": 40,  # a call has come back, and nobody knows it yet
+    "rename": 12,  # a part of a checkpoint, or of the output
+    "append": 6,  # the output, and dead letters
+    "sync": 8,
+}
+THINKS_SECONDS = 0.8  # at most, until a question is answered
+WAITS_SECONDS = LATE_SECONDS + 1.0  # until somebody says that an effect was not done: what was sent may land late
+ABANDONS = 0.2  # the share of effects in doubt that were not done, and are not to be done any more
+VARIANTS = ("durable", "plain", "assume_done")
+
+
+class Trouble(Exception):
+    """It cannot go on: something that must come did not come."""
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+class Round:
+    """Some orders, from the first life to the last one."""
+
+    def __init__(self, world: World, numbers: range, dice: random.Random, witness: Witness, log: Path) -> None:
+        self.kills: Counter[str] = Counter()
+        self.lives = self.refused = self.errors = self.answers = self.doubts = 0
+        self.abandoned: set[str] = set()
+        self._processes: list[Any] = []
+        self._world, self._numbers, self._dice, self._witness, self._log = world, numbers, dice, witness, log
+        write_orders(world, numbers)
+        self.address = world.journal or str(world.folder / "state")
+
+    def run(self, kills: int) -> None:
+        """Lives until all orders are settled; after so many kills nobody is killed any more."""
+        person = Person(self.address, self._decide)
+        if self._world.variant != "plain":
+            person.start()
+        try:
+            while not self._live(may_kill=self.kills.total() < kills):
+                pass
+        finally:
+            for process in self._processes:  # one that is stopped would hold up our end
+                process.kill()
+            if self._world.variant != "plain":
+                person.finish()
+        self.answers = person.answered
+
+    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
+        """Orders are approved as they say. Effects in doubt are looked up: done, not done, or abandoned."""
+        if question.name != "in_doubt":
+            number = json.loads(bytes(question.body))["order"]  # type: ignore[arg-type]
+            return random.Random(number).uniform(0, THINKS_SECONDS), lambda: {"approved": Order(number).approved}
+        key = EffectId(question.job, question.ordinal).key
+
+        def look_up() -> dict[str, Any]:
+            self.doubts += 1
+            found = self._witness.client.find(key)
+            if found is not None:
+                return {"outcome": "done", "result": found["number"]}
+            if random.Random(f"{self._world.seed} {question.token}").random() < ABANDONS:
+                self.abandoned.add(key)
+                return {"outcome": "abandon"}
+            return {"outcome": "not_done"}
+
+        return WAITS_SECONDS, look_up
+
+    def _start(self, point: Failpoint | None) -> Any:
+        process = CONTEXT.Process(target=live, args=(self._world, point, self._log))
+        process.start()
+        self._processes.append(process)
+        self.lives += 1
+        return process
+
+    def _live(self, *, may_kill: bool) -> bool:
+        """One life. -> whether it came to the end of the orders."""
+        manner = self._dice.choices(list(MANNERS), list(MANNERS.values()))[0] if may_kill else "to the end"
+        point = self._point() if manner == "failpoint" else None
+        process = self._start(point)
+        seconds = {"to the end": PATIENCE, "failpoint": LONGEST}.get(manner, self._dice.uniform(0.05, LONGEST))
+        limit = time.monotonic() + PATIENCE
+        while (
+            manner == "pause"
+            and process.is_alive()
+            and not self._world.mark(process.pid).exists()
+            and time.monotonic() < limit
+        ):
+            time.sleep(0.01)  # until it has the journal
+        if wait([process.sentinel], seconds):
+            return self._ended(process, f"{point}")
+        if manner == "to the end":
+            process.kill()
+            raise Trouble(f"the last life did not end within {PATIENCE:g} s:\n{self._last_words()}")
+        if manner == "pause":
+            self._pause(process)
+        process.kill()
+        process.join()
+        self.kills[manner] += 1
+        return False
+
+    def _ended(self, process: Any, point: str) -> bool:
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            self.kills["failpoint"] += 1
+            return False
+        if process.exitcode:
+            self.errors += 1
+            say(f"a life ended with {process.exitcode} ({point}):\n{self._last_words()}")
+            if self.errors > 5:
+                raise Trouble("too many lives ended by errors of their own")
+        return process.exitcode == 0
+
+    def _point(self) -> Failpoint:
+        name = self._dice.choices(list(FAILPOINTS), [4, 3, 3, 2, 1, 1])[0]
+        return Failpoint(name, self._dice.randint(1, FAILPOINTS[name]), self._dice.choice(["before", "after"]))
+
+    def _pause(self, process: Any) -> None:
+        """The worker is stopped for a while; another one that is started beside it is refused."""
+        os.kill(process.pid, signal.SIGSTOP)
+        second = self._start(None)
+        if not wait([second.sentinel], PATIENCE):
+            second.kill()
+            raise Trouble(f"a second worker was not refused:\n{self._last_words()}")
+        second.join()
+        if second.exitcode != LOCKED:
+            raise Trouble(f"a second worker ended with {second.exitcode}:\n{self._last_words()}")
+        self.refused += 1
+        os.kill(process.pid, signal.SIGCONT)
+
+    def _last_words(self) -> str:
+        return self._log.read_text(errors="replace")[-1500:] if self._log.exists() else ""
+
+    def unanswered(self) -> list[int]:
+        """Orders without an answer, or with two: each one is settled, or a dead letter."""
+        found: Counter[int] = Counter()
+        for path in (self._world.settled, self._world.dead):
+            lines = path.read_text().splitlines() if path.exists() else []
+            found.update(_order_of(json.loads(line)) for line in lines)
+        wanted = Counter(self._numbers)
+        wrong = (found - wanted) + (wanted - found)
+        return sorted(wrong)
+
+    def in_doubt(self) -> int:
+        """Unsafe effects of which the journal has an intent, no result, and the witness nothing."""
+        if self._world.variant == "plain":
+            return 0
+        open_effects: set[tuple[str, int]] = set()
+        reader = open_reader(self.address)
+        for _, entry in reader.read():
+            if isinstance(entry, Intent) and entry.name in UNSAFE:
+                open_effects.add((entry.job, entry.ordinal))
+            elif isinstance(entry, EffectResult):
+                open_effects.discard((entry.job, entry.ordinal))
+        reader.close()
+        return len(open_effects)
+
+
+def _order_of(row: dict[str, Any]) -> int:
+    """Of a settled order, or of a dead letter, which has the record as text."""
+    return int(row["order"] if "order" in row else json.loads(row["payload"])["order"])
+
+
+def dance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    dice = random.Random(f"kills {options.seed}")
+    began = time.monotonic()
+    kills: Counter[str] = Counter()
+    rounds: list[Round] = []
+    unanswered: list[int] = []
+    in_doubt = 0
+    with Witness(folder / "witness.db", seconds=1.0) as witness:
+        while not rounds or kills.total() < options.kills:
+            first = len(rounds) * options.jobs
+            numbers = range(first, first + options.jobs)
+            where = folder / f"round-{len(rounds)}"
+            world = World(where, witness.url, "", options.seed, options.variant)
+            each = Round(world, numbers, dice, witness, folder / f"round-{len(rounds)}.log")
+            rounds.append(each)
+            each.run(options.kills - kills.total())
+            kills += each.kills
+            unanswered += each.unanswered()
+            in_doubt += each.in_doubt()
+            say(
+                f"round {len(rounds)}: {kills.total()} of {options.kills} kills, {each.lives} lives, {each.answers} answers"
+            )
+        wanted = expected(range(len(rounds) * options.jobs))
+        effects = [(effect.name, effect.arguments, effect.key) for name in UNSAFE for effect in witness.effects(name)]
+    happened = Counter((name, order) for name, order, _ in effects)
+    keys = {key for *_, key in effects}
+    abandoned = sum(len(each.abandoned - keys) for each in rounds)
+    done = len(wanted & happened)
+    figures = {
+        "kills": kills.total(),
+        "jobs": len(rounds) * options.jobs,
+        "asked": wanted.total(),
+        "done": done,
+        "twice": happened.total() - len(happened),
+        "lost": wanted.total() - done - in_doubt - abandoned,
+        "in_doubt": in_doubt,
+        "abandoned": abandoned,
+        "seconds": round(time.monotonic() - began, 1),
+        "not_asked": len(happened.keys() - wanted.keys()),
+        "unanswered": len(unanswered),
+        "by_manner": dict(kills),
+        "lives": sum(each.lives for each in rounds),
+        "refused_while_paused": sum(each.refused for each in rounds),
+        "errors": sum(each.errors for each in rounds),
+        "answers": sum(each.answers for each in rounds),
+        "doubts": sum(each.doubts for each in rounds),
+        "requests": dict(sum((witness.requests(name) for name in UNSAFE), Counter())),
+    }
+    return figures
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=200, help="of a round")
+    parser.add_argument("--variant", choices=VARIANTS, default="durable")
+    parser.add_argument("--rows", type=int, help="a short run: one kill for so many thousands of rows, and 20 jobs")
+    parser.add_argument("--keep", action="store_true", help="leave all files where they are")
+    options = parser.parse_args()
+    if options.rows:
+        options.kills, options.jobs = max(1, options.rows // 10_000), 20
+    leftovers()  # nothing of this outlives it
+    CONTEXT.set_forkserver_preload(["killed.shop"])
+    folder = Path(tempfile.mkdtemp(prefix="sabot-kills-"))
+    if not options.keep:
+        leftovers().folder(folder)
+    figures = dance(options, folder)
+    if options.keep:
+        say(f"all files are in {folder}")
+    print(json.dumps(figures))
+    bad = ("twice", "lost", "in_doubt", "not_asked", "unanswered", "errors")
+    sys.exit(any(figures[name] for name in bad))
+
+
+if __name__ == "__main__":
+    main()

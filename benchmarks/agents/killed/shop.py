@@ -1,0 +1,247 @@
+"""The app that kill_effects.py kills: two durable agents of a shop, one feeding the other, whose tools change what a witness sees.
+
+    orders --> handle: look up, ask a person (every third order), wait (every fifth), refund, then record and post side by side
+                 │ every eleventh fails: a dead letter
+                 └─> settle: mail --> settled
+
+`expected` says what all of them must have done in the end, and knows nothing of the engine.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sabot import App, steps
+from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.errors import EffectError, JobLocked
+from sabot.journal import Reconciled
+from sabot.llm import Effect, tool
+from sabot.testing import WitnessClient
+
+__all__ = ["FAILED", "LOCKED", "UNSAFE", "Failpoint", "Order", "World", "expected", "live"]
+
+UNSAFE = ("refund", "mail")  # what the witness calls the effects that may happen once at most
+LOCKED, FAILED = 3, 1  # exit codes
+CUSTOMERS = 7
+AT_ONCE = 12
+TIMEOUT_SECONDS = 1.0
+LATE_SECONDS = 1.5  # an answer that is late comes after the time-out
+FAULTS = {"late": 0.06, "slow": 0.04, "drop_before": 0.04, "drop_after": 0.04}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a round happens. variant: "durable", or a broken one that must be found out: "plain" (the agents are not durable),
+    "assume_done" (an effect in doubt counts as done)."""
+
+    folder: Path
+    witness: str
+    journal: str  # an address; "": in the state directory
+    seed: int
+    variant: str = "durable"
+
+    @property
+    def orders(self) -> Path:
+        return self.folder / "orders.ndjson"
+
+    def mark(self, pid: int) -> Path:
+        """There from the first call on that this process makes: it has the journal."""
+        return self.folder / f"calls-{pid}"
+
+    @property
+    def settled(self) -> Path:
+        return self.folder / "settled.ndjson"
+
+    @property
+    def dead(self) -> Path:
+        return self.folder / "dead.ndjson"
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order by its number, and what is to become of it."""
+
+    number: int
+
+    @property
+    def asks(self) -> bool:
+        return self.number % 3 == 0
+
+    @property
+    def approved(self) -> bool:
+        return not self.asks or self.number % 7 != 0
+
+    @property
+    def waits(self) -> bool:
+        return self.number % 5 == 0
+
+    @property
+    def fails(self) -> bool:
+        return self.number % 11 == 0
+
+
+def expected(numbers: range) -> Counter[tuple[str, int]]:
+    """The unsafe effects of these orders: (name, order), each once."""
+    orders = [Order(number) for number in numbers]
+    refunds = [("refund", order.number) for order in orders if order.approved]
+    return Counter(refunds + [("mail", order.number) for order in orders if not order.fails])
+
+
+@dataclass(frozen=True)
+class Failpoint:
+    """A process dies at the nth step of this name (`sabot.steps`): before or after it."""
+
+    name: str
+    nth: int
+    moment: str = "before"
+
+
+class _Watcher:
+    def __init__(self, point: Failpoint) -> None:
+        self._point, self._before, self._after = point, 0, 0
+
+    def before(self, name: str, what: str) -> None:
+        self._before += name == self._point.name
+        if self._point.moment == "before" and self._before == self._point.nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def after(self, name: str, what: str) -> None:
+        self._after += name == self._point.name
+        if self._point.moment == "after" and self._after == self._point.nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+def build(world: World) -> App:
+    durable = world.variant != "plain"
+    bank = WitnessClient(world.witness)
+    in_doubt: Any = "assume_done" if world.variant == "assume_done" else "ask"
+
+    async def do(name: str, number: int, effect: Effect | None) -> int:
+        """What a service does. The faults are those of an effect and its attempt, in every life; without an effect there are none."""
+        world.mark(os.getpid()).touch()
+        if effect is None:
+            return int((await bank.do_async(name, number))["number"])
+        drawn = random.Random(f"{world.seed} {name} {number} {effect.attempt}").random()
+        fault: Any = None
+        for each, share in FAULTS.items():
+            if (drawn := drawn - share) < 0:
+                fault = each
+                break
+        done = await bank.do_async(name, number, key=effect.key, fault=fault, seconds=LATE_SECONDS)
+        return int(done["number"])
+
+    async def look(effect: Effect, number: int) -> Any:
+        found = await bank.find_async(effect.key)
+        return Reconciled.NOT_DONE if found is None else (Reconciled.DONE, found["number"])
+
+    async def look_up(number: int) -> dict[str, Any]:
+        world.mark(os.getpid()).touch()
+        return {"order": number, "customer": number % CUSTOMERS}
+
+    @tool(timeout=TIMEOUT_SECONDS, in_doubt=in_doubt)
+    async def refund(number: int, effect: Effect) -> int:
+        return await do("refund", number, effect)
+
+    @tool(timeout=TIMEOUT_SECONDS, in_doubt=in_doubt)
+    async def mail(number: int, effect: Effect) -> int:
+        return await do("mail", number, effect)
+
+    @tool(timeout=TIMEOUT_SECONDS, reconcile=look)
+    async def record(number: int, effect: Effect) -> int:
+        return await do("record", number, effect)
+
+    @tool(timeout=TIMEOUT_SECONDS, effect="idempotent", retries=3)
+    async def post(number: int, effect: Effect) -> int:
+        return await do("post", number, effect)
+
+    app = App(
+        "shop",
+        state=str(world.folder / "state"),
+        checkpoint_interval="300ms",
+        **({"journal": world.journal} if world.journal else {}),
+    )
+    settled, dead = NdjsonSink(world.settled), NdjsonSink(world.dead)
+    common: dict[str, Any] = {"durable": True} if durable else {}
+
+    @app.agent(sink=settled, concurrency=AT_ONCE, **common)
+    async def settle(ctx: Any) -> Any:
+        number = ctx.message["order"]
+        try:
+            await (ctx.call(mail, number) if durable else do("mail", number, None))
+        except EffectError as error:
+            return {"order": number, "mail": error.type}
+        return {"order": number, "mail": "sent"}
+
+    @app.agent(
+        NdjsonSource(world.orders),
+        key="customer",
+        sink=settle,
+        concurrency=AT_ONCE,
+        on_error="skip",
+        dead_letter=dead,
+        **common,
+    )
+    async def handle(ctx: Any) -> Any:
+        order = Order(ctx.message["order"])
+        if not durable:
+            if order.approved:
+                await do("refund", order.number, None)
+        else:
+            await refunded(ctx, order)
+        if order.fails:
+            raise ValueError(f"order {order.number} fails")
+        return {"order": order.number}
+
+    async def refunded(ctx: Any, order: Order) -> None:
+        found = await ctx.step(look_up, order.number, effect="read")
+        if order.asks:
+            answer = await ctx.ask("confirm", {"order": found["order"]})
+            if not answer.approved:
+                return
+        if order.waits:
+            await ctx.sleep(1.2)
+        try:
+            await ctx.call(refund, order.number)
+        except EffectError as error:
+            if error.type != "Abandoned":
+                raise
+        await asyncio.gather(ctx.call(record, order.number), ctx.call(post, order.number), return_exceptions=True)
+
+    return app
+
+
+def live(world: World, point: Failpoint | None, log: Path) -> None:
+    """One life of the app, in a process that does nothing else. Ends with 0 when all orders are settled."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    print(f"-- {os.getpid()} {point}", file=sys.stderr, flush=True)
+    if point is not None:
+        steps.watch(_Watcher(point))
+    try:
+        asyncio.run(build(world).run())
+    except JobLocked:
+        os._exit(LOCKED)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(FAILED)
+    os._exit(0)
+
+
+def write_orders(world: World, numbers: range) -> None:
+    """The input of a round."""
+    world.folder.mkdir(parents=True)
+    lines = (json.dumps({"order": number, "customer": number % CUSTOMERS}) for number in numbers)
+    world.orders.write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,46 @@
+"""The proof from outside that effects happen once, and that it can fail: a short run of kills; agents that do things twice, or lose some,
+are found out.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "agents" / "kill_effects.py"
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def killed(*words: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, figures, what it said)"""
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=500, check=False)
+    assert done.stdout, done.stderr[-4000:]
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr[-4000:]
+
+
+def test_no_unsafe_effect_happens_twice_or_is_lost_however_the_app_is_killed() -> None:
+    code, figures, said = killed("--kills", "12", "--jobs", "60", "--seed", "1")
+    assert figures["kills"] >= 12
+    assert figures["asked"] > 100
+    assert [figures[name] for name in ("twice", "lost", "in_doubt", "not_asked", "unanswered", "errors")] == [0] * 6, (
+        said
+    )
+    assert figures["asked"] == figures["done"] + figures["abandoned"]
+    assert code == 0
+
+
+def test_agents_that_are_not_durable_do_things_twice_and_are_found_out() -> None:
+    code, figures, _ = killed("--kills", "4", "--jobs", "60", "--seed", "1", "--variant", "plain")
+    assert figures["twice"] > 0
+    assert code == 1
+
+
+def test_effects_that_are_assumed_to_be_done_are_lost_and_found_out() -> None:
+    code, figures, _ = killed("--kills", "2", "--jobs", "60", "--seed", "1", "--variant", "assume_done")
+    assert figures["lost"] > 0
+    assert figures["twice"] == 0
+    assert code == 1
