@@ -216,7 +216,7 @@ class App:
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
         concurrency: how many calls run at a time, in order per key. timeout: of one call.
-        durable: each record is a job, whose effects are in the journal (`docs/agents.md`). mailbox: how many records may wait
+        durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
         behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
         a record is.
         on_error: "fail", "retry" (retries, backoff), "skip".
