@@ -294,14 +294,21 @@ class JobHost:
             return
         gone, new = job.take_gone(), job.take_new()
         if gone or new:
+            live.noting += 1
             self.put_first(
                 [
                     *(partial(self._effects.asked, live, ask) for ask in new),
                     *(partial(self._letters.dropped, live, ask) for ask in gone),
-                    partial(self.settle, live),
+                    partial(self._noted, live),
                 ]
             )
-        else:
+        elif not live.noting:
+            self.settle(live)
+
+    def _noted(self, live: Live) -> None:
+        """What a turn has asked is in the journal. Another letter of the same step may have made a turn meanwhile."""
+        live.noting -= 1
+        if not live.noting:
             self.settle(live)
 
     def settle(self, live: Live) -> None:

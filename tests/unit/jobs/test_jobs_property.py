@@ -211,6 +211,27 @@ async def test_what_comes_of_one_letter_is_told_behind_the_letters_that_came_wit
         assert jobs.agent.done["j"] == live == ["ask", "pay"]
 
 
+async def test_a_job_is_not_parked_before_what_it_has_asked_is_noted() -> None:
+    """Two letters are taken in one step: the second one parked the job, and the timer that the first one had led to was never set."""
+    clock = ManualClock()
+    home = MemoryHome(clock)
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.wait("go", timeout="0.9s")  # too short to be parked
+        await ctx.sleep("1h")
+        return "over"
+
+    async with hosting(home, Agent(f, clock)) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: [e for e in entries(home) if isinstance(e, Intent) and e.kind == "wait"])
+        for number, name in enumerate(["go", "other"]):
+            jobs.journal.post(Letter("signal", str(number), "j", name))
+        await jobs.parks("j")
+        clock.advance(3601)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "over"
+
+
 async def test_a_job_that_goes_on_as_another_while_the_host_stops_does_so_at_the_next_start() -> None:
     """A host that stops notes nothing that is asked, so the new history must not begin behind that."""
     home, world, called, release = MemoryHome(), World(), asyncio.Event(), asyncio.Event()
