@@ -142,6 +142,8 @@ class JobRun:
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
+        if self.history.end is not None and not (self.finished and all(ask.noted for ask in self.new)):
+            self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
         """The recorded delivery that is next: of those that are kept, the first whose effect is asked; else the first of this attempt."""
@@ -245,7 +247,8 @@ class JobRun:
         if recorded is not None and recorded.kind == "patch" and recorded.name == name:
             chosen = True
         else:
-            chosen = not self._undelivered and not self._kept and not self._unmatched
+            recorded_more = self._undelivered or self._kept or self._unmatched
+            chosen = not recorded_more and self.history.end is None
         if chosen:
             self._ask("patch", name, b"", awaited=False)
         self._patches[name] = chosen

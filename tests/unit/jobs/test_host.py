@@ -333,6 +333,37 @@ async def test_other_code_blocks_the_job_and_says_where() -> None:
     assert not world.made
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_job_that_had_ended_asks_nothing_more(ends: bool) -> None:
+    """Its end stood behind the checkpoint, so it is run again for its state and output; a call that new code has behind the old end was
+    made then, for a job that was over.
+    """
+    world, home = World(), MemoryHome()
+    pay, mail = world.tool("pay"), world.tool("mail")
+
+    async def old(ctx: DurableContext) -> Any:
+        return await ctx.call(pay, 1)
+
+    async def new(ctx: DurableContext) -> Any:
+        said = await ctx.call(pay, 1)
+        if ctx.patched("mail"):
+            await ctx.call(mail, 1)
+        if not ends:
+            beside = asyncio.ensure_future(ctx.call(mail, 2))
+            await asyncio.sleep(0)
+            assert not beside.done()
+        return said
+
+    async with hosting(home, Agent(old)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    agent = Agent(new, code="2")
+    async with hosting(home, agent) as jobs:
+        await jobs.over("j")
+    assert world.made == {"pay 1": 1}
+    assert ("at its end, the function goes on" in str(agent.blocks.get("j"))) is not ends
+
+
 async def test_a_patched_function_serves_old_and_new_jobs() -> None:
     world, home = World(), MemoryHome()
     pay, check = world.tool("pay"), world.tool("check", effect="read")
