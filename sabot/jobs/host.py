@@ -24,6 +24,7 @@ from sabot.jobs.history import Delivery, History
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import Parking
+from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import ContinueAs, JobRun, question_token
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack_error
@@ -95,31 +96,10 @@ class JobHost:
 
         positions: of the journal, in that checkpoint; None: there was none, and all jobs are open.
         """
-        found = await to_the_end(aside(self._read_open, dict(positions or {})))
+        found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {})))
         self._appended = await to_the_end(aside(self.journal.positions))
         self._agents.update((job.job_id, job.agent) for job in found)
         return found
-
-    def _read_open(self, positions: Mapping[int, int]) -> list[OpenJob]:
-        begun: dict[str, tuple[Position, Begin]] = {}
-        ends: dict[str, End] = {}
-        for position, entry in self.journal.read():
-            if isinstance(entry, Begin):
-                goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
-                begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
-                ends.pop(entry.job, None)
-            elif isinstance(entry, End) and entry.job in begun:
-                if position.offset < positions.get(position.partition, 0):
-                    del begun[entry.job]
-                    ends.pop(entry.job, None)
-                else:
-                    ends.setdefault(entry.job, entry)
-        load = self.journal.load
-        jobs = [
-            OpenJob(job_id, begin.agent, begin.key, load(begin.body), begin.digest, position, ends.get(job_id))
-            for job_id, (position, begin) in begun.items()
-        ]
-        return sorted(jobs, key=lambda job: job.began)
 
     def start(self) -> None:
         """Serves from now on."""

@@ -7,11 +7,10 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-
 from sabot.jobs.history import Delivery
 from sabot.jobs.owner import Desk, Live
-from sabot.journal import Entry, Position, Signal, StoredBody
+from sabot.jobs.recovery import whole_entries
+from sabot.journal import Entry, Position, Signal
 from sabot.threads import aside
 
 __all__ = ["Parking"]
@@ -110,20 +109,10 @@ class Parking:
             while self._to_load:
                 job_id = self._to_load.popleft()
                 await self._desk.journal.flush()  # what woke the job must be among what is read
-                entries = await aside(self._entries_of, job_id)
+                entries = await aside(whole_entries, self._desk.journal, job_id)
                 self._desk.put(partial(self._loaded, job_id, entries))
         finally:
             self._loads -= 1
-
-    def _entries_of(self, job_id: str) -> list[tuple[Position, Entry]]:
-        return [(position, self._whole(entry)) for position, entry in self._desk.journal.read(job_id)]
-
-    def _whole(self, entry: Entry) -> Entry:
-        """With its body, however long."""
-        body = getattr(entry, "body", None)
-        if not isinstance(body, StoredBody):
-            return entry
-        return msgspec.structs.replace(entry, body=self._desk.journal.load(body))
 
     def _loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         behind = self._loading.pop(job_id)

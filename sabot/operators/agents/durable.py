@@ -24,16 +24,14 @@ import msgspec
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
-from sabot.api.durable import DurableContext, durable_context
-from sabot.calls.functions import awaitable
-from sabot.codecs.records import decode_json
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.exits import EXITS
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import pack, pack_error, unpack_error
+from sabot.jobs.values import pack_error, unpack_error
 from sabot.journal import MAY_BEGIN_AGAIN, digest
+from sabot.operators.agents.job_function import JobFunction
 from sabot.operators.agents.job_rows import (
     FROM_HEADER,
     JOB_HEADER,
@@ -53,14 +51,11 @@ from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import (
     RecordReader,
     Row,
-    gathering,
     payload_of,
     place_of,
-    plain_of,
     results_of,
     waiting_batches,
 )
-from sabot.state.backends.memory import MemoryBackend
 from sabot.threads import aside
 from sabot.watch import watched
 
@@ -83,11 +78,8 @@ class DurableAgentOperator(AgentOperator):
         self._host = host
         self._order = KeyOrder(spec, mail, self)
         self._reader = RecordReader(spec)
-        self._function, self._is_coroutine_function = gathering(spec.func)
-        self._keyed = spec.key is not None
-        # Without key= what a job keeps is its own, and nobody else's: nothing of it is ever applied.
-        self._state = self.backend if self._keyed else MemoryBackend()
-        self._prefix = f"{spec.agent_id}/" if self._keyed else ""
+        self._function = JobFunction(spec, self.backend, self.clock)
+        self._keyed = self._function.keyed
         self._limit = spec.calls.concurrency
         self._calls: dict[str, JobCall] = {}  # those whose turn has come, by job
         self._ready: deque[JobCall] = deque()
@@ -315,21 +307,15 @@ class DurableAgentOperator(AgentOperator):
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """As `JobOwner.call`."""
-        begin = job.history.begin
-        record = decode_record(begin.body)  # type: ignore[arg-type]
-        row = row_of(record)
-        row.value = decode_json(record.payload, where=place_of(row))
-        row.scope = begin.key if self._keyed else b""
-        ctx = durable_context(job, row, self._state, self.spec.agent_id, self._prefix, self.clock)
         call = self._calls[job.job_id]
-        call.ctx, call.record = ctx, record
-        return self._function(ctx) if self._is_coroutine_function else _plain(self._function, ctx)
+        call.ctx, call.record = self._function.context(job)
+        return self._function.call(call.ctx)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
         call = self._calls[job.job_id]
         output = () if value is None else results_of(value)
-        packed = pack(plain_of(value), f"the result of job {job.job_id}")
+        packed = self._function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None
         assert ctx is not None
@@ -487,9 +473,3 @@ class DurableAgentOperator(AgentOperator):
 
     def unfinished(self) -> list[Batch]:
         return waiting_batches(self.held)
-
-
-async def _plain(function: Callable[..., Any], ctx: DurableContext) -> Any:
-    """The call of a function that is no coroutine function; what it gives may still be awaitable."""
-    value, pending = awaitable(function(ctx))
-    return await value if pending else value
