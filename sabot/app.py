@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
+from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.arguments import Schema
@@ -110,7 +111,7 @@ class App:
         self.from_: str | None = None
         self.fresh = False
         self._state_backend: StateBackend | None = None
-        self._journal_home: MemoryHome | None = None
+        self.journal_home: MemoryHome | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.broker = broker
         self.state_place = state
@@ -119,6 +120,7 @@ class App:
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
+        self.jobs, self.actions = outside(self)
         self._begun: list[Read] = []  # streams that were begun, over the life of the app
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
@@ -491,11 +493,11 @@ class App:
     def open_journal(self) -> tuple[Journal, LocalBackend]:
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
         storage = self._storage()
-        if self._journal_home is None or storage is None or self.forget_effects:
-            self._journal_home = MemoryHome(
+        if self.journal_home is None or storage is None or self.forget_effects:
+            self.journal_home = MemoryHome(
                 self.clock
             )  # else the next run of this process goes on with it, from a checkpoint
-        return open_app_journal(self, storage, self._journal_home)
+        return open_app_journal(self, storage, self.journal_home)
 
     def open_storage(self) -> CheckpointStorage | None:
         """Opens the checkpoint directory, locked for this process; None without one."""

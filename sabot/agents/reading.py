@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +13,22 @@ from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.operators.agents.job_rows import decode_record, row_of
+from sabot.operators.agents.rows import place_of
 
 __all__ = ["Progress", "as_plain", "value_of"]
 
 
 def value_of(entry: Entry, body: bytes) -> Any:
-    """What the body of an entry says: a value; the EffectError of what has failed; of a call [args, kwargs]; None where there is none.
-    Bytes that are nothing of that come back as they are.
+    """What the body of an entry says: a value; the EffectError of what has failed; of a call [args, kwargs]; of the BEGIN of an agent's job
+    its message, and the place of the record; None where there is none. Bytes that are nothing of that come back as they are.
     """
     if not body:
         return None
+    if isinstance(entry, Begin) and entry.agent:
+        with suppress(*UNREADABLE):
+            record = decode_record(body)
+            return {"message": _message(record.payload), "record": place_of(row_of(record))}
     try:
         match entry:
             case Begin(agent="") | Intent(kind="ask") | Answer() | Signal():
@@ -34,6 +41,13 @@ def value_of(entry: Entry, body: bytes) -> Any:
                 return unpack(body)
     except (CorruptJournal, *UNREADABLE):
         return body
+
+
+def _message(payload: bytes) -> Any:
+    try:
+        return msgspec.json.decode(payload)
+    except UNREADABLE:
+        return payload
 
 
 def as_plain(value: Any) -> Any:
@@ -61,13 +75,15 @@ class Progress:
 
     attempt: of the job, from 1. effects: how many it has asked for. last_at: when its last entry was written, epoch seconds. asked: what
     it has asked for and nothing came of, by ordinal: the intent, and the question of a person whether it was made, if there is one.
-    early: signals that nobody waited for when they came, by name.
+    failed: those that came to an error, which another attempt may make again. early: signals that nobody waited for when they came.
     """
 
     attempt: int = 1
     effects: int = 0
+    ended: bool = False
     last_at: float = 0.0
     asked: dict[int, tuple[Intent, Intent | None]] = field(default_factory=dict)
+    failed: dict[int, Intent] = field(default_factory=dict)
     early: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: Entry) -> None:
@@ -76,16 +92,28 @@ class Progress:
         match entry:
             case Attempt(ordinal=0):
                 self.attempt = entry.attempt
+            case Attempt():
+                if (intent := self.failed.pop(entry.ordinal, None)) is not None:
+                    self.asked[entry.ordinal] = intent, None
             case Intent():
                 self._intend(entry)
             case EffectResult():
-                self.asked.pop(entry.ordinal, None)
+                intent, _ = self.asked.pop(entry.ordinal, (None, None))
+                if intent is not None and entry.outcome != "ok":
+                    self.failed[entry.ordinal] = intent
             case Answer():
                 self._answer(entry)
             case Signal():
                 self._signal(entry)
             case End():
-                self.asked.clear()
+                self.ended = True
+            case Begin() if self.ended:  # its dead letter was sent again
+                self.attempt += 1
+                self.ended = False
+            case Begin():  # ctx.continue_as
+                self.attempt = 1
+                for of_before in (self.asked, self.failed, self.early):
+                    of_before.clear()
 
     def _intend(self, intent: Intent) -> None:
         known = self.asked.get(intent.ordinal)
@@ -116,6 +144,8 @@ class Progress:
         """What is open, the last one first. A timer that the function has cancelled leaves no entry: it is among them until the job goes on
         at a time at which it would have been due.
         """
+        if self.ended:
+            return ()
         return tuple(
             OpenEffect(
                 ordinal,

@@ -127,8 +127,8 @@ class JobsOfJournal:
 
     def _begun(self, entry: Begin, at: float) -> JobRecord:
         if entry.agent:  # a job of an agent: its input is a record, and no JobSpec
-            far, before = self._progress.get(entry.job), self.jobs.get(entry.job)
-            self._progress[entry.job] = Progress(effects=0 if far is None else far.effects, last_at=at)
+            before = self.jobs.get(entry.job)
+            self._progress.setdefault(entry.job, Progress(last_at=at))
             return JobRecord(
                 job_id=entry.job,
                 scope_id="",

@@ -16,29 +16,31 @@ from sabot.redaction import keep_url, redacted_url
 __all__ = ["open_inbox", "open_journal", "open_reader"]
 
 
-def open_reader(address: Path | str, *, kafka: Mapping[str, Any] | None = None) -> JournalReader:
-    """A reader of the journal at an address. kafka: settings of the client, for a topic. Raises UserError where there is none, or for an
-    address of no home that we know.
+def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
+    """A reader of the journal at an address. app: whose it is, where the address does not say it. kafka: settings of the client, for a
+    topic. Raises UserError where there is none, or for an address of no home that we know.
     """
     match _scheme(address):
         case "kafka":
             from sabot.journal.kafka import KafkaJournalReader  # imported late, because this loads the Kafka client
 
-            return KafkaJournalReader(str(address), kafka=kafka)
+            return KafkaJournalReader(str(address), app=app, kafka=kafka)
         case "postgresql":
-            return PostgresReader(str(address))
+            return PostgresReader(str(address), app or None)
     return SqliteReader(address)
 
 
-def open_inbox(address: Path | str, *, clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None) -> Inbox:
+def open_inbox(
+    address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
+) -> Inbox:
     """An inbox of the journal at an address. Raises as `open_reader`."""
     match _scheme(address):
         case "kafka":
             from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
 
-            return KafkaInbox(str(address), clock=clock, kafka=kafka)
+            return KafkaInbox(str(address), app=app, clock=clock, kafka=kafka)
         case "postgresql":
-            return PostgresInbox(str(address), clock=clock)
+            return PostgresInbox(str(address), app or None, clock=clock)
     return SqliteInbox(address, clock=clock)
 
 

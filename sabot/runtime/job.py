@@ -18,6 +18,7 @@ from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import AgentFailed, BrokerUnavailable, CheckpointFailed, SabotError, TransientError, UserError
 from sabot.exits import Exit, exit_in
+from sabot.journal import Journal
 from sabot.kafka import open_source
 from sabot.metrics import Metrics, Sample
 from sabot.runtime.agent_job import Agent
@@ -64,6 +65,11 @@ class Job:
         self._stopping: asyncio.Future[None] | None = None
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def journal(self) -> Journal | None:
+        """The journal of durable agents, as long as it is open here."""
+        return None if self._run is None else self._run.journal
 
     @property
     def running(self) -> bool:

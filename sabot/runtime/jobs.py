@@ -16,14 +16,14 @@ from sabot.errors import UserError
 from sabot.faults import taking_over
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob
-from sabot.journal import Journal, MemoryHome, MemoryJournal, check_place, open_journal
+from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import STATE, MailRoom
 from sabot.state import open_backend, state_directory
 from sabot.state.base import LocalBackend
 from sabot.threads import aside, to_the_end
 
-__all__ = ["DurableJobs", "JournalSettings", "check_journal", "open_app_journal", "stored_journal"]
+__all__ = ["DurableJobs", "JournalSettings", "check_journal", "journal_place", "open_app_journal", "stored_journal"]
 
 _KEPT_SECONDS = 7 * 86_400  # how long the ids of jobs that have ended are known
 
@@ -40,6 +40,19 @@ class JournalSettings(Protocol):
     forget_effects: bool
 
 
+def journal_place(app: JournalSettings) -> str | Path:
+    """Where the journal of an app is: a directory, an address, or "memory". Raises UserError where it has no place."""
+    if app.journal_place is not None:
+        return app.journal_place
+    base = state_directory(app.state_place)
+    if base is None:
+        raise UserError(
+            f"app {app.id} has durable agents, and no place for their journal",
+            hint='App(..., state=DIRECTORY); or journal="memory", for tests: it is gone with the process',
+        )
+    return base / "journal"
+
+
 def open_app_journal(
     app: JournalSettings, storage: CheckpointStorage | None, memory: MemoryHome
 ) -> tuple[Journal, LocalBackend]:
@@ -49,18 +62,12 @@ def open_app_journal(
     Blocks. Raises UserError where journal and checkpoints could not be kept together, and where `fresh` would forget effects that nobody
     said may be forgotten.
     """
-    base, place, fresh = state_directory(app.state_place), app.journal_place, app.fresh
+    base, fresh = state_directory(app.state_place), app.fresh
     if app.forget_effects and not fresh:
         raise UserError(
             "--forget-effects without --fresh", hint="they go together: sabot run … --fresh --forget-effects"
         )
-    if place is None:
-        if base is None:
-            raise UserError(
-                f"app {app.id} has durable agents, and no place for their journal",
-                hint='App(..., state=DIRECTORY); or journal="memory", for tests: it is gone with the process',
-            )
-        place = base / "journal"
+    place = journal_place(app)
     if place != "memory" and storage is None:
         raise UserError(
             f"app {app.id} would keep its journal and no checkpoints: after a crash nothing says what belongs to it",
@@ -95,7 +102,7 @@ def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | 
     return found
 
 
-def check_journal(journal: Journal, facts: Mapping[str, Any] | None) -> None:
+def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> None:
     """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]))

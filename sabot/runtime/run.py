@@ -93,7 +93,7 @@ class Run:
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
-        self._journal: Journal | None = None
+        self.journal: Journal | None = None  # of durable agents
         self._mail: LocalBackend | None = None
         self._backend: StateBackend | None = None
         self._owns_backend = False
@@ -152,7 +152,7 @@ class Run:
         self._fresh = self.app.fresh
         self._origin.check_place()
         if any(agent.spec is not None and agent.spec.durable for agent in self.agents.values()):
-            self._journal, self._mail = self.app.open_journal()  # before --fresh removes the checkpoints
+            self.journal, self._mail = self.app.open_journal()  # before --fresh removes the checkpoints
         self._storage = self.app.open_storage()
         self._origin.opened(self._storage)
         self._backend, self._owns_backend = self.app.open_state()
@@ -160,10 +160,10 @@ class Run:
     def _check_journal(self, manifest: Manifest | None) -> None:
         """Blocking. Where durable agents have gone from the program, the journal says whether their jobs have."""
         facts = stored_journal(manifest, AGENTS)
-        if self._journal is None and facts is not None:
-            self._journal, self._mail = self.app.open_journal()
-        if self._journal is not None:
-            check_journal(self._journal, facts)
+        if self.journal is None and facts is not None:
+            self.journal, self._mail = self.app.open_journal()
+        if self.journal is not None:
+            check_journal(self.journal, facts)
 
     async def _restore_state(self, manifest: Manifest) -> None:
         """Restores the state of the agents."""
@@ -202,7 +202,7 @@ class Run:
                 counters=self.agents,
                 on_failed=self._agent_failed,
                 ends=self._writes,
-                journal=self._journal,
+                journal=self.journal,
                 mail=self._mail,
             )
         for agent in self.agents.values():
@@ -461,8 +461,8 @@ class Run:
                 last.push_async_callback(aside, storage.unlock)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
-            if self._journal is not None:
-                last.push_async_callback(aside, self._journal.close)
+            if self.journal is not None:
+                last.push_async_callback(aside, self.journal.close)
             if self._mail is not None:
                 last.push_async_callback(aside, self._mail.shut)
             last.push_async_callback(aside, self._metrics.close)

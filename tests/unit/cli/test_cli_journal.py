@@ -262,8 +262,11 @@ def test_jobs_of_agents_say_what_they_wait_for(tmp_path: Path) -> None:
         Intent("a", AT + 1, 1, "sleep", due_ms=AT + 100),  # of a time-out that is over: nothing says so
         Intent("a", AT + 2, 2, "call", "look_up", b"d", "read"),
         EffectResult("a", AT + 3, 2),
+        Intent("a", AT + 4, 3, "call", "rate", b"d", "read"),
+        EffectResult("a", AT + 4, 3, 1, "ValueError", pack_error(ValueError())),
         Attempt("a", AT + 4, 0, 2),
-        Intent("a", AT + 150, 3, "call", "refund", b"d", "unsafe"),
+        Attempt("a", AT + 5, 3, 2),
+        Intent("a", AT + 150, 4, "call", "refund", b"d", "unsafe"),
         Begin("b", AT, "app.refunds"),
         Intent("b", AT + 1, 1, "sleep", due_ms=AT + 60_000),
         Begin("c", AT, "app.mails"),
@@ -296,10 +299,10 @@ def test_jobs_of_agents_say_what_they_wait_for(tmp_path: Path) -> None:
         "its",
         "outcome",
     ]
-    assert rows["a"].startswith("a app.refunds running 2 3 2023-11-14 22:13:20.000Z 2023-11-14 22:13:20.150Z")
+    assert rows["a"].startswith("a app.refunds running 2 4 2023-11-14 22:13:20.000Z 2023-11-14 22:13:20.150Z")
     ends = {job: row.split("Z ", 2)[2] for job, row in rows.items()}
     assert ends == {
-        "a": "call refund",
+        "a": "call refund; call rate",
         "b": f"timer {until}",
         "c": "call note; child app.refunds; 1 more",
         "d": f"question confirm {until}",
@@ -329,10 +332,17 @@ def test_a_job_that_goes_on_after_its_end_runs_again(tmp_path: Path) -> None:
         End("job", AT + 2, "failed", "ValueError", body=pack_error(ValueError("no luck"))),
         Begin("job", AT + 3, "app.refunds", pack(2, "input")),
         Intent("job", AT + 4, 2, "wait", "again"),
+        Begin("round", AT, "app.refunds", pack(1, "input")),
+        Intent("round", AT + 1, 1, "wait", "paid"),
+        Begin("round", AT + 2, "app.refunds", pack(2, "input")),
+        Intent("round", AT + 3, 2, "wait", "again"),
     ).close()
     (seen,) = objects("jobs", "show", "job", "--journal", tmp_path)
     assert (seen["status"], seen["created_at"], seen["effects"], seen["input"]) == ("running", AT / 1000, 2, 2)
-    assert [each["name"] for each in seen["open"]] == ["again"]
+    assert seen["attempt"] == 2
+    assert [each["name"] for each in seen["open"]] == ["again", "paid"]  # what it waited for is asked for again
+    (seen,) = objects("jobs", "show", "round", "--journal", tmp_path)
+    assert (seen["attempt"], [each["name"] for each in seen["open"]]) == (1, ["again"])
 
 
 def test_a_job_shows_what_went_in_and_what_came_out(tmp_path: Path) -> None:

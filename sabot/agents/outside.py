@@ -1,0 +1,201 @@
+"""The jobs and questions of a journal that somebody else owns, or nobody: read when they are asked about, told by letters into its inbox.
+
+It is the same whether the app runs in this process, in another one, or not at all. What a call has put into the inbox is durable when it
+returns, and is seen in what is read from then on, also before the owner has taken it.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
+
+from sabot.agents.actions import ActionManager, ActionRecord, ActionSpec, ActionStatus, ActionStore, check_resolution
+from sabot.agents.context import checked_word
+from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, JobStore, check_move
+from sabot.agents.runtime import AgentRuntime
+from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
+from sabot.errors import IllegalTransition, LetterRefused, UserError
+from sabot.journal.base import JournalReader, entry_of_letter
+from sabot.journal.entries import Letter
+from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryReader
+from sabot.journal.opening import open_inbox, open_reader
+from sabot.runtime.jobs import JournalSettings, journal_place
+from sabot.threads import aside
+
+__all__ = ["AppJobs", "OutsideStore", "outside"]
+
+
+class _App(JournalSettings, Protocol):
+    """journal_home: what a journal in memory is in."""
+
+    agent_runtime: AgentRuntime
+    journal_home: MemoryHome | None
+
+
+class OutsideStore(JobStore, ActionStore):
+    """Jobs and actions in the journal of an app."""
+
+    def __init__(self, app: _App) -> None:
+        self.clock = app.clock
+        self._app = app
+
+    @contextmanager
+    def reader(self) -> Iterator[JournalReader]:
+        """The journal, for one call. Blocks. Raises UserError where there is none."""
+        app, running = self._app, self._app.agent_runtime.job.journal
+        if running is not None:
+            yield running
+            return
+        place = journal_place(app)
+        opened = MemoryReader(self._home()) if place == "memory" else open_reader(place, app=app.id, kafka=app.kafka)
+        with closing(opened) as reader:
+            yield reader
+
+    def post(self, letter: Letter) -> None:
+        """Blocks. Raises LetterRefused; UserError where there is no journal."""
+        app, running = self._app, self._app.agent_runtime.job.journal
+        if running is not None:
+            running.post(letter)
+            return
+        place = journal_place(app)
+        where: dict[str, Any] = {"app": app.id, "clock": app.clock, "kafka": app.kafka}
+        opened = MemoryInbox(self._home()) if place == "memory" else open_inbox(place, **where)
+        with closing(opened) as inbox:
+            inbox.post(letter)
+
+    def _home(self) -> MemoryHome:
+        home = self._app.journal_home
+        if home is None:
+            raise UserError(f"app {self._app.id} has not run: its journal in memory is not made")
+        return home
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        """Raises UserError: jobs of an app begin with records."""
+        raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        return await aside(self._job, job_id)
+
+    def _job(self, job_id: str) -> JobRecord | None:
+        with self.reader() as reader:
+            return self._known(reader, job_id).job(job_id)
+
+    async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        """A cancel is a letter: the job ends when its owner has taken it. Nothing else can be asked for from outside."""
+        job = await self.get(job_id)
+        if job is None:
+            raise UserError(f"job {job_id}: there is none of this name")
+        check_move(job_id, job.status, status)
+        if status is not JobStatus.CANCELLED:
+            raise IllegalTransition(f"job {job_id} is a run of agent {job.agent}, which says itself how far it is")
+        await aside(self.post, cancel_letter(job_id, error))
+        return job
+
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        def find() -> list[JobRecord]:
+            with self.reader() as reader:
+                return [
+                    job
+                    for job in self._known(reader).seen()
+                    if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
+                ]
+
+        return await aside(find)
+
+    # -- actions ------------------------------------------------------------------------------------------------------
+
+    async def require(self, spec: ActionSpec) -> ActionRecord:
+        """Raises UserError: an agent asks."""
+        raise UserError("the agents of an app ask", hint="await ctx.ask('confirm', {…}) in the agent's function")
+
+    async def action(self, action_id: str) -> ActionRecord | None:
+        found = await self.actions(job_id=action_id.rpartition("/")[0])
+        return next((action for action in found if action.action_id == action_id), None)
+
+    async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        def find() -> list[ActionRecord]:
+            with self.reader() as reader:
+                found = list(self._known(reader, job_id).actions.values())
+            return [action for action in map(self._in_time, found) if not statuses or action.status in statuses]
+
+        return await aside(find)
+
+    async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        return await aside(self._resolve, token, resolution, by)
+
+    def _resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        asked = self._of_token(token)
+        if asked is not None:
+            check_resolution(asked, resolution)
+        self.post(Letter("answer", token, body=as_json(dict(resolution), "resolution"), by=by))
+        return self._told(token)
+
+    async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        action = await self.action(action_id)
+        if action is None:
+            raise UserError(f"action {action_id}: there is none of this name")
+        try:
+            await aside(self.post, Letter("withdraw", action.resume_token, name=status))
+        except LetterRefused as refused:
+            if refused.reason not in ("second", "closed"):
+                raise
+        return await aside(self._told, action.resume_token)
+
+    def _of_token(self, token: str) -> ActionRecord | None:
+        with self.reader() as reader:
+            question = reader.question(token)
+            return None if question is None else self._known(reader, question.job).of_token(token)
+
+    def _told(self, token: str) -> ActionRecord:
+        action = self._of_token(token)
+        if action is None:  # its job has ended meanwhile, and is trimmed
+            raise LetterRefused("the job of this question is over, and forgotten", reason="closed")
+        return action
+
+    def _in_time(self, action: ActionRecord) -> ActionRecord:
+        """Its owner closes what nobody has answered in time; until then it is expired all the same."""
+        if action.overdue(self.clock.time()):
+            action.status, action.resolved_at = ActionStatus.EXPIRED, action.expires_at
+        return action
+
+    # -- the journal --------------------------------------------------------------------------------------------------
+
+    def _known(self, reader: JournalReader, job_id: str | None = None) -> JobsOfJournal:
+        """What the journal says, and the letters that its owner has not taken."""
+        letters = reader.letters()  # first: what the owner takes meanwhile is then seen twice, and not missed
+        known = JobsOfJournal(reader, job_id)
+        now_ms = round(self.clock.time() * 1000)
+        for letter in letters:
+            question = reader.question(letter.token) if letter.kind in ("answer", "withdraw") else None
+            if question is not None and known.of_token(letter.token) is not None:
+                known.apply(entry_of_letter(letter, question, now_ms))
+        return known
+
+
+class AppJobs(JobManager):
+    """The jobs of an app's durable agents (`app.jobs`), from anywhere."""
+
+    store: OutsideStore
+
+    def __init__(self, store: OutsideStore) -> None:
+        super().__init__(store)
+
+    async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
+        """Tells a job what `ctx.wait(name)` waits for, or will wait for; `value` is what that returns, as JSON has it.
+
+        token: the signal's own name: the same sent again is a LetterRefused ("second"). Without one each is a new signal.
+        """
+        checked_word(name, "name", empty=False)
+        body = b"" if value is None else as_json(value, "the signal")
+        letter = Letter(
+            "signal", token or uuid.uuid4().hex, job=job_id, name=name, body=body, by=checked_word(by, "by")
+        )
+        await aside(self.store.post, letter)
+
+
+def outside(app: _App) -> tuple[AppJobs, ActionManager]:
+    """The jobs and the questions of an app (`app.jobs`, `app.actions`)."""
+    store = OutsideStore(app)
+    return AppJobs(store), ActionManager(store)
