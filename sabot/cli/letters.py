@@ -18,6 +18,7 @@ from sabot.connectors.files.paths import bare_suffix
 from sabot.connectors.letters import DeadLetter, Home, Letters
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
+from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 
 __all__ = ["dlq"]
@@ -37,6 +38,7 @@ Table = Annotated[
 ]
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="kafka://host:port; default: that of the app in -A")]
 Error = Annotated[str, typer.Option(metavar="TEXT", help="Only letters whose error or message has this text.")]
+Job = Annotated[str | None, typer.Option("--job", metavar="JOB", help="Only letters of this job of a durable agent.")]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
 
@@ -56,6 +58,7 @@ def list_(
     broker: Broker = None,
     kafka: Kafka = None,
     error: Error = "",
+    job: Job = None,
     limit: Limit = None,
     everything: Annotated[bool, typer.Option("--all", help="Those that were redriven too.")] = False,
     json: Json = False,
@@ -64,7 +67,10 @@ def list_(
 
     def work() -> None:
         with _opened(context, topic, table, broker, kafka) as dead:
-            chosen = islice((each for each in dead.letters(redriven=everything) if each.says(error)), limit or 20)
+            found = (
+                each for each in dead.letters(redriven=everything) if each.says(error) and job in (None, _job_of(each))
+            )
+            chosen = islice(found, limit or 20)
             if json:
                 for letter in chosen:
                     json_line(_facts(letter))
@@ -117,6 +123,7 @@ def redrive(
     only: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="This letter; repeatable.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="Not this; repeatable.")] = None,
     error: Error = "",
+    job: Job = None,
     limit: Limit = None,
     now: Annotated[
         bool, typer.Option("--now", help="The time of now for those older than what the topic keeps, which else stay.")
@@ -125,7 +132,8 @@ def redrive(
 ) -> None:
     """Send the letters that wait back to the topics that they came from, each once.
 
-    Killed and started again it goes on where it was; a letter that was redriven is never sent a second time.
+    Killed and started again it goes on where it was; a letter that was redriven is never sent a second time. A letter of a durable agent is
+    the same job again: what it had done stays done.
     """
     places = None if not only else [_place(text) for text in only]
     skipped = {_place(text) for text in skip or []}
@@ -136,7 +144,8 @@ def redrive(
 
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
             assert isinstance(dead, DeadLetters)
-            done = send_back(dead, to=to, only=places, error=error, limit=limit, skip=skipped, now=now)
+            chosen = places if job is None else _places_of(dead, job, places)
+            done = send_back(dead, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
         if json:
             json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
         else:
@@ -147,6 +156,23 @@ def redrive(
             raise UserError("; ".join(f"{count} letters stay: {why}" for why, count in done.left.items()))
 
     _run(work)
+
+
+def _job_of(letter: DeadLetter) -> str | None:
+    """The job of a durable agent that the letter is about."""
+    found = next((value for name, value in reversed(letter.headers) if name == JOB_HEADER), None)
+    return None if found is None else found.decode(errors="replace")
+
+
+def _places_of(dead: Letters, job: str, places: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """Where the letters of this job are, among those of `places`. Raises UserError where there are none."""
+    found = [(each.partition, each.offset) for each in dead.letters(redriven=True) if _job_of(each) == job]
+    chosen = [place for place in found if places is None or place in places]
+    if not chosen:
+        raise UserError(
+            f"no letter here is of job {job}", hint="sabot jobs list shows the jobs, and how they have ended"
+        )
+    return chosen
 
 
 def _run(work: Any) -> None:

@@ -204,6 +204,23 @@ def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_othe
     assert payloads(kafka_url, topic) == list(range(21))
 
 
+def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, topic, 3)
+    rows = [(b"%d" % n, (("sabot.job", b"shop.handle/x/0/%d" % n), *facts(topic, n)), 0) for n in range(20)]
+    admin.create_topic(kafka_url, f"{topic}.dlq", 1)
+    write(kafka_url, f"{topic}.dlq", rows)
+    redrive = ["redrive", f"{topic}.dlq", "--broker", kafka_url, "--job"]
+    done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("1 letters are redriven")
+    (record,) = committed(kafka_url, topic)
+    assert (record.value(), dict(record.headers())) == (b"1", {"sabot.job": b"shop.handle/x/0/1"})
+    again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
+    assert "0 letters are redriven; 1 were redriven before" in again.stdout
+    nobody = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/99"])
+    assert (nobody.exit_code, "no letter here is of job" in nobody.stderr) == (1, True)
+
+
 def test_letters_can_go_elsewhere_and_count_as_redriven(kafka_url: str, topic: str) -> None:
     with_letters(kafka_url, topic, 4)
     admin.create_topic(kafka_url, f"{topic}.again", 1)

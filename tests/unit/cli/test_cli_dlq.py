@@ -59,6 +59,23 @@ def test_what_a_letter_says_cannot_control_the_terminal(tmp_path: Path, words: l
     assert "\\x1b]0;owned\\x07" in done.output
 
 
+def test_the_letters_of_a_job_are_listed(tmp_path: Path) -> None:
+    """A job of a durable agent that has failed is a letter with its id; sent back, it is the same job."""
+    headers = [[["sabot.job", "shop.handle/x/0/1"]], [["sabot.job", "shop.handle/x/0/17"]], [["a", "b"]]]
+    lines = [
+        json.dumps(
+            dict.fromkeys(LETTER_SCHEMA.names)
+            | {"letter": n, "written": 0, "topic": "orders", "headers": json.dumps(each), "payload": str(n)}
+        )
+        for n, each in enumerate(headers)
+    ]
+    (tmp_path / "bad.ndjson").write_text("\n".join(lines) + "\n")
+    words = ["dlq", "list", str(tmp_path / "bad.ndjson"), "--json", "--job"]
+    done = CliRunner().invoke(commands._cli, [*words, "shop.handle/x/0/1"])
+    assert [json.loads(line)["payload"] for line in done.stdout.splitlines()] == ["0"], done.stderr
+    assert CliRunner().invoke(commands._cli, [*words, "b"]).stdout == ""
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)), max_size=12))
 def test_ranges_hold_what_a_set_holds(pieces: list[tuple[int, int]]) -> None:
