@@ -1,21 +1,30 @@
 """`sabot jobs`: the jobs of a journal, and words to them, also without its owner."""
 
 import uuid
+from collections import Counter
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from json import loads
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sabot.agents.checking import CheckedJob, check_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.reading import as_plain, value_of
 from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
+from sabot.app import App
+from sabot.cli.jobs import find_job
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
-from sabot.cli.loading import WrongUse
+from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Letter
+from sabot.journal.sqlite import DATABASE
+from sabot.runtime.restore import check_app
 
 __all__ = ["jobs"]
 
@@ -159,3 +168,72 @@ def signal_job(
         typer.echo(f"job {job} has signal {name}")
 
     quietly(work)
+
+
+@jobs.command("check")
+def check(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="JOB", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
+    ] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            "--journal", metavar="JOURNAL", help="Default: that of the app; with --against DIR, the one there."
+        ),
+    ] = None,
+    kafka: Kafka = None,
+    json: Json = False,
+) -> None:
+    """Run the open jobs over their journal with the code of today: would a start go on with them?
+
+    Nothing is called, and nothing written, so a running app, or a copy of its directory, may be looked at. ok: it goes on. fails: the
+    function raises behind all that is recorded. blocked: it does not do what the journal has. held: it stands behind a blocked job of its
+    key. gone: it has no agent. Exit code 1 for the last three.
+    """
+
+    def work() -> None:
+        app = load_app(target)
+        found = find_job(target if against is None else against)
+        manifest = found.manifest() if found.storage.ids() else None
+        if manifest is not None:
+            check_app(manifest, app.id)
+        agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
+        try:
+            with _journal_of(app, against, place, kafka) as reader:
+                checked = list(check_jobs(reader, manifest, agents, version=app.version, clock=app.clock))
+        finally:
+            found.storage.release_restored()
+        _print_checked(checked, json)
+        amiss = Counter(job.verdict for job in checked if not job.stands)
+        if not json:
+            of = "no checkpoint" if manifest is None else f"checkpoint {manifest.checkpoint_id}"
+            typer.echo(f"{len(checked):,} open jobs behind {of}; {amiss.total():,} would not go on", err=True)
+        if amiss:
+            words = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(amiss.items()))
+            raise UserError(
+                f"this program would not go on with all open jobs: {words}",
+                hint="bring the old code back; guard what is new with ctx.patched('…')",
+            )
+
+    quietly(work)
+
+
+def _journal_of(
+    app: App, against: str | None, place: str | None, kafka: list[str] | None
+) -> AbstractContextManager[JournalReader]:
+    if place is not None:
+        return reading(place, kafka)
+    if against is not None and (Path(against) / "journal" / DATABASE).is_file():
+        return reading(against, kafka)
+    return app.jobs.store.reader()
+
+
+def _print_checked(checked: list[CheckedJob], json: bool) -> None:
+    if json:
+        for job in checked:
+            json_line(asdict(job))
+        return
+    rows = [[job.job_id, job.agent, job.verdict, job.effects, " ".join(job.then.split())] for job in checked]
+    columns(["job", "agent", "verdict", "effects", "then"], rows)

@@ -1,0 +1,151 @@
+"""Open jobs run over their journal with the code of today: which of them a start would block. Nothing is called, and nothing written.
+
+checkpoint ─▶ state of their keys ┐
+journal ─▶ jobs behind it ────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, fails, gone
+"""
+
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sabot.api.agent import AgentSpec
+from sabot.api.context import apply_writes
+from sabot.api.durable import DurableContext
+from sabot.checkpoint import Manifest
+from sabot.clock import Clock
+from sabot.errors import words_of
+from sabot.jobs.history import History
+from sabot.jobs.owner import OpenJob
+from sabot.jobs.recovery import open_jobs, whole_entries
+from sabot.jobs.run import Ask, ContinueAs, JobRun
+from sabot.journal import JournalReader, digest
+from sabot.operators.agents.job_function import JobFunction
+from sabot.operators.agents.job_rows import version_of
+from sabot.runtime.agent_job import TASK
+from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.state import load_snapshot
+from sabot.state.backends.memory import MemoryBackend
+from sabot.state.base import Entry
+
+__all__ = ["CheckedJob", "check_jobs"]
+
+_STATE = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedJob:
+    """verdict: "ok"; "blocked": the function does not do what the journal has; "held": it stands behind a blocked job of its key; "gone":
+    the program has no durable agent of this name; "fails": the function raises behind all that is recorded. effects: how many it has asked
+    for. then: what it does next, or what is wrong.
+    """
+
+    job_id: str
+    agent: str
+    verdict: str
+    effects: int
+    then: str
+
+    @property
+    def stands(self) -> bool:
+        """A start goes on with it."""
+        return self.verdict in ("ok", "fails")
+
+
+def check_jobs(
+    reader: JournalReader, manifest: Manifest | None, agents: Mapping[str, AgentSpec], *, version: str, clock: Clock
+) -> Iterator[CheckedJob]:
+    """The jobs that a start from this checkpoint would run, in the order in which they began. agents: of the program, by their ids.
+    version: of the program. Blocks.
+
+    Raises OtherJournal, CorruptJournal, CorruptCheckpoint; UserError where the journal has jobs, and no checkpoint knows of it.
+    """
+    facts = stored_journal(manifest, TASK)
+    check_journal(reader, facts)
+    jobs = open_jobs(reader, {} if facts is None else dict(facts["positions"]))
+    jobs = [job for job in jobs if job.ended is None or job.ended.outcome == "succeeded"]
+    durable = {agent_id: spec for agent_id, spec in agents.items() if spec.durable}
+    state = _state_of(manifest, jobs)
+    holders: dict[tuple[str, bytes], str] = {}  # blocked jobs, by agent and key
+    functions = {agent_id: JobFunction(spec, state, clock) for agent_id, spec in durable.items()}
+    for job in jobs:
+        history = History.of(job.job_id, [entry for _, entry in whole_entries(reader, job.job_id)])
+        function, scope = functions.get(job.agent), (job.agent, job.key)
+        if function is None:
+            verdict, then = "gone", "the program has no durable agent of this name"
+        elif function.keyed and scope in holders:
+            verdict, then = "held", f"its key is held by job {holders[scope]}"
+        else:
+            code = version or version_of(durable[job.agent].func)
+            verdict, then = _checked(JobRun(job.job_id, history, key=reader.key, code=code), function, reader.key)
+            if verdict == "blocked":
+                holders[scope] = job.job_id
+        yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)
+
+
+def _state_of(manifest: Manifest | None, jobs: list[OpenJob]) -> MemoryBackend:
+    """What the checkpoint has of the keys of these jobs."""
+    state = MemoryBackend()
+    task = None if manifest is None else manifest.tasks.get(TASK)
+    if manifest is None or task is None or _STATE not in task.states or not jobs:
+        return state
+    keys: dict[str, set[bytes]] = {}
+    for job in jobs:
+        keys.setdefault(f"{job.agent}/", set()).add(job.key)
+
+    def of_jobs(entries: Iterator[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            namespace, key, _ = entry
+            for prefix, scopes in keys.items():
+                if namespace.startswith(prefix) and key.startswith(tuple(scopes)):
+                    yield entry
+                    break
+
+    state.load([load_snapshot(manifest.state_directory(TASK, _STATE))], of_jobs)
+    return state
+
+
+def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
+    """The verdict, and what is said of it. What a job that has ended wrote into its state, the next ones of its key see."""
+    contexts: list[DurableContext] = []
+
+    def call(run: JobRun) -> Coroutine[Any, Any, Any]:
+        ctx, _ = function.context(run)
+        contexts.append(ctx)
+        return function.call(ctx)
+
+    try:
+        run.start(call)
+        verdict, then = _verdict(run)
+        if run.history.end is not None and verdict == "ok":
+            if digest(key, "output", "", function.packed(run, run.outcome()[0])) != run.history.end.digest:
+                return "blocked", "it had ended behind the checkpoint, and gives other output now"
+            if function.keyed:
+                apply_writes(contexts[0])
+            then = "had ended, and gives the same output"
+    except (Exception, SystemExit) as error:  # the user's code
+        return "fails", f"{type(error).__name__}: {words_of(error)}"
+    finally:
+        run.discard()
+    return verdict, then
+
+
+def _verdict(run: JobRun) -> tuple[str, str]:
+    if run.blocked is not None:
+        return "blocked", str(run.blocked)
+    if run.finished:
+        _, error = run.outcome()
+        if isinstance(error, ContinueAs):
+            return "ok", "goes on with a new history"
+        if error is not None and not run.cancels:
+            return "fails", f"{type(error).__name__}: {words_of(error)}"
+        return "ok", "ends"
+    if run.stuck:
+        return "fails", "waits for something that nobody will give it"
+    asked = [ask for ask in run.take_new() if not ask.noted]
+    if asked:
+        return "ok", f"asks for {', '.join(map(_words, asked))}"
+    return "ok", f"waits for {', '.join(map(_words, run.open.values()))}"
+
+
+def _words(ask: Ask) -> str:
+    return f"{ask.kind} {ask.name}".strip()
