@@ -294,7 +294,7 @@ class JobHost:
     def settle(self, live: Live) -> None:
         """As `Desk.settle`."""
         job = live.job
-        if not self.runs(live):
+        if not self.runs(live) or live.ending:
             return
         if job.finished:
             if job.over:
@@ -385,9 +385,8 @@ class JobHost:
             self._failed(live, error)
             return
         recorded = job.history.end
-        if owner.leaves_at_once and not live.ending and live.last is not None and recorded is None:
-            live.ending = True
-            self.beside(self._end_when_durable(live, live.last), f"the end of job {job.job_id}")
+        if owner.leaves_at_once and not live.safe and live.last is not None and recorded is None:
+            self._when_durable(live, live.last, partial(self.settle, live))
             return
         try:
             output = owner.ended(job, value)
@@ -401,9 +400,18 @@ class JobHost:
             return
         self._over(live, "succeeded", output, name)
 
-    async def _end_when_durable(self, live: Live, position: Position) -> None:
-        await self.journal.durable(position)
-        self.put(partial(self.settle, live))
+    def _when_durable(self, live: Live, position: Position, item: Callable[[], None]) -> None:
+        def go_on() -> None:
+            live.ending, live.safe = False, True
+            if self.runs(live):
+                item()
+
+        async def wait() -> None:
+            await self.journal.durable(position)
+            self.put(go_on)
+
+        live.ending = True
+        self.beside(wait(), f"the end of job {live.job.job_id}")
 
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
@@ -433,6 +441,9 @@ class JobHost:
                 self._over(live, "cancelled", pack_error(error), result=job.cancels[-1].reason)
                 return
             error = RuntimeError("the call was cancelled from inside")
+        if not live.safe and live.last is not None and job.history.end is None:
+            self._when_durable(live, live.last, partial(self._failed, live, error))  # before its dead letter leaves
+            return
         verdict = live.owner.failed(job, error)
         if verdict == "again":
             self.put_later(live.owner.backoff_s(job.history.attempt), partial(self._attempt, live))

@@ -81,12 +81,15 @@ class JobOwner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A job in memory. last: of its last entry. ending: its end waits for the disk. noting: turns whose asks are not in the journal."""
+    """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not in
+    the journal.
+    """
 
     job: JobRun
     owner: JobOwner
     last: Position | None = None
     ending: bool = False
+    safe: bool = False
     noting: int = 0
 
 

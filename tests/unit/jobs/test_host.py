@@ -549,3 +549,19 @@ async def test_an_effect_of_any_class_waits_while_the_claim_is_over_for_now() ->
         journal.back.set()
         await jobs.over("j")
         assert jobs.agent.done["j"] == {"made": 1}
+
+
+async def test_a_failure_is_told_when_the_journal_is_durable() -> None:
+    journal = LeasedJournal()
+
+    async def f(ctx: DurableContext) -> Any:
+        raise ValueError("no such order")
+
+    async with hosting(journal, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: jobs.host.statistics()["running"] and entries(journal.home))
+        await asyncio.sleep(0)
+        assert not jobs.agent.errors
+        journal.back.set()
+        await jobs.over("j")
+        assert jobs.agent.outcomes == {"j": "failed"}
