@@ -18,7 +18,7 @@ from sabot.errors import CorruptJournal
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = ["IN_DOUBT", "VERDICTS", "Delivery", "History"]
+__all__ = ["IN_DOUBT", "TIMEOUT", "VERDICTS", "Delivery", "History"]
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
@@ -29,12 +29,16 @@ VERDICTS = ("done", "not_done", "abandon")
 Delivery = EffectResult | Answer | Signal | Cancel
 """What changes a job from outside."""
 
+TIMEOUT = "timeout"
+"""The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
+
 _REPEATABLE = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
 
 
 @dataclass(slots=True)
 class History:
-    """begin: the last BEGIN. runs: how many there are. attempt: of the job, from 1. tries: of each effect, from 1.
+    """begin: the last BEGIN. runs: how many there are. attempt: of the job, from 1. tried_ms: when a later one began. tries: of each
+    effect, from 1.
 
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; verdicts: the answers to such questions, by token. base: the last
@@ -48,6 +52,7 @@ class History:
     intents: dict[int, Intent] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
     kept: int = 0
+    tried_ms: int = 0
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     verdicts: dict[str, Answer] = field(default_factory=dict)
@@ -77,7 +82,7 @@ class History:
             return self.anew(begin)
         self.begin, self.end = begin, None
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
-        self._try(self.attempt + 1)
+        self._try(self.attempt + 1, begin.at_ms)
         return self
 
     def anew(self, begin: Begin) -> "History":
@@ -92,7 +97,7 @@ class History:
             case Intent():
                 self._intend(entry)
             case Attempt(ordinal=0):
-                self._try(entry.attempt)
+                self._try(entry.attempt, entry.at_ms)
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
                 self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
@@ -107,9 +112,10 @@ class History:
         """Whether the outcome of this effect is recorded."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
-    def _try(self, attempt: int) -> None:
+    def _try(self, attempt: int, at_ms: int) -> None:
         """Another attempt of the job."""
-        self.attempt = attempt
+        self.attempt, self.tried_ms = attempt, at_ms
+        self.intents = {at: each for at, each in self.intents.items() if (each.kind, each.name) != ("sleep", TIMEOUT)}
         for entry in self.deliveries:
             if self._given_up(entry):
                 self.intents.pop(entry.ordinal, None)  # type: ignore[union-attr]  # it is of an effect

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism, UserError
+from sabot.errors import NonDeterminism
 from sabot.exits import EXITS
 from sabot.jobs.effects import Effects
 from sabot.jobs.history import Delivery, History
@@ -301,11 +301,7 @@ class JobHost:
                 self._end(live)
         elif self.stopping:
             return  # what it has asked last is not in the journal
-        elif job.stuck:
-            stuck = UserError(
-                f"job {job.job_id} waits for something that nobody will give it",
-                hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
-            )
+        elif (stuck := job.stuck) is not None:
             self._failed(live, stuck)
         elif job.may_park(self._clock.time()):
             del self._live[job.job_id]

@@ -34,6 +34,7 @@ _Outside = tuple[
     asyncio.AbstractEventLoop | None, "asyncio.Task[Any] | None", Any
 ]  # loop, task, hooks of async generators
 
+_WAKES_A_SLEEPER = "_set_result_unless_cancelled"  # the callback of `asyncio.sleep`
 _MOST_CALLBACKS = 100_000  # in a turn
 _NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is one way of waiting for a cancellation
 _MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
@@ -83,12 +84,15 @@ class JobTask(_Numbered, asyncio.Task[Any]):
 
 
 class JobTimer(asyncio.TimerHandle):
-    """What `call_later` and `call_at` of a job's loop return. Two timers are never equal. open: it has neither fired nor been cancelled."""
+    """What `call_later` and `call_at` of a job's loop return. Two timers are never equal. open: it has neither fired nor been cancelled.
+    sleeps: it is that of an `asyncio.sleep`, and not of a time-out or of a `call_later`.
+    """
 
-    __slots__ = ("open",)
+    __slots__ = ("open", "sleeps")
     __hash__ = object.__hash__
 
     open: bool
+    sleeps: bool
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -336,6 +340,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         """
         timer = JobTimer(when, callback, args, self, context)
         timer.open = when < _NEVER and not self.dead
+        timer.sleeps = getattr(callback, "__name__", "") == _WAKES_A_SLEEPER
         if when <= self.now:
             self.fire(timer)
         elif timer.open:

@@ -81,8 +81,8 @@ class JobOwner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not in
-    the journal.
+    """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
+    in the journal.
     """
 
     job: JobRun

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import Any
 
 from sabot.errors import NonDeterminism, UserError
-from sabot.jobs.history import Delivery, History
+from sabot.jobs.history import TIMEOUT, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
@@ -32,7 +32,6 @@ MOST_EFFECTS = 10_000
 
 _WAITS_LONG = ("ask", "wait", "child")
 _PARKS_S = 1.0  # a timer that is due sooner does not park its job
-_UNCHECKED = ("sleep",)  # whose length may be changed while a job sleeps
 _SETTLED = (
     EffectClass.IDEMPOTENT,
     EffectClass.RECONCILABLE,
@@ -117,7 +116,8 @@ class JobRun:
         self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
-        self.loop.now = history.begin.at_ms / 1000
+        self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
+        self._told_ms = history.begin.at_ms
         self._key = key
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
@@ -169,6 +169,7 @@ class JobRun:
 
     def _deliver(self, entry: Delivery) -> None:
         self.loop.now = max(self.loop.now, entry.at_ms / 1000)
+        self._told_ms = max(self._told_ms, entry.at_ms)
         self.loop.run_until_quiet(partial(self._tell, entry))
 
     def _tell(self, entry: Delivery) -> None:
@@ -255,8 +256,8 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """The time of what was delivered last."""
-        return int(self.loop.now * 1000)
+        """The time of what was delivered last: the same in another attempt too, as arguments are made of it."""
+        return self._told_ms
 
     def random(self) -> random.Random:
         """Its generator: the same numbers in every replay."""
@@ -269,7 +270,9 @@ class JobRun:
         return uuid.UUID(int=self.random().getrandbits(128), version=4)
 
     def _timer_set(self, timer: JobTimer) -> None:
-        ask = self._ask("sleep", "", b"", due_ms=round(timer.when() * 1000), awaited=False)
+        due_ms = round(timer.when() * 1000)
+        length = b"%d" % (due_ms - round(self.loop.now * 1000))
+        ask = self._ask("sleep", "" if timer.sleeps else TIMEOUT, length, due_ms=due_ms, awaited=False)
         ask.timer = timer
         self._by_timer[timer] = ask
 
@@ -291,7 +294,7 @@ class JobRun:
         awaited: bool = True,
     ) -> Ask:
         self._check_turn(f"{kind} {name}".strip())
-        asked = b"" if kind in _UNCHECKED else digest(self._key, kind, name, arguments)
+        asked = digest(self._key, kind, name, arguments)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms)
         if kind == "ask":
@@ -323,7 +326,9 @@ class JobRun:
         recorded = self._unmatched.pop(ordinal, None)
         if recorded is None:
             return None, ordinal
-        checked = not effect_class or RULES[EffectClass(effect_class)].checked
+        checked = (
+            RULES[EffectClass(effect_class)].checked if effect_class else kind != "sleep"
+        )  # it may change meanwhile
         if (recorded.kind, recorded.name) != (kind, name) or (checked and recorded.digest != asked):
             self._block(recorded, f"the function asks for {_words(kind, name)}" + _same(recorded, kind, name))
         return recorded, ordinal
@@ -397,9 +402,14 @@ class JobRun:
         )
 
     @property
-    def stuck(self) -> bool:
-        """It waits for what nobody will give it."""
-        return not self.finished and not self.open
+    def stuck(self) -> UserError | None:
+        """The error of a function that waits for what nobody will give it."""
+        if self.finished or self.open:
+            return None
+        return UserError(
+            f"job {self.job_id} waits for something that nobody will give it",
+            hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
+        )
 
     def may_park(self, now_s: float) -> bool:
         """Whether all that it waits for may take long."""

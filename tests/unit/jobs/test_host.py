@@ -565,3 +565,32 @@ async def test_a_failure_is_told_when_the_journal_is_durable() -> None:
         journal.back.set()
         await jobs.over("j")
         assert jobs.agent.outcomes == {"j": "failed"}
+
+
+async def test_another_attempt_has_the_time_of_its_time_outs_anew_and_sleeps_no_sleep_again() -> None:
+    clock, home = ManualClock(), MemoryHome()
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.sleep("1h")
+        async with asyncio.timeout(60):
+            answer = await ctx.ask("confirm", {"attempt": ctx.attempt})
+        await ctx.sleep("2h")
+        return [ctx.attempt, answer.approved]
+
+    agent = Agent(f, clock, verdict="again")
+    async with hosting(MemoryHome(clock), agent) as jobs:
+        home = jobs.journal.home
+        jobs.begin("j")
+        await jobs.parks("j")
+        clock.advance(3600)
+        await jobs.parks("j", wakes=1)
+        clock.advance(60)  # the first attempt fails by its time-out
+        await jobs.until(lambda: any(isinstance(e, Attempt) for e in entries(home)))
+        await jobs.until(lambda: open_questions(jobs) and "j" in agent.sleeping)
+        clock.advance(59)
+        jobs.journal.post(Letter("answer", open_questions(jobs)[0], body=b'{"approved": true}'))
+        await jobs.until(lambda: sum(e.kind == "sleep" for e in entries(home) if isinstance(e, Intent)) == 4)
+        await jobs.until(lambda: "j" in agent.sleeping)
+        clock.advance(7200)
+        await jobs.over("j")
+        assert agent.done["j"] == [2, True]
