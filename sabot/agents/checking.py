@@ -16,7 +16,7 @@ from sabot.clock import Clock
 from sabot.errors import words_of
 from sabot.jobs.history import History
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.recovery import open_jobs, whole_entries
+from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.run import Ask, ContinueAs, JobRun
 from sabot.journal import JournalReader, digest
 from sabot.operators.agents.job_function import JobFunction
@@ -61,7 +61,7 @@ def check_jobs(
     """
     facts = stored_journal(manifest, TASK)
     check_journal(reader, facts)
-    jobs = open_jobs(reader, {} if facts is None else dict(facts["positions"]))
+    jobs = open_jobs(reader, *(({}, {}) if facts is None else (dict(facts["positions"]), unapplied_jobs(facts))))
     jobs = [job for job in jobs if job.ended is None or job.ended.outcome == "succeeded"]
     durable = {agent_id: spec for agent_id, spec in agents.items() if spec.durable}
     state = _state_of(manifest, jobs)

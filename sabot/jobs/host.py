@@ -64,6 +64,9 @@ class JobHost:
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
         self._agents: dict[str, str] = {}  # of jobs that have not ended
+        self._unapplied: dict[
+            str, Position
+        ] = {}  # where the END stands of those of them that had ended before the start
         self._blocked: dict[str, NonDeterminism] = {}
         self._appended: dict[int, int] = {}  # where each partition ends
         self._items: deque[Item] = deque()
@@ -91,14 +94,18 @@ class JobHost:
         """Jobs of this agent are runs of this owner."""
         self._owners[agent_id] = owner
 
-    async def open(self, positions: Mapping[int, int] | None) -> list[OpenJob]:
+    async def open(
+        self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
+    ) -> list[OpenJob]:
         """Reads the journal. Returns the jobs that the restored checkpoint does not cover whole, in the order in which they began.
 
-        positions: of the journal, in that checkpoint; None: there was none, and all jobs are open.
+        positions: of the journal, in that checkpoint; None: there was none, and all jobs are open. unapplied: jobs whose END (there) stands
+        before those positions, and which the checkpoint does not cover all the same (`facts`).
         """
-        found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {})))
+        found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         self._appended = await to_the_end(aside(self.journal.positions))
         self._agents.update((job.job_id, job.agent) for job in found)
+        self._unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         return found
 
     def start(self) -> None:
@@ -180,6 +187,7 @@ class JobHost:
 
     def _had_ended(self, job: OpenJob, end: End) -> None:
         del self._agents[job.job_id]
+        self._unapplied.pop(job.job_id, None)
         self._owners[job.agent].had_ended(job)
         self._effects.tell_parent(job.job_id, end.outcome, self.journal.load(end.body))
 
@@ -416,6 +424,7 @@ class JobHost:
             self.append(End(job_id, self.now_ms(), outcome, result, name, body), live)
         self._forget(live)
         del self._agents[job_id]
+        self._unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
         self._effects.tell_parent(job_id, outcome, body)
@@ -500,8 +509,14 @@ class JobHost:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the journal: which one it is, and where it is at the cut."""
-        return {"identity": self.journal.identity, "positions": [[*place] for place in sorted(self._appended.items())]}
+        """What a checkpoint keeps of the journal: which one it is, where it is at the cut, and the jobs that had ended before this run and
+        have not been run over their history yet: what they did to state and output is not in the cut, though their END stands before it.
+        """
+        return {
+            "identity": self.journal.identity,
+            "positions": [[*place] for place in sorted(self._appended.items())],
+            "unapplied": [[job_id, *position] for job_id, position in sorted(self._unapplied.items())],
+        }
 
     def trim(self, positions: Mapping[int, int], forget_before_ms: int) -> None:
         """Entries of jobs that had ended before these positions, those of the oldest retained checkpoint, may go."""

@@ -24,7 +24,7 @@ Item = Callable[[], Awaitable[None] | None]
 
 
 class OpenJob(NamedTuple):
-    """A job that a restored checkpoint does not cover whole. ended: its END, where it stands behind the checkpoint."""
+    """A job that a restored checkpoint does not cover whole. ended: its END, where there is one; ended_at: where that stands."""
 
     job_id: str
     agent: str
@@ -33,6 +33,7 @@ class OpenJob(NamedTuple):
     digest: bytes
     began: Position
     ended: End | None
+    ended_at: Position | None = None
 
 
 class JobOwner(Protocol):

@@ -8,30 +8,37 @@ import msgspec
 from sabot.jobs.owner import OpenJob
 from sabot.journal import Begin, End, Entry, JournalReader, Position, StoredBody
 
-__all__ = ["open_jobs", "whole_entries"]
+__all__ = ["open_jobs", "unapplied_jobs", "whole_entries"]
 
 
-def open_jobs(reader: JournalReader, positions: Mapping[int, int]) -> list[OpenJob]:
+def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
+    """What a checkpoint says of jobs that it does not cover, though their END stands before its place in the journal: where that stands."""
+    return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
+
+
+def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
     """The jobs that a checkpoint does not cover whole, in the order in which they began. positions: of the journal, in that checkpoint.
-    Blocks.
+    unapplied: as `unapplied_jobs`. Blocks.
     """
     begun: dict[str, tuple[Position, Begin]] = {}
-    ends: dict[str, End] = {}
+    ends: dict[str, tuple[Position, End]] = {}
     for position, entry in reader.read():
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
             ends.pop(entry.job, None)
         elif isinstance(entry, End) and entry.job in begun:
-            if position.offset < positions.get(position.partition, 0):
+            covered = position.offset < positions.get(position.partition, 0)
+            if covered and unapplied.get(entry.job) != position:
                 del begun[entry.job]
                 ends.pop(entry.job, None)
             else:
-                ends.setdefault(entry.job, entry)
-    jobs = [
-        OpenJob(job_id, begin.agent, begin.key, reader.load(begin.body), begin.digest, position, ends.get(job_id))
-        for job_id, (position, begin) in begun.items()
-    ]
+                ends.setdefault(entry.job, (position, entry))
+    jobs = []
+    for job_id, (position, begin) in begun.items():
+        ended_at, end = ends.get(job_id, (None, None))
+        record = reader.load(begin.body)
+        jobs.append(OpenJob(job_id, begin.agent, begin.key, record, begin.digest, position, end, ended_at))
     return sorted(jobs, key=lambda job: job.began)
 
 

@@ -61,6 +61,7 @@ class _Agent(msgspec.Struct):
 class _Journal(msgspec.Struct):
     identity: str
     positions: list[tuple[_Count, _Int64]]
+    unapplied: list[tuple[str, _Count, _Int64]] = []
 
 
 class _AgentTask(msgspec.Struct):

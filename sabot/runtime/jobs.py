@@ -16,6 +16,7 @@ from sabot.errors import UserError
 from sabot.faults import taking_over
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.recovery import unapplied_jobs
 from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import STATE, MailRoom
@@ -102,6 +103,14 @@ def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | 
     return found
 
 
+def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
+    """Jobs whose END stands before this are covered by the checkpoint, all of them."""
+    positions = dict(facts["positions"])
+    for partition, offset in unapplied_jobs(facts).values():
+        positions[partition] = min(offset, positions[partition])
+    return positions
+
+
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> None:
     """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
     if facts is not None:
@@ -133,17 +142,20 @@ class DurableJobs:
         self._clock = clock
         self._operators: dict[str, DurableAgentOperator] = {}
         self._open: list[OpenJob] = []
-        self._positions: dict[int, Mapping[int, int]] = {}  # of the journal, by checkpoint
+        self._positions: dict[int, Mapping[int, int]] = {}  # from where on a checkpoint needs the journal, by its id
 
     async def open(self, restored: Manifest | None, task: str) -> None:
         """Reads the jobs that the checkpoint does not cover whole, and its mailboxes. task: of the agents."""
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
-            self._positions[restored.checkpoint_id] = dict(facts["positions"])
+            self._positions[restored.checkpoint_id] = _needed(facts)
             if STATE in restored.tasks[task].states:
                 with taking_over("mailboxes", restored.path):
                     await to_the_end(aside(self._load, restored, task))
-        self._open = await self.host.open(None if facts is None else dict(facts["positions"]))
+        if facts is None:
+            self._open = await self.host.open(None)
+        else:
+            self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
 
     def _load(self, restored: Manifest, task: str) -> None:
         self.mail.load(restored.state_directory(task, STATE))
@@ -176,7 +188,7 @@ class DurableJobs:
         """A checkpoint is complete."""
         facts = stored_journal(manifest, task)
         if facts is not None:
-            self._positions[manifest.checkpoint_id] = dict(facts["positions"])
+            self._positions[manifest.checkpoint_id] = _needed(facts)
             if not self.known:
                 self._admit()
 

@@ -77,8 +77,12 @@ class KeyOrder:
                 self._turn(call)
             else:
                 queue.before.append(call)
-        for scope in self.boxes:
-            if scope not in self._queues:
+        for scope in list(self.boxes):
+            # Rows of jobs that have begun are the first ones of their mailbox. They go at once: were one still there at the next
+            # barrier, when its job is over again, it would begin anew after a restore.
+            while scope in self.boxes and self._owner.is_known(self._mailed(scope)):
+                pass
+            if scope in self.boxes and scope not in self._queues:
                 self._turn(self._mailed(scope))
 
     def come(self, call: JobCall) -> None:

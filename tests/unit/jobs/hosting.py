@@ -118,8 +118,15 @@ class Hosting:
 
 
 @asynccontextmanager
-async def hosting(journal: Journal | MemoryHome, agent: Agent, *, resume: bool = True, grace_s: float = 0.0) -> Any:
-    """A host over this journal; jobs that are open in it go on."""
+async def hosting(
+    journal: Journal | MemoryHome,
+    agent: Agent,
+    *,
+    resume: bool = True,
+    grace_s: float = 0.0,
+    restored: Any = (None, None),
+) -> Any:
+    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`."""
     owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
     broken: list[tuple[str, BaseException]] = []
     host = JobHost(
@@ -127,7 +134,7 @@ async def hosting(journal: Journal | MemoryHome, agent: Agent, *, resume: bool =
     )
     host.register(AGENT, agent)
     agent.host = host
-    found = await host.open(None)
+    found = await host.open(*restored)
     host.start()
     for job in found if resume else []:
         host.resume(job)

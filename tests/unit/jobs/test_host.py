@@ -310,6 +310,42 @@ async def test_an_answer_about_one_attempt_says_nothing_about_the_next_one() -> 
     assert world.made == {"refund 1": 2}
 
 
+@pytest.mark.parametrize("verdict", ["succeeded", "failed"])
+async def test_a_cut_before_an_ended_job_was_run_over_its_history_does_not_cover_it(verdict: str) -> None:
+    """A job had ended behind the restored checkpoint, so it was to be run over its history; a barrier came first, and the process was
+    killed again. The new checkpoint had the journal's end for its place, and by that the job was over: its state and its output were
+    lost, and its row, which waited in the checkpoint still, began it anew: a witness saw 20 of 180 effects twice.
+    """
+
+    async def f(ctx: DurableContext) -> Any:
+        if verdict == "failed":
+            raise ValueError("no")
+        return 1
+
+    home = MemoryHome()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("before")
+        await jobs.over("before")
+        facts = jobs.host.facts()
+        covered = dict(facts["positions"])
+        assert facts["unapplied"] == []
+        jobs.begin("behind")
+        await jobs.over("behind")
+    async with hosting(home, Agent(f), resume=False, restored=(covered, {})) as jobs:
+        assert [job.job_id for job in jobs.open] == ["behind"]
+        cut = jobs.host.facts()
+        assert [job_id for job_id, *_ in cut["unapplied"]] == ["behind"]
+        jobs.host.resume(jobs.open[0])
+        await jobs.until(lambda: jobs.agent.outcomes or jobs.agent.before)
+        later = jobs.host.facts()
+        assert later["unapplied"] == []
+    unapplied = {job_id: Position(*place) for job_id, *place in cut["unapplied"]}
+    async with hosting(home, Agent(f), resume=False, restored=(dict(cut["positions"]), unapplied)) as jobs:
+        assert [job.job_id for job in jobs.open] == ["behind"]
+    async with hosting(home, Agent(f), resume=False, restored=(dict(later["positions"]), {})) as jobs:
+        assert jobs.open == []
+
+
 async def test_other_code_blocks_the_job_and_says_where() -> None:
     world, home = World(), MemoryHome()
     pay, mail = world.tool("pay"), world.tool("mail")
