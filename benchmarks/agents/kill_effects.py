@@ -1,6 +1,6 @@
 """Kills an app with durable agents, over and over, and counts what it did to the world: once, twice, or never.
 
-    python benchmarks/agents/kill_effects.py --kills 200 --seed 1 [--journal sqlite]
+    python benchmarks/agents/kill_effects.py --kills 200 --seed 1 [--journal sqlite|postgres|kafka]
 
 The app (killed/shop.py) reads orders from a file; its tools call a witness (`sabot.testing.Witness`), a process outside that records what
 has really happened, and that drops connections and answers late as services do. Questions, also those about effects in doubt, are
@@ -28,7 +28,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ from killed.shop import LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, e
 from sabot.demos.refunds.person import Person
 from sabot.journal import EffectId, EffectResult, Intent, open_reader
 from sabot.testing import Witness
+from tools.broker import running
 from tools.leftovers import leftovers
+from tools.postgres import Postgres
 
 PATIENCE = 120.0  # seconds that the last life of a round may take
 MANNERS = {"moment": 4, "failpoint": 5, "pause": 1}
@@ -70,14 +73,17 @@ def say(text: str) -> None:
 class Round:
     """Some orders, from the first life to the last one."""
 
-    def __init__(self, world: World, numbers: range, dice: random.Random, witness: Witness, log: Path) -> None:
+    def __init__(
+        self, world: World, address: str, numbers: range, dice: random.Random, witness: Witness, log: Path
+    ) -> None:
+        """address: of the journal, for readers."""
         self.kills: Counter[str] = Counter()
         self.lives = self.refused = self.errors = self.answers = self.doubts = 0
         self.abandoned: set[str] = set()
         self._processes: list[Any] = []
         self._world, self._numbers, self._dice, self._witness, self._log = world, numbers, dice, witness, log
         write_orders(world, numbers)
-        self.address = world.journal or str(world.folder / "state")
+        self.address = address
 
     def run(self, kills: int) -> None:
         """Lives until all orders are settled; after so many kills nobody is killed any more."""
@@ -208,7 +214,22 @@ def _order_of(row: dict[str, Any]) -> int:
     return int(row["order"] if "order" in row else json.loads(row["payload"])["order"])
 
 
-def dance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+@contextmanager
+def homes(kind: str) -> Iterator[Callable[[int], str]]:
+    """Of journals: for the number of a round the address of a new one; "" for the app's own in SQLite."""
+    with ExitStack() as opened:
+        if kind == "postgres":
+            server = Postgres("fsync=on")
+            opened.callback(server.remove)
+            yield lambda _: str(opened.enter_context(server.database()))
+        elif kind == "kafka":
+            broker = opened.enter_context(running(None))
+            yield lambda number: f"{broker}/kills-{number}"
+        else:
+            yield lambda _: ""
+
+
+def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str]) -> dict[str, Any]:
     dice = random.Random(f"kills {options.seed}")
     began = time.monotonic()
     kills: Counter[str] = Counter()
@@ -220,8 +241,10 @@ def dance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             first = len(rounds) * options.jobs
             numbers = range(first, first + options.jobs)
             where = folder / f"round-{len(rounds)}"
-            world = World(where, witness.url, "", options.seed, options.variant)
-            each = Round(world, numbers, dice, witness, folder / f"round-{len(rounds)}.log")
+            journal = home(len(rounds))
+            world = World(where, witness.url, journal, options.seed, options.variant)
+            address = {"sqlite": str(where / "state"), "postgres": f"{journal}?app=shop"}.get(options.journal, journal)
+            each = Round(world, address, numbers, dice, witness, folder / f"round-{len(rounds)}.log")
             rounds.append(each)
             each.run(options.kills - kills.total())
             kills += each.kills
@@ -267,6 +290,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=200, help="of a round")
+    parser.add_argument("--journal", choices=["sqlite", "postgres", "kafka"], default="sqlite")
     parser.add_argument("--variant", choices=VARIANTS, default="durable")
     parser.add_argument("--rows", type=int, help="a short run: one kill for so many thousands of rows, and 20 jobs")
     parser.add_argument("--keep", action="store_true", help="leave all files where they are")
@@ -278,7 +302,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="sabot-kills-"))
     if not options.keep:
         leftovers().folder(folder)
-    figures = dance(options, folder)
+    with homes(options.journal) as home:
+        figures = dance(options, folder, home)
     if options.keep:
         say(f"all files are in {folder}")
     print(json.dumps(figures))
