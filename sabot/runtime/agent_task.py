@@ -435,6 +435,7 @@ class AgentTask:
                 "errors": operator.counters.errors_count,
                 "dead_letters": operator.counters.dead_letters,
                 "schemas": operator.schemas(),
+                **operator.own_facts(),
             }
             keep_unfinished(snapshot, agent_id, batches)
         for source in self.sources:
@@ -486,6 +487,7 @@ class AgentTask:
             operator.counters.errors_count = operator.errors_before = facts["errors"]
             operator.counters.dead_letters = facts["dead_letters"]
             operator.know(facts["schemas"])
+            operator.take_facts(facts)
             for entry in entries:
                 batch = Batch(from_ipc(read(entry["file"])), None, entry["topic"])
                 if isinstance(operator, DurableAgentOperator):

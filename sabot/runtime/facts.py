@@ -56,6 +56,7 @@ class _Agent(msgspec.Struct):
     errors: _Count
     dead_letters: _Count
     schemas: dict[str, str | None]
+    begun: _Places = []
 
 
 class _Journal(msgspec.Struct):

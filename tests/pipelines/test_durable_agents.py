@@ -17,6 +17,7 @@ from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, OtherJournal
 from sabot.journal import Answer, Begin, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
+from sabot.runtime.feeding import AgentSource
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, started, until
@@ -127,6 +128,43 @@ async def test_what_a_job_has_done_before_a_crash_is_not_done_again(shop: Shop) 
     assert shop.calls == [1, 2, 3, 4, 5]
     said = [{"order": n, "said": f"refunded {n}", "count": n} for n in (1, 2, 3, 4, 2, 3, 4, 5)]
     assert shop.answers() == said
+
+
+async def test_a_barrier_that_comes_before_the_row_of_an_ended_job_is_read_again_begins_no_second_job(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second life had run the job over its history, and its checkpoint said so, while its source stood before the row. The third life
+    read the row and knew nothing of a job: the refund was made again.
+    """
+    app = shop.app(shop.handle)
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.answers()) == 1)
+    await checkpoint(app)
+    shop.ticket("ann", 2)
+    shop.ticket("bob", 3)
+    await until(lambda: len(shop.answers()) == 3)
+    await crash(app)
+    begin = AgentSource.start
+
+    def start_held(source: AgentSource) -> None:
+        source.input.wait_for("the test")
+        begin(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AgentSource, "start", start_held)
+        app = shop.app(shop.handle)
+        await app.start()
+        await until(lambda: len(shop.answers()) == 5)  # both jobs were run over their history
+        await checkpoint(app)
+        await crash(app)
+    app = shop.app(shop.handle)
+    async with started(app):
+        shop.ticket("ann", 4)
+        await until(lambda: 4 in orders(shop.answers()))
+        await until(lambda: figures(app)["rows"] == 0)
+    assert shop.calls == [1, 2, 3, 4]
+    assert [each["count"] for each in shop.answers() if each["order"] == 4] == [3]
 
 
 async def test_jobs_begin_only_when_a_checkpoint_knows_of_their_journal(shop: Shop) -> None:

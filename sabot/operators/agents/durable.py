@@ -15,7 +15,7 @@ dead letter carries the id, so a record that is sent again is the same job.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -84,6 +84,7 @@ class DurableAgentOperator(AgentOperator):
         self._calls: dict[str, JobCall] = {}  # those whose turn has come, by job
         self._ready: deque[JobCall] = deque()
         self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
+        self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
         self._running = self._parked = self._blocked = 0
         self._duplicates = 0
         self._admitted = self._started = False
@@ -97,7 +98,25 @@ class DurableAgentOperator(AgentOperator):
         """The open jobs of this agent, in the order in which they began; then its mailboxes. Before any row comes."""
         calls = [JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job) for job in jobs]
         self._known = {call.job_id: call.digest for call in calls}
+        for call in calls:
+            if call.before is not None:
+                self._note_begun(decode_record(call.before.record))
         self._order.restore(calls)
+
+    def own_facts(self) -> dict[str, Any]:
+        """Up to which place rows may have jobs that this checkpoint covers. A source may be behind it: where jobs were run over their
+        history after a restart, the barrier can come before their rows are read again.
+        """
+        return {"begun": [[*place, offset] for place, offset in sorted(self._begun.items())]}
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        for topic, partition, offset in facts.get("begun", ()):
+            self._begun[topic, partition] = max(offset, self._begun.get((topic, partition), -1))
+
+    def _note_begun(self, record: JobInput) -> None:
+        place = record.topic, record.partition
+        if record.offset > self._begun.get(place, -1) and record.topic in self.names.logs:
+            self._begun[place] = record.offset
 
     def admit(self) -> None:
         """Jobs may begin: a checkpoint knows of the journal."""
@@ -162,6 +181,8 @@ class DurableAgentOperator(AgentOperator):
             except DataError as error:
                 self.refuse(call, error)
             else:
+                if row.offset <= self._begun.get((row.topic, row.partition), -1):
+                    call.named = True  # its job may have begun, and be over: the journal knows
                 self._come(call)
         self._go_on()
 
@@ -249,6 +270,7 @@ class DurableAgentOperator(AgentOperator):
 
     def _begin(self, begin: Callable[..., None], call: JobCall) -> None:
         assert call.record is not None
+        self._note_begun(call.record)
         begin(
             self.spec.agent_id,
             call.job_id,

@@ -71,7 +71,8 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 class JobCall:
     """A row, or an open job of the journal, from where it comes in to its end.
 
-    digest: of the record. named: its id does not say where the record stands, so the journal is asked whether it has the job already.
+    digest: of the record. named: the journal is asked whether it has the job already, as its id does not say where the record stands,
+    or jobs of rows behind it have begun.
     redriven: the record has the id of its job with it. row: where it is held; None: nowhere. mailed: it is the first one of its key's
     mailbox. before: the open job of the journal that it is. runs: it counts for `concurrency=`. renewed: it was tried again since then.
     """

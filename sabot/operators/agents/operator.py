@@ -306,6 +306,14 @@ class AgentOperator(ABC):
         """By topic, what was inferred of its columns; a checkpoint keeps it."""
         return {topic: codec.text for topic, codec in self.codecs.items()}
 
+    def own_facts(self) -> dict[str, Any]:
+        """What else a checkpoint keeps of an agent of this kind; `take_facts` gets it again."""
+        return {}
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """`own_facts` of a checkpoint. Before any row comes."""
+        return
+
     def know(self, schemas: Mapping[str, str | None]) -> None:
         """`schemas` of a checkpoint."""
         if self.spec.schema is None:
