@@ -434,7 +434,6 @@ class AgentTask:
                 "messages_processed": operator.counters.messages_processed,
                 "errors": operator.counters.errors_count,
                 "dead_letters": operator.counters.dead_letters,
-                "schemas": operator.schemas(),
                 **operator.own_facts(),
             }
             keep_unfinished(snapshot, agent_id, batches)
@@ -486,7 +485,6 @@ class AgentTask:
             operator.counters.messages_processed = facts["messages_processed"]
             operator.counters.errors_count = operator.errors_before = facts["errors"]
             operator.counters.dead_letters = facts["dead_letters"]
-            operator.know(facts["schemas"])
             operator.take_facts(facts)
             for entry in entries:
                 batch = Batch(from_ipc(read(entry["file"])), None, entry["topic"])

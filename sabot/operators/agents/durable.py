@@ -107,9 +107,10 @@ class DurableAgentOperator(AgentOperator):
         """Up to which place rows may have jobs that this checkpoint covers. A source may be behind it: where jobs were run over their
         history after a restart, the barrier can come before their rows are read again.
         """
-        return {"begun": [[*place, offset] for place, offset in sorted(self._begun.items())]}
+        return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
+        super().take_facts(facts)
         for topic, partition, offset in facts.get("begun", ()):
             self._begun[topic, partition] = max(offset, self._begun.get((topic, partition), -1))
 

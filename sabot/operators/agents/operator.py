@@ -307,12 +307,12 @@ class AgentOperator(ABC):
         return {topic: codec.text for topic, codec in self.codecs.items()}
 
     def own_facts(self) -> dict[str, Any]:
-        """What else a checkpoint keeps of an agent of this kind; `take_facts` gets it again."""
-        return {}
+        """What a checkpoint keeps beside rows and counters; `take_facts` gets it again."""
+        return {"schemas": self.schemas()}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """`own_facts` of a checkpoint. Before any row comes."""
-        return
+        self.know(facts["schemas"])
 
     def know(self, schemas: Mapping[str, str | None]) -> None:
         """`schemas` of a checkpoint."""
