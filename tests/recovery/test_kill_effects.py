@@ -34,13 +34,13 @@ def test_no_unsafe_effect_happens_twice_or_is_lost_however_the_app_is_killed() -
 
 
 def test_agents_that_are_not_durable_do_things_twice_and_are_found_out() -> None:
-    code, figures, _ = killed("--kills", "4", "--jobs", "60", "--seed", "1", "--variant", "plain")
+    code, figures, _ = killed("--kills", "12", "--jobs", "60", "--seed", "1", "--variant", "plain")
     assert figures["twice"] > 0
     assert code == 1
 
 
 def test_effects_that_are_assumed_to_be_done_are_lost_and_found_out() -> None:
-    code, figures, _ = killed("--kills", "2", "--jobs", "60", "--seed", "1", "--variant", "assume_done")
+    code, figures, _ = killed("--kills", "8", "--jobs", "60", "--seed", "1", "--variant", "assume_done")
     assert figures["lost"] > 0
     assert figures["twice"] == 0
     assert code == 1
