@@ -244,6 +244,7 @@ async def test_a_timer_whose_call_fails_is_a_dead_letter_that_says_which(memory_
     clock.advance(2000)
     async with started(app):
         await until(lambda: values(app, "out") == ["pay"])
+        await until(lambda: records(app, "orders.dlq"))  # it has a thread of its own
         (letter,) = records(app, "orders.dlq")
         assert timers(app, "watch") == 0
     assert letter.value == {"order": "bad"}
