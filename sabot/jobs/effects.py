@@ -30,7 +30,6 @@ __all__ = ["Effects", "child_id"]
 _log = logging.getLogger(__name__)
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
-_AGAIN = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
@@ -95,7 +94,7 @@ class Effects:
         if live is None or ask is None:
             return
         assert ask.tool is not None
-        retry, repeatable = ask.tool.retry, ask.effect_class in _AGAIN
+        retry, repeatable = ask.tool.retry, RULES[EffectClass(ask.effect_class)].repeatable
         failed, certainty = outcome.outcome != "ok", outcome.certainty
         if failed and ask.attempt <= retry.retries and (repeatable or certainty is Certainty.NOT_SENT):
             self._desk.put_later(retry.wait_s(ask.attempt - 1), partial(self._again, live, ask))

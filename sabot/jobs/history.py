@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sabot.errors import CorruptJournal
-from sabot.journal.effects import EffectClass
+from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
 __all__ = ["IN_DOUBT", "TIMEOUT", "VERDICTS", "Delivery", "History"]
@@ -31,8 +31,6 @@ Delivery = EffectResult | Answer | Signal | Cancel
 
 TIMEOUT = "timeout"
 """The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
-
-_REPEATABLE = {EffectClass.LOCAL, EffectClass.READ, EffectClass.METERED, EffectClass.IDEMPOTENT}
 
 
 @dataclass(slots=True)
@@ -147,4 +145,6 @@ class History:
             return False
         intent = self.intents.get(entry.ordinal)
         failed = isinstance(entry, EffectResult) and entry.outcome != "ok"
-        return intent is None or (failed and intent.effect_class in _REPEATABLE)
+        return intent is None or (
+            failed and (not intent.effect_class or RULES[EffectClass(intent.effect_class)].repeatable)
+        )

@@ -32,11 +32,6 @@ MOST_EFFECTS = 10_000
 
 _WAITS_LONG = ("ask", "wait", "child")
 _PARKS_S = 1.0  # a timer that is due sooner does not park its job
-_SETTLED = (
-    EffectClass.IDEMPOTENT,
-    EffectClass.RECONCILABLE,
-    EffectClass.UNSAFE,
-)  # no job is over while one is under way
 
 
 class ContinueAs(BaseException):
@@ -122,9 +117,8 @@ class JobRun:
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
         self._unmatched = dict(history.intents)
-        self._kept = history.deliveries[
-            : history.kept
-        ]  # of attempts before this one: each is delivered when its effect is asked
+        # Of attempts before this one: each is delivered when its effect is asked.
+        self._kept = history.deliveries[: history.kept]
         self._undelivered = deque(history.deliveries[history.kept :])
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
@@ -398,7 +392,7 @@ class JobRun:
     def over(self) -> bool:
         """The function has returned, and nothing that it has asked may still happen."""
         return self.finished and not any(
-            ask.kind == "call" and ask.effect_class in _SETTLED for ask in self.open.values()
+            ask.kind == "call" and RULES[EffectClass(ask.effect_class)].settles for ask in self.open.values()
         )
 
     @property

@@ -77,6 +77,16 @@ class ClassRule:
     checked: bool = True
     marks: bool = False
 
+    @property
+    def repeatable(self) -> bool:
+        """It may be made again, whatever came of it."""
+        return self.in_doubt in (Doubt.AGAIN, Doubt.AGAIN_WITH_KEY)
+
+    @property
+    def settles(self) -> bool:
+        """It changes something outside: no job is over while one is under way."""
+        return self.intent == "first" and not self.reserves
+
 
 RULES: dict[EffectClass, ClassRule] = {
     EffectClass.LOCAL: ClassRule("next", Doubt.AGAIN),  # no value of it has left the job before an entry is durable
