@@ -26,6 +26,7 @@ SabotError(message, *, hint=)
 ├── JournalFailed          an entry could not be made durable; the run ends
 ├── EffectError            what a job sees of an effect that has failed: the error's type and message
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
+├── ModelError, ToolError  of models and their tools: the tree in `sabot.llm.errors`
 └── InternalError          our bug: it propagates
 """
 

@@ -1,0 +1,118 @@
+"""What goes wrong with models and tools.
+
+SabotError
+├── ModelError                  names provider, model and request id; code E2004
+│   ├── AuthenticationFailed    the key is wrong, or may not use the model
+│   ├── RequestRefused          the provider does not take the request as it is
+│   │   └── ContextLengthExceeded   E2003: the conversation is longer than the model's context window
+│   ├── ContentFiltered         the provider's filter held the answer back
+│   ├── MalformedAnswer         the answer is cut off, is no JSON, or does not match the schema
+│   ├── RateLimited             too many requests or tokens; `retry_after_s` (also a TransientError)
+│   ├── ModelTimeout            no answer in time (also a TransientError and a TimeoutError)
+│   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
+└── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
+    └── ToolTimeout             E2002 (also a TimeoutError)
+"""
+
+from sabot.errors import SabotError, TransientError
+
+__all__ = [
+    "AuthenticationFailed",
+    "ContentFiltered",
+    "ContextLengthExceeded",
+    "MalformedAnswer",
+    "ModelError",
+    "ModelTimeout",
+    "ModelUnavailable",
+    "RateLimited",
+    "RequestRefused",
+    "ToolError",
+    "ToolTimeout",
+]
+
+
+class ModelError(SabotError):
+    """A call of a model has failed.
+
+    provider, model, request_id: which call; empty where they are not known. status: of HTTP; 0: there was no response. sent: the request
+    may have been worked on, so it may cost.
+    """
+
+    code = "E2004"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        model: str = "",
+        request_id: str = "",
+        status: int = 0,
+        sent: bool = True,
+        hint: str = "",
+    ) -> None:
+        where = ", ".join(filter(None, (provider, model, request_id and f"request {request_id}")))
+        super().__init__(f"{where}: {message}" if where else message, hint=hint)
+        self.provider = provider
+        self.model = model
+        self.request_id = request_id
+        self.status = status
+        self.sent = sent
+
+
+class AuthenticationFailed(ModelError):
+    """The provider does not know the key, or the key may not use the model."""
+
+
+class RequestRefused(ModelError):
+    """The provider does not take the request as it is; the same request is refused again."""
+
+
+class ContextLengthExceeded(RequestRefused):
+    """The conversation, with the room for the answer, is longer than the model's context window."""
+
+    code = "E2003"
+
+
+class ContentFiltered(ModelError):
+    """A filter of the provider held the request or the answer back."""
+
+
+class MalformedAnswer(ModelError):
+    """The answer is cut off, is no JSON, or does not match the schema. text: the answer, shortened."""
+
+    def __init__(self, message: str, *, text: str = "", **where: object) -> None:
+        super().__init__(message, **where)  # type: ignore[arg-type]
+        self.text = text
+
+
+class RateLimited(ModelError, TransientError):
+    """The provider wants fewer requests or tokens. retry_after_s: the wait it asks for; 0: it said nothing."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
+        super().__init__(message, **where)  # type: ignore[arg-type]
+        self.retry_after_s = retry_after_s
+
+
+class ModelTimeout(ModelError, TransientError, TimeoutError):
+    """There was no answer in time."""
+
+
+class ModelUnavailable(ModelError, TransientError):
+    """The provider cannot be reached, has failed by itself, or its answer broke off."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
+        super().__init__(message, **where)  # type: ignore[arg-type]
+        self.retry_after_s = retry_after_s
+
+
+class ToolError(SabotError):
+    """A tool is not there, got arguments that it does not take, or failed. The model is told."""
+
+    code = "E2001"
+
+
+class ToolTimeout(ToolError, TimeoutError):
+    """A tool did not return in time."""
+
+    code = "E2002"
