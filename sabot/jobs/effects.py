@@ -132,12 +132,12 @@ class Effects:
         if question is not None and found is None:
             self._asked_before(live, ask, question)
             return
-        left_s = self._desk.journal.predecessor_left()
-        if left_s > 0 and found is None:
-            wait_s = left_s + (tool.timeout_s or _UNTIMED_SECONDS)
+        kind = EffectClass(ask.effect_class)
+        wait_s = self._desk.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
+        if wait_s > 0 and found is None and not RULES[kind].repeatable:
             self._desk.put_later(wait_s, partial(self._judge, live, ask))
             return
-        match in_doubt(EffectClass(ask.effect_class), configured=tool.in_doubt, found=found):
+        match in_doubt(kind, configured=tool.in_doubt, found=found):
             case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
                 self._again(live, ask)
             case Doubt.RECONCILE:

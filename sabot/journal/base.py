@@ -160,11 +160,12 @@ class Journal(JournalReader, Inbox):
         return math.inf
 
     def predecessor_left(self) -> float:
-        """Seconds for which an earlier owner, that was paused and does not know that its claim is over, may still be sending; with the
-        time-out of its calls, what is in doubt of its effects is judged after that. 0.0: there is none, it has said goodbye (`close`), or
-        a claim here ends with the process. Never blocks.
+        """Seconds for which an earlier owner, that was paused or cut off and does not know that its claim is over, may still begin a call.
+        Its last call ends by a time-out after that, and only then is judged what is in doubt of its effects; so the seconds are negative
+        where its time was over before now. `-math.inf`: there is none, it has said goodbye (`close`), or its process is known to be
+        gone. Never blocks.
         """
-        return 0.0
+        return -math.inf
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:

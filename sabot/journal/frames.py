@@ -24,6 +24,7 @@ On the wire: two letters, a version, msgpack. Fields are only added, at the end,
 """
 
 import logging
+import math
 from typing import Any
 
 import msgspec
@@ -58,7 +59,7 @@ _LETTER = b"SL"
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     """identity, key: of the journal, which each claim repeats. holder: who it is, for people. life: of its process, for others on the same
     machine (`life.is_over`). lease_s: for so long after the sending of a frame that counts it may be sure to be the owner. earlier_s: for
-    so long others before it, which do not know that they are over, may still be sure of that.
+    so long others before it, which do not know that they are over, may still be sure of that (`Journal.predecessor_left`).
     """
 
     identity: str
@@ -66,7 +67,7 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     holder: str
     life: str
     lease_s: float
-    earlier_s: float = 0.0
+    earlier_s: float = -math.inf
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
@@ -94,7 +95,7 @@ class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
     """The owner writes nothing more, and sends nothing more. earlier_s: as in `OwnerClaim`."""
 
-    earlier_s: float = 0.0
+    earlier_s: float = -math.inf
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):

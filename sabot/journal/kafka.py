@@ -282,7 +282,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         return max(0.0, self._sure_at + self._lease_s * (1 - _MARGIN) - lasting())
 
     def predecessor_left(self) -> float:
-        return max(0.0, self._predecessor_until - lasting())
+        return self._predecessor_until - lasting()
 
     def _beat(self) -> None:
         """A sign of life where there was none for a while."""

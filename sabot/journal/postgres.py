@@ -7,7 +7,7 @@ its disk (`synchronous_commit`).
 transaction of entries is fenced by it: it locks the row of its own epoch, and fails where there is none. So a worker that was paused for
 longer than its lease may be followed by another one, and its next commit fails; no lock is held by a connection, which a paused process
 would keep. The lease ends by the server's clock. Its owner counts from before it asked, on a clock that goes on while the machine is
-suspended, and leaves a tenth of it.
+suspended, and leaves a tenth of it. Where that owner's process is gone from this very machine, nobody waits.
 
 **A commit whose outcome is unknown** (the connection broke, the server ended) is not guessed: a new connection ends what is left of the old
 one and raises the epoch, so that nothing of the old one can come later, and then looks where the log ends. The group is there, or is sent
@@ -18,6 +18,7 @@ and the row of the claim, so that no entries come between.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -38,6 +39,7 @@ from sabot.errors import (
 )
 from sabot.journal.base import Position
 from sabot.journal.entries import Entry
+from sabot.journal.life import is_over, life_of_this_process
 from sabot.journal.owning import SqlInbox, SqlJournal
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
 from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, end_of_log, rows_of
@@ -54,18 +56,21 @@ _MARGIN = 0.1  # of a lease, that its owner does not count on
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # seconds between tries
 _AT_THE_END = 10.0  # seconds for which `close` waits for a server that does not answer
 
-_TAKE_CLAIM = (
-    "UPDATE claim SET epoch = epoch + 1, owner = %s, described = %s, until = clock_timestamp() + %s * interval '1 second' "
-    "WHERE until < clock_timestamp() RETURNING epoch"
+_TAKE_CLAIM = (  # of an owner that is gone for sure, or whose lease is over; who knows whether that one still sends?
+    "UPDATE claim SET epoch = epoch + 1, owner = %(mine)s, described = %(described)s, life = %(life)s, "
+    "until = clock_timestamp() + %(lease_s)s * interval '1 second', "
+    "earlier = CASE WHEN %(gone)s THEN earlier ELSE greatest(earlier, until) END "
+    "WHERE owner = %(owner)s AND (%(gone)s OR until < clock_timestamp()) "
+    "RETURNING epoch, extract(epoch FROM earlier - clock_timestamp())::float8"
 )
-_SEE_CLAIM = "SELECT owner, described, until, extract(epoch FROM until - clock_timestamp())::float8, until < clock_timestamp() FROM claim"
+_SEE_CLAIM = "SELECT owner, described, life, until, extract(epoch FROM until - clock_timestamp())::float8, until < clock_timestamp() FROM claim"
 _COME_BACK = "UPDATE claim SET epoch = epoch + 1, until = clock_timestamp() + %s * interval '1 second' WHERE owner = %s RETURNING epoch"
 _RENEW = "UPDATE claim SET until = clock_timestamp() + %s * interval '1 second' WHERE epoch = %s RETURNING 1"
 # Both are an error, a division by zero, where the epoch is another. A renewal leaves an old version of the row, and those would pile up
 # while somebody takes a long dump; so not each commit is one.
 _FENCE = "SELECT 1 / count(*)::int FROM (SELECT 1 FROM claim WHERE epoch = %s FOR SHARE) AS mine"
 _RENEWING_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"
-_RELEASE = "UPDATE claim SET owner = '', until = 'epoch' WHERE owner = %s"
+_RELEASE = "UPDATE claim SET owner = '', life = '', until = 'epoch' WHERE owner = %s"
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()"
@@ -138,7 +143,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
     url, app: as `PostgresReader`. capacity_bytes: of entries that wait for the server. lease_s: for so long, after the last word of this
     owner, no other one is let in. patience_s: for so long entries wait for a server that does not answer; then the journal has failed.
 
-    Waits for the lease of an owner that is silent to end; raises JobLocked when that one renews it.
+    Waits for the lease of an owner that is silent to end, unless its process is known to be gone; raises JobLocked when that one renews it.
     """
 
     def __init__(
@@ -181,6 +186,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
     def claim_left(self) -> float:
         return max(0.0, self._renewed + self._lease_s * (1 - _MARGIN) - lasting())
 
+    def predecessor_left(self) -> float:
+        return self._predecessor_until - lasting()
+
     def append(self, entry: Entry) -> Position:
         for name in ("job", "token", "outcome", "result"):
             text = getattr(entry, name, "")
@@ -218,17 +226,24 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Waits for the end of a lease, but not for an owner that renews it: JobLocked."""
+        """Waits for the end of a lease, but not for an owner that renews it: JobLocked. One whose process is gone for sure has none."""
         run = self._writing.execute
+        mine = {
+            "mine": self._owner,
+            "described": self._described,
+            "life": life_of_this_process(),
+            "lease_s": self._lease_s,
+        }
         seen = None
         with self._place.server.explained():
             while True:
                 asked = lasting()
-                ((owner, described, until, left, over),) = run(_SEE_CLAIM).fetchall()
-                if over:
+                ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
+                gone = not owner or is_over(life)
+                if over or gone:
                     with step("journal", f"{self._place.where}: claim"):
                         run(_END_SESSIONS, (self._session_of(owner),))  # one that hangs holds the row
-                        taken = run(_TAKE_CLAIM, (self._owner, self._described, self._lease_s)).fetchall()
+                        taken = run(_TAKE_CLAIM, {**mine, "owner": owner, "gone": gone}).fetchall()
                     if taken:
                         break
                     continue
@@ -238,8 +253,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
                     _log.warning("%s belongs to %s, whose lease ends in %.1f s", self._place.where, described, left)
                 seen = until
                 self._ending.wait(min(max(left, 0.01), 0.2))
-            ((self._epoch,),) = taken
+            ((self._epoch, earlier_s),) = taken
             self._renewed = self._asked = asked
+            self._predecessor_until = -math.inf if earlier_s is None else lasting() + earlier_s
             ((fsync,),) = run("SELECT current_setting('fsync')").fetchall()
         if fsync == "off":
             _log.warning(

@@ -4,6 +4,7 @@ A topic has no look-ups, so who reads a journal there (a reader, an inbox, the o
 the tables of `journal.tables`, once, and then what is new. The tables are nobody's truth: they go with the process, and are made again.
 """
 
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +82,7 @@ class Replica:
         self.key = b""
         self.claim: OwnerClaim | None = None
         self.released = False
-        self.earlier_s = 0.0
+        self.earlier_s = -math.inf
         """As the owner has said it last."""
         self.order = FrameOrder()
         self.next = 0

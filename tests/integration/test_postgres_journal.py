@@ -1,5 +1,6 @@
 """The journal in PostgreSQL where the server, the network or its owner fail: on a real server."""
 
+import math
 import random
 import signal
 import socket
@@ -270,6 +271,7 @@ def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(
         paused.send_signal(signal.SIGSTOP)
         second = PostgresJournal(url, app, lease_s=LEASE_S)  # waits for the lease to end
         assert second.claim_left() > 0
+        assert -LEASE_S < second.predecessor_left() <= 0  # it began its last call then
         fill(second, 1, 3)
         paused.stdin.write("go on\n")
         paused.stdin.flush()
@@ -297,6 +299,33 @@ def test_a_worker_that_was_paused_in_a_transaction_holds_nobody_up(url: str, app
     fill(second, 1, 3)
     second.close()
     assert read(url, app) == jobs(4)
+
+
+def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(url: str, app: str) -> None:
+    with owner(url, app, lease_s=600.0) as killed:
+        assert [killed.stdout.readline() for _ in range(4)] == ["held\n", "0\n", "1\n", "2\n"]
+        killed.kill()
+        killed.wait()
+        second = PostgresJournal(url, app)  # and not in ten minutes
+        assert second.predecessor_left() == -math.inf
+        fill(second, 1, 3)
+        second.close()
+    assert read(url, app) == jobs(4)
+
+
+def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(url: str, app: str) -> None:
+    with owner(url, app, lease_s=0.5) as paused:
+        assert paused.stdout.readline() == "held\n"
+        paused.send_signal(signal.SIGSTOP)
+        with owner(url, app, 3, lease_s=600.0) as second:
+            assert second.stdout.readline() == "held\n"
+            second.kill()
+            second.wait()
+        for _ in range(2):  # also behind one that has said goodbye
+            after = PostgresJournal(url, app)
+            assert -60 < after.predecessor_left() <= 0
+            after.close()
+        paused.kill()
 
 
 def test_an_owner_without_work_keeps_its_claim(url: str, app: str) -> None:

@@ -9,7 +9,7 @@ from unit.jobs.hosting import Agent, entries, hosting
 from sabot.api.durable import DurableContext
 from sabot.errors import JournalFailed
 from sabot.exits import exit_in
-from sabot.journal import EffectResult, Intent, MemoryHome, MemoryJournal
+from sabot.journal import EffectResult, Intent, MemoryHome, MemoryJournal, Reconciled
 from sabot.llm.tools import tool
 from tools.agent_tools import until
 
@@ -91,6 +91,46 @@ async def test_a_worker_whose_claim_on_the_journal_is_over_sends_nothing_and_its
             await jobs.over("j1")
     assert sent == []
     assert not any(isinstance(entry, EffectResult) for entry in entries(home))
+
+
+@pytest.mark.parametrize("left_s", [0.1, -0.1], ids=["its lease goes on", "its lease is over"])
+async def test_what_a_paused_worker_may_still_be_doing_is_judged_when_its_last_call_has_timed_out(
+    left_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the lease was over at the takeover, the effect was judged at once, though the other worker's call could be under way."""
+    home, loop, at = MemoryHome(), asyncio.get_running_loop(), dict[str, float]()
+    timeout_s, under_way = 0.4, asyncio.Event()
+
+    async def look(effect: Any) -> Reconciled:
+        at.setdefault("looked up", loop.time())
+        return Reconciled.NOT_DONE
+
+    @tool(reconcile=look, timeout=timeout_s)
+    async def pay() -> None:
+        if not under_way.is_set():
+            under_way.set()
+            await asyncio.Event().wait()
+        at["paid"] = loop.time()
+
+    async with hosting(home, agent_of(pay)) as jobs:
+        jobs.begin("j1")
+        await under_way.wait()
+    over = loop.time() + left_s
+    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self: over - loop.time())
+    async with hosting(home, agent_of(pay)) as jobs:
+        await jobs.over("j1")
+    assert over + timeout_s <= at["looked up"] < at["paid"]
+
+
+async def test_what_may_be_repeated_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    home, slow = MemoryHome(), Slow("idempotent")
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        jobs.begin("j1")
+        await slow.begun.wait()
+    monkeypatch.setattr(MemoryJournal, "predecessor_left", lambda self: 3600.0)
+    async with hosting(home, agent_of(slow.tool)) as jobs:
+        await jobs.over("j1")
+        assert jobs.agent.done == {"j1": "call 2"}
 
 
 async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_no_result() -> None:
