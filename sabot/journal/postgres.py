@@ -63,7 +63,10 @@ _TAKE_CLAIM = (  # of an owner that is gone for sure, or whose lease is over; wh
     "WHERE owner = %(owner)s AND (%(gone)s OR until < clock_timestamp()) "
     "RETURNING epoch, extract(epoch FROM earlier - clock_timestamp())::float8"
 )
-_SEE_CLAIM = "SELECT owner, described, life, until, extract(epoch FROM until - clock_timestamp())::float8, until < clock_timestamp() FROM claim"
+_SEE_CLAIM = (
+    "SELECT owner, described, life, until, extract(epoch FROM until - clock_timestamp())::float8, "
+    "until < clock_timestamp() FROM claim"
+)
 _COME_BACK = "UPDATE claim SET epoch = epoch + 1, until = clock_timestamp() + %s * interval '1 second' WHERE owner = %s RETURNING epoch"
 _RENEW = "UPDATE claim SET until = clock_timestamp() + %s * interval '1 second' WHERE epoch = %s RETURNING 1"
 # Both are an error, a division by zero, where the epoch is another. A renewal leaves an old version of the row, and those would pile up
