@@ -35,6 +35,7 @@ __all__ = [
     "connection_of",
     "ensure_topic",
     "explain",
+    "fatal_behind",
     "fatal_of",
     "flush_of",
     "link_of",
@@ -351,6 +352,19 @@ def fatal_of(producer: Any) -> KafkaError | None:
         reason: KafkaError = error.args[0]
         return None if reason.code() == KafkaError._STATE else reason
     return None
+
+
+def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
+    """The fatal error of a producer that only this thread polls, and whose `produce` has just raised `error`. Where the fatal error came
+    between two polls, that is _FATAL, which does not say why; the next poll raises the reason, once.
+    """
+    deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
+    while error.code() == KafkaError._FATAL and SYSTEM_CLOCK.monotonic() < deadline:
+        try:
+            producer.poll(0.1)
+        except KafkaException as told:
+            error = told.args[0]
+    return error
 
 
 def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:

@@ -17,6 +17,7 @@ from sabot.kafka.client import (
     NoSuchTopic,
     client_of,
     explain,
+    fatal_behind,
     partitions_of,
     producer_of,
     said,
@@ -173,6 +174,7 @@ class TopicAppender:
             "delivery.report.only.error": False,
         }
         self._producer = producer_of(link, kafka, **settings)
+        self._fatal: KafkaError | None = None  # nothing is appended after it
 
     def append(self, partition: int, records: Sequence[bytes], seconds: float | None = None) -> list[int]:
         """Returns the offsets when all replicas in sync have the records. When it raises SabotError, nobody knows whether they have.
@@ -206,7 +208,7 @@ class TopicAppender:
                     log.debug("the queue of the client is full")
                 producer.poll(0.1)
                 if faults:
-                    raise self._fault(faults[0])
+                    raise KafkaException(faults[0])
                 now = SYSTEM_CLOCK.monotonic()
                 if now > deadline:
                     raise self._fault(KafkaError(KafkaError._MSG_TIMED_OUT))
@@ -214,7 +216,10 @@ class TopicAppender:
                     look_at = now + _LOOK_SECONDS
                     self._link.check(lambda left: producer.list_topics(self._topic, timeout=left))
         except KafkaException as error:
-            raise self._fault(error.args[0]) from clean_cause(error)
+            reason: KafkaError = error.args[0]
+            if reason.fatal() or reason.code() == KafkaError._FATAL:
+                reason = self._fatal = self._fatal or fatal_behind(producer, reason)
+            raise self._fault(reason) from clean_cause(error)
         self._link.up()
         return sorted(offsets)
 

@@ -224,7 +224,7 @@ class KafkaSender:
             place["timestamp"] = timestamp
         self._waiting[sent] = topic
         try:
-            await self._produce(topic, payload, key, list(headers) or None, on_delivery, place)
+            await self._produce(sent, topic, payload, key, list(headers) or None, on_delivery, place)
             await done(sent)
         finally:
             del self._waiting[sent]
@@ -232,6 +232,7 @@ class KafkaSender:
 
     async def _produce(
         self,
+        sent: Future[int],
         topic: str,
         payload: bytes | None,
         key: bytes | None,
@@ -241,7 +242,7 @@ class KafkaSender:
     ) -> None:
         """Puts a record into the client's queue, and waits while the queue is full."""
         asked = False
-        while True:
+        while not sent.done():
             if self._fault is not None:
                 raise self._fault
             producer = self._producer
@@ -260,6 +261,9 @@ class KafkaSender:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
                     asked = True  # the partition may be newer than the client's metadata
                     await aside(partitions_of, producer, self._link, topic)
+                    continue
+                if error.args[0].code() == KafkaError._FATAL:
+                    await asyncio.sleep(0.05)  # the thread's next poll has the reason, and gives it to `sent`
                     continue
                 raise refusal(error.args[0], self._link, topic, None) from clean_cause(error)
 

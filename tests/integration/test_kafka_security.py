@@ -21,6 +21,8 @@ from sabot.errors import BrokerUnavailable, SabotError, UserError
 from sabot.journal import Begin, Letter
 from sabot.journal.kafka import KafkaJournal
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
+from sabot.kafka.client import link_of
+from sabot.kafka.log import TopicAppender
 from tools.agent_tools import bounded, until
 from tools.broker import running_or_skipped
 from tools.secure_broker import PASSWORD, SecureBroker
@@ -247,6 +249,16 @@ def test_a_journal_needs_what_docs_jobs_lists_and_no_more(
     caplog.clear()
     own_journal(url, kafka, topic)
     assert [each for each in caplog.records if each.levelname == "WARNING"] == []
+
+
+def test_an_appender_names_the_right_that_it_lacks_at_each_append(secure: SecureBroker, user: str, filled: str) -> None:
+    """Of the second one on, the client says only that there was a fatal error: it gives its reason once."""
+    secure.allow(user, "topic", filled, "describe")
+    appender = TopicAppender(link_of(secure.url_of("LOGIN"), "journal"), secure.login(user), filled, patience_s=BOUND)
+    for _ in range(3):
+        with pytest.raises(UserError, match=f"may not write to topic '{filled}'"):
+            appender.append(0, [ROW])
+    appender.close()
 
 
 @pytest.mark.parametrize(
