@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class Shop:
         return app
 
     def ticket(self, customer: str, order: Any, **more: Any) -> None:
-        MemoryBroker.get(self.url).publish("tickets", [{"customer": customer, "order": order, **more}])
+        self.tickets([{"customer": customer, "order": order, **more}])
+
+    def tickets(self, tickets: Iterable[Any]) -> None:
+        MemoryBroker.get(self.url).publish("tickets", list(tickets))
 
     def answers(self) -> list[Any]:
         return [record.value for record in MemoryBroker.get(self.url).records("answers")]
@@ -303,8 +306,9 @@ async def test_a_full_mailbox_holds_the_source_and_nothing_is_lost(shop: Shop) -
     async with started(app):
         shop.ticket("ann", 0, sleeps=True)
         await until(lambda: jobs(app)["parked"] == 1)
-        for order in range(1, 8):
-            shop.ticket("ann", order)
+        shop.tickets(
+            {"customer": "ann", "order": order} for order in range(1, 8)
+        )  # which the source reads as one batch
         await until(lambda: figures(app)["mailbox_rows"] == 3)
         shop.ticket("bob", 9)
         await checkpoint(app)
