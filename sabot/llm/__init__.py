@@ -18,6 +18,7 @@ from sabot.llm.errors import (
 )
 from sabot.llm.messages import ChatMessage, Image, Text, ToolCall, assistant, system, tool_result, user
 from sabot.llm.provider import Provider
+from sabot.llm.providers.scripted import ScriptedProvider
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, tool
@@ -42,6 +43,7 @@ __all__ = [
     "RequestContext",
     "RequestRefused",
     "RequestSpec",
+    "ScriptedProvider",
     "Text",
     "Tool",
     "ToolCall",

@@ -1,6 +1,6 @@
 """The contract between the engine and a vendor's API."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
 from sabot.llm.results import Completion, Embeddings, Piece
@@ -32,9 +32,9 @@ class Provider(Protocol):
 
     def stream(
         self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """The answer in pieces as they come; the last piece, and only that, has the completion. timeout_s: between two pieces. A stream
-        that ends before its completion raises ModelUnavailable. To close the iterator early ends the request.
+        that ends before its completion raises ModelUnavailable. To close the generator early ends the request.
         """
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:

@@ -1,0 +1,269 @@
+"""A provider without a model: it answers by a script, in this process. And the script, which `sabot.testing.FakeModelServer` follows too.
+
+    ScriptedProvider("yes")                                      every request gets this answer
+    ScriptedProvider(["yes", RateLimited("slow down"), "no"])    one request after the other; a further one is a UserError
+    ScriptedProvider(lambda spec: spec.messages[-1].text[::-1])  what the function makes of the request
+
+An answer is a text; a message (`assistant("", ToolCall(…))`); a `Completion`, which may say what it used; an error, which is raised; a
+tuple of texts, the pieces in which it is streamed, and an error at its end breaks the stream off; or a function of the request, sync or
+async, that returns one of these.
+"""
+
+import asyncio
+import inspect
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sabot.errors import UserError, short_repr
+from sabot.llm.errors import ModelError, ModelTimeout
+from sabot.llm.messages import ChatMessage, assistant
+from sabot.llm.results import Completion, Embeddings, Piece, Usage
+from sabot.llm.spec import RequestSpec
+
+__all__ = [
+    "Answer",
+    "Answers",
+    "Script",
+    "ScriptedAnswer",
+    "ScriptedProvider",
+    "count_tokens",
+    "tokens_of",
+    "vectors_of",
+]
+
+Answer: TypeAlias = str | ChatMessage | Completion | Exception | tuple[str | Exception, ...]
+Answers: TypeAlias = Answer | Callable[[Any], Any] | list[Answer | Callable[[Any], Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedAnswer:
+    """An answer of a script, taken apart. texts: the pieces of its text. end: the whole answer, or the error that comes after the pieces.
+    counted: what was used is to be counted, because the script does not say.
+    """
+
+    texts: tuple[str, ...]
+    end: Completion | Exception
+    counted: bool = True
+
+
+class Script:
+    """Says what is answered to the next request."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._taken = 0
+
+    async def answer(self, request: object) -> ScriptedAnswer:
+        """The answer to this request. Raises UserError where the script has ended, or has something that is no answer."""
+        answer: Any = self._answers
+        if isinstance(answer, list):
+            if self._taken == len(answer):
+                raise UserError(
+                    f"the script of the model has {len(answer)} answers, and here is one request more: {short_repr(request)}",
+                    hint="give it one more, or a function of the request",
+                )
+            answer = answer[self._taken]
+            self._taken += 1
+        if callable(answer):
+            try:
+                answer = answer(request)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+            except ModelError as error:
+                return _taken_apart(error)
+        return _taken_apart(answer)
+
+
+def _taken_apart(answer: Any) -> ScriptedAnswer:
+    match answer:
+        case Exception():
+            return ScriptedAnswer((), answer)
+        case str():
+            return ScriptedAnswer(tuple(re.findall(r"\s*\S+\s*", answer)) or (answer,), _completion(assistant(answer)))
+        case ChatMessage():
+            return ScriptedAnswer((answer.text,), _completion(answer))
+        case Completion():
+            return ScriptedAnswer((answer.content,), answer, counted=False)
+        case (*texts, str() | Exception() as last) if all(isinstance(each, str) for each in texts):
+            if isinstance(last, Exception):
+                return ScriptedAnswer(tuple(texts), last)
+            return ScriptedAnswer((*texts, last), _completion(assistant("".join((*texts, last)))))
+    raise UserError(
+        f"the script of the model answers {short_repr(answer)}",
+        hint="a text, a message, a Completion, an error, or a tuple of texts",
+    )
+
+
+def _completion(message: ChatMessage) -> Completion:
+    return Completion(message=message, finish_reason="tool_calls" if message.tool_calls else "stop")
+
+
+def count_tokens(text: str) -> int:
+    """Tokens by rule of thumb: four characters each."""
+    return -(-len(text) // 4)
+
+
+def tokens_of(messages: Iterable[ChatMessage]) -> int:
+    """Those of the texts and of the calls of tools."""
+    return sum(
+        count_tokens(each.text) + sum(count_tokens(call.name + call.arguments) for call in each.tool_calls)
+        for each in messages
+    )
+
+
+def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]:
+    """Vectors of length 1, the same for equal texts."""
+    drawn = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    rows = [np.random.default_rng(int.from_bytes(each)).standard_normal(dimensions) for each in drawn]
+    found = np.array(rows, np.float32).reshape(len(texts), dimensions)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found
+
+
+class ScriptedProvider:
+    """Answers by a script, without a network, for tests of programs that ask models.
+
+    answers: one for all requests, or a list of them for one request after the other. An answer is a text; a message
+    (`assistant("", ToolCall(…))`); a `Completion`, which says what was used; an error, which is raised; a tuple of texts, the pieces of a
+    stream, and an error at its end breaks the stream off; or a function of the `RequestSpec`, sync or async, that returns one of these.
+    dimensions: of the vectors of `embed`.
+
+    requests: all that came, in their order, whatever became of them; keys: their idempotency keys. embedded: the texts of `embed`.
+    in_flight, most_in_flight: requests now, and at most at one time. cancelled: requests whose caller did not wait for the end. `hold`
+    makes requests wait until `release`, `arrived` waits for requests.
+    """
+
+    def __init__(
+        self, answers: Answers, *, name: str = "scripted", model: str = "scripted-1", dimensions: int = 8
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.requests: list[RequestSpec] = []
+        self.keys: list[str] = []
+        self.embedded: list[str] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.cancelled = 0
+        self.closed = False
+        self._script = Script(answers)
+        self._dimensions = dimensions
+        self._arrivals = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._watched: list[tuple[int, asyncio.Future[None]]] = []
+
+    def hold(self) -> None:
+        """Requests for answers wait from now on before they are answered."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """The end of `hold`."""
+        self._open.set()
+
+    async def arrived(self, count: int) -> None:
+        """Waits until so many requests have come since the provider was made."""
+        if self._arrivals < count:
+            watch = asyncio.get_running_loop().create_future()
+            self._watched.append((count, watch))
+            await watch
+
+    async def complete(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> Completion:
+        """The next answer of the script."""
+        completion = None
+        async with aclosing(self.stream(spec, timeout_s=timeout_s, idempotency_key=idempotency_key)) as pieces:
+            async for piece in pieces:
+                completion = piece.completion
+        assert completion is not None
+        return completion
+
+    async def stream(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """The next answer of the script: its text word by word, its calls of tools, then all of it."""
+        model = spec.model or self.model
+        self.requests.append(spec)
+        self.keys.append(idempotency_key)
+        number = len(self.requests)
+        async with self._call():
+            answer = await self._in_time(spec, model, timeout_s)
+            for text in filter(None, answer.texts):
+                yield Piece(text)
+            if isinstance(answer.end, Exception):
+                raise _signed(answer.end, self.name, model)
+            for call in answer.end.tool_calls:
+                yield Piece(tool_call=call)
+        usage = answer.end.usage
+        if answer.counted:
+            usage = Usage(input_tokens=tokens_of(spec.messages), output_tokens=tokens_of([answer.end.message]))
+        yield Piece(
+            completion=msgspec.structs.replace(
+                answer.end,
+                usage=usage,
+                provider=self.name,
+                model=model,
+                request_id=answer.end.request_id or f"{self.name}-{number}",
+            )
+        )
+
+    async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
+        """A vector for each text."""
+        self.embedded += texts
+        async with self._call():
+            return Embeddings(
+                vectors=vectors_of(texts, self._dimensions),
+                usage=Usage(input_tokens=sum(map(count_tokens, texts))),
+                provider=self.name,
+                model=model or self.model,
+                request_id=f"{self.name}-e{len(self.embedded)}",
+            )
+
+    async def close(self) -> None:
+        """Sets `closed`."""
+        self.closed = True
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """Counts a call while it is made."""
+        if self.closed:
+            raise UserError(f"{self.name}: the provider is closed")
+        self._arrivals += 1
+        for count, watch in self._watched:
+            if count <= self._arrivals and not watch.done():
+                watch.set_result(None)
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.in_flight -= 1
+
+    async def _in_time(self, spec: RequestSpec, model: str, timeout_s: float | None) -> ScriptedAnswer:
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                await self._open.wait()
+                return await self._script.answer(spec)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ModelTimeout(f"no answer in {timeout_s} s", provider=self.name, model=model) from error
+
+
+def _signed(error: Exception, provider: str, model: str) -> Exception:
+    """An error of the script says who failed, as that of a real provider does."""
+    if isinstance(error, ModelError) and not error.provider:
+        error.provider, error.model = provider, model
+    return error.with_traceback(None)
