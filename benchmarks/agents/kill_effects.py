@@ -1,18 +1,22 @@
 """Kills an app with durable agents, over and over, and counts what it did to the world: once, twice, or never.
 
-    python benchmarks/agents/kill_effects.py --kills 200 --seed 1 [--journal sqlite|postgres|kafka]
+    python benchmarks/agents/kill_effects.py --kills 200 --seed 1 [--journal sqlite|postgres|kafka] [--topics]
 
-The app (killed/shop.py) reads orders from a file; its tools call a witness (`sabot.testing.Witness`), a process outside that records what
-has really happened, and that drops connections and answers late as services do. Questions, also those about effects in doubt, are
-answered from another process through the inbox, while the app lives and while it is dead. Each life ends by SIGKILL: at a moment that
-the seed draws, at a step of its journal, of a call, of a checkpoint or of the delivery of its output (`sabot.steps`), or after it was
-stopped (SIGSTOP) and another one was started beside it. Rounds of --jobs orders follow one another until there were so many kills; the last
-life of each ends by itself.
+The app (killed/shop.py) reads orders from a file or a topic; its tools call a witness (`sabot.testing.Witness`), a process outside that
+records what has really happened, and that drops connections and answers late as services do. Questions, also those about effects in
+doubt, are answered from another process through the inbox, while the app lives and while it is dead. Each life ends by SIGKILL: at a
+moment that the seed draws, at a step of its journal, of a call, of a checkpoint or of the delivery of its output (`sabot.steps`), or
+after it was stopped (SIGSTOP) and another one was started beside it, which is refused. Rounds of --jobs orders follow one another until
+there were so many kills; the last life of each ends by itself.
+
+With --topics orders, what is settled and dead letters are topics of a broker, exactly once, and dead letters are sent back while all this
+goes on. Where the journal is on a server too, checkpoints are kept as on another machine, and every life has a state of its own: the
+worker that is started beside a stopped one takes over then; the stopped one wakes up, and has to end by itself, without an effect.
 
 The last line is one JSON object: kills, jobs, asked (unsafe effects that the orders call for), done (those that happened), twice (effects
 that had happened before), in_doubt (nobody knows, at the end), abandoned (not done, and not to be done, as a person has said), lost =
 asked - done - in_doubt - abandoned, seconds; and beside them what else there was. Exit code 0: nothing is lost or twice, each order has one
-answer, and no life ended by an error of its own.
+answer, and no life ended by an error of its own, nor went on when its job was another's.
 
 --variant plain (agents that are not durable) and assume_done (an effect in doubt counts as done) are broken on purpose: the first one does
 things twice, the other one loses some. They show that these counts can be other than 0.
@@ -36,7 +40,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from killed.shop import LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, write_orders
+from killed import topics
+from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
 from sabot.demos.refunds.person import Person
 from sabot.journal import EffectId, EffectResult, Intent, open_reader
@@ -46,8 +51,10 @@ from tools.leftovers import leftovers
 from tools.postgres import Postgres
 
 PATIENCE = 120.0  # seconds that the last life of a round may take
-MANNERS = {"moment": 4, "failpoint": 5, "pause": 1}
+MANNERS = {"moment": 4, "failpoint": 4, "pause": 2}
 LONGEST = 2.5  # seconds of a life that is killed at a moment
+LONGEST_ON_TOPICS = 5.0  # a client of a broker takes a second to begin
+WOKEN_SECONDS = 60.0  # until a worker that was stopped has found out that its job is another's
 FAILPOINTS = {  # by step: of how many the one is drawn at which a life ends
     "journal": 60,  # commits of the journal, and of letters
     "call": 40,  # a call is about to be made
@@ -78,16 +85,26 @@ class Round:
     ) -> None:
         """address: of the journal, for readers."""
         self.kills: Counter[str] = Counter()
-        self.lives = self.refused = self.errors = self.answers = self.doubts = 0
+        self.lives = self.refused = self.taken_over = self.went_on = self.errors = self.answers = self.doubts = 0
+        self.redriven = 0
         self.abandoned: set[str] = set()
         self._processes: list[Any] = []
         self._world, self._numbers, self._dice, self._witness, self._log = world, numbers, dice, witness, log
-        write_orders(world, numbers)
+        self._longest = LONGEST_ON_TOPICS if world.broker else LONGEST
         self.address = address
+        world.folder.mkdir(parents=True)
+        orders = orders_of(numbers)
+        self._came: dict[str, topics.Reader] = {}
+        if world.broker:
+            topics.make(world, orders)
+            self._came = {name: topics.Reader(world.broker, world.topic(name)) for name in ("settled", "dead")}
+        else:
+            world.orders.write_text("".join(f"{json.dumps(order)}\n" for order in orders))
 
     def run(self, kills: int) -> None:
         """Lives until all orders are settled; after so many kills nobody is killed any more."""
         person = Person(self.address, self._decide)
+        redriver = topics.Redriver(self._world) if self._world.broker else None
         if self._world.variant != "plain":
             person.start()
         try:
@@ -98,6 +115,9 @@ class Round:
                 process.kill()
             if self._world.variant != "plain":
                 person.finish()
+            if redriver is not None:
+                redriver.finish()
+                self.redriven = redriver.sent
         self.answers = person.answered
 
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
@@ -131,25 +151,41 @@ class Round:
         manner = self._dice.choices(list(MANNERS), list(MANNERS.values()))[0] if may_kill else "to the end"
         point = self._point() if manner == "failpoint" else None
         process = self._start(point)
-        seconds = {"to the end": PATIENCE, "failpoint": LONGEST}.get(manner, self._dice.uniform(0.05, LONGEST))
-        limit = time.monotonic() + PATIENCE
-        while (
-            manner == "pause"
-            and process.is_alive()
-            and not self._world.mark(process.pid).exists()
-            and time.monotonic() < limit
-        ):
-            time.sleep(0.01)  # until it has the journal
-        if wait([process.sentinel], seconds):
+        seconds = {"to the end": PATIENCE, "failpoint": self._longest}.get(
+            manner, self._dice.uniform(0.05, self._longest)
+        )
+        if manner == "pause":
+            self._begun(process)
+        if self._ends_within(process, seconds, settles=manner == "to the end"):
             return self._ended(process, f"{point}")
         if manner == "to the end":
             process.kill()
-            raise Trouble(f"the last life did not end within {PATIENCE:g} s:\n{self._last_words()}")
+            raise Trouble(
+                f"the last life did not end within {PATIENCE:g} s, without {self.unanswered()}:\n{self._last_words()}"
+            )
         if manner == "pause":
-            self._pause(process)
+            process = self._take_over(process) if self._world.shared else self._pause(process)
         process.kill()
         process.join()
         self.kills[manner] += 1
+        return False
+
+    def _begun(self, process: Any) -> None:
+        """Waits until it has started, or ended."""
+        limit = time.monotonic() + PATIENCE
+        while process.is_alive() and not self._world.mark(process.pid).exists() and time.monotonic() < limit:
+            time.sleep(0.01)
+
+    def _ends_within(self, process: Any, seconds: float, *, settles: bool) -> bool:
+        """Whether it ended. settles: with topics it is told to, when all orders are settled."""
+        if not (settles and self._world.broker):
+            return bool(wait([process.sentinel], seconds))
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if wait([process.sentinel], 0.2):
+                return True
+            if not self._world.over.exists() and not self.unanswered():
+                self._world.over.touch()
         return False
 
     def _ended(self, process: Any, point: str) -> bool:
@@ -168,8 +204,8 @@ class Round:
         name = self._dice.choices(list(FAILPOINTS), [4, 3, 3, 2, 1, 1])[0]
         return Failpoint(name, self._dice.randint(1, FAILPOINTS[name]), self._dice.choice(["before", "after"]))
 
-    def _pause(self, process: Any) -> None:
-        """The worker is stopped for a while; another one that is started beside it is refused."""
+    def _pause(self, process: Any) -> Any:
+        """The worker is stopped for a while; another one that is started beside it is refused. -> the worker"""
         os.kill(process.pid, signal.SIGSTOP)
         second = self._start(None)
         if not wait([second.sentinel], PATIENCE):
@@ -180,19 +216,45 @@ class Round:
             raise Trouble(f"a second worker ended with {second.exitcode}:\n{self._last_words()}")
         self.refused += 1
         os.kill(process.pid, signal.SIGCONT)
+        return process
+
+    def _take_over(self, process: Any) -> Any:
+        """The worker is stopped, and another one takes over; the stopped one wakes up, and has to end by itself. -> the other one"""
+        os.kill(process.pid, signal.SIGSTOP)
+        second = self._start(None)
+        self._begun(second)
+        os.kill(process.pid, signal.SIGCONT)
+        if not wait([process.sentinel], WOKEN_SECONDS) or process.exitcode not in (FAILED, LOCKED):
+            self.went_on += 1
+            say(f"the woken one went on, or ended with {process.exitcode}:\n{self._last_words()}")
+            process.kill()
+        process.join()
+        self.taken_over += 1
+        wait([second.sentinel], self._dice.uniform(0.05, self._longest))
+        return second
 
     def _last_words(self) -> str:
         return self._log.read_text(errors="replace")[-1500:] if self._log.exists() else ""
 
     def unanswered(self) -> list[int]:
-        """Orders without an answer, or with two: each one is settled, or a dead letter."""
+        """Orders without an answer, or with two: each one is settled, or a dead letter. With topics one that is not mended fails twice, as
+        its letter was sent back, and the others are settled, whether or not they failed once.
+        """
+        if self._world.broker:
+            for each in self._came.values():
+                each.look()
+            failed = [number for number in self._numbers if Order(number).fails]
+            lost = [number for number in failed if not Order(number).mendable]
+            settled = Counter(self._numbers) - Counter(lost)
+            return sorted(
+                _wrong(self._came["settled"].orders(), settled)
+                + _wrong(self._came["dead"].orders(), Counter(failed + lost))
+            )
         found: Counter[int] = Counter()
         for path in (self._world.settled, self._world.dead):
             lines = path.read_text().splitlines() if path.exists() else []
             found.update(_order_of(json.loads(line)) for line in lines)
-        wanted = Counter(self._numbers)
-        wrong = (found - wanted) + (wanted - found)
-        return sorted(wrong)
+        return sorted(_wrong(found, Counter(self._numbers)))
 
     def in_doubt(self) -> int:
         """Unsafe effects of which the journal has an intent, no result, and the witness nothing."""
@@ -209,27 +271,32 @@ class Round:
         return len(open_effects)
 
 
+def _wrong(found: Counter[int], wanted: Counter[int]) -> Counter[int]:
+    return (found - wanted) + (wanted - found)
+
+
 def _order_of(row: dict[str, Any]) -> int:
     """Of a settled order, or of a dead letter, which has the record as text."""
     return int(row["order"] if "order" in row else json.loads(row["payload"])["order"])
 
 
 @contextmanager
-def homes(kind: str) -> Iterator[Callable[[int], str]]:
-    """Of journals: for the number of a round the address of a new one; "" for the app's own in SQLite."""
+def homes(kind: str, *, topics: bool) -> Iterator[tuple[Callable[[int], str], str]]:
+    """Of journals: for the number of a round the address of a new one; "" for the app's own in SQLite. And the broker of topics, or ""."""
     with ExitStack() as opened:
+        broker = opened.enter_context(running(None)) if topics or kind == "kafka" else ""
+        of_topics = broker if topics else ""
         if kind == "postgres":
             server = Postgres("fsync=on")
             opened.callback(server.remove)
-            yield lambda _: str(opened.enter_context(server.database()))
+            yield lambda _: str(opened.enter_context(server.database())), of_topics
         elif kind == "kafka":
-            broker = opened.enter_context(running(None))
-            yield lambda number: f"{broker}/kills-{number}"
+            yield lambda number: f"{broker}/kills-{number}", of_topics
         else:
-            yield lambda _: ""
+            yield lambda _: "", of_topics
 
 
-def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str]) -> dict[str, Any]:
+def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str], broker: str) -> dict[str, Any]:
     dice = random.Random(f"kills {options.seed}")
     began = time.monotonic()
     kills: Counter[str] = Counter()
@@ -242,7 +309,7 @@ def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str])
             numbers = range(first, first + options.jobs)
             where = folder / f"round-{len(rounds)}"
             journal = home(len(rounds))
-            world = World(where, witness.url, journal, options.seed, options.variant)
+            world = World(where, witness.url, journal, options.seed, options.variant, broker)
             address = {"sqlite": str(where / "state"), "postgres": f"{journal}?app=shop"}.get(options.journal, journal)
             each = Round(world, address, numbers, dice, witness, folder / f"round-{len(rounds)}.log")
             rounds.append(each)
@@ -253,7 +320,7 @@ def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str])
             say(
                 f"round {len(rounds)}: {kills.total()} of {options.kills} kills, {each.lives} lives, {each.answers} answers"
             )
-        wanted = expected(range(len(rounds) * options.jobs))
+        wanted = expected(range(len(rounds) * options.jobs), mended=options.topics)
         effects = [(effect.name, effect.arguments, effect.key) for name in UNSAFE for effect in witness.effects(name)]
     happened = Counter((name, order) for name, order, _ in effects)
     keys = {key for *_, key in effects}
@@ -274,6 +341,9 @@ def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str])
         "by_manner": dict(kills),
         "lives": sum(each.lives for each in rounds),
         "refused_while_paused": sum(each.refused for each in rounds),
+        "taken_over_while_paused": sum(each.taken_over for each in rounds),
+        "went_on": sum(each.went_on for each in rounds),
+        "redriven": sum(each.redriven for each in rounds),
         "errors": sum(each.errors for each in rounds),
         "answers": sum(each.answers for each in rounds),
         "doubts": sum(each.doubts for each in rounds),
@@ -292,6 +362,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200, help="of a round")
     parser.add_argument("--journal", choices=["sqlite", "postgres", "kafka"], default="sqlite")
     parser.add_argument("--variant", choices=VARIANTS, default="durable")
+    parser.add_argument(
+        "--topics", action="store_true", help="orders come from a topic, and dead letters are sent back"
+    )
     parser.add_argument("--rows", type=int, help="a short run: one kill for so many thousands of rows, and 20 jobs")
     parser.add_argument("--keep", action="store_true", help="leave all files where they are")
     options = parser.parse_args()
@@ -302,12 +375,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="sabot-kills-"))
     if not options.keep:
         leftovers().folder(folder)
-    with homes(options.journal) as home:
-        figures = dance(options, folder, home)
+    with homes(options.journal, topics=options.topics) as (home, broker):
+        figures = dance(options, folder, home, broker)
     if options.keep:
         say(f"all files are in {folder}")
     print(json.dumps(figures))
-    bad = ("twice", "lost", "in_doubt", "not_asked", "unanswered", "errors")
+    bad = ("twice", "lost", "in_doubt", "not_asked", "unanswered", "errors", "went_on")
     sys.exit(any(figures[name] for name in bad))
 
 

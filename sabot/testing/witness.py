@@ -69,15 +69,17 @@ class WitnessClient:
         key: str = "",
         fault: Fault | None = None,
         seconds: float | None = None,
+        deadline: float | None = None,
         timeout: float | None = 60.0,
     ) -> dict[str, Any]:
         """Makes the effect happen, and returns it: {"number", "name", "arguments", "key"}. Blocks.
 
         arguments: whatever JSON can say. key: the idempotency key; a witness that honours keys returns the first effect of this key in
-        place of a second one. fault, seconds: how this request is to go wrong (`Witness`), whatever the witness's own plan is. timeout:
-        seconds until a TimeoutError, after which nobody knows whether the effect has happened.
+        place of a second one. fault, seconds: how this request is to go wrong (`Witness`), whatever the witness's own plan is. deadline:
+        seconds since 1970; a request that comes later changes nothing (410), so one that a paused worker sends when it wakes up does no
+        harm: give `effect.deadline`. timeout: seconds until a TimeoutError, after which nobody knows whether the effect has happened.
         """
-        return _said(self._exchange(_do(name, arguments, key, fault, seconds), timeout))
+        return _said(self._exchange(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
     async def do_async(
         self,
@@ -87,10 +89,11 @@ class WitnessClient:
         key: str = "",
         fault: Fault | None = None,
         seconds: float | None = None,
+        deadline: float | None = None,
         timeout: float | None = 60.0,
     ) -> dict[str, Any]:
         """As `do`, on an event loop."""
-        return _said(await self._exchange_async(_do(name, arguments, key, fault, seconds), timeout))
+        return _said(await self._exchange_async(_do(name, arguments, key, fault, seconds, deadline), timeout))
 
     def find(self, key: str, *, timeout: float | None = 60.0) -> dict[str, Any] | None:
         """The first effect that happened with this key; None: none has. It is what `reconcile=` of a tool asks. Blocks."""
@@ -133,7 +136,7 @@ class Witness:
 
     Its process ends with the process that made it, however that ends; with `keep` it goes on until `stop`, or SIGTERM to `pid`. It listens
     on a free port of the loopback interface. Other programs can use it as well: `POST /effects/NAME` with the arguments as JSON, and
-    the key as the header Idempotency-Key; `GET /effects?key=KEY`.
+    the key as the header Idempotency-Key, the deadline as Witness-Deadline; `GET /effects?key=KEY`.
 
     path: of the record, which may be that of an earlier witness. honours_keys: a second request with the same idempotency key changes
     nothing, and gets the first one's answer; with other arguments it is refused (422). faults: shares of the requests that go wrong,
@@ -262,7 +265,9 @@ class Witness:
         return Counter(effect.name for effect in self.effects())
 
     def requests(self, name: str | None = None) -> Counter[str]:
-        """How many requests came, by what became of them: "done", "repeated" (a known key: nothing happened), or the fault."""
+        """How many requests came, by what became of them: "done", "repeated" (a known key: nothing happened), "expired" (nothing
+        happened), or the fault.
+        """
         rows = self._rows("fault, happened", "TRUE", name)
         return Counter(fault or ("done" if happened else "repeated") for fault, happened in rows)
 
@@ -291,13 +296,14 @@ def _request(method: str, path: str, body: Any = None, headers: Mapping[str, str
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-def _do(name: str, arguments: Any, key: str, fault: str | None, seconds: float | None) -> bytes:
+def _do(name: str, arguments: Any, key: str, fault: str | None, seconds: float | None, deadline: float | None) -> bytes:
     if not key.isprintable():
         raise UserError(f"an idempotency key goes in a line of HTTP, and {key!r} cannot")
     headers = {
         "Idempotency-Key": key,
         "Witness-Fault": fault or "",
         "Witness-Seconds": "" if seconds is None else str(seconds),
+        "Witness-Deadline": "" if deadline is None else str(deadline),
     }
     return _request("POST", f"/effects/{quote(name, safe='')}", arguments, {k: v for k, v in headers.items() if v})
 

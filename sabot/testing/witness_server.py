@@ -4,7 +4,8 @@
 
 It prints its port when it takes requests, and ends with its standard input, by SIGTERM or by SIGINT. Each connection takes one request:
 
-    POST /effects/NAME      the body is JSON: the arguments. Idempotency-Key, Witness-Fault and Witness-Seconds are headers. -> the effect
+    POST /effects/NAME      the body is JSON: the arguments. Idempotency-Key, Witness-Deadline, Witness-Fault and Witness-Seconds are
+                            headers. -> the effect
     GET /effects?key=KEY    -> the first effect with this key, 404 where there is none
     POST /plan              {"fault", "name", "times", "seconds"}: the next requests get this fault. -> {}
 
@@ -13,11 +14,13 @@ A request is recorded in the same turn of the loop in which its effect happens, 
 
 import asyncio
 import json
+import math
 import os
 import random
 import signal
 import sqlite3
 import sys
+import time
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -118,6 +121,9 @@ class _Server:
     async def _do(self, name: str, request: _Request) -> tuple[HTTPStatus, dict[str, Any]]:
         arguments = canonical(_json(request.body))
         key = request.headers.get("idempotency-key", "")
+        if time.time() > _seconds_of(request.headers, "witness-deadline", math.inf):
+            self._record(name, arguments, key, "expired", happened=False)
+            raise _Refused(HTTPStatus.GONE, f"{name} came after its deadline")
         fault, seconds = self._fault(name, arguments, request.headers)
         if fault == "slow":
             await asyncio.sleep(seconds)
@@ -141,11 +147,9 @@ class _Server:
         name, the arguments and how often they came, so that the order in which requests arrive does not matter.
         """
         times = self._asked[name, arguments] = self._asked.get((name, arguments), 0) + 1
-        fault, seconds = headers.get("witness-fault", ""), headers.get("witness-seconds", "")
-        if fault not in ("", *FAULTS) or (seconds and not seconds.replace(".", "", 1).isdecimal()):
-            raise _Refused(
-                HTTPStatus.BAD_REQUEST, f"Witness-Fault is one of {', '.join(FAULTS)}, Witness-Seconds a number"
-            )
+        fault, seconds = headers.get("witness-fault", ""), _seconds_of(headers, "witness-seconds", self._seconds)
+        if fault not in ("", *FAULTS):
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"Witness-Fault is one of {', '.join(FAULTS)}")
         for plan in () if fault else self._planned:
             if plan["name"] in ("", name):
                 plan["times"] -= 1
@@ -159,7 +163,7 @@ class _Server:
                 if drawn < 0:
                     fault = each
                     break
-        return fault, float(seconds or self._seconds)
+        return fault, seconds
 
     def _broken(self, fault: str) -> tuple[HTTPStatus, dict[str, Any]]:
         if fault.startswith("drop"):
@@ -192,6 +196,13 @@ def _json(body: bytes) -> Any:
         return json.loads(body or b"null")
     except ValueError as error:
         raise _Refused(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from error
+
+
+def _seconds_of(headers: dict[str, str], name: str, missing: float) -> float:
+    text = headers.get(name, "")
+    if text and not text.replace(".", "", 1).isdecimal():
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"{name.title()} is a number of seconds")
+    return float(text) if text else missing
 
 
 async def _read(reader: asyncio.StreamReader) -> _Request | None:

@@ -33,6 +33,19 @@ def test_no_unsafe_effect_happens_twice_or_is_lost_however_the_app_is_killed() -
     assert code == 0
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize("journal", ["sqlite", "postgres", "kafka"])
+def test_on_topics_all_is_done_once_and_a_stopped_worker_that_was_succeeded_does_nothing_more(journal: str) -> None:
+    code, figures, said = killed("--kills", "9", "--jobs", "40", "--seed", "3", "--topics", "--journal", journal)
+    assert figures["kills"] >= 9
+    bad = ("twice", "lost", "in_doubt", "not_asked", "unanswered", "errors", "went_on")
+    assert [figures[name] for name in bad] == [0] * len(bad), said
+    assert figures["redriven"] == 4  # of 40 orders, and none of them had an effect twice
+    paused = "refused_while_paused" if journal == "sqlite" else "taken_over_while_paused"
+    assert figures[paused] > 0
+    assert code == 0
+
+
 def test_agents_that_are_not_durable_do_things_twice_and_are_found_out() -> None:
     code, figures, _ = killed("--kills", "12", "--jobs", "60", "--seed", "1", "--variant", "plain")
     assert figures["twice"] > 0

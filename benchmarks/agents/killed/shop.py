@@ -1,14 +1,14 @@
 """The app that kill_effects.py kills: two durable agents of a shop, one feeding the other, whose tools change what a witness sees.
 
     orders --> handle: look up, ask a person (every third order), wait (every fifth), refund, then record and post side by side
-                 │ every eleventh fails: a dead letter
+                 │ every eleventh fails: a dead letter; sent back, every second one of them does not fail again
                  └─> settle: mail --> settled
 
+The three are files, or topics of a broker; with topics checkpoints are kept as on another machine, so another worker can take over.
 `expected` says what all of them must have done in the end, and knows nothing of the engine.
 """
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from sabot import App, steps
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import EffectError, JobLocked
@@ -26,7 +28,7 @@ from sabot.journal import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 
-__all__ = ["FAILED", "LOCKED", "UNSAFE", "Failpoint", "Order", "World", "expected", "live"]
+__all__ = ["FAILED", "LOCKED", "UNSAFE", "Failpoint", "Order", "World", "expected", "live", "orders_of"]
 
 UNSAFE = ("refund", "mail")  # what the witness calls the effects that may happen once at most
 LOCKED, FAILED = 3, 1  # exit codes
@@ -40,21 +42,41 @@ FAULTS = {"late": 0.06, "slow": 0.04, "drop_before": 0.04, "drop_after": 0.04}
 @dataclass(frozen=True)
 class World:
     """Where a round happens. variant: "durable", or a broken one that must be found out: "plain" (the agents are not durable),
-    "assume_done" (an effect in doubt counts as done)."""
+    "assume_done" (an effect in doubt counts as done). broker: of the topics; "": orders and what comes of them are files.
+    """
 
     folder: Path
     witness: str
     journal: str  # an address; "": in the state directory
     seed: int
     variant: str = "durable"
+    broker: str = ""
 
     @property
     def orders(self) -> Path:
         return self.folder / "orders.ndjson"
 
+    def topic(self, name: str) -> str:
+        """Of "orders", "settled" or "dead"."""
+        return f"{self.folder.name}-{name}"
+
+    @property
+    def shared(self) -> bool:
+        """Checkpoints and journal are where several workers reach them, each with a state of its own."""
+        return bool(self.broker and self.journal)
+
+    @property
+    def over(self) -> Path:
+        """There when the app may stop: topics have no end."""
+        return self.folder / "over"
+
+    def mended(self, number: int) -> Path:
+        """There when this order fails no more."""
+        return self.folder / f"mended-{number}"
+
     def mark(self, pid: int) -> Path:
-        """There from the first call on that this process makes: it has the journal."""
-        return self.folder / f"calls-{pid}"
+        """There when the app of this process has started: it has the journal."""
+        return self.folder / f"started-{pid}"
 
     @property
     def settled(self) -> Path:
@@ -87,12 +109,18 @@ class Order:
     def fails(self) -> bool:
         return self.number % 11 == 0
 
+    @property
+    def mendable(self) -> bool:
+        """It fails until its dead letter is sent back."""
+        return self.number % 22 == 11
 
-def expected(numbers: range) -> Counter[tuple[str, int]]:
-    """The unsafe effects of these orders: (name, order), each once."""
+
+def expected(numbers: range, *, mended: bool = False) -> Counter[tuple[str, int]]:
+    """The unsafe effects of these orders: (name, order), each once. mended: dead letters are sent back."""
     orders = [Order(number) for number in numbers]
     refunds = [("refund", order.number) for order in orders if order.approved]
-    return Counter(refunds + [("mail", order.number) for order in orders if not order.fails])
+    mails = [("mail", order.number) for order in orders if not order.fails or (mended and order.mendable)]
+    return Counter(refunds + mails)
 
 
 @dataclass(frozen=True)
@@ -129,7 +157,6 @@ def build(world: World) -> App:
 
     async def do(name: str, number: int, effect: Effect | None) -> int:
         """What a service does. The faults are those of an effect and its attempt, in every life; without an effect there are none."""
-        world.mark(os.getpid()).touch()
         if effect is None:
             return int((await bank.do_async(name, number))["number"])
         drawn = random.Random(f"{world.seed} {name} {number} {effect.attempt}").random()
@@ -138,7 +165,10 @@ def build(world: World) -> App:
             if (drawn := drawn - share) < 0:
                 fault = each
                 break
-        done = await bank.do_async(name, number, key=effect.key, fault=fault, seconds=LATE_SECONDS)
+        until = (
+            effect.deadline if world.shared else None
+        )  # what a paused worker sends when another one goes on is refused
+        done = await bank.do_async(name, number, key=effect.key, fault=fault, seconds=LATE_SECONDS, deadline=until)
         return int(done["number"])
 
     async def look(effect: Effect, number: int) -> Any:
@@ -146,7 +176,6 @@ def build(world: World) -> App:
         return Reconciled.NOT_DONE if found is None else (Reconciled.DONE, found["number"])
 
     async def look_up(number: int) -> dict[str, Any]:
-        world.mark(os.getpid()).touch()
         return {"order": number, "customer": number % CUSTOMERS}
 
     @tool(timeout=TIMEOUT_SECONDS, in_doubt=in_doubt)
@@ -165,13 +194,16 @@ def build(world: World) -> App:
     async def post(number: int, effect: Effect) -> int:
         return await do("post", number, effect)
 
-    app = App(
-        "shop",
-        state=str(world.folder / "state"),
-        checkpoint_interval="300ms",
-        **({"journal": world.journal} if world.journal else {}),
-    )
-    settled, dead = NdjsonSink(world.settled), NdjsonSink(world.dead)
+    places: dict[str, Any] = {"journal": world.journal} if world.journal else {}
+    if world.shared:  # as a file system of another machine: without locks
+        places["checkpoint_dir"] = fs.SubTreeFileSystem(str(world.folder), fs.LocalFileSystem()), "checkpoints"
+    state = world.folder / (f"state-{os.getpid()}" if world.shared else "state")
+    app = App("shop", world.broker or "memory://", state=str(state), checkpoint_interval="300ms", **places)
+    orders: Any = NdjsonSource(world.orders)
+    settled: Any = NdjsonSink(world.settled)
+    dead: Any = NdjsonSink(world.dead)
+    if world.broker:
+        orders, settled, dead = map(world.topic, ("orders", "settled", "dead"))
     common: dict[str, Any] = {"durable": True} if durable else {}
 
     @app.agent(sink=settled, concurrency=AT_ONCE, **common)
@@ -184,7 +216,7 @@ def build(world: World) -> App:
         return {"order": number, "mail": "sent"}
 
     @app.agent(
-        NdjsonSource(world.orders),
+        orders,
         key="customer",
         sink=settle,
         concurrency=AT_ONCE,
@@ -199,7 +231,7 @@ def build(world: World) -> App:
                 await do("refund", order.number, None)
         else:
             await refunded(ctx, order)
-        if order.fails:
+        if order.fails and not world.mended(order.number).exists():
             raise ValueError(f"order {order.number} fails")
         return {"order": order.number}
 
@@ -221,6 +253,17 @@ def build(world: World) -> App:
     return app
 
 
+async def _run(app: App, world: World) -> None:
+    running = asyncio.ensure_future(app.run())
+    while not running.done():
+        if app.agent_runtime.job.started:
+            world.mark(os.getpid()).touch()
+        if world.over.exists():
+            app.request_stop()
+        await asyncio.wait([running], timeout=0.05)
+    await running
+
+
 def live(world: World, point: Failpoint | None, log: Path) -> None:
     """One life of the app, in a process that does nothing else. Ends with 0 when all orders are settled."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -230,7 +273,7 @@ def live(world: World, point: Failpoint | None, log: Path) -> None:
     if point is not None:
         steps.watch(_Watcher(point))
     try:
-        asyncio.run(build(world).run())
+        asyncio.run(_run(build(world), world))
     except JobLocked:
         os._exit(LOCKED)
     except BaseException:
@@ -240,8 +283,6 @@ def live(world: World, point: Failpoint | None, log: Path) -> None:
     os._exit(0)
 
 
-def write_orders(world: World, numbers: range) -> None:
+def orders_of(numbers: range) -> list[dict[str, int]]:
     """The input of a round."""
-    world.folder.mkdir(parents=True)
-    lines = (json.dumps({"order": number, "customer": number % CUSTOMERS}) for number in numbers)
-    world.orders.write_text("".join(f"{line}\n" for line in lines))
+    return [{"order": number, "customer": number % CUSTOMERS} for number in numbers]

@@ -119,6 +119,17 @@ def test_a_request_goes_wrong_before_or_after_its_effect(
 
 
 @pytest.mark.parametrize("way", ["do", "do async"])
+def test_a_request_that_comes_after_its_deadline_changes_nothing(witness: Witness, way: str) -> None:
+    now = time.time()
+    with pytest.raises(WitnessFailed, match="came after its deadline") as refused:
+        ask(witness, way, "refund", ORDER, deadline=now - 1)
+    assert refused.value.status == 410
+    ask(witness, way, "refund", ORDER, deadline=now + 3600)
+    assert witness.count("refund", ORDER) == 1
+    assert witness.requests() == {"expired": 1, "done": 1}
+
+
+@pytest.mark.parametrize("way", ["do", "do async"])
 @pytest.mark.parametrize(("fault", "happened"), [("slow", False), ("late", True)])
 def test_who_does_not_wait_for_an_answer_does_not_know(witness: Witness, fault: Any, happened: bool, way: str) -> None:
     with pytest.raises(TimeoutError):
@@ -242,6 +253,7 @@ def test_a_witness_ends_with_its_maker_unless_it_is_to_be_kept(tmp_path: Path, k
         ("POST", "/effects/refund", {}, b"{", 400),
         ("POST", "/effects/refund", {"Witness-Fault": "explode"}, b"{}", 400),
         ("POST", "/effects/refund", {"Witness-Seconds": "soon"}, b"{}", 400),
+        ("POST", "/effects/refund", {"Witness-Deadline": "soon"}, b"{}", 400),
         ("POST", "/effects/refund", {"Transfer-Encoding": "chunked"}, None, 400),
         ("POST", "/effects/", {}, b"{}", 404),
         ("POST", "/plan", {}, b'{"fault": "explode"}', 400),
