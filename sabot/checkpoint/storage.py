@@ -3,6 +3,7 @@
     <root>/LOCK                                    only in a directory: held by the worker that owns the job
     <root>/claims/0000000003-<uuid>                who claimed generation 3 of the job
     <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
+    <root>/copies/<hash>.json                      what the job remembers of a savepoint (`savepoints`)
     <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
     <root>/scratch/                                only in a directory: what this run is writing, or has restored
     <root>/reading-…/                              only in a directory: what somebody who only reads has restored
@@ -21,8 +22,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -32,15 +32,23 @@ import msgspec
 from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.ownership import Ownership, claims_in, marks_in
-from sabot.checkpoint.places import LocalPlace, Location, StoredFile, place_of
+from sabot.checkpoint.places import LocalPlace, Location, StoredFile, each, place_of
 from sabot.checkpoint.protocol import (
     Mark,
     counting,
     half_written,
     manifest_name,
     outdated,
-    read_manifest_name,
     unlisted,
+)
+from sabot.checkpoint.savepoints import (
+    SavepointNote,
+    drop_savepoint,
+    forget_savepoint,
+    is_savepoint,
+    make_savepoint,
+    note_savepoint,
+    savepoints_of,
 )
 from sabot.disk import make_folder
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
@@ -253,38 +261,30 @@ class CheckpointStorage:
         """Makes a savepoint: a copy of the checkpoint in a place of its own, from which nothing is removed. Returns that place.
 
         `CheckpointStorage(location).latest()` reads it. Files are linked where both are on one disk. The manifest is written last, so a
-        copy that failed is no savepoint and may be made again. Raises CheckpointFailed, and UserError where the place has a checkpoint.
+        copy that failed is no savepoint and may be made again. One that needs a journal is remembered first (`savepoints`). Raises
+        CheckpointFailed, and UserError where the place has a checkpoint.
         """
-        source, target = manifest.home(), place_of(location)
         with self.pinned(manifest):
-            try:
-                if any(read_manifest_name(name) for name in target.names("checkpoints")):
-                    raise UserError(
-                        f"{target.where} holds a checkpoint already", hint="give the savepoint a place of its own"
-                    )
-                if isinstance(target.where, Path) and target.where.is_dir():
-                    others = sorted(set(os.listdir(target.where)) - {"checkpoints", "files"})
-                    if others:
-                        raise UserError(
-                            f"{target.where} is no place for a savepoint: {others[0]} is in it",
-                            hint="give the savepoint a place of its own",
-                        )
-                distinct = {file.name: file for file in manifest.contents.values()}
-                safe = isinstance(source, LocalPlace)
-                _each(
-                    target.parallel,
-                    lambda file: target.add(source.fetch(file), file.name, safe=safe),
-                    distinct.values(),
-                )
-                target.sync()
-                target.create(f"checkpoints/{manifest_name(manifest.mark)}", encode_manifest(manifest), "manifest")
-            except OSError as error:
-                raise CheckpointFailed(
-                    f"checkpoint {manifest.checkpoint_id} could not be copied from {source.where} to {target.where}: "
-                    f"{error.strerror or error}",
-                    hint=hint_of(error),
-                ) from error
-        return target.where
+            return make_savepoint(self._place, manifest, location)
+
+    def note(self, manifest: Manifest, location: Location) -> None:
+        """Remembers that a start may go back to a savepoint, which the job has made in another directory. Does nothing where the location
+        is none, but has checkpoints of a job. Raises CheckpointFailed.
+        """
+        with self._exclusive, self.explained():
+            if is_savepoint(location):
+                note_savepoint(self._place, manifest, location)
+
+    def savepoints(self) -> list[SavepointNote]:
+        """The savepoints of this job that need a journal, without those that are gone. Raises CheckpointFailed, CorruptCheckpoint."""
+        with self.explained():
+            return savepoints_of(self._place, tidy=self._place.owned)
+
+    def drop_savepoint(self, location: Location) -> None:
+        """Removes a savepoint of this job, and with it what the journal keeps for it. Raises UserError, CheckpointFailed."""
+        drop_savepoint(location)
+        with self.explained():
+            forget_savepoint(self._place, location)
 
     @contextmanager
     def pinned(self, manifest: Manifest) -> Iterator[None]:
@@ -405,7 +405,7 @@ class CheckpointStorage:
                 elif self._place.holds(path, file):  # a link to a file of the restored checkpoint
                     known[inode] = size, mtime, file
             contents[path.relative_to(root).as_posix()] = file
-        _each(self._place.parallel, self._store, new.values())
+        each(self._place.parallel, self._store, new.values())
         self._place.sync()
         return dict(sorted(contents.items())), known
 
@@ -475,7 +475,7 @@ class CheckpointStorage:
     def _ways_on(self, corrupt: Mark) -> str:
         """The hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
         bad = [corrupt]
-        for older in reversed([each for each in self._counting() if each < corrupt]):
+        for older in reversed([mark for mark in self._counting() if mark < corrupt]):
             try:
                 self._place.check(self._read(older).contents)
             except CorruptCheckpoint:
@@ -501,17 +501,6 @@ def _files_below(root: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _each(parallel: int, do: Callable[[_T], None], these: Iterable[_T]) -> None:
-    """Calls do(one) for each, at most `parallel` at a time. The first error is raised when all calls that had begun have ended."""
-    if parallel == 1:
-        for one in these:
-            do(one)
-        return
-    with ThreadPoolExecutor(parallel, "sabot checkpoint writer") as writers:
-        for _ in writers.map(do, these):
-            pass
 
 
 def _raise(error: OSError) -> None:

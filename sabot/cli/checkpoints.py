@@ -17,6 +17,7 @@ from sabot.cli.running import guarded, set_up_logging
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery.tokens import in_words
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.redaction import redacted_url
 
 __all__ = ["checkpoints", "savepoint"]
 
@@ -159,6 +160,41 @@ def create(
             json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
         else:
             typer.echo(f"checkpoint {checkpoint_id} is kept in {where}")
+
+    _run(work)
+
+
+@savepoint.command("list")
+def list_savepoints(job: JobWord, json: Json = False) -> None:
+    """The savepoints for which the journal of a job with durable agents keeps what it would have trimmed."""
+
+    def work() -> None:
+        notes = sorted(find_job(job).storage.savepoints(), key=lambda note: note.made_ms)
+        for note in notes if json else ():
+            json_line({"checkpoint": note.checkpoint_id, "savepoint": note.location, "made": note.made_ms})
+        if not json:
+            rows: list[list[object]] = [[note.checkpoint_id, moment(note.made_ms), note.location] for note in notes]
+            columns(["checkpoint", "made", "savepoint"], rows)
+
+    _run(work)
+
+
+@savepoint.command()
+def drop(
+    job: JobWord,
+    place: Annotated[str, typer.Argument(metavar="PLACE", help="Where the savepoint is.")],
+    json: Json = False,
+) -> None:
+    """Remove a savepoint, and let the journal of its job trim what was kept for it."""
+
+    def work() -> None:
+        found = find_job(job)
+        found.storage.drop_savepoint(_place(found, place))
+        where = redacted_url(place)
+        if json:
+            json_line({"dropped": where})
+        else:
+            typer.echo(f"savepoint {plain(where)} is removed")
 
     _run(work)
 

@@ -518,13 +518,15 @@ class JobHost:
             "unapplied": [[job_id, *position] for job_id, position in sorted(self._unapplied.items())],
         }
 
-    def trim(self, positions: Mapping[int, int], forget_before_ms: int) -> None:
-        """Entries of jobs that had ended before these positions, those of the oldest retained checkpoint, may go."""
+    def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
+        """Entries of jobs that had ended before what `needed` gives may go: it blocks, and gives None where nobody knows now."""
 
-        async def trim() -> None:
-            await aside(self.journal.trim, positions, forget_before_ms)
+        def trim() -> None:
+            positions = needed()
+            if positions is not None:
+                self.journal.trim(positions, forget_before_ms)
 
-        self.beside(trim(), "the trimming of the journal")
+        self.beside(aside(trim), "the trimming of the journal")
 
     # -- figures ------------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,12 @@ class JournalReader(ABC):
     def positions(self) -> dict[int, int]:
         """Per partition, the offset behind the last durable entry. With `identity` it is what a checkpoint keeps (`check_place`)."""
 
+    @abstractmethod
+    def trimmed(self) -> dict[int, int]:
+        """Per partition, the offset behind the last END whose job has lost its entries by `trim`; a partition that is missing has lost
+        nothing. A checkpoint that needs what stands before it is refused (`check_place`).
+        """
+
     @property
     def is_new(self) -> bool:
         """Nothing was ever appended."""
@@ -255,9 +261,12 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
     return Answer(question.job, at_ms, question.ordinal, letter.token, outcome, letter.body, letter.by)
 
 
-def check_place(journal: JournalReader, identity: str, positions: Mapping[int, int]) -> None:
-    """A checkpoint's word on its journal against the one that is there. Raises OtherJournal, with the choice, for another one, and for one
-    that is behind: effects that the state knows of would be made again.
+def check_place(
+    journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
+) -> None:
+    """A checkpoint's word on its journal against the one that is there. needed: from where on the checkpoint needs the entries of jobs that
+    have ended; None: from `positions` on. Raises OtherJournal, with the choice, for another one, for one that is behind, and for one that
+    was trimmed further than that: effects that the state knows of, or that came after the checkpoint, would be made again.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:
@@ -270,4 +279,12 @@ def check_place(journal: JournalReader, identity: str, positions: Mapping[int, i
             raise OtherJournal(
                 f"{journal.where} ends at {there.get(partition, 0)} in partition {partition}, and the checkpoint knows of {offset}",
                 hint=hint,
+            )
+    needed = positions if needed is None else needed
+    for partition, offset in journal.trimmed().items():
+        if needed.get(partition, 0) < offset:
+            raise OtherJournal(
+                f"{journal.where} has lost the entries of jobs that ended before {offset} in partition {partition}, and the checkpoint "
+                f"needs those from {needed.get(partition, 0)} on: it was kept where the job does not know of it, or was dropped",
+                hint="start from a newer checkpoint or savepoint; or --fresh --forget-effects, and effects may be made again",
             )

@@ -100,12 +100,14 @@ class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
     """A copy of all that the frames before this one came to. claim: of the owner who writes it. next: the place of the next entry. letters:
-    how far the inbox was read, so how many letters are in the copy or are over.
+    how far the inbox was read, so how many letters are in the copy or are over. removed: the place behind the last END whose job was
+    trimmed (`JournalReader.trimmed`).
     """
 
     claim: OwnerClaim
     next: int
     letters: int
+    removed: int = 0
 
 
 class CopyRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):

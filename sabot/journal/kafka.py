@@ -98,6 +98,10 @@ class KafkaJournalReader(TablesReader):
         self._replica.catch_up()
         return super().read(job, start)
 
+    def trimmed(self) -> dict[int, int]:
+        self._replica.catch_up()
+        return super().trimmed()
+
     def job(self, job: str) -> JobMark | None:
         self._replica.catch_up()
         return super().job(job)
@@ -402,7 +406,8 @@ class KafkaJournal(TablesReader, SqlJournal):
             with self._frames, step("journal", f"{replica.topic}: copy"):
                 rows, letters = replica.seen_now(lambda tables: copied(tables, self._piece_bytes))
                 (next_place,) = TablesReader.positions(self).values()
-                self._write(CopyBegin(self._claim, next_place, letters))
+                removed = self.trimmed().get(0, 0)
+                self._write(CopyBegin(self._claim, next_place, letters, removed))
                 begin, before = self._end - 1, self._log_bytes
             for table, portion in rows:
                 with self._frames, step("journal", f"{replica.topic}: rows of {table}"):

@@ -54,6 +54,7 @@ class MemoryHome:
         self.lock = threading.RLock()
         self.owner: object | None = None
         self.next = 0
+        self.removed = 0  # the offset behind the last END whose job was trimmed
         self.entries: dict[int, tuple[str, bytes]] = {}
         self.of_job: dict[str, list[int]] = {}
         self.bodies: dict[bytes, bytes] = {}
@@ -77,6 +78,9 @@ class MemoryReader(JournalReader):
 
     def positions(self) -> dict[int, int]:
         return {0: self.home.next}
+
+    def trimmed(self) -> dict[int, int]:
+        return {0: self.home.removed}
 
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
@@ -217,6 +221,8 @@ class MemoryJournal(MemoryReader, Journal):
                 kept = mark.outcome in MAY_BEGIN_AGAIN and mark.ended_ms >= forget_before_ms
                 if not mark.outcome or kept or (offsets and offsets[-1] >= before.get(0, 0)):
                     continue
+                ends = [at for at in offsets if isinstance(decode_entry(home.entries[at][1], self.where), End)]
+                home.removed = max(home.removed, 0, *(at + 1 for at in ends))
                 for offset in offsets:
                     del home.entries[offset]
                     home.uses.pop(offset, None)

@@ -155,14 +155,14 @@ class Replica:
         order = FrameOrder()
         for offset, frame in self._frames(order, first, end):
             if isinstance(frame, CopyBegin):
-                self._start(frame.claim, frame.next, frame.letters)
+                self._start(frame.claim, frame.next, frame.letters, frame.removed)
                 self._put_back(order, offset + 1, end)
             elif isinstance(frame, OwnerClaim):
-                self._start(frame, 0, self._letters_log.bounds(self.topic, LETTERS)[0])
+                self._start(frame, 0, self._letters_log.bounds(self.topic, LETTERS)[0], 0)
             self._follow(end)
             return
 
-    def _start(self, claim: OwnerClaim, next_place: int, letters_next: int) -> None:
+    def _start(self, claim: OwnerClaim, next_place: int, letters_next: int, removed: int) -> None:
         if self._connection is None:
             with explained(self.where):
                 with open(self.database, "xb", opener=private):
@@ -177,7 +177,7 @@ class Replica:
             )
         self.identity, self.key, self.letters_next = claim.identity, claim.key, letters_next
         with self.writes() as tables:
-            clear(tables, next_place)
+            clear(tables, next_place, removed)
 
     def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
         """The copy that begins before `first`."""

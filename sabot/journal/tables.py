@@ -63,6 +63,7 @@ __all__ = [
     "make",
     "put_back",
     "remove",
+    "removed_before",
     "rows_of",
     "transaction",
 ]
@@ -118,6 +119,7 @@ _ENDED = (  # before a place
 )
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
+_REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
 _END_OF_LOG = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
@@ -229,6 +231,10 @@ class SqlReader(JournalReader):
             if len(rows) < _CHUNK:
                 return
             first = rows[-1][0] + 1
+
+    def trimmed(self) -> dict[int, int]:
+        rows = self.select(_REMOVED)
+        return {0: int(rows[0][0])} if rows else {}
 
     def load(self, body: Body) -> bytes:
         if isinstance(body, bytes):
@@ -409,6 +415,8 @@ def remove(connection: Connection, jobs: Sequence[str], before: int, letters: in
         if not ended:
             continue
         theirs = _among("job", ended)
+        ((last,),) = run(f"SELECT max(ended) FROM jobs WHERE {theirs}", ended).fetchall()
+        _set_removed(connection, max(last + 1, removed_before(connection)))
         uses = f"place IN (SELECT place FROM entries WHERE {theirs})"
         bodies = [name for (name,) in run(f"SELECT DISTINCT hash FROM uses WHERE {uses}", ended).fetchall()]
         run(f"DELETE FROM uses WHERE {uses}", ended)
@@ -418,6 +426,17 @@ def remove(connection: Connection, jobs: Sequence[str], before: int, letters: in
         run(f"DELETE FROM questions WHERE {theirs}", ended)
         run(f"DELETE FROM inbox WHERE {theirs} AND number <= ?", (*ended, letters))
     return removed
+
+
+def removed_before(connection: Connection) -> int:
+    """The place behind the last END whose job was trimmed; 0: there is none."""
+    rows = connection.execute(_REMOVED).fetchall()
+    return int(rows[0][0]) if rows else 0
+
+
+def _set_removed(connection: Connection, place: int) -> None:
+    connection.execute("DELETE FROM meta WHERE name = 'removed'")
+    connection.execute("INSERT INTO meta (name, value) VALUES ('removed', ?)", (str(place),))
 
 
 def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -491,11 +510,12 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
     connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows)
 
 
-def clear(connection: sqlite3.Connection, next_place: int) -> None:
-    """Empties the tables. next_place: where the next entry stands, unless entries are put back behind it."""
+def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
+    """Empties the tables. next_place: where the next entry stands, unless entries are put back behind it. removed: `removed_before`."""
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")
     connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
+    _set_removed(connection, removed)
 
 
 def add_body(connection: sqlite3.Connection, body: bytes) -> None:

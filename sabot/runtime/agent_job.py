@@ -211,6 +211,7 @@ class AgentJob:
             self._mail,
             clock=self._clock,
             known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
+            storage=self.coordinator.storage,
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)

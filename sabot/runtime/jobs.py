@@ -5,6 +5,7 @@
 Jobs begin only then, so a journal that has jobs, where no checkpoint knows of it, means that the state is lost.
 """
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob
@@ -25,6 +26,8 @@ from sabot.state.base import LocalBackend
 from sabot.threads import aside, to_the_end
 
 __all__ = ["DurableJobs", "JournalSettings", "check_journal", "journal_place", "open_app_journal", "stored_journal"]
+
+_log = logging.getLogger(__name__)
 
 _KEPT_SECONDS = 7 * 86_400  # how long the ids of jobs that have ended are known
 
@@ -114,7 +117,7 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> None:
     """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
     if facts is not None:
-        check_place(journal, facts["identity"], dict(facts["positions"]))
+        check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
     elif not journal.is_new:
         raise UserError(
             f"{journal.where} has jobs, and there is no checkpoint that knows of them: the state is gone, and the journal stays",
@@ -132,13 +135,17 @@ class DurableJobs:
         *,
         clock: Clock,
         known: bool,
+        storage: CheckpointStorage | None,
         on_broken: Callable[[str, BaseException], None],
     ) -> None:
-        """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept."""
+        """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
+        checkpoints, which knows of savepoints.
+        """
         self.journal = journal
         self.host = JobHost(journal, clock=clock, on_broken=on_broken)
         self.mail = MailRoom(mail)
         self.known = known
+        self._storage = storage
         self._clock = clock
         self._operators: dict[str, DurableAgentOperator] = {}
         self._open: list[OpenJob] = []
@@ -193,11 +200,26 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Older checkpoints than this one are gone: what only they need is trimmed."""
+        """Older checkpoints than this one are gone: what only they need, and no savepoint, is trimmed."""
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
-            self.host.trim(positions, round((self._clock.time() - _KEPT_SECONDS) * 1000))
+            forget_before_ms = round((self._clock.time() - _KEPT_SECONDS) * 1000)
+            self.host.trim(lambda: self._with_savepoints(positions), forget_before_ms)
+
+    def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
+        """From where on these checkpoints and the savepoints need the journal; None: nobody knows now. Blocks."""
+        needed = dict(positions)
+        try:
+            notes = [] if self._storage is None else self._storage.savepoints()
+        except SabotError as error:
+            _log.warning("the journal is not trimmed: nobody knows what savepoints need of it: %s", error)
+            return None
+        for note in notes:
+            if note.journal["identity"] == self.journal.identity:
+                for partition, offset in _needed(note.journal).items():
+                    needed[partition] = min(offset, needed.get(partition, offset))
+        return needed
 
     def leave(self) -> None:
         """A drain: jobs that are parked are not waited for."""

@@ -164,6 +164,9 @@ class Run:
             self.journal, self._mail = self.app.open_journal()
         if self.journal is not None:
             check_journal(self.journal, facts)
+        if facts is not None and self._origin.savepoint is not None and self._storage is not None:
+            assert manifest is not None
+            self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
 
     async def _restore_state(self, manifest: Manifest) -> None:
         """Restores the state of the agents."""

@@ -323,6 +323,30 @@ def test_a_checkpoint_of_another_journal_or_of_a_later_one_is_refused(home: Home
         check_place(journal, "another", {0: 1})
 
 
+def test_a_checkpoint_that_needs_what_was_trimmed_is_refused(home: Home) -> None:
+    journal = home.owner()
+    written(journal, Begin("a", 1), End("a", 1, "succeeded"), Begin("b", 1), End("b", 1, "succeeded"), Begin("c", 1))
+    assert not any(journal.trimmed().values())
+    check_place(journal, journal.identity, {0: 1})
+    assert journal.trim({0: 4}) == 4
+    for _ in range(2):
+        assert journal.trimmed() == {0: 4}
+        check_place(journal, journal.identity, {0: 4})
+        with pytest.raises(OtherJournal, match=r"before 4 in partition 0, and the checkpoint needs those from 3 on"):
+            check_place(journal, journal.identity, {0: 3})
+        with pytest.raises(OtherJournal, match="needs those from 1 on"):
+            check_place(journal, journal.identity, {0: 5}, {0: 1})
+        journal.close()
+        journal = home.owner()
+    reader = home.reader()
+    assert reader.trimmed() == {0: 4}
+    reader.close()
+    written(journal, End("c", 1, "succeeded"), EffectResult("c", 1, 1))
+    assert journal.trim({0: 7}) == 3
+    assert journal.trimmed() == {0: 6}, "entries behind END are needed by nobody"
+    journal.close()
+
+
 # -- marks and trimming -----------------------------------------------------------------------------------------------
 
 
@@ -541,12 +565,14 @@ def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
         journal = home.owner()
         model: list[tuple[int, Entry]] = []
         ended: set[str] = set()
-        count = 0
+        count = trimmed = 0
         for verb, what in steps:
             if verb == "trim":
                 asyncio.run(journal.flush())
                 journal.trim({0: int(what)})
                 gone = {job for job in ended if all(at < int(what) for at, entry in model if entry.job == job)}
+                ends = [at + 1 for at, entry in model if entry.job in gone and isinstance(entry, End)]
+                trimmed = max([trimmed, *ends])
                 model = [(at, entry) for at, entry in model if entry.job not in gone]
             elif verb == "again":
                 journal.close()
@@ -567,6 +593,7 @@ def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
         asyncio.run(journal.flush())
         assert [(position.offset, entry) for position, entry in journal.read()] == model
         assert journal.positions() == {0: count}
+        assert journal.trimmed().get(0, 0) == trimmed
         journal.close()
 
     check()

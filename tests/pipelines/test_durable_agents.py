@@ -12,6 +12,9 @@ import pytest
 from pyarrow import fs
 
 from sabot import App, UserError
+from sabot.checkpoint import CheckpointStorage, ask
+from sabot.checkpoint.places import LocalPlace
+from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, OtherJournal
 from sabot.journal import Answer, Begin, End, SqliteReader
@@ -20,7 +23,7 @@ from sabot.operators.agents import mailbox
 from sabot.runtime.feeding import AgentSource
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import ManualClock
-from tools.agent_tools import checkpoint, started, until
+from tools.agent_tools import bounded, checkpoint, started, until
 
 
 class Shop:
@@ -800,8 +803,90 @@ async def test_the_journal_keeps_what_a_checkpoint_may_need_and_no_more(shop: Sh
         for _ in range(8):
             await checkpoint(app)
 
-        def left() -> set[str]:
-            return {entry.job.rpartition("/")[2] for entry in shop.entries()}
-
-        await until(lambda: left() == {"0"})
+        await until(lambda: left(shop) == {"0"})
         assert not any(isinstance(entry, End | Answer) for entry in shop.entries())
+
+
+def left(shop: Shop) -> set[str]:
+    """The places of the records whose jobs have entries in the journal."""
+    return {entry.job.rpartition("/")[2] for entry in shop.entries()}
+
+
+async def savepoint(shop: Shop, place: Path) -> None:
+    """As `sabot savepoint create` asks for it."""
+    await bounded(asyncio.to_thread(ask, str(shop.directory / "checkpoints"), {"savepoint": str(place)}, 15.0))
+
+
+def storage_of(shop: Shop) -> CheckpointStorage:
+    return CheckpointStorage(shop.directory / "checkpoints")
+
+
+async def many_checkpoints(app: App) -> None:
+    """So many that the first ones are not retained, and what only they need is trimmed."""
+    for _ in range(4):
+        await checkpoint(app)
+
+
+async def test_a_savepoint_keeps_the_journal_until_it_is_dropped(shop: Shop, tmp_path: Path) -> None:
+    place = tmp_path / "kept"
+    app = shop.app(shop.handle)
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 1)
+        await savepoint(shop, place)
+        shop.ticket("ann", 2)
+        await until(lambda: len(shop.answers()) == 2)
+        await many_checkpoints(app)
+        await until(lambda: left(shop) == {"1"})
+    back = shop.app(shop.handle)
+    back.configure(from_=str(place), redeliver="skip")
+    async with started(back):
+        await until(lambda: jobs(back)["ended"] == 1)
+        await many_checkpoints(back)
+        storage_of(shop).drop_savepoint(place)
+        await many_checkpoints(back)
+        await until(lambda: left(shop) == set())
+    assert shop.calls == [1, 2], "the job behind the savepoint was made again"
+    assert not (place / "checkpoints").exists()
+
+
+async def test_a_start_from_a_savepoint_whose_journal_was_trimmed_is_refused(shop: Shop, tmp_path: Path) -> None:
+    place = tmp_path / "kept"
+    app = shop.app(shop.handle)
+    async with started(app):
+        await savepoint(shop, place)
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 1)
+        forget_savepoint(LocalPlace(shop.directory / "checkpoints"), place)
+        await many_checkpoints(app)
+        await until(lambda: left(shop) == set())
+    back = shop.app(shop.handle)
+    back.configure(from_=str(place))
+    with pytest.raises(OtherJournal, match=r"the checkpoint needs those from 0 on.*newer checkpoint or savepoint"):
+        await back.start()
+    async with started(shop.app(shop.handle)):  # from its newest one
+        shop.ticket("ann", 2)
+        await until(lambda: len(shop.answers()) == 2)
+    assert shop.calls == [1, 2]
+
+
+async def test_nothing_is_trimmed_while_nobody_knows_what_savepoints_need(shop: Shop, tmp_path: Path) -> None:
+    app = shop.app(shop.handle)
+    async with started(app):
+        await savepoint(shop, tmp_path / "kept")
+        (note,) = (shop.directory / "checkpoints" / "copies").iterdir()
+        whole = note.read_bytes()
+        note.write_bytes(whole[:-9])
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 1)
+        await many_checkpoints(app)
+        shutil.rmtree(tmp_path / "kept")
+        note.write_bytes(whole)
+        await many_checkpoints(app)  # behind which the first trims are over
+        assert left(shop) == {"0"}
+        with pytest.raises(UserError, match="holds no savepoint"):
+            storage_of(shop).drop_savepoint(tmp_path / "kept")
+        note.write_bytes(whole.replace(b'"made_ms":', b'"made_ms":-'))  # long ago
+        await many_checkpoints(app)
+        await until(lambda: left(shop) == set())
+    assert not note.exists()

@@ -1,8 +1,18 @@
 """Where the bytes of checkpoints are: in a directory, or in an object store (`base` is the contract of both)."""
 
-from sabot.checkpoint.places.base import Place, StoredFile, this_worker
+from sabot.checkpoint.places.base import Place, StoredFile, each, this_worker
 from sabot.checkpoint.places.local import LocalPlace, is_local_place
 from sabot.checkpoint.places.location import Location, place_of
 from sabot.checkpoint.places.remote import RemotePlace
 
-__all__ = ["LocalPlace", "Location", "Place", "RemotePlace", "StoredFile", "is_local_place", "place_of", "this_worker"]
+__all__ = [
+    "LocalPlace",
+    "Location",
+    "Place",
+    "RemotePlace",
+    "StoredFile",
+    "each",
+    "is_local_place",
+    "place_of",
+    "this_worker",
+]

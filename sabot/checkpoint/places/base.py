@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -31,10 +31,11 @@ from sabot.disk import TemporaryFolder, link_or_copy, lock, make_folder, own_fol
 from sabot.errors import CorruptCheckpoint, JobLocked
 from sabot.faults import unreadable
 
-__all__ = ["READ_BYTES", "Place", "StoredFile", "damaged", "this_worker"]
+__all__ = ["READ_BYTES", "Place", "StoredFile", "damaged", "each", "this_worker"]
 
 READ_BYTES = 1 << 20
 _READERS = 4
+_T = TypeVar("_T")
 
 _Inode = tuple[int, int]  # device, number
 
@@ -283,3 +284,14 @@ def _taken(directory: Path, owner: str) -> JobLocked:
         f"{directory} is in use by {owner or 'another process'}",
         hint="stop that process first, or give this job another directory (checkpoint_dir=)",
     )
+
+
+def each(parallel: int, do: Callable[[_T], None], these: Iterable[_T]) -> None:
+    """Calls do(one) for each, at most `parallel` at a time. The first error is raised when all calls that had begun have ended."""
+    if parallel == 1:
+        for one in these:
+            do(one)
+        return
+    with ThreadPoolExecutor(parallel, "sabot checkpoint writer") as writers:
+        for _ in writers.map(do, these):
+            pass

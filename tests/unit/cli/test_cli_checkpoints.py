@@ -239,6 +239,29 @@ async def test_a_running_job_makes_one_for_it(tmp_path: Path, memory_url: str, m
     assert (tmp_path / "kept" / "checkpoints").is_dir()
 
 
+async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropped(tmp_path: Path) -> None:
+    app = App("durable", state=str(tmp_path / "state"))
+
+    @app.agent(NdjsonSource(str(tmp_path / "rows.ndjson")), durable=True)
+    async def nothing(ctx: Any) -> None:
+        """Its jobs do nothing."""
+
+    (tmp_path / "rows.ndjson").write_text("{}")
+    await app.run()
+    lines("savepoint", "create", tmp_path / "state", "--to", tmp_path / "kept", "--json")
+    (listed,) = lines("savepoint", "list", tmp_path / "state", "--json")
+    newest = find_job(str(tmp_path / "state")).manifest().checkpoint_id
+    assert (listed["checkpoint"], listed["savepoint"]) == (newest, str(tmp_path / "kept"))
+    job = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "state" / "checkpoints")
+    assert (job.exit_code, "has the checkpoints of a job" in job.stderr) == (1, True)
+    (dropped,) = lines("savepoint", "drop", tmp_path / "state", tmp_path / "kept", "--json")
+    assert dropped == {"dropped": str(tmp_path / "kept")}
+    assert not (tmp_path / "kept").exists()
+    assert not lines("savepoint", "list", tmp_path / "state", "--json")
+    again = sabot_says("savepoint", "drop", tmp_path / "state", tmp_path / "kept")
+    assert (again.exit_code, "holds no savepoint" in again.stderr) == (1, True)
+
+
 def test_a_run_from_a_savepoint_has_its_state_and_one_that_is_not_there_is_wrong_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

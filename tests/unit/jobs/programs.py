@@ -277,7 +277,7 @@ class Cut(MemoryJournal):
 def image_of(home: MemoryHome) -> MemoryHome:
     """What a crash would leave of it now."""
     image = MemoryHome(home.clock)
-    image.identity, image.key, image.next = home.identity, home.key, home.next
+    image.identity, image.key, image.next, image.removed = home.identity, home.key, home.next, home.removed
     for name in ("entries", "bodies", "uses", "marks", "questions", "letters"):
         setattr(image, name, dict(getattr(home, name)))
     image.of_job = {job: list(offsets) for job, offsets in home.of_job.items()}

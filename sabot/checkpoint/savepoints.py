@@ -1,0 +1,186 @@
+"""Savepoints: copies of checkpoints, and what the job remembers of those that it made, as its journal keeps the entries that they need.
+
+    copies/<hash of the location>.json     in the place of the job's checkpoints, made before the savepoint is
+
+A savepoint without a journal is not remembered: it needs nothing but its own files. One that is gone is forgotten a day after it was made,
+so that a savepoint which is being copied is not taken for one that is gone; `sabot savepoint drop` forgets it at once.
+"""
+
+import logging
+import os
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sabot.checkpoint.encoding import encode_manifest
+from sabot.checkpoint.manifest import Manifest
+from sabot.checkpoint.places import LocalPlace, Location, Place, each, place_of
+from sabot.checkpoint.protocol import manifest_name, read_manifest_name
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
+from sabot.faults import hint_of
+from sabot.redaction import has_password, redacted_url
+
+__all__ = [
+    "SavepointNote",
+    "drop_savepoint",
+    "forget_savepoint",
+    "is_savepoint",
+    "make_savepoint",
+    "note_savepoint",
+    "savepoints_of",
+]
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = "copies"
+_GONE_AFTER_MS = 86_400_000
+_OWN_PLACE = "give the savepoint a place of its own"
+
+
+class SavepointNote(msgspec.Struct, frozen=True):
+    """location: for messages, without secrets. readable: the location says all that is needed to look there. journal: what the savepoint's
+    manifest says of the journal.
+    """
+
+    location: str
+    readable: bool
+    checkpoint_id: int
+    made_ms: int
+    journal: dict[str, Any]
+
+
+def _text(location: Location) -> str:
+    where = place_of(location).where
+    return str(where) if isinstance(where, Path) or isinstance(location, tuple) else os.fspath(location)
+
+
+def _name(location: Location) -> str:
+    return f"{_FOLDER}/{blake2b(_text(location).encode(), digest_size=16).hexdigest()}.json"
+
+
+def make_savepoint(of: Place, manifest: Manifest, location: Location) -> Path | str:
+    """As `CheckpointStorage.copy_to`. of: where the job keeps its checkpoints."""
+    source, target = manifest.home(), place_of(location)
+    try:
+        if _manifests(target):
+            raise UserError(f"{target.where} holds a checkpoint already", hint=_OWN_PLACE)
+        if isinstance(target.where, Path) and target.where.is_dir():
+            others = sorted(set(os.listdir(target.where)) - {"checkpoints", "files"})
+            if others:
+                raise UserError(f"{target.where} is no place for a savepoint: {others[0]} is in it", hint=_OWN_PLACE)
+        noted = note_savepoint(of, manifest, location)
+        try:
+            _copy(manifest, source, target)
+        except BaseException:
+            if noted:
+                forget_savepoint(of, location)
+            raise
+    except OSError as error:
+        raise CheckpointFailed(
+            f"checkpoint {manifest.checkpoint_id} could not be copied from {source.where} to {target.where}: "
+            f"{error.strerror or error}",
+            hint=hint_of(error),
+        ) from error
+    return target.where
+
+
+def _copy(manifest: Manifest, source: Place, target: Place) -> None:
+    distinct = {file.name: file for file in manifest.contents.values()}
+    safe = isinstance(source, LocalPlace)
+    each(target.parallel, lambda file: target.add(source.fetch(file), file.name, safe=safe), distinct.values())
+    target.sync()
+    target.create(f"checkpoints/{manifest_name(manifest.mark)}", encode_manifest(manifest), "manifest")
+
+
+def note_savepoint(place: Place, manifest: Manifest, location: Location) -> bool:
+    """Remembers, in the place of a job, a savepoint that is about to be made of this checkpoint. False: it needs no journal, and is not
+    remembered. Blocks. Raises OSError.
+    """
+    facts = [stored.meta["journal"] for stored in manifest.tasks.values() if "journal" in stored.meta]
+    if not facts:
+        return False
+    text = _text(location)
+    readable = not isinstance(location, tuple) and not has_password(text)
+    shown = text if readable else redacted_url(text)
+    note = SavepointNote(shown, readable, manifest.checkpoint_id, round(SYSTEM_CLOCK.time() * 1000), facts[0])
+    name = _name(location)
+    place.remove([name])  # of one that was there before, and is gone: else the location would be refused
+    place.create(name, msgspec.json.encode(note), "savepoint")
+    return True
+
+
+def forget_savepoint(place: Place, location: Location) -> None:
+    """The job remembers nothing of a savepoint there. Blocks. Raises OSError."""
+    place.remove([_name(location)])
+
+
+def savepoints_of(place: Place, *, tidy: bool) -> list[SavepointNote]:
+    """The savepoints that a job remembers. tidy: those that are gone are forgotten. Blocks. Raises OSError; CorruptCheckpoint for a note
+    that cannot be read.
+    """
+    found = []
+    for file in place.names(_FOLDER):
+        name = f"{_FOLDER}/{file}"
+        try:
+            note = msgspec.json.decode(place.read(name), type=SavepointNote)
+        except FileNotFoundError:
+            continue  # dropped meanwhile
+        except msgspec.MsgspecError as error:
+            raise CorruptCheckpoint(
+                f"{place.locate(name)} is damaged: it says which part of the journal a savepoint needs",
+                hint="remove it where that savepoint is not needed; make others of its kind anew",
+            ) from error
+        if tidy and _is_gone(note):
+            _log.warning("savepoint %s is gone: the journal keeps nothing for it any more", note.location)
+            place.remove([name])
+        else:
+            found.append(note)
+    return found
+
+
+def _is_gone(note: SavepointNote) -> bool:
+    if not note.readable or SYSTEM_CLOCK.time() * 1000 - note.made_ms < _GONE_AFTER_MS:
+        return False
+    try:
+        return not _manifests(place_of(note.location))
+    except (OSError, UserError):  # nobody can tell
+        return False
+
+
+def is_savepoint(location: Location) -> bool:
+    """Whether there is one: not where a job keeps its checkpoints. Blocks. Raises OSError."""
+    place = place_of(location)
+    return bool(_manifests(place)) and not place.names("claims")
+
+
+def _manifests(place: Place) -> list[str]:
+    return [f"checkpoints/{name}" for name in place.names("checkpoints") if read_manifest_name(name)]
+
+
+def drop_savepoint(location: Location) -> None:
+    """Removes the savepoint at a location, its manifest first. Blocks. Raises UserError where there is none, and where a job keeps its
+    checkpoints.
+    """
+    place = place_of(location)
+    try:
+        manifests = _manifests(place)
+        if place.names("claims"):
+            raise UserError(
+                f"{place.where} has the checkpoints of a job, and is no savepoint", hint="give its own place"
+            )
+        if not manifests:
+            raise UserError(f"{place.where} holds no savepoint", hint="give the place that `savepoint create` named")
+        place.remove(manifests)
+        place.remove(place.all_files())
+        if isinstance(place, LocalPlace):
+            for folder in [*(place.where / "files").glob("??"), place.where / "files", place.where / "checkpoints"]:
+                with suppress(OSError):  # something else is in it
+                    folder.rmdir()
+            with suppress(OSError):
+                place.where.rmdir()
+    except OSError as error:
+        raise UserError(f"{place.where} cannot be removed: {error.strerror or error}") from error
