@@ -66,6 +66,7 @@ class App:
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
+    dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
     checkpoint_timeout: how long a checkpoint may take.
@@ -82,6 +83,7 @@ class App:
         *,
         state: str | None = None,
         journal: str | Path | None = None,
+        dedupe: Duration = "7d",
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
@@ -113,6 +115,7 @@ class App:
         self._state_backend: StateBackend | None = None
         self.journal_home: MemoryHome | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
+        self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
         self.broker = broker
         self.state_place = state
         self.journal_place: str | Path | None = None
@@ -173,10 +176,7 @@ class App:
                 checked_path(checkpoint_dir, "checkpoint_dir")
             self.checkpoint_dir = checkpoint_dir
         if checkpoint_interval is not None:
-            interval = parse_seconds(checkpoint_interval, name="checkpoint_interval")
-            if not interval:
-                raise UserError("checkpoint_interval is zero", hint='write "1s"; 0.1 works too')
-            self.checkpoint_interval_s = interval
+            self.checkpoint_interval_s = parse_seconds(checkpoint_interval, name="checkpoint_interval", zero=False)
         if parallelism is not None:
             if not is_whole(parallelism, 1, KEY_GROUPS):
                 raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")

@@ -49,8 +49,8 @@ _MOST_BYTES = 1 << 62
 _WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.mechanism": …, "sasl.username": …, "sasl.password": …}'
 
 
-def parse_seconds(value: Duration, *, name: str = "duration") -> float:
-    """Seconds, not negative, from `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds."""
+def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True) -> float:
+    """Seconds, not negative, from `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds. zero: none at all is allowed."""
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
@@ -64,6 +64,8 @@ def parse_seconds(value: Duration, *, name: str = "duration") -> float:
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     if not 0 <= seconds < float("inf"):
         raise UserError(f"{name}: {value!r} is negative or not finite")
+    if not (seconds or zero):
+        raise UserError(f"{name} is zero", hint='write "1s"; 0.1 works too')
     return seconds
 
 

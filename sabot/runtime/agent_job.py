@@ -212,6 +212,7 @@ class AgentJob:
             clock=self._clock,
             known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
             storage=self.coordinator.storage,
+            dedupe_s=self.settings.dedupe_s,
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)

@@ -29,8 +29,6 @@ __all__ = ["DurableJobs", "JournalSettings", "check_journal", "journal_place", "
 
 _log = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 7 * 86_400  # how long the ids of jobs that have ended are known
-
 
 class JournalSettings(Protocol):
     """What an app says of its journal."""
@@ -136,10 +134,11 @@ class DurableJobs:
         clock: Clock,
         known: bool,
         storage: CheckpointStorage | None,
+        dedupe_s: float,
         on_broken: Callable[[str, BaseException], None],
     ) -> None:
         """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
-        checkpoints, which knows of savepoints.
+        checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
         """
         self.journal = journal
         self.host = JobHost(journal, clock=clock, on_broken=on_broken)
@@ -147,6 +146,7 @@ class DurableJobs:
         self.known = known
         self._storage = storage
         self._clock = clock
+        self._dedupe_s = dedupe_s
         self._operators: dict[str, DurableAgentOperator] = {}
         self._open: list[OpenJob] = []
         self._positions: dict[int, Mapping[int, int]] = {}  # from where on a checkpoint needs the journal, by its id
@@ -204,7 +204,7 @@ class DurableJobs:
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
-            forget_before_ms = round((self._clock.time() - _KEPT_SECONDS) * 1000)
+            forget_before_ms = max(0, round((self._clock.time() - self._dedupe_s) * 1000))
             self.host.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:

@@ -190,6 +190,7 @@ class Run:
             directory=app.open_tables(),
             memory_budget=app.memory_budget_bytes,
             hung_after_s=app.checkpoint_timeout_s,
+            dedupe_s=app.dedupe_s,
             stop_asked=self._stop_asked.is_set,
         )
 

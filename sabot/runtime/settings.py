@@ -28,6 +28,7 @@ class AppSettings(Protocol):
     version: str
     clock: Clock
     checkpoint_timeout_s: float
+    dedupe_s: float
     metrics_port: int | None
     parallelism: int
     memory_budget_bytes: int
@@ -78,4 +79,6 @@ class Settings:
     memory_budget: int = 256_000_000
     hung_after_s: float = 60.0
     """How long a call of an agent may run at a barrier before it is taken for hung."""
+    dedupe_s: float = 7 * 86_400.0
+    """How long the id of a durable agent's job is known after its end."""
     stop_asked: Callable[[], bool] = lambda: False

@@ -23,7 +23,7 @@ from sabot.operators.agents import mailbox
 from sabot.runtime.feeding import AgentSource
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import ManualClock
-from tools.agent_tools import bounded, checkpoint, started, until
+from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until
 
 
 class Shop:
@@ -45,8 +45,10 @@ class Shop:
 
         self.refund = refund
 
-    def app(self, function: Callable[..., Any], **options: Any) -> App:
-        app = App("shop", self.url, state=str(self.directory), checkpoint_interval=3600, clock=self.clock)
+    def app(self, function: Callable[..., Any], *, dedupe: Any = "7d", **options: Any) -> App:
+        app = App(
+            "shop", self.url, state=str(self.directory), dedupe=dedupe, checkpoint_interval=3600, clock=self.clock
+        )
         wiring = {"key": "customer", "sink": "answers", "durable": True, "concurrency": 8, **options}
         app.agent("tickets", name="handle", **wiring)(function)
         return app
@@ -564,6 +566,42 @@ async def test_the_same_request_is_one_job_whoever_sends_it_again(shop: Shop) ->
     assert sorted(shop.calls) == [1, 2, 3, 4]
 
 
+async def test_a_request_is_known_for_as_long_as_dedupe_says_and_then_it_is_a_new_one(shop: Shop) -> None:
+    app = shop.app(shop.handle, key=None, job_id="order", dedupe="1h")
+
+    def is_known(order: int) -> bool:
+        reader = SqliteReader(shop.directory)
+        try:
+            return reader.job(f"shop.handle/order={order}") is not None
+        finally:
+            reader.close()
+
+    async def trimmed(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await checkpoint(app)
+
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 1)
+        shop.clock.advance(1800)
+        shop.ticket("ann", 2)
+        await until(lambda: len(shop.answers()) == 2)
+        shop.clock.advance(1799)
+        await trimmed(lambda: not shop.entries())
+        assert is_known(1)
+        shop.ticket("ann", 1)
+        await until(lambda: figures(app)["duplicates"] == 1)
+        shop.clock.advance(2)
+        await trimmed(lambda: not is_known(1))
+        assert is_known(2)
+        shop.ticket("ann", 2)
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 3)
+        assert figures(app)["duplicates"] == 2
+    assert shop.calls == [1, 2, 1]
+
+
 async def test_another_record_under_the_id_of_a_job_is_refused(shop: Shop) -> None:
     app = shop.app(shop.handle, key=None, job_id="order", on_error="skip")
     async with started(app):
@@ -572,7 +610,7 @@ async def test_another_record_under_the_id_of_a_job_is_refused(shop: Shop) -> No
         shop.ticket("bob", 1)
         MemoryBroker.get(shop.url).publish("tickets", [{"customer": "ann"}])
         await until(lambda: len(shop.letters()) == 2)
-    assert [dict(each.headers)["sabot.error"] for each in shop.letters()] == [b"DataError", b"InputChanged"]
+    assert {dict(each.headers)["sabot.error"] for each in shop.letters()} == {b"DataError", b"InputChanged"}
     assert shop.calls == [1]
 
 
@@ -647,6 +685,12 @@ def test_options_that_do_not_go_together_are_refused(shop: Shop, options: dict[s
     with pytest.raises(UserError) as refused:
         shop.app(shop.handle, **options)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("dedupe", [0, "0s", -1, "a week", True, float("inf")])
+def test_a_dedupe_that_is_no_time_is_refused_by_name(dedupe: Any) -> None:
+    with pytest.raises(UserError, match="dedupe"):
+        App("shop", dedupe=dedupe)
 
 
 async def test_a_durable_agent_without_a_place_for_its_journal_is_refused(shop: Shop, tmp_path: Path) -> None:
