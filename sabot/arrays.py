@@ -3,6 +3,8 @@
 A column holds times if its values are timestamps, dates, or integers, which count ms; expressions and event time accept all three.
 """
 
+import re
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sabot.errors import UserError
 __all__ = [
     "PER_SECOND",
     "as_timestamp",
+    "as_type",
     "broadcast",
     "epoch",
     "floats",
@@ -30,6 +33,11 @@ __all__ = [
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """How many of a timestamp's unit are one second."""
+
+_TYPES: dict[Any, str] = {
+    **{str: "string", int: "int64", float: "float64", bool: "bool"},
+    **{"str": "string", "int": "int64", "float": "float64", "double": "float64", "boolean": "bool", "date": "date32"},
+}
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
@@ -149,3 +157,19 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     if unit == "d":
         values = np.floor_divide(values, 86400)
     return integer_array(values, pa.int64(), array)
+
+
+def as_type(type: Any) -> pa.DataType:
+    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow or Python (int, float, str, bool)."""
+    if isinstance(type, pa.DataType):
+        return type
+    name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
+    zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([\w/+:-]+)\]", name) if isinstance(name, str) else None
+    if zoned is not None:
+        return pa.timestamp(zoned[1], zoned[2])
+    try:
+        return pa.type_for_alias(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{type!r} is no type", hint='"int64", "float64", "string", "bool", "timestamp[ms]", …'
+        ) from error

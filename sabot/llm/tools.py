@@ -17,15 +17,20 @@ error would say that nothing was sent.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MethodType
-from typing import Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 from sabot.calls.functions import behind
 from sabot.calls.options import Retry, checked_whole
 from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
+from sabot.llm.errors import ToolError
+from sabot.llm.spec import ToolSchema
+
+if TYPE_CHECKING:
+    from sabot.llm.schema import Parameters
 
 __all__ = ["Effect", "InDoubt", "Tool", "as_tool", "tool"]
 
@@ -77,6 +82,30 @@ class Tool:
     def __get__(self, instance: Any, owner: type | None = None) -> "Tool":
         """A tool that is a method."""
         return self if instance is None else replace(self, func=MethodType(self.func, instance))
+
+    @cached_property
+    def schema(self) -> ToolSchema:
+        """The tool as a model sees it: its parameters with their types, what the docstring says of it and of them. Raises UserError for
+        parameters that have no JSON schema.
+        """
+        return ToolSchema(self.name, self._arguments.description, self._arguments.json)
+
+    def arguments(self, text: str) -> dict[str, Any]:
+        """The arguments by name, from the JSON that a model wrote, as the types of the parameters. Raises ToolError, whose text the model
+        can mend its call by.
+        """
+        from sabot.llm.schema import Mismatch
+
+        try:
+            return self._arguments.decode(text)
+        except Mismatch as error:
+            raise ToolError(f"{self.name} does not take these arguments: {error}") from error
+
+    @cached_property
+    def _arguments(self) -> "Parameters":
+        from sabot.llm.schema import Parameters  # for tools that a model calls; durable agents call theirs themselves
+
+        return Parameters(self.func, f"tool {self.name}", (_EFFECT,) if self.takes_effect else ())
 
 
 @overload

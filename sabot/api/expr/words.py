@@ -4,13 +4,12 @@ import datetime
 import decimal
 import hashlib
 import json
-import re
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from sabot.arrays import as_type
 from sabot.errors import UserError
 
 __all__ = [
@@ -26,10 +25,6 @@ __all__ = [
 ]
 
 _SHOWN_VALUES = 20
-_TYPES: dict[Any, str] = {
-    **{str: "string", int: "int64", float: "float64", bool: "bool"},
-    **{"str": "string", "int": "int64", "float": "float64", "double": "float64", "boolean": "bool", "date": "date32"},
-}
 
 _LITERALS = (
     type(None)
@@ -47,22 +42,6 @@ _LITERALS = (
 
 
 # -- checked ---------------------------------------------------------------------------------------------------------
-
-
-def as_type(type: Any) -> pa.DataType:
-    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow or Python (int, float, str, bool)."""
-    if isinstance(type, pa.DataType):
-        return type
-    name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
-    zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([\w/+:-]+)\]", name) if isinstance(name, str) else None
-    if zoned is not None:
-        return pa.timestamp(zoned[1], zoned[2])
-    try:
-        return pa.type_for_alias(name)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{type!r} is no type", hint='"int64", "float64", "string", "bool", "timestamp[ms]", …'
-        ) from error
 
 
 def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:

@@ -1,0 +1,132 @@
+"""Values of JSON against a JSON schema.
+
+Checked are `type`, `enum`, `const`, `properties`, `required`, `additionalProperties`, `items`, `anyOf`, `oneOf`, `allOf`, `$ref`, and the
+bounds of numbers, lengths and numbers of items. Other words are left to the vendor: most of them describe, and a pattern of somebody
+else's schema may take for ever.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sabot.errors import UserError, short_repr
+from sabot.llm.spec import JsonSchema
+
+__all__ = ["mismatch"]
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "number": (int, float),
+    "integer": int,
+}
+_DEEPEST = 100
+
+
+def mismatch(value: Any, schema: JsonSchema) -> str:
+    """What is wrong with the value and where, in words like "expected integer, got string - at $.amount"; "": nothing. Raises UserError
+    where a `$ref` leads nowhere.
+    """
+    return next(_wrongs(value, schema, schema, "$", 0), "")
+
+
+def _wrongs(value: Any, schema: Any, root: JsonSchema, where: str, depth: int) -> Iterator[str]:
+    if schema is True or depth > _DEEPEST:
+        if depth > _DEEPEST:
+            yield f"nested too deep - at {where}"
+        return
+    if schema is False:
+        yield f"nothing is allowed - at {where}"
+        return
+    if "$ref" in schema:
+        yield from _wrongs(value, _part(root, schema["$ref"]), root, where, depth + 1)
+    yield from _wrong_kind(value, schema, where)
+    if isinstance(value, dict):
+        yield from _wrong_fields(value, schema, root, where, depth)
+    elif isinstance(value, list):
+        items = schema.get("items", True)
+        for place, each in enumerate(value):
+            yield from _wrongs(each, items, root, f"{where}[{place}]", depth + 1)
+    for each in schema.get("allOf", ()):
+        yield from _wrongs(value, each, root, where, depth + 1)
+    for word in ("anyOf", "oneOf"):
+        choices = schema.get(word)
+        if choices:
+            first = [next(_wrongs(value, each, root, where, depth + 1), "") for each in choices]
+            if "" not in first:
+                yield f"{first[0] if len(first) == 1 else 'it is none of: ' + '; '.join(first)}"
+            elif word == "oneOf" and first.count("") > 1:
+                yield f"it is more than one of the {len(first)} choices - at {where}"
+
+
+def _part(root: JsonSchema, reference: str) -> Any:
+    found: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        if step:
+            found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    if found is None or not reference.startswith("#"):
+        raise UserError(f"JSON schema: $ref {reference!r} leads nowhere", hint='a place in the schema: "#/$defs/…"')
+    return found
+
+
+def _wrong_kind(value: Any, schema: JsonSchema, where: str) -> Iterator[str]:
+    wanted = schema.get("type")
+    names = [wanted] if isinstance(wanted, str) else wanted
+    if names and not any(_is_a(value, each) for each in names):
+        yield f"expected {' or '.join(names)}, got {_kind_of(value)} - at {where}"
+        return
+    if "enum" in schema and not any(_same(value, each) for each in schema["enum"]):
+        yield f"{short_repr(value)} is none of {short_repr(schema['enum'])} - at {where}"
+    if "const" in schema and not _same(value, schema["const"]):
+        yield f"{short_repr(value)} is not {short_repr(schema['const'])} - at {where}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield from _out_of_bounds(value, schema, ("minimum", "maximum"), "", where)
+        if value <= schema.get("exclusiveMinimum", value - 1) or value >= schema.get("exclusiveMaximum", value + 1):
+            yield f"{value} is out of bounds - at {where}"
+    elif isinstance(value, str):
+        yield from _out_of_bounds(len(value), schema, ("minLength", "maxLength"), " characters", where)
+    elif isinstance(value, list):
+        yield from _out_of_bounds(len(value), schema, ("minItems", "maxItems"), " items", where)
+
+
+def _out_of_bounds(size: float, schema: JsonSchema, words: tuple[str, str], unit: str, where: str) -> Iterator[str]:
+    least, most = (schema.get(word) for word in words)
+    if least is not None and size < least:
+        yield f"{size}{unit}, and at least {least} are wanted - at {where}"
+    if most is not None and size > most:
+        yield f"{size}{unit}, and at most {most} are wanted - at {where}"
+
+
+def _wrong_fields(value: dict[str, Any], schema: JsonSchema, root: JsonSchema, where: str, depth: int) -> Iterator[str]:
+    for name in schema.get("required", ()):
+        if name not in value:
+            yield f"{name!r} is missing - at {where}"
+    properties = schema.get("properties", {})
+    for name, each in value.items():
+        known = properties.get(name)
+        if known is None:
+            known = schema.get("additionalProperties", True)
+            if known is False:
+                yield f"{name!r} is not expected - at {where}"
+                continue
+        yield from _wrongs(each, known, root, f"{where}.{name}", depth + 1)
+
+
+def _is_a(value: Any, name: str) -> bool:
+    kind = _TYPES.get(name)
+    if kind is None:
+        raise UserError(f"JSON schema: {name!r} is no type", hint=", ".join(_TYPES))
+    if isinstance(value, bool):
+        return name == "boolean"
+    return isinstance(value, kind) or (name == "integer" and isinstance(value, float) and value.is_integer())
+
+
+def _kind_of(value: Any) -> str:
+    return next(name for name in _TYPES if _is_a(value, name))
+
+
+def _same(value: Any, other: Any) -> bool:
+    """JSON has one kind of number, and True is none."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

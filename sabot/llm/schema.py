@@ -1,0 +1,302 @@
+"""What a model has to write, as JSON schemas: of types, for structured output; of functions, for tools. And its text, read back.
+
+`Schema(of)` takes
+
+    Verdict                                    a msgspec Struct, a dataclass, a TypedDict, or a model of pydantic
+    list[Verdict], Literal["yes", "no"], int   any other type that msgspec reads
+    {"label": "string", "score": "float64"}    columns, by the names of Arrow types; the answer is a dict
+    {"type": "object", "properties": …}        a JSON schema; the answer is what the JSON says
+
+What the model wrote is checked. An error says what is wrong and where, in words that the model can mend its answer by.
+"""
+
+import datetime
+import decimal
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
+
+import msgspec
+import pyarrow as pa
+
+from sabot.arrays import as_type
+from sabot.calls.functions import behind
+from sabot.errors import UNREADABLE, UserError, short_repr, words_of
+from sabot.llm.json_schema import mismatch
+from sabot.llm.spec import JsonSchema
+
+__all__ = ["Mismatch", "Parameters", "Schema"]
+
+_REF = "#/$defs/"
+_WRAPPED = "value"
+_FENCED = re.compile(r"\A\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_PARAMETER_LINE = re.compile(r"(\s*)\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)")
+_REST_LINE = re.compile(r"\s*:param\s+(?:[^:]*\s)?(\w+)\s*:\s*(.*)")
+_ARGUMENTS = re.compile(r"\s*(?:Args|Arguments|Parameters)\s*:\s*$")
+_SECTION = re.compile(r"\s*(?:Returns?|Raises|Yields?|Examples?|Notes?)\s*:|\s*:(?:returns?|rtype|raises)\b")
+
+
+class Mismatch(ValueError):
+    """What a model wrote is no JSON, or does not match the schema. The text says what is wrong and where, without Python's words."""
+
+
+class Schema:
+    """The JSON schema of `of`, and the way back.
+
+    json: what the model is given; always of an object, since vendors take no other: a type that is none is asked for as {"value": …}.
+    name: of the type, as vendors take names. Raises UserError for a type that has no schema.
+    """
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+        self._wrapped = False
+        self._columns = False
+        if isinstance(of, Mapping):
+            if not of:
+                raise UserError(
+                    "output={} has no columns", hint='{"label": "string"}, a JSON schema of an object, or a type'
+                )
+            self._columns = _are_columns(of)
+        self.name = "answer" if isinstance(of, Mapping) else _name_of(of)
+        if isinstance(of, Mapping) and not self._columns:
+            if of.get("type") != "object":
+                raise UserError(
+                    f"output={short_repr(of)} is no JSON schema of an object",
+                    hint='{"type": "object", "properties": …}; or columns, {"label": "string"}',
+                )
+            self.json: JsonSchema = dict(of)
+            self._type: Any = Any
+            return
+        self._type = _row_type(of) if self._columns else of
+        self.json = _schema_of(self._type, f"output={short_repr(of)}")
+        if self.json.get("type") != "object":
+            self._wrapped = True
+            self._type = _record(self.name, {_WRAPPED: self._type})
+            self.json = _schema_of(self._type, f"output={short_repr(of)}")
+
+    def decode(self, text: str) -> Any:
+        """What the text says. JSON between ``` lines is read too. Raises Mismatch."""
+        value = _decoded(_unfenced(text), self._type)
+        if self._type is Any and (wrong := mismatch(value, self.json)):
+            raise Mismatch(wrong)
+        return value[_WRAPPED] if self._wrapped else value
+
+
+class Parameters:
+    """The arguments of a function, as a model is told of them: the JSON schema of its parameters, from their types and the docstring.
+
+    json: the schema. description: the docstring up to where it speaks of the parameters. hidden: parameters that the model does not see.
+    The docstring may describe parameters in a section `Args:`, or as `:param name:`. Raises UserError that begins with `where`.
+    """
+
+    def __init__(self, func: Callable[..., Any], where: str, hidden: tuple[str, ...] = ()) -> None:
+        self.description, told = _read_docstring(inspect.getdoc(func) or "")
+        fields: list[tuple[str, Any, Any]] = []
+        defaults: dict[str, Any] = {}
+        hints = _hints_of(func, where)
+        for name, parameter in inspect.signature(func).parameters.items():
+            if name in hidden:
+                continue
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise UserError(
+                    f"{where}: its parameter {parameter} cannot be given by name",
+                    hint="a tool has parameters with names",
+                )
+            kind = hints.get(name, Any)
+            if name in told:
+                kind = Annotated[kind, msgspec.Meta(description=told[name])]
+            if parameter.default is parameter.empty:
+                fields.append((name, kind, msgspec.NODEFAULT))
+            else:
+                fields.append((name, kind | msgspec.UnsetType, msgspec.UNSET))
+                defaults[name] = parameter.default
+        self._type = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
+        self.json = _schema_of(self._type, where)
+        self.json.pop("title", None)
+        for name, value in defaults.items():
+            _tell_default(self.json["properties"][name], value)
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """The arguments by name; those that the model leaves out are not among them. Raises Mismatch."""
+        found = _decoded(text or "{}", self._type)
+        given = {name: getattr(found, name) for name in found.__struct_fields__}
+        return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+
+
+# -- schemas ----------------------------------------------------------------------------------------------------------
+
+
+def _schema_of(kind: Any, where: str) -> JsonSchema:
+    """The schema of a type, its root in place of a reference to it."""
+    foreign: dict[str, Any] = {}
+    try:
+        (root,), parts = msgspec.json.schema_components(
+            [kind], ref_template=_REF + "{name}", schema_hook=lambda each: _pydantic_schema(each, foreign)
+        )
+    except (TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"{where}: {str(error).splitlines()[-1]}",
+            hint="a msgspec Struct, a dataclass, a TypedDict, a pydantic model, or a type made of these",
+        ) from error
+    parts = {**parts, **foreign}
+    reference = root.get("$ref", "").removeprefix(_REF)
+    if reference:
+        root = {**parts[reference]}
+        if not _refers(parts, reference):
+            del parts[reference]
+    return {**root, **({"$defs": parts} if parts else {})}
+
+
+def _refers(value: Any, name: str) -> bool:
+    if isinstance(value, dict):
+        return value.get("$ref") == _REF + name or any(_refers(each, name) for each in value.values())
+    return isinstance(value, list | tuple) and any(_refers(each, name) for each in value)
+
+
+def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
+    """The schema of a model of pydantic, which is not imported for it. The models inside go to `parts`."""
+    if not _is_pydantic(kind):
+        raise NotImplementedError(f"{kind!r} has no JSON schema")
+    schema = kind.model_json_schema()
+    inner = schema.pop("$defs", {})
+    parts.update(inner)
+    reference = schema.get("$ref", "").removeprefix(_REF)
+    return cast("JsonSchema", {**inner[reference]} if reference else schema)
+
+
+def _is_pydantic(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate")
+
+
+def _name_of(of: Any) -> str:
+    name = _NAME.sub("_", getattr(of, "__name__", "") if isinstance(of, type) else "")[:64]
+    return name or "answer"
+
+
+# -- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _are_columns(of: Mapping[Any, Any]) -> bool:
+    """{"type": "object"} is the only JSON schema of an object whose values are all texts."""
+    return of.get("type") != "object" and all(
+        isinstance(name, str) and (isinstance(kind, str | type | pa.DataType)) for name, kind in of.items()
+    )
+
+
+def _record(name: str, fields: dict[str, Any]) -> Any:
+    """The type of dicts with these fields."""
+    make: Any = TypedDict
+    return make(_NAME.sub("_", name), fields)
+
+
+def _row_type(columns: Mapping[str, Any]) -> Any:
+    return _record("Row", {name: _value_type(as_type(kind), name) for name, kind in columns.items()})
+
+
+def _value_type(kind: pa.DataType, name: str) -> Any:
+    """The Python type whose values a column of this type takes."""
+    if pa.types.is_integer(kind) and kind.bit_width < 64:
+        most = 2 ** (kind.bit_width - pa.types.is_signed_integer(kind))
+        least = -most if pa.types.is_signed_integer(kind) else 0
+        return Annotated[int, msgspec.Meta(ge=least, le=most - 1)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return list[_value_type(kind.value_type, name)]  # type: ignore[misc]
+    if pa.types.is_struct(kind):
+        return _record(name, {field.name: _value_type(field.type, field.name) for field in kind})
+    for is_kind, found in _VALUES:
+        if is_kind(kind):
+            return found
+    raise UserError(
+        f"column {name!r}: a model cannot write {kind}", hint="string, bool, numbers, dates, times, lists, structs"
+    )
+
+
+_VALUES: tuple[tuple[Callable[[pa.DataType], bool], Any], ...] = (
+    (pa.types.is_string, str),
+    (pa.types.is_large_string, str),
+    (pa.types.is_boolean, bool),
+    (pa.types.is_integer, int),
+    (pa.types.is_floating, float),
+    (pa.types.is_decimal, decimal.Decimal),
+    (pa.types.is_date, datetime.date),
+    (pa.types.is_timestamp, datetime.datetime),
+)
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+def _hints_of(func: Callable[..., Any], where: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(behind(func), include_extras=True)
+    except NameError as error:
+        raise UserError(
+            f"{where}: a type of its parameters cannot be found: {words_of(error)}",
+            hint="import it when the program runs, not under TYPE_CHECKING alone",
+        ) from error
+
+
+def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """-> (what stands before the parameters, what is said of each parameter by name)."""
+    before: list[str] = []
+    told: dict[str, str] = {}
+    inside, indent, name = False, -1, ""
+    for line in text.splitlines():
+        rest = _REST_LINE.match(line)
+        if rest:
+            inside, name, told[rest[1]] = True, rest[1], rest[2]
+            indent = -1
+        elif _ARGUMENTS.match(line):
+            inside, indent, name = True, -1, ""
+        elif inside and _SECTION.match(line):
+            name, indent = "", 1 << 30
+        elif not inside:
+            if _SECTION.match(line):
+                inside, indent = True, 1 << 30
+                continue
+            before.append(line)
+        elif indent < 1 << 30:
+            entry = _PARAMETER_LINE.match(line)
+            if entry and entry[1] and indent in (-1, len(entry[1])) and not (name and indent == -1):
+                indent, name = len(entry[1]), entry[2]
+                told[name] = entry[3]
+            elif name and line.strip():
+                told[name] = f"{told[name]} {line.strip()}".strip()
+    return "\n".join(before).strip(), told
+
+
+def _tell_default(schema: JsonSchema, value: Any) -> None:
+    """A default is told where JSON has it."""
+    if value is None or isinstance(value, str | int | float | bool):
+        schema["default"] = value
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.match(text) if "```" in text else None
+    return fenced[1] if fenced else text
+
+
+def _decoded(text: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(text, type=kind, dec_hook=_from_pydantic)
+    except msgspec.ValidationError as error:
+        raise Mismatch(str(error)) from error
+    except UNREADABLE as error:
+        raise Mismatch(f"it is no JSON: {words_of(error)}") from error
+
+
+def _from_pydantic(kind: Any, value: Any) -> Any:
+    """pydantic's own words have addresses of its web pages, and values."""
+    try:
+        return kind.model_validate(value)
+    except ValueError as error:
+        told = getattr(error, "errors", None)
+        if told is None:
+            raise
+        places = [f"{each['msg']} at {'.'.join(map(str, each['loc'])) or 'its top'}" for each in told()]
+        raise ValueError("; ".join(places)) from error
