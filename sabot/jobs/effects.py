@@ -72,7 +72,7 @@ class Effects:
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask)
+                self._begin_child(live, ask, again=not fresh)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
         """entry: of this attempt. The call waits until it is durable, if the class wants that; or where the claim is over for now, as the
@@ -196,7 +196,7 @@ class Effects:
 
     # -- children -----------------------------------------------------------------------------------------------------
 
-    def _begin_child(self, live: Live, ask: Ask) -> None:
+    def _begin_child(self, live: Live, ask: Ask, *, again: bool) -> None:
         child = child_id(live.job.job_id, ask.ordinal)
         if self._desk.is_open(child):
             return  # it tells its end
@@ -204,7 +204,7 @@ class Effects:
             owner = self._desk.owner_of(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
-            owner.begin_child(child, unpack(ask.body))
+            owner.begin_child(child, unpack(ask.body), again=again)
         except (UserError, DataError) as error:
             self._result(live, ask, type(error).__name__, pack_error(error))
 

@@ -58,8 +58,12 @@ class JobOwner(Protocol):
     def backoff_s(self, attempt: int) -> float:
         """How long to wait before the attempt behind this one."""
 
-    def begin_child(self, job_id: str, message: Any) -> None:
-        """A job with this id and this input, asked for by another job (`ctx.child`): in the order of its key. Raises UserError."""
+    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
+        """A job with this id and this input, asked for by another job (`ctx.child`): in the order of its key. Raises UserError.
+
+        again: it was asked for before. It may have failed, which another attempt of the other job does not take for an answer: then it is
+        tried once more, over what it has done.
+        """
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         """The record of a job that goes on with this input (`ctx.continue_as`)."""

@@ -16,7 +16,7 @@ from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, OtherJournal
+from sabot.errors import AgentFailed, CheckpointFailed, EffectError, JobLocked, OtherJournal
 from sabot.journal import Answer, Begin, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
@@ -419,6 +419,50 @@ async def test_a_job_of_another_agent_stands_in_the_order_of_its_key(shop: Shop)
         shop.clock.advance(3600)
         await until(lambda: orders(shop.answers()) == [1, 2])
     assert [each["said"] for each in shop.answers()] == [{"n": 1, "from": 1}, {"n": 2, "from": 2}]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_child_that_failed_is_tried_again_over_what_it_has_done(shop: Shop, restarts: bool) -> None:
+    """The next attempt of its parent began it as a new job, whose refund was made again; after a restart it was taken for one that is
+    known, and never began.
+    """
+    mended = {"now": False}
+
+    def build() -> App:
+        app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+        @app.agent("refunds", durable=True, on_error="skip")
+        async def pay(ctx: Any) -> Any:
+            said = await ctx.call(shop.refund, ctx.message)
+            if restarts:
+                await ctx.sleep("1h")
+            if not mended["now"]:
+                raise ValueError("not today")
+            return said
+
+        @app.agent("tickets", sink="answers", durable=True, on_error="retry", retries=3, backoff=0)
+        async def ask(ctx: Any) -> Any:
+            try:
+                return await ctx.child(pay, ctx.message["order"])
+            except EffectError:
+                mended["now"] = True
+                raise
+
+        return app
+
+    shop.ticket("ann", 1)
+    if restarts:
+        app = build()
+        await app.start()
+        await until(lambda: jobs(app)["parked"] == 2)
+        await crash(app)
+    app = build()
+    async with started(app):
+        await until(lambda: not restarts or jobs(app)["parked"] == 2)
+        shop.clock.advance(3600)
+        await until(lambda: shop.answers())
+    assert shop.answers() == ["refunded 1"]
+    assert shop.calls == [1]
 
 
 # -- errors -------------------------------------------------------------------------------------------------------------

@@ -388,7 +388,7 @@ class DurableAgentOperator(AgentOperator):
         record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message)))
 
-    def begin_child(self, job_id: str, message: Any) -> None:
+    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
         """As `JobOwner.begin_child`."""
         if job_id in self._order.children or job_id in self._calls:
             return
@@ -398,7 +398,7 @@ class DurableAgentOperator(AgentOperator):
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         self._order.children.add(job_id)
-        self._come(JobCall(job_id, row.scope, self._digest(record), record))
+        self._come(JobCall(job_id, row.scope, self._digest(record), record, named=again, redriven=again))
         self._go_on()
 
     def parked(self, job_id: str) -> None:

@@ -66,7 +66,7 @@ class Agent:
     def backoff_s(self, attempt: int) -> float:
         return 0.0
 
-    def begin_child(self, job_id: str, message: Any) -> None:
+    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
         assert self.host is not None
         self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"")
 
