@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import uuid
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -79,6 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers take whole files in this order: files that wait alternate with files that compute, and no long file comes last."""
     if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"ids with an address differ between workers, give ids= to {unstable}")
+    leave_cases_to_slow(items)
     files = defaultdict(list)
     for item in items:
         files[item.path.stem].append(item)
@@ -86,6 +88,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     computing = sorted(files.values(), key=len, reverse=True)
     pairs = zip_longest(waiting, computing, fillvalue=())
     items[:] = [item for pair in pairs for tests in pair for item in tests]
+
+
+def leave_cases_to_slow(items: list[pytest.Item]) -> None:
+    """Of each `count` cases of a test that is marked `one_in` one stays: the first, the second and so on, by turns. The others are slow."""
+    tests = defaultdict(list)
+    for item in items:
+        if (few := item.get_closest_marker("one_in")) is not None:
+            tests[item.nodeid.partition("[")[0], few.args[0]].append(item)
+    for (test, count), cases in tests.items():
+        begin = zlib.crc32(test.encode())  # two tests with the same parameters have other cases
+        for number, item in enumerate(cases):
+            if (begin + number + number // count) % count:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

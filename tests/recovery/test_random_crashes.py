@@ -5,7 +5,7 @@ errors and retries, then it crashes or is stopped. A crash is what the disk hold
 what the sinks had written by then. A new app goes on from there, with a new and empty state backend; the last one runs to its end.
 The seed fixes the program and its data; threads add some chance of their own, so a rare failure may want its seed repeated.
 
-    SABOT_CRASH_SEEDS=500 pytest tests/recovery/test_random_crashes.py          more seeds than the 25 of a normal run
+    SABOT_CRASH_SEEDS=500 pytest tests/recovery/test_random_crashes.py          more seeds than the 25 of `make slow`
     pytest tests/recovery/test_random_crashes.py -k "[17]"                      one of them again
 """
 
@@ -254,6 +254,7 @@ async def check(program, rows):
     assert not written(program.directory, "dead-pair") | written(program.directory, "dead-plain")
 
 
+@pytest.mark.one_in(3, "any seed draws all kinds of lives; `make slow` runs 25")
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, memory_url, tmp_path, monkeypatch):
     print(f"seed {seed}")  # pytest shows it with a failure
