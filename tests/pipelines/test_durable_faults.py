@@ -1,0 +1,182 @@
+"""What goes wrong around durable agents: deployments in the middle of calls, keys behind which much waits, `finally:` blocks, secrets."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs, orders
+
+from sabot import secret
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import EffectError
+from sabot.jobs import host
+from sabot.journal import Intent
+from sabot.llm import tool
+from tools.agent_tools import started, until
+from tools.command_line import sabot_says
+from tools.secrets_planted import leaks, planted
+
+
+@pytest.fixture
+def shop(memory_url: str, tmp_path: Path) -> Shop:
+    return Shop(memory_url, tmp_path / "state")
+
+
+# -- a deployment -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_deployment_while_a_hundred_effects_run_makes_none_of_them_twice(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the calls end in the time that a stop gives them; the others are cut, and a person is asked about each."""
+    calls: list[int] = []
+    go_on = asyncio.Event()
+
+    @tool(effect="unsafe")
+    async def pay(order: int) -> int:
+        calls.append(order)
+        await (go_on.wait() if order % 2 else asyncio.Event().wait())
+        return order
+
+    async def handle(ctx: Any) -> Any:
+        return {"order": await ctx.call(pay, ctx.message["order"])}
+
+    async def deployed(ctx: Any) -> Any:
+        if ctx.patched("thanks"):
+            await ctx.step(lambda: "thanks", effect="read")
+        return {"order": await ctx.call(pay, ctx.message["order"])}
+
+    monkeypatch.setattr(host.JobHost.__init__, "__kwdefaults__", {"stop_grace_s": 0.5})
+    app = shop.app(handle, key=None, concurrency=100)
+    await app.start()
+    for order in range(100):
+        shop.ticket("ann", order)
+    await until(lambda: len(calls) == 100)
+    stopping = asyncio.create_task(app.stop())
+    await until(lambda: app.agent_runtime.job.journal is None or not app.agent_runtime.job.started)
+    go_on.set()
+    await stopping
+    app = shop.app(deployed, key=None, concurrency=100)
+    async with started(app):
+        await until(lambda: len(shop.answers()) == 50)
+        await until(lambda: jobs(app)["parked"] == 50)
+        await checkpoint(app)  # what is read is what is durable
+        questions = await app.actions.find()
+        assert {each.type for each in questions} == {"in_doubt"}
+        for each in questions:
+            await app.actions.resolve(each.resume_token, {"outcome": "done", "result": -1})
+        await until(lambda: len(shop.answers()) == 100)
+    assert sorted(calls) == list(range(100))
+    said = orders(shop.answers())
+    assert sorted(said[:50]) == list(range(1, 100, 2))
+    assert said[50:] == [-1] * 50
+
+
+# -- order ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hundred_thousand_records_wait_behind_a_parked_job(shop: Shop) -> None:
+    count = 100_000
+    app = shop.app(shop.sleepy, mailbox=count)
+    await app.start()
+    shop.ticket("ann", -1, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    MemoryBroker.get(shop.url).publish("tickets", [{"customer": "ann", "order": n} for n in range(count)])
+    shop.ticket("bob", "another key")
+    await until(lambda: figures(app)["mailbox_rows"] == count, patience=120)
+    await until(lambda: orders(shop.answers()) == ["another key"])
+    assert figures(app)["rows"] == 0  # they are in keyed state, and no checkpoint repeats them
+    await checkpoint(app)
+    await crash(app)
+    app = shop.app(shop.sleepy, mailbox=count)
+    async with started(app):
+        assert figures(app)["mailbox_rows"] == count
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) > 50)
+    assert orders(shop.answers())[1:51] == list(range(-1, 49))
+    assert len(shop.calls) == len(set(shop.calls))
+
+
+async def test_what_a_parked_job_does_in_its_finally_reaches_nobody(shop: Shop) -> None:
+    """Neither when it is parked, nor at a stop, nor at the next start's parking; behind its wait it counts."""
+
+    async def careful(ctx: Any) -> Any:
+        state = ctx.state()
+        try:
+            await ctx.sleep("1h")
+        finally:
+            await state.put("left", (await state.get("left") or 0) + 1)
+            said = await ctx.call(shop.refund, "in the finally")
+        return {"order": await state.get("left"), "said": said}
+
+    app = shop.app(careful)
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: jobs(app)["parked"] == 1)
+        await checkpoint(app)
+        assert not any(isinstance(entry, Intent) and entry.kind == "call" for entry in shop.entries())
+    app = shop.app(careful)
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: shop.answers())
+    assert orders(shop.answers()) == [1]
+    assert shop.calls == ["in the finally"]
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_secret_is_in_no_journal_log_answer_or_letter(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    value = planted()
+    monkeypatch.setenv("BANK_KEY", value)
+    used: list[str] = []
+
+    @tool(effect="unsafe")
+    async def pay(order: int, key: str) -> Any:
+        used.append(key)
+        if order == 2:
+            raise ValueError(f"{key} is no key of ours")
+        if order == 3:
+            raise ConnectionError(f"the way to {key} is cut")
+        return {"order": order, "with": key, "in": [f"a header with {key}", key.encode()]}
+
+    async def handle(ctx: Any) -> Any:
+        try:
+            said = await ctx.call(pay, ctx.message["order"], key=secret("BANK_KEY"))
+        except EffectError as error:
+            await ctx.state().put("error", error.message)
+            raise ValueError(f"failed: {error}") from error
+        await ctx.state().put("said", said)
+        return {"order": ctx.message["order"], "said": str(said)}
+
+    app = shop.app(handle, on_error="skip")
+    async with started(app):
+        for order in (1, 2, 3):
+            shop.ticket(f"customer {order}", order)
+        await until(lambda: jobs(app)["parked"] == 1)
+        await checkpoint(app)  # what is read is what is durable
+        (action,) = await app.actions.find()
+        await app.actions.resolve(action.resume_token, {"outcome": "abandon"})
+        await until(lambda: len(shop.letters()) == 2)
+        await checkpoint(app)
+        figures_told = repr(app.statistics())
+    told = [
+        sabot_says(*words, "--journal", str(shop.directory))
+        for words in (
+            ["actions", "list", "--all"],
+            ["jobs", "list"],
+            *(["jobs", "show", job] for job in {entry.job for entry in shop.entries()}),
+            *(["journal", "show", job] for job in {entry.job for entry in shop.entries()}),
+        )
+    ]
+    assert used == [value] * 3
+    assert {each.exit_code for each in told} == {0}
+    letters = [(letter.value, letter.headers) for letter in shop.letters()]
+    texts = [caplog.text, shop.answers(), letters, figures_told, *(each.output + each.stderr for each in told)]
+    assert leaks(shop.directory, *texts, whole=(value,)) == []
