@@ -13,12 +13,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism
+from sabot.errors import NonDeterminism, TransientError
 from sabot.exits import EXITS
+from sabot.jobs.asking import answered
 from sabot.jobs.effects import Effects
 from sabot.jobs.history import Delivery, History
 from sabot.jobs.letters import JobLetters
@@ -193,7 +195,7 @@ class JobHost:
 
     async def known(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
-        return await aside(self.journal.job, job_id)
+        return await answered(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
 
@@ -524,7 +526,8 @@ class JobHost:
         def trim() -> None:
             positions = needed()
             if positions is not None:
-                self.journal.trim(positions, forget_before_ms)
+                with suppress(TransientError):  # the next checkpoint trims
+                    self.journal.trim(positions, forget_before_ms)
 
         self.beside(aside(trim), "the trimming of the journal")
 

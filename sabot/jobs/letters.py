@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from functools import partial
 
 from sabot.errors import LetterRefused
+from sabot.jobs.asking import answered
 from sabot.jobs.effects import child_id
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask
@@ -64,7 +65,7 @@ class JobLetters:
     async def _posted(self, letter: Letter, job_id: str) -> None:
         await self._desk.journal.flush()  # what it is about
         try:
-            await aside(self._desk.journal.post, letter)
+            await answered(self._desk.journal.post, letter)  # sent again, it may be told that it was the first
         except LetterRefused as refused:
             if refused.reason == "expired":  # only answers are
                 raise

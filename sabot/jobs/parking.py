@@ -7,11 +7,11 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
+from sabot.jobs.asking import answered
 from sabot.jobs.history import Delivery
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.recovery import whole_entries
 from sabot.journal import Entry, Position, Signal
-from sabot.threads import aside
 
 __all__ = ["Parking"]
 
@@ -109,7 +109,7 @@ class Parking:
             while self._to_load:
                 job_id = self._to_load.popleft()
                 await self._desk.journal.flush()  # what woke the job must be among what is read
-                entries = await aside(whole_entries, self._desk.journal, job_id)
+                entries = await answered(whole_entries, self._desk.journal, job_id)
                 self._desk.put(partial(self._loaded, job_id, entries))
         finally:
             self._loads -= 1

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 from sabot.clock import Clock
+from sabot.jobs.asking import answered
 from sabot.jobs.owner import Desk
-from sabot.threads import aside
 from sabot.watch import guarded
 
 __all__ = ["JobTimers"]
@@ -91,7 +91,7 @@ class JobTimers:
 
     async def _ask_inbox(self) -> None:
         try:
-            if await aside(self._desk.journal.letters):
+            if await answered(self._desk.journal.letters):
                 self._letters()
         finally:
             self._asking = False

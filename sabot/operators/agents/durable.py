@@ -26,6 +26,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.exits import EXITS
+from sabot.jobs.asking import answered
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
@@ -56,7 +57,6 @@ from sabot.operators.agents.rows import (
     results_of,
     waiting_batches,
 )
-from sabot.threads import aside
 from sabot.watch import watched
 
 __all__ = ["DurableAgentOperator"]
@@ -291,7 +291,7 @@ class DurableAgentOperator(AgentOperator):
             return
         if not (call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest):
             self._drop(call, mark.digest)
-        elif await aside(self._has_history, call.job_id):
+        elif await answered(self._has_history, call.job_id):
             self._begin(self._host.begin_again, call)
             return
         else:

@@ -1,15 +1,17 @@
 """What the end of a run leaves of the effects that were under way: their intents, and nothing that was not their own."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot.api.durable import DurableContext
-from sabot.errors import JournalFailed
+from sabot.clock import ManualClock
+from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.exits import exit_in
-from sabot.journal import EffectResult, Intent, MemoryHome, MemoryJournal, Reconciled
+from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, Reconciled
 from sabot.llm.tools import tool
 from tools.agent_tools import until
 
@@ -131,6 +133,62 @@ async def test_what_may_be_repeated_is_not_waited_for(monkeypatch: pytest.Monkey
     async with hosting(home, agent_of(slow.tool)) as jobs:
         await jobs.over("j1")
         assert jobs.agent.done == {"j1": "call 2"}
+
+
+class AwayJournal(MemoryJournal):
+    """Of each thing that it is asked, it does not answer the first few times."""
+
+    def __init__(self, home: MemoryHome) -> None:
+        super().__init__(home)
+        self.unanswered: Counter[str] = Counter()
+
+    def _answers(self, what: str) -> None:
+        self.unanswered[what] += 1
+        if self.unanswered[what] <= 2:
+            raise BrokerUnavailable("the server of the journal is away")
+
+    def letters(self) -> list[Letter]:
+        self._answers("letters")
+        return super().letters()
+
+    def read(self, job: str | None = None, start: Any = None) -> Any:
+        if job is not None:
+            self._answers("read")
+        return super().read(job, start)
+
+    def post(self, letter: Letter) -> None:
+        if letter.kind == "withdraw":
+            self._answers("post")
+        super().post(letter)
+
+    def trim(self, before: Any, forget_before_ms: int = 0) -> int:
+        self._answers("trim")
+        return super().trim(before, forget_before_ms)
+
+
+async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_run_ends() -> None:
+    """A PostgreSQL server that was restarted ended the run of each app at its next look into the inbox."""
+    clock = ManualClock()
+    journal = AwayJournal(MemoryHome(clock))
+
+    async def f(ctx: DurableContext) -> Any:
+        reply = await ctx.ask("confirm", {}, timeout="1h")
+        return [reply.outcome, await ctx.wait("paid")]
+
+    async with hosting(journal, Agent(f, clock)) as jobs:
+        jobs.begin("j1")
+        await jobs.parks("j1")
+        clock.advance(3601)
+        await jobs.parks("j1", wakes=1)
+        journal.post(Letter("signal", "t", "j1", "paid", body=b"7"))
+        await jobs.over("j1")
+        for _ in range(3):
+            jobs.host.trim(lambda: {0: 1}, 0)
+        await jobs.until(lambda: journal.unanswered["trim"] == 3)
+        assert (jobs.agent.done["j1"], jobs.broken) == (["expired", 7], [])
+    assert {what: count > 2 for what, count in journal.unanswered.items()} == dict.fromkeys(
+        ("letters", "read", "post", "trim"), True
+    )
 
 
 async def test_a_tool_that_asks_for_the_end_of_the_process_ends_the_run_and_is_no_result() -> None:
