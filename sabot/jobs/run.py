@@ -419,8 +419,12 @@ class JobRun:
             return None, error
 
     def discard(self) -> None:
-        """Its coroutines are dropped."""
+        """Its coroutines are dropped, and what refers to them (`JobLoop.discard`)."""
         self.loop.discard()
+        for ask in self.open.values():
+            if ask.future is not None:
+                ask.future.cancel()  # of a dead loop: nobody hears of it
+        self._by_timer.clear()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:

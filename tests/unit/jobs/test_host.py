@@ -1,6 +1,8 @@
 """Jobs over a journal: effects once, replay, parking, doubt, order. Without an app: `hosting` is their agent."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -146,6 +148,39 @@ async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
         jobs.journal.post(Letter("answer", token, body=b'{"approved": true}', by="ann"))
         await jobs.over("j")
         assert jobs.agent.done["j"] == [True, {"approved": True}, "ann"]
+
+
+async def test_a_job_that_parks_or_ends_leaves_nothing_to_the_garbage_collector() -> None:
+    """With 100,000 parked jobs each collection stopped all others for a third of a second."""
+    home, runs = MemoryHome(), []
+    look = World().tool("look", effect="read")
+
+    async def f(ctx: DurableContext) -> Any:
+        runs.append(weakref.ref(ctx._job))
+        runs.append(weakref.ref(ctx._job.loop))
+        runs.append(weakref.ref(asyncio.current_task()))
+        async with asyncio.timeout(3600):
+            await ctx.call(look)
+            return (await ctx.ask("confirm", {})).approved
+
+    def left() -> list[Any]:
+        return [each for each in runs if each() is not None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with hosting(home, Agent(f)) as jobs:
+            jobs.begin("j")
+            await jobs.parks("j")
+            await jobs.until(lambda: not left())
+            (token,) = home.questions
+            jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+            await jobs.over("j")
+            assert jobs.agent.done == {"j": True}
+            assert len(runs) == 6
+            await jobs.until(lambda: not left())
+    finally:
+        gc.enable()
 
 
 async def test_a_question_that_nobody_answers_expires_by_the_clock() -> None:
