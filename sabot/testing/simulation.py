@@ -15,6 +15,7 @@ from sabot.testing.loop import SimulatedLoop
 __all__ = ["Simulation", "simulate"]
 
 _FAULT_SHARE = 0.05  # the share of the steps that fail, until the wanted number of faults is reached
+_CANNOT_FAIL = ("call", "outcome")  # steps that only announce what a tool does, which says itself what fails
 _END_TURNS = (30, 4000)  # a life that is to end early ends after a number of turns in this range
 
 
@@ -75,7 +76,7 @@ class _SimulatedLife(Life):
         super().before(name, what)
         whose = self._simulated.now_in.split()[0]  # the first word, because the rest may name a directory, which varies
         done = f"{self._simulated.turns} {self._so_far.lives} {whose}: {name}"
-        if self._faults and self._simulated.dice.random() < _FAULT_SHARE:
+        if self._faults and name not in _CANNOT_FAIL and self._simulated.dice.random() < _FAULT_SHARE:
             self._faults -= 1
             self._so_far.faults += 1
             self._so_far.steps.append(f"{done} (fails)")

@@ -2,8 +2,8 @@
 
 A seed is a program: one to three sources with some rows each, steps without state, a union; in many seeds then joins, patterns,
 process functions, calls, tables and what else `steps` has; then one or two outputs: the rows themselves, windows, distinct keys,
-running aggregates, or one over the other, or changes; in some seeds an agent beside them. `Seed.run` lets it live a few lives in the
-simulation, each with another parallelism, other batches and other barriers, and compares.
+running aggregates, or one over the other, or changes; in some seeds an agent beside them, or durable agents (`jobs`). `Seed.run` lets
+it live a few lives in the simulation, each with another parallelism, other batches and other barriers, and compares.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ from flows import (
     unified,
     windowed,
 )
+from jobs import SHARE, Jobs
 from steps import append_step, called, changes_step, enriched, looked_up, slim
 
 import sabot
@@ -292,6 +293,10 @@ class Seed:
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
         self.letters = Refusing("letters", refusals, random.Random(dice.random()))
+        self.jobs: Jobs | None = None
+        if random.Random(f"has jobs {self.number}").random() < SHARE:
+            self.jobs = Jobs(self.number, lambda name: Refusing(name, refusals, random.Random(f"{name} {self.number}")))
+            self.limits["sabot.jobs.timers._LOOK_SECONDS"] = self.jobs.looks_s
 
     def rows_of(self, at: int, *, is_plain: bool = False) -> Flow:
         """The rows of a table, as they come; is_plain: without event time, by another source."""
@@ -311,8 +316,11 @@ class Seed:
         self.lives += 1
         dice = random.Random(f"life {self.lives} of {self.number}")
         intervals = [0.2, 1, 60] if self.counts.refuses or self.is_stateful else [0.01, 0.1, 60]
+        if self.jobs is not None:  # which may take minutes of virtual time
+            intervals = [2, 10, 60]
         app = App(
             "graph",
+            journal=None if self.jobs is None else directory / "journal",
             state="memory" if self.state == "memory" else str(directory / "state"),
             checkpoint_dir=directory / "checkpoints",
             checkpoint_interval=dice.choice(intervals),
@@ -346,6 +354,8 @@ class Seed:
             output.flow.make(streams).to(sink, delivery="exactly_once" if output.exactly_once else "at_least_once")
         if self.values:
             self.add_agent(app, dice)
+        if self.jobs is not None:
+            self.jobs.add(app, directory / "journal", dice)
         return app
 
     def add_agent(self, app: App, dice: Dice) -> None:
@@ -441,6 +451,8 @@ class Seed:
         assert (found if self.agent_once else Counter(set(found))) == expected, (
             f"the agent's counts: {found - expected} {expected - found}"
         )
+        if self.jobs is not None:
+            self.jobs.check()
 
     def __str__(self) -> str:
         rows = [table.num_rows for table in self.tables]
@@ -448,6 +460,7 @@ class Seed:
             f"{o.kind}, {o.place if o.exactly_once else 'at least once'}: {o.flow.sql}" for o in self.outputs
         )
         outputs += f"; by way of agents: {self.routes}"
+        outputs += "" if self.jobs is None else f"; {self.jobs}"
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
         return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
 

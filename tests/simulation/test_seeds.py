@@ -5,9 +5,15 @@ SABOT_SEEDS=300 pytest tests/simulation      more than the few of a normal run
 """
 
 import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from graphs import Seed
+
+from sabot.jobs.history import History
+from sabot.jobs.owner import OpenJob
+from sabot.journal import Doubt, EffectResult, Entry
 
 pytestmark = pytest.mark.integration
 
@@ -21,9 +27,10 @@ def test_the_answer_is_that_of_all_rows_at_once(first: int) -> None:
         Seed(number).run()
 
 
-def test_the_same_seed_takes_the_same_steps() -> None:
+@pytest.mark.parametrize("part", ["values", "jobs"])
+def test_the_same_seed_takes_the_same_steps(part: str) -> None:
     drawn = map(Seed, range(100))
-    seed = next(each.number for each in drawn if each.crashes and each.values and each.state == "memory")
+    seed = next(each.number for each in drawn if each.crashes and getattr(each, part) and each.state == "memory")
     once, again = Seed(seed).run(), Seed(seed).run()
     assert once == again
     assert len(once.steps) > 20
@@ -67,3 +74,46 @@ def test_the_seeds_are_of_many_kinds() -> None:
         assert word in text
     assert {seed.crashes for seed in seeds} == {0, 1, 2, 3}
     assert len({str(seed) for seed in seeds}) == 200
+
+
+def again(*asked: Any, **named: Any) -> Doubt:
+    """Whatever the class of the effect."""
+    return Doubt.AGAIN
+
+
+def without_results(history: History, entry: Entry) -> None:
+    """What a job has been told before a crash is forgotten."""
+    if not isinstance(entry, EffectResult):
+        add(history, entry)
+
+
+def none_open(*asked: Any) -> list[OpenJob]:
+    """A start finds no job that it has to go on with."""
+    return []
+
+
+add = History.add
+FAULTS = [
+    ("sabot.jobs.effects.in_doubt", again, "done more than once"),
+    ("sabot.jobs.host.History.add", without_results, "blocked|done more than once"),
+    ("sabot.jobs.host.open_jobs", none_open, "blocked|lost|not over"),
+]
+
+
+@pytest.mark.slow  # several seeds, until one has its crash where the fault shows
+@pytest.mark.parametrize(("name", "wrong", "told"), FAULTS)
+def test_a_fault_of_durable_agents_is_found(
+    name: str, wrong: Callable[..., Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer can be wrong: each way of forgetting what was done fails within some seeds."""
+    monkeypatch.setattr(name, wrong)
+    with pytest.raises(AssertionError, match=told):
+        run_jobs(range(500))
+
+
+def run_jobs(numbers: Iterable[int]) -> None:
+    """The durable agents of these seeds, alone."""
+    for seed in map(Seed, numbers):
+        if seed.jobs is not None and seed.crashes:
+            seed.values, seed.outputs, seed.sinks = [], [], []
+            seed.run()
