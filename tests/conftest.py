@@ -43,6 +43,7 @@ WAITING = (
     "test_kill_minus_nine",
     "test_kafka_faults",
     "test_kafka_journal",
+    "test_durable_journals",
     "test_source_contract",
     "test_agent_kafka",
     "test_leftovers",

@@ -181,6 +181,7 @@ def worker(name: str, folder: Path, home: Home, witness: Witness) -> Any:
 
 
 @pytest.mark.integration
+@pytest.mark.slow  # two processes and a lease; the parts: test_host_ends, test_postgres_journal, test_kafka_journal
 @pytest.mark.parametrize("home", HOMES, indirect=True)
 async def test_a_stopped_worker_that_was_succeeded_does_nothing_more_when_it_wakes_up(
     home: Home, tmp_path: Path
@@ -223,6 +224,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, topic: str) -> Iterat
             yield broker, f"{broker.url}/{topic}"
 
 
+@pytest.mark.slow  # it starts servers; without them: test_host_ends
 @pytest.mark.parametrize("server", SERVERS, indirect=True)
 async def test_while_the_journals_server_is_gone_nothing_is_done_and_then_all_of_it_once(
     server: tuple[Any, str], memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

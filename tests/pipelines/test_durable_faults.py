@@ -10,9 +10,9 @@ from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs
 
 from sabot import secret
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import EffectError
+from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
-from sabot.journal import Intent
+from sabot.journal import Intent, SqliteJournal
 from sabot.llm import tool
 from tools.agent_tools import started, until
 from tools.command_line import sabot_says
@@ -124,6 +124,35 @@ async def test_what_a_parked_job_does_in_its_finally_reaches_nobody(shop: Shop) 
         await until(lambda: shop.answers())
     assert orders(shop.answers()) == [1]
     assert shop.calls == ["in the finally"]
+
+
+# -- the journal's disk -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk_under_the_journal_ends_the_run_and_nothing_is_done_without_its_intent(shop: Shop) -> None:
+    app = shop.app(shop.handle, concurrency=1)
+    await app.start()
+    journal = app.agent_runtime.job.journal
+    assert isinstance(journal, SqliteJournal)
+    (pages,) = journal._writing.execute("PRAGMA page_count").fetchone()
+    journal._writing.execute(f"PRAGMA max_page_count = {pages + 20}")
+    for order in range(200):
+        shop.ticket("ann", order, text="x" * 2000)
+    await until(lambda: app.statistics()["failure"])
+    assert "disk is full" in str(app.statistics()["failure"])
+    intents = {entry.job for entry in shop.entries() if isinstance(entry, Intent)}
+    assert 0 < len(shop.calls) <= len(intents) < 200
+    with pytest.raises(SabotError):
+        await app.stop()
+    app = shop.app(shop.handle, concurrency=1, on_error="skip")
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] or orders(shop.answers())[-1:] == [199], patience=60)
+        await checkpoint(app)  # what is read is what is durable
+        for action in await app.actions.find():  # of the call whose result found no room
+            await app.actions.resolve(action.resume_token, {"outcome": "done", "result": "refunded by hand"})
+        await until(lambda: orders(shop.answers())[-1:] == [199], patience=60)
+    assert len(shop.calls) == len(set(shop.calls))
+    assert sorted(set(orders(shop.answers()))) == list(range(200))
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------------

@@ -135,6 +135,28 @@ async def test_what_may_be_repeated_is_not_waited_for(monkeypatch: pytest.Monkey
         assert jobs.agent.done == {"j1": "call 2"}
 
 
+async def test_a_job_has_so_many_effects_and_goes_on_as_a_new_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.jobs.run.MOST_EFFECTS", 5)
+    looked: list[int] = []
+    look = tool(looked.append, name="look", effect="read")
+
+    async def f(ctx: DurableContext) -> Any:
+        left = ctx.message
+        for number in range(min(left, 5) if left else 6):
+            await ctx.call(look, number)
+        if left > 5:
+            ctx.continue_as(left - 5)
+        return "over"
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("too many", 0)
+        jobs.begin("in turn", 12)
+        await jobs.over("too many", "in turn")
+        assert "has asked for 5 effects" in str(jobs.agent.errors["too many"])
+        assert jobs.agent.done == {"in turn": "over"}
+    assert len(looked) == 5 + 12
+
+
 class AwayJournal(MemoryJournal):
     """Of each thing that it is asked, it does not answer the first few times."""
 
