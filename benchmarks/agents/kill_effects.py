@@ -108,7 +108,7 @@ class Round:
         if self._world.variant != "plain":
             person.start()
         try:
-            while not self._live(may_kill=self.kills.total() < kills):
+            while not self._live(may_kill=self.kills.total() < kills and not self._settled()):
                 pass
         finally:
             for process in self._processes:  # one that is stopped would hold up our end
@@ -170,6 +170,10 @@ class Round:
         self.kills[manner] += 1
         return False
 
+    def _settled(self) -> bool:
+        """With topics: nothing is left to do, so a life that is killed would prove nothing."""
+        return bool(self._world.broker) and not self.unanswered()
+
     def _begun(self, process: Any) -> None:
         """Waits until it has started, or ended."""
         limit = time.monotonic() + PATIENCE
@@ -184,7 +188,7 @@ class Round:
         while time.monotonic() < limit:
             if wait([process.sentinel], 0.2):
                 return True
-            if not self._world.over.exists() and not self.unanswered():
+            if self._settled():
                 self._world.over.touch()
         return False
 
