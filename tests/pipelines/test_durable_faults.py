@@ -14,7 +14,7 @@ from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
 from sabot.journal import Intent, SqliteJournal
 from sabot.llm import tool
-from tools.agent_tools import started, until
+from tools.agent_tools import crash_image, started, until
 from tools.command_line import sabot_says
 from tools.secrets_planted import leaks, planted
 
@@ -124,6 +124,32 @@ async def test_what_a_parked_job_does_in_its_finally_reaches_nobody(shop: Shop) 
         await until(lambda: shop.answers())
     assert orders(shop.answers()) == [1]
     assert shop.calls == ["in the finally"]
+
+
+async def test_parked_jobs_and_what_waits_behind_them_go_on_from_a_savepoint_with_another_parallelism(
+    shop: Shop,
+) -> None:
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        shop.ticket("ann", 0, sleeps=True)
+        await until(lambda: jobs(app)["parked"] == 1)
+        for order in (1, 2, 3):
+            shop.ticket("ann", order)
+        shop.ticket("bob", 4)
+        await until(lambda: figures(app)["mailbox_rows"] == 3 and orders(shop.answers()) == [4])
+        await checkpoint(app)
+        kept = crash_image(shop.directory / "checkpoints", shop.directory.parent / "savepoint")
+    app = shop.app(shop.sleepy)
+    app.configure(from_=str(kept), parallelism=4, redeliver="skip")
+    async with started(app):
+        await until(lambda: (jobs(app)["parked"], figures(app)["mailbox_rows"]) == (1, 3))
+        shop.ticket("ann", 5)
+        shop.ticket("cid", 6)
+        await until(lambda: orders(shop.answers()) == [4, 6])
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [4, 6, 0, 1, 2, 3, 5])
+    assert shop.calls == [4, 6, 0, 1, 2, 3, 5]
+    assert [each["count"] for each in shop.answers()] == [1, 1, 1, 2, 3, 4, 5]
 
 
 # -- the journal's disk -------------------------------------------------------------------------------------------------------
