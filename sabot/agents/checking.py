@@ -19,7 +19,7 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.run import Ask, ContinueAs, JobRun
 from sabot.journal import JournalReader, digest
-from sabot.operators.agents.job_function import JobFunction
+from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of
 from sabot.runtime.agent_job import TASK
 from sabot.runtime.jobs import check_journal, stored_journal
@@ -66,7 +66,7 @@ def check_jobs(
     durable = {agent_id: spec for agent_id, spec in agents.items() if spec.durable}
     state = _state_of(manifest, jobs)
     holders: dict[tuple[str, bytes], str] = {}  # blocked jobs, by agent and key
-    functions = {agent_id: JobFunction(spec, state, clock) for agent_id, spec in durable.items()}
+    functions = {agent_id: job_function(spec, state, clock) for agent_id, spec in durable.items()}
     for job in jobs:
         history = History.of(job.job_id, [entry for _, entry in whole_entries(reader, job.job_id)])
         function, scope = functions.get(job.agent), (job.agent, job.key)

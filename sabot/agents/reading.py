@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from sabot.agents.jobs import OpenEffect
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.operators.agents.job_batches import of_ipc, place_of_rows, read_batch
 from sabot.operators.agents.job_rows import decode_record, row_of
 from sabot.operators.agents.rows import place_of
 
@@ -29,6 +31,9 @@ def value_of(entry: Entry, body: bytes) -> Any:
         with suppress(*UNREADABLE):
             record = decode_record(body)
             return {"message": _message(record.payload), "record": place_of(row_of(record))}
+        with suppress(CorruptJournal):
+            batch = read_batch(body, entry.job)
+            return {"records": place_of_rows(batch.topic, of_ipc(batch.records))}
     try:
         match entry:
             case Begin(agent="") | Intent(kind="ask") | Answer() | Signal():
@@ -63,6 +68,8 @@ def as_plain(value: Any) -> Any:
             return [as_plain(each) for each in value]
         case EffectError():
             return {"type": value.type, "message": value.message}
+        case pa.RecordBatch():
+            return {"rows": value.num_rows, "columns": value.schema.names}
         case bytes():
             return value.decode(errors="backslashreplace")
         case _:

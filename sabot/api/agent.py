@@ -104,7 +104,7 @@ class AgentSpec:
         if on_error != "retry":
             calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))
         check_delivery(delivery, f"agent {agent_id}")
-        if batch and concurrency != 1:
+        if batch and concurrency != 1 and not durable:
             raise refuse(f"concurrency={concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
@@ -116,7 +116,7 @@ class AgentSpec:
             refuse,
             durable=durable,
             batch=batch,
-            key=key,
+            keyed=key is not None,
             timed=timeout is not None,
             rated=rate is not None,
             on_timer=on_timer,
@@ -148,6 +148,11 @@ class AgentSpec:
         )
 
     @property
+    def job_key(self) -> str | None:
+        """The field by which the jobs of a durable agent have an order: `key=`, which says of a batch agent what key its output has."""
+        return None if self.batch else self.key
+
+    @property
     def group_id(self) -> str:
         """The consumer group to which positions are committed, for tools that show the lag."""
         return f"{self.agent_id}-group"
@@ -163,7 +168,7 @@ def _check_durable(
     *,
     durable: bool,
     batch: bool,
-    key: str | None,
+    keyed: bool,
     timed: bool,
     rated: bool,
     on_timer: object,
@@ -177,8 +182,6 @@ def _check_durable(
             if value is not None:
                 raise refuse(f"{name}= is of durable agents", "durable=True, or leave it out")
         return
-    if batch:
-        raise refuse("durable=True with batch=True", "a job is about one record: leave batch=True out")
     if on_timer is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
     if timed:
@@ -193,8 +196,13 @@ def _check_durable(
         raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")
     if full not in (None, *get_args(MailboxFull)):
         raise refuse(f"mailbox_full={full!r}", f"one of {', '.join(map(repr, get_args(MailboxFull)))}")
-    if key is None and (mailbox is not None or full is not None):
-        raise refuse("a mailbox, and no key", "without key= jobs are independent, and none waits for another")
+    if (batch or not keyed) and (mailbox is not None or full is not None):
+        none = "batches" if batch else "no key"
+        raise refuse(f"a mailbox, and {none}", "without keys jobs are independent, and none waits for another")
+    if batch and job_id is not None:
+        raise refuse(
+            f"job_id={job_id!r} with batch=True", "a batch is named by the places of its rows: leave job_id= out"
+        )
     if job_id is not None and (not isinstance(job_id, str) or not job_id):
         raise refuse(f"job_id={job_id!r}", "the name of the field whose value is the same only for the same request")
 

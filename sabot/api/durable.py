@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
+import pyarrow as pa
 
 from sabot.api.context import AgentContext, RecordFields, record_context
 from sabot.api.functions import Timers
@@ -20,7 +21,7 @@ from sabot.journal.entries import Answer, Signal
 from sabot.llm.tools import Tool, as_tool
 from sabot.state import StateBackend
 
-__all__ = ["DurableContext", "Reply", "durable_context"]
+__all__ = ["BatchJobContext", "DurableContext", "Reply", "batch_job_context", "durable_context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,36 @@ class DurableContext(AgentContext):
         raise UserError(f"agent {self.agent_id}: a durable agent has no timers", hint="await ctx.sleep('1h')")
 
 
+class BatchJobContext(DurableContext):
+    """One job of a batch agent. `message` is the batch.
+
+    given_up: the rows that the function has named as bad (`RowErrors`), by their number in the batch of the journal, with the reasons.
+    """
+
+    __slots__ = ("given_up",)
+
+    given_up: dict[int, Any]
+
+    @property
+    def state_backend(self) -> NoReturn:
+        """There is none: batches are independent jobs."""
+        raise UserError(
+            f"agent {self.agent_id}: a durable batch agent has no state, as its batches are independent jobs",
+            hint="a record agent with key= has state; or group_by(...) on a stream",
+        )
+
+    def continue_as(self, message: Any) -> NoReturn:
+        """The job of a batch ends with its rows."""
+        raise UserError(
+            f"agent {self.agent_id}: continue_as in a batch agent", hint="its job is about the rows of its batch"
+        )
+
+    @property
+    def asked(self) -> int:
+        """How many effects the job has asked for so far."""
+        return self._job.last_asked
+
+
 def durable_context(
     job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
 ) -> DurableContext:
@@ -165,6 +196,13 @@ def durable_context(
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job = job
+    return ctx
+
+
+def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
+    """The context of one run of a job over its batch."""
+    ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
+    ctx._job, ctx.given_up = job, {}
     return ctx
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from sabot.errors import NonDeterminism
 from sabot.jobs.history import Delivery
 from sabot.jobs.run import JobRun
-from sabot.journal import End, Entry, Journal, Position
+from sabot.journal import Body, End, Entry, Journal, Position
 
 __all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
 
@@ -24,14 +24,17 @@ Item = Callable[[], Awaitable[None] | None]
 
 
 class OpenJob(NamedTuple):
-    """A job that a restored checkpoint does not cover whole. ended: its END, where there is one; ended_at: where that stands."""
+    """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
+    ended: its END, where there is one; ended_at: where that stands.
+    """
 
     job_id: str
     agent: str
     key: bytes
-    record: bytes
+    body: Body
     digest: bytes
     began: Position
+    fresh: bool
     ended: End | None
     ended_at: Position | None = None
 

@@ -37,8 +37,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     jobs = []
     for job_id, (position, begin) in begun.items():
         ended_at, end = ends.get(job_id, (None, None))
-        record = reader.load(begin.body)
-        jobs.append(OpenJob(job_id, begin.agent, begin.key, record, begin.digest, position, end, ended_at))
+        fresh = position.offset >= positions.get(position.partition, 0)
+        jobs.append(OpenJob(job_id, begin.agent, begin.key, begin.body, begin.digest, position, fresh, end, ended_at))
     return sorted(jobs, key=lambda job: job.began)
 
 

@@ -1,7 +1,8 @@
 """What jobs ask and get, as bytes: arguments, results and errors. A job sees of a value what these bytes say, live as in replay.
 
 Values are msgpack. Tuples and sets come back as lists, dataclasses and models as dicts, datetimes as datetimes, Decimals and UUIDs as
-text. A `Secret` stays a reference. An error is its class's name and its message; nothing that is read can run.
+text, an Arrow batch or table as a RecordBatch. A `Secret` stays a reference. An error is its class's name and its message; nothing that is
+read can run.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, UserError, words_of
@@ -20,6 +22,7 @@ MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
 
 _SECRET = 1  # the code of the msgpack extension that holds a secret's name
+_ARROW = 2  # … an Arrow IPC stream of one batch
 _HEADROOM = 256  # levels of nesting that must be left, because a value may be read where fewer are
 _FLAT_BYTES = 512  # no value that has fewer bytes is nested too deep
 _MESSAGE = 4000  # characters of an error's message that are kept
@@ -32,6 +35,8 @@ def _plain(value: Any) -> Any:
     """What stands for a value that msgspec does not know."""
     if isinstance(value, Secret):
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
+    if isinstance(value, pa.RecordBatch | pa.Table):
+        return msgspec.msgpack.Ext(_ARROW, _to_ipc(value))
     for method, options in (
         ("model_dump", {"mode": "json"}),
         ("tolist", {}),
@@ -46,9 +51,27 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"it has a value of type {kind.__module__}.{kind.__qualname__} in it".replace("builtins.", ""))
 
 
+def _to_ipc(data: "pa.RecordBatch | pa.Table") -> bytes:
+    data.validate()
+    if isinstance(data, pa.Table):
+        data = next(iter(data.combine_chunks().to_batches()), pa.RecordBatch.from_pylist([], schema=data.schema))
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_stream(out, data.schema) as writer:
+        writer.write_batch(data)
+    return bytes(out.getvalue())
+
+
 def _extension(code: int, data: memoryview) -> Any:
     if code == _SECRET:
         return Secret(str(data, "utf-8"))
+    if code == _ARROW:
+        try:
+            with pa.ipc.open_stream(
+                pa.py_buffer(bytes(data))
+            ) as reader:  # a copy, as Arrow wants buffers that are aligned
+                return reader.read_next_batch()
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            raise ValueError(f"an Arrow batch: {error}") from error
     raise ValueError(f"an extension of type {code}")
 
 
@@ -75,7 +98,7 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
     except Exception as error:  # an `enc_hook` calls the user's code
         raise UserError(
             f"{what} cannot be recorded: {type(error).__name__}: {words_of(error)}",
-            hint="numbers, text, bytes, lists, dicts, dates, dataclasses can",
+            hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
         ) from error
     if len(data) > MAX_RESULT_BYTES:
         raise UserError(

@@ -67,6 +67,13 @@ def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
     for spec in specs:
         if not spec.durable or spec.job_id is not None:
             continue
+        writers = [each.agent_id for each in specs if each.sink is spec.func]
+        if spec.batch and (writers or spec.agent_id in fed):
+            by = f"agent {writers[0]}" if writers else "a stream"
+            raise UserError(
+                f"agent {spec.agent_id} is durable and takes batches, and its rows come from {by}: nothing says which rows they are",
+                hint="put a topic between the two: there each row has its place",
+            )
         plain = [each.agent_id for each in specs if each.sink is spec.func and not each.durable]
         if plain or spec.agent_id in fed:
             by = f"agent {plain[0]}" if plain else "a stream"

@@ -15,7 +15,7 @@ from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.journal import Journal
-from sabot.operators import AgentOperator, BatchAgentOperator, Counters, DurableAgentOperator, Port, agent_operator
+from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
@@ -226,7 +226,7 @@ class AgentJob:
             raise UserError(
                 f"agent {spec.agent_id} is durable, and has no journal", hint="durable agents run in an App"
             )
-        if spec.key is not None and self.task.state is not None and self.task.state.expires:
+        if spec.job_key is not None and self.task.state is not None and self.task.state.expires:
             raise UserError(
                 f"agent {spec.agent_id} is durable, and values of its state expire (ttl=): a job that is run again would read others",
                 hint="a backend without ttl=; delete what is old in the agent",
@@ -261,7 +261,7 @@ class AgentJob:
             )
             facts = facts | {"positions": None}
         codec = None
-        if isinstance(operator, BatchAgentOperator) and source.schema is None:
+        if spec.batch and source.schema is None:
             text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
             codec = JsonCodec.of_text(text)  # the source thread has a codec of its own
             operator.codecs[source.name] = JsonCodec.of_text(text)

@@ -713,7 +713,9 @@ async def test_a_memory_log_that_begins_again_is_another_log(shop: Shop) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch": True, "concurrency": 1}, "batch=True"),
+        ({"batch": True, "job_id": "order"}, "batch=True"),
+        ({"batch": True, "mailbox": 5}, "batches"),
+        ({"batch": True, "durable": False}, "one batch at a time"),
         ({"on_timer": lambda timer, ctx: None}, "ctx.sleep"),
         ({"timeout": "1s"}, "timeout"),
         ({"rate": "5/s"}, "concurrency="),

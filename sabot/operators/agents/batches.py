@@ -16,10 +16,11 @@ from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
+from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import place_of, rows_of
 from sabot.operators.held import HeldRows
 
-__all__ = ["BatchAgentOperator", "decoded"]
+__all__ = ["BatchAgentOperator", "BatchOutput", "decoded", "good_rows", "named_rows", "returned", "with_columns"]
 
 
 class _HeldBatch(HeldRows):
@@ -42,36 +43,15 @@ class BatchAgentOperator(LaneOperator):
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
-        self._to_records = self.port is not None and self.port.takes_records
+        self._output = BatchOutput(spec, self.port, self.now_ms)
         self._no_timers = CallTimers(spec.agent_id, fires=False)
-        self._checked: pa.Schema | None = None  # columns that the sink takes
 
     def put(self, batch: Batch) -> None:
-        if batch.records is None and batch.data.schema.equals(RECORD_SCHEMA):
-            codec = self.codecs.setdefault(batch.topic, JsonCodec(self.spec.schema))
-            try:
-                batch = decoded(batch, codec)
-            except UserError as error:  # no schema fits: the records stay as they are, for the checkpoint
-                self.fail(error, f"its input {batch.topic}")
-        if batch.rejected:
-            batch = self._reject(batch)
-        held = _HeldBatch(batch)
+        held = _HeldBatch(good_rows(self, with_columns(self, batch)))
         self.took(held)
         if held.left:
             self.lanes[0].queue.append(held)
             self.lanes[0].rouse()
-
-    def _reject(self, batch: Batch) -> Batch:
-        """Rows that could not be decoded -> dead letters; -> the same batch without them."""
-        records, bad = batch.records, batch.rejected
-        assert records is not None
-        self.counters.errors_count += len(bad)
-        rows = pa.array([entry.row for entry in bad], pa.int64())
-        for row, entry in zip(rows_of(records.take(rows), batch.topic), bad, strict=True):
-            self.dead_letter(row, f"{place_of(row)}: {entry.reason}", 0)
-        good = np.ones(records.num_rows, dtype=bool)
-        good[rows.to_numpy()] = False
-        return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
 
     def over(self, item: _HeldBatch) -> bool:
         if item.left:
@@ -112,7 +92,7 @@ class BatchAgentOperator(LaneOperator):
 
     def _salvage(self, item: _HeldBatch, failure: BaseException, attempts: int) -> bool:
         data, records = item.columns, item.records
-        if not isinstance(failure, RowErrors) or not self._named_rows(failure, data):
+        if not isinstance(failure, RowErrors) or not named_rows(failure, data):
             return False
         self.counters.errors_count += len(failure.rows)
         self._give_up(item, failure.rows, attempts)
@@ -127,10 +107,6 @@ class BatchAgentOperator(LaneOperator):
     def _bury(self, item: _HeldBatch, failure: BaseException, attempts: int) -> None:
         self._give_up(item, dict.fromkeys(range(item.left), failure), attempts)
 
-    @staticmethod
-    def _named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-        return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
-
     def _give_up(self, item: _HeldBatch, reasons: dict[int, Any], attempts: int) -> None:
         """These rows of the current data, each with its reason, to the dead letters."""
         data, records = item.columns, item.records
@@ -140,29 +116,77 @@ class BatchAgentOperator(LaneOperator):
             self.dead_letter(row, reason, attempts)
 
     def written(self, item: _HeldBatch, value: Any) -> pa.RecordBatch:
-        """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow, ArrowInvalid
-        for what is damaged.
-        """
-        if not hasattr(value, "__arrow_c_array__") and not hasattr(value, "__arrow_c_stream__"):
-            raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(value).__name__}")
-        batch = normalise(value)
-        validate(batch)
-        if self.spec.key is not None and self.spec.key in batch.schema.names:
-            keys = batch.column(self.spec.key).cast(pa.string()).cast(pa.binary())
+        """Raises as `returned` and `BatchOutput.written`."""
+        return self._output.written(returned(value))
+
+
+class BatchOutput:
+    """Gives what a batch agent returned the form that its port takes."""
+
+    def __init__(self, spec: AgentSpec, port: Port | None, now_ms: Callable[[], int]) -> None:
+        self._spec, self._port, self._now_ms = spec, port, now_ms
+        self._checked: pa.Schema | None = None  # columns that the sink takes
+
+    def written(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """RECORD_SCHEMA, or columns. Raises UserError for what the receiver does not take."""
+        spec, port = self._spec, self._port
+        if spec.key is not None and spec.key in batch.schema.names:
+            keys = batch.column(spec.key).cast(pa.string()).cast(pa.binary())
             return self._as_records(batch).set_column(1, RECORD_SCHEMA.field(1), keys)
-        if self._to_records:
+        if port is not None and port.takes_records:
             return self._as_records(batch)
-        if isinstance(self.spec.sink, str):
+        if isinstance(spec.sink, str):
             to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
-        elif isinstance(self.spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
-            self.spec.sink.check_types(batch.schema)
+        elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
+            spec.sink.check_types(batch.schema)
             self._checked = batch.schema
-        return batch if self.port is None else self.port.fitted(batch)
+        return batch if port is None else port.fitted(batch)
 
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Rows as JSON records; partition -1: a row of a batch agent comes from no one row of its input."""
         nowhere = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
-        return to_records(Batch(batch), self.now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
+        return to_records(Batch(batch), self._now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
+
+
+def returned(value: Any) -> pa.RecordBatch:
+    """What a batch agent returned, as canonical columns. Raises TypeError for anything but Arrow, ArrowInvalid for what is damaged."""
+    if not hasattr(value, "__arrow_c_array__") and not hasattr(value, "__arrow_c_stream__"):
+        raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(value).__name__}")
+    batch = normalise(value)
+    validate(batch)
+    return batch
+
+
+def named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
+    """Whether it names rows of this batch."""
+    return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
+
+
+def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
+    """Records -> columns, with the records behind them. Where no schema fits the agent fails, and the records stay as they are."""
+    if batch.records is not None or not batch.data.schema.equals(RECORD_SCHEMA):
+        return batch
+    codec = operator.codecs.setdefault(batch.topic, JsonCodec(operator.spec.schema))
+    try:
+        return decoded(batch, codec)
+    except UserError as error:
+        operator.fail(error, f"its input {batch.topic}")
+        return batch
+
+
+def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
+    """Rows that could not be decoded -> dead letters; -> the same batch without them."""
+    records, bad = batch.records, batch.rejected
+    if not bad:
+        return batch
+    assert records is not None
+    operator.counters.errors_count += len(bad)
+    rows = pa.array([entry.row for entry in bad], pa.int64())
+    for row, entry in zip(rows_of(records.take(rows), batch.topic), bad, strict=True):
+        operator.dead_letter(row, f"{place_of(row)}: {entry.reason}", 0)
+    good = np.ones(records.num_rows, dtype=bool)
+    good[rows.to_numpy()] = False
+    return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
 
 
 def decoded(batch: Batch, codec: JsonCodec) -> Batch:

@@ -32,7 +32,8 @@ from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack_error, unpack_error
 from sabot.journal import MAY_BEGIN_AGAIN, digest
-from sabot.operators.agents.job_function import JobFunction
+from sabot.operators.agents.job_batches import is_batch
+from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (
     FROM_HEADER,
     JOB_HEADER,
@@ -63,7 +64,7 @@ __all__ = ["DurableAgentOperator"]
 
 
 class DurableAgentOperator(AgentOperator):
-    """The owner of an agent's jobs (`jobs.owner.JobOwner`)."""
+    """The owner of an agent's jobs (`jobs.owner.JobOwner`). calls: those whose turn has come, by job."""
 
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
@@ -75,13 +76,13 @@ class DurableAgentOperator(AgentOperator):
         self.names = JobNames(spec)
         self.hands_on = False  # it writes into a durable agent
         self.leaving = False  # a drain: jobs that are parked stay so
-        self._host = host
-        self._order = KeyOrder(spec, mail, self)
+        self.host = host
+        self.order = KeyOrder(spec, mail, self)
         self._reader = RecordReader(spec)
-        self._function = JobFunction(spec, self.backend, self.clock)
-        self._keyed = self._function.keyed
+        self.function = job_function(spec, self.backend, self.clock)
+        self._keyed = self.function.keyed
         self._limit = spec.calls.concurrency
-        self._calls: dict[str, JobCall] = {}  # those whose turn has come, by job
+        self.calls: dict[str, JobCall] = {}
         self._ready: deque[JobCall] = deque()
         self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
         self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
@@ -96,12 +97,19 @@ class DurableAgentOperator(AgentOperator):
 
     def restore(self, jobs: Iterable[OpenJob]) -> None:
         """The open jobs of this agent, in the order in which they began; then its mailboxes. Before any row comes."""
-        calls = [JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job) for job in jobs]
+        calls = [self.open_call(job) for job in jobs]
         self._known = {call.job_id: call.digest for call in calls}
-        for call in calls:
-            if call.before is not None:
-                self._note_begun(decode_record(call.before.record))
-        self._order.restore(calls)
+        self.order.restore(calls)
+
+    def open_call(self, job: OpenJob) -> JobCall:
+        """The call of a job of the journal. Raises UserError for one that this agent cannot go on with."""
+        if self.spec.job_id is None and is_batch(job.job_id, self.spec.agent_id):
+            raise UserError(
+                f"agent {self.spec.agent_id} takes records, and its open job {job.job_id} is one of a batch",
+                hint="batch=True until its jobs are over",
+            )
+        self._note_begun(self.read_input(self.host.journal.load(job.body), job.job_id))
+        return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job)
 
     def own_facts(self) -> dict[str, Any]:
         """Up to which place rows may have jobs that this checkpoint covers. A source may be behind it: where jobs were run over their
@@ -122,11 +130,11 @@ class DurableAgentOperator(AgentOperator):
     def admit(self) -> None:
         """Jobs may begin: a checkpoint knows of the journal."""
         self._admitted = True
-        self._go_on()
+        self.go_on()
 
     def start(self) -> None:
         self._started = True
-        self._go_on()
+        self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
         """Begins no further job. Those that run are the host's, which says how long their effects may take."""
@@ -185,7 +193,7 @@ class DurableAgentOperator(AgentOperator):
                 if row.offset <= self._begun.get((row.topic, row.partition), -1):
                     call.named = True  # its job may have begun, and be over: the journal knows
                 self._come(call)
-        self._go_on()
+        self.go_on()
 
     def put_again(self, batch: Batch, log: str | None) -> None:
         """Rows of a checkpoint. log: the identity that the log of their topic had then: other records may stand at their places now."""
@@ -193,11 +201,11 @@ class DurableAgentOperator(AgentOperator):
 
     def _come(self, call: JobCall) -> None:
         if not self.is_known(call):
-            self._order.come(call)
+            self.order.come(call)
 
     def is_known(self, call: JobCall) -> bool:
         """Its job has begun already, so the row is dropped; with another content it is refused."""
-        other = self._calls.get(call.job_id)
+        other = self.calls.get(call.job_id)
         before = other.digest if other is not None else None if call.redriven else self._known.get(call.job_id)
         if before is None:
             return False
@@ -223,22 +231,22 @@ class DurableAgentOperator(AgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
             return
-        self._bury(call.record, call.job_id, error, 0)
+        self.bury(call.record, call.job_id, error, 0)
         self.row_over(call)
 
     def _digest(self, record: JobInput) -> bytes:
-        return digest(self._host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
+        return digest(self.host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
 
     @property
     def has_room(self) -> bool:
         """Rows may come: not while a mailbox is full whose rows are to be held."""
-        return not self._order.crowded and super().has_room
+        return not self.order.crowded and super().has_room
 
     # -- the order of keys: what it asks (`key_order.OrderOwner`) -----------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
         """As `OrderOwner.turn`."""
-        self._calls[call.job_id] = call
+        self.calls[call.job_id] = call
         self._ready.append(call)
 
     def has_failed(self) -> bool:
@@ -251,7 +259,7 @@ class DurableAgentOperator(AgentOperator):
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """As many jobs begin as may run."""
         while self._ready and self._running < self._limit and self._started and self._admitted and self.failure is None:
             if (self.port is not None and self.port.full) or self.dead_letters_full:
@@ -261,15 +269,16 @@ class DurableAgentOperator(AgentOperator):
             call.runs = True
             self._running += 1
             if call.before is not None:
-                self._host.resume(call.before)
+                self.host.resume(call.before)
             elif call.named:
-                self._beside(self._look(call))
+                self._beside(self.look(call))
             else:
-                self._begin(self._host.begin, call)
+                self.begin(self.host.begin, call)
         if not self.unprocessed:
             self.release()
 
-    def _begin(self, begin: Callable[..., None], call: JobCall) -> None:
+    def begin(self, begin: Callable[..., None], call: JobCall) -> None:
+        """Hands the job to the host. begin: as `JobHost.begin`."""
         assert call.record is not None
         self._note_begun(call.record)
         begin(
@@ -280,19 +289,19 @@ class DurableAgentOperator(AgentOperator):
             digest=call.digest,
         )
 
-    async def _look(self, call: JobCall) -> None:
+    async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
-        await self._host.journal.flush()  # what ended just now
-        mark = await self._host.known(call.job_id)
+        await self.host.journal.flush()  # what ended just now
+        mark = await self.host.known(call.job_id)
         if not self._started:
             return
         if mark is None:
-            self._begin(self._host.begin, call)
+            self.begin(self.host.begin, call)
             return
         if not (call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest):
             self._drop(call, mark.digest)
         elif await answered(self._has_history, call.job_id):
-            self._begin(self._host.begin_again, call)
+            self.begin(self.host.begin_again, call)
             return
         else:
             gone = UserError(
@@ -304,7 +313,7 @@ class DurableAgentOperator(AgentOperator):
             self._over(call)
 
     def _has_history(self, job_id: str) -> bool:
-        return next(iter(self._host.journal.read(job_id)), None) is not None
+        return next(iter(self.host.journal.read(job_id)), None) is not None
 
     def _wait_for_port(self) -> None:
         if self._waits_for_port is None:
@@ -314,7 +323,7 @@ class DurableAgentOperator(AgentOperator):
                     await self.port.writable()
                 await self.dead_letters_writable()
                 self._waits_for_port = None
-                self._go_on()
+                self.go_on()
 
             self._waits_for_port = self._beside(wait())
 
@@ -330,15 +339,17 @@ class DurableAgentOperator(AgentOperator):
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """As `JobOwner.call`."""
-        call = self._calls[job.job_id]
-        call.ctx, call.record = self._function.context(job)
-        return self._function.call(call.ctx)
+        call = self.calls[job.job_id]
+        call.ctx, record = self.function.context(job)
+        assert isinstance(record, JobInput)
+        call.record = record
+        return self.function.call(call.ctx)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
-        call = self._calls[job.job_id]
+        call = self.calls[job.job_id]
         output = () if value is None else results_of(value)
-        packed = self._function.packed(job, value)
+        packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None
         assert ctx is not None
@@ -359,10 +370,10 @@ class DurableAgentOperator(AgentOperator):
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
         """As `JobOwner.failed`. The first failure of a job that an earlier run has left open does not count: it may have ended that run."""
-        call, attempts = self._calls[job.job_id], job.history.attempt
+        call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
-        record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
-        where = f"{place_of(row_of(record))} (job {job.job_id})"
+        record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
+        where = f"{self.place(record)} (job {job.job_id})"
         if self.failure is not None:
             return "stop"
         if isinstance(error, EXITS):
@@ -376,7 +387,7 @@ class DurableAgentOperator(AgentOperator):
             call.renewed = True
             return "again"
         told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
-        self._bury(record, job.job_id, (told.type, told.message), attempts)
+        self.bury(record, job.job_id, (told.type, told.message), attempts)
         return "end"
 
     def backoff_s(self, attempt: int) -> float:
@@ -385,62 +396,63 @@ class DurableAgentOperator(AgentOperator):
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         """As `JobOwner.continued`."""
-        record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
+        record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message)))
 
     def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
         """As `JobOwner.begin_child`."""
-        if job_id in self._order.children or job_id in self._calls:
+        if job_id in self.order.children or job_id in self.calls:
             return
         agent_id = self.spec.agent_id
         row = Row(payload_from(message), None, self.now_ms(), -1, -1, (), agent_id)
         self._reader.decode(row)
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
-        self._order.children.add(job_id)
+        self.order.children.add(job_id)
         self._come(JobCall(job_id, row.scope, self._digest(record), record, named=again, redriven=again))
-        self._go_on()
+        self.go_on()
 
     def parked(self, job_id: str) -> None:
         """As `JobOwner.parked`."""
-        call = self._calls[job_id]
+        call = self.calls[job_id]
         call.parked = True
         self._parked += 1
         self._rests(call)
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`. It goes on even where `concurrency=` others run."""
-        call = self._calls[job_id]
+        call = self.calls[job_id]
         self._wakes(call)
         call.runs = True
         self._running += 1
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """As `JobOwner.blocked`. Its key is held until the code, or the job, is mended."""
-        call = self._calls[job_id]
+        call = self.calls[job_id]
         call.blocked = True
         self._blocked += 1
         self._rests(call)
 
     def over(self, job_id: str, outcome: str) -> None:
         """As `JobOwner.over`."""
-        self._over(self._calls[job_id])
+        self._over(self.calls[job_id])
 
     def had_ended(self, job: OpenJob) -> None:
         """As `JobOwner.had_ended`."""
         end = job.ended
         if end is not None and end.outcome == "failed":
-            error = unpack_error(self._host.journal.load(end.body))
-            self._bury(decode_record(job.record), job.job_id, (error.type, error.message), None)
-        self._over(self._calls[job.job_id])
+            error = unpack_error(self.host.journal.load(end.body))
+            body = self.host.journal.load(job.body)
+            self.bury(self.read_input(body, job.job_id), job.job_id, (error.type, error.message), None)
+        self._over(self.calls[job.job_id])
 
     def _rests(self, call: JobCall) -> None:
         """It holds nothing any more but its key."""
         call.ctx = None
         self._runs_no_more(call)
         self.row_over(call)
-        self._order.rests(call)
-        self._go_on()
+        self.order.rests(call)
+        self.go_on()
 
     def _wakes(self, call: JobCall) -> None:
         if call.parked:
@@ -454,25 +466,31 @@ class DurableAgentOperator(AgentOperator):
 
     def _over(self, call: JobCall) -> None:
         """The job has ended, or is no job: the next one of its key."""
-        del self._calls[call.job_id]
+        del self.calls[call.job_id]
         self._wakes(call)
         self._runs_no_more(call)
         self.row_over(call)
-        self._order.over(call)
-        self._go_on()
+        self.order.over(call)
+        self.go_on()
 
     def row_over(self, call: JobCall) -> None:
         """No checkpoint has to repeat it. Idempotent."""
         row, call.row = call.row, None
         if call.mailed:
             call.mailed = False
-            self._order.boxes.remove_first(call.scope)
+            self.order.boxes.remove_first(call.scope)
         elif row is not None:
             self.rows_ended(row.held, last=self.held.end(row.held, row.place))
 
-    def _bury(
-        self, record: JobInput, job_id: str, error: BaseException | tuple[str, str], attempts: int | None
-    ) -> None:
+    def read_input(self, body: bytes, job_id: str) -> Any:
+        """What the BEGIN of a job has of its input."""
+        return decode_record(body)
+
+    def place(self, record: Any) -> str:
+        """Where an input comes from, for messages."""
+        return place_of(row_of(record))
+
+    def bury(self, record: Any, job_id: str, error: BaseException | tuple[str, str], attempts: int | None) -> None:
         """The record to the dead letters, with its job."""
         row = row_of(record)
         row.headers = (*row.headers, *([(JOB_HEADER, job_id.encode())] if job_id else []))
@@ -490,7 +508,7 @@ class DurableAgentOperator(AgentOperator):
             "running": self._running,
             "parked": self._parked,
             "blocked": self._blocked,
-            "mailbox_rows": self._order.boxes.rows,
+            "mailbox_rows": self.order.boxes.rows,
             "duplicates": self._duplicates,
         }
 

@@ -1,21 +1,28 @@
-"""The function of a durable agent, as jobs call it: over the record that the journal has."""
+"""The function of a durable agent, as jobs call it: over the record, or the batch, that the journal has."""
 
 from collections.abc import Callable, Coroutine
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from sabot.api.agent import AgentSpec
-from sabot.api.durable import DurableContext, durable_context
+from sabot.api.durable import BatchJobContext, DurableContext, batch_job_context, durable_context
 from sabot.calls.functions import awaitable
 from sabot.clock import Clock
 from sabot.codecs.records import decode_json
+from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack
+from sabot.operators.agents.batches import named_rows, returned
+from sabot.operators.agents.job_batches import BatchInput, of_ipc, read_batch, to_ipc
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import gathering, place_of, plain_of
 from sabot.state import StateBackend
 from sabot.state.backends.memory import MemoryBackend
 
-__all__ = ["JobFunction"]
+__all__ = ["JobFunction", "job_function"]
 
 
 class JobFunction:
@@ -23,15 +30,15 @@ class JobFunction:
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
         """state: of the agent. Without key= what a job keeps is its own, and nobody else's: nothing of it is ever applied."""
-        self.keyed = spec.key is not None
+        self.keyed = spec.job_key is not None
         self._agent_id = spec.agent_id
         self._clock = clock
         self._state = state if self.keyed else MemoryBackend()
         self._prefix = f"{spec.agent_id}/" if self.keyed else ""
         self._function, self._is_coroutine_function = gathering(spec.func)
 
-    def context(self, job: JobRun) -> tuple[DurableContext, JobInput]:
-        """What the function gets for this job, and the record that it is about. Raises DataError."""
+    def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
+        """What the function gets for this job, and the record, or the batch, that it is about. Raises DataError."""
         begin = job.history.begin
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
@@ -46,6 +53,50 @@ class JobFunction:
     def packed(self, job: JobRun, value: Any) -> bytes:
         """What it has returned, as END has it. Raises UserError."""
         return pack(plain_of(value), f"the result of job {job.job_id}")
+
+
+class BatchJobFunction(JobFunction):
+    """That of a batch agent. It gets the columns that the journal has, live as in replay."""
+
+    def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
+        super().__init__(spec, state, clock)
+        self._of_batch = spec.func
+
+    def context(self, job: JobRun) -> tuple[BatchJobContext, BatchInput]:
+        batch = read_batch(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
+        return batch_job_context(job, of_ipc(batch.columns), batch.topic, self._agent_id, self._clock), batch
+
+    def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
+        assert isinstance(ctx, BatchJobContext)
+        return self._good_rows(ctx)
+
+    async def _good_rows(self, ctx: BatchJobContext) -> Any:
+        """The call; and another one without them, where it has named bad rows before it asked for anything."""
+        left, before = np.arange(ctx.message.num_rows), ctx.asked
+        while ctx.message.num_rows:
+            try:
+                value, pending = awaitable(self._of_batch(ctx.message, ctx))
+                return await value if pending else value
+            except RowErrors as error:
+                if ctx.asked > before or not named_rows(error, ctx.message):
+                    raise
+                ctx.given_up.update((int(left[row]), reason) for row, reason in error.rows.items())
+                keep = np.ones(len(left), bool)
+                keep[list(error.rows)] = False
+                left, ctx.message = left[keep], ctx.message.filter(pa.array(keep))
+        return None
+
+    def packed(self, job: JobRun, value: Any) -> bytes:
+        """How many rows it has returned, and a digest of them. Raises TypeError for anything but Arrow."""
+        if value is None:
+            return pack(None, "")
+        rows = returned(value)
+        return pack({"rows": rows.num_rows, "digest": blake2b(to_ipc(rows), digest_size=16).hexdigest()}, "")
+
+
+def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> JobFunction:
+    """The function of a durable agent. state: of the agent."""
+    return (BatchJobFunction if spec.batch else JobFunction)(spec, state, clock)
 
 
 async def _plain(function: Callable[..., Any], ctx: DurableContext) -> Any:

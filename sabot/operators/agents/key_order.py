@@ -73,7 +73,7 @@ class KeyOrder:
         """The open jobs of the journal, in the order in which they began; then the mailboxes. Before any row comes."""
         for call in calls:
             queue = self._queues.get(call.scope)
-            if self._spec.key is None or queue is None:
+            if self._spec.job_key is None or queue is None:
                 self._turn(call)
             else:
                 queue.before.append(call)
@@ -87,7 +87,7 @@ class KeyOrder:
 
     def come(self, call: JobCall) -> None:
         """A row takes its place behind those that came before it."""
-        queue = None if self._spec.key is None else self._queues.get(call.scope)
+        queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         if queue is None:
             self._turn(call)
         elif queue.takes_long or call.scope in self.boxes:
@@ -97,7 +97,7 @@ class KeyOrder:
 
     def _turn(self, call: JobCall) -> None:
         self.children.discard(call.job_id)
-        if self._spec.key is not None:
+        if self._spec.job_key is not None:
             queue = self._queues.get(call.scope)
             if queue is None:
                 self._queues[call.scope] = _Queue(call)
@@ -107,12 +107,12 @@ class KeyOrder:
 
     def rests(self, call: JobCall) -> None:
         """Its job takes long: what waits behind it in memory goes into the mailbox."""
-        if self._spec.key is not None:
+        if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
     def over(self, call: JobCall) -> None:
         """Its job has ended: the next one of its key has its turn."""
-        if self._spec.key is None:
+        if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
         while not self._owner.has_failed():

@@ -257,3 +257,20 @@ def test_what_is_no_name_of_a_secret_is_refused(name: Any) -> None:
     with pytest.raises(UserError) as refused:
         secret(name)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_arrow_batches_and_tables_are_columns_in_both_directions(rows: int) -> None:
+    batch = pa.record_batch({"id": pa.array(range(rows), pa.int64()), "name": pa.array(["a"] * rows, pa.string())})
+    for value in (batch, pa.Table.from_batches([batch])):
+        found = unpack(pack({"rows": [value]}, "it"))["rows"][0]
+        assert isinstance(found, pa.RecordBatch)
+        assert found.equals(batch)
+    assert pack(batch, "it", sort=True) == pack(batch.slice(0), "it", sort=True)
+
+
+def test_an_arrow_batch_that_is_torn_is_a_corrupt_journal() -> None:
+    whole = pack(pa.record_batch({"id": [1, 2, 3]}), "it")
+    stream = msgspec.msgpack.decode(whole).data
+    with pytest.raises(CorruptJournal, match="an Arrow batch"):
+        unpack(msgspec.msgpack.encode(msgspec.msgpack.Ext(2, bytes(stream)[:90])))

@@ -1,0 +1,377 @@
+"""A durable batch agent: each batch is a job, whose BEGIN pins its rows (`job_batches`).
+
+    put ─▶ rows that jobs have are dropped ─▶ the rest, in pieces, each a job ─▶ as in `durable`
+
+The jobs are independent, `concurrency=` of them run, and a piece of a batch is never split or joined with another once its job has begun. A
+checkpoint keeps the rows whose job is neither parked nor over, and which of them have begun (`own_facts`). After a restart these, and those
+whose BEGIN stands behind the checkpoint, are dropped when they come again, from the checkpoint or the source; the journal has them.
+
+A job that fails does so for all its rows: each is a dead letter with the job's id. The first of them that is sent again begins the job
+again, over all rows of its BEGIN, so what it had done is not done twice.
+"""
+
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_array
+from sabot._cython.text.json import BadRow
+from sabot.api.agent import AgentSpec
+from sabot.api.durable import BatchJobContext
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.errors import DataError, InputChanged, SabotError, UserError
+from sabot.jobs.asking import answered
+from sabot.jobs.owner import OpenJob
+from sabot.jobs.run import JobRun
+from sabot.journal import Begin, digest
+from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
+from sabot.operators.agents.durable import DurableAgentOperator
+from sabot.operators.agents.job_batches import (
+    BatchInput,
+    Pins,
+    Run,
+    is_batch,
+    name_of,
+    of_ipc,
+    place_of_rows,
+    read_batch,
+    runs_of,
+    to_ipc,
+)
+from sabot.operators.agents.job_rows import FROM_HEADER, JOB_HEADER, JobCall, encode, without_ours
+from sabot.operators.agents.rows import rows_of, with_headers
+from sabot.operators.held import HeldRows
+
+__all__ = ["DurableBatchOperator"]
+
+_PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
+
+_HEADERS = RECORD_SCHEMA.get_field_index("headers")
+
+
+@dataclass(slots=True, eq=False)
+class _BatchCall(JobCall):
+    """held, rows: where its rows are held; None: nowhere. records, columns: they, until the job begins. body: of BEGIN, where the journal
+    has it already. spans: the rows, from then on. begun: BEGIN is in the journal.
+    """
+
+    held: HeldRows | None = None
+    rows: Any = None
+    topic: str = ""
+    log: str = ""
+    records: pa.RecordBatch | None = None
+    columns: pa.RecordBatch | None = None
+    body: bytes = b""
+    spans: list[Run] = field(default_factory=list)
+    begun: bool = False
+
+
+class DurableBatchOperator(DurableAgentOperator):
+    """The owner of the jobs of a batch agent."""
+
+    def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
+        super().__init__(spec, **wiring)
+        self._output = BatchOutput(spec, self.port, self.now_ms)
+        self._pins = Pins()
+        if self.order.boxes.rows:
+            raise UserError(
+                f"agent {spec.agent_id} takes batches, and {self.order.boxes.rows:,} records wait in its mailboxes",
+                hint="go on without batch=True until its jobs are over",
+            )
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def open_call(self, job: OpenJob) -> JobCall:
+        if not is_batch(job.job_id, self.spec.agent_id):
+            raise UserError(
+                f"agent {self.spec.agent_id} takes batches, and its open job {job.job_id} is one of a record",
+                hint="go on without batch=True until its jobs are over",
+            )
+        if job.fresh:
+            batch = self.read_input(self.host.journal.load(job.body), job.job_id)
+            self._pins.add(batch.log, of_ipc(batch.records))
+        return _BatchCall(job.job_id, b"", job.digest, before=job)
+
+    def own_facts(self) -> dict[str, Any]:
+        """Which rows have jobs, of those that this checkpoint repeats and of those that its source may give again."""
+        calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
+        runs = [*self._pins.runs(), *(run for call in calls for run in call.spans)]
+        return {**super().own_facts(), "pinned": [[*run] for run in sorted(runs)]}
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        super().take_facts(facts)
+        self._pins.add_runs([tuple(run) for run in facts.get("pinned", ())])
+
+    # -- rows in ------------------------------------------------------------------------------------------------------
+
+    def put(self, batch: Batch) -> None:
+        self._take(batch, self.names.logs.get(batch.topic))
+
+    def put_again(self, batch: Batch, log: str | None) -> None:
+        self._take(batch, log or self.names.logs.get(batch.topic))
+
+    def _take(self, batch: Batch, log: str | None) -> None:
+        batch = with_columns(self, batch)
+        records = batch.records
+        if records is None:
+            self._take_none(batch)
+            return
+        if log is None:
+            gone = (
+                f"{place_of_rows(batch.topic, records)}: nothing says which jobs they are: their topic is read no more"
+            )
+            self.counters.errors_count += 1
+            self._give_up(records, batch.topic, "", DataError(gone), 0)
+            return
+        if records.num_rows and (come := self._pins.come(log, records)) is not None:
+            pinned, changed = come
+            if changed.any() and not self._changed(records.filter(pa.array(changed)), batch):
+                return
+            self._duplicates += int(pinned.sum())
+            batch = _without(batch, pinned | changed)
+        batch = good_rows(self, batch)
+        assert batch.records is not None
+        records = batch.records
+        if log != self.names.logs.get(batch.topic):
+            records = self._stamped(records, batch.topic, log)
+        held = HeldRows(records.num_rows, records, topic=batch.topic)
+        held.nbytes = batch.nbytes
+        self.took(held)
+        for call in self._calls_of(held, batch.data, batch.nbytes, log):
+            if not self.is_known(call):
+                self.order.come(call)
+        self.go_on()
+
+    def _take_none(self, batch: Batch) -> None:
+        """Rows that cannot become jobs: the agent has failed. They stay in the checkpoint."""
+        if not batch.data.schema.equals(RECORD_SCHEMA):
+            nameless = UserError(
+                f"agent {self.spec.agent_id} is durable, and the rows of {batch.topic} are no records: nothing says which is which",
+                hint="topics and NDJSON files have records",
+            )
+            self.fail(nameless, batch.topic)
+        self.took(HeldRows(batch.num_rows, batch.data, topic=batch.topic))
+
+    def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
+        """Other rows than before stand where a job has begun. -> whether the agent goes on."""
+        error = InputChanged(
+            f"{place_of_rows(batch.topic, records)}: a job has begun there with other records than those that come now",
+            hint="was a topic or file written anew under its name?",
+        )
+        self.counters.errors_count += 1
+        if self.spec.calls.on_error != "fail":
+            self._give_up(records, batch.topic, "", error, 0)
+            return True
+        self.fail(error, place_of_rows(batch.topic, records))
+        assert batch.records is not None
+        self.took(HeldRows(batch.records.num_rows, batch.records, topic=batch.topic))
+        return False
+
+    def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
+        """Rows of a log that is read no more, each with the id of a job of its own: nothing else will say which rows they are."""
+        headers = []
+        for place, row in enumerate(rows_of(records, topic)):
+            known = any(name == JOB_HEADER for name, _ in row.headers)
+            job_id = name_of(self.spec.agent_id, log, records.slice(place, 1))
+            headers.append(row.headers if known else (*row.headers, (JOB_HEADER, job_id.encode())))
+        return with_headers(records, headers)
+
+    def _calls_of(self, held: HeldRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
+        """The jobs of rows that have come together: in pieces of some size those that are new, and those whose job is known by its name."""
+        if not held.rows:
+            return
+        records = held.data
+        assert records is not None
+        plain = np.ones(held.rows, bool)
+        for job_id, places in self._redriven(records).items():
+            plain[places] = False
+            yield self._call(job_id, held, np.array(places), columns, log, redriven=True)
+        rows = np.flatnonzero(plain)
+        pieces = max(1, min(len(rows), -(-nbytes // _PIECE_BYTES)))
+        for piece in np.array_split(rows, pieces):
+            if len(piece):
+                yield self._call("", held, piece, columns, log)
+
+    def _call(
+        self, job_id: str, held: HeldRows, rows: Any, columns: pa.RecordBatch, log: str, *, redriven: bool = False
+    ) -> _BatchCall:
+        assert held.data is not None
+        records = held.data
+        if len(rows) < held.rows:
+            whole = rows[-1] - rows[0] + 1 == len(rows)  # they follow each other: nothing is copied
+            records, columns = (
+                each.slice(int(rows[0]), len(rows)) if whole else each.take(pa.array(rows))
+                for each in (records, columns)
+            )
+        name = digest(
+            self.host.journal.key, "input", self.spec.agent_id, hash_array(records.column(0)).to_numpy().tobytes()
+        )
+        job_id = job_id or name_of(self.spec.agent_id, log, records)
+        return _BatchCall(
+            job_id,
+            b"",
+            name,
+            named=redriven,
+            redriven=redriven,
+            held=held,
+            rows=rows,
+            topic=held.topic,
+            log=log,
+            records=records,
+            columns=columns,
+        )
+
+    def _redriven(self, records: pa.RecordBatch) -> dict[str, list[int]]:
+        """Rows that have the name of their job with them, by job."""
+        headers = records.column(_HEADERS)
+        if headers.null_count == records.num_rows:
+            return {}
+        names, values = pc.list_flatten(headers).flatten()
+        mine = pc.and_(pc.equal(names, JOB_HEADER), pc.starts_with(values, f"{self.spec.agent_id}/"))
+        of_rows = pc.list_parent_indices(headers).filter(mine).to_pylist()
+        found = dict(zip(of_rows, values.filter(mine).to_pylist(), strict=True))  # of several, the last one
+        jobs: dict[str, list[int]] = {}
+        for row, name in found.items():
+            jobs.setdefault(name.decode(errors="replace"), []).append(row)
+        return jobs
+
+    def is_known(self, call: JobCall) -> bool:
+        """Its job is under way: a failure of it makes all its rows dead letters again."""
+        if call.job_id not in self.calls:
+            return False
+        self._duplicates += 1
+        self.row_over(call)
+        return True
+
+    def refuse(self, call: JobCall, error: SabotError) -> None:
+        assert isinstance(call, _BatchCall)
+        assert call.records is not None
+        self.counters.errors_count += 1
+        if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
+            self.fail(error, place_of_rows(call.topic, call.records))
+            return
+        self._give_up(call.records, call.topic, call.job_id, error, 0)
+        self.row_over(call)
+
+    # -- jobs begin ---------------------------------------------------------------------------------------------------
+
+    def begin(self, begin: Callable[..., None], call: JobCall) -> None:
+        assert isinstance(call, _BatchCall)
+        assert call.records is not None
+        assert call.columns is not None
+        call.spans = runs_of(call.log, call.records)
+        body = call.body or encode(BatchInput(call.topic, call.log, to_ipc(call.records), to_ipc(call.columns)))
+        begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest)
+        call.records = call.columns = None
+        call.body = b""
+
+    async def look(self, call: JobCall) -> None:
+        """As in the base. The job of rows that were sent again is about all rows of its BEGIN."""
+        assert isinstance(call, _BatchCall)
+        begin = await answered(self._begin_of, call.job_id)
+        if begin is not None:
+            body = await answered(self.host.journal.load, begin.body)
+            of_before = of_ipc(self.read_input(body, call.job_id).records).column(0)
+            assert call.records is not None
+            if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():
+                call.digest, call.body = begin.digest, body
+        await super().look(call)
+
+    def _begin_of(self, job_id: str) -> Begin | None:
+        entries = (entry for _, entry in self.host.journal.read(job_id))
+        return next((entry for entry in entries if isinstance(entry, Begin)), None)
+
+    # -- jobs run -----------------------------------------------------------------------------------------------------
+
+    def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
+        call = self.calls[job.job_id]
+        assert isinstance(call, _BatchCall)
+        call.begun = True
+        call.ctx, _ = self.function.context(job)
+        return self.function.call(call.ctx)
+
+    def ended(self, job: JobRun, value: Any) -> bytes:
+        ctx = self.calls[job.job_id].ctx
+        assert isinstance(ctx, BatchJobContext)
+        output = None if value is None else returned(value)
+        packed = self.function.packed(job, output)
+        rows = None if output is None else self._output.written(output)
+        batch = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
+        if ctx.given_up:
+            self.counters.errors_count += len(ctx.given_up)
+            bad = of_ipc(batch.records).take(pa.array(list(ctx.given_up)))
+            for row, reason in zip(rows_of(bad, batch.topic), ctx.given_up.values(), strict=True):
+                self.dead_letter(row, reason, 1)
+        if rows is not None and rows.num_rows and self.results is not None:
+            if self.hands_on:
+                rows = rows.set_column(_HEADERS, RECORD_SCHEMA.field(_HEADERS), _origins(job.job_id, rows.num_rows))
+            self.results.put(Batch(rows, None, self.spec.agent_id))
+        self.counters.messages_processed += of_ipc(batch.records).num_rows - len(ctx.given_up)
+        self.counters.last_message_time = self.clock.time()
+        return packed
+
+    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
+        raise UserError(
+            f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child is a job of a record agent"
+        )
+
+    def row_over(self, call: JobCall) -> None:
+        assert isinstance(call, _BatchCall)
+        held, call.held = call.held, None
+        call.records = call.columns = None
+        call.spans = []
+        if held is not None:
+            self.rows_ended(held, last=self.held.end_rows(held, call.rows))
+
+    def read_input(self, body: bytes, job_id: str) -> BatchInput:
+        return read_batch(body, job_id)
+
+    def place(self, record: BatchInput) -> str:
+        return place_of_rows(record.topic, of_ipc(record.records))
+
+    def bury(
+        self, record: BatchInput, job_id: str, error: BaseException | tuple[str, str], attempts: int | None
+    ) -> None:
+        self._give_up(of_ipc(record.records), record.topic, job_id, error, attempts)
+
+    def _give_up(
+        self,
+        records: pa.RecordBatch,
+        topic: str,
+        job_id: str,
+        error: BaseException | tuple[str, str],
+        attempts: int | None,
+    ) -> None:
+        """The rows to the dead letters, with their job."""
+        for row in rows_of(records, topic):
+            row.headers = (*without_ours(row.headers), *([(JOB_HEADER, job_id.encode())] if job_id else []))
+            self.dead_letter(row, error, attempts)
+
+
+def _without(batch: Batch, dropped: Any) -> Batch:
+    """The batch without these rows of its records (numpy, bool)."""
+    records = batch.records
+    assert records is not None
+    kept = ~dropped
+    good = np.ones(records.num_rows, bool)
+    good[[bad.row for bad in batch.rejected]] = False
+    places = np.cumsum(kept) - 1
+    rejected = [BadRow(int(places[bad.row]), bad.reason) for bad in batch.rejected if kept[bad.row]]
+    data = batch.data.filter(pa.array(kept[good]))
+    return Batch(data, batch.offsets, batch.topic, records.filter(pa.array(kept)), rejected, bad=batch.bad)
+
+
+def _origins(job_id: str, rows: int) -> pa.Array:
+    """Headers that say which job has made each row, for a durable agent behind this one."""
+    numbers = pa.array(np.arange(rows)).cast(pa.string())
+    values = pc.binary_join_element_wise(f"{job_id}>", numbers, "").cast(pa.binary())
+    names = pa.repeat(pa.scalar(FROM_HEADER), rows)
+    pairs = pa.StructArray.from_arrays([names, values], fields=list(RECORD_SCHEMA.field(_HEADERS).type.value_type))
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1), pa.int32()), pairs).cast(
+        RECORD_SCHEMA.field(_HEADERS).type
+    )

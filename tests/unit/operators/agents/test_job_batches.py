@@ -1,0 +1,92 @@
+"""Which rows a job has: runs of places, against a set of them; and batches as the journal has them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabot.codecs.records import build_records
+from sabot.errors import CorruptJournal
+from sabot.operators.agents.job_batches import Pins, is_batch, name_of, of_ipc, read_batch, runs_of, to_ipc
+
+PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), unique=True)
+
+
+def records(places: list[tuple[int, int]], payload: bytes = b"{}") -> pa.RecordBatch:
+    partitions, offsets = zip(*places, strict=True) if places else ((), ())
+    return build_records([payload] * len(places), None, [0] * len(places), list(partitions), list(offsets))
+
+
+@given(PLACES)
+def test_runs_are_the_rows_and_no_two_of_them_touch(places: list[tuple[int, int]]) -> None:
+    runs = runs_of("log", records(places))
+    assert sorted((partition, at) for _, partition, first, last in runs for at in range(first, last + 1)) == sorted(
+        places
+    )
+    for (_, partition, _, last), (_, other, first, _) in pairwise(runs):
+        assert partition != other or first > last + 1
+
+
+@given(st.lists(PLACES), PLACES, st.lists(st.integers(0, 40)))
+def test_rows_that_come_are_known_however_they_are_cut(
+    jobs: list[list[tuple[int, int]]], facts: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    """The source gives the rows of each partition in their order, in batches of any cut: each row of a job is known once."""
+    pins = Pins()
+    for places in jobs:
+        pins.add("log", records(places))
+    pins.add_runs(runs_of("log", records(facts)))
+    pinned = {*facts, *(place for places in jobs for place in places)}
+    comes = [(partition, at) for at in range(40) for partition in range(3)]
+    bounds = [0, *sorted(cuts), len(comes)]
+    known = []
+    for start, end in pairwise(bounds):
+        left = {(partition, at) for _, partition, first, last in pins.runs() for at in range(first, last + 1)}
+        assert left >= pinned - set(comes[:start]), "rows that have not come stand in the facts of a checkpoint"
+        found = pins.come("log", records(comes[start:end]))
+        if found is not None:
+            known += [place for place, is_known in zip(comes[start:end], found[0], strict=True) if is_known]
+            assert not found[1].any()
+    assert set(known) == pinned
+    assert len(known) == len(pinned)
+    assert pins.runs() == []
+
+
+def test_rows_of_another_log_are_not_known_and_other_content_is_told() -> None:
+    pins = Pins()
+    pins.add("log", records([(0, 1), (0, 2), (1, 1)], b'{"a":1}'))
+    assert pins.come("other", records([(0, 1)])) is None
+    now = build_records([b'{"a":1}', b'{"a":2}', b'{"a":1}'], None, [0, 0, 0], [0, 0, 1], [1, 2, 1])
+    found = pins.come("log", now)
+    assert found is not None
+    assert found[0].tolist() == [True, True, True]
+    assert found[1].tolist() == [False, True, False]
+
+
+def test_a_row_that_has_come_is_not_looked_for_again() -> None:
+    """A log that is read on needs no memory for what has passed."""
+    pins = Pins()
+    pins.add("log", records([(0, at) for at in range(10)]))
+    pins.come("log", records([(0, 20)]))
+    assert pins.runs() == []
+
+
+def test_a_batch_is_named_by_its_first_row_and_how_many_there_are() -> None:
+    name = name_of("app.pay", "log/orders", records([(3, 7), (3, 8)]))
+    assert name == "app.pay/log/orders/3/7+2"
+    assert is_batch(name, "app.pay")
+    assert not is_batch("app.pay/log/orders/3/7", "app.pay")
+    assert not is_batch(f"{name}>0", "app.pay")
+
+
+def test_what_is_no_batch_is_refused() -> None:
+    batch = pa.record_batch({"a": np.arange(3)})
+    assert of_ipc(to_ipc(batch.slice(1))).equals(batch.slice(1))
+    for damaged in (b"", to_ipc(batch)[:100], b"x" * 50):
+        with pytest.raises(CorruptJournal):
+            of_ipc(damaged)
+    with pytest.raises(CorruptJournal, match="job j: its BEGIN has no batch"):
+        read_batch(b"\x93\x01\x02\x03", "j")
