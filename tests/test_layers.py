@@ -53,7 +53,10 @@ ORDER = [
 EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 # rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
 THIRD_PARTIES = {
+    "anthropic": {"llm"},
     "confluent_kafka": {"kafka"},
+    "genai_prices": {"llm"},
+    "openai": {"llm"},
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
     "rich": {"cli", "demos"},

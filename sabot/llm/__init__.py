@@ -2,6 +2,9 @@
 of a vendor's API, `errors` the tree of what goes wrong.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sabot.journal.effects import Reconciled
 from sabot.llm.errors import (
     AuthenticationFailed,
@@ -23,7 +26,13 @@ from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, tool
 
+if TYPE_CHECKING:
+    from sabot.llm.prices import GenaiPrices, Price, Prices, PriceTable
+    from sabot.llm.providers.anthropic import AnthropicProvider
+    from sabot.llm.providers.openai import OpenAIProvider
+
 __all__ = [
+    "AnthropicProvider",
     "AuthenticationFailed",
     "ChatMessage",
     "Completion",
@@ -31,12 +40,17 @@ __all__ = [
     "ContextLengthExceeded",
     "Effect",
     "Embeddings",
+    "GenaiPrices",
     "Image",
     "MalformedAnswer",
     "ModelError",
     "ModelTimeout",
     "ModelUnavailable",
+    "OpenAIProvider",
     "Piece",
+    "Price",
+    "PriceTable",
+    "Prices",
     "Provider",
     "RateLimited",
     "Reconciled",
@@ -57,3 +71,16 @@ __all__ = [
     "tool_result",
     "user",
 ]
+
+_HOMES = {  # of what `import sabot` has no need for
+    "sabot.llm.prices": ("GenaiPrices", "Price", "PriceTable", "Prices"),
+    "sabot.llm.providers.anthropic": ("AnthropicProvider",),
+    "sabot.llm.providers.openai": ("OpenAIProvider",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,13 @@
 """Tools for the tests of programs that use Sabot: sources that follow a script, a sink that keeps its rows, a clock that is moved by
-hand, a broker inside the process; runners that let an app die and begin again; and a witness of what it did to the world meanwhile.
+hand, a broker inside the process; runners that let an app die and begin again; a witness of what it did to the world meanwhile; and a
+server in the place of models.
 """
 
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing.every_step import Crashes, crash_at_every_step
 from sabot.testing.lives import run
+from sabot.testing.model_server import FakeModelServer, ModelRequest
 from sabot.testing.script import BARRIER, CRASH, END, ScriptedSource
 from sabot.testing.simulation import Simulation, simulate
 from sabot.testing.sinks import ListSink
@@ -16,9 +18,11 @@ __all__ = [
     "CRASH",
     "END",
     "Crashes",
+    "FakeModelServer",
     "ListSink",
     "ManualClock",
     "MemoryBroker",
+    "ModelRequest",
     "ScriptedSource",
     "SideEffect",
     "Simulation",

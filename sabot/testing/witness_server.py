@@ -21,11 +21,12 @@ import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ["FAULTS", "TABLE", "canonical", "serve"]
+__all__ = ["FAULTS", "TABLE", "FaultPlan", "HttpRequest", "canonical", "parse_head", "response", "serve"]
 
 FAULTS = ("slow", "late", "fail_before", "fail_after", "drop_before", "drop_after")
 TABLE = """CREATE TABLE IF NOT EXISTS requests (
@@ -38,10 +39,13 @@ TABLE = """CREATE TABLE IF NOT EXISTS requests (
     happened INTEGER NOT NULL   -- 1: the effect happened; 0: it did not
 ) STRICT"""
 _MOST_BYTES = 16 << 20
+_KNOWN = {status.value for status in HTTPStatus}
 _DROPPED = HTTPStatus.IM_A_TEAPOT  # never sent
 
 
-class _Request(NamedTuple):
+class HttpRequest(NamedTuple):
+    """A request of HTTP."""
+
     method: str
     path: str
     headers: dict[str, str]  # names in lower case
@@ -61,14 +65,47 @@ def canonical(arguments: Any) -> str:
     return json.dumps(arguments, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+class FaultPlan:
+    """Which requests go wrong, and how: those that are planned, and shares of the others, {"drop_after": 0.1}. seconds: how long a fault
+    lasts, unless a plan says otherwise.
+    """
+
+    def __init__(self, shares: Mapping[str, float], seed: int, seconds: float) -> None:
+        self._shares = dict(shares)
+        self._seed = seed
+        self._seconds = seconds
+        self._planned: list[dict[str, Any]] = []
+        self._asked: dict[tuple[str, str], int] = {}  # how often a request of this name and content came
+
+    def plan(self, fault: str, name: str = "", times: int = 1, seconds: float | None = None) -> None:
+        """The next requests get this fault: so many of them, those of this name, or of any. Later plans wait for earlier ones."""
+        took = self._seconds if seconds is None else seconds
+        self._planned.append({"fault": fault, "name": name, "times": times, "seconds": took})
+
+    def next(self, name: str, content: str, *, planned: bool = True) -> tuple[str, float]:
+        """(fault, its seconds) of the request that has come; "": none. It is the planned one, else it is drawn by the seed, from the
+        request's name, its content and how often they came, so that the order in which requests arrive does not matter. planned: False: the
+        request itself says how it goes wrong, so it takes nothing from the plan.
+        """
+        times = self._asked[name, content] = self._asked.get((name, content), 0) + 1
+        for plan in self._planned if planned else ():
+            if plan["name"] in ("", name):
+                plan["times"] -= 1
+                if plan["times"] < 1:
+                    self._planned.remove(plan)
+                return plan["fault"], plan["seconds"]
+        drawn = random.Random(f"{self._seed} {times} {name} {content}").random()
+        for each, share in self._shares.items():
+            drawn -= share
+            if drawn < 0:
+                return each, self._seconds
+        return "", self._seconds
+
+
 class _Server:
     def __init__(self, options: dict[str, Any]) -> None:
         self._honours_keys: bool = options["honours_keys"]
-        self._seed: int = options["seed"]
-        self._shares: dict[str, float] = options["faults"]
-        self._seconds: float = options["seconds"]
-        self._planned: list[dict[str, Any]] = []
-        self._asked: dict[tuple[str, str], int] = {}  # how often a request of this name and these arguments came
+        self._faults = FaultPlan(options["faults"], options["seed"], options["seconds"])
         self._database = sqlite3.connect(options["path"], isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")  # survives the death of this process, not of the machine
@@ -85,12 +122,12 @@ class _Server:
             if request is not None:
                 status, body = await self._answer(request)
                 if status is not _DROPPED:
-                    writer.write(_response(status, body))
+                    writer.write(response(status, body))
         except _Refused as refused:
-            writer.write(_response(refused.status, {"error": str(refused)}))
+            writer.write(response(refused.status, {"error": str(refused)}))
         writer.close()  # writes what is left; a caller who has gone is no error: what happened has happened
 
-    async def _answer(self, request: _Request) -> tuple[HTTPStatus, dict[str, Any]]:
+    async def _answer(self, request: HttpRequest) -> tuple[HTTPStatus, dict[str, Any]]:
         parts = urlsplit(request.path)
         match request.method, parts.path.split("/")[1:]:
             case "GET", ["effects"]:
@@ -112,13 +149,13 @@ class _Server:
         return HTTPStatus.OK, first
 
     def _plan(self, wanted: Any) -> tuple[HTTPStatus, dict[str, Any]]:
-        known = {"fault": "", "name": "", "times": 1, "seconds": self._seconds}
-        if not isinstance(wanted, dict) or wanted.keys() - known.keys() or wanted.get("fault") not in FAULTS:
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"a plan has {sorted(known)}; fault is one of {', '.join(FAULTS)}")
-        self._planned.append(known | wanted)
+        known = ["fault", "name", "seconds", "times"]
+        if not isinstance(wanted, dict) or wanted.keys() - set(known) or wanted.get("fault") not in FAULTS:
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"a plan has {known}; fault is one of {', '.join(FAULTS)}")
+        self._faults.plan(**wanted)
         return HTTPStatus.OK, {}
 
-    async def _do(self, name: str, request: _Request) -> tuple[HTTPStatus, dict[str, Any]]:
+    async def _do(self, name: str, request: HttpRequest) -> tuple[HTTPStatus, dict[str, Any]]:
         arguments = canonical(_json(request.body))
         key = request.headers.get("idempotency-key", "")
         if time.time() > _seconds_of(request.headers, "witness-deadline", math.inf):
@@ -143,27 +180,12 @@ class _Server:
         return HTTPStatus.OK, effect
 
     def _fault(self, name: str, arguments: str, headers: dict[str, str]) -> tuple[str, float]:
-        """(fault, its seconds): of the request itself, else planned for the next requests, else drawn by the seed, from the
-        name, the arguments and how often they came, so that the order in which requests arrive does not matter.
-        """
-        times = self._asked[name, arguments] = self._asked.get((name, arguments), 0) + 1
-        fault, seconds = headers.get("witness-fault", ""), _seconds_of(headers, "witness-seconds", self._seconds)
+        """(fault, its seconds): what the request itself says, else what is planned or drawn."""
+        fault = headers.get("witness-fault", "")
         if fault not in ("", *FAULTS):
             raise _Refused(HTTPStatus.BAD_REQUEST, f"Witness-Fault is one of {', '.join(FAULTS)}")
-        for plan in () if fault else self._planned:
-            if plan["name"] in ("", name):
-                plan["times"] -= 1
-                if plan["times"] < 1:
-                    self._planned.remove(plan)
-                return plan["fault"], plan["seconds"]
-        if not fault:
-            drawn = random.Random(f"{self._seed} {times} {name} {arguments}").random()
-            for each, share in self._shares.items():
-                drawn -= share
-                if drawn < 0:
-                    fault = each
-                    break
-        return fault, seconds
+        drawn, seconds = self._faults.next(name, arguments, planned=not fault)
+        return fault or drawn, _seconds_of(headers, "witness-seconds", seconds)
 
     def _broken(self, fault: str) -> tuple[HTTPStatus, dict[str, Any]]:
         if fault.startswith("drop"):
@@ -205,29 +227,36 @@ def _seconds_of(headers: dict[str, str], name: str, missing: float) -> float:
     return float(text) if text else missing
 
 
-async def _read(reader: asyncio.StreamReader) -> _Request | None:
+def parse_head(head: bytes) -> tuple[str, str, dict[str, str], int]:
+    """(method, path, headers, length of the body that follows). Raises ValueError."""
+    first, *lines = head.decode().split("\r\n")
+    method, path, _ = first.split(" ", 2)
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    length = int(headers.get("content-length", "0"))
+    if "transfer-encoding" in headers or not 0 <= length <= _MOST_BYTES:
+        raise ValueError(f"a body needs a Content-Length of at most {_MOST_BYTES}")
+    return method, path, headers, length
+
+
+async def _read(reader: asyncio.StreamReader) -> HttpRequest | None:
     """None: the caller has gone before all of it came."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode().split("\r\n")
-        method, path, _ = first.split(" ", 2)
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        length = int(headers.get("content-length", "0"))
-        if "transfer-encoding" in headers or not 0 <= length <= _MOST_BYTES:
-            raise _Refused(HTTPStatus.BAD_REQUEST, f"a body needs a Content-Length of at most {_MOST_BYTES}")
-        return _Request(method, path, headers, await reader.readexactly(length))
+        method, path, headers, length = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        return HttpRequest(method, path, headers, await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     except (asyncio.LimitOverrunError, ValueError) as error:
         raise _Refused(HTTPStatus.BAD_REQUEST, f"not a request of HTTP: {error}") from error
 
 
-def _response(status: HTTPStatus, body: dict[str, Any]) -> bytes:
+def response(status: int, body: Any, headers: Mapping[str, str] | None = None) -> bytes:
+    """A whole answer of HTTP, whose body is JSON. headers: beside those of the body; "Connection" is "close" unless they say otherwise."""
     data = json.dumps(body).encode()
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    )
-    return f"{head}Connection: close\r\n\r\n".encode() + data
+    all_headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close"}
+    all_headers |= headers or {}
+    phrase = HTTPStatus(status).phrase if status in _KNOWN else "Unknown"
+    lines = [f"HTTP/1.1 {int(status)} {phrase}", *(f"{k}: {v}" for k, v in all_headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + data
 
 
 async def serve(options: dict[str, Any]) -> None:

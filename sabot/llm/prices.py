@@ -1,0 +1,148 @@
+"""What tokens cost. Prices are data with a version, which stands beside each cost; a cost is an exact Decimal, in US dollars.
+
+PriceTable({"gpt-4o-mini": Price("0.15", "0.60", cached="0.075")}, version="2026-11")      one's own, dollars for a million tokens
+GenaiPrices()                                                                              those of the package genai-prices
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Context, Decimal, DecimalException
+from typing import Protocol, runtime_checkable
+
+from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.llm.results import Usage
+
+__all__ = ["GenaiPrices", "Price", "PriceTable", "Prices"]
+
+_EXACT = Context(prec=200)
+_DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|latest)$")
+
+
+@runtime_checkable
+class Prices(Protocol):
+    """Says what an answer costs."""
+
+    @property
+    def version(self) -> str:
+        """Which prices: kept with each cost."""
+
+    def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
+        """In US dollars; None where the price of this model is not known."""
+
+
+@dataclass(frozen=True, init=False)
+class Price:
+    """Dollars for a million tokens: of input, of output, of input that came from the vendor's cache, and of input that was put there; the
+    last two cost what input costs, if not given. As text, Decimal or int: a float has no exact value.
+    """
+
+    input: Decimal
+    output: Decimal
+    cached: Decimal
+    cache_write: Decimal
+
+    def __init__(
+        self,
+        input: str | Decimal | int,
+        output: str | Decimal | int,
+        *,
+        cached: str | Decimal | int | None = None,
+        cache_write: str | Decimal | int | None = None,
+    ) -> None:
+        given = {
+            "input": input,
+            "output": output,
+            "cached": input if cached is None else cached,
+            "cache_write": input if cache_write is None else cache_write,
+        }
+        vars(self).update({name: _exact(name, value) for name, value in given.items()})
+
+    def of(self, usage: Usage) -> Decimal:
+        """What these tokens cost."""
+        new = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens
+        parts = [
+            (new, self.input),
+            (usage.cached_tokens, self.cached),
+            (usage.cache_write_tokens, self.cache_write),
+            (usage.output_tokens, self.output),
+        ]
+        total = Decimal(0)
+        for tokens, price in parts:
+            total = _EXACT.add(total, _EXACT.multiply(Decimal(tokens), price))
+        return _EXACT.scaleb(total, -6)
+
+
+def _exact(name: str, value: object) -> Decimal:
+    if isinstance(value, str | Decimal | int) and not isinstance(value, bool):
+        try:
+            price = Decimal(value)
+        except DecimalException:
+            price = Decimal("NaN")
+        if price.is_finite() and price >= 0:
+            return price
+    raise UserError(
+        f"Price: {name}={short_repr(value)} is no price", hint='dollars for a million tokens, as text: "0.15"'
+    )
+
+
+class PriceTable:
+    """One's own prices. prices: by the model's name, or by "vendor/model", which comes first. A model that answers with the date of its
+    version after its name ("gpt-4o-mini-2024-07-18") has the price of the name without it, where it has none of its own.
+    """
+
+    def __init__(self, prices: Mapping[str, Price], *, version: str) -> None:
+        if not version:
+            raise UserError("PriceTable: a version says which prices they are", hint='version="2026-11"')
+        for model, price in prices.items():
+            if not isinstance(price, Price):
+                raise UserError(f"PriceTable: {short_repr(price)} is no price of {model}", hint='Price("0.15", "0.60")')
+        self._prices = dict(prices)
+        self._version = version
+
+    @property
+    def version(self) -> str:
+        """As it was given."""
+        return self._version
+
+    def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
+        """In US dollars; None: the model is not in the table."""
+        for name in (model, _DATED.sub("", model)):
+            price = self._prices.get(f"{provider}/{name}") or self._prices.get(name)
+            if price is not None:
+                return price.of(usage)
+        return None
+
+
+class GenaiPrices:
+    """The prices of the package genai-prices (extra `llm`), which knows many vendors. Its version is that of the package, with the time of
+    the last update where the program keeps the package's prices up to date. Raises MissingExtra.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import genai_prices
+        except ImportError as error:
+            raise MissingExtra("GenaiPrices", "llm") from error
+        self._package = genai_prices
+
+    @property
+    def version(self) -> str:
+        """Like "genai-prices 0.2.3"."""
+        data = self._package.data_snapshot.get_snapshot()
+        updated = f" of {data.timestamp:%Y-%m-%dT%H:%M:%S}" if data.from_auto_update else ""
+        return f"genai-prices {self._package.__version__}{updated}"
+
+    def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
+        """In US dollars; None where the package does not know the model, or not this vendor."""
+        counted = self._package.Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+        )
+        try:
+            price: Decimal = self._package.calc_price(counted, model_ref=model, provider_id=provider).total_price
+        except LookupError:
+            return None
+        return price

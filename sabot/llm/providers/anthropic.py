@@ -1,0 +1,308 @@
+"""Anthropic's messages. Only this module imports anthropic.
+
+An answer is a list of blocks. Where there are others than texts and calls of tools (thinking, which is signed), all of them are kept in the
+message's `vendor` and sent back as they came.
+"""
+
+import base64
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from sabot.errors import UNREADABLE, MissingExtra, UserError
+from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
+from sabot.llm.providers.sdk import SdkCalls, api_key_of, merged, usage_of
+from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
+from sabot.llm.spec import RequestSpec
+
+__all__ = ["AnthropicProvider"]
+
+_VENDOR = "anthropic"
+_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "content_filter",
+    "stop_sequence": "stop",
+    "tool_use": "tool_calls",
+}
+_CHOICES = {"auto": "auto", "none": "none", "required": "any"}
+
+
+class AnthropicProvider:
+    """Models of Anthropic: `AnthropicProvider("claude-sonnet-4-5")`.
+
+    model: of requests that name none. base_url: ANTHROPIC_BASE_URL or Anthropic's own, if not given. api_key: ANTHROPIC_API_KEY, if not
+    given. max_tokens: of answers to requests that do not say theirs, because Anthropic wants a number. name: of the vendor, in errors and
+    prices. client: an `anthropic.AsyncAnthropic` of one's own, for Bedrock, Vertex or a proxy; `close` leaves it open. Raises MissingExtra,
+    and UserError where there is no key.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_tokens: int = 4096,
+        name: str = "anthropic",
+        client: Any = None,
+    ) -> None:
+        try:
+            import anthropic
+        except ImportError as error:
+            raise MissingExtra("AnthropicProvider", "llm") from error
+        if client is not None and (base_url is not None or api_key is not None):
+            raise UserError("AnthropicProvider: a client has its own address and key", hint="give client= alone")
+        self.name = name
+        self.model = model
+        owned = client is None
+        if client is None:
+            key = api_key_of(api_key, "ANTHROPIC_API_KEY", "AnthropicProvider", needed=base_url is None)
+            client = anthropic.AsyncAnthropic(api_key=key, base_url=base_url)
+        self._calls = SdkCalls(name, anthropic, anthropic.AnthropicError, client, owned=owned)
+        self._create = self._calls.client.messages.with_raw_response.create
+        self._create_stream = self._calls.client.messages.with_streaming_response.create
+        self._max_tokens = max_tokens
+
+    def __repr__(self) -> str:
+        return f"AnthropicProvider({self.model!r}, base_url={self._calls.base_url!r})"
+
+    async def complete(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> Completion:
+        """The whole answer."""
+        body = self._request(spec)
+        needed = {"messages": [], "max_tokens": body["max_tokens"]}
+        data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key, **needed)
+        gathering = _Gathering(self._calls, self.name, body["model"])
+        return gathering.take(data, request_id)
+
+    def stream(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces as they come."""
+        body = self._request(spec) | {"stream": True}
+        needed = {"messages": [], "max_tokens": body["max_tokens"]}
+        gathering = _Gathering(self._calls, self.name, body["model"])
+        return self._calls.stream(self._create_stream, body, gathering, timeout_s, idempotency_key, **needed)
+
+    async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
+        """Raises UserError."""
+        raise UserError(f"{self.name} has no embeddings", hint="take those of another provider")
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        await self._calls.close()
+
+    def _request(self, spec: RequestSpec) -> dict[str, Any]:
+        if spec.seed is not None:
+            raise UserError(f"{self.name}: its models take no seed=", hint="leave it out")
+        system = [message.text for message in spec.messages if message.role == "system"]
+        body: dict[str, Any] = {
+            "model": spec.model or self.model,
+            "max_tokens": self._max_tokens if spec.max_tokens is None else spec.max_tokens,
+            "system": "\n\n".join(system) or None,
+            "messages": _messages(spec.messages),
+            "tools": [
+                {"name": each.name, "description": each.description, "input_schema": each.parameters}
+                for each in spec.tools
+            ]
+            or None,
+            "tool_choice": {"type": _CHOICES[spec.tool_choice]} if spec.tools and spec.tool_choice != "auto" else None,
+            "temperature": spec.temperature,
+            "top_p": spec.top_p,
+            "stop_sequences": list(spec.stop) or None,
+        }
+        if spec.output is not None:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": spec.output}}
+        return merged(body, spec.options)
+
+
+def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages in turns: what a user says after results of tools stands in one message with them. Messages without content, which Anthropic
+    does not take, are left out.
+    """
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "system":
+            continue
+        role, blocks = "assistant" if message.role == "assistant" else "user", _blocks(message)
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    return turns
+
+
+def _blocks(message: ChatMessage) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        content = message.content if isinstance(message.content, str) else _parts(message)
+        result = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
+        return [result | ({"is_error": True} if message.is_error else {})]
+    kept = (message.vendor or {}).get(_VENDOR)
+    if kept is not None:
+        return list(kept)
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)}
+        for call in message.tool_calls
+    ]
+    return [*_parts(message), *calls]
+
+
+def _parts(message: ChatMessage) -> list[dict[str, Any]]:
+    """Anthropic takes no text that is empty."""
+    content = (Text(message.content),) if isinstance(message.content, str) else message.content
+    return [_part(part) for part in content if not isinstance(part, Text) or part.text]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if part.url:
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
+    data = base64.b64encode(part.data).decode()
+    return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": data}}
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """Anthropic takes arguments back only as an object, whatever its model has written."""
+    try:
+        found = msgspec.json.decode(arguments)
+    except UNREADABLE:
+        found = None
+    return found if isinstance(found, dict) else {"unreadable": arguments}
+
+
+class _Message(msgspec.Struct):
+    content: list[dict[str, Any]]
+    stop_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    id: str = ""
+    model: str = ""
+
+
+class _MessageEvent(msgspec.Struct):
+    type: str
+    index: int = 0
+    message: dict[str, Any] | None = None
+    content_block: dict[str, Any] | None = None
+    delta: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Gathering:
+    """An answer, whole (`take`) or streamed."""
+
+    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+        self.is_over = False
+        self._calls = calls
+        self._provider = provider
+        self._model = self._answered = model
+        self._id = ""
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._texts: dict[int, list[str]] = {}  # of the arguments of calls, by their block
+        self._reason: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def take(self, data: bytes, request_id: str) -> Completion:
+        """The completion that a whole message is."""
+        message = self._calls.decoded(data, _Message, self._model, request_id)
+        self._blocks = dict(enumerate(message.content))
+        self._reason = message.stop_reason or ""
+        self._usage = message.usage or {}
+        self._answered, self._id = message.model or self._model, message.id
+        return self._completion(request_id)
+
+    def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
+        """The pieces that this event brings."""
+        event = self._calls.decoded(data, _MessageEvent, self._model, request_id)
+        match event.type:
+            case "message_start":
+                message = event.message or {}
+                self._answered, self._id = message.get("model") or self._model, message.get("id") or ""
+                self._count(message.get("usage"))
+            case "content_block_start":
+                self._blocks[event.index] = event.content_block or {}
+            case "content_block_delta":
+                return self._delta(event.index, event.delta or {})
+            case "content_block_stop" if call := self._call(event.index):
+                return (Piece(tool_call=call),)
+            case "message_delta":
+                self._reason = (event.delta or {}).get("stop_reason") or self._reason
+                self._count(event.usage)
+            case "message_stop":
+                self.is_over = True
+            case "error":
+                raise self._calls.no_answer(data, self._model, request_id)
+        return ()
+
+    def _delta(self, index: int, delta: dict[str, Any]) -> Iterable[Piece]:
+        block = self._blocks.setdefault(index, {"type": "text", "text": ""})
+        match delta:
+            case {"type": "text_delta", "text": str(text)}:
+                block["text"] = block.get("text", "") + text
+                return (Piece(text),)
+            case {"type": "thinking_delta", "thinking": str(text)}:
+                block["thinking"] = block.get("thinking", "") + text
+                return (Piece(reasoning=text),)
+            case {"type": "signature_delta", "signature": str(text)}:
+                block["signature"] = block.get("signature", "") + text
+            case {"type": "input_json_delta", "partial_json": str(text)}:
+                self._texts.setdefault(index, []).append(text)
+            case {"type": "citations_delta", "citation": citation}:
+                block["citations"] = [*(block.get("citations") or ()), citation]
+        return ()
+
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        """Later counts are of all so far."""
+        self._usage |= {name: value for name, value in (usage or {}).items() if value is not None}
+
+    def _call(self, index: int) -> ToolCall | None:
+        """The call of a tool that the block is."""
+        match self._blocks.get(index):
+            case {"type": "tool_use", "id": str(call_id), "name": str(name), **rest}:
+                given = rest.get("input")
+                text = "".join(self._texts.get(index, ()))
+                if not text:
+                    text = given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
+                return ToolCall(call_id, name, text)
+        return None
+
+    def end(self, request_id: str) -> Completion | None:
+        """The whole, when the vendor has said why the answer ended."""
+        return self._completion(request_id) if self._reason else None
+
+    def _completion(self, request_id: str) -> Completion:
+        indexes = sorted(self._blocks)
+        calls = {index: call for index in indexes if (call := self._call(index))}
+        blocks = [self._blocks[index] for index in indexes]
+        for index, texts in self._texts.items():
+            self._blocks[index]["input"] = _input("".join(texts))
+        is_plain = all(block.get("type") in ("text", "tool_use") for block in blocks)
+        text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
+        return Completion(
+            message=ChatMessage(
+                "assistant", text, tuple(calls.values()), vendor=None if is_plain else {_VENDOR: blocks}
+            ),
+            finish_reason=_REASONS.get(self._reason or "", "other"),
+            usage=_usage(self._usage),
+            provider=self._provider,
+            model=self._answered,
+            request_id=request_id or self._id,
+        )
+
+
+def _usage(told: dict[str, Any]) -> Usage | None:
+    """Anthropic counts what was read without what came from its cache, and what went there."""
+    match told:
+        case {"input_tokens": int(read), "output_tokens": int(written)}:
+            cached, kept = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
+            details = told.get("output_tokens_details")
+            reasoning = details.get("thinking_tokens") if isinstance(details, dict) else 0
+            if read >= 0 and isinstance(cached, int) and isinstance(kept, int):
+                return usage_of(read + cached + kept, written, cached=cached, cache_write=kept, reasoning=reasoning)
+    return None

@@ -1,0 +1,144 @@
+"""OpenAI, and the many servers that speak its API: Ollama, vLLM, proxies. Only this module imports openai."""
+
+import base64
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.llm.providers.openai_chat import ChatGathering, chat_request
+from sabot.llm.providers.openai_responses import ResponsesGathering, responses_request
+from sabot.llm.providers.sdk import SdkCalls, api_key_of, usage_of
+from sabot.llm.results import Completion, Embeddings, Piece
+from sabot.llm.spec import RequestSpec
+
+__all__ = ["OpenAIProvider"]
+
+_HOSTS = ("openai.com", "openai.azure.com")
+
+
+class OpenAIProvider:
+    """Models of OpenAI, or of a server that speaks its API: `OpenAIProvider(model="llama3", base_url="http://localhost:11434/v1")`.
+
+    model: of requests that name none. base_url: OPENAI_BASE_URL or OpenAI's own, if not given. api_key: OPENAI_API_KEY, if not given; a
+    server of one's own may need none. api: "chat" (completions, which all servers speak) or "responses". name: of the vendor, in errors and
+    prices. client: an `openai.AsyncOpenAI` of one's own, for Azure, a proxy, or other limits of connections (1,000, if not given); `close`
+    leaves it open. Raises MissingExtra, and UserError where there is no key.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        api: Literal["chat", "responses"] = "chat",
+        name: str = "openai",
+        client: Any = None,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingExtra("OpenAIProvider", "llm") from error
+        if api not in ("chat", "responses"):
+            raise UserError(f"OpenAIProvider: api={short_repr(api)}", hint='"chat" or "responses"')
+        if client is not None and (base_url is not None or api_key is not None):
+            raise UserError("OpenAIProvider: a client has its own address and key", hint="give client= alone")
+        self.name = name
+        self.model = model
+        owned = client is None
+        if client is None:
+            key = api_key_of(api_key, "OPENAI_API_KEY", "OpenAIProvider", needed=base_url is None)
+            client = openai.AsyncOpenAI(api_key=key, base_url=base_url)
+        self._calls = SdkCalls(name, openai, openai.OpenAIError, client, owned=owned)
+        self._api = api
+        # Here and not in the first call, because the library imports itself in parts, which takes a while.
+        resource = self._calls.client.chat.completions if api == "chat" else self._calls.client.responses
+        self._create = resource.with_raw_response.create
+        self._create_stream = resource.with_streaming_response.create
+        self._create_vectors = self._calls.client.embeddings.with_raw_response.create
+        self._is_openai = str(client.base_url.host).endswith(_HOSTS)
+
+    def __repr__(self) -> str:
+        return f"OpenAIProvider({self.model!r}, base_url={self._calls.base_url!r}, api={self._api!r})"
+
+    async def complete(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> Completion:
+        """The whole answer."""
+        model = spec.model or self.model
+        if self._api == "chat":
+            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False)
+            data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key, messages=[])
+            chat = ChatGathering(self._calls, self.name, model)
+            chat.feed(data, request_id)
+            completion = chat.end(request_id)
+        else:
+            body = responses_request(spec, self.model, stream=False)
+            data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key)
+            responses = ResponsesGathering(self._calls, self.name, model)
+            responses.take(data, request_id)
+            completion = responses.end(request_id)
+        if completion is None:
+            raise self._calls.no_answer(data, model, request_id)
+        return completion
+
+    def stream(
+        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces as they come."""
+        model = spec.model or self.model
+        if self._api == "chat":
+            body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
+            chat = ChatGathering(self._calls, self.name, model)
+            return self._calls.stream(self._create_stream, body, chat, timeout_s, idempotency_key, messages=[])
+        body = responses_request(spec, self.model, stream=True)
+        responses = ResponsesGathering(self._calls, self.name, model)
+        return self._calls.stream(self._create_stream, body, responses, timeout_s, idempotency_key)
+
+    async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
+        """A vector for each text."""
+        model = model or self.model
+        if not texts:
+            return Embeddings(vectors=np.empty((0, 0), np.float32), provider=self.name, model=model)
+        body = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        data, request_id = await self._calls.whole(self._create_vectors, body, timeout_s, input=[])
+        answer = self._calls.decoded(data, _Vectors, model, request_id)
+        try:
+            vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index)])
+            if len(vectors) != len(texts):
+                raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
+        except ValueError as error:  # no vectors, of different lengths, or no base64
+            raise self._calls.no_answer(data, model, request_id, str(error)) from None
+        used = answer.usage.get("prompt_tokens") if isinstance(answer.usage, dict) else None
+        return Embeddings(
+            vectors=vectors,
+            usage=usage_of(used, 0),
+            provider=self.name,
+            model=answer.model or model,
+            request_id=request_id,
+        )
+
+    async def close(self) -> None:
+        """Ends its connections."""
+        await self._calls.close()
+
+
+class _Vector(msgspec.Struct):
+    embedding: str | list[float]
+    index: int = 0
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+    model: str = ""
+    usage: Any = None
+
+
+def _row(embedding: str | list[float]) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Servers that do not know base64 give numbers."""
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
+    return np.array(embedding, np.float32)

@@ -1,0 +1,237 @@
+"""OpenAI's chat completions, which many servers speak: requests and answers as JSON.
+
+A whole answer is read as a stream of one event. What other vendors add to a message, and want to get back, is kept in `vendor`.
+"""
+
+import base64
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from sabot.errors import UserError
+from sabot.llm.messages import ChatMessage, Image, Part, Text, ToolCall
+from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
+from sabot.llm.results import Completion, FinishReason, Piece, Usage
+from sabot.llm.spec import RequestSpec, ToolSchema
+
+__all__ = ["ChatGathering", "chat_request", "image_url", "json_text"]
+
+_VENDOR = "openai.chat"
+_REASONS: dict[str, FinishReason] = {
+    "content_filter": "content_filter",
+    "function_call": "tool_calls",
+    "length": "length",
+    "stop": "stop",
+    "tool_calls": "tool_calls",
+}
+
+
+def chat_request(spec: RequestSpec, model: str, *, is_openai: bool, stream: bool) -> dict[str, Any]:
+    """The body of a request. is_openai: it goes to OpenAI itself, which calls `max_tokens` by another name than all others do."""
+    body: dict[str, Any] = {
+        "model": spec.model or model,
+        "messages": [_message(each) for each in spec.messages],
+        "tools": [_tool(each) for each in spec.tools] or None,
+        "tool_choice": spec.tool_choice if spec.tools and spec.tool_choice != "auto" else None,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "max_completion_tokens" if is_openai else "max_tokens": spec.max_tokens,
+        "stop": list(spec.stop) or None,
+        "seed": spec.seed,
+    }
+    if spec.output is not None:
+        shape = {"name": spec.output_name, "schema": spec.output, "strict": is_strict(spec.output)}
+        body["response_format"] = {"type": "json_schema", "json_schema": shape}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return merged(body, spec.options)
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": _content(message)}
+    if message.role == "tool":
+        said["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+        said["content"] = said["content"] or None
+    said |= (message.vendor or {}).get(_VENDOR, {})
+    return said
+
+
+def _content(message: ChatMessage) -> Any:
+    if isinstance(message.content, str):
+        return message.content
+    if message.role != "user" and any(isinstance(part, Image) for part in message.content):
+        raise UserError(f"openai: a {message.role} message takes no image", hint="send it in a message of the user")
+    return [_part(part) for part in message.content]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": image_url(part)}}
+
+
+def _tool(tool: ToolSchema) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function | ({"strict": True} if is_strict(tool.parameters) else {})}
+
+
+def image_url(image: Image) -> str:
+    """The address of an image; one that has its bytes in it, where the image is bytes."""
+    return image.url or f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+
+
+def json_text(value: Any) -> str:
+    """Arguments of a tool as text; some servers give objects."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _CallPart(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Said(msgspec.Struct):
+    """A message, or a part of one."""
+
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    tool_calls: list[_CallPart] | None = None
+    reasoning_content: str | None = None  # DeepSeek, vLLM; wanted back with calls of tools
+    reasoning: str | None = None  # OpenRouter, Ollama
+    reasoning_details: list[Any] | None = None  # OpenRouter: signed, wanted back
+
+    @property
+    def text(self) -> str:
+        """Some servers give the content in parts."""
+        if isinstance(self.content, list):
+            return "".join(str(part.get("text") or "") for part in self.content)
+        return self.content or ""
+
+
+class _Choice(msgspec.Struct):
+    message: _Said | None = None
+    delta: _Said | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] | msgspec.UnsetType = msgspec.UNSET
+    model: str | None = None
+    id: str | None = None
+    usage: Any = None
+
+
+class ChatGathering:
+    """An answer of chat completions, whole (one event) or streamed."""
+
+    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+        self.is_over = False
+        self._calls = calls
+        self._provider = provider
+        self._model = self._answered = model
+        self._id = ""
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._details: list[Any] = []
+        self._parts: dict[int, tuple[str, str, list[str]]] = {}  # of calls: id, name, texts of the arguments
+        self._given = 0  # calls that are pieces already
+        self._is_refused = False
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+
+    def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
+        """The pieces that this event brings."""
+        if data == b"[DONE]":
+            self.is_over = True
+            return ()
+        answer = self._calls.decoded(data, _Answer, self._model, request_id)
+        if answer.choices is msgspec.UNSET:
+            raise self._calls.no_answer(data, self._model, request_id)
+        self._answered = answer.model or self._answered
+        self._id = answer.id or self._id
+        self._usage = _usage(answer.usage) or self._usage
+        return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
+
+    def _pieces(self, choice: _Choice) -> Iterator[Piece]:
+        said = choice.message or choice.delta or _Said()
+        if reasoning := said.reasoning_content or said.reasoning:
+            self._reasoning.append(said.reasoning_content or "")
+            yield Piece(reasoning=reasoning)
+        self._details += said.reasoning_details or ()
+        self._is_refused |= bool(said.refusal)
+        if text := said.text + (said.refusal or ""):
+            self._texts.append(text)
+            yield Piece(text)
+        for part in said.tool_calls or ():
+            yield from self._call_part(part)
+        if choice.finish_reason:
+            self._reason = choice.finish_reason
+            yield from self._given_until(len(self._parts))
+
+    def _call_part(self, part: _CallPart) -> Iterator[Piece]:
+        index = part.index
+        if index is None:  # without numbers, an id begins a call
+            index = len(self._parts) - (0 if part.id or not self._parts else 1)
+        function = part.function or _Function()
+        if index not in self._parts:
+            yield from self._given_until(len(self._parts))
+            self._parts[index] = (part.id or f"call_{index}", function.name or "", [])
+        if function.arguments is not None:
+            self._parts[index][2].append(json_text(function.arguments))
+
+    def _given_until(self, count: int) -> Iterator[Piece]:
+        for call in self._calls_so_far()[self._given : count]:
+            self._given += 1
+            yield Piece(tool_call=call)
+
+    def _calls_so_far(self) -> list[ToolCall]:
+        return [ToolCall(call_id, name, "".join(texts)) for call_id, name, texts in self._parts.values()]
+
+    def end(self, request_id: str) -> Completion | None:
+        """The whole, when the vendor has said why the answer ended."""
+        if self._reason is None:
+            return None
+        calls = tuple(self._calls_so_far())
+        reason = _REASONS.get(self._reason, "other")
+        if self._is_refused:
+            reason = "content_filter"
+        elif calls and reason == "stop":
+            reason = "tool_calls"
+        vendor: dict[str, Any] = {}
+        if self._details:
+            vendor["reasoning_details"] = self._details
+        if calls and (reasoning := "".join(self._reasoning)):
+            vendor["reasoning_content"] = reasoning
+        return Completion(
+            message=ChatMessage("assistant", "".join(self._texts), calls, vendor={_VENDOR: vendor} if vendor else None),
+            finish_reason=reason,
+            usage=self._usage,
+            provider=self._provider,
+            model=self._answered,
+            request_id=request_id or self._id,
+        )
+
+
+def _usage(told: Any) -> Usage | None:
+    match told:
+        case {"prompt_tokens": read, "completion_tokens": written}:
+            details, made = told.get("prompt_tokens_details"), told.get("completion_tokens_details")
+            return usage_of(
+                read,
+                written,
+                cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
+                reasoning=made.get("reasoning_tokens") if isinstance(made, dict) else 0,
+            )
+    return None

@@ -1,0 +1,176 @@
+"""OpenAI's responses: requests and answers as JSON.
+
+An answer is a list of items. Where there are others than texts and calls of tools (reasoning), all of them are kept in the message's
+`vendor` and sent back as they came.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from sabot.errors import UserError
+from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
+from sabot.llm.providers.openai_chat import image_url, json_text
+from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
+from sabot.llm.results import Completion, FinishReason, Piece, Usage
+from sabot.llm.spec import RequestSpec, ToolSchema
+
+__all__ = ["ResponsesGathering", "responses_request"]
+
+_VENDOR = "openai.responses"
+_ENDS = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+
+
+def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[str, Any]:
+    """The body of a request. Raises UserError for what this API has no parameter for."""
+    for name in ("stop", "seed"):
+        if getattr(spec, name) not in (None, ()):
+            raise UserError(
+                f"openai: its responses have no {name}=", hint='leave it out, or OpenAIProvider(api="chat")'
+            )
+    body: dict[str, Any] = {
+        "model": spec.model or model,
+        "input": [item for message in spec.messages for item in _items(message)],
+        "tools": [_tool(each) for each in spec.tools] or None,
+        "tool_choice": spec.tool_choice if spec.tools and spec.tool_choice != "auto" else None,
+        "temperature": spec.temperature,
+        "top_p": spec.top_p,
+        "max_output_tokens": spec.max_tokens,
+    }
+    if spec.output is not None:
+        shape = {"name": spec.output_name, "schema": spec.output, "strict": is_strict(spec.output)}
+        body["text"] = {"format": {"type": "json_schema", **shape}}
+    if stream:
+        body["stream"] = True
+    return merged(body, spec.options)
+
+
+def _items(message: ChatMessage) -> Iterator[dict[str, Any]]:
+    kept = (message.vendor or {}).get(_VENDOR)
+    if kept is not None:
+        yield from kept
+    elif message.role == "tool":
+        yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": _content(message)}
+    else:
+        if message.content or not message.tool_calls:
+            content = message.text if message.role == "assistant" else _content(message)
+            yield {"role": message.role, "content": content}
+        for call in message.tool_calls:
+            yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def _content(message: ChatMessage) -> Any:
+    return message.content if isinstance(message.content, str) else [_part(part) for part in message.content]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "input_text", "text": part.text}
+    return {"type": "input_image", "image_url": image_url(part)}
+
+
+def _tool(tool: ToolSchema) -> dict[str, Any]:
+    strict = is_strict(tool.parameters)  # left out, it would be true
+    names = {"name": tool.name, "description": tool.description}
+    return {"type": "function", **names, "parameters": tool.parameters, "strict": strict}
+
+
+class _Response(msgspec.Struct):
+    output: list[dict[str, Any]]
+    status: str = "completed"
+    incomplete_details: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    usage: Any = None
+    id: str = ""
+    model: str = ""
+
+
+class _ResponseEvent(msgspec.Struct):
+    type: str
+    delta: Any = None
+    item: dict[str, Any] | None = None
+    response: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ResponsesGathering:
+    """An answer of responses, whole (`take`) or streamed."""
+
+    def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
+        self.is_over = False
+        self._calls = calls
+        self._provider = provider
+        self._model = model
+        self._completion: Completion | None = None
+
+    def feed(self, data: bytes, request_id: str) -> Iterable[Piece]:
+        """The pieces that this event brings."""
+        event = self._calls.decoded(data, _ResponseEvent, self._model, request_id)
+        kind, delta = event.type, event.delta if isinstance(event.delta, str) else ""
+        if kind in _ENDS:
+            self.take(bytes(event.response), request_id)
+        elif kind == "error":
+            raise self._calls.no_answer(data, self._model, request_id)
+        elif kind in ("response.output_text.delta", "response.refusal.delta") and delta:
+            return (Piece(delta),)
+        elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta") and delta:
+            return (Piece(reasoning=delta),)
+        elif kind == "response.output_item.done" and (call := _call_of(event.item or {})):
+            return (Piece(tool_call=call),)
+        return ()
+
+    def take(self, data: bytes, request_id: str) -> None:
+        """The response itself."""
+        response = self._calls.decoded(data, _Response, self._model, request_id)
+        if response.error or response.status not in ("completed", "incomplete"):
+            told = response.error or {"message": f"the response is {response.status}"}
+            raise self._calls.error_of(told, self._model, request_id)
+        self.is_over = True
+        calls = tuple(call for call in map(_call_of, response.output) if call)
+        parts = [
+            part for item in response.output if item.get("type") == "message" for part in item.get("content") or ()
+        ]
+        text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
+        is_plain = all(item.get("type") in ("message", "function_call") for item in response.output)
+        reason: FinishReason = "tool_calls" if calls else "stop"
+        if response.status == "incomplete":
+            why = (response.incomplete_details or {}).get("reason")
+            reason = (
+                "length" if why == "max_output_tokens" else "content_filter" if why == "content_filter" else "other"
+            )
+        elif any("refusal" in part for part in parts):
+            reason = "content_filter"
+        self._completion = Completion(
+            message=ChatMessage("assistant", text, calls, vendor=None if is_plain else {_VENDOR: response.output}),
+            finish_reason=reason,
+            usage=_usage(response.usage),
+            provider=self._provider,
+            model=response.model or self._model,
+            request_id=request_id or response.id,
+        )
+
+    def end(self, request_id: str) -> Completion | None:
+        """The whole, when it came."""
+        return self._completion
+
+
+def _call_of(item: dict[str, Any]) -> ToolCall | None:
+    match item:
+        case {"type": "function_call", "call_id": str(call_id), "name": str(name)}:
+            return ToolCall(call_id, name, json_text(item.get("arguments") or ""))
+    return None
+
+
+def _usage(told: Any) -> Usage | None:
+    match told:
+        case {"input_tokens": read, "output_tokens": written}:
+            details, made = told.get("input_tokens_details"), told.get("output_tokens_details")
+            details, made = (each if isinstance(each, dict) else {} for each in (details, made))
+            return usage_of(
+                read,
+                written,
+                cached=details.get("cached_tokens"),
+                cache_write=details.get("cache_write_tokens"),
+                reasoning=made.get("reasoning_tokens"),
+            )
+    return None

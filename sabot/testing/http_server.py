@@ -1,0 +1,196 @@
+"""An HTTP server inside a test's process: on a free port of the loopback interface, in a thread with a loop of its own.
+
+It is small and quick rather than complete: HTTP/1.1, bodies with a Content-Length, connections that stay open, and one request after the
+other on each.
+"""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from http import HTTPStatus
+from typing import Any, TypeAlias, TypeVar
+
+from sabot.testing.witness_server import HttpRequest, parse_head, response
+
+__all__ = ["HttpExchange", "HttpServer"]
+
+T = TypeVar("T")
+
+_MOST_HEAD = 64 << 10
+
+
+class HttpExchange:
+    """A request, and the way to answer it. Used in the loop of the server."""
+
+    def __init__(self, request: HttpRequest, transport: asyncio.Transport) -> None:
+        self.request = request
+        self._transport = transport
+        self.ended = False
+        """The connection may take another request."""
+
+    def answer(self, status: int, body: object, headers: dict[str, str]) -> None:
+        """All of the answer, as JSON."""
+        self._transport.write(response(status, body, {"Connection": "keep-alive", **headers}))
+        self.ended = True
+
+    def begin(self, headers: dict[str, str]) -> None:
+        """The answer comes in parts."""
+        lines = [
+            "HTTP/1.1 200 OK",
+            "Transfer-Encoding: chunked",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        self._transport.write("\r\n".join([*lines, "", ""]).encode())
+
+    def write(self, part: bytes) -> None:
+        """A part, not empty."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def end(self) -> None:
+        """No further part."""
+        self._transport.write(b"0\r\n\r\n")
+        self.ended = True
+
+    def truncate(self, status: int, body: object, headers: dict[str, str]) -> None:
+        """The first half of an answer; then the connection ends."""
+        data = response(status, body, headers)
+        body_at = data.index(b"\r\n\r\n") + 4
+        self._transport.write(data[: (body_at + len(data)) // 2])
+        self.break_off()
+
+    def break_off(self) -> None:
+        """What was written is sent, and the connection ends."""
+        self._transport.close()
+
+    def reset(self) -> None:
+        """The connection is reset."""
+        raw = self._transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+
+Handler: TypeAlias = Callable[[HttpExchange], Awaitable[None]]
+
+
+class _HttpConnection(asyncio.Protocol):
+    def __init__(self, handle: Handler, connections: "set[_HttpConnection]") -> None:
+        self._handle = handle
+        self._connections = connections
+        self._received = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._task is None:
+            self._next()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connections.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _next(self) -> None:
+        """Begins with the next request, when all of it is here."""
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._received) > _MOST_HEAD:
+                self._refuse("its head is too long")
+            return
+        try:
+            method, path, headers, length = parse_head(bytes(self._received[:end]))
+        except ValueError as error:
+            self._refuse(str(error))
+            return
+        end += 4
+        if len(self._received) >= end + length:
+            body = bytes(self._received[end : end + length])
+            del self._received[: end + length]
+            request = HttpRequest(method, path, headers, body)
+            self._task = asyncio.get_running_loop().create_task(self._serve(request))
+
+    async def _serve(self, request: HttpRequest) -> None:
+        exchange = HttpExchange(request, self.transport)
+        try:
+            await self._handle(exchange)
+        finally:
+            self._task = None
+            if not exchange.ended:
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self._next()
+
+    def _refuse(self, why: str) -> None:
+        self.transport.write(response(HTTPStatus.BAD_REQUEST, {"error": {"message": f"not a request of HTTP: {why}"}}))
+        self.transport.close()
+
+
+class HttpServer:
+    """Runs from `start` to `stop`. handle: answers a request; it is cancelled when the caller goes. port: the same in each run.
+    connections: how many there were.
+
+    The methods may be called from any thread but the server's own.
+    """
+
+    def __init__(self, handle: Handler) -> None:
+        self.handle = handle
+        self.port = 0
+        self.connections = 0
+        self._open: set[_HttpConnection] = set()
+        self._listening: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Takes requests from now on. Does nothing when it runs."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="sabot http server", daemon=True)
+            self._thread.start()
+            try:
+                self.run(self._listen())
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """Takes no more requests, and breaks its connections. Does nothing when it is stopped."""
+        loop, thread = self._loop, self._thread
+        if loop is not None and thread is not None:
+            self.run(self._end())
+            self._loop = self._thread = None
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the coroutine returns, which runs in the server's loop. Blocks until then."""
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(self._connected, "127.0.0.1", self.port, backlog=4096)
+        self.port = self._listening.sockets[0].getsockname()[1]
+
+    def _connected(self) -> _HttpConnection:
+        self.connections += 1
+        return _HttpConnection(self.handle, self._open)
+
+    async def _end(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+        for connection in list(self._open):
+            connection.transport.abort()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # transports close their sockets

@@ -1,0 +1,410 @@
+"""A server of models for tests: real HTTP, both vendors' APIs, answers by a script, faults by a plan."""
+
+import asyncio
+import json
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from sabot.errors import SabotError, UserError
+from sabot.llm.errors import (
+    AuthenticationFailed,
+    MalformedAnswer,
+    ModelError,
+    ModelTimeout,
+    ModelUnavailable,
+    RateLimited,
+    RequestRefused,
+)
+from sabot.llm.messages import ToolCall, assistant
+from sabot.llm.providers.scripted import Answers, Script, ScriptedAnswer, count_tokens, tokens_of, vectors_of
+from sabot.llm.results import Completion, Usage
+from sabot.llm.spec import RequestSpec
+from sabot.testing.http_server import HttpExchange, HttpServer
+from sabot.testing.model_apis import ChatApi, MessagesApi, ModelApi, ResponsesApi, status_of
+from sabot.testing.witness_server import FaultPlan
+
+__all__ = ["FakeModelServer", "ModelFault", "ModelRequest"]
+
+ModelFault = Literal[
+    "rate_limit", "error", "overloaded", "hang", "slow", "truncate", "bad_arguments", "drop_before", "drop_after"
+]
+
+_APIS: dict[str, tuple[str, ModelApi]] = {
+    "/v1/chat/completions": ("chat", ChatApi()),
+    "/v1/responses": ("responses", ResponsesApi()),
+    "/v1/messages": ("messages", MessagesApi()),
+}
+_EMBEDDINGS = "/v1/embeddings"
+_SECRET_HEADERS = ("authorization", "x-api-key")
+_WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A request that came.
+
+    number: from 1. api: "chat", "responses", "messages" or "embeddings". spec: what was asked of a model; texts: for vectors. stream: the
+    answer was to be streamed. headers: in lower case, without keys. body: as it came. fault: how it went wrong, "" where it did not.
+    """
+
+    number: int
+    api: str
+    spec: RequestSpec | None
+    texts: tuple[str, ...]
+    stream: bool
+    headers: Mapping[str, str]
+    body: Mapping[str, Any]
+    fault: str
+
+    @property
+    def text(self) -> str:
+        """The text of the last message."""
+        return self.spec.messages[-1].text if self.spec is not None else ""
+
+
+class FakeModelServer:
+    """Answers like the vendors of models, by a script, for tests of programs and of their HTTP.
+
+        with FakeModelServer(["Paris", RateLimited("slow down", retry_after_s=1.0), "Rome"]) as server:
+            provider = OpenAIProvider(model="any", base_url=server.openai_url, api_key="any")
+
+    It speaks OpenAI's chat completions, responses and embeddings below `openai_url`, and Anthropic's messages below `anthropic_url`,
+    streamed or not, in a thread of its own; so it serves sync and async programs, and other processes. It answers any model's name.
+
+    answers: what `ScriptedProvider` takes: one for all requests, or a list of them for one request after the other; a text, a message,
+    a `Completion`, an error of `sabot.llm`, a tuple of texts, or a function of the `RequestSpec`. Errors are told as the vendor tells them;
+    a ModelTimeout never answers, a MalformedAnswer is no JSON. keys: those that it takes; other requests get 401. None: any. dimensions: of
+    the vectors, which are equal for equal texts. faults: shares of the requests that go wrong, {"rate_limit": 0.1}; which ones they are is
+    decided by the seed, from what is asked and how often it was. seconds: of Retry-After, and between the pieces of a slow answer.
+
+        rate_limit     429 with Retry-After           overloaded     503 with Retry-After
+        error          500                            hang           nothing, until the caller goes or the server stops
+        slow           each piece `seconds` later     truncate       the connection ends in the middle of the answer
+        bad_arguments  calls of tools end half way, so that their arguments are no JSON
+        drop_before    the connection is reset, and no answer was made
+        drop_after     the connection is reset when the answer was made: it was counted and its tokens were used
+
+    requests: all that came, whatever became of them. tokens: of the answers that were made. in_flight, most_in_flight: requests now, and at
+    most at one time. abandoned: requests whose caller went before the end. Read them from any thread.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        *,
+        keys: tuple[str, ...] | None = None,
+        dimensions: int = 8,
+        faults: Mapping[ModelFault, float] | None = None,
+        seed: int = 0,
+        seconds: float = 0.05,
+    ) -> None:
+        shares = {str(name): share for name, share in (faults or {}).items()}
+        if shares.keys() - set(get_args(ModelFault)) or sum(shares.values()) > 1 or min(shares.values(), default=0) < 0:
+            known = ", ".join(get_args(ModelFault))
+            raise UserError(f"faults of a model server: {shares}", hint=f"shares of {known}, 1 at most in all")
+        self.requests: list[ModelRequest] = []
+        self.tokens = Usage()
+        self.in_flight = self.most_in_flight = self.abandoned = 0
+        self._script = Script(answers)
+        self._keys = keys
+        self._dimensions = dimensions
+        self._faults = FaultPlan(shares, seed, seconds)
+        self._wrong: list[Exception] = []
+        self._changed = threading.Condition()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._server = HttpServer(self._serve)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The address, which stays the same when the server is stopped and started."""
+        return f"http://127.0.0.1:{self._server.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many there were, since the server was made."""
+        return self._server.connections
+
+    @property
+    def openai_url(self) -> str:
+        """The `base_url` for clients of OpenAI."""
+        return f"{self.url}/v1"
+
+    @property
+    def anthropic_url(self) -> str:
+        """The `base_url` for clients of Anthropic."""
+        return self.url
+
+    def start(self) -> None:
+        """Takes requests from now on. Does nothing when it runs."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Takes no more requests; callers that wait see their connection break. Does nothing when it is stopped."""
+        self._server.stop()
+        self._open = asyncio.Event()  # the next run has a loop of its own
+        self._open.set()
+
+    def __enter__(self) -> "FakeModelServer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raises what a function of the script has raised, or that the script has ended, where nothing else is raised."""
+        self.stop()
+        if kind is None and self._wrong:
+            raise self._wrong[0]
+
+    def plan(self, fault: ModelFault, *, times: int = 1, seconds: float | None = None) -> None:
+        """The next requests get this fault: so many of them. Later plans wait for earlier ones."""
+        if fault not in get_args(ModelFault):
+            raise UserError(f"no fault of a model server: {fault!r}", hint=f"one of {', '.join(get_args(ModelFault))}")
+        with self._changed:
+            self._faults.plan(fault, times=times, seconds=seconds)
+
+    def hold(self) -> None:
+        """Requests wait from now on before they are answered."""
+        self._server.run(self._set_open(False))
+
+    def release(self) -> None:
+        """The end of `hold`."""
+        self._server.run(self._set_open(True))
+
+    def wait(self, condition: Callable[[], bool], timeout: float = _WAIT_SECONDS) -> None:
+        """Blocks until the condition holds, which is looked at whenever something changes: `server.wait(lambda: server.in_flight == 3)`.
+        On an event loop: `await asyncio.to_thread(server.wait, …)`. Raises TimeoutError.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout):
+                raise TimeoutError(
+                    f"not so after {timeout} s: {len(self.requests)} requests, {self.in_flight} in flight"
+                )
+
+    async def _set_open(self, is_open: bool) -> None:
+        if is_open:
+            self._open.set()
+        else:
+            self._open.clear()
+
+    # -- in the server's loop ---------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, exchange: HttpExchange) -> None:
+        with self._changed:
+            self.in_flight += 1
+            self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            await self._answer(exchange)
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
+        finally:
+            with self._changed:
+                self.in_flight -= 1
+                self._changed.notify_all()
+
+    async def _answer(self, exchange: HttpExchange) -> None:
+        path, headers = exchange.request.path.partition("?")[0], exchange.request.headers
+        name, api = _APIS.get(path, ("embeddings", _APIS["/v1/chat/completions"][1]))
+        if path not in _APIS and path != _EMBEDDINGS:
+            refused = RequestRefused(f"{path}: there are {', '.join([*_APIS, _EMBEDDINGS])}", status=404)
+            await self._tell(exchange, api, refused, "", is_stream=False)
+            return
+        try:
+            body = json.loads(exchange.request.body)
+            spec = api.spec(body) if path in _APIS else None
+            texts = () if path in _APIS else _texts(body["input"])
+            is_stream = bool(body.get("stream"))
+        except (KeyError, TypeError, ValueError, AttributeError, SabotError) as error:
+            refused = RequestRefused(f"the request is not one of {name}: {type(error).__name__} {error}")
+            await self._tell(exchange, api, refused, "", is_stream=False)
+            return
+        shown = {key: value for key, value in headers.items() if key not in _SECRET_HEADERS}
+        with self._changed:
+            fault, seconds = self._faults.next("", exchange.request.body.decode())
+            request = ModelRequest(len(self.requests) + 1, name, spec, texts, is_stream, shown, body, fault)
+            self.requests.append(request)
+            self._changed.notify_all()
+        await self._open.wait()
+        wrong = self._planned(exchange, name, fault, seconds)
+        if wrong is not None:
+            await self._tell(exchange, api, wrong, f"req-{request.number}", is_stream=is_stream)
+        elif fault == "drop_before":
+            exchange.reset()
+        elif spec is None:
+            self._embed(exchange, request)
+        else:
+            await self._complete(exchange, api, request, spec, seconds)
+
+    def _planned(self, exchange: HttpExchange, name: str, fault: str, seconds: float) -> ModelError | None:
+        """The error that is told in place of an answer, whatever the script says."""
+        if self._keys is not None and _key(exchange) not in self._keys:
+            return AuthenticationFailed("Incorrect API key provided")
+        match fault:
+            case "rate_limit":
+                return RateLimited("Rate limit reached", retry_after_s=seconds)
+            case "error":
+                return ModelUnavailable("The server had an error while processing the request")
+            case "overloaded":
+                return ModelUnavailable("Overloaded", retry_after_s=seconds, status=529 if name == "messages" else 503)
+            case "hang":
+                return ModelTimeout("")
+        return None
+
+    def _embed(self, exchange: HttpExchange, request: ModelRequest) -> None:
+        used = sum(map(count_tokens, request.texts))
+        self._made(Usage(input_tokens=used))
+        if request.fault == "drop_after":
+            exchange.reset()
+            return
+        vectors = vectors_of(request.texts, self._dimensions)
+        is_packed = request.body.get("encoding_format") == "base64"
+        rows = [b64encode(row.tobytes()).decode() if is_packed else row.tolist() for row in vectors]
+        data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+        usage = {"prompt_tokens": used, "total_tokens": used}
+        body = {"object": "list", "data": data, "model": request.body["model"], "usage": usage}
+        exchange.answer(200, body, _ids(f"req-{request.number}"))
+
+    async def _complete(
+        self, exchange: HttpExchange, api: ModelApi, request: ModelRequest, spec: RequestSpec, seconds: float
+    ) -> None:
+        request_id = f"req-{request.number}"
+        try:
+            told = await self._script.answer(spec)
+        except Exception as error:  # of the user's function: told to the caller, and raised when the server ends
+            self._wrong.append(error)
+            refused = RequestRefused(f"the script of the model: {type(error).__name__}: {error}")
+            await self._tell(exchange, api, refused, request_id, is_stream=request.stream)
+            return
+        if isinstance(told.end, Exception) and not (request.stream and told.texts):
+            await self._tell(exchange, api, told.end, request_id, is_stream=request.stream)
+            return
+        answer = _whole(told, spec, request_id)
+        if request.fault == "bad_arguments":
+            answer = _with_bad_arguments(answer)
+        self._made(answer.usage)
+        if request.fault == "drop_after":
+            exchange.reset()
+        elif request.stream:
+            await self._stream(exchange, api, answer, told, request.fault, seconds)
+        else:
+            body = api.whole(answer)
+            if request.fault == "slow":
+                await asyncio.sleep(seconds * len(told.texts))
+            if request.fault == "truncate":
+                exchange.truncate(200, body, _ids(request_id))
+            else:
+                exchange.answer(200, body, _ids(request_id))
+
+    async def _stream(
+        self,
+        exchange: HttpExchange,
+        api: ModelApi,
+        answer: Completion,
+        told: ScriptedAnswer,
+        fault: str,
+        seconds: float,
+    ) -> None:
+        texts = [text for text in told.texts if text]
+        events = list(api.events(answer, texts))
+        if fault == "truncate":
+            events = events[: _first_text(api, answer, events) + (len(texts) + 1) // 2]
+        elif isinstance(told.end, Exception):
+            events = events[: _first_text(api, answer, events) + len(texts)]
+            if isinstance(told.end, ModelError) and not isinstance(told.end, ModelUnavailable | ModelTimeout):
+                events.append(_error_event(api, told.end))
+        exchange.begin({"Content-Type": "text/event-stream", **_ids(answer.request_id)})
+        if fault == "slow":
+            for number, event in enumerate(events):
+                await asyncio.sleep(seconds if number else 0)
+                exchange.write(event)
+        else:
+            exchange.write(b"".join(events))
+        if isinstance(told.end, ModelTimeout):
+            await asyncio.Event().wait()
+        if fault == "truncate" or isinstance(told.end, ModelUnavailable):
+            exchange.break_off()
+        else:
+            exchange.end()
+
+    async def _tell(
+        self, exchange: HttpExchange, api: ModelApi, error: Exception, request_id: str, *, is_stream: bool
+    ) -> None:
+        if isinstance(error, ModelTimeout):
+            await asyncio.Event().wait()
+        if isinstance(error, MalformedAnswer):
+            exchange.begin(
+                {"Content-Type": "text/event-stream" if is_stream else "application/json", **_ids(request_id)}
+            )
+            exchange.write(f"data: {error.text or error.message}\n\n".encode())
+            exchange.end()
+            return
+        if not isinstance(error, ModelError):
+            error = ModelUnavailable(f"{type(error).__name__}: {error}")
+        wait = getattr(error, "retry_after_s", 0.0)
+        headers = _ids(request_id) | ({"Retry-After": f"{wait:g}"} if wait else {})
+        exchange.answer(status_of(error), api.error(error), headers)
+
+    def _made(self, usage: Usage | None) -> None:
+        with self._changed:
+            self.tokens += usage or Usage()
+            self._changed.notify_all()
+
+
+def _ids(request_id: str) -> dict[str, str]:
+    """Each vendor's name for it."""
+    return {"x-request-id": request_id, "request-id": request_id}
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the input has more than texts")
+    return texts
+
+
+def _key(exchange: HttpExchange) -> str:
+    headers = exchange.request.headers
+    return headers.get("x-api-key", "") or headers.get("authorization", "").removeprefix("Bearer ")
+
+
+def _whole(told: ScriptedAnswer, spec: RequestSpec, request_id: str) -> Completion:
+    """The answer, with what a vendor says beside it."""
+    whole = told.end
+    if isinstance(whole, Exception):
+        whole = Completion(message=assistant("".join(told.texts)))
+    usage = whole.usage
+    if told.counted:
+        usage = Usage(input_tokens=tokens_of(spec.messages), output_tokens=tokens_of([whole.message]))
+    return msgspec.structs.replace(whole, usage=usage, model=whole.model or spec.model, request_id=request_id)
+
+
+def _with_bad_arguments(answer: Completion) -> Completion:
+    calls = tuple(
+        ToolCall(call.id, call.name, call.arguments[: len(call.arguments) // 2]) for call in answer.tool_calls
+    )
+    message = msgspec.structs.replace(answer.message, tool_calls=calls, vendor=None)
+    return msgspec.structs.replace(answer, message=message)
+
+
+def _first_text(api: ModelApi, answer: Completion, events: list[bytes]) -> int:
+    """Which event has the first piece of the text; the middle one where there is no text."""
+    without = list(api.events(answer, ()))
+    if len(without) == len(events):
+        return len(events) // 2
+    return next(index for index, event in enumerate(events) if event != without[index])
+
+
+def _error_event(api: ModelApi, error: ModelError) -> bytes:
+    body = api.error(error)
+    if isinstance(api, ResponsesApi):
+        body = {"type": "error", "code": body["error"]["code"], "message": body["error"]["message"], "param": None}
+    kind = f"event: {body['type']}\n" if "type" in body else ""
+    return f"{kind}data: {json.dumps(body)}\n\n".encode()

@@ -1,0 +1,397 @@
+"""Requests as the vendors' documents write them, and what servers that only resemble a vendor's answer."""
+
+import json
+import sys
+
+import numpy as np
+import openai
+import pytest
+
+from sabot.errors import UserError
+from sabot.llm import (
+    AnthropicProvider,
+    ChatMessage,
+    Image,
+    MalformedAnswer,
+    ModelTimeout,
+    ModelUnavailable,
+    OpenAIProvider,
+    RateLimited,
+    RequestRefused,
+    RequestSpec,
+    ToolCall,
+    ToolSchema,
+    Usage,
+    assistant,
+    system,
+    tool_result,
+    user,
+)
+from sabot.llm.providers.openai_chat import ChatGathering, chat_request
+from sabot.llm.providers.openai_responses import responses_request
+from sabot.llm.providers.sdk import SdkCalls, is_strict
+from sabot.testing import FakeModelServer
+
+STRICT = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+LOOSE = {"type": "object", "properties": {"city": {"type": "string"}}}
+PICTURE = Image(data=b"abc", media_type="image/png")
+CONVERSATION = (
+    system("Be short."),
+    user("What is this?", PICTURE),
+    assistant("", ToolCall("call_1", "look", '{"city": "Rome"}')),
+    tool_result("call_1", "no such city", is_error=True),
+    user("Go on."),
+)
+SPEC = RequestSpec(
+    messages=CONVERSATION,
+    tools=(ToolSchema("look", "Looks.", STRICT), ToolSchema("find", "Finds.", LOOSE)),
+    tool_choice="required",
+    output=STRICT,
+    output_name="place",
+    temperature=0.0,
+    max_tokens=9,
+    stop=("END",),
+)
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"city": "Rome"}'}}
+
+
+class Client:
+    """What `SdkCalls` wants of a client, for answers that are not fetched."""
+
+    api_key = None
+    base_url = "http://nowhere"
+
+    def with_options(self, max_retries):
+        assert max_retries == 0
+        return self
+
+
+@pytest.fixture
+def calls():
+    return SdkCalls("openai", openai, openai.OpenAIError, Client(), owned=False)
+
+
+def test_chat_completions():
+    body = chat_request(SPEC, "gpt", is_openai=True, stream=True)
+    assert body == {
+        "model": "gpt",
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is this?"},
+                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
+                ],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "no such city", "tool_call_id": "call_1"},
+            {"role": "user", "content": "Go on."},
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "look", "description": "Looks.", "parameters": STRICT, "strict": True},
+            },
+            {"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": LOOSE}},
+        ],
+        "tool_choice": "required",
+        "temperature": 0.0,
+        "max_completion_tokens": 9,
+        "stop": ["END"],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "schema": STRICT, "strict": True}},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert chat_request(SPEC, "llama", is_openai=False, stream=False)["max_tokens"] == 9
+
+
+def test_responses():
+    spec = RequestSpec(messages=CONVERSATION, tools=SPEC.tools, output=LOOSE, max_tokens=9, model="gpt-5")
+    assert responses_request(spec, "gpt", stream=False) == {
+        "model": "gpt-5",
+        "input": [
+            {"role": "system", "content": "Be short."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "What is this?"},
+                    {"type": "input_image", "image_url": "data:image/png;base64,YWJj"},
+                ],
+            },
+            {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": '{"city": "Rome"}'},
+            {"type": "function_call_output", "call_id": "call_1", "output": "no such city"},
+            {"role": "user", "content": "Go on."},
+        ],
+        "tools": [
+            {"type": "function", "name": "look", "description": "Looks.", "parameters": STRICT, "strict": True},
+            {"type": "function", "name": "find", "description": "Finds.", "parameters": LOOSE, "strict": False},
+        ],
+        "max_output_tokens": 9,
+        "text": {"format": {"type": "json_schema", "name": "answer", "schema": LOOSE, "strict": False}},
+    }
+
+
+async def test_messages():
+    with FakeModelServer("yes") as server:
+        provider = AnthropicProvider("claude", base_url=server.anthropic_url, api_key="any", max_tokens=100)
+        await provider.complete(SPEC)
+        await provider.complete(RequestSpec(messages=(user("hi"), assistant("yes"), assistant(""), user("", PICTURE))))
+        await provider.close()
+    first, second = (request.body for request in server.requests)
+    assert first == {
+        "model": "claude",
+        "max_tokens": 9,
+        "system": "Be short.",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is this?"},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": "YWJj"},
+                    },
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "call_1", "name": "look", "input": {"city": "Rome"}}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "call_1",
+                        "content": "no such city",
+                        "is_error": True,
+                    },
+                    {"type": "text", "text": "Go on."},
+                ],
+            },
+        ],
+        "tools": [
+            {"name": "look", "description": "Looks.", "input_schema": STRICT},
+            {"name": "find", "description": "Finds.", "input_schema": LOOSE},
+        ],
+        "tool_choice": {"type": "any"},
+        "temperature": 0.0,
+        "stop_sequences": ["END"],
+        "output_config": {"format": {"type": "json_schema", "schema": STRICT}},
+    }
+    assert (second["max_tokens"], [each["role"] for each in second["messages"]]) == (100, ["user", "assistant", "user"])
+    assert [[block["type"] for block in each["content"]] for each in second["messages"]] == [
+        ["text"],
+        ["text"],
+        ["image"],
+    ]
+
+
+def test_options_are_merged_into_objects_of_ours():
+    spec = RequestSpec(messages=(user("hi"),), output=STRICT, options={"text": {"verbosity": "low"}, "store": False})
+    body = responses_request(spec, "gpt", stream=False)
+    assert (body["store"], sorted(body["text"])) == (False, ["format", "verbosity"])
+
+
+def test_only_a_users_message_has_images_in_chat_completions():
+    spec = RequestSpec(messages=(user("hi"), assistant("x"), ChatMessage("tool", (PICTURE,))))
+    with pytest.raises(UserError, match="takes no image"):
+        chat_request(spec, "gpt", is_openai=True, stream=False)
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (STRICT, True),
+        (LOOSE, False),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, True),
+        ({**STRICT, "properties": {"city": LOOSE}}, False),
+        ({**STRICT, "properties": {"city": {"type": "array", "items": LOOSE}}}, False),
+        ({**STRICT, "properties": {"city": {"anyOf": [{"type": "null"}, STRICT]}}}, True),
+        ({**STRICT, "properties": {"city": {"$ref": "#/$defs/City"}}, "$defs": {"City": LOOSE}}, False),
+        ({**STRICT, "properties": {"properties": {"type": "string"}}, "required": ["properties"]}, True),
+    ],
+)
+def test_a_schema_is_strict_when_all_of_its_objects_are(schema, strict):
+    assert is_strict(schema) is strict
+
+
+# -- servers that resemble OpenAI's -----------------------------------------------------------------------------------------
+
+
+def gathered(calls, *events):
+    """(text pieces, reasoning pieces, completion)."""
+    gathering = ChatGathering(calls, "openai", "m")
+    pieces = [
+        piece
+        for event in events
+        for piece in gathering.feed(event if isinstance(event, bytes) else json.dumps(event).encode(), "")
+    ]
+    return (
+        [piece.text for piece in pieces if piece.text],
+        [p.reasoning for p in pieces if p.reasoning],
+        gathering.end("r"),
+    )
+
+
+def chunk(reason=None, **delta):
+    return {"choices": [{"delta": delta, "finish_reason": reason}]}
+
+
+def test_calls_without_ids_or_numbers_are_told_apart(calls):
+    first = {"id": "a", "function": {"name": "f", "arguments": '{"x"'}}
+    more, second = {"function": {"arguments": ": 1}"}}, {"id": "b", "function": {"name": "g", "arguments": {"y": 2}}}
+    _, _, answer = gathered(
+        calls, chunk(tool_calls=[first]), chunk(tool_calls=[more]), chunk("stop", tool_calls=[second])
+    )
+    assert answer.tool_calls == (ToolCall("a", "f", '{"x": 1}'), ToolCall("b", "g", '{"y":2}'))
+    assert answer.finish_reason == "tool_calls"
+    whole = {"choices": [{"message": {"tool_calls": [{"function": {"name": "f"}}]}, "finish_reason": "tool_calls"}]}
+    assert gathered(calls, whole)[2].tool_calls == (ToolCall("call_0", "f", ""),)
+
+
+def test_reasoning_is_shown_and_is_no_part_of_the_answer(calls):
+    texts, reasoning, answer = gathered(
+        calls, chunk(reasoning_content="Hm"), chunk(reasoning=", so"), chunk("stop", content="Rome")
+    )
+    assert (texts, reasoning, answer.content, answer.message.vendor) == (["Rome"], ["Hm", ", so"], "Rome", None)
+
+
+def test_a_refusal_is_an_answer_that_was_held_back(calls):
+    _, _, answer = gathered(calls, chunk("stop", refusal="I cannot."))
+    assert (answer.content, answer.finish_reason) == ("I cannot.", "content_filter")
+
+
+def test_parts_unknown_reasons_and_odd_usage_are_no_errors(calls):
+    event = chunk("weary", content=[{"type": "text", "text": "Ro"}, {"type": "text", "text": "me"}])
+    _, _, answer = gathered(calls, event | {"usage": {"prompt_tokens": "7", "completion_tokens": None}})
+    assert (answer.content, answer.finish_reason, answer.usage) == ("Rome", "other", None)
+    event = chunk("stop", content="x") | {
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": None}
+    }
+    assert gathered(calls, event)[2].usage == Usage(7, 2)
+
+
+def test_the_end_of_a_stream_without_a_reason_is_no_end(calls):
+    assert gathered(calls, chunk(content="Ro"), b"[DONE]")[2] is None
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        ({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, RateLimited),
+        ({"error": {"message": "no", "type": "invalid_request_error"}}, RequestRefused),
+        ({"error": "the model is loading"}, ModelUnavailable),
+        ({"choices": "none"}, MalformedAnswer),
+        ({"object": "nothing"}, MalformedAnswer),
+        ([], MalformedAnswer),
+    ],
+)
+def test_what_is_told_in_place_of_an_answer_is_an_error(calls, told, kind):
+    with pytest.raises(kind) as caught:
+        gathered(calls, told)
+    assert (caught.value.provider, caught.value.model) == ("openai", "m")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (429, {"error": {"code": "insufficient_quota", "message": "pay"}}, RequestRefused, "no credit"),
+        (404, {"error": {"message": "no model m"}}, RequestRefused, "name right"),
+        (403, {"error": {"message": "sk-1234 may not"}}, None, "not accepted"),
+        (408, {}, ModelTimeout, "408"),
+        (409, {}, ModelUnavailable, "409"),
+        (504, "<html>gateway</html>", ModelTimeout, "gateway"),
+    ],
+)
+def test_a_status_is_an_error_of_ours(calls, status, body, kind, words):
+    error = calls.error_of(body, "m", "r-1", status)
+    assert kind is None or type(error) is kind
+    assert words in str(error)
+    assert "sk-1234" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({}, 0.0),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "7", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, 86400.0),
+        ({"retry-after": "soon"}, 0.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "nan"}, 0.0),
+        ({"retry-after": "1e300"}, 86400.0),
+    ],
+)
+def test_the_wait_that_a_server_asks_for(calls, headers, wait):
+    assert calls.error_of({}, "m", "", 429, headers).retry_after_s == wait
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        [{"embedding": [1.0]}],
+        [{"embedding": [1.0]}, {"embedding": [1.0, 2.0]}],
+        [{"embedding": "?"}, {"embedding": "?"}],
+        [{"embedding": "AAAA"}, {"embedding": "AAAA"}],
+    ],
+)
+async def test_vectors_that_are_none_are_a_malformed_answer(monkeypatch, data):
+    provider = OpenAIProvider("m", base_url="http://127.0.0.1:1/v1", api_key="any")
+
+    async def answered(*_, **__):
+        return json.dumps({"data": data}).encode(), "r-1"
+
+    monkeypatch.setattr(SdkCalls, "whole", answered)
+    with pytest.raises(MalformedAnswer, match="cannot be read"):
+        await provider.embed(["a", "b"])
+    monkeypatch.undo()
+    await provider.close()
+
+
+async def test_vectors_may_come_as_numbers_and_in_any_order(monkeypatch):
+    provider = OpenAIProvider("m", base_url="http://127.0.0.1:1/v1", api_key="any")
+
+    async def answered(*_, **__):
+        rows = [{"embedding": [2.0, 0.5], "index": 1}, {"embedding": [1.0, 0.0], "index": 0}]
+        return json.dumps({"data": rows}).encode(), "r-1"
+
+    monkeypatch.setattr(SdkCalls, "whole", answered)
+    found = await provider.embed(["a", "b"])
+    assert np.array_equal(found.vectors, np.array([[1.0, 0.0], [2.0, 0.5]], np.float32))
+    monkeypatch.undo()
+    await provider.close()
+
+
+# -- keys and clients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable"), [(OpenAIProvider, "OPENAI_API_KEY"), (AnthropicProvider, "ANTHROPIC_API_KEY")]
+)
+def test_without_a_key_the_vendor_is_not_asked(monkeypatch, kind, variable):
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match=f"set {variable}"):
+        kind("m")
+
+
+def test_a_client_has_its_own_key_and_an_api_a_name():
+    with pytest.raises(UserError, match="client= alone"):
+        OpenAIProvider("m", client=object(), api_key="k")
+    with pytest.raises(UserError, match='"chat" or "responses"'):
+        OpenAIProvider("m", api_key="k", api="chats")
+
+
+def test_the_library_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install 'sabot\[llm\]'"):
+        OpenAIProvider("m", api_key="k")
