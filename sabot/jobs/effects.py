@@ -6,6 +6,7 @@ asked ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
                      └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,7 @@ __all__ = ["Effects", "child_id"]
 _log = logging.getLogger(__name__)
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
+_CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
@@ -75,14 +77,22 @@ class Effects:
                 self._begin_child(live, ask, again=not fresh)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
-        """entry: of this attempt. The call waits until it is durable, if the class wants that; or where the claim is over for now, as the
-        server of the journal is away: the commit of the entry renews it.
-        """
+        """entry: of this attempt. The call waits until it is durable, if the class wants that."""
         assert ask.tool is not None
-        journal, durable = self._desk.journal, None
-        if entry is not None and (RULES[EffectClass(ask.effect_class)].intent == "first" or journal.claim_left() <= 0):
-            durable = journal.durable(entry)
-        self.runner.make(live.job.effect_id(ask), ask.tool, ask.args, dict(ask.kwargs), self._came, durable)
+        first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
+        ready = partial(self._sendable, first)
+        self.runner.make(live.job.effect_id(ask), ask.tool, ask.args, dict(ask.kwargs), self._came, ready)
+
+    async def _sendable(self, first: Position | None = None) -> None:
+        """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then
+        it comes back; or another worker has it, and then the journal fails.
+        """
+        journal = self._desk.journal
+        if first is not None:
+            await journal.durable(first)
+        while journal.claim_left() <= 0:
+            await journal.room()
+            await asyncio.sleep(_CLAIM_SECONDS)
 
     def _came(self, effect: EffectId, outcome: Outcome) -> None:
         self._desk.put(partial(self._outcome, effect.job, effect.ordinal, outcome))
@@ -141,7 +151,9 @@ class Effects:
             case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
                 self._again(live, ask)
             case Doubt.RECONCILE:
-                self.runner.reconcile(job.effect_id(ask), tool, ask.args, dict(ask.kwargs), self._reconciled)
+                self.runner.reconcile(
+                    job.effect_id(ask), tool, ask.args, dict(ask.kwargs), self._reconciled, self._sendable
+                )
             case Doubt.TAKE | Doubt.ASSUME_DONE:
                 self._result(live, ask, "ok", pack(None, tool.name) if result is None else result)
             case Doubt.FAIL:

@@ -1,7 +1,7 @@
 """Makes the calls of tools, one attempt each, and tells what came of them.
 
-    make ─▶ its intent is durable ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(effect, outcome)
-                                                 └─ its time is over ─▶ done(effect, unknown); it is cancelled, and its result dropped
+    make ─▶ it has a thread ─▶ ready ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(effect, outcome)
+                                                    └─ its time is over ─▶ done(effect, unknown); it is cancelled, and its result dropped
 
 Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are; asked again, a call that is under way is
 adopted and not made twice.
@@ -59,6 +59,9 @@ class Outcome:
 
 Done = Callable[[EffectId, Outcome], None]
 
+Ready = Callable[[], Awaitable[None]]
+"""What a call waits for when it has all else, just before it is sent: that its intent is durable, say."""
+
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -73,7 +76,7 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     done: Done | None
-    after: Awaitable[None] | None
+    ready: Ready | None
     look: bool
     task: "asyncio.Task[None] | None" = None
     timer: asyncio.TimerHandle | None = None
@@ -100,7 +103,7 @@ class EffectRunner:
     ) -> None:
         """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
 
-        on_broken: is told in place of `done` where the run has to end: the journal has failed (what `after` and `may_send` raise as
+        on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
         JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
         """
         self._clock = clock
@@ -127,13 +130,13 @@ class EffectRunner:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         done: Done,
-        after: Awaitable[None] | None = None,
+        ready: Ready | None = None,
     ) -> None:
         """Makes one attempt of the effect; or, where a call of it is under way, tells `done` of that one, and not whom it was to tell.
 
-        after: is awaited first. done: is called once, on the loop, and never from inside this method.
+        done: is called once, on the loop, and never from inside this method.
         """
-        self._begin(_Call(effect, tool, args, kwargs, done, after, False))
+        self._begin(_Call(effect, tool, args, kwargs, done, ready, False))
 
     def reconcile(
         self,
@@ -142,6 +145,7 @@ class EffectRunner:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         done: Callable[[EffectId, Reconciled, bytes | None], None],
+        ready: Ready | None = None,
     ) -> None:
         """Asks the tool's `reconcile=` whether the effect was done, and tells `done`, with the packed result where there is one. UNKNOWN
         where it raises, does not answer within `timeout=` (60 s without one), or says something else.
@@ -157,7 +161,7 @@ class EffectRunner:
             takes_effect=False,
             is_async=inspect.iscoroutinefunction(behind(look)),
         )
-        self._begin(_Call(effect, asks, args, kwargs, partial(_found, done, tool.name), None, True))
+        self._begin(_Call(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, True))
 
     def drop(self, job: str) -> None:
         """Nobody is told of the calls of this job; they go on to their end. Asked for again meanwhile, they are adopted."""
@@ -226,8 +230,6 @@ class EffectRunner:
         under_way = calls.get(key)
         if under_way is not None:
             under_way.done = call.done
-            if isinstance(call.after, Coroutine):
-                call.after.close()
             return
         calls[key] = call
         self._in_flight += 1
@@ -239,14 +241,14 @@ class EffectRunner:
     async def _run(self, call: _Call) -> None:
         tool = call.tool
         try:
-            if call.after is not None:
-                await call.after
+            if not tool.is_async:
+                await self._thread(call)
+            if call.ready is not None:
+                await call.ready()
+            args, kwargs = self._sent(call)
             if tool.is_async:
-                args, kwargs = self._sent(call)
                 value = await tool.func(*args, **kwargs)
             else:
-                await self._thread(call)
-                args, kwargs = self._sent(call)
                 value, pending = awaitable(await self._in_thread(call, partial(tool.func, *args, **kwargs)))
                 if pending:
                     value = await value

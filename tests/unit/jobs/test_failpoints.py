@@ -5,6 +5,7 @@ call has come back, its result is durable.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ async def effect(journal: SqliteJournal, tool: Tool) -> Outcome:
     runner = EffectRunner(clock=SYSTEM_CLOCK)
     intent = journal.append(Intent("job", 0, 1, "call", tool.name, effect_class=tool.effect))
     came: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    runner.make(EFFECT, tool, (), {}, lambda _, outcome: came.set_result(outcome), journal.durable(intent))
+    ready = partial(journal.durable, intent)
+    runner.make(EFFECT, tool, (), {}, lambda _, outcome: came.set_result(outcome), ready)
     outcome = await came
     await journal.durable(journal.append(EffectResult("job", 0, 1, outcome=outcome.outcome, body=outcome.body)))
     await runner.close(0.0)

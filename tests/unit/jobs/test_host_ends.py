@@ -1,6 +1,7 @@
 """What the end of a run leaves of the effects that were under way: their intents, and nothing that was not their own."""
 
 import asyncio
+import threading
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,8 @@ from sabot.exits import exit_in
 from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, Reconciled
 from sabot.llm.tools import tool
 from tools.agent_tools import until
+
+SYNC_THREADS = 16  # that calls of sync tools may have
 
 
 class Slow:
@@ -82,17 +85,56 @@ async def test_a_call_that_ends_in_the_grace_of_a_stop_is_recorded() -> None:
     assert "EffectResult" in recorded(home)
 
 
-async def test_a_worker_whose_claim_on_the_journal_is_over_sends_nothing_and_its_run_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    home, sent = MemoryHome(), []
-    async with hosting(home, agent_of(tool(lambda: sent.append(1)))) as jobs:
-        monkeypatch.setattr(MemoryJournal, "claim_left", lambda self: 0.0)
+class LeasedJournal(MemoryJournal):
+    """Its claim holds for `left_s`. taken: another worker has it."""
+
+    left_s = 1.0
+    taken = False
+
+    def claim_left(self) -> float:
+        return self.left_s
+
+    async def room(self) -> None:
+        if self.taken:
+            raise JournalFailed("another owner has taken the journal over")
+
+
+async def test_a_worker_whose_claim_another_one_has_taken_sends_nothing_and_its_run_ends() -> None:
+    journal, sent = LeasedJournal(), []
+    async with hosting(journal, agent_of(tool(lambda: sent.append(1)))) as jobs:
+        journal.left_s = 0.0
         jobs.begin("j1")
-        with pytest.raises(JournalFailed, match="its claim is over"):
+        await jobs.until(lambda: jobs.host.statistics()["in_flight"])
+        journal.taken = True
+        with pytest.raises(JournalFailed, match="taken the journal over"):
             await jobs.over("j1")
     assert sent == []
-    assert not any(isinstance(entry, EffectResult) for entry in entries(home))
+    assert not any(isinstance(entry, EffectResult) for entry in entries(journal.home))
+
+
+async def test_a_call_that_has_waited_for_a_thread_waits_for_its_claim_too() -> None:
+    """Where the claim was over for a moment, as the server of the journal was away, when the call got its thread, the run ended."""
+    journal, free, calls = LeasedJournal(), threading.Event(), list[int]()
+
+    @tool(effect="read")
+    def look(number: int) -> int:
+        calls.append(number)
+        free.wait()
+        return number
+
+    async def f(ctx: DurableContext) -> Any:
+        return sum(await asyncio.gather(*(ctx.call(look, number) for number in range(SYNC_THREADS + 1))))
+
+    async with hosting(journal, Agent(f)) as jobs:
+        jobs.begin("j1")
+        await jobs.until(lambda: len(calls) == SYNC_THREADS)
+        journal.left_s = 0.0
+        free.set()
+        await jobs.until(lambda: recorded(journal.home).count("EffectResult") == SYNC_THREADS)
+        assert (len(calls), jobs.broken) == (SYNC_THREADS, [])
+        journal.left_s = 1.0
+        await jobs.over("j1")
+        assert jobs.agent.done["j1"] == sum(range(SYNC_THREADS + 1))
 
 
 @pytest.mark.parametrize("left_s", [0.1, -0.1], ids=["its lease goes on", "its lease is over"])

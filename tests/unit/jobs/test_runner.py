@@ -6,6 +6,7 @@ the test.
 
 import asyncio
 import contextvars
+import gc
 import logging
 import random
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -182,7 +184,7 @@ async def test_the_outcome_says_how_long_the_call_took_without_the_wait_for_its_
         clock.advance(3)
 
     told = Told()
-    EffectRunner(clock=clock).make(effect(), slow, (), {}, told, durable)
+    EffectRunner(clock=clock).make(effect(), slow, (), {}, told, lambda: durable)
     clock.advance(100)
     durable.set_result(None)
     assert (await told.one()).seconds == 3
@@ -220,7 +222,7 @@ async def test_statistics_count_calls_and_name_the_longest() -> None:
 
     assert (runner.in_flight(), runner.longest()) == (0, None)
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    runner.make(effect(3), wait, (), {}, told, never)
+    runner.make(effect(3), wait, (), {}, told, lambda: never)
     runner.make(effect(1), wait, (), {}, told)
     await turns()
     clock.advance(5)
@@ -259,7 +261,7 @@ async def test_nothing_is_sent_before_the_intent_is_durable(is_async: bool) -> N
 
     told = Told()
     runner = EffectRunner(clock=SYSTEM_CLOCK, may_send=lambda: seen.append("may send"))
-    runner.make(effect(), tool(send if is_async else sync_send), (), {}, told, intent())
+    runner.make(effect(), tool(send if is_async else sync_send), (), {}, told, intent)
     await turns()
     assert seen == []
     durable.set()
@@ -281,7 +283,7 @@ async def test_without_its_journal_nothing_is_sent_and_the_run_ends(at: str) -> 
     told, sent = Told(), []
     may_send = refuses if at == "claim" else lambda: None
     runner = EffectRunner(clock=SYSTEM_CLOCK, may_send=may_send, on_broken=broken.append)
-    runner.make(effect(), tool(lambda: sent.append(1)), (), {}, told, fails() if at == "intent" else None)
+    runner.make(effect(), tool(lambda: sent.append(1)), (), {}, told, fails if at == "intent" else None)
     await turns()
     assert ([str(each) for each in broken], sent, told.all) == (
         ["another worker has the journal" if at == "claim" else "the disk is full"],
@@ -416,7 +418,7 @@ def test_the_time_out_begins_when_the_call_is_sent() -> None:
     async def main() -> None:
         told = Told()
         runner = EffectRunner(clock=SYSTEM_CLOCK)
-        runner.make(effect(), tool(timeout=1)(asyncio.sleep), (0.5, "slept"), {}, told, asyncio.sleep(10))
+        runner.make(effect(), tool(timeout=1)(asyncio.sleep), (0.5, "slept"), {}, told, partial(asyncio.sleep, 10))
         assert value_of(await told.one()) == "slept"
 
     simulated(main())
@@ -635,17 +637,28 @@ def gate() -> Gate:
     return Gate(wait, calls, go)
 
 
-async def test_a_call_that_is_under_way_is_adopted_and_not_made_twice(recwarn: pytest.WarningsRecorder) -> None:
+async def test_a_call_that_is_under_way_is_adopted_and_not_made_twice() -> None:
     wait, calls, go = gate()
     runner, first, second = EffectRunner(clock=SYSTEM_CLOCK), Told(), Told()
     runner.make(effect(), wait, (1,), {}, first)
     await turns()
-    runner.make(effect(attempt=2), wait, (2,), {}, second, fails())
+    runner.make(effect(attempt=2), wait, (2,), {}, second, fails)
     go.set()
     assert value_of(await second.one()) == 1
     assert (first.all, calls, runner.in_flight()) == ([], [1], 0)
     assert second.all[0][0] == effect(), "the attempt that was made"
-    assert [str(each.message) for each in recwarn] == [], "what would be awaited first is closed"
+
+
+async def test_a_call_that_a_stop_cancels_before_its_first_step_leaves_nothing_that_nobody_awaits(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """The wait for its intent was a coroutine by then: "was never awaited", said Python at the end of a run that was killed."""
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+    runner.make(effect(), tool(identity), (1,), {}, told, partial(asyncio.sleep, 10))
+    await runner.close(0.0)
+    gc.collect()
+    assert told.all == []
+    assert [str(each.message) for each in recwarn] == []
 
 
 async def test_a_call_of_a_dropped_job_goes_on_and_may_be_adopted() -> None:
@@ -946,7 +959,7 @@ def test_a_stop_waits_for_calls_that_end_in_its_grace() -> None:
         runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
         for ordinal in (1, 2):
             runner.make(effect(ordinal), tool(lambda: asyncio.sleep(10, "slept")), (), {}, told)
-        runner.make(effect(3), tool(asyncio.sleep), (5,), {}, told, asyncio.sleep(3))
+        runner.make(effect(3), tool(asyncio.sleep), (5,), {}, told, partial(asyncio.sleep, 3))
         await runner.close(30.0)
         assert [value_of(each) for _, each in told.all] == [None, "slept", "slept"]
         assert asyncio.get_running_loop().time() < 11
@@ -966,7 +979,7 @@ def test_a_stop_cuts_what_takes_longer_and_nobody_is_told_of_it() -> None:
         runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         runner.make(effect(1), tool(work), (1,), {}, told)
-        runner.make(effect(2), tool(work), (2,), {}, told, never)
+        runner.make(effect(2), tool(work), (2,), {}, told, lambda: never)
         await asyncio.sleep(1)
         await runner.close(30.0)
         assert 31 <= asyncio.get_running_loop().time() < 32
