@@ -91,6 +91,9 @@ class JobTimers:
 
     async def _ask_inbox(self) -> None:
         try:
+            await (
+                self._desk.journal.room()
+            )  # raises where it has failed, which nobody else hears of while all jobs are parked
             if await answered(self._desk.journal.letters):
                 self._letters()
         finally:

@@ -112,6 +112,21 @@ async def test_a_worker_whose_claim_another_one_has_taken_sends_nothing_and_its_
     assert not any(isinstance(entry, EffectResult) for entry in entries(journal.home))
 
 
+async def test_a_journal_that_fails_while_all_jobs_are_parked_ends_the_run() -> None:
+    """A question that never became durable was seen by nobody, and the run stood for ever: each checkpoint was declined."""
+    journal = LeasedJournal()
+
+    async def f(ctx: DurableContext) -> Any:
+        return (await ctx.ask("confirm", {})).approved
+
+    async with hosting(journal, Agent(f)) as jobs:
+        jobs.begin("j1")
+        await jobs.parks("j1")
+        journal.taken = True
+        with pytest.raises(JournalFailed):
+            await jobs.until(lambda: False)
+
+
 async def test_a_call_that_has_waited_for_a_thread_waits_for_its_claim_too() -> None:
     """Where the claim was over for a moment, as the server of the journal was away, when the call got its thread, the run ended."""
     journal, free, calls = LeasedJournal(), threading.Event(), list[int]()
