@@ -75,7 +75,7 @@ def check_jobs(
         elif function.keyed and scope in holders:
             verdict, then = "held", f"its key is held by job {holders[scope]}"
         else:
-            code = version or version_of(durable[job.agent].func)
+            code = version_of(durable[job.agent].func, version)
             verdict, then = _checked(JobRun(job.job_id, history, key=reader.key, code=code), function, reader.key)
             if verdict == "blocked":
                 holders[scope] = job.job_id

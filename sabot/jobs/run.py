@@ -25,10 +25,13 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
 
-__all__ = ["MOST_EFFECTS", "Ask", "ContinueAs", "JobRun", "question_token"]
+__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "question_token"]
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
+
+PYTHON_MARK = " on Python "
+"""In the version of a job's code, before that of Python: 3.12, say."""
 
 _WAITS_LONG = ("ask", "wait", "child")
 _PARKS_S = 1.0  # a timer that is due sooner does not park its job
@@ -356,11 +359,14 @@ class JobRun:
 
     def _block(self, intent: Intent | None, what: str) -> None:
         if self.blocked is None:
+            old, new = self.history.begin.code, self.code
+            hint = "bring the old code back; or guard what is new with ctx.patched('…') and start again"
+            if old.rpartition(PYTHON_MARK)[2] != new.rpartition(PYTHON_MARK)[2]:
+                hint = f"another Python may make tasks in another order: let open jobs end under the old one; or {hint}"
             step = "its end" if intent is None else f"step {intent.ordinal}, {_words(intent.kind, intent.name)}"
             self.blocked = NonDeterminism(
-                f"job {self.job_id}: at {step}, {what}; "
-                f"the journal was written by version {self.history.begin.code!r}, this is {self.code!r}",
-                hint="bring the old code back; or guard what is new with ctx.patched('…') and start again",
+                f"job {self.job_id}: at {step}, {what}; the journal was written by version {old!r}, this is {new!r}",
+                hint=hint,
             )
 
     # -- what the host looks at ---------------------------------------------------------------------------------------

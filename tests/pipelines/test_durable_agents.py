@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,8 @@ async def test_the_function_may_be_of_any_form(shop: Shop, form: str) -> None:
     async with started(shop.app(function)):
         shop.ticket("ann", 1)
         await until(lambda: shop.answers())
+    (begin,) = [entry for entry in shop.entries() if isinstance(entry, Begin)]
+    assert begin.code.endswith(f" on Python {sys.version_info.major}.{sys.version_info.minor}")
     assert shop.answers() == {"plain": [1], "generator": [1, "more"], "async generator": ["refunded 1"]}[form]
 
 

@@ -72,7 +72,7 @@ class DurableAgentOperator(AgentOperator):
         """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once = leaves_at_once
-        self.code = version or version_of(spec.func)
+        self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
         self.hands_on = False  # it writes into a durable agent
         self.leaving = False  # a drain: jobs that are parked stay so

@@ -1,5 +1,6 @@
 """Records as jobs: which job a record is, and the form in which the journal and the mailboxes have it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,6 +16,7 @@ from sabot.calls.functions import behind
 from sabot.codecs.records import Headers, encode_json
 from sabot.errors import DataError
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.run import PYTHON_MARK
 from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
 
 __all__ = [
@@ -158,10 +160,14 @@ def payload_from(message: Any) -> bytes:
     return message if isinstance(message, bytes) else encode_json(message)
 
 
-def version_of(function: Callable[..., Any]) -> str:
-    """A short name of the function's code: the same in every process that has the same source."""
+def version_of(function: Callable[..., Any], version: str = "") -> str:
+    """What BEGIN says of the code: its version, by default a short name of the function's code, and the Python that runs it, since another
+    one may make tasks in another order (`jobs.run`). The same in every process that has the same source and Python.
+    """
     code = getattr(behind(function), "__code__", None)
-    return "" if code is None else blake2b(repr(_shape(code)).encode(), digest_size=6).hexdigest()
+    if not version and code is not None:
+        version = blake2b(repr(_shape(code)).encode(), digest_size=6).hexdigest()
+    return f"{version}{PYTHON_MARK}{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _shape(code: CodeType) -> list[Any]:

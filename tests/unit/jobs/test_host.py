@@ -404,6 +404,27 @@ async def test_other_code_blocks_the_job_and_says_where() -> None:
     assert not world.made
 
 
+async def test_a_job_that_another_python_runs_otherwise_is_blocked_and_told_so() -> None:
+    """As `asyncio.wait_for`, which made a task of its own up to 3.11; the same code under the same version was named, and nothing else."""
+    world, home = World(), MemoryHome()
+    pay, mail = world.tool("pay"), world.tool("mail")
+
+    async def f(ctx: DurableContext, first: Any, second: Any) -> None:
+        await asyncio.gather(ctx.call(first, 1), ctx.call(second, 1))
+        await ctx.ask("confirm", {})
+
+    async with hosting(home, Agent(lambda ctx: f(ctx, pay, mail), code="v1 on Python 3.11")) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Agent(lambda ctx: f(ctx, mail, pay), code="v1 on Python 3.12")) as jobs:
+        await jobs.over("j")
+        told = str(jobs.agent.blocks["j"])
+    assert all(
+        words in told for words in ("'v1 on Python 3.11'", "'v1 on Python 3.12'", "let open jobs end under the old")
+    )
+    assert world.made == {"pay 1": 1, "mail 1": 1}
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_a_job_that_had_ended_asks_nothing_more(ends: bool) -> None:
     """Its end stood behind the checkpoint, so it is run again for its state and output; a call that new code has behind the old end was
