@@ -1,6 +1,6 @@
 """Durable agents that are crashed at every step: what their tools have done stands in a file, a line for each call.
 
-Both agents ask two effects a record, between them state, and are called from a chain of two, so jobs are handed on too.
+Those of records are a chain of two, with state, so jobs are handed on too. That of batches gets its rows in other batches after each crash.
 """
 
 import os
@@ -65,8 +65,31 @@ def build(directory: Path, charge: Any, **options: Any) -> App:
     return app
 
 
-def reconciled(directory: Path) -> App:
-    """What a crash leaves in doubt is looked up: each call is made once, and all is as if nothing had happened."""
+def build_batches(directory: Path, charge: Any, **options: Any) -> App:
+    """Two calls a batch, whose lines name its rows."""
+    with (directory / "lives.txt").open("a") as lives:
+        lives.write("a life\n")
+    first, second = ([{"id": n} for n in ids] for ids in (range(3), range(3, ORDERS)))
+    script = [first, BARRIER, second, END]
+    if len(done(directory, "lives.txt")) > 1:  # the same places, in other batches
+        script = [first[:1], first[1:], BARRIER, second[:2], second[2:], END]
+    app = App("shop", state=str(directory / "state"), checkpoint_interval=3600)
+    columns = pa.schema([("id", pa.int64()), ("said", pa.string())])
+    sink = SqlSink(f"sqlite:///{directory / 'out.db'}", table="charged", schema=columns)
+    letters = NdjsonSink(str(directory / "bad.ndjson"))
+
+    @app.agent(ScriptedSource(script), sink=sink, batch=True, durable=True, dead_letter=letters, **options)
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        names = ",".join(map(str, batch.column("id").to_pylist()))
+        await ctx.call(charge, f"begins {names}")
+        await ctx.call(charge, f"pays {names}")
+        return batch.append_column("said", pa.array(["paid"] * batch.num_rows))
+
+    return app
+
+
+def looked_up(directory: Path) -> Any:
+    """A tool that says what a crash has left in doubt."""
 
     def look(effect: Any, line: str) -> Any:
         return Reconciled.DONE if line in done(directory, "calls.txt") else Reconciled.NOT_DONE
@@ -75,14 +98,34 @@ def reconciled(directory: Path) -> App:
     def charge(line: str) -> None:
         do(directory, "calls.txt", line)
 
-    return build(directory, charge)
+    return charge
 
 
-def unsafe(directory: Path) -> App:
-    """Nobody can say what a crash has left in doubt: the job fails, and its record is a dead letter."""
+def in_doubt(directory: Path) -> Any:
+    """A tool that fails where nobody can say whether it was called."""
 
     @tool(effect="unsafe", in_doubt="fail")
     def charge(line: str) -> None:
         do(directory, "calls.txt", line)
 
-    return build(directory, charge, on_error="skip")
+    return charge
+
+
+def reconciled(directory: Path) -> App:
+    """What a crash leaves in doubt is looked up: each call is made once, and all is as if nothing had happened."""
+    return build(directory, looked_up(directory))
+
+
+def unsafe(directory: Path) -> App:
+    """Nobody can say what a crash has left in doubt: the job fails, and its record is a dead letter."""
+    return build(directory, in_doubt(directory), on_error="skip")
+
+
+def reconciled_batches(directory: Path) -> App:
+    """As `reconciled`."""
+    return build_batches(directory, looked_up(directory))
+
+
+def unsafe_batches(directory: Path) -> App:
+    """As `unsafe`: all rows of the batch are dead letters."""
+    return build_batches(directory, in_doubt(directory), on_error="skip")

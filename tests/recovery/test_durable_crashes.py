@@ -44,6 +44,49 @@ def at_most_once(directory: Path) -> list[Any]:
     return list(range(apps.ORDERS))
 
 
+def paid(directory: Path) -> list[int]:
+    with sqlite3.connect(directory / "out.db") as database:
+        return sorted(number for (number,) in database.execute("select id from charged").fetchall())
+
+
+def rows_of(calls: list[str], word: str) -> list[int]:
+    """The rows for which this call was made."""
+    lines = [line.removeprefix(word) for line in calls if line.startswith(word)]
+    return sorted(int(number) for line in lines for number in line.split(","))
+
+
+def each_row_once(directory: Path) -> list[int]:
+    """Each row is in one batch, and both calls of that are made once: the second one for the same rows as the first one."""
+    calls = apps.done(directory, "calls.txt")
+    assert len(set(calls)) == len(calls), f"made twice: {calls}"
+    begun, paid_for = ({line for line in calls if line.startswith(word)} for word in ("begins ", "pays "))
+    assert {line.removeprefix("begins ") for line in begun} == {line.removeprefix("pays ") for line in paid_for}
+    assert rows_of(calls, "pays ") == list(range(apps.ORDERS)), calls
+    return paid(directory)
+
+
+def each_row_at_most_once(directory: Path) -> list[int]:
+    """No row is in two calls, and each is paid or a dead letter."""
+    calls = apps.done(directory, "calls.txt")
+    for word in ("begins ", "pays "):
+        rows = rows_of(calls, word)
+        assert len(set(rows)) == len(rows), f"made twice: {calls}"
+    letters = [json.loads(json.loads(line)["payload"])["id"] for line in apps.done(directory, "bad.ndjson")]
+    assert sorted({*letters, *paid(directory)}) == list(range(apps.ORDERS)), f"lost: {calls} {letters}"
+    assert not {*letters} & {*paid(directory)}, f"paid, and given up: {calls} {letters}"
+    return list(range(apps.ORDERS))
+
+
+@pytest.mark.parametrize(
+    ("app", "check"), [(apps.reconciled_batches, each_row_once), (apps.unsafe_batches, each_row_at_most_once)]
+)
+def test_a_batch_is_the_same_batch_after_a_crash_wherever_the_process_dies(app: Any, check: Any) -> None:
+    crashes = crash_at_every_step(app, check, workers=2)
+    print(crashes)
+    assert {"journal", "manifest", "call", "stage"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.7
+
+
 def test_reconciled_calls_are_made_once_wherever_the_process_dies() -> None:
     crashes = crash_at_every_step(apps.reconciled, once, workers=2)
     print(crashes)
