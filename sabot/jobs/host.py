@@ -187,6 +187,10 @@ class JobHost:
         else:
             self._parking.load(job.job_id)
 
+    def wake(self, job_id: str) -> None:
+        """Runs a parked job, whose owner was told that something has come for it (`JobOwner.woken`)."""
+        self._parking.wake(job_id)
+
     def _had_ended(self, job: OpenJob, end: End) -> None:
         del self._agents[job.job_id]
         self._unapplied.pop(job.job_id, None)

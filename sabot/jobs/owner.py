@@ -75,7 +75,7 @@ class JobOwner(Protocol):
         """It holds no coroutine any more."""
 
     def woken(self, job_id: str) -> None:
-        """It runs again."""
+        """Something has come for it. `JobHost.wake` lets it run."""
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """It cannot go on with this code."""

@@ -1,6 +1,6 @@
 """Jobs that wait for something long. They hold no coroutine and no task; the journal has what they have done.
 
-quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its history is read ─▶ the function runs over it
+quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ the function runs over it
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ from sabot.jobs.asking import answered
 from sabot.jobs.history import Delivery
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.recovery import whole_entries
-from sabot.journal import Entry, Position, Signal
+from sabot.journal import EffectResult, Entry, Position, Signal
 
 __all__ = ["Parking"]
 
@@ -20,12 +20,15 @@ _LOADS = 16  # histories that are read at once
 
 @dataclass(slots=True, eq=False)
 class _Parked:
-    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline."""
+    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. woken: its owner was
+    told that it is to run.
+    """
 
     agent: str
     waits: tuple[str, ...]
     timers: tuple[int, ...]
     questions: tuple[int, ...]
+    woken: bool = False
 
 
 class Parking:
@@ -88,12 +91,18 @@ class Parking:
         parked = self._parked.get(job_id)
         if parked is None:
             return  # it has ended
-        if isinstance(entry, Signal) and entry.name not in parked.waits:
-            return  # the journal has it: it comes when the job wakes
-        del self._parked[job_id]
+        if isinstance(entry, EffectResult):
+            parked.timers = tuple(each for each in parked.timers if each != entry.ordinal)
+        if parked.woken or (isinstance(entry, Signal) and entry.name not in parked.waits):
+            return  # the journal has it: it comes when the job runs
+        parked.woken = True
         owner = self._desk.owner_of(parked.agent)
         assert owner is not None
         owner.woken(job_id)
+
+    def wake(self, job_id: str) -> None:
+        """A parked job may run."""
+        del self._parked[job_id]
         self.load(job_id)
 
     def load(self, job_id: str) -> None:

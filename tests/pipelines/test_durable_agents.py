@@ -18,7 +18,7 @@ from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, EffectError, JobLocked, OtherJournal
-from sabot.journal import Answer, Begin, End, SqliteReader
+from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
 from sabot.runtime.feeding import AgentSource
@@ -307,6 +307,39 @@ async def test_what_waits_behind_a_parked_key_is_in_its_mailbox_and_comes_in_ord
     assert orders(shop.answers())[1:] == list(range(7))
     assert shop.calls == [9, *range(7)]
     assert [each["count"] for each in shop.answers()[1:]] == list(range(1, 8))
+
+
+async def test_jobs_that_wake_wait_for_a_place_among_those_that_run(shop: Shop) -> None:
+    gate, runs, most = asyncio.Event(), [], []
+
+    @tool(effect="read")
+    async def look(order: int) -> None:
+        runs.append(order)
+        most.append(len(runs))
+        await gate.wait()
+        runs.remove(order)
+
+    async def function(ctx: Any) -> Any:
+        if ctx.message["order"]:
+            await ctx.sleep("1h")
+        await ctx.call(look, ctx.message["order"])
+        return ctx.message
+
+    app = shop.app(function, key="order", concurrency=1)
+    async with started(app):
+        for order in (1, 2, 3):
+            shop.ticket("ann", order)
+        await until(lambda: figures(app)["parked"] == 3)
+        shop.ticket("ann", 0)
+        await until(lambda: runs == [0])
+        shop.clock.advance(3600)
+        shop.ticket("ann", 4)
+        await until(lambda: sum(isinstance(each, EffectResult) for each in shop.entries()) == 3)
+        assert figures(app) | {"running": 1, "parked": 3} == figures(app)
+        gate.set()
+        await until(lambda: orders(shop.answers()) == [0, 1, 2, 3])  # those that wake before the new one
+        await until(lambda: figures(app)["parked"] == 1)
+    assert set(most) == {1}
 
 
 async def test_a_full_mailbox_holds_the_source_and_nothing_is_lost(shop: Shop) -> None:

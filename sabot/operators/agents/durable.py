@@ -84,6 +84,7 @@ class DurableAgentOperator(AgentOperator):
         self._limit = spec.calls.concurrency
         self.calls: dict[str, JobCall] = {}
         self._ready: deque[JobCall] = deque()
+        self._woken: deque[JobCall] = deque()  # they were parked, and go on before others begin
         self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
         self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
         self._running = self._parked = self._blocked = 0
@@ -162,7 +163,7 @@ class DurableAgentOperator(AgentOperator):
     @property
     def unprocessed(self) -> bool:
         """Jobs run or are about to. Those that are parked count too, unless the app is leaving; those that are blocked do not."""
-        if self._ready or self._running:
+        if self._ready or self._woken or self._running:
             return True
         return not self.leaving and self._parked > 0
 
@@ -260,15 +261,18 @@ class DurableAgentOperator(AgentOperator):
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """As many jobs begin as may run."""
-        while self._ready and self._running < self._limit and self._started and self._admitted and self.failure is None:
+        """As many jobs go on and begin as may run."""
+        while (self._woken or self._ready) and self._may_run:
             if (self.port is not None and self.port.full) or self.dead_letters_full:
                 self._wait_for_port()
                 return
-            call = self._ready.popleft()
+            call = (self._woken or self._ready).popleft()
             call.runs = True
             self._running += 1
-            if call.before is not None:
+            if call.parked:
+                self._wakes(call)
+                self.host.wake(call.job_id)
+            elif call.before is not None:
                 self.host.resume(call.before)
             elif call.named:
                 self._beside(self.look(call))
@@ -276,6 +280,11 @@ class DurableAgentOperator(AgentOperator):
                 self.begin(self.host.begin, call)
         if not self.unprocessed:
             self.release()
+
+    @property
+    def _may_run(self) -> bool:
+        """Another job may run."""
+        return self._running < self._limit and self._started and self._admitted and self.failure is None
 
     def begin(self, begin: Callable[..., None], call: JobCall) -> None:
         """Hands the job to the host. begin: as `JobHost.begin`."""
@@ -420,11 +429,9 @@ class DurableAgentOperator(AgentOperator):
         self._rests(call)
 
     def woken(self, job_id: str) -> None:
-        """As `JobOwner.woken`. It goes on even where `concurrency=` others run."""
-        call = self.calls[job_id]
-        self._wakes(call)
-        call.runs = True
-        self._running += 1
+        """As `JobOwner.woken`. It stays parked until it may run."""
+        self._woken.append(self.calls[job_id])
+        self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """As `JobOwner.blocked`. Its key is held until the code, or the job, is mended."""

@@ -79,6 +79,8 @@ class Agent:
     def woken(self, job_id: str) -> None:
         self.sleeping.discard(job_id)
         self.wakes[job_id] += 1
+        assert self.host is not None
+        self.host.wake(job_id)
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         self.blocks[job_id] = error
