@@ -117,8 +117,6 @@ class AgentSpec:
             durable=durable,
             batch=batch,
             keyed=key is not None,
-            timed=timeout is not None,
-            rated=rate is not None,
             on_timer=on_timer,
             only={"mailbox": mailbox, "mailbox_full": mailbox_full, "job_id": job_id},
         )
@@ -169,8 +167,6 @@ def _check_durable(
     durable: bool,
     batch: bool,
     keyed: bool,
-    timed: bool,
-    rated: bool,
     on_timer: object,
     only: Mapping[str, Any],
 ) -> None:
@@ -184,13 +180,6 @@ def _check_durable(
         return
     if on_timer is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
-    if timed:
-        raise refuse(
-            "durable=True with timeout=",
-            "a job may wait for days: @tool(timeout=…), or asyncio.timeout in the function",
-        )
-    if rated:
-        raise refuse("durable=True with rate=", "concurrency= bounds how many jobs run at a time")
     mailbox, full, job_id = (only[name] for name in ("mailbox", "mailbox_full", "job_id"))
     if mailbox is not None and not is_whole(mailbox, 1):
         raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")

@@ -142,8 +142,8 @@ def _fields(reader: JournalReader, entry: Entry) -> dict[str, Any]:
 
 def _effect(entry: Entry) -> str:
     match entry:
-        case Attempt(ordinal=0):
-            return ""
+        case Attempt(ordinal=0) | EffectResult(ordinal=0):
+            return ""  # of the job
         case Attempt() | EffectResult():
             return str(EffectId("", entry.ordinal, entry.attempt)).removeprefix("/")
         case Intent() | Answer():

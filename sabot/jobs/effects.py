@@ -21,7 +21,7 @@ from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.values import pack, pack_error, unpack
+from sabot.jobs.values import pack, pack_error, type_of, unpack
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
@@ -126,6 +126,26 @@ class Effects:
         """The effect has a certain outcome: it is recorded, and the function told."""
         entry = EffectResult(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt, outcome, body)
         self._desk.arrived(self._desk.append(entry, live), entry)
+
+    # -- the time of an attempt ---------------------------------------------------------------------------------------
+
+    def limit(self, live: Live) -> None:
+        """The time of its attempt begins. It ends when the job is parked or over."""
+        if live.owner.timeout_s is not None:
+            live.due_ms = self._desk.now_ms() + round(live.owner.timeout_s * 1000)
+            self._timers.add(live.due_ms, live.job.job_id, 0)
+
+    def overtime(self, job_id: str) -> None:
+        """An attempt has run for too long: its calls are given up, as by time-outs of their own, and the function is cancelled, once."""
+        desk, live = self._desk, self._desk.live(job_id)
+        if desk.stopping or live is None or not 0 < live.due_ms <= desk.now_ms():
+            return
+        live.due_ms, job = 0, live.job
+        error = TimeoutError(f"job {job_id} ran longer than timeout={live.owner.timeout_s:g}s")
+        self.runner.give_up(job_id, error)
+        if not job.finished:
+            late = EffectResult(job_id, desk.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))
+            desk.arrived(desk.append(late, live), late)
 
     # -- in doubt -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@
 Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a history anew); ordinals go on, so that no effect has the id of an
 earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history.
 
+A RESULT with ordinal 0 is of the attempt itself: its time is over.
+
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
 that were cancelled. They are asked anew, as effects of their own.

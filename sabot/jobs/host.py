@@ -66,9 +66,8 @@ class JobHost:
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
         self._agents: dict[str, str] = {}  # of jobs that have not ended
-        self._unapplied: dict[
-            str, Position
-        ] = {}  # where the END stands of those of them that had ended before the start
+        # Where the END stands of those of them that had ended before the start.
+        self._unapplied: dict[str, Position] = {}
         self._blocked: dict[str, NonDeterminism] = {}
         self._appended: dict[int, int] = {}  # where each partition ends
         self._items: deque[Item] = deque()
@@ -77,7 +76,7 @@ class JobHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing = 0
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
-        self._parking = Parking(self)
+        self.parking = Parking(self)
         self._letters = JobLetters(self)
         self._timers = JobTimers(
             self,
@@ -148,8 +147,12 @@ class JobHost:
 
     # -- what an agent asks -------------------------------------------------------------------------------------------
 
-    def begin(self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes) -> None:
-        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input."""
+    def begin(
+        self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes, again: bool = False
+    ) -> None:
+        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. again: it has
+        failed or was cancelled, and runs once more over what it has done.
+        """
         self._agents[job_id] = agent_id
 
         def begin() -> None:
@@ -158,25 +161,18 @@ class JobHost:
             owner = self._owners[agent_id]
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code)
             self._begun_total += 1
-            self._begin(History(entry), owner, entry)
-
-        self.put(begin)
-
-    def begin_again(self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes) -> None:
-        """As `begin`, for a job that has failed or was cancelled: it runs once more over what it has done."""
-        self._agents[job_id] = agent_id
-
-        def begin() -> None:
-            if not self.stopping:
-                self.append(Begin(job_id, self.now_ms(), agent_id, record, key, digest, self._owners[agent_id].code))
-                self._begun_total += 1
-                self._parking.load(job_id)
+            if again:
+                self.append(entry)
+                self.parking.load(job_id)
+            else:
+                self._begin(History(entry), owner, entry)
 
         self.put(begin)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
         live = Live(JobRun(entry.job, history, key=self.journal.key, code=owner.code), owner)
         self._live[entry.job] = live
+        self._effects.limit(live)
         self.append(entry, live)
         self.run(live, live.job.start, owner.call)
 
@@ -185,11 +181,7 @@ class JobHost:
         if job.ended is not None and job.ended.outcome != "succeeded":
             self.put(partial(self._had_ended, job, job.ended))
         else:
-            self._parking.load(job.job_id)
-
-    def wake(self, job_id: str) -> None:
-        """Runs a parked job, whose owner was told that something has come for it (`JobOwner.woken`)."""
-        self._parking.wake(job_id)
+            self.parking.load(job.job_id)
 
     def _had_ended(self, job: OpenJob, end: End) -> None:
         del self._agents[job.job_id]
@@ -310,16 +302,15 @@ class JobHost:
         job = live.job
         if not self.runs(live) or live.ending:
             return
-        if job.finished:
-            if job.over:
-                self._end(live)
+        if job.over:
+            self._end(live)
         elif self.stopping:
             return  # what it has asked last is not in the journal
         elif (stuck := job.stuck) is not None:
             self._failed(live, stuck)
         elif job.may_park(self._clock.time()):
             del self._live[job.job_id]
-            self._parking.park(live, self._agents[job.job_id])
+            self.parking.park(live, self._agents[job.job_id])
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """As `Desk.arrived`. What comes of a delivery is appended behind all that is in the journal, so it is delivered behind it."""
@@ -343,7 +334,7 @@ class JobHost:
     def _deliver(self, position: Position, entry: Delivery) -> None:
         live = self._live.get(entry.job)
         if live is None:
-            self._parking.arrived(position, entry)
+            self.parking.arrived(position, entry)
             return
         if live.last is None or live.last < position:
             live.last = position
@@ -362,23 +353,27 @@ class JobHost:
         owner = self._owners[history.begin.agent]
         live = Live(JobRun(job_id, history, key=self.journal.key, code=owner.code), owner, entries[-1][0])
         self._live[job_id] = live
+        self._effects.limit(live)
         self.run(live, live.job.start, owner.call)
 
     # -- timers and letters -------------------------------------------------------------------------------------------
 
     def _awaits(self, job_id: str, ordinal: int) -> bool:
         live = self._live.get(job_id)
-        return self._parking.awaits(job_id, ordinal) if live is None else ordinal in live.job.open
+        return self.parking.awaits(job_id, ordinal) if live is None else live.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
-        """A timer, or the deadline of a question."""
+        """A timer, the deadline of a question, or the time of an attempt (ordinal 0)."""
+        if not ordinal:
+            self._effects.overtime(job_id)
+            return
         if not self._awaits(job_id, ordinal):
             return
-        if self._parking.is_loading(job_id):
+        if self.parking.is_loading(job_id):
             self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
             return
         live = self._live.get(job_id)
-        asked = self._parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind == "ask"
+        asked = self.parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind == "ask"
         if asked:
             self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
@@ -473,7 +468,7 @@ class JobHost:
             return
         self.append(Attempt(job_id, self.now_ms(), 0, live.job.history.attempt + 1), live)
         self._forget(live)
-        self._parking.load(job_id)
+        self.parking.load(job_id)
 
     def _continue(self, live: Live, message: Any) -> None:
         """A new history of the same job."""
@@ -542,8 +537,8 @@ class JobHost:
         calls in flight; the journal.
         """
         return {
-            "running": len(self._live) + self._parking.loading,
-            "parked": self._parking.parked,
+            "running": len(self._live) + self.parking.loading,
+            "parked": self.parking.parked,
             "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
             "begun": self._begun_total,
             "ended": self._ended_total,

@@ -43,10 +43,11 @@ class JobOwner(Protocol):
     """What a job is a run of: an agent. All methods are called on the event loop, and must not suspend.
 
     leaves_at_once: its output is seen before a checkpoint covers it, so the journal must be durable first. code: the version of the
-    function.
+    function. timeout_s: how long an attempt may run without being parked; None: as long as it likes.
     """
 
     leaves_at_once: bool
+    timeout_s: float | None
     code: str
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
@@ -75,7 +76,7 @@ class JobOwner(Protocol):
         """It holds no coroutine any more."""
 
     def woken(self, job_id: str) -> None:
-        """Something has come for it. `JobHost.wake` lets it run."""
+        """Something has come for it. `Parking.wake` lets it run."""
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         """It cannot go on with this code."""
@@ -90,7 +91,7 @@ class JobOwner(Protocol):
 @dataclass(slots=True, eq=False)
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal.
+    in the journal. due_ms: when its time is over; 0: it may run on.
     """
 
     job: JobRun
@@ -99,6 +100,11 @@ class Live:
     ending: bool = False
     safe: bool = False
     noting: int = 0
+    due_ms: int = 0
+
+    def awaits(self, ordinal: int) -> bool:
+        """Whether the timer of this ordinal counts: 0 is the time of the attempt."""
+        return ordinal in self.job.open if ordinal else self.due_ms > 0
 
 
 class Desk(Protocol):

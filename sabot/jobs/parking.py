@@ -1,6 +1,6 @@
 """Jobs that wait for something long. They hold no coroutine and no task; the journal has what they have done.
 
-quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ the function runs over it
+quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
 """
 
 from collections import deque

@@ -97,7 +97,8 @@ class JobRun:
     """One job in memory. All of it belongs to the event loop of its host.
 
     open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
-    timers and waits that the function awaits no longer. cancels: those that were delivered. blocked: the function does not do what the
+    timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the time of the
+    attempt is over. blocked: the function does not do what the
     journal has.
     """
 
@@ -111,6 +112,7 @@ class JobRun:
         self.new: list[Ask] = []
         self.gone: list[Ask] = []
         self.cancels: list[Cancel] = []
+        self.late = ""
         self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
             job_id, on_timer=self._timer_set, on_timer_gone=self._timer_gone
         )
@@ -171,6 +173,9 @@ class JobRun:
 
     def _tell(self, entry: Delivery) -> None:
         match entry:
+            case EffectResult(ordinal=0):
+                self.late = unpack_error(entry.body).message  # type: ignore[arg-type]
+                self.loop.main.cancel(self.late)
             case EffectResult() | Answer():
                 self._resolve(self.open.pop(entry.ordinal, None), entry)
             case Signal():
@@ -421,6 +426,8 @@ class JobRun:
             return None, self.loop.refused
         try:
             return self.loop.main.result(), None
+        except asyncio.CancelledError as error:
+            return None, TimeoutError(self.late) if self.late and not self.cancels else error
         except BaseException as error:  # whatever the function let out is its outcome
             return None, error
 

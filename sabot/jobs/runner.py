@@ -168,6 +168,11 @@ class EffectRunner:
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
+    def give_up(self, job: str, error: BaseException) -> None:
+        """The calls of this job are cancelled, and told as failed by this error: a call that was sent is in doubt."""
+        for call in list(self._jobs.get(job, {}).values()):
+            self._give_up(call, error)
+
     def is_under_way(self, job: str, ordinal: int) -> bool:
         """Whether `make` would adopt a call."""
         return (ordinal, False) in self._jobs.get(job, {})

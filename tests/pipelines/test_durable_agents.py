@@ -576,6 +576,58 @@ async def test_attempts_of_a_job_keep_its_results(shop: Shop) -> None:
     assert shop.calls == [1]
 
 
+async def test_a_job_that_runs_longer_than_its_timeout_is_a_dead_letter_and_its_key_goes_on(shop: Shop) -> None:
+    hangs, calls = asyncio.Event(), []
+
+    @tool(effect="read")
+    async def look(order: int) -> int:
+        calls.append(order)
+        if order == 1:
+            await hangs.wait()
+        return order
+
+    async def function(ctx: Any) -> Any:
+        await ctx.sleep("1h")  # parked: this takes none of its time
+        return {"order": await ctx.call(look, ctx.message["order"])}
+
+    app = shop.app(function, timeout="30s", on_error="skip")
+    async with started(app):
+        for order in (1, 2):
+            shop.ticket("ann", order)
+        await until(lambda: figures(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: calls == [1])
+        shop.clock.advance(30)
+        await until(lambda: len(shop.letters()) == 1)
+        await until(lambda: figures(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [2])
+    headers = dict(shop.letters()[0].headers)
+    assert headers["sabot.error"] == b"TimeoutError"
+    assert b"ran longer than timeout=30s" in headers["sabot.message"]
+
+
+async def test_no_more_jobs_begin_in_a_second_than_rate_says(shop: Shop) -> None:
+    begun: list[int] = []
+
+    async def function(ctx: Any) -> Any:
+        begun.append(ctx.message["order"])
+        return ctx.message
+
+    app = shop.app(function, key=None, rate="100/s", concurrency=8)
+    async with started(app):
+        shop.tickets({"customer": "ann", "order": order} for order in range(20))
+        await until(lambda: len(begun) == 5)  # what comes in 50 ms may begin at once
+        for more in range(6, 9):
+            shop.clock.advance(0.01)
+            await until(lambda more=more: len(begun) >= more)
+            assert len(begun) == more
+        while len(begun) < 20:
+            shop.clock.advance(0.05)
+            await asyncio.sleep(0.002)
+        await until(lambda: len(shop.answers()) == 20)
+
+
 async def test_an_agent_that_failed_tries_its_job_once_more_at_the_next_start(shop: Shop) -> None:
     mended = {"now": False}
 
@@ -753,8 +805,8 @@ async def test_a_memory_log_that_begins_again_is_another_log(shop: Shop) -> None
         ({"batch": True, "mailbox": 5}, "batches"),
         ({"batch": True, "durable": False}, "one batch at a time"),
         ({"on_timer": lambda timer, ctx: None}, "ctx.sleep"),
-        ({"timeout": "1s"}, "timeout"),
-        ({"rate": "5/s"}, "concurrency="),
+        ({"timeout": 0}, "timeout=0"),
+        ({"rate": "often"}, "rate"),
         ({"mailbox": 0}, "mailbox=0"),
         ({"mailbox_full": "drop"}, "mailbox_full='drop'"),
         ({"job_id": ""}, "job_id=''"),

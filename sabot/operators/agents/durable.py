@@ -15,7 +15,7 @@ dead letter carries the id, so a record that is sent again is the same job.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ import msgspec
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
+from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
@@ -58,7 +59,7 @@ from sabot.operators.agents.rows import (
     results_of,
     waiting_batches,
 )
-from sabot.watch import watched
+from sabot.watch import guarded, watched
 
 __all__ = ["DurableAgentOperator"]
 
@@ -72,6 +73,7 @@ class DurableAgentOperator(AgentOperator):
         """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once = leaves_at_once
+        self.timeout_s = spec.calls.timeout_s
         self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
         self.hands_on = False  # it writes into a durable agent
@@ -85,6 +87,8 @@ class DurableAgentOperator(AgentOperator):
         self.calls: dict[str, JobCall] = {}
         self._ready: deque[JobCall] = deque()
         self._woken: deque[JobCall] = deque()  # they were parked, and go on before others begin
+        self._rate = None if spec.calls.rate is None else TokenBucket(spec.calls.rate)
+        self._waits_for_rate: asyncio.TimerHandle | None = None
         self._known: dict[str, bytes] = {}  # jobs that the journal had at the start -> digest of their input
         self._begun: dict[tuple[str, int], int] = {}  # the last offset of each partition whose job has begun
         self._running = self._parked = self._blocked = 0
@@ -266,18 +270,20 @@ class DurableAgentOperator(AgentOperator):
             if (self.port is not None and self.port.full) or self.dead_letters_full:
                 self._wait_for_port()
                 return
+            if not self._woken and not self._ready[0].named and self._waits():
+                return
             call = (self._woken or self._ready).popleft()
             call.runs = True
             self._running += 1
             if call.parked:
                 self._wakes(call)
-                self.host.wake(call.job_id)
+                self.host.parking.wake(call.job_id)
             elif call.before is not None:
                 self.host.resume(call.before)
             elif call.named:
                 self._beside(self.look(call))
             else:
-                self.begin(self.host.begin, call)
+                self.begin(call)
         if not self.unprocessed:
             self.release()
 
@@ -286,31 +292,32 @@ class DurableAgentOperator(AgentOperator):
         """Another job may run."""
         return self._running < self._limit and self._started and self._admitted and self.failure is None
 
-    def begin(self, begin: Callable[..., None], call: JobCall) -> None:
-        """Hands the job to the host. begin: as `JobHost.begin`."""
+    def begin(self, call: JobCall) -> None:
+        """Hands the job to the host."""
         assert call.record is not None
         self._note_begun(call.record)
-        begin(
+        self.host.begin(
             self.spec.agent_id,
             call.job_id,
             record=encode(call.record),
             key=call.scope,
             digest=call.digest,
+            again=call.again,
         )
 
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
         await self.host.journal.flush()  # what ended just now
         mark = await self.host.known(call.job_id)
-        if not self._started:
-            return
-        if mark is None:
-            self.begin(self.host.begin, call)
+        if mark is None or not self._started:
+            call.named = not self._started
+            self._looked(call)
             return
         if not (call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest):
             self._drop(call, mark.digest)
         elif await answered(self._has_history, call.job_id):
-            self.begin(self.host.begin_again, call)
+            call.named, call.again = False, True
+            self._looked(call)
             return
         else:
             gone = UserError(
@@ -321,8 +328,32 @@ class DurableAgentOperator(AgentOperator):
         if self.failure is None:
             self._over(call)
 
+    def _looked(self, call: JobCall) -> None:
+        """It is the first one of those that may begin."""
+        self._runs_no_more(call)
+        self._ready.appendleft(call)
+        self.go_on()
+
     def _has_history(self, job_id: str) -> bool:
         return next(iter(self.host.journal.read(job_id)), None) is not None
+
+    def _waits(self) -> bool:
+        """`rate=` lets no job begin now. Else one does."""
+        if self._rate is None:
+            return False
+        wait_s = self._rate.wait_s(now := self.clock.monotonic())
+        if not wait_s:
+            self._rate.begun(now)
+        elif self._waits_for_rate is None:
+            what = f"what lets jobs of agent {self.spec.agent_id} begin"
+            self._waits_for_rate = self.loop.call_later(
+                wait_s, guarded(self._go_on_by_rate, what, partial(self.on_broken, what))
+            )
+        return wait_s > 0
+
+    def _go_on_by_rate(self) -> None:
+        self._waits_for_rate = None
+        self.go_on()
 
     def _wait_for_port(self) -> None:
         if self._waits_for_port is None:

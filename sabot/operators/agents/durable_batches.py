@@ -10,7 +10,7 @@ A job that fails does so for all its rows: each is a dead letter with the job's 
 again, over all rows of its BEGIN, so what it had done is not done twice.
 """
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -260,13 +260,13 @@ class DurableBatchOperator(DurableAgentOperator):
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
-    def begin(self, begin: Callable[..., None], call: JobCall) -> None:
+    def begin(self, call: JobCall) -> None:
         assert isinstance(call, _BatchCall)
         assert call.records is not None
         assert call.columns is not None
         call.spans = runs_of(call.log, call.records)
         body = call.body or encode(BatchInput(call.topic, call.log, to_ipc(call.records), to_ipc(call.columns)))
-        begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest)
+        self.host.begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, again=call.again)
         call.records = call.columns = None
         call.body = b""
 

@@ -76,7 +76,8 @@ class JobCall:
     digest: of the record. named: the journal is asked whether it has the job already, as its id does not say where the record stands,
     or jobs of rows behind it have begun.
     redriven: the record has the id of its job with it. row: where it is held; None: nowhere. mailed: it is the first one of its key's
-    mailbox. before: the open job of the journal that it is. runs: it counts for `concurrency=`. renewed: it was tried again since then.
+    mailbox. before: the open job of the journal that it is. again: it has failed, and
+    goes on with what it has done. runs: it counts for `concurrency=`. renewed: it was tried again since then.
     """
 
     job_id: str
@@ -92,6 +93,7 @@ class JobCall:
     parked: bool = False
     blocked: bool = False
     renewed: bool = False
+    again: bool = False
     ctx: DurableContext | None = None
 
 

@@ -40,6 +40,7 @@ class Agent:
     clock: Clock = SYSTEM_CLOCK
     verdict: Verdict = "end"
     leaves_at_once: bool = False
+    timeout_s: float | None = None
     code: str = "1"
     done: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, BaseException] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Agent:
         self.sleeping.discard(job_id)
         self.wakes[job_id] += 1
         assert self.host is not None
-        self.host.wake(job_id)
+        self.host.parking.wake(job_id)
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
         self.blocks[job_id] = error
