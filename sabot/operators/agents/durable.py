@@ -174,12 +174,7 @@ class DurableAgentOperator(AgentOperator):
     # -- rows in ------------------------------------------------------------------------------------------------------
 
     def put(self, batch: Batch) -> None:
-        held, rows, bad = self._reader.read(batch, self.now_ms())
-        for row, error in bad:
-            self.counters.errors_count += 1
-            self.dead_letter(row, error, 0)
-        self.took(held)
-        for row in rows:
+        for row in self.take_records(self._reader, batch):
             record = JobInput(
                 row.topic,
                 row.partition,

@@ -24,7 +24,7 @@ from sabot.errors import AgentFailed, SabotError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
-from sabot.operators.agents.rows import Row, place_of, records_batch, rows_of
+from sabot.operators.agents.rows import RecordReader, Row, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
 from sabot.state import StateBackend
@@ -240,6 +240,15 @@ class AgentOperator(ABC):
         if not held.left:
             self._batch_seconds.add(0.0)
         self._progressed()
+
+    def take_records(self, reader: RecordReader, batch: Batch) -> list[Row]:
+        """The rows of a batch of records, which are held from now on. Those that cannot be processed are dead letters."""
+        held, rows, bad = reader.read(batch, self.now_ms())
+        for row, error in bad:
+            self.counters.errors_count += 1
+            self.dead_letter(row, error, 0)
+        self.took(held)
+        return rows
 
     def rows_ended(self, held: HeldRows, *, last: bool) -> None:
         """Rows that came so have ended, in `self.held` too. last: all that came with them have."""

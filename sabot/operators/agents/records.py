@@ -43,11 +43,7 @@ class RecordAgentOperator(LaneOperator):
             self._timer_call = gathering(spec.on_timer)
 
     def put(self, batch: Batch) -> None:
-        held, rows, bad = self._reader.read(batch, self.now_ms())
-        for row, error in bad:
-            self.counters.errors_count += 1
-            self.dead_letter(row, error, 0)
-        self.took(held)
+        rows = self.take_records(self._reader, batch)
         lanes = self.lanes
         count = len(lanes)
         if count == 1:
