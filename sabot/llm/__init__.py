@@ -21,7 +21,6 @@ from sabot.llm.errors import (
 )
 from sabot.llm.messages import ChatMessage, Image, Text, ToolCall, assistant, system, tool_result, user
 from sabot.llm.provider import Provider
-from sabot.llm.providers.scripted import ScriptedProvider
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, tool
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from sabot.llm.prices import GenaiPrices, Price, Prices, PriceTable
     from sabot.llm.providers.anthropic import AnthropicProvider
     from sabot.llm.providers.openai import OpenAIProvider
+    from sabot.llm.providers.scripted import ScriptedProvider
 
 __all__ = [
     "AnthropicProvider",
@@ -76,6 +76,7 @@ _HOMES = {  # of what `import sabot` has no need for
     "sabot.llm.prices": ("GenaiPrices", "Price", "PriceTable", "Prices"),
     "sabot.llm.providers.anthropic": ("AnthropicProvider",),
     "sabot.llm.providers.openai": ("OpenAIProvider",),
+    "sabot.llm.providers.scripted": ("ScriptedProvider",),
 }
 
 

@@ -45,7 +45,12 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     def digest(self) -> bytes:
         """16 bytes that are the same for equal requests, in every process."""
-        return blake2b(msgspec.msgpack.encode(self, order="deterministic"), digest_size=16).digest()
+        fields = msgspec.structs.asdict(
+            self
+        )  # all of them: whether a text is left out as a default goes by its identity
+        for name in ("temperature", "top_p"):  # 1 is 1.0
+            fields[name] = None if fields[name] is None else float(fields[name])
+        return blake2b(msgspec.msgpack.encode(fields, order="deterministic"), digest_size=16).digest()
 
 
 class RequestContext(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -8,6 +8,7 @@ from sabot.connectors.memory import MemoryBroker
 from sabot.testing.every_step import Crashes, crash_at_every_step
 from sabot.testing.lives import run
 from sabot.testing.model_server import FakeModelServer, ModelRequest
+from sabot.testing.recording import RecordedAnswers
 from sabot.testing.script import BARRIER, CRASH, END, ScriptedSource
 from sabot.testing.simulation import Simulation, simulate
 from sabot.testing.sinks import ListSink
@@ -23,6 +24,7 @@ __all__ = [
     "ManualClock",
     "MemoryBroker",
     "ModelRequest",
+    "RecordedAnswers",
     "ScriptedSource",
     "SideEffect",
     "Simulation",

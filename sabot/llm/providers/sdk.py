@@ -29,7 +29,7 @@ from sabot.llm.errors import (
     RequestRefused,
 )
 from sabot.llm.results import Completion, Piece, Usage
-from sabot.redaction import keep_secret, redacted_url
+from sabot.redaction import keep_secret, redacted_url, scrubbed
 
 __all__ = ["Gathering", "SdkCalls", "api_key_of", "is_strict", "merged", "usage_of"]
 
@@ -275,7 +275,7 @@ class SdkCalls:
             told = None
         if isinstance(told, dict) and (told.get("error") or told.get("type") == "error"):
             return self.error_of(told.get("error") or told, model, request_id)
-        text = data[: 4 * _MOST_TEXT].decode(errors="replace")[:_MOST_TEXT]
+        text = scrubbed(data[: 4 * _MOST_TEXT].decode(errors="replace")[:_MOST_TEXT])
         where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
         return MalformedAnswer(f"the answer cannot be read: {words}", text=text, **where)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import msgspec
 import numpy as np
 import openai
 import pytest
@@ -222,6 +223,18 @@ def test_a_schema_is_strict_when_all_of_its_objects_are(schema, strict):
     assert is_strict(schema) is strict
 
 
+def test_equal_requests_have_equal_digests():
+    made = RequestSpec(
+        messages=(user("hi"),), output_name="".join(["ans", "wer"]), temperature=1, options={"b": 1, "a": 2}
+    )
+    same = RequestSpec(
+        messages=(user("hi"),), tool_choice="".join(["au", "to"]), temperature=1.0, options={"a": 2, "b": 1}
+    )
+    assert made == same
+    assert made.digest() == same.digest() == msgspec.json.decode(msgspec.json.encode(made), type=RequestSpec).digest()
+    assert made.digest() != RequestSpec(messages=(user("hi"),), temperature=0.9, options={"a": 2, "b": 1}).digest()
+
+
 # -- servers that resemble OpenAI's -----------------------------------------------------------------------------------------
 
 
@@ -382,6 +395,18 @@ def test_without_a_key_the_vendor_is_not_asked(monkeypatch, kind, variable):
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UserError, match=f"set {variable}"):
         kind("m")
+
+
+async def test_the_environment_has_the_key_and_the_address(monkeypatch):
+    with FakeModelServer("yes", keys=("right",)) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "right")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "right")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.anthropic_url)
+        for provider in (OpenAIProvider(model="gpt-4"), AnthropicProvider(model="claude")):
+            assert (await provider.complete(RequestSpec(messages=(user("hi"),)))).content == "yes"
+            await provider.close()
+    assert [request.spec.model for request in server.requests] == ["gpt-4", "claude"]
 
 
 def test_a_client_has_its_own_key_and_an_api_a_name():

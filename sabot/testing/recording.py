@@ -1,0 +1,58 @@
+"""Answers of a real model, kept in a file and given again."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from sabot.errors import UNREADABLE, UserError, short_repr
+from sabot.llm.provider import Provider
+from sabot.llm.results import Completion
+from sabot.llm.spec import RequestSpec
+
+__all__ = ["RecordedAnswers"]
+
+
+class _Kept(msgspec.Struct):
+    request: RequestSpec
+    answer: Completion
+
+
+class RecordedAnswers:
+    """A rule for `ScriptedProvider` and `FakeModelServer`: to a request that was asked before, the answer that a real model gave then.
+
+        RecordedAnswers("tests/answers.ndjson", OpenAIProvider("gpt-4o-mini"))      asks what is not in the file, and keeps it
+        RecordedAnswers("tests/answers.ndjson")                                     asks nobody
+
+    path: NDJSON, a line for each request and its answer; it may be edited, and a line that is taken out is asked again. A request that is
+    not there is a UserError, or goes to the provider. Errors of the provider are raised and not kept. Raises UserError for a file that
+    cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], provider: Provider | None = None) -> None:
+        self._path = Path(path)
+        self._provider = provider
+        self._answers: dict[bytes, Completion] = {}
+        if self._path.exists():
+            for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
+                try:
+                    kept = msgspec.json.decode(line, type=_Kept)
+                except UNREADABLE as error:
+                    raise UserError(f"{self._path}, line {number} is no recorded answer: {error}") from error
+                self._answers[kept.request.digest()] = kept.answer
+
+    async def __call__(self, spec: RequestSpec) -> Completion:
+        """The answer to this request."""
+        digest = spec.digest()
+        if digest not in self._answers:
+            if self._provider is None:
+                raise UserError(
+                    f"{self._path} has no answer to {short_repr(spec)}",
+                    hint="record it: RecordedAnswers(path, provider)",
+                )
+            answer = await self._provider.complete(spec)
+            if digest not in self._answers:  # an equal request may have been answered meanwhile
+                self._answers[digest] = answer
+                with self._path.open("ab") as file:
+                    file.write(msgspec.json.encode(_Kept(spec, answer), order="deterministic") + b"\n")
+        return self._answers[digest]
