@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sabot.clock import Clock
 
-__all__ = ["UNKNOWN", "Questions"]
+__all__ = ["UNKNOWN", "KeptAnswers", "Questions"]
 
 Question = TypeVar("Question")
 Waiter = TypeVar("Waiter")
@@ -25,18 +25,14 @@ UNKNOWN = _Unknown()
 """In place of an answer, since None may be one."""
 
 
-class Questions(Generic[Question, Waiter]):
-    """Answers by question (hashable). most: how many are kept; 0: none. ttl_s: how long one is kept; None: as long as there is room.
-
-    A waiter is whatever the caller wants to have back when the answer to an equal question comes.
-    """
+class KeptAnswers(Generic[Question]):
+    """Answers by question (hashable). most: how many are kept; 0: none. ttl_s: how long one is kept; None: as long as there is room."""
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
         self.hits = 0  # questions that a kept answer answered
         self._most, self._ttl_s, self._clock = most, math.inf if ttl_s is None else ttl_s, clock
         # By question (good until, answer); the one that was used last stands last.
         self._answers: OrderedDict[Question, tuple[float, Any]] = OrderedDict()
-        self._waiting: dict[Question, list[Waiter]] = {}  # by question that is under way: who else waits
 
     def __len__(self) -> int:
         """How many answers are kept."""
@@ -55,6 +51,25 @@ class Questions(Generic[Question, Waiter]):
         self.hits += 1
         return found[1]
 
+    def keep(self, question: Question, answer: Any) -> None:
+        """From now on it is known; beyond the number the answer goes that was not used for longest."""
+        if self._most:
+            answers = self._answers
+            answers[question] = (self._clock.monotonic() + self._ttl_s, answer)
+            answers.move_to_end(question)
+            if len(answers) > self._most:
+                answers.popitem(last=False)
+
+
+class Questions(KeptAnswers[Question], Generic[Question, Waiter]):
+    """Answers that are kept, and questions that are under way. A waiter is whatever the caller wants to have back when the answer to an
+    equal question comes.
+    """
+
+    def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
+        super().__init__(most, ttl_s, clock)
+        self._waiting: dict[Question, list[Waiter]] = {}  # by question that is under way: who else waits
+
     def under_way(self, question: Question) -> list[Waiter] | None:
         """The waiters of a question that is under way, to which the caller may add its own. None: it was not; from now on it is, and the
         caller asks it.
@@ -67,10 +82,6 @@ class Questions(Generic[Question, Waiter]):
     def answered(self, question: Question, answer: Any, *, keep: bool) -> list[Waiter]:
         """The caller has the answer of the question, or its failure (which is not to be kept). -> the waiters."""
         waiting = self._waiting.pop(question)
-        if keep and self._most:
-            answers = self._answers
-            answers[question] = (self._clock.monotonic() + self._ttl_s, answer)
-            answers.move_to_end(question)
-            if len(answers) > self._most:
-                answers.popitem(last=False)
+        if keep:
+            self.keep(question, answer)
         return waiting

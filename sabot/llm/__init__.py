@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sabot.journal.effects import Reconciled
 from sabot.llm.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
+    CircuitOpen,
     ContentFiltered,
     ContextLengthExceeded,
     MalformedAnswer,
@@ -26,27 +28,49 @@ from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, tool
 
 if TYPE_CHECKING:
+    from sabot.llm.cache import CompletionCache, MemoryCache, SqliteCache
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.idempotency import IdempotencyEvent, IdempotencyTracker
+    from sabot.llm.limits import CircuitBreaker, Limits
+    from sabot.llm.middleware import MIDDLEWARE, Budget, Forward, Middleware, ModelCall, Outcome
     from sabot.llm.prices import GenaiPrices, Price, Prices, PriceTable
     from sabot.llm.providers.anthropic import AnthropicProvider
     from sabot.llm.providers.openai import OpenAIProvider
     from sabot.llm.providers.scripted import ScriptedProvider
+    from sabot.llm.schema import Mismatch, Schema
 
 __all__ = [
+    "MIDDLEWARE",
     "AnthropicProvider",
     "AuthenticationFailed",
+    "Budget",
+    "BudgetExceeded",
     "ChatMessage",
+    "CircuitBreaker",
+    "CircuitOpen",
     "Completion",
+    "CompletionCache",
     "ContentFiltered",
     "ContextLengthExceeded",
     "Effect",
     "Embeddings",
+    "ExecutionEngine",
+    "Forward",
     "GenaiPrices",
+    "IdempotencyEvent",
+    "IdempotencyTracker",
     "Image",
+    "Limits",
     "MalformedAnswer",
+    "MemoryCache",
+    "Middleware",
+    "Mismatch",
+    "ModelCall",
     "ModelError",
     "ModelTimeout",
     "ModelUnavailable",
     "OpenAIProvider",
+    "Outcome",
     "Piece",
     "Price",
     "PriceTable",
@@ -57,7 +81,9 @@ __all__ = [
     "RequestContext",
     "RequestRefused",
     "RequestSpec",
+    "Schema",
     "ScriptedProvider",
+    "SqliteCache",
     "Text",
     "Tool",
     "ToolCall",
@@ -73,10 +99,16 @@ __all__ = [
 ]
 
 _HOMES = {  # of what `import sabot` has no need for
+    "sabot.llm.cache": ("CompletionCache", "MemoryCache", "SqliteCache"),
+    "sabot.llm.engine": ("ExecutionEngine",),
+    "sabot.llm.idempotency": ("IdempotencyEvent", "IdempotencyTracker"),
+    "sabot.llm.limits": ("CircuitBreaker", "Limits"),
+    "sabot.llm.middleware": ("MIDDLEWARE", "Budget", "Forward", "Middleware", "ModelCall", "Outcome"),
     "sabot.llm.prices": ("GenaiPrices", "Price", "PriceTable", "Prices"),
     "sabot.llm.providers.anthropic": ("AnthropicProvider",),
     "sabot.llm.providers.openai": ("OpenAIProvider",),
     "sabot.llm.providers.scripted": ("ScriptedProvider",),
+    "sabot.llm.schema": ("Mismatch", "Schema"),
 }
 
 

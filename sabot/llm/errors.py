@@ -10,6 +10,8 @@ SabotError
 │   ├── RateLimited             too many requests or tokens; `retry_after_s` (also a TransientError)
 │   ├── ModelTimeout            no answer in time (also a TransientError and a TimeoutError)
 │   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
+│       └── CircuitOpen         the provider failed again and again, so it was not asked
+├── BudgetExceeded              what may be used is used up, so no request was made
 └── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
     └── ToolTimeout             E2002 (also a TimeoutError)
 """
@@ -18,6 +20,8 @@ from sabot.errors import SabotError, TransientError
 
 __all__ = [
     "AuthenticationFailed",
+    "BudgetExceeded",
+    "CircuitOpen",
     "ContentFiltered",
     "ContextLengthExceeded",
     "MalformedAnswer",
@@ -104,6 +108,14 @@ class ModelUnavailable(ModelError, TransientError):
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **where: object) -> None:
         super().__init__(message, **where)  # type: ignore[arg-type]
         self.retry_after_s = retry_after_s
+
+
+class CircuitOpen(ModelUnavailable):
+    """The provider failed again and again, so for `retry_after_s` seconds it is not asked. Nothing was sent."""
+
+
+class BudgetExceeded(SabotError):
+    """Tokens or money that may be used are used up. No request was made."""
 
 
 class ToolError(SabotError):

@@ -15,6 +15,7 @@ import decimal
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 import msgspec
@@ -46,7 +47,9 @@ class Schema:
     """The JSON schema of `of`, and the way back.
 
     json: what the model is given; always of an object, since vendors take no other: a type that is none is asked for as {"value": …}.
-    name: of the type, as vendors take names. Raises UserError for a type that has no schema.
+    Of a type, objects in it require all fields, also those with defaults, and take no others, as vendors want it who hold their models to a
+    schema; what is read may leave out fields with defaults. name: of the type, as vendors take names. Raises UserError for a type that has
+    no schema.
     """
 
     def __init__(self, of: Any) -> None:
@@ -75,6 +78,7 @@ class Schema:
             self._wrapped = True
             self._type = _record(self.name, {_WRAPPED: self._type})
             self.json = _schema_of(self._type, f"output={short_repr(of)}")
+        _demand(self.json)
 
     def decode(self, text: str) -> Any:
         """What the text says. JSON between ``` lines is read too. Raises Mismatch."""
@@ -143,10 +147,30 @@ def _schema_of(kind: Any, where: str) -> JsonSchema:
     parts = {**parts, **foreign}
     reference = root.get("$ref", "").removeprefix(_REF)
     if reference:
-        root = {**parts[reference]}
+        root = deepcopy(parts[reference])
         if not _refers(parts, reference):
             del parts[reference]
     return {**root, **({"$defs": parts} if parts else {})}
+
+
+def _demand(schema: Any) -> None:
+    """Makes objects require the fields that have defaults, and take no others: vendors hold their models to such schemas."""
+    if isinstance(schema, list | tuple):
+        for each in schema:
+            _demand(each)
+    elif isinstance(schema, dict):
+        properties = schema.get("properties")
+        if schema.get("type") == "object" and isinstance(properties, dict):
+            required = schema.get("required", ())
+            schema["required"] = [name for name, each in properties.items() if name in required or "default" in each]
+            schema.setdefault("additionalProperties", False)
+            for each in properties.values():
+                each.pop("default", None)
+        for word, each in schema.items():
+            if word in ("properties", "$defs"):
+                _demand(list(each.values()))
+            elif word not in ("enum", "const", "default"):
+                _demand(each)
 
 
 def _refers(value: Any, name: str) -> bool:
@@ -163,7 +187,7 @@ def _pydantic_schema(kind: Any, parts: dict[str, Any]) -> JsonSchema:
     inner = schema.pop("$defs", {})
     parts.update(inner)
     reference = schema.get("$ref", "").removeprefix(_REF)
-    return cast("JsonSchema", {**inner[reference]} if reference else schema)
+    return cast("JsonSchema", deepcopy(inner[reference]) if reference else schema)
 
 
 def _is_pydantic(kind: Any) -> bool:

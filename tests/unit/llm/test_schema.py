@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from sabot.errors import UserError
 from sabot.llm import Effect, ToolError, tool
+from sabot.llm.providers.sdk import is_strict
 from sabot.llm.schema import Mismatch, Schema
 
 
@@ -56,10 +57,23 @@ def test_a_struct_becomes_a_schema_of_an_object_with_what_is_said_of_it():
         "properties": {
             "label": {"enum": ["bad", "good"]},
             "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "how sure"},
-            "notes": {"type": "array", "items": {"type": "string"}, "default": []},
+            "notes": {"type": "array", "items": {"type": "string"}},
         },
-        "required": ["label", "score"],
+        "required": ["label", "score", "notes"],
+        "additionalProperties": False,
     }
+
+
+@pytest.mark.parametrize(
+    "of", [Verdict, Order, Tree, list[Tree], Order | None, {"a": "string", "b": pa.struct({"x": "int8"})}]
+)
+def test_a_vendor_can_hold_its_model_to_the_schema_of_a_type(of):
+    assert is_strict(Schema(of).json)
+
+
+def test_a_field_that_may_be_missing_may_be_missing():
+    assert Schema(Row).json["required"] == ["name"]
+    assert Schema(Order).decode('{"id": "o-1"}') == Order("o-1", 1)
 
 
 @pytest.mark.parametrize(

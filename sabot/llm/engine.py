@@ -1,0 +1,537 @@
+"""Calls of models: asked once where it can be, within limits, again where it may help, counted and paid.
+
+complete, stream ─▶ idempotency key? ─▶ cache? ─▶ for each provider: middleware ─▶ circuit ─▶ limits ─▶ the provider
+                    in flight: shared    kept:       logging, timeout, retry,
+                    answered: its answer its answer  budget, telemetry, one's own
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from decimal import Decimal
+from functools import lru_cache, partial
+from hashlib import blake2b
+from typing import Any, Literal, overload
+
+import msgspec
+import numpy as np
+
+from sabot.calls.options import Retry, checked_whole
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_seconds
+from sabot.errors import TransientError, UserError, short_repr
+from sabot.llm.cache import CompletionCache
+from sabot.llm.errors import BudgetExceeded, MalformedAnswer, ModelError
+from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
+from sabot.llm.limits import CircuitBreaker, Limits
+from sabot.llm.messages import messages_of
+from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
+from sabot.llm.prices import Prices
+from sabot.llm.provider import Provider
+from sabot.llm.results import Completion, Embeddings, Piece, Usage
+from sabot.llm.route import Route
+from sabot.llm.schema import Mismatch, Schema
+from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.tools import Tool
+
+__all__ = ["ExecutionEngine"]
+
+_FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
+_TEXTS_AT_ONCE = 256  # of one request for embeddings
+_SHOWN_CHARACTERS = 2000  # of an answer, in an error
+_KEPT_ENDS = ("stop", "tool_calls")
+
+
+class ExecutionEngine:
+    """Asks a model, through one provider or, where that one fails, through others. For one event loop.
+
+    provider: whom it asks. fallback: who is asked in its place, in this order, when a call has failed with an error that may pass; by their
+    own models. limits: of each provider. retries: attempts after a failure, `backoff` before the first and twice as long before each next
+    one, drawn by lot and never shorter than the provider asks for; a call that is turned away (429) is no failure, and is made again for
+    `patience`; 0: one attempt. timeout: of an attempt; of a stream, between two pieces. total_timeout: of a call with all its attempts.
+    breaker: when a provider is no longer asked; if not given, there is one where there is a fallback.
+    cache: answers that are kept. idempotency_tracker: makes calls with one key once. budget: what all calls may use. prices: what tokens
+    cost. middleware: what stands around each call, the outermost first: names out of MIDDLEWARE, and functions of one's own. clock, sleep,
+    seed: for tests. The engine closes its providers and its cache. Raises UserError.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        cache: CompletionCache | None = None,
+        idempotency_tracker: IdempotencyTracker | None = None,
+        limits: Limits | None = None,
+        fallback: Sequence[Provider] = (),
+        retries: int = 3,
+        backoff: Duration = "500ms",
+        patience: Duration = "2m",
+        timeout: Duration | None = "2m",
+        total_timeout: Duration | None = None,
+        breaker: CircuitBreaker | None = None,
+        budget: Budget | None = None,
+        prices: Prices | None = None,
+        middleware: Sequence[str | Middleware] = MIDDLEWARE,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        seed: int | None = None,
+    ) -> None:
+        checked_whole("ExecutionEngine", "retries", retries, 0)
+        self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
+        self._figures = CallFigures()
+        built_in = BuiltIn(
+            timeout_s=_seconds("timeout", timeout),
+            total_s=_seconds("total_timeout", total_timeout),
+            retry=Retry(retries, parse_seconds(backoff, name="backoff")),
+            patience_s=parse_seconds(patience, name="patience"),
+            budget=budget,
+            figures=self._figures,
+            clock=clock,
+            sleep=sleep,
+            dice=random.Random(seed),
+        )
+        if breaker is None and fallback:
+            breaker = CircuitBreaker()
+        self._routes = [
+            Route(each, limits or Limits(), breaker, prices, clock, sleep) for each in (provider, *fallback)
+        ]
+        self._chains = [_chain(middleware, built_in, route.send) for route in self._routes]
+        self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers the cache will keep, by its key
+        self._shared: set[SharedCall] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._calls = self._in_flight = self._failed = self._unasked = 0
+
+    async def __aenter__(self) -> "ExecutionEngine":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def provider(self) -> Provider:
+        """Who is asked first."""
+        return self._routes[0].provider
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def complete(
+        self,
+        prompt: Any,
+        *,
+        output: Any = None,
+        idempotency_key: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: Budget | None = None,
+        cache: bool = True,
+        **fields: Any,
+    ) -> Completion:
+        """Asks the model, and returns its whole answer.
+
+        prompt: a text, a ChatMessage, a list of them, or a RequestSpec. fields: of the RequestSpec, in place of what it has; `tools` may be
+        tools. output: a type, columns or a JSON schema (`llm/schema`); the answer has it in `.output`, unless the model calls tools.
+        idempotency_key: as of IdempotencyTracker. timeout: of an attempt, in place of the engine's. budget: of this call, beside the
+        engine's. cache: False: asks anew, and keeps nothing.
+
+        Raises ModelError, MalformedAnswer where the answer does not match the output, BudgetExceeded, IdempotencyConflict, UserError.
+        """
+        call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
+        shared, joined = self._share(call, schema, cache)
+        if shared is None:
+            return _with_output(await self._ask(call), schema)
+        if isinstance(shared, SharedCall):
+            shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
+        return _with_output(_unpaid(shared) if joined else shared, schema)
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        output: Any = None,
+        idempotency_key: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: Budget | None = None,
+        cache: bool = True,
+        **fields: Any,
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces, as they come; the last one has the completion. All else is as for `complete`. A call that fails after its
+        first piece is not made again. Who leaves early closes the generator (`contextlib.aclosing`), which ends the request.
+        """
+        call, schema = self._call("stream", prompt, output, idempotency_key, context, timeout, budget, fields)
+        return self._stream(call, schema, cache)
+
+    async def _stream(self, call: ModelCall, schema: Schema | None, cache: bool) -> AsyncGenerator[Piece, None]:
+        shared, joined = self._share(call, schema, cache)
+        if shared is None:
+            shared = self._running(call, lambda _: self._answer(call, schema))
+        pieces = shared.stream() if isinstance(shared, SharedCall) else in_pieces(shared)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if piece.completion is not None:
+                    answer = _unpaid(piece.completion) if joined else piece.completion
+                    piece = Piece(completion=_with_output(answer, schema))
+                yield piece
+
+    @overload
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: Literal["raise"] = "raise", concurrency: int = 1000, **how: Any
+    ) -> list[Completion]: ...
+
+    @overload
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: Literal["return"], concurrency: int = 1000, **how: Any
+    ) -> list[Completion | ModelError | BudgetExceeded]: ...
+
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: str = "raise", concurrency: int = 1000, **how: Any
+    ) -> Any:
+        """The answers to the prompts, in their order. how: as for `complete`, the same for all.
+
+        errors: "raise" ends with the first error, and cancels the other calls; "return" has ModelError and BudgetExceeded in the place of
+        an answer. concurrency: so many prompts are taken from the iterable at once; how many requests are made at once is said by the
+        limits.
+        """
+        checked_whole("complete_many", "concurrency", concurrency, 1)
+        if errors not in ("raise", "return"):
+            raise UserError(f"complete_many: errors={errors!r}", hint="'raise' or 'return'")
+        answers: dict[int, Any] = {}
+        source = enumerate(prompts)
+
+        async def work() -> None:
+            for place, prompt in source:
+                try:
+                    answers[place] = await self.complete(prompt, **how)
+                except (ModelError, BudgetExceeded) as error:
+                    if errors == "raise":
+                        raise
+                    answers[place] = error
+
+        size = len(prompts) if isinstance(prompts, Sequence) else concurrency
+        await _all(work() for _ in range(min(concurrency, size)))
+        return [answers[place] for place in sorted(answers)]
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: Budget | None = None,
+    ) -> Embeddings:
+        """A vector for each text; many texts go in several requests. Only the first provider is asked: vectors of another model have
+        another meaning. Raises as `complete`.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(each, str) for each in texts):
+            raise UserError(f"embed: {short_repr(texts)} is no list of texts", hint='engine.embed(["a text", …])')
+        calls = [
+            self._new("embed", RequestSpec(messages=(), model=model), "", context, timeout, budget)
+            for _ in range(0, len(texts), _TEXTS_AT_ONCE)
+        ]
+        for place, call in enumerate(calls):
+            call.texts = tuple(texts[place * _TEXTS_AT_ONCE : (place + 1) * _TEXTS_AT_ONCE])
+        parts: list[Any] = await _all(self._through(call, 1) for call in calls)
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    async def close(self) -> None:
+        """Ends shared calls and streams, the providers and the cache. Afterwards no call is made. Repeated calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for call in list(self._shared):
+            await call.cancel()
+        for route in self._routes:
+            await route.provider.close()
+        if self._cache is not None:
+            await self._cache.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """`calls` that needed a provider, of which `in_flight` now and `failed`; `unasked`: answered by the cache, by an idempotency key or
+        by an equal call in flight. `attempts` of calls, of which `failed_attempts`; `retries`; `overloads`: turned away (429); `fallbacks`
+        to another provider. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`; `cost` in US dollars, where it is known.
+        `seconds_total` of all attempts. `waiting` for the limits, and `limit`: requests that the first provider may have in flight now.
+        """
+        figures = self._figures
+        first = self._routes[0].admission
+        return {
+            "calls": self._calls,
+            "in_flight": self._in_flight,
+            "failed": self._failed,
+            "unasked": self._unasked,
+            "attempts": figures.attempts,
+            "failed_attempts": figures.failed_attempts,
+            "retries": figures.retries,
+            "overloads": figures.overloads,
+            "fallbacks": figures.fallbacks,
+            "input_tokens": figures.input_tokens,
+            "output_tokens": figures.output_tokens,
+            "cached_tokens": figures.cached_tokens,
+            "reasoning_tokens": figures.reasoning_tokens,
+            "cost": figures.cost,
+            "seconds_total": figures.seconds.statistics()["seconds_total"],
+            "waiting": sum(route.admission.waiting for route in self._routes),
+            "limit": first.limit,
+        }
+
+    # -- what is asked --------------------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        kind: Literal["complete", "stream"],
+        prompt: Any,
+        output: Any,
+        key: str,
+        context: RequestContext | None,
+        timeout: Duration | None,
+        budget: Budget | None,
+        fields: dict[str, Any],
+    ) -> tuple[ModelCall, Schema | None]:
+        schema = None if output is None else _schema(output)
+        if schema is not None:
+            fields = {"output_name": schema.name, **fields, "output": schema.json}
+        return self._new(kind, _spec_of(prompt, fields), key, context, timeout, budget), schema
+
+    def _new(
+        self,
+        kind: Literal["complete", "stream", "embed"],
+        spec: RequestSpec,
+        key: str,
+        context: RequestContext | None,
+        timeout: Duration | None,
+        budget: Budget | None,
+    ) -> ModelCall:
+        return ModelCall(
+            kind=kind,
+            spec=spec,
+            context=context or RequestContext(),
+            idempotency_key=key,
+            timeout_s=_seconds("timeout", timeout),
+            budget=budget,
+        )
+
+    # -- shared calls ---------------------------------------------------------------------------------------------------
+
+    def _share(
+        self, call: ModelCall, schema: Schema | None, use_cache: bool
+    ) -> tuple[SharedCall | Completion | None, bool]:
+        """The call as others may share it, or its answer; and whether it was begun for somebody else. None: it is for this caller alone."""
+        self._check()
+        cache = self._cache if use_cache else None
+        key, context = call.idempotency_key, call.context
+        tracker = self._tracker if key else None
+        if cache is None and tracker is None:
+            return None, False
+        model = call.spec.model or self.provider.model
+        content = blake2b(f"{self.provider.name}\0{model}\0".encode() + call.spec.digest(), digest_size=16).digest()
+        found = self._asked.get(content) if tracker is None else tracker.find(key, content, context)
+        if found is not None and not (isinstance(found, SharedCall) and found.left):
+            self._unasked += 1
+            return found, True
+        if tracker is not None:
+            make = partial(self._running, call, partial(self._tracked, tracker, call, schema, content, cache))
+            return tracker.start(key, content, context, make), False
+        shared = self._asked[content] = self._running(call, partial(self._kept, call, schema, content, cache))
+        return shared, False
+
+    def _running(self, call: ModelCall, work: Callable[[SharedCall], Awaitable[Completion]]) -> SharedCall:
+        async def run(emit: Callable[[Piece], None]) -> Completion:
+            call.listener = emit
+            try:
+                return await work(shared)
+            finally:
+                self._shared.discard(shared)
+
+        shared = SharedCall(run, f"{call.kind} for {call.context.request_id}")
+        self._shared.add(shared)
+        return shared
+
+    async def _tracked(
+        self,
+        tracker: IdempotencyTracker,
+        call: ModelCall,
+        schema: Schema | None,
+        content: bytes,
+        cache: CompletionCache | None,
+        shared: SharedCall,
+    ) -> Completion:
+        """The work of a call with an idempotency key."""
+        key, context = call.idempotency_key, call.context
+        try:
+            answer = await self._answer(call, schema, content, cache)
+        except BaseException:
+            tracker.fail(key, context, shared)
+            raise
+        tracker.complete(key, content, context, shared, answer)
+        return answer
+
+    async def _kept(
+        self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
+    ) -> Completion:
+        """The work of a call whose answer the cache has, or will keep."""
+        try:
+            return await self._answer(call, schema, content, cache)
+        finally:
+            if self._asked.get(content) is shared:
+                del self._asked[content]
+
+    async def _answer(
+        self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
+    ) -> Completion:
+        """The answer, from the cache or a provider. One that does not match the schema is not kept."""
+        found = None if cache is None else await cache.get(content)
+        if found is not None:
+            self._unasked += 1
+            return _unpaid(found)
+        answer = await self._ask(call)
+        _with_output(answer, schema)
+        by_first = answer.provider == self.provider.name
+        if cache is not None and by_first and answer.finish_reason in _KEPT_ENDS:
+            await cache.put(content, answer)
+        return answer
+
+    # -- requests -------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, call: ModelCall) -> Completion:
+        answer = await self._through(call, len(self._routes))
+        if not isinstance(answer, Completion):
+            raise UserError(f"a middleware returned {short_repr(answer)}", hint="what `await forward(call)` returns")
+        return answer
+
+    async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
+        """The answer of the first of so many providers that does not fail with an error that may pass."""
+        self._check()
+        self._calls += 1
+        self._in_flight += 1
+        call.began = self._clock.monotonic()
+        try:
+            for place, (route, chain) in enumerate(zip(self._routes[:most_routes], self._chains, strict=False), 1):
+                if place == 2:
+                    call.spec = msgspec.structs.replace(call.spec, model="")
+                call.provider = route.provider.name
+                call.model = call.spec.model or route.provider.model
+                try:
+                    return await chain(call)
+                except TransientError:
+                    if place == most_routes or call.pieces or self._clock.monotonic() >= call.until:
+                        raise
+                    self._figures.fallbacks += 1
+            raise AssertionError("an engine has a provider")
+        except BaseException:
+            self._failed += 1
+            raise
+        finally:
+            self._in_flight -= 1
+
+    def _check(self) -> None:
+        """Raises UserError where no call can be made."""
+        if self._closed:
+            raise UserError("the engine is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise UserError(
+                    "an engine belongs to the event loop of its first call, and this is another one",
+                    hint="make an engine in each asyncio.run",
+                )
+            self._loop = loop
+
+
+def _chain(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
+    forward = send
+    for each in reversed(middleware):
+        if isinstance(each, str):
+            if each not in MIDDLEWARE:
+                raise UserError(f"middleware {each!r} is not known", hint=f"{', '.join(MIDDLEWARE)}, or a function")
+            each = built_in.named(each)
+        forward = partial(_around, each, forward)
+    return forward
+
+
+def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaitable[Outcome]:
+    return middleware(call, forward)
+
+
+def _spec_of(prompt: Any, fields: dict[str, Any]) -> RequestSpec:
+    if unknown := fields.keys() - _FIELDS - {"output"}:
+        raise UserError(f"{sorted(unknown)[0]!r} is no field of a request", hint=", ".join(sorted(_FIELDS)))
+    if "tools" in fields:
+        tools = tuple(each.schema if isinstance(each, Tool) else each for each in fields["tools"])
+        fields = {**fields, "tools": tools}
+    if isinstance(fields.get("stop"), list):
+        fields = {**fields, "stop": tuple(fields["stop"])}
+    if isinstance(prompt, RequestSpec):
+        return msgspec.structs.replace(prompt, **fields) if fields else prompt
+    return RequestSpec(messages=messages_of(prompt), **fields)
+
+
+def _schema(output: Any) -> Schema:
+    """Schemas of types are kept: making one takes longer than all else that an engine does for a call."""
+    if isinstance(output, Schema):
+        return output
+    if isinstance(output, Mapping):
+        columns = tuple(output.items())
+        return _of_columns(columns) if all(isinstance(kind, str) for _, kind in columns) else Schema(output)
+    return _of_type(output) if isinstance(output, Hashable) else Schema(output)
+
+
+_of_type = lru_cache(128, typed=True)(Schema)
+
+
+@lru_cache(128)
+def _of_columns(columns: tuple[tuple[str, Any], ...]) -> Schema:
+    return Schema(dict(columns))
+
+
+def _with_output(answer: Completion, schema: Schema | None) -> Completion:
+    if schema is None or answer.tool_calls:
+        return answer
+    where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
+    try:
+        return msgspec.structs.replace(answer, output=schema.decode(answer.content))
+    except Mismatch as error:
+        cut = (
+            "the answer was cut off at max_tokens" if answer.finish_reason == "length" else "the answer does not match"
+        )
+        text = answer.content[:_SHOWN_CHARACTERS]
+        raise MalformedAnswer(f"{cut}: {error}", text=text, **where) from error
+
+
+def _unpaid(answer: Completion) -> Completion:
+    """The answer for somebody for whom no request was made."""
+    cost = None if answer.cost is None else Decimal(0)
+    return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
+
+
+def _joined(parts: list[Embeddings]) -> Embeddings:
+    usages = [each.usage for each in parts]
+    costs = [each.cost for each in parts]
+    return replace(
+        parts[0],
+        vectors=np.concatenate([each.vectors for each in parts]),
+        usage=None if None in usages else sum((each for each in usages if each), Usage()),
+        cost=None if None in costs else sum((each for each in costs if each), Decimal(0)),
+    )
+
+
+async def _all(works: Iterable[Any]) -> list[Any]:
+    """Their results. The first error cancels the others."""
+    tasks = [asyncio.ensure_future(each) for each in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _seconds(name: str, value: Duration | None) -> float | None:
+    if value is None:
+        return None
+    seconds = parse_seconds(value, name=name)
+    if not seconds:
+        raise UserError(f"{name}=0", hint='more than nothing ("30s"), or None for no limit')
+    return seconds

@@ -1,0 +1,213 @@
+"""Calls that several wait for, and calls that are made once for each idempotency key.
+
+`SharedCall` is a call in a task of its own. Who waits for it gets its result, or its pieces from the first one on; it goes on as long as
+anybody waits, and is cancelled when the last one has gone.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sabot.calls.cache import UNKNOWN, KeptAnswers
+from sabot.calls.options import checked_whole
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_seconds
+from sabot.errors import IdempotencyConflict, UserError
+from sabot.llm.errors import ModelTimeout, ModelUnavailable
+from sabot.llm.results import Completion, Piece
+from sabot.llm.spec import RequestContext
+
+__all__ = ["HOOKS", "IdempotencyEvent", "IdempotencyTracker", "SharedCall", "in_pieces"]
+
+HOOKS = ("idempotency.start", "idempotency.hit", "idempotency.conflict", "idempotency.complete", "idempotency.fail")
+
+
+class SharedCall:
+    """work: makes the call, and gives its pieces to the function that it gets. name: in messages."""
+
+    def __init__(self, work: Callable[[Callable[[Piece], None]], Coroutine[Any, Any, Completion]], name: str) -> None:
+        self.left = False  # nobody waits any more: it is being cancelled, and not for a newcomer
+        self._name = name
+        self._pieces: list[Piece] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self._users = 0
+        self._task = asyncio.get_running_loop().create_task(work(self._emit), name=name)
+        self._task.add_done_callback(self._over)
+
+    async def result(self, timeout_s: float | None = None) -> Completion:
+        """The answer, or the error of the call. Raises ModelTimeout where there is none after `timeout_s` seconds; the call goes on for the
+        others.
+        """
+        self._users += 1
+        try:
+            await asyncio.wait([self._task], timeout=timeout_s)
+            if not self._task.done():
+                raise ModelTimeout(f"{self._name}: the call in flight with this key has no answer after {timeout_s} s")
+            return self._result()
+        finally:
+            await self._leave()
+
+    async def stream(self) -> AsyncGenerator[Piece, None]:
+        """All pieces, from the first one on, and the answer. An answer that did not come in pieces is one."""
+        self._users += 1
+        try:
+            seen = 0
+            while True:
+                while seen < len(self._pieces):
+                    yield self._pieces[seen]
+                    seen += 1
+                if self._task.done():
+                    break
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiter)
+                await waiter
+            completion = self._result()
+            if seen:
+                yield Piece(completion=completion)
+            else:
+                async for piece in in_pieces(completion):
+                    yield piece
+        finally:
+            await self._leave()
+
+    async def cancel(self) -> None:
+        """Ends it, whoever waits: they get ModelUnavailable."""
+        self.left = True
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _leave(self) -> None:
+        self._users -= 1
+        if not self._users and not self._task.done():
+            await self.cancel()
+
+    def _result(self) -> Completion:
+        if self._task.cancelled():
+            raise ModelUnavailable(f"{self._name}: the call was cancelled", hint="the engine was closed")
+        return self._task.result()
+
+    def _emit(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._wake()
+
+    def _over(self, task: "asyncio.Task[Completion]") -> None:
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits any more
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+
+
+async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
+    """An answer that is there already, as a stream gives it: its text, its calls of tools, all of it."""
+    if completion.content:
+        yield Piece(completion.content)
+    for call in completion.tool_calls:
+        yield Piece(tool_call=call)
+    yield Piece(completion=completion)
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyEvent:
+    """What a hook is told. name: of the hook. key, context: of the call."""
+
+    name: str
+    key: str
+    context: RequestContext
+
+
+class IdempotencyTracker:
+    """Makes calls with equal idempotency keys once. Keys of different tenants (`RequestContext.tenant_id`) have nothing to do with each
+    other.
+
+    A key whose call is in flight gets the answer of that call; one whose call has been answered gets this answer; the key of a call that
+    failed is free again. A key that comes with another request raises IdempotencyConflict.
+
+    request_timeout: how long a call waits for another one in flight with its key, until ModelTimeout. most, ttl: how many answers are kept,
+    and how long; None: as long as there is room. May be shared by the engines of one event loop. hits: calls that needed no request.
+    """
+
+    def __init__(
+        self,
+        request_timeout: Duration = 60.0,
+        *,
+        most: int = 10_000,
+        ttl: Duration | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.request_timeout_s = parse_seconds(request_timeout, name="request_timeout")
+        checked_whole("IdempotencyTracker", "most", most, 0)
+        self.hits = 0
+        ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
+        self._answers: KeptAnswers[tuple[str, str]] = KeptAnswers(most, ttl_s, clock)
+        self._under_way: dict[tuple[str, str], tuple[bytes, SharedCall]] = {}
+        self._hooks: dict[str, list[Callable[[IdempotencyEvent], None]]] = {name: [] for name in HOOKS}
+
+    def on(self, name: str, hook: Callable[[IdempotencyEvent], None]) -> None:
+        """Calls the hook from now on. name: "idempotency.start", ".hit", ".conflict", ".complete" or ".fail". An error that a hook raises
+        is that of the call. Raises UserError for another name.
+        """
+        if name not in self._hooks:
+            raise UserError(f"IdempotencyTracker: {name!r} is no hook", hint=", ".join(HOOKS))
+        self._hooks[name].append(hook)
+
+    def find(self, key: str, content: bytes, context: RequestContext) -> Completion | SharedCall | None:
+        """The answer of the key, or its call in flight; None: the caller is to make the call, and says so by `start`. content: a digest of
+        the request. Raises IdempotencyConflict.
+        """
+        place = _place(key, context)
+        found = self._under_way.get(place)
+        if found is None or found[1].left:
+            found = self._answers.known(place, self._answers.now())
+            if found is UNKNOWN:
+                return None
+        if found[0] != content:
+            self._tell("idempotency.conflict", key, context)
+            raise IdempotencyConflict(
+                f"idempotency key {key!r} was used for another request",
+                hint="a key for each request, the same for its repetitions",
+            )
+        self.hits += 1
+        self._tell("idempotency.hit", key, context)
+        answer: Completion | SharedCall = found[1]
+        return answer
+
+    def start(self, key: str, content: bytes, context: RequestContext, make: Callable[[], SharedCall]) -> SharedCall:
+        """The call is made, and in flight until `complete` or `fail`."""
+        self._tell("idempotency.start", key, context)
+        call = make()
+        self._under_way[_place(key, context)] = (content, call)
+        return call
+
+    def complete(self, key: str, content: bytes, context: RequestContext, call: SharedCall, answer: Completion) -> None:
+        """The call has its answer, which is kept."""
+        self._end(key, context, call)
+        self._answers.keep(_place(key, context), (content, msgspec.structs.replace(answer, output=None)))
+        self._tell("idempotency.complete", key, context)
+
+    def fail(self, key: str, context: RequestContext, call: SharedCall) -> None:
+        """The call has failed, or was cancelled: the key is free."""
+        self._end(key, context, call)
+        self._tell("idempotency.fail", key, context)
+
+    def _end(self, key: str, context: RequestContext, call: SharedCall) -> None:
+        """Another call may have the key already, where this one was left by all who waited for it."""
+        place = _place(key, context)
+        found = self._under_way.get(place)
+        if found is not None and found[1] is call:
+            del self._under_way[place]
+
+    def _tell(self, name: str, key: str, context: RequestContext) -> None:
+        for hook in self._hooks[name]:
+            hook(IdempotencyEvent(name, key, context))
+
+
+def _place(key: str, context: RequestContext) -> tuple[str, str]:
+    return context.tenant_id or "", key

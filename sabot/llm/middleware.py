@@ -1,0 +1,260 @@
+"""What stands around each call of a model, from outside in: logging, timeout, retry, budget, telemetry.
+
+    async def my_middleware(call: ModelCall, forward: Forward) -> Outcome:
+        …                                  what is to be before the call
+        outcome = await forward(call)      the rest of the chain, and the request
+        …                                  what is to be after it
+        return outcome
+
+    ExecutionEngine(provider, middleware=(my_middleware, *MIDDLEWARE))
+
+It stands around the whole of a stream too: the pieces go to the reader meanwhile (`call.pieces` of them so far), and what is returned
+has all of them. It may change the call before it forwards it, forward it again, return an outcome of its own, or raise. What stands
+inside of "retry" sees each attempt; what stands outside of it sees the call once for each provider that is asked.
+"""
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias
+
+from sabot.calls.options import Retry
+from sabot.clock import Clock
+from sabot.errors import TransientError, UserError, short_repr
+from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
+from sabot.llm.providers.scripted import count_tokens, tokens_of
+from sabot.llm.results import Completion, Embeddings, Piece
+from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.metrics import Durations
+
+__all__ = ["MIDDLEWARE", "Budget", "BuiltIn", "CallFigures", "Forward", "Middleware", "ModelCall", "Outcome"]
+
+_log = logging.getLogger("sabot.llm")
+
+Outcome: TypeAlias = Completion | Embeddings
+MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
+"""The names of what an engine has around its calls, the outermost first."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelCall:
+    """A call on its way to a provider.
+
+    kind: "embed" has `texts` in place of messages. provider, model: who is asked now. timeout_s: of an attempt; of a stream, between two
+    pieces. began, until: when the call began and when it has to be over, in seconds of the engine's clock. attempts: made or begun so far.
+    budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again.
+    """
+
+    kind: Literal["complete", "stream", "embed"]
+    spec: RequestSpec
+    texts: tuple[str, ...] = ()
+    context: RequestContext
+    idempotency_key: str = ""
+    timeout_s: float | None = None
+    budget: "Budget | None" = None
+    began: float = 0.0
+    until: float = math.inf
+    provider: str = ""
+    model: str = ""
+    attempts: int = 0
+    pieces: int = 0
+    listener: Callable[[Piece], None] | None = None
+
+    def emit(self, piece: Piece) -> None:
+        """Gives the reader a piece."""
+        self.pieces += 1
+        if self.listener is not None:
+            self.listener(piece)
+
+    @property
+    def tokens(self) -> int:
+        """Those that the call may use, by rule of thumb: what is read, and the most that may be written where the request says that."""
+        return tokens_of(self.spec.messages) + sum(map(count_tokens, self.texts)) + (self.spec.max_tokens or 0)
+
+
+Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
+Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
+
+
+class Budget:
+    """Tokens, and US dollars, that calls may use together. max_tokens, max_cost: None: no limit. Exactly at a limit is allowed.
+
+    A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
+    is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. Costs count when they are known, so the
+    calls in flight may go above max_cost.
+    """
+
+    def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | int | None = None) -> None:
+        self.max_tokens = max_tokens
+        self.max_cost = None if max_cost is None else Decimal(max_cost)
+        for name, value in (("max_tokens", max_tokens), ("max_cost", self.max_cost)):
+            if value is not None and not (Decimal(value).is_finite() and value >= 0):
+                raise UserError(f"Budget: {name} is {short_repr(value)}", hint="0 or more, or None for no limit")
+        self.tokens = 0
+        self.cost = Decimal(0)
+        self._reserved = 0
+
+    def reserve(self, tokens: int) -> None:
+        """A call is about to be made. Raises BudgetExceeded."""
+        if self.max_tokens is not None and self.tokens + self._reserved + tokens > self.max_tokens:
+            raise BudgetExceeded(
+                f"the budget has {self.max_tokens} tokens: {self.tokens} are used, {self._reserved} may be by calls in flight, and this"
+                f" one may use {tokens}"
+            )
+        if self.max_cost is not None and self.cost >= self.max_cost:
+            raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
+        self._reserved += tokens
+
+    def settle(self, tokens: int, outcome: Outcome | None) -> None:
+        """The call has ended. tokens: as for `reserve`. outcome: None: it failed."""
+        self._reserved -= tokens
+        if outcome is not None:
+            self.tokens += outcome.usage.total_tokens if outcome.usage is not None else tokens
+            self.cost += outcome.cost or 0
+
+
+@dataclass(slots=True)
+class CallFigures:
+    """What an engine counts."""
+
+    attempts: int = 0
+    failed_attempts: int = 0
+    retries: int = 0
+    overloads: int = 0
+    fallbacks: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: Decimal = Decimal(0)
+    seconds: Durations = field(default_factory=Durations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """The middleware that every engine has. timeout_s: of an attempt; total_s: of a call with all its attempts and waits; retry: failed
+    attempts that are made again; patience_s: how long a call that is turned away (429) is made again; dice: for jitter.
+    """
+
+    timeout_s: float | None
+    total_s: float | None
+    retry: Retry
+    patience_s: float
+    budget: Budget | None
+    figures: CallFigures
+    clock: Clock
+    sleep: Callable[[float], Awaitable[None]]
+    dice: random.Random
+
+    def named(self, name: str) -> Middleware:
+        """One of MIDDLEWARE."""
+        return {
+            "logging": self.log,
+            "timeout": self.bound,
+            "retry": self.again,
+            "budget": self.pay,
+            "telemetry": self.count,
+        }[name]
+
+    async def log(self, call: ModelCall, forward: Forward) -> Outcome:
+        """Logs of "sabot.llm", level debug: who was asked, how it ended; never what was said."""
+        try:
+            outcome = await forward(call)
+        except BaseException as error:
+            _log.debug("%s failed: %s", _shown(call), type(error).__name__)
+            raise
+        if _log.isEnabledFor(logging.DEBUG):
+            took_ms = (self.clock.monotonic() - call.began) * 1000
+            tokens = "?" if outcome.usage is None else outcome.usage.total_tokens
+            _log.debug("%s: request %s, %s tokens, %.0f ms", _shown(call), outcome.request_id, tokens, took_ms)
+        return outcome
+
+    async def bound(self, call: ModelCall, forward: Forward) -> Outcome:
+        """Time limits."""
+        if call.timeout_s is None:
+            call.timeout_s = self.timeout_s
+        if self.total_s is None:
+            return await forward(call)
+        call.until = call.began + self.total_s
+        limit = asyncio.timeout(max(0.0, call.until - self.clock.monotonic()))
+        try:
+            async with limit:
+                return await forward(call)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            where: dict[str, Any] = {"provider": call.provider, "model": call.model, "sent": call.attempts > 0}
+            raise ModelTimeout(f"no answer in {self.total_s} s, {call.attempts} attempts", **where) from error
+
+    async def again(self, call: ModelCall, forward: Forward) -> Outcome:
+        """Further attempts, after a wait that grows and is drawn by lot, and is never shorter than the provider asks for."""
+        failures = overloads = 0
+        first = self.clock.monotonic()
+        while True:
+            call.attempts += 1
+            try:
+                return await forward(call)
+            except CircuitOpen:
+                raise
+            except TransientError as error:
+                until = call.until
+                if isinstance(error, RateLimited):
+                    until = min(until, first + self.patience_s)
+                    backoff_s, overloads = self.retry.wait_s(overloads), overloads + 1
+                    self.figures.overloads += 1
+                else:
+                    backoff_s, failures = self.retry.wait_s(failures), failures + 1
+                wait_s = getattr(error, "retry_after_s", 0.0) + backoff_s * self.dice.uniform(0.5, 1.0)
+                if not self.retry.retries or failures > self.retry.retries or call.pieces:
+                    raise
+                if self.clock.monotonic() + wait_s > until:
+                    raise
+                self.figures.retries += 1
+                _log.info("%s: attempt %d: %s; again in %.2f s", _shown(call), call.attempts, error.message, wait_s)
+            await self.sleep(wait_s)
+
+    async def pay(self, call: ModelCall, forward: Forward) -> Outcome:
+        """Budgets: the engine's, and the call's own."""
+        budgets = [each for each in (self.budget, call.budget) if each is not None]
+        if not budgets:
+            return await forward(call)
+        tokens, reserved, outcome = call.tokens, 0, None
+        try:
+            for each in budgets:
+                each.reserve(tokens)
+                reserved += 1
+            outcome = await forward(call)
+            return outcome
+        finally:
+            for each in budgets[:reserved]:
+                each.settle(tokens, outcome)
+
+    async def count(self, call: ModelCall, forward: Forward) -> Outcome:
+        """What `ExecutionEngine.statistics` tells of attempts."""
+        figures = self.figures
+        figures.attempts += 1
+        began = self.clock.monotonic()
+        try:
+            outcome = await forward(call)
+        except ModelError:
+            figures.failed_attempts += 1
+            raise
+        finally:
+            figures.seconds.add(self.clock.monotonic() - began)
+        usage = outcome.usage
+        if usage is not None:
+            figures.input_tokens += usage.input_tokens
+            figures.output_tokens += usage.output_tokens
+            figures.cached_tokens += usage.cached_tokens
+            figures.reasoning_tokens += usage.reasoning_tokens
+        if outcome.cost is not None:
+            figures.cost += outcome.cost
+        return outcome
+
+
+def _shown(call: ModelCall) -> str:
+    return f"{call.kind} for {call.context.request_id}: {call.provider} {call.model}"

@@ -1,0 +1,87 @@
+"""The way to one provider: the limits and the circuit before it, the request, the price."""
+
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+import msgspec
+
+from sabot.clock import Clock
+from sabot.llm.errors import ModelUnavailable
+from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
+from sabot.llm.middleware import ModelCall, Outcome
+from sabot.llm.prices import Prices
+from sabot.llm.provider import Provider
+from sabot.llm.results import Completion
+
+__all__ = ["Route"]
+
+
+class Route:
+    """A provider, with what stands before it. `send` is the innermost of the chain of middleware."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        limits: Limits,
+        breaker: CircuitBreaker | None,
+        prices: Prices | None,
+        clock: Clock,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.provider = provider
+        self.admission = Admission(limits, clock, sleep)
+        self._circuit = None if breaker is None else Circuit(breaker, clock)
+        self._prices, self._clock = prices, clock
+
+    async def send(self, call: ModelCall) -> Outcome:
+        """One request, when the limits let it begin, and what it costs."""
+        admission, circuit = self.admission, self._circuit
+        tokens = call.tokens if admission.needs_tokens else 0
+        began = await admission.enter(tokens)
+        failure: BaseException | None = None
+        used: int | None = None
+        probing: bool | None = None
+        try:
+            if circuit is not None:
+                probing = circuit.enter(call.provider, call.model)
+            outcome = await self._request(call)
+            used = None if outcome.usage is None else outcome.usage.total_tokens
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            admission.leave(began, tokens, used, failure)
+            if circuit is not None and probing is not None:
+                circuit.leave(probing, failure)
+        return self._priced(outcome, call)
+
+    async def _request(self, call: ModelCall) -> Outcome:
+        left_s = call.until - self._clock.monotonic()
+        timeout_s = left_s if call.timeout_s is None else min(call.timeout_s, left_s)
+        bound = None if timeout_s == math.inf else timeout_s
+        provider, key = self.provider, call.idempotency_key
+        if call.kind == "complete":
+            return await provider.complete(call.spec, timeout_s=bound, idempotency_key=key)
+        if call.kind == "embed":
+            return await provider.embed(call.texts, model=call.spec.model, timeout_s=bound)
+        answer: Completion | None = None
+        async with aclosing(provider.stream(call.spec, timeout_s=bound, idempotency_key=key)) as pieces:
+            async for piece in pieces:
+                if piece.completion is None:
+                    call.emit(piece)
+                else:
+                    answer = piece.completion
+        if answer is None:
+            raise ModelUnavailable("the stream ended before the answer", provider=call.provider, model=call.model)
+        return answer
+
+    def _priced(self, outcome: Outcome, call: ModelCall) -> Outcome:
+        prices, usage = self._prices, outcome.usage
+        if prices is None or usage is None or outcome.cost is not None:
+            return outcome
+        cost = prices.cost(outcome.provider or call.provider, outcome.model or call.model, usage)
+        if isinstance(outcome, Completion):
+            return msgspec.structs.replace(outcome, cost=cost, prices_version=prices.version)
+        return replace(outcome, cost=cost, prices_version=prices.version)
