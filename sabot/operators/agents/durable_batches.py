@@ -3,15 +3,15 @@
     put ─▶ rows that jobs have are dropped ─▶ the rest, in pieces, each a job ─▶ as in `durable`
 
 The jobs are independent, `concurrency=` of them run, and a piece of a batch is never split or joined with another once its job has begun. A
-checkpoint keeps the rows whose job is neither parked nor over, and which of them have begun (`own_facts`). After a restart these, and those
-whose BEGIN stands behind the checkpoint, are dropped when they come again, from the checkpoint or the source; the journal has them.
+checkpoint keeps the rows whose job is neither parked nor over, and says which jobs of them have begun (`own_facts`). After a restart these,
+and those whose BEGIN stands behind the checkpoint, are dropped when they come again, from it or from the source; the journal has them.
 
 A job that fails does so for all its rows: each is a dead letter with the job's id. The first of them that is sent again begins the job
 again, over all rows of its BEGIN, so what it had done is not done twice.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,11 @@ from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.job_batches import (
     BatchInput,
     Pins,
-    Run,
     is_batch,
     name_of,
     of_ipc,
     place_of_rows,
     read_batch,
-    runs_of,
     to_ipc,
 )
 from sabot.operators.agents.job_rows import FROM_HEADER, JOB_HEADER, JobCall, encode, without_ours
@@ -57,7 +55,7 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 @dataclass(slots=True, eq=False)
 class _BatchCall(JobCall):
     """held, rows: where its rows are held; None: nowhere. records, columns: they, until the job begins. body: of BEGIN, where the journal
-    has it already. spans: the rows, from then on. begun: BEGIN is in the journal.
+    has it already. begun: BEGIN is in the journal.
     """
 
     held: HeldRows | None = None
@@ -67,7 +65,6 @@ class _BatchCall(JobCall):
     records: pa.RecordBatch | None = None
     columns: pa.RecordBatch | None = None
     body: bytes = b""
-    spans: list[Run] = field(default_factory=list)
     begun: bool = False
 
 
@@ -93,19 +90,27 @@ class DurableBatchOperator(DurableAgentOperator):
                 hint="go on without batch=True until its jobs are over",
             )
         if job.fresh:
-            batch = self.read_input(self.host.journal.load(job.body), job.job_id)
-            self._pins.add(batch.log, of_ipc(batch.records))
+            self._pin(job)
         return _BatchCall(job.job_id, b"", job.digest, before=job)
 
+    def _pin(self, job: OpenJob) -> None:
+        batch = self.read_input(self.host.journal.load(job.body), job.job_id)
+        self._pins.add(batch.log, of_ipc(batch.records))
+
     def own_facts(self) -> dict[str, Any]:
-        """Which rows have jobs, of those that this checkpoint repeats and of those that its source may give again."""
+        """Which rows have jobs: of those that this checkpoint repeats, by their jobs; of those that its source may give again, by their
+        places, as their jobs may be over and forgotten.
+        """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
-        runs = [*self._pins.runs(), *(run for call in calls for run in call.spans)]
-        return {**super().own_facts(), "pinned": [[*run] for run in sorted(runs)]}
+        return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         super().take_facts(facts)
-        self._pins.add_runs([tuple(run) for run in facts.get("pinned", ())])
+        for job_id in facts.get("running", ()):
+            call = self.calls.get(job_id)
+            if call is not None and call.before is not None and not call.before.fresh:
+                self._pin(call.before)
+        self._pins.take(facts.get("pinned", ()))
 
     # -- rows in ------------------------------------------------------------------------------------------------------
 
@@ -264,7 +269,6 @@ class DurableBatchOperator(DurableAgentOperator):
         assert isinstance(call, _BatchCall)
         assert call.records is not None
         assert call.columns is not None
-        call.spans = runs_of(call.log, call.records)
         body = call.body or encode(BatchInput(call.topic, call.log, to_ipc(call.records), to_ipc(call.columns)))
         self.host.begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, again=call.again)
         call.records = call.columns = None
@@ -301,8 +305,8 @@ class DurableBatchOperator(DurableAgentOperator):
         output = None if value is None else returned(value)
         packed = self.function.packed(job, output)
         rows = None if output is None else self._output.written(output)
-        batch = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
         if ctx.given_up:
+            batch = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
             self.counters.errors_count += len(ctx.given_up)
             bad = of_ipc(batch.records).take(pa.array(list(ctx.given_up)))
             for row, reason in zip(rows_of(bad, batch.topic), ctx.given_up.values(), strict=True):
@@ -311,7 +315,7 @@ class DurableBatchOperator(DurableAgentOperator):
             if self.hands_on:
                 rows = rows.set_column(_HEADERS, RECORD_SCHEMA.field(_HEADERS), _origins(job.job_id, rows.num_rows))
             self.results.put(Batch(rows, None, self.spec.agent_id))
-        self.counters.messages_processed += of_ipc(batch.records).num_rows - len(ctx.given_up)
+        self.counters.messages_processed += ctx.message.num_rows
         self.counters.last_message_time = self.clock.time()
         return packed
 
@@ -324,7 +328,6 @@ class DurableBatchOperator(DurableAgentOperator):
         assert isinstance(call, _BatchCall)
         held, call.held = call.held, None
         call.records = call.columns = None
-        call.spans = []
         if held is not None:
             self.rows_ended(held, last=self.held.end_rows(held, call.rows))
 

@@ -5,6 +5,8 @@ BEGIN pins the rows of a batch. After a restart they make the same batch again, 
 """
 
 import re
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,18 +21,15 @@ from sabot.errors import UNREADABLE, CorruptJournal
 __all__ = [
     "BatchInput",
     "Pins",
-    "Run",
     "is_batch",
     "name_of",
     "of_ipc",
+    "offsets_of_text",
     "place_of_rows",
     "read_batch",
-    "runs_of",
+    "text_of_offsets",
     "to_ipc",
 ]
-
-Run = tuple[str, int, int, int]
-"""Rows that follow each other: the identity of their log, the partition, the first offset and the last one."""
 
 _NAME = re.compile(r"/-?\d+/-?\d+\+\d+")
 
@@ -108,56 +107,34 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
         yield int(partition), rows, offsets[rows]
 
 
-def runs_of(log: str, records: pa.RecordBatch) -> list[Run]:
-    """The rows, as runs: one for each partition, where no offset is missing between them."""
-    runs = []
-    for partition, _, offsets in _by_partition(records):
-        ordered = np.unique(offsets)
-        ends = np.flatnonzero(np.diff(ordered) > 1)
-        firsts, lasts = ordered[[0, *(ends + 1)]], ordered[[*ends, -1]]
-        runs += [(log, partition, int(first), int(last)) for first, last in zip(firsts, lasts, strict=True)]
-    return runs
-
-
 class _Pinned:
-    """Rows of one partition. firsts, lasts: of runs that do not overlap, in order. offsets, hashes: of the payloads that are known."""
+    """Rows of one partition. offsets: theirs, sorted. known: of those whose payloads are known; hashes: of these payloads."""
 
     def __init__(self) -> None:
-        self.firsts = self.lasts = self.offsets = np.empty(0, np.int64)
+        self.offsets = self.known = np.empty(0, np.int64)
         self.hashes = np.empty(0, np.uint64)
 
-    def add(self, firsts: Sequence[int], lasts: Sequence[int]) -> None:
-        firsts_now, lasts_now = np.append(self.firsts, firsts), np.append(self.lasts, lasts)
-        order = np.argsort(firsts_now, kind="stable")
-        firsts_now, reach = firsts_now[order], np.maximum.accumulate(lasts_now[order])
-        begins = np.append(True, firsts_now[1:] > reach[:-1] + 1)
-        self.firsts, self.lasts = firsts_now[begins], reach[np.append(begins[1:], True)]
-
-    def know(self, offsets: Any, hashes: Any) -> None:
-        offsets, hashes = np.append(self.offsets, offsets), np.append(self.hashes, hashes)
-        self.offsets, unique = np.unique(offsets, return_index=True)
-        self.hashes = hashes[unique]
+    def add(self, offsets: Any, hashes: Any = None) -> None:
+        self.offsets = np.union1d(self.offsets, offsets)
+        if hashes is not None:
+            self.known, places = np.unique(np.append(self.known, offsets), return_index=True)
+            self.hashes = np.append(self.hashes, hashes)[places]
 
     def has(self, offsets: Any) -> Any:
         """By row, whether it is pinned."""
-        at = np.searchsorted(self.lasts, offsets)
-        inside = at < len(self.lasts)
-        inside[inside] = self.firsts[at[inside]] <= offsets[inside]
-        return inside
+        return np.isin(offsets, self.offsets)
 
     def changed(self, offsets: Any, hashes: Any) -> Any:
         """By row, whether another payload stands there than the one that is known."""
-        at = np.searchsorted(self.offsets, offsets)
-        known = at < len(self.offsets)
-        known[known] = self.offsets[at[known]] == offsets[known]
-        known[known] = self.hashes[at[known]] != hashes[known]
-        return known
+        found = np.isin(offsets, self.known)
+        found[found] = self.hashes[np.searchsorted(self.known, offsets[found])] != hashes[found]
+        return found
 
     def passed(self, offset: int) -> None:
         """Rows up to here do not come again."""
-        left, ahead = self.lasts > offset, self.offsets > offset
-        self.firsts, self.lasts = self.firsts[left], self.lasts[left]
-        self.offsets, self.hashes = self.offsets[ahead], self.hashes[ahead]
+        ahead = self.known > offset
+        self.offsets = self.offsets[self.offsets > offset]
+        self.known, self.hashes = self.known[ahead], self.hashes[ahead]
 
 
 class Pins:
@@ -170,18 +147,9 @@ class Pins:
 
     def add(self, log: str, records: pa.RecordBatch) -> None:
         """The rows of a job."""
-        self.add_runs(runs_of(log, records))
         hashes = _hashes(records)
         for partition, rows, offsets in _by_partition(records):
-            self._of[log, partition].know(offsets, hashes[rows])
-
-    def add_runs(self, runs: Iterable[Run]) -> None:
-        """Rows of which nothing else is known."""
-        by_place: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        for log, partition, first, last in runs:
-            by_place.setdefault((log, partition), []).append((first, last))
-        for place, pairs in by_place.items():
-            self._of.setdefault(place, _Pinned()).add(*zip(*pairs, strict=True))
+            self._of.setdefault((log, partition), _Pinned()).add(offsets, hashes[rows])
 
     def come(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
         """Rows have come: (by row, whether a job has its place; whether there was other content then). None: no job has any."""
@@ -193,20 +161,36 @@ class Pins:
             if known is None:
                 continue
             pinned[rows] = known.has(offsets)
-            if len(known.offsets):
+            if len(known.known):
                 changed[rows] = known.changed(offsets, _hashes(records)[rows])
             known.passed(int(offsets.max()))
-            if not len(known.lasts):
+            if not len(known.offsets):
                 del self._of[log, partition]
         return (pinned, changed) if pinned.any() else None
 
-    def runs(self) -> list[Run]:
-        """Those that have not come yet."""
+    def facts(self) -> list[list[Any]]:
+        """Those that have not come yet, for a checkpoint: [log, partition, offsets], packed."""
         return [
-            (log, partition, int(first), int(last))
-            for (log, partition), known in sorted(self._of.items())
-            for first, last in zip(known.firsts, known.lasts, strict=True)
+            [log, partition, text_of_offsets(known.offsets)] for (log, partition), known in sorted(self._of.items())
         ]
+
+    def take(self, facts: Iterable[Sequence[Any]]) -> None:
+        """What a checkpoint has of such rows: their places, and not what they are. Raises ValueError for damaged ones."""
+        for log, partition, packed in facts:
+            self._of.setdefault((log, partition), _Pinned()).add(offsets_of_text(packed))
+
+
+def text_of_offsets(offsets: Any) -> str:
+    """Offsets in order, of which each is a little above the one before, as text."""
+    return b64encode(zlib.compress(np.diff(offsets, prepend=0).astype("<i8").tobytes(), 1)).decode()
+
+
+def offsets_of_text(text: str) -> Any:
+    """What `text_of_offsets` has written. Raises ValueError."""
+    try:
+        return np.cumsum(np.frombuffer(zlib.decompress(b64decode(text, validate=True)), "<i8"))
+    except zlib.error as error:
+        raise ValueError(f"offsets of pinned rows: {error}") from error
 
 
 def _hashes(records: pa.RecordBatch) -> Any:

@@ -1,4 +1,4 @@
-"""Which rows a job has: runs of places, against a set of them; and batches as the journal has them."""
+"""Which rows jobs have, against a set of their places; and batches as the journal has them."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sabot.codecs.records import build_records
 from sabot.errors import CorruptJournal
-from sabot.operators.agents.job_batches import Pins, is_batch, name_of, of_ipc, read_batch, runs_of, to_ipc
+from sabot.operators.agents.job_batches import Pins, is_batch, name_of, of_ipc, offsets_of_text, read_batch, to_ipc
 
 PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), unique=True)
 
@@ -20,14 +20,12 @@ def records(places: list[tuple[int, int]], payload: bytes = b"{}") -> pa.RecordB
     return build_records([payload] * len(places), None, [0] * len(places), list(partitions), list(offsets))
 
 
-@given(PLACES)
-def test_runs_are_the_rows_and_no_two_of_them_touch(places: list[tuple[int, int]]) -> None:
-    runs = runs_of("log", records(places))
-    assert sorted((partition, at) for _, partition, first, last in runs for at in range(first, last + 1)) == sorted(
-        places
-    )
-    for (_, partition, _, last), (_, other, first, _) in pairwise(runs):
-        assert partition != other or first > last + 1
+def places_of(pins: Pins) -> set[tuple[int, int]]:
+    return {(partition, at) for _, partition, packed in pins.facts() for at in offsets_of_text(packed).tolist()}
+
+
+def passed(come: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {(partition, at) for partition, last in come for at in range(last + 1)}
 
 
 @given(st.lists(PLACES), PLACES, st.lists(st.integers(0, 40)))
@@ -38,21 +36,22 @@ def test_rows_that_come_are_known_however_they_are_cut(
     pins = Pins()
     for places in jobs:
         pins.add("log", records(places))
-    pins.add_runs(runs_of("log", records(facts)))
+    before = Pins()
+    before.add("log", records(facts))
+    pins.take(before.facts())
     pinned = {*facts, *(place for places in jobs for place in places)}
     comes = [(partition, at) for at in range(40) for partition in range(3)]
     bounds = [0, *sorted(cuts), len(comes)]
     known = []
     for start, end in pairwise(bounds):
-        left = {(partition, at) for _, partition, first, last in pins.runs() for at in range(first, last + 1)}
-        assert left >= pinned - set(comes[:start]), "rows that have not come stand in the facts of a checkpoint"
+        assert places_of(pins) == pinned - passed(comes[:start]), "rows that have not come stand in a checkpoint"
         found = pins.come("log", records(comes[start:end]))
         if found is not None:
             known += [place for place, is_known in zip(comes[start:end], found[0], strict=True) if is_known]
             assert not found[1].any()
     assert set(known) == pinned
     assert len(known) == len(pinned)
-    assert pins.runs() == []
+    assert pins.facts() == []
 
 
 def test_rows_of_another_log_are_not_known_and_other_content_is_told() -> None:
@@ -71,7 +70,17 @@ def test_a_row_that_has_come_is_not_looked_for_again() -> None:
     pins = Pins()
     pins.add("log", records([(0, at) for at in range(10)]))
     pins.come("log", records([(0, 20)]))
-    assert pins.runs() == []
+    assert pins.facts() == []
+
+
+def test_facts_of_many_rows_are_short_and_damaged_ones_are_refused() -> None:
+    pins = Pins()
+    pins.add("log", records([(0, 150 * at) for at in range(10_000)]))
+    ((log, partition, packed),) = pins.facts()
+    assert (log, partition) == ("log", 0)
+    assert len(packed) < 1000
+    with pytest.raises(ValueError, match="pinned rows"):
+        Pins().take([["log", 0, packed[:100]]])
 
 
 def test_a_batch_is_named_by_its_first_row_and_how_many_there_are() -> None:
