@@ -18,7 +18,7 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.owner import Desk, Live
-from sabot.jobs.run import Ask, question_token
+from sabot.jobs.run import Ask, JobRun, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack, pack_error, type_of, unpack
@@ -46,6 +46,7 @@ class Effects:
         self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=partial(broke, "an effect"))
         self._desk = desk
         self._timers = timers
+        self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 
     def _may_send(self) -> None:
         journal = self._desk.journal
@@ -100,18 +101,31 @@ class Effects:
     def _outcome(self, job_id: str, ordinal: int, outcome: Outcome) -> None:
         """An attempt is over."""
         live = self._desk.live(job_id)
-        ask = None if live is None else live.job.open.get(ordinal)
-        if live is None or ask is None:
+        ask = self._outlived.pop((job_id, ordinal), None) if live is None else live.job.open.get(ordinal)
+        if ask is None:
             return
         assert ask.tool is not None
         retry, repeatable = ask.tool.retry, RULES[EffectClass(ask.effect_class)].repeatable
         failed, certainty = outcome.outcome != "ok", outcome.certainty
-        if failed and ask.attempt <= retry.retries and (repeatable or certainty is Certainty.NOT_SENT):
+        again = failed and ask.attempt <= retry.retries and (repeatable or certainty is Certainty.NOT_SENT)
+        doubtful = certainty is Certainty.UNKNOWN and not repeatable
+        if live is None:
+            if not (again or doubtful):  # else the next start judges it
+                at_ms = self._desk.now_ms()
+                self._desk.append(EffectResult(job_id, at_ms, ordinal, ask.attempt, outcome.outcome, outcome.body))
+        elif again:
             self._desk.put_later(retry.wait_s(ask.attempt - 1), partial(self._again, live, ask))
-        elif certainty is Certainty.UNKNOWN and not repeatable:
+        elif doubtful:
             self._judge(live, ask)
         else:
             self._result(live, ask, outcome.outcome, outcome.body)
+
+    def forget(self, job: JobRun, stays_open: bool) -> None:
+        """The job is not in memory any more. stays_open: the next start goes on with it, so what comes of its calls is recorded."""
+        if stays_open:
+            self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})
+        else:
+            self.runner.drop(job.job_id)
 
     def _again(self, live: Live, ask: Ask) -> None:
         """Another attempt."""

@@ -430,10 +430,10 @@ class JobHost:
         live.owner.over(job_id, outcome)
         self._effects.tell_parent(job_id, outcome, body)
 
-    def _forget(self, live: Live) -> None:
-        """It is not in memory any more."""
+    def _forget(self, live: Live, *, stays_open: bool = False) -> None:
+        """It is not in memory any more. stays_open: the next start goes on with it."""
         del self._live[live.job.job_id]
-        self._effects.runner.drop(live.job.job_id)
+        self._effects.forget(live.job, stays_open)
         live.job.discard()
 
     def _failed(self, live: Live, error: BaseException) -> None:
@@ -456,7 +456,7 @@ class JobHost:
         elif verdict == "end":
             self._over(live, "failed", pack_error(error), result=type(error).__name__)
         else:
-            self._forget(live)
+            self._forget(live, stays_open=True)
 
     def _attempt(self, live: Live) -> None:
         """The function is run again: results stay, errors of what may be repeated are asked again."""
@@ -482,7 +482,7 @@ class JobHost:
     def _block(self, live: Live, error: NonDeterminism) -> None:
         _log.error("%s", error)
         self._blocked[live.job.job_id] = error
-        self._forget(live)
+        self._forget(live, stays_open=True)
         live.owner.blocked(live.job.job_id, error)
 
     # -- barriers -----------------------------------------------------------------------------------------------------

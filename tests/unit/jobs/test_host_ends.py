@@ -12,6 +12,7 @@ from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.exits import exit_in
+from sabot.jobs.values import unpack
 from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, Reconciled
 from sabot.llm.tools import tool
 from tools.agent_tools import until
@@ -97,6 +98,29 @@ class LeasedJournal(MemoryJournal):
     async def room(self) -> None:
         if self.taken:
             raise JournalFailed("another owner has taken the journal over")
+
+
+async def test_a_call_of_a_job_that_ends_the_run_is_recorded_in_the_grace_of_the_stop() -> None:
+    """Nobody was told of it any more, so a person was asked whether it was done, though the tool had said so."""
+    home, begun, goes_on = MemoryHome(), asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def pay() -> str:
+        begun.set()
+        await goes_on.wait()
+        return "paid"
+
+    async def f(ctx: DurableContext) -> None:
+        paying = asyncio.ensure_future(ctx.call(pay))
+        await ctx.step(begun.wait, effect="read")
+        raise SystemExit(f"with {paying}")
+
+    async with hosting(home, Agent(f, verdict="stop"), grace_s=30.0) as jobs:
+        jobs.begin("j1")
+        await jobs.until(lambda: jobs.agent.errors)
+        goes_on.set()
+    results = [entry for entry in entries(home) if isinstance(entry, EffectResult)]
+    assert [(entry.ordinal, unpack(entry.body)) for entry in results] == [(1, True), (2, "paid")]
 
 
 async def test_a_worker_whose_claim_another_one_has_taken_sends_nothing_and_its_run_ends() -> None:
