@@ -6,7 +6,8 @@ The app (killed/shop.py) reads orders from a file or a topic; its tools call a w
 records what has really happened, and that drops connections and answers late as services do. Questions, also those about effects in
 doubt, are answered from another process through the inbox, while the app lives and while it is dead. Each life ends by SIGKILL: at a
 moment that the seed draws, at a step of its journal, of a call, of a checkpoint or of the delivery of its output (`sabot.steps`), or
-after it was stopped (SIGSTOP) and another one was started beside it, which is refused. Rounds of --jobs orders follow one another until
+after it was stopped (SIGSTOP) and another one was started beside it, which is refused; or some time after the server of its journal was
+killed too, and started again. Rounds of --jobs orders follow one another until
 there were so many kills; the last life of each ends by itself.
 
 With --topics orders, what is settled and dead letters are topics of a broker, exactly once, and dead letters are sent back while all this
@@ -34,6 +35,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -46,12 +49,13 @@ from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, 
 from sabot.demos.refunds.person import Person
 from sabot.journal import EffectId, EffectResult, Intent, open_reader
 from sabot.testing import Witness
-from tools.broker import running
+from tools.broker import Broker
 from tools.leftovers import leftovers
 from tools.postgres import Postgres
 
 PATIENCE = 120.0  # seconds that the last life of a round may take
-MANNERS = {"moment": 4, "failpoint": 4, "pause": 2}
+MANNERS = {"moment": 4, "failpoint": 4, "pause": 2, "outage": 1}
+OUTAGE_SECONDS = 3.0  # at most, that the server of the journal stays away; its start takes longer
 LONGEST = 2.5  # seconds of a life that is killed at a moment
 LONGEST_ON_TOPICS = 5.0  # a client of a broker takes a second to begin
 WOKEN_SECONDS = 60.0  # until a worker that was stopped has found out that its job is another's
@@ -81,12 +85,21 @@ class Round:
     """Some orders, from the first life to the last one."""
 
     def __init__(
-        self, world: World, address: str, numbers: range, dice: random.Random, witness: Witness, log: Path
+        self,
+        world: World,
+        address: str,
+        numbers: range,
+        dice: random.Random,
+        witness: Witness,
+        log: Path,
+        server: "Server | None",
     ) -> None:
-        """address: of the journal, for readers."""
+        """address: of the journal, for readers. server: of the journal, if it may be killed."""
         self.kills: Counter[str] = Counter()
         self.lives = self.refused = self.taken_over = self.went_on = self.errors = self.answers = self.doubts = 0
-        self.redriven = 0
+        self.redriven = self.outages = 0
+        self._manners = {name: share for name, share in MANNERS.items() if name != "outage" or server is not None}
+        self._server = server
         self.abandoned: set[str] = set()
         self._processes: list[Any] = []
         self._world, self._numbers, self._dice, self._witness, self._log = world, numbers, dice, witness, log
@@ -148,14 +161,16 @@ class Round:
 
     def _live(self, *, may_kill: bool) -> bool:
         """One life. -> whether it came to the end of the orders."""
-        manner = self._dice.choices(list(MANNERS), list(MANNERS.values()))[0] if may_kill else "to the end"
+        manner = self._dice.choices(list(self._manners), list(self._manners.values()))[0] if may_kill else "to the end"
         point = self._point() if manner == "failpoint" else None
         process = self._start(point)
         seconds = {"to the end": PATIENCE, "failpoint": self._longest}.get(
             manner, self._dice.uniform(0.05, self._longest)
         )
-        if manner == "pause":
+        if manner in ("pause", "outage"):
             self._begun(process)
+        if manner == "outage":
+            self._outage()
         if self._ends_within(process, seconds, settles=manner == "to the end"):
             return self._ended(process, f"{point}")
         if manner == "to the end":
@@ -173,6 +188,15 @@ class Round:
     def _settled(self) -> bool:
         """With topics: nothing is left to do, so a life that is killed would prove nothing."""
         return bool(self._world.broker) and not self.unanswered()
+
+    def _outage(self) -> None:
+        """The server of the journal is killed, and comes back after a while."""
+        assert self._server is not None
+        time.sleep(self._dice.uniform(0, 1.0))
+        self._server.kill()
+        time.sleep(self._dice.uniform(0, OUTAGE_SECONDS))
+        self._server.start()
+        self.outages += 1
 
     def _begun(self, process: Any) -> None:
         """Waits until it has started, or ended."""
@@ -284,23 +308,47 @@ def _order_of(row: dict[str, Any]) -> int:
     return int(row["order"] if "order" in row else json.loads(row["payload"])["order"])
 
 
+@dataclass(frozen=True)
+class Server:
+    """Of journals."""
+
+    kill: Callable[[], object]
+    start: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Homes:
+    """journal: for the number of a round the address of a new one; "" for the app's own in SQLite. broker: of topics, or "". server: of
+    journals, if it may be killed: not where the topics are there too, which others than the app read.
+    """
+
+    journal: Callable[[int], str]
+    broker: str
+    server: Server | None
+
+
 @contextmanager
-def homes(kind: str, *, topics: bool) -> Iterator[tuple[Callable[[int], str], str]]:
-    """Of journals: for the number of a round the address of a new one; "" for the app's own in SQLite. And the broker of topics, or ""."""
+def homes(kind: str, folder: Path, *, topics: bool) -> Iterator[Homes]:
     with ExitStack() as opened:
-        broker = opened.enter_context(running(None)) if topics or kind == "kafka" else ""
-        of_topics = broker if topics else ""
+        url, broker = "", Broker(folder / "broker")
+        if topics or kind == "kafka":
+            (folder / "broker").mkdir()
+            broker.start()
+            opened.callback(broker.stop)
+            url = broker.url
         if kind == "postgres":
-            server = Postgres("fsync=on")
-            opened.callback(server.remove)
-            yield lambda _: str(opened.enter_context(server.database())), of_topics
+            postgres = Postgres("fsync=on")
+            opened.callback(postgres.remove)
+            server = Server(partial(postgres.stop, kill=True), postgres.start)
+            yield Homes(lambda _: str(opened.enter_context(postgres.database())), url, server)
         elif kind == "kafka":
-            yield lambda number: f"{broker}/kills-{number}", of_topics
+            alone = None if topics else Server(broker.kill, broker.start)
+            yield Homes(lambda number: f"{url}/kills-{number}", url if topics else "", alone)
         else:
-            yield lambda _: "", of_topics
+            yield Homes(lambda _: "", url, None)
 
 
-def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str], broker: str) -> dict[str, Any]:
+def dance(options: argparse.Namespace, folder: Path, home: Homes) -> dict[str, Any]:
     dice = random.Random(f"kills {options.seed}")
     began = time.monotonic()
     kills: Counter[str] = Counter()
@@ -312,10 +360,10 @@ def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str],
             first = len(rounds) * options.jobs
             numbers = range(first, first + options.jobs)
             where = folder / f"round-{len(rounds)}"
-            journal = home(len(rounds))
-            world = World(where, witness.url, journal, options.seed, options.variant, broker)
+            journal = home.journal(len(rounds))
+            world = World(where, witness.url, journal, options.seed, options.variant, home.broker)
             address = {"sqlite": str(where / "state"), "postgres": f"{journal}?app=shop"}.get(options.journal, journal)
-            each = Round(world, address, numbers, dice, witness, folder / f"round-{len(rounds)}.log")
+            each = Round(world, address, numbers, dice, witness, folder / f"round-{len(rounds)}.log", home.server)
             rounds.append(each)
             each.run(options.kills - kills.total())
             kills += each.kills
@@ -347,6 +395,7 @@ def dance(options: argparse.Namespace, folder: Path, home: Callable[[int], str],
         "refused_while_paused": sum(each.refused for each in rounds),
         "taken_over_while_paused": sum(each.taken_over for each in rounds),
         "went_on": sum(each.went_on for each in rounds),
+        "outages": sum(each.outages for each in rounds),
         "redriven": sum(each.redriven for each in rounds),
         "errors": sum(each.errors for each in rounds),
         "answers": sum(each.answers for each in rounds),
@@ -379,8 +428,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="sabot-kills-"))
     if not options.keep:
         leftovers().folder(folder)
-    with homes(options.journal, topics=options.topics) as (home, broker):
-        figures = dance(options, folder, home, broker)
+    with homes(options.journal, folder, topics=options.topics) as home:
+        figures = dance(options, folder, home)
     if options.keep:
         say(f"all files are in {folder}")
     print(json.dumps(figures))

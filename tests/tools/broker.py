@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -59,6 +60,12 @@ class Broker:
 
     def stop(self) -> None:
         self._run("stop").check_returncode()
+
+    def kill(self) -> None:
+        """By SIGKILL; returns when it is gone."""
+        assert self.folder is not None
+        os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
+        self.stop()  # waits until it is gone
 
     def _run(self, verb: str) -> "subprocess.CompletedProcess[str]":
         port, controller = (str(port) for port in self._ports)

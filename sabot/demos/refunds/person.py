@@ -5,10 +5,11 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import LetterRefused, UserError
+from sabot.errors import LetterRefused, TransientError, UserError
 from sabot.journal import Intent, JournalReader, open_inbox, open_reader
 from sabot.journal.entries import Letter
 
@@ -22,7 +23,9 @@ _GIVEN = ("second", "closed")  # letters that are refused so are not needed: the
 
 
 class Person:
-    """Follows a journal, and answers each question once, as `decide` says. Works in a thread of its own from `start` to `finish`."""
+    """Follows a journal, and answers each question once, as `decide` says. Works in a thread of its own from `start` to `finish`, and waits
+    while the server of the journal is away.
+    """
 
     def __init__(self, address: str, decide: Decide) -> None:
         self.answered = 0
@@ -58,22 +61,27 @@ class Person:
         while not self._over.wait(_LOOK_SECONDS):
             try:
                 return open_reader(self._address)
-            except UserError:  # the app has not made it yet
+            except (UserError, TransientError):  # the app has not made it yet, or its server is away
                 continue
         return None
 
     def _follow(self, reader: JournalReader) -> None:
         start: dict[int, int] = {}
         while not self._over.wait(_LOOK_SECONDS):
-            now = SYSTEM_CLOCK.monotonic()
-            for position, entry in reader.read(start=start):
-                start[position.partition] = position.offset + 1
-                if isinstance(entry, Intent) and entry.kind == "ask":
-                    seconds, answer = self._decide(entry)
-                    heapq.heappush(self._due, (now + seconds, next(self._numbers), entry, answer))
-            while self._due and self._due[0][0] <= now:
-                *_, question, answer = heapq.heappop(self._due)
-                self._post(question, answer())
+            with suppress(TransientError):  # it is asked again
+                self._look(reader, start)
+
+    def _look(self, reader: JournalReader, start: dict[int, int]) -> None:
+        now = SYSTEM_CLOCK.monotonic()
+        for position, entry in reader.read(start=start):
+            start[position.partition] = position.offset + 1
+            if isinstance(entry, Intent) and entry.kind == "ask":
+                seconds, answer = self._decide(entry)
+                heapq.heappush(self._due, (now + seconds, next(self._numbers), entry, answer))
+        while self._due and self._due[0][0] <= now:
+            *_, question, answer = self._due[0]
+            self._post(question, answer())
+            heapq.heappop(self._due)
 
     def _post(self, question: Intent, answer: dict[str, Any]) -> None:
         inbox = open_inbox(self._address)
