@@ -457,6 +457,35 @@ async def test_a_job_of_another_agent_stands_in_the_order_of_its_key(shop: Shop)
     assert [each["said"] for each in shop.answers()] == [{"n": 1, "from": 1}, {"n": 2, "from": 2}]
 
 
+async def test_the_row_of_a_job_that_has_begun_leaves_its_mailbox_at_the_restore(shop: Shop) -> None:
+    """It stayed there until the turn of its key came to it, behind the parked job: a checkpoint meanwhile covered its job and had the row
+    still, from which the job began anew after the next crash, and the refund was made twice.
+    """
+    app = shop.app(shop.sleepy)
+    await app.start()
+    shop.ticket("ann", 1, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 1)
+    shop.ticket("ann", 2)
+    shop.ticket("ann", 3, sleeps=True)
+    await until(lambda: figures(app)["mailbox_rows"] == 2)
+    await checkpoint(app)
+    shop.clock.advance(3600)
+    await until(lambda: orders(shop.answers()) == [1, 2] and jobs(app)["parked"] == 1)
+    await crash(app)
+    app = shop.app(shop.sleepy)
+    await app.start()
+    await until(lambda: orders(shop.answers()) == [1, 2, 1, 2] and jobs(app)["parked"] == 1)
+    assert figures(app)["mailbox_rows"] == 0
+    await checkpoint(app)
+    await crash(app)
+    app = shop.app(shop.sleepy)
+    async with started(app):
+        await until(lambda: jobs(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: 3 in orders(shop.answers()))
+    assert shop.calls == [1, 2, 3]
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_a_child_that_failed_is_tried_again_over_what_it_has_done(shop: Shop, restarts: bool) -> None:
     """The next attempt of its parent began it as a new job, whose refund was made again; after a restart it was taken for one that is
