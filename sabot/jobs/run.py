@@ -246,8 +246,9 @@ class JobRun:
         """Whether the new code is to run here: not where the journal shows that the job came by without it."""
         if name in self._patches:
             return self._patches[name]
-        recorded = self.history.intents.get(self._asked + 1)
-        if recorded is not None and recorded.kind == "patch" and recorded.name == name:
+        next_one = self.history.intents.get(self._asked + 1)
+        recorded = self._unmatched.values() if self._matches else [next_one] if next_one is not None else []
+        if any((intent.kind, intent.name) == ("patch", name) for intent in recorded):
             chosen = True
         else:
             recorded_more = self._undelivered or self._kept or self._unmatched

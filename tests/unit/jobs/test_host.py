@@ -456,6 +456,32 @@ async def test_a_job_that_had_ended_asks_nothing_more(ends: bool) -> None:
     assert ("at its end, the function goes on" in str(agent.blocks.get("j"))) is not ends
 
 
+async def test_another_attempt_is_patched_as_the_one_before_was() -> None:
+    """The time-out has an ordinal of its own in each attempt, so the second attempt did not find the patch, and ran the old code."""
+    world, home = World(), MemoryHome()
+    pay, mail = world.tool("pay"), world.tool("mail")
+
+    async def f(ctx: DurableContext) -> bool:
+        async with asyncio.timeout(60):
+            await ctx.call(pay, 1)
+        patched = ctx.patched("mail")
+        if patched:
+            await ctx.call(mail, 1)
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+        return patched
+
+    async with hosting(home, Agent(f, verdict="again")) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] is True
+    agent = Agent(f)
+    async with hosting(home, agent) as jobs:  # its end stood behind the checkpoint: it runs over its history
+        await jobs.over("j")
+        assert (agent.done["j"], agent.blocks) == (True, {})
+    assert world.made == {"pay 1": 1, "mail 1": 1}
+
+
 async def test_a_patched_function_serves_old_and_new_jobs() -> None:
     world, home = World(), MemoryHome()
     pay, check = world.tool("pay"), world.tool("check", effect="read")
