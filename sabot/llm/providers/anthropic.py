@@ -5,7 +5,8 @@ message's `vendor` and sent back as they came.
 """
 
 import base64
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -57,13 +58,12 @@ class AnthropicProvider:
             raise UserError("AnthropicProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = model
-        owned = client is None
         if client is None:
             key = api_key_of(api_key, "ANTHROPIC_API_KEY", "AnthropicProvider", needed=base_url is None)
-            client = anthropic.AsyncAnthropic(api_key=key, base_url=base_url)
-        self._calls = SdkCalls(name, anthropic, anthropic.AnthropicError, client, owned=owned)
-        self._create = self._calls.client.messages.with_raw_response.create
-        self._create_stream = self._calls.client.messages.with_streaming_response.create
+            make: Callable[[], Any] = partial(anthropic.AsyncAnthropic, api_key=key, base_url=base_url)
+        else:
+            make = partial(_same, client)
+        self._calls = SdkCalls(name, anthropic, anthropic.AnthropicError, make, _methods, owned=client is None)
         self._max_tokens = max_tokens
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ class AnthropicProvider:
         """The whole answer."""
         body = self._request(spec)
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
-        data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key, **needed)
+        data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key, **needed)
         gathering = _Gathering(self._calls, self.name, body["model"])
         return gathering.take(data, request_id)
 
@@ -86,7 +86,7 @@ class AnthropicProvider:
         body = self._request(spec) | {"stream": True}
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
         gathering = _Gathering(self._calls, self.name, body["model"])
-        return self._calls.stream(self._create_stream, body, gathering, timeout_s, idempotency_key, **needed)
+        return self._calls.stream("stream", body, gathering, timeout_s, idempotency_key, **needed)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """Raises UserError."""
@@ -118,6 +118,17 @@ class AnthropicProvider:
         if spec.output is not None:
             body["output_config"] = {"format": {"type": "json_schema", "schema": spec.output}}
         return merged(body, spec.options)
+
+
+def _same(client: Any) -> Any:
+    return client
+
+
+def _methods(client: Any) -> dict[str, Any]:
+    return {
+        "complete": client.messages.with_raw_response.create,
+        "stream": client.messages.with_streaming_response.create,
+    }
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

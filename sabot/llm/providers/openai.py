@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -48,18 +49,14 @@ class OpenAIProvider:
             raise UserError("OpenAIProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = model
-        owned = client is None
+        make = partial(_same, client)
         if client is None:
             key = api_key_of(api_key, "OPENAI_API_KEY", "OpenAIProvider", needed=base_url is None)
-            client = openai.AsyncOpenAI(api_key=key, base_url=base_url)
-        self._calls = SdkCalls(name, openai, openai.OpenAIError, client, owned=owned)
+            make = partial(openai.AsyncOpenAI, api_key=key, base_url=base_url)
+        methods = _chat_methods if api == "chat" else _responses_methods
+        self._calls = SdkCalls(name, openai, openai.OpenAIError, make, methods, owned=client is None)
         self._api = api
-        # Here and not in the first call, because the library imports itself in parts, which takes a while.
-        resource = self._calls.client.chat.completions if api == "chat" else self._calls.client.responses
-        self._create = resource.with_raw_response.create
-        self._create_stream = resource.with_streaming_response.create
-        self._create_vectors = self._calls.client.embeddings.with_raw_response.create
-        self._is_openai = str(client.base_url.host).endswith(_HOSTS)
+        self._is_openai = self._calls.host.endswith(_HOSTS)
 
     def __repr__(self) -> str:
         return f"OpenAIProvider({self.model!r}, base_url={self._calls.base_url!r}, api={self._api!r})"
@@ -71,13 +68,13 @@ class OpenAIProvider:
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False)
-            data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key, messages=[])
+            data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key, messages=[])
             chat = ChatGathering(self._calls, self.name, model)
             chat.feed(data, request_id)
             completion = chat.end(request_id)
         else:
             body = responses_request(spec, self.model, stream=False)
-            data, request_id = await self._calls.whole(self._create, body, timeout_s, idempotency_key)
+            data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key)
             responses = ResponsesGathering(self._calls, self.name, model)
             responses.take(data, request_id)
             completion = responses.end(request_id)
@@ -93,10 +90,10 @@ class OpenAIProvider:
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
             chat = ChatGathering(self._calls, self.name, model)
-            return self._calls.stream(self._create_stream, body, chat, timeout_s, idempotency_key, messages=[])
+            return self._calls.stream("stream", body, chat, timeout_s, idempotency_key, messages=[])
         body = responses_request(spec, self.model, stream=True)
         responses = ResponsesGathering(self._calls, self.name, model)
-        return self._calls.stream(self._create_stream, body, responses, timeout_s, idempotency_key)
+        return self._calls.stream("stream", body, responses, timeout_s, idempotency_key)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """A vector for each text."""
@@ -104,7 +101,7 @@ class OpenAIProvider:
         if not texts:
             return Embeddings(vectors=np.empty((0, 0), np.float32), provider=self.name, model=model)
         body = {"model": model, "input": list(texts), "encoding_format": "base64"}
-        data, request_id = await self._calls.whole(self._create_vectors, body, timeout_s, input=[])
+        data, request_id = await self._calls.whole("embed", body, timeout_s, input=[])
         answer = self._calls.decoded(data, _Vectors, model, request_id)
         try:
             vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index)])
@@ -124,6 +121,26 @@ class OpenAIProvider:
     async def close(self) -> None:
         """Ends its connections."""
         await self._calls.close()
+
+
+def _same(client: Any) -> Any:
+    return client
+
+
+def _chat_methods(client: Any) -> dict[str, Any]:
+    return _methods(client, client.chat.completions)
+
+
+def _responses_methods(client: Any) -> dict[str, Any]:
+    return _methods(client, client.responses)
+
+
+def _methods(client: Any, resource: Any) -> dict[str, Any]:
+    return {
+        "complete": resource.with_raw_response.create,
+        "stream": resource.with_streaming_response.create,
+        "embed": client.embeddings.with_raw_response.create,
+    }
 
 
 class _Vector(msgspec.Struct):

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -71,56 +71,96 @@ class Gathering(Protocol):
         """The whole; None: it is not all here."""
 
 
+class _SdkClient(NamedTuple):
+    client: Any
+    methods: dict[str, Callable[..., Any]]
+
+
 class SdkCalls:
-    """The calls of one client. provider: the vendor's name. sdk: its library. trouble: the class of all of its errors. owned: the client is
-    closed with the calls.
+    """Calls of one provider. A connection belongs to the event loop in which it was made, so each loop that asks has a client of its own,
+    unless the client is the user's: programs call `asyncio.run` more than once, and tests have a loop each.
+
+    provider: the vendor's name. sdk: its library. trouble: the class of all of its errors. make: makes a client. methods: the methods of a
+    client that are called here, by our names. owned: the clients are closed with the calls.
     """
 
-    def __init__(self, provider: str, sdk: ModuleType, trouble: type[Exception], client: Any, *, owned: bool) -> None:
+    def __init__(
+        self,
+        provider: str,
+        sdk: ModuleType,
+        trouble: type[Exception],
+        make: Callable[[], Any],
+        methods: Callable[[Any], dict[str, Callable[..., Any]]],
+        *,
+        owned: bool,
+    ) -> None:
         self._provider = provider
         self._sdk: Any = sdk
         self._trouble = trouble
-        self.client = client.with_options(max_retries=0)
-        self.base_url = redacted_url(str(client.base_url))
+        self._make = make
+        self._methods = methods
         self._owned = owned
         self._closed = False
+        self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
+        # The first client is made here and not in a call: libraries import themselves in parts, which takes a while.
+        self._unused: _SdkClient | None = self._new()
+        client = self._unused.client
+        self.host = str(client.base_url.host)
+        self.base_url = redacted_url(str(client.base_url))
         if isinstance(client.api_key, str):
             keep_secret(client.api_key)
 
+    def _new(self) -> "_SdkClient":
+        client = self._make().with_options(max_retries=0)
+        return _SdkClient(client, self._methods(client))
+
+    def _client(self) -> "_SdkClient":
+        """That of the running loop. Raises UserError after `close`."""
+        if self._closed:
+            raise UserError(f"{self._provider}: the provider is closed")
+        loop = asyncio.get_running_loop()
+        found = self._clients.get(loop)
+        if found is None:
+            found, self._unused = self._unused or self._new(), None
+            self._clients = {each: client for each, client in self._clients.items() if not each.is_closed()}
+            self._clients[loop] = found
+        return found
+
     async def close(self) -> None:
-        """Ends the connections, unless the client is the user's."""
+        """Ends the connections of this loop, unless the client is the user's."""
         if not self._closed:
             self._closed = True
-            if self._owned:
-                await self.client.close()
+            mine = self._clients.pop(asyncio.get_running_loop(), self._unused)
+            if self._owned and mine is not None:
+                await mine.client.close()
 
     async def whole(
         self,
-        create: Callable[..., Awaitable[Any]],
+        method: str,
         body: dict[str, Any],
         timeout_s: float | None,
         key: str = "",
         **needed: Any,
     ) -> tuple[bytes, str]:
-        """(the body of the answer, request id). create: of `.with_raw_response`. body: the request. key: the idempotency key. needed: what
-        `create` does not go without, whatever it is.
+        """(the body of the answer, request id). method: our name of one of `.with_raw_response`. body: the request. key: the idempotency
+        key. needed: what the method does not go without, whatever it is.
         """
-        work = create(**self._arguments(body, timeout_s, key, needed))
+        work = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
         response = (await self._in_time(work, body["model"], "", timeout_s)).http_response
         return response.content, _request_id(response.headers)
 
     async def stream(
         self,
-        create: Callable[..., Any],
+        method: str,
         body: dict[str, Any],
         gathering: Gathering,
         timeout_s: float | None,
         key: str = "",
         **needed: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer, as `Provider.stream` promises. create: of `.with_streaming_response`; the rest as for `whole`."""
+        """The pieces of an answer, as `Provider.stream` promises. method: of `.with_streaming_response`; the rest as for `whole`."""
         model, request_id = body["model"], ""
-        async with aclosing(self._events(create, body, timeout_s, key, needed)) as events:
+        async with aclosing(self._events(method, body, timeout_s, key, needed)) as events:
             async for data, request_id in events:
                 for piece in gathering.feed(data, request_id):
                     yield piece
@@ -138,7 +178,7 @@ class SdkCalls:
 
     async def _events(
         self,
-        create: Callable[..., Any],
+        method: str,
         body: dict[str, Any],
         timeout_s: float | None,
         key: str,
@@ -146,7 +186,7 @@ class SdkCalls:
     ) -> AsyncGenerator[tuple[bytes, str], None]:
         """(data of an event, request id)."""
         model, request_id = body["model"], ""
-        manager = create(**self._arguments(body, timeout_s, key, needed), stream=True)
+        manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
         response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
         try:
             request_id = _request_id(response.headers)
@@ -170,8 +210,6 @@ class SdkCalls:
         """All of the request goes as `extra_body`: so parameters that the installed library does not know are sent too, and long
         conversations are not walked once more.
         """
-        if self._closed:
-            raise UserError(f"{self._provider}: the provider is closed")
         timeout = _DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         headers = {"Idempotency-Key": quote(key, safe=" !#$&'()*+,/:;=?@[]")} if key else None
         return {**needed, "model": body["model"], "extra_body": body, "extra_headers": headers, "timeout": timeout}

@@ -1,7 +1,9 @@
 """Requests as the vendors' documents write them, and what servers that only resemble a vendor's answer."""
 
+import asyncio
 import json
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -65,7 +67,7 @@ class Client:
     """What `SdkCalls` wants of a client, for answers that are not fetched."""
 
     api_key = None
-    base_url = "http://nowhere"
+    base_url = SimpleNamespace(host="nowhere")
 
     def with_options(self, max_retries):
         assert max_retries == 0
@@ -74,7 +76,7 @@ class Client:
 
 @pytest.fixture
 def calls():
-    return SdkCalls("openai", openai, openai.OpenAIError, Client(), owned=False)
+    return SdkCalls("openai", openai, openai.OpenAIError, Client, lambda client: {}, owned=False)
 
 
 def test_chat_completions():
@@ -407,6 +409,27 @@ async def test_the_environment_has_the_key_and_the_address(monkeypatch):
             assert (await provider.complete(RequestSpec(messages=(user("hi"),)))).content == "yes"
             await provider.close()
     assert [request.spec.model for request in server.requests] == ["gpt-4", "claude"]
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_a_provider_serves_one_loop_after_the_other(kind):
+    with FakeModelServer("yes") as server:
+        if kind == "openai":
+            provider = OpenAIProvider("m", base_url=server.openai_url, api_key="any")
+        else:
+            provider = AnthropicProvider("m", base_url=server.anthropic_url, api_key="any")
+
+        async def ask(*, last=False):
+            spec = RequestSpec(messages=(user("hi"),))
+            answers = [await provider.complete(spec), await provider.complete(spec)]
+            if last:
+                await provider.close()
+            return [answer.content for answer in answers]
+
+        assert [asyncio.run(ask()), asyncio.run(ask(last=True))] == [["yes", "yes"]] * 2
+        assert server.connections == 2
+        with pytest.raises(UserError, match="closed"):
+            asyncio.run(ask())
 
 
 def test_a_client_has_its_own_key_and_an_api_a_name():
