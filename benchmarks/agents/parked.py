@@ -10,8 +10,10 @@ would give them.
     parked_per_s       jobs that begin, ask and park
     wake_p50_ms, _p99  from the answer's being durable until the function goes on behind `ctx.ask`, its history read and its steps replayed
     checkpoint_ms      of a checkpoint with all of them parked
+    restart_s          from the next start until all that were not answered are parked again
 
-Checked: each job whose answer was given went on once, its steps were called once, and all others are parked still. The last line is one
+Checked: each job whose answer was given went on once, its steps were called once, and all others are parked still; the restart runs no
+function. The last line is one
 JSON object.
 """
 
@@ -49,8 +51,7 @@ class Approvals:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.woken: dict[int, list[float]] = {}
         self.calls = 0
-        rows = "".join(f'{{"order": {number}}}\n' for number in range(options.rows))
-        (folder / "orders.ndjson").write_text(rows)
+        self.runs = 0
         self.app = App("approvals", state=str(folder / "state"), checkpoint_interval="10m")
 
         async def step(number: int) -> int:
@@ -59,6 +60,7 @@ class Approvals:
 
         @self.app.agent(NdjsonSource(folder / "orders.ndjson"), durable=True, concurrency=64)
         async def approve(ctx: Any) -> None:
+            self.runs += 1
             order = ctx.message["order"]
             if order < options.wakes:
                 for number in range(options.effects):
@@ -101,6 +103,7 @@ def give(address: str, questions: dict[int, str], rate: float, given: dict[int, 
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    (folder / "orders.ndjson").write_text("".join(f'{{"order": {number}}}\n' for number in range(options.rows)))
     shop = Approvals(folder, options)
     samples: list[tuple[int, float]] = []
 
@@ -133,6 +136,13 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]
     assert all(len(times) == 1 for times in shop.woken.values()), "a job went on twice"
     assert shop.calls == options.wakes * options.effects, f"{shop.calls} calls"
     await shop.app.stop()
+    again = Approvals(folder, options)
+    began = time.perf_counter()
+    await again.app.start()
+    await again.until(lambda: again.parked() == options.rows - options.wakes, "the restarted jobs to park")
+    restart_s = time.perf_counter() - began
+    assert not again.runs, f"{again.runs} runs at the restart"
+    await again.app.stop()
     waits = sorted(shop.woken[order][0] - given[order] for order in questions)
     return {
         "bytes_each": round(slope),
@@ -140,6 +150,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]
         "wake_p50_ms": round(waits[len(waits) // 2] * 1000, 2),
         "wake_p99_ms": round(waits[int(len(waits) * 0.99)] * 1000, 2),
         "checkpoint_ms": round(median(taken) * 1000, 2),
+        "restart_s": round(restart_s, 2),
     }
 
 

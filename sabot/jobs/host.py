@@ -25,7 +25,7 @@ from sabot.jobs.effects import Effects
 from sabot.jobs.history import Delivery, History
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
-from sabot.jobs.parking import Parking
+from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import ContinueAs, JobRun, question_token
 from sabot.jobs.timers import JobTimers
@@ -55,8 +55,11 @@ class JobHost:
         clock: Clock,
         on_broken: Callable[[str, BaseException], None],
         stop_grace_s: float = STOP_GRACE_SECONDS,
+        notes: ParkedNotes | None = None,
     ) -> None:
-        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped."""
+        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped.
+        notes: of parked jobs, as the restored checkpoint has them.
+        """
         self.journal = journal
         self.stopping = False
         self._clock = clock
@@ -66,8 +69,7 @@ class JobHost:
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
         self._agents: dict[str, str] = {}  # of jobs that have not ended
-        # Where the END stands of those of them that had ended before the start.
-        self._unapplied: dict[str, Position] = {}
+        self._unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
         self._blocked: dict[str, NonDeterminism] = {}
         self._appended: dict[int, int] = {}  # where each partition ends
         self._items: deque[Item] = deque()
@@ -76,16 +78,10 @@ class JobHost:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing = 0
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
-        self.parking = Parking(self)
-        self._letters = JobLetters(self)
-        self._timers = JobTimers(
-            self,
-            clock,
-            due=self._due,
-            letters=lambda: self.put(self._letters.take),
-            keeps=self._awaits,
-            broke=on_broken,
-        )
+        self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
+        self._letters = JobLetters(self, all_taken=self.parking.letters_taken)
+        letters = partial(self.put, self._letters.take)
+        self._timers = JobTimers(self, clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
         self._effects = Effects(self, self._timers, clock, broke=on_broken)
         self._begun_total = self._ended_total = 0
 
@@ -107,6 +103,7 @@ class JobHost:
         self._appended = await to_the_end(aside(self.journal.positions))
         self._agents.update((job.job_id, job.agent) for job in found)
         self._unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
+        await to_the_end(aside(self.parking.open, found))
         return found
 
     def start(self) -> None:
@@ -175,6 +172,10 @@ class JobHost:
         self._effects.limit(live)
         self.append(entry, live)
         self.run(live, live.job.start, owner.call)
+
+    def rests(self, job: OpenJob) -> bool:
+        """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
+        return self.parking.take_up(job, self._owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
         """Runs an open job over its history. One that had failed is not run: its owner is told again."""

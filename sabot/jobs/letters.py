@@ -5,7 +5,7 @@ A question is closed by a letter, as by an answer, so that the inbox decides whi
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from sabot.errors import LetterRefused
@@ -23,8 +23,10 @@ __all__ = ["JobLetters"]
 class JobLetters:
     """Its methods are items of the host's task, or put some."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, *, all_taken: Callable[[str], None]) -> None:
+        """all_taken: no letter of this job is under way any more."""
         self._desk = desk
+        self._all_taken = all_taken
         self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
 
     def under_way(self, job_id: str) -> bool:
@@ -76,3 +78,4 @@ class JobLetters:
         self._posting[job_id] -= 1
         if not self._posting[job_id]:
             del self._posting[job_id]
+            self._all_taken(job_id)

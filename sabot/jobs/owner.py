@@ -25,7 +25,7 @@ Item = Callable[[], Awaitable[None] | None]
 
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
-    ended: its END, where there is one; ended_at: where that stands.
+    ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands.
     """
 
     job_id: str
@@ -37,6 +37,7 @@ class OpenJob(NamedTuple):
     fresh: bool
     ended: End | None
     ended_at: Position | None = None
+    last: Position | None = None
 
 
 class JobOwner(Protocol):

@@ -1,21 +1,62 @@
 """Jobs that wait for something long. They hold no coroutine and no task; the journal has what they have done.
 
 quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
+
+What a job waits for is noted where checkpoints keep it. A start finds the note, and where the job's last entry is the one that the note
+names, and the code is the one that had run, the job is parked again without a run over its history: that history, and so what the job
+waits for, is the same. No note is taken of a job that waits for a child, which may have to be begun again, for an effect in doubt, or for a
+letter of its own.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
+
+import msgspec
 
 from sabot.jobs.asking import answered
 from sabot.jobs.history import Delivery
-from sabot.jobs.owner import Desk, Live
+from sabot.jobs.owner import Desk, JobOwner, Live, OpenJob
 from sabot.jobs.recovery import whole_entries
+from sabot.jobs.timers import JobTimers
 from sabot.journal import EffectResult, Entry, Position, Signal
 
-__all__ = ["Parking"]
+__all__ = ["ParkedNote", "ParkedNotes", "Parking"]
 
 _LOADS = 16  # histories that are read at once
+_NOTED = ("ask", "sleep", "wait")
+
+
+class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a parked job waits for. partition, offset: of its last entry. code: the version of the function that ran. waits: names of
+    signals. timers, questions: (ordinal, due in ms) of timers, and of questions with a deadline. Fields are only added, at the end.
+    """
+
+    partition: int
+    offset: int
+    code: str
+    waits: tuple[str, ...] = ()
+    timers: tuple[tuple[int, int], ...] = ()
+    questions: tuple[tuple[int, int], ...] = ()
+
+
+class ParkedNotes(Protocol):
+    """Notes of parked jobs, which a checkpoint keeps as they are at its cut. On the event loop."""
+
+    def put(self, job_id: str, note: bytes) -> None:
+        """In place of an earlier one."""
+
+    def remove(self, job_id: str) -> None:
+        """It is no error where there is none."""
+
+    def items(self) -> Iterable[tuple[str, bytes]]:
+        """All of them: job, note. Blocks."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 @dataclass(slots=True, eq=False)
@@ -34,9 +75,14 @@ class _Parked:
 class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
+        """notes: None: a start runs all open jobs over their history. has_letter: whether a letter of a job is under way."""
         self._desk = desk
+        self._notes = notes
+        self._has_letter = has_letter
         self._parked: dict[str, _Parked] = {}
+        self._unnoted: dict[str, ParkedNote] = {}  # until their letters are taken
+        self._noted: dict[str, ParkedNote] = {}  # of open jobs that are not taken up yet
         self._loading: dict[str, list[tuple[Position, Entry]]] = {}  # what has come for it meanwhile
         self._to_load: deque[str] = deque()
         self._loads = 0
@@ -72,15 +118,59 @@ class Parking:
 
     def park(self, live: Live, agent_id: str) -> None:
         """The job holds nothing any more but a small record."""
-        asks = live.job.open.values()
-        self._parked[live.job.job_id] = _Parked(
-            agent_id,
+        job_id, asks, at = live.job.job_id, live.job.open.values(), live.last
+        assert at is not None
+        note = ParkedNote(
+            at.partition,
+            at.offset,
+            live.job.code,
             tuple(ask.name for ask in asks if ask.kind == "wait"),
-            tuple(ask.ordinal for ask in asks if ask.due_ms and ask.kind == "sleep"),
-            tuple(ask.ordinal for ask in asks if ask.due_ms and ask.kind == "ask"),
+            tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
+            tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "ask"),
         )
+        self._rests(job_id, agent_id, note)
+        if self._notes is not None and all(ask.kind in _NOTED for ask in asks):
+            self._unnoted[job_id] = note
+            if not self._has_letter(job_id):
+                self.letters_taken(job_id)
         live.job.discard()
-        live.owner.parked(live.job.job_id)
+        live.owner.parked(job_id)
+
+    def letters_taken(self, job_id: str) -> None:
+        """No letter of this job is under way any more."""
+        note = self._unnoted.pop(job_id, None)
+        if note is not None and self._notes is not None:
+            self._notes.put(job_id, _encode(note))
+
+    def open(self, jobs: Iterable[OpenJob]) -> None:
+        """Reads the notes of those of these open jobs to which nothing has come since; others are removed. Blocks."""
+        if self._notes is None:
+            return
+        lasts = {job.job_id: job.last for job in jobs if job.ended is None}
+        for job_id, data in list(self._notes.items()):
+            note = _decode(data)
+            if lasts.get(job_id) == (note.partition, note.offset):
+                self._noted[job_id] = note
+            else:
+                self._notes.remove(job_id)
+
+    def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
+        """Parks an open job as it was at the cut; False: it must run over its history."""
+        note = self._noted.pop(job.job_id, None)
+        if note is None or self._notes is None:
+            return False
+        if note.code != owner.code:  # what the new code does over that history is known when it has run
+            self._notes.remove(job.job_id)
+            return False
+        self._rests(job.job_id, job.agent, note)
+        for ordinal, due_ms in (*note.timers, *note.questions):
+            timers.add(due_ms, job.job_id, ordinal)
+        owner.parked(job.job_id)
+        return True
+
+    def _rests(self, job_id: str, agent_id: str, note: ParkedNote) -> None:
+        timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
+        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions))
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job that is not in memory."""
@@ -96,6 +186,9 @@ class Parking:
         if parked.woken or (isinstance(entry, Signal) and entry.name not in parked.waits):
             return  # the journal has it: it comes when the job runs
         parked.woken = True
+        self._unnoted.pop(job_id, None)
+        if self._notes is not None:
+            self._notes.remove(job_id)
         owner = self._desk.owner_of(parked.agent)
         assert owner is not None
         owner.woken(job_id)

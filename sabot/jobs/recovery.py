@@ -22,7 +22,9 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     """
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
+    lasts: dict[str, Position] = {}
     for position, entry in reader.read():
+        lasts[entry.job] = position
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
@@ -30,7 +32,7 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         elif isinstance(entry, End) and entry.job in begun:
             covered = position.offset < positions.get(position.partition, 0)
             if covered and unapplied.get(entry.job) != position:
-                del begun[entry.job]
+                del begun[entry.job], lasts[entry.job]
                 ends.pop(entry.job, None)
             else:
                 ends.setdefault(entry.job, (position, entry))
@@ -38,7 +40,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     for job_id, (position, begin) in begun.items():
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
-        jobs.append(OpenJob(job_id, begin.agent, begin.key, begin.body, begin.digest, position, fresh, end, ended_at))
+        facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
+        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id]))
     return sorted(jobs, key=lambda job: job.began)
 
 

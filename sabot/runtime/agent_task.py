@@ -24,7 +24,6 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator, DurableAgentOperator
-from sabot.operators.agents.mailbox import STATE
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.jobs import DurableJobs
@@ -307,8 +306,8 @@ class AgentTask:
             flushes = [each.barrier(checkpoint_id) for each in self.flushes]
             snapshot = self._snapshot()
             snapshot.states = cut_timers(self.timers)
-            if self.jobs is not None and (mail := self.jobs.mail.cut()) is not None:
-                snapshot.states = {STATE: mail, **snapshot.states}
+            if self.jobs is not None:
+                snapshot.states = {**self.jobs.cut(), **snapshot.states}
             state = self._cut_state()
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")

@@ -20,9 +20,9 @@ from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import unapplied_jobs
 from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
 from sabot.operators import AgentOperator, DurableAgentOperator
-from sabot.operators.agents.mailbox import STATE, MailRoom
+from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.state import open_backend, state_directory
-from sabot.state.base import LocalBackend
+from sabot.state.base import Cut, LocalBackend
 from sabot.threads import aside, to_the_end
 
 __all__ = ["DurableJobs", "JournalSettings", "check_journal", "journal_place", "open_app_journal", "stored_journal"]
@@ -123,6 +123,10 @@ def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> No
         )
 
 
+def _load(restored: Manifest, task: str, name: str, load: Callable[[Path], None]) -> None:
+    load(restored.state_directory(task, name))
+
+
 class DurableJobs:
     """On the event loop of the run, unless said otherwise."""
 
@@ -141,7 +145,8 @@ class DurableJobs:
         checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
         """
         self.journal = journal
-        self.host = JobHost(journal, clock=clock, on_broken=on_broken)
+        self._notes = NotesOfParked()
+        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes)
         self.mail = MailRoom(mail)
         self.known = known
         self._storage = storage
@@ -156,16 +161,22 @@ class DurableJobs:
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
             self._positions[restored.checkpoint_id] = _needed(facts)
-            if STATE in restored.tasks[task].states:
-                with taking_over("mailboxes", restored.path):
-                    await to_the_end(aside(self._load, restored, task))
+            for name, what, load in (
+                (STATE, "mailboxes", self.mail.load),
+                (NOTES, "notes of parked jobs", self._notes.load),
+            ):
+                if name in restored.tasks[task].states:
+                    with taking_over(what, restored.path):
+                        await to_the_end(aside(_load, restored, task, name, load))
         if facts is None:
             self._open = await self.host.open(None)
         else:
             self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
 
-    def _load(self, restored: Manifest, task: str) -> None:
-        self.mail.load(restored.state_directory(task, STATE))
+    def cut(self) -> dict[str, Cut]:
+        """The mailboxes and the notes of parked jobs as they are now, by the names of their states."""
+        cuts = {STATE: self.mail.cut(), NOTES: self._notes.cut()}
+        return {name: cut for name, cut in cuts.items() if cut is not None}
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
         """Gives the open jobs to their agents. Raises UserError where an agent of some is gone."""

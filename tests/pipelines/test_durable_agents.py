@@ -342,6 +342,47 @@ async def test_jobs_that_wake_wait_for_a_place_among_those_that_run(shop: Shop) 
     assert set(most) == {1}
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_job_that_was_parked_at_the_checkpoint_holds_its_key_and_is_not_run_at_the_restart(
+    shop: Shop, crashes: bool
+) -> None:
+    runs: list[Any] = []
+
+    async def sleepy(ctx: Any) -> Any:
+        runs.append(ctx.message["order"])
+        return await shop.sleepy(ctx)
+
+    app = shop.app(sleepy)
+    await app.start()
+    shop.ticket("ann", 1, sleeps=True)
+    shop.ticket("bob", 2, sleeps=True)
+    await until(lambda: jobs(app)["parked"] == 2)
+    await checkpoint(app)
+    shop.ticket("ann", 3)
+    await until(lambda: figures(app)["mailbox_rows"] == 1)
+    if crashes:
+        await crash(app)
+    else:
+        await app.stop()
+    app = shop.app(sleepy)
+    async with started(app):
+        shop.ticket("ann", 4)
+        shop.ticket("cid", 5)
+        await until(lambda: orders(shop.answers()) == [5])
+        await until(lambda: figures(app)["mailbox_rows"] == 2)
+        assert runs == [1, 2, 5]
+        assert (figures(app)["parked"], jobs(app)["parked"]) == (2, 2)
+        shop.clock.advance(3600)
+        await until(lambda: len(shop.answers()) == 5)
+    assert [each for each in runs if each in (1, 3, 4)] == [1, 1, 3, 4]
+    assert [(each["order"], each["count"]) for each in shop.answers() if each["order"] in (1, 3, 4)] == [
+        (1, 1),
+        (3, 2),
+        (4, 3),
+    ]
+    assert sorted(shop.calls) == [1, 2, 3, 4, 5]
+
+
 async def test_a_full_mailbox_holds_the_source_and_nothing_is_lost(shop: Shop) -> None:
     app = shop.app(shop.sleepy, mailbox=3)
     async with started(app):

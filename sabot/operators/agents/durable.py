@@ -245,9 +245,10 @@ class DurableAgentOperator(AgentOperator):
     # -- the order of keys: what it asks (`key_order.OrderOwner`) -----------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """As `OrderOwner.turn`."""
+        """As `OrderOwner.turn`. A job that is parked as it was at the cut holds its key, and waits."""
         self.calls[call.job_id] = call
-        self._ready.append(call)
+        if call.before is None or not self.host.rests(call.before):
+            self._ready.append(call)
 
     def has_failed(self) -> bool:
         """As `OrderOwner.has_failed`."""

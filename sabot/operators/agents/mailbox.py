@@ -1,7 +1,8 @@
 """Records that wait behind a key whose job takes long, so that a key which is parked for days holds no other one up.
 
-    MailRoom   of an app: one backend of the engine's own, cut at the barrier with all else, and a bound for all mailboxes together
-    Mailboxes  of one agent: a queue for each key that has rows in it, with a bound for each
+    MailRoom       of an app: one backend of the engine's own, cut at the barrier with all else, and a bound for all mailboxes together
+    Mailboxes      of one agent: a queue for each key that has rows in it, with a bound for each
+    NotesOfParked  what the parked jobs of all agents wait for
 
 The backend is not the one that users write to: theirs may forget values after some time, or be of their own making. What is kept in memory
 of a queue is where it begins and ends.
@@ -11,13 +12,16 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sabot.state import load_snapshot
+from sabot.state import MemoryBackend, load_snapshot
 from sabot.state.base import Cut, LocalBackend, LocalSnapshot
 
-__all__ = ["STATE", "MailRoom", "Mailboxes"]
+__all__ = ["NOTES", "STATE", "MailRoom", "Mailboxes", "NotesOfParked"]
 
 STATE = "mailboxes"
 """The name of the state in a checkpoint, among those of the task of the agents."""
+
+NOTES = "parked"
+"""Likewise, of the notes of parked jobs."""
 
 _ROWS = 1_000_000  # that wait in all mailboxes of an app
 _BYTES = 1 << 30
@@ -44,12 +48,40 @@ class MailRoom:
 
     def load(self, directory: Path) -> None:
         """What a cut has saved there. Blocks. Before any `Mailboxes` is made. Raises CorruptCheckpoint."""
-        snapshot = load_snapshot(directory)
-        self.backend.load([snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+        _load(self.backend, directory)
 
     def shut(self) -> None:
         """Blocks. Idempotent."""
         self.backend.shut()
+
+
+def _load(backend: LocalBackend, directory: Path) -> None:
+    snapshot = load_snapshot(directory)
+    backend.load([snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+
+
+class NotesOfParked:
+    """Notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small, and in memory: a cut is one file, written beside."""
+
+    def __init__(self) -> None:
+        self._backend = MemoryBackend()
+
+    def put(self, job_id: str, note: bytes) -> None:
+        self._backend.write("", job_id.encode(), note)
+
+    def remove(self, job_id: str) -> None:
+        self._backend.write("", job_id.encode(), None)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        return ((key.decode(), note) for key, note in self._backend.items(""))
+
+    def cut(self) -> Cut | None:
+        """As `MailRoom.cut`."""
+        return None if self._backend.is_empty else self._backend.cut()
+
+    def load(self, directory: Path) -> None:
+        """As `MailRoom.load`."""
+        _load(self._backend, directory)
 
 
 class Mailboxes:

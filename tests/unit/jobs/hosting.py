@@ -100,6 +100,7 @@ class Hosting:
     journal: Journal
     open: list[OpenJob]
     broken: list[tuple[str, BaseException]]
+    rested: list[str]
 
     def begin(self, job_id: str, message: Any = None) -> None:
         self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"")
@@ -128,21 +129,28 @@ async def hosting(
     resume: bool = True,
     grace_s: float = 0.0,
     restored: Any = (None, None),
+    notes: Any = None,
 ) -> Any:
-    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`."""
+    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs."""
     owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
     broken: list[tuple[str, BaseException]] = []
     host = JobHost(
-        owned, clock=agent.clock, on_broken=lambda what, error: broken.append((what, error)), stop_grace_s=grace_s
+        owned,
+        clock=agent.clock,
+        on_broken=lambda what, error: broken.append((what, error)),
+        stop_grace_s=grace_s,
+        notes=notes,
     )
     host.register(AGENT, agent)
     agent.host = host
     found = await host.open(*restored)
     host.start()
+    rested = [job.job_id for job in found if resume and host.rests(job)]
     for job in found if resume else []:
-        host.resume(job)
+        if job.job_id not in rested:
+            host.resume(job)
     try:
-        yield Hosting(host, agent, owned, found, broken)
+        yield Hosting(host, agent, owned, found, broken, rested)
     finally:
         await host.close()
         if isinstance(journal, MemoryHome):

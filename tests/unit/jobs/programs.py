@@ -348,6 +348,24 @@ class InSqlite:
             self._journal.close()
 
 
+class Notes(dict[str, bytes]):
+    """Of parked jobs (`jobs.parking.ParkedNotes`). cuts: of each checkpoint the entries of the journal that it waits for, and its notes."""
+
+    def __init__(self, notes: dict[str, bytes]) -> None:
+        super().__init__(notes)
+        self.cuts: list[tuple[int, dict[str, bytes]]] = [(0, dict(notes))]
+
+    def put(self, job_id: str, note: bytes) -> None:
+        self[job_id] = note
+
+    def remove(self, job_id: str) -> None:
+        self.pop(job_id, None)
+
+    def restored(self, durable: int, dice: random.Random) -> dict[str, bytes]:
+        """What the next life gets: of one of the last checkpoints that were complete."""
+        return dice.choice([notes for entries, notes in self.cuts if entries <= durable][-dice.choice((1, 3, 100)) :])
+
+
 class Seed:
     """The jobs of a seed, from their first life to the last."""
 
@@ -363,6 +381,8 @@ class Seed:
         self.values: dict[str, Any] = {}
         self.outcomes: dict[str, str] = {}
         self.programs: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, bytes] = {}  # of the checkpoint from which the next life begins
+        self.rested = 0  # jobs that were parked again without a run over their history
         self.lives = self.entries = self.turns = 0
 
     def run(self) -> "Seed":
@@ -528,6 +548,7 @@ class LifeOf:
         self.journal: Journal
         self.first = 0
         self.agent = AgentOf(self)
+        self.notes = Notes(seed.notes)
 
     def live(self) -> bool:
         """-> whether all jobs are over."""
@@ -544,7 +565,9 @@ class LifeOf:
             over = bool(loop.run_until_complete(self._main()))
         except Dead:
             self.dead = True
-            self.seed.crashed(self.seed.home.crash())
+            durable = self.seed.home.crash()
+            self.seed.crashed(durable)
+            self.seed.notes = self.notes.restored(durable, dice)
         finally:
             self.dead = True
             loop.on_turn = None
@@ -568,13 +591,18 @@ class LifeOf:
             clock=SYSTEM_CLOCK,
             on_broken=lambda what, error: self.broken.append((what, error)),
             stop_grace_s=self.dice.choice((0.0, 0.1)),
+            notes=self.notes,
         )
         host.register(AGENT, self.agent)
         found = await host.open(None)
         host.start()
         before = {job.job_id: job for job in found}
         for job in found:
-            host.resume(job)
+            if host.rests(job):
+                seed.rested += 1
+                self.agent.begun.add(job.job_id)
+            else:
+                host.resume(job)
         for job_id, program in seed.plan.items():
             if job_id not in before:
                 host.begin(AGENT, job_id, record=pack(program, "input"), key=b"", digest=b"")
@@ -586,6 +614,7 @@ class LifeOf:
             assert not self.agent.blocks, self.agent.blocks
             if person.done():
                 person.result()
+            self.notes.cuts.append((self.now_entries(), dict(self.notes)))  # a checkpoint
             await asyncio.sleep(0.05)
         over = self._all_over(before)
         person.cancel()
@@ -595,6 +624,7 @@ class LifeOf:
             self._check_journal()
         self.closing = True
         await host.close()
+        seed.notes = self.notes.restored(self.now_entries(), self.dice)
         for job in before.values():
             ended = job.ended if over else None
             if ended is None or ended.outcome != "succeeded":

@@ -1,6 +1,7 @@
 """Jobs over a journal: effects once, replay, parking, doubt, order. Without an app: `hosting` is their agent."""
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections import Counter
@@ -181,6 +182,134 @@ async def test_a_job_that_parks_or_ends_leaves_nothing_to_the_garbage_collector(
             await jobs.until(lambda: not left())
     finally:
         gc.enable()
+
+
+class Notes(dict[str, bytes]):
+    """Of parked jobs, in memory."""
+
+    put = dict.__setitem__
+
+    def remove(self, job_id: str) -> None:
+        self.pop(job_id, None)
+
+
+async def sleeps_and_asks(ctx: DurableContext) -> Any:
+    first = await ctx.wait("go")
+    await ctx.sleep(60)
+    answer = await ctx.ask("confirm", {}, timeout=3600)
+    return [first, answer.outcome]
+
+
+async def test_a_job_that_is_parked_as_in_the_checkpoint_is_run_when_it_wakes_and_not_before() -> None:
+    """Each of these lives ends where the job is parked, and the next one wakes it by something else: a signal, a timer, a deadline."""
+    home, clock, runs = MemoryHome(ManualClock()), ManualClock(), []
+    home.clock = clock
+    notes: Notes = Notes()
+
+    async def f(ctx: DurableContext) -> Any:
+        runs.append(ctx.job_id)
+        return await sleeps_and_asks(ctx)
+
+    agent = Agent(f, clock=clock)
+    async with hosting(home, agent, notes=notes) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    wakes: list[Any] = [
+        lambda jobs: jobs.journal.post(Letter("signal", "1", job="j", name="go", body=b"1")),
+        lambda jobs: clock.advance(61),
+        lambda jobs: clock.advance(3601),
+    ]
+    for number, wake in enumerate(wakes):
+        agent = Agent(f, clock=clock)
+        async with hosting(home, agent, notes=notes) as jobs:
+            assert jobs.rested == ["j"]
+            assert jobs.host.statistics()["parked"] == 1
+            assert len(runs) == number + 1
+            jobs.journal.post(Letter("signal", f"other {number}", job="j", name="another"))
+            wake(jobs)
+            if number < 2:
+                await jobs.parks("j", wakes=1)
+            else:
+                await jobs.over("j")
+    assert agent.done == {"j": [1, "expired"]}
+    assert len(runs) == 4
+    assert not notes
+
+
+async def test_a_job_to_which_something_has_come_since_the_checkpoint_is_run_over_it() -> None:
+    home = MemoryHome()
+    notes: Notes = Notes()
+    async with hosting(home, Agent(sleeps_and_asks), notes=notes) as jobs:
+        for job in ("still", "signalled", "gone on", "without a note"):
+            jobs.begin(job)
+            await jobs.parks(job)
+        cut = Notes(notes)
+        del cut["without a note"]
+        jobs.journal.post(Letter("signal", "1", job="signalled", name="another"))
+        jobs.journal.post(Letter("signal", "2", job="gone on", name="go"))
+        await jobs.parks("gone on", wakes=1)
+    assert notes.keys() == {"still", "signalled", "gone on", "without a note"}
+    cut["never begun"] = cut["still"]
+    agent = Agent(sleeps_and_asks)
+    async with hosting(home, agent, notes=cut) as jobs:
+        assert jobs.rested == ["still"]
+        await jobs.until(lambda: agent.sleeping == {"still", "signalled", "gone on", "without a note"})
+    assert cut.keys() == {"still", "signalled", "gone on", "without a note"}
+
+
+async def test_new_code_runs_over_the_history_of_a_parked_job_at_the_start() -> None:
+    home, notes = MemoryHome(), Notes()
+    async with hosting(home, Agent(sleeps_and_asks), notes=notes) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+
+    async def other(ctx: DurableContext) -> Any:
+        return await ctx.wait("another")
+
+    agent = Agent(other, code="2")
+    async with hosting(home, agent, notes=notes) as jobs:
+        await jobs.over("j")
+    assert agent.blocks.keys() == {"j"}
+    assert not notes
+
+
+@pytest.mark.parametrize("waits", ["child", "doubt", "letter"])
+async def test_a_job_whose_wait_needs_more_than_a_wake_up_is_not_noted(waits: str) -> None:
+    """A child may have to be begun again, an effect in doubt has more than a question, and a letter may not have arrived."""
+    home, notes = MemoryHome(), Notes()
+    held = asyncio.Event()
+
+    @tool(effect="unsafe")
+    async def pay() -> None:
+        raise TimeoutError
+
+    async def f(ctx: DurableContext) -> Any:
+        if waits == "child" and ctx.message == "parent":
+            await ctx.child("agent", "child")
+        elif waits == "doubt":
+            await ctx.call(pay)
+        elif waits == "letter":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await ctx.ask("confirm", {})
+        await ctx.wait("go")
+
+    async with hosting(home, Agent(f), notes=notes) as jobs:
+        if waits == "letter":  # the withdrawal is not posted before it may
+            post = jobs.journal.flush
+
+            async def flush() -> Any:
+                if jobs.host._letters.under_way("j"):
+                    await held.wait()
+                return await post()
+
+            jobs.journal.flush = flush
+        jobs.begin("j", "parent")
+        await jobs.parks("j")
+        assert "j" not in notes
+        held.set()
+        if waits == "letter":  # it is noted when nothing is under way
+            await jobs.until(lambda: "j" in notes)
 
 
 async def test_a_question_that_nobody_answers_expires_by_the_clock() -> None:
