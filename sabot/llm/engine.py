@@ -26,7 +26,7 @@ from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, MalformedAnswer, ModelError
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
 from sabot.llm.limits import CircuitBreaker, Limits
-from sabot.llm.messages import messages_of
+from sabot.llm.messages import ChatMessage, messages_of
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
@@ -198,6 +198,10 @@ class ExecutionEngine:
         checked_whole("complete_many", "concurrency", concurrency, 1)
         if errors not in ("raise", "return"):
             raise UserError(f"complete_many: errors={errors!r}", hint="'raise' or 'return'")
+        if isinstance(prompts, str | ChatMessage | RequestSpec):
+            raise UserError(
+                f"complete_many: {short_repr(prompts)} is one prompt", hint="complete(…), or a list of prompts"
+            )
         answers: dict[int, Any] = {}
         source = enumerate(prompts)
 
@@ -420,7 +424,7 @@ class ExecutionEngine:
                         raise
                     self._figures.fallbacks += 1
             raise AssertionError("an engine has a provider")
-        except BaseException:
+        except Exception:
             self._failed += 1
             raise
         finally:

@@ -249,6 +249,8 @@ async def test_errors_of_many_come_in_place_of_answers_or_end_it():
     assert isinstance(answers[1], BudgetExceeded)
     with pytest.raises(UserError, match="is no prompt"):
         await engine.complete_many([7], errors="return")
+    with pytest.raises(UserError, match="'hello' is one prompt"):
+        await engine.complete_many("hello")
     with pytest.raises(UserError, match="errors='skip'"):
         await engine.complete_many(prompts, errors="skip")
 
