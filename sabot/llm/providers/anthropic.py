@@ -32,7 +32,7 @@ _CHOICES = {"auto": "auto", "none": "none", "required": "any"}
 
 
 class AnthropicProvider:
-    """Models of Anthropic: `AnthropicProvider("claude-sonnet-4-5")`.
+    """Models of Anthropic: `AnthropicProvider("claude-sonnet-5")`.
 
     model: of requests that name none. base_url: ANTHROPIC_BASE_URL or Anthropic's own, if not given. api_key: ANTHROPIC_API_KEY, if not
     given. max_tokens: of answers to requests that do not say theirs, because Anthropic wants a number. name: of the vendor, in errors and
