@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
+from sabot.agents.declaring import DeclaresAgents
 from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
-from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.api.agent import AgentSpec
 from sabot.api.arguments import Schema
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
@@ -59,7 +60,7 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class App:
+class App(DeclaresAgents):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the job; agents are called `<id>.<name>`.
@@ -206,42 +207,6 @@ class App:
         if self.agent_runtime.job.running:
             raise UserError(f"app {self.id} runs already", hint="assign state_backend before the start")
         self._state_backend = backend
-
-    # -- agents -------------------------------------------------------------------------------------------------------
-
-    def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
-
-        topic: a topic, a Source, or a list of them; by default the function's name. name: by default the function's name.
-        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)` is called for timers that the key has set.
-        sink: a topic, a Sink, or another agent's function.
-        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
-        A record agent may have a schema too: records that do not fit it go to the dead letters.
-        concurrency: how many calls run at a time, in order per key. timeout: of one call.
-        durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
-        behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
-        a record is.
-        on_error: "fail", "retry" (retries, backoff), "skip".
-        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
-        """
-        if callable(topic) and not isinstance(topic, str):
-            raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
-
-        def register(func: F) -> F:
-            unknown = options.keys() - AGENT_OPTIONS
-            if unknown:
-                raise UserError(
-                    f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
-                )
-            label: Any = name or getattr(func, "__name__", "")
-            if label:  # a functools.partial has no name
-                checked_name(label, f"app {self.id}: agent name")
-            options.setdefault("start", self.start_at)
-            spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
-            self.agent_runtime.add(spec)
-            return func
-
-        return register
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

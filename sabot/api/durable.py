@@ -5,7 +5,7 @@ import random
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +20,10 @@ from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Signal
 from sabot.llm.tools import Tool, as_tool
 from sabot.state import StateBackend
+
+if TYPE_CHECKING:
+    from sabot.api.models import JobModel
+    from sabot.llm.engine import ExecutionEngine
 
 __all__ = ["BatchJobContext", "DurableContext", "Reply", "batch_job_context", "durable_context"]
 
@@ -130,6 +134,14 @@ class DurableContext(AgentContext):
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
+
+    def llm(self, engine: "ExecutionEngine") -> "JobModel":
+        """The models of this engine, asked by this job: `await ctx.llm(engine).complete("…", output=Verdict)`. Each answer is in the
+        journal before the job goes on, so it is paid once. `Agent.run(…, doing=ctx.llm(engine))` runs a whole agent so.
+        """
+        from sabot.api.models import JobModel
+
+        return JobModel(self, self._job, engine)
 
     def now(self) -> int:
         """The job's time, in ms since 1970: that of the last result, answer or timer that it was told. The same in every replay."""

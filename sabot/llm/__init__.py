@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sabot.journal.effects import Reconciled
 from sabot.llm.errors import (
+    AgentError,
     AuthenticationFailed,
     BudgetExceeded,
     CircuitOpen,
@@ -20,6 +21,7 @@ from sabot.llm.errors import (
     RequestRefused,
     ToolError,
     ToolTimeout,
+    TurnLimitExceeded,
 )
 from sabot.llm.messages import ChatMessage, Image, Text, ToolCall, assistant, system, tool_result, user
 from sabot.llm.provider import Provider
@@ -28,7 +30,9 @@ from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, tool
 
 if TYPE_CHECKING:
+    from sabot.llm.agent import Agent, AgentEvent, AgentResult, ToolEnded, ToolStarted
     from sabot.llm.cache import CompletionCache, MemoryCache, SqliteCache
+    from sabot.llm.conversation import Conversation
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.idempotency import IdempotencyEvent, IdempotencyTracker
     from sabot.llm.limits import CircuitBreaker, Limits
@@ -41,6 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIDDLEWARE",
+    "Agent",
+    "AgentError",
+    "AgentEvent",
+    "AgentResult",
     "AnthropicProvider",
     "AuthenticationFailed",
     "Budget",
@@ -52,6 +60,7 @@ __all__ = [
     "CompletionCache",
     "ContentFiltered",
     "ContextLengthExceeded",
+    "Conversation",
     "Effect",
     "Embeddings",
     "ExecutionEngine",
@@ -87,9 +96,12 @@ __all__ = [
     "Text",
     "Tool",
     "ToolCall",
+    "ToolEnded",
     "ToolError",
     "ToolSchema",
+    "ToolStarted",
     "ToolTimeout",
+    "TurnLimitExceeded",
     "Usage",
     "assistant",
     "system",
@@ -99,6 +111,8 @@ __all__ = [
 ]
 
 _HOMES = {  # of what `import sabot` has no need for
+    "sabot.llm.agent": ("Agent", "AgentEvent", "AgentResult", "ToolEnded", "ToolStarted"),
+    "sabot.llm.conversation": ("Conversation",),
     "sabot.llm.cache": ("CompletionCache", "MemoryCache", "SqliteCache"),
     "sabot.llm.engine": ("ExecutionEngine",),
     "sabot.llm.idempotency": ("IdempotencyEvent", "IdempotencyTracker"),

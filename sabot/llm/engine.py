@@ -7,11 +7,11 @@ complete, stream ─▶ idempotency key? ─▶ cache? ─▶ for each provider:
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, overload
 
@@ -22,25 +22,23 @@ from sabot.calls.options import Retry, checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
+from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
-from sabot.llm.errors import BudgetExceeded, MalformedAnswer, ModelError
+from sabot.llm.errors import BudgetExceeded, ModelError
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
 from sabot.llm.limits import CircuitBreaker, Limits
-from sabot.llm.messages import ChatMessage, messages_of
+from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.route import Route
-from sabot.llm.schema import Mismatch, Schema
+from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
-from sabot.llm.tools import Tool
 
 __all__ = ["ExecutionEngine"]
 
-_FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
 _TEXTS_AT_ONCE = 256  # of one request for embeddings
-_SHOWN_CHARACTERS = 2000  # of an answer, in an error
 _KEPT_ENDS = ("stop", "tool_calls")
 
 
@@ -141,10 +139,10 @@ class ExecutionEngine:
         call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
         shared, joined = self._share(call, schema, cache)
         if shared is None:
-            return _with_output(await self._ask(call), schema)
+            return with_output(await self._ask(call), schema)
         if isinstance(shared, SharedCall):
             shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
-        return _with_output(_unpaid(shared) if joined else shared, schema)
+        return with_output(_unpaid(shared) if joined else shared, schema)
 
     def stream(
         self,
@@ -173,7 +171,7 @@ class ExecutionEngine:
             async for piece in pieces:
                 if piece.completion is not None:
                     answer = _unpaid(piece.completion) if joined else piece.completion
-                    piece = Piece(completion=_with_output(answer, schema))
+                    piece = Piece(completion=with_output(answer, schema))
                 yield piece
 
     @overload
@@ -294,10 +292,8 @@ class ExecutionEngine:
         budget: Budget | None,
         fields: dict[str, Any],
     ) -> tuple[ModelCall, Schema | None]:
-        schema = None if output is None else _schema(output)
-        if schema is not None:
-            fields = {"output_name": schema.name, **fields, "output": schema.json}
-        return self._new(kind, _spec_of(prompt, fields), key, context, timeout, budget), schema
+        spec, schema = request_of(prompt, output, fields)
+        return self._new(kind, spec, key, context, timeout, budget), schema
 
     def _new(
         self,
@@ -391,7 +387,7 @@ class ExecutionEngine:
             self._unasked += 1
             return _unpaid(found)
         answer = await self._ask(call)
-        _with_output(answer, schema)
+        with_output(answer, schema)
         by_first = answer.provider == self.provider.name
         if cache is not None and by_first and answer.finish_reason in _KEPT_ENDS:
             await cache.put(content, answer)
@@ -457,51 +453,6 @@ def _chain(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forw
 
 def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaitable[Outcome]:
     return middleware(call, forward)
-
-
-def _spec_of(prompt: Any, fields: dict[str, Any]) -> RequestSpec:
-    if unknown := fields.keys() - _FIELDS - {"output"}:
-        raise UserError(f"{sorted(unknown)[0]!r} is no field of a request", hint=", ".join(sorted(_FIELDS)))
-    if "tools" in fields:
-        tools = tuple(each.schema if isinstance(each, Tool) else each for each in fields["tools"])
-        fields = {**fields, "tools": tools}
-    if isinstance(fields.get("stop"), list):
-        fields = {**fields, "stop": tuple(fields["stop"])}
-    if isinstance(prompt, RequestSpec):
-        return msgspec.structs.replace(prompt, **fields) if fields else prompt
-    return RequestSpec(messages=messages_of(prompt), **fields)
-
-
-def _schema(output: Any) -> Schema:
-    """Schemas of types are kept: making one takes longer than all else that an engine does for a call."""
-    if isinstance(output, Schema):
-        return output
-    if isinstance(output, Mapping):
-        columns = tuple(output.items())
-        return _of_columns(columns) if all(isinstance(kind, str) for _, kind in columns) else Schema(output)
-    return _of_type(output) if isinstance(output, Hashable) else Schema(output)
-
-
-_of_type = lru_cache(128, typed=True)(Schema)
-
-
-@lru_cache(128)
-def _of_columns(columns: tuple[tuple[str, Any], ...]) -> Schema:
-    return Schema(dict(columns))
-
-
-def _with_output(answer: Completion, schema: Schema | None) -> Completion:
-    if schema is None or answer.tool_calls:
-        return answer
-    where: dict[str, Any] = {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
-    try:
-        return msgspec.structs.replace(answer, output=schema.decode(answer.content))
-    except Mismatch as error:
-        cut = (
-            "the answer was cut off at max_tokens" if answer.finish_reason == "length" else "the answer does not match"
-        )
-        text = answer.content[:_SHOWN_CHARACTERS]
-        raise MalformedAnswer(f"{cut}: {error}", text=text, **where) from error
 
 
 def _unpaid(answer: Completion) -> Completion:

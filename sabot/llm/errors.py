@@ -12,13 +12,16 @@ SabotError
 │   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
 │       └── CircuitOpen         the provider failed again and again, so it was not asked
 ├── BudgetExceeded              what may be used is used up, so no request was made
-└── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
-    └── ToolTimeout             E2002 (also a TimeoutError)
+├── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
+│   └── ToolTimeout             E2002 (also a TimeoutError)
+└── AgentError                  E2000: a run of an agent that cannot go on
+    └── TurnLimitExceeded       E2005: the model goes on calling tools
 """
 
 from sabot.errors import SabotError, TransientError
 
 __all__ = [
+    "AgentError",
     "AuthenticationFailed",
     "BudgetExceeded",
     "CircuitOpen",
@@ -32,6 +35,8 @@ __all__ = [
     "RequestRefused",
     "ToolError",
     "ToolTimeout",
+    "TurnLimitExceeded",
+    "model_error",
 ]
 
 
@@ -128,3 +133,37 @@ class ToolTimeout(ToolError, TimeoutError):
     """A tool did not return in time."""
 
     code = "E2002"
+
+
+class AgentError(SabotError):
+    """A run of an agent cannot go on. Its conversation has the turns that were complete."""
+
+    code = "E2000"
+
+
+class TurnLimitExceeded(AgentError):
+    """The model has been asked `max_turns` times, and has not answered."""
+
+    code = "E2005"
+
+
+def model_error(type: str, message: str) -> ModelError | None:
+    """The error of this class, where it is a ModelError: a journal has of an error the name of its class and what it said."""
+    kind = _KINDS.get(type)
+    return None if kind is None else kind(message)
+
+
+_KINDS: dict[str, type[ModelError]] = {
+    each.__name__: each
+    for each in (
+        ModelError,
+        AuthenticationFailed,
+        RequestRefused,
+        ContextLengthExceeded,
+        ContentFiltered,
+        MalformedAnswer,
+        RateLimited,
+        ModelTimeout,
+        ModelUnavailable,
+    )
+}

@@ -34,7 +34,7 @@ from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["Agent", "AgentJob"]
+__all__ = ["AgentJob", "RunnableAgent"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
 _GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
 
 
-class Agent(Counters, Protocol):
+class RunnableAgent(Counters, Protocol):
     """An agent as its run sees it: its counters, and the changes of its status. All on the event loop."""
 
     agent_id: str

@@ -21,7 +21,7 @@ from sabot.exits import Exit, exit_in
 from sabot.journal import Journal
 from sabot.kafka import open_source
 from sabot.metrics import Metrics, Sample
-from sabot.runtime.agent_job import Agent
+from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import Run, Undelivered
@@ -39,7 +39,7 @@ _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=
 class Job:
     """Runs the agents and the streams of an app together, and their checkpoints."""
 
-    def __init__(self, app: AppSettings, agents: Mapping[str, Agent], writes: Sequence[StreamEnd]) -> None:
+    def __init__(self, app: AppSettings, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
         """agents, writes (the ends of streams): those of the app, which may add to them until the start."""
         self.app = app
         self.agents = agents

@@ -23,7 +23,7 @@ from sabot.kafka import open_sink, open_source
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import TASK as AGENTS
-from sabot.runtime.agent_job import Agent, AgentJob
+from sabot.runtime.agent_job import AgentJob, RunnableAgent
 from sabot.runtime.facts import check_facts
 from sabot.runtime.jobs import check_journal, stored_journal
 from sabot.runtime.origin import Origin, identity
@@ -54,7 +54,7 @@ class Run:
     def __init__(
         self,
         app: AppSettings,
-        agents: Mapping[str, Agent],
+        agents: Mapping[str, RunnableAgent],
         writes: Sequence[StreamEnd],
         *,
         coordinator: Coordinator,

@@ -1,0 +1,87 @@
+"""How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sabot.agents.runtime import AgentRuntime
+from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.config import checked_name
+from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.llm.agent import Agent, AgentResult
+    from sabot.llm.engine import ExecutionEngine
+
+__all__ = ["DeclaresAgents"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class DeclaresAgents:
+    """The part of an App that agents are declared with."""
+
+    id: str
+    start_at: str | int
+    agent_runtime: AgentRuntime
+
+    def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
+
+        topic: a topic, a Source, or a list of them; by default the function's name. name: by default the function's name.
+        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)` is called for timers that the key has set.
+        sink: a topic, a Sink, or another agent's function.
+        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
+        A record agent may have a schema too: records that do not fit it go to the dead letters.
+        concurrency: how many calls run at a time, in order per key. timeout: of one call.
+        durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
+        behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
+        a record is.
+        on_error: "fail", "retry" (retries, backoff), "skip".
+        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
+        """
+        if callable(topic) and not isinstance(topic, str):
+            raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
+
+        def register(func: F) -> F:
+            unknown = options.keys() - AGENT_OPTIONS
+            if unknown:
+                raise UserError(
+                    f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
+                )
+            label: Any = name or getattr(func, "__name__", "")
+            if label:  # a functools.partial has no name
+                checked_name(label, f"app {self.id}: agent name")
+            options.setdefault("start", self.start_at)
+            spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
+            self.agent_runtime.add(spec)
+            return func
+
+        return register
+
+    def llm_agent(
+        self,
+        topic: Any,
+        engine: "ExecutionEngine",
+        *,
+        prompt: str | Callable[[Any], object] | None = None,
+        reply: Callable[[Any, "AgentResult"], Any] | None = None,
+        session: bool | None = None,
+        name: str = "agent",
+        **options: Any,
+    ) -> "Agent":
+        """Runs a model with tools over each record of a topic, as a durable agent: no unsafe tool is called twice, no answer is paid twice.
+
+        prompt: a template over the record's fields ("Summarize: {text}"), or a function of the message; by default the message is the text,
+        or has a field "prompt", "text" or "question". reply: `f(message, result)`, what is sent to the sink; by default the output's
+        fields, or {"content": …}. session: a key has one conversation, which is kept in its state; by default with `key=`.
+        options: of `sabot.llm.Agent` (tools, instructions, output, …) and of `App.agent` (key, sink, concurrency, on_error, …).
+        """
+        from sabot.api.models import agent_function
+        from sabot.llm.agent import Agent
+
+        wiring = {each: options.pop(each) for each in list(options) if each in AGENT_OPTIONS}
+        agent = Agent(engine, name=name, **options)
+        keeps = wiring.get("key") is not None if session is None else session
+        function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
+        self.agent(topic, name=name, **{"durable": True, **wiring})(function)
+        return agent

@@ -1,0 +1,134 @@
+"""Models in durable agents: what a job asks of a model is an effect, and an agent of `sabot.llm` runs over the job's journal.
+
+ctx.llm(engine)     asks a model: class `metered`, so it may be asked again after a crash, and what was answered is never paid again
+session             the conversation of a key, in keyed state: written when the job ends well, bounded by the agent's window
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sabot.errors import DataError, EffectError, short_repr
+from sabot.jobs.run import JobRun
+from sabot.jobs.values import pack
+from sabot.journal.effects import EffectClass
+from sabot.llm.agent import Agent, AgentResult
+from sabot.llm.asking import request_of, with_output
+from sabot.llm.conversation import Conversation
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import model_error
+from sabot.llm.messages import ChatMessage
+from sabot.llm.results import Completion, Piece
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Effect, Tool, as_tool
+
+if TYPE_CHECKING:
+    from sabot.api.durable import DurableContext
+
+__all__ = ["JobModel", "agent_function"]
+
+_ASKS = "llm"  # the name of the effect; not that of the model, which may be changed while jobs are open
+_SESSION = "conversation"
+
+
+class JobModel:
+    """A model, asked by one job; `ctx.llm(engine)`. Each answer is in the journal before the job goes on.
+
+    The intent of a request has its digest, and of its messages those behind the last answer: the others are in the journal already.
+    """
+
+    def __init__(self, ctx: "DurableContext", job: JobRun, engine: ExecutionEngine) -> None:
+        self._ctx = ctx
+        self._job = job
+        self._tool = as_tool(_asking(engine), effect=EffectClass.METERED)
+
+    async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
+        """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
+        fields: of the RequestSpec. Raises ModelError, live and in replay the same.
+        """
+        spec, schema = request_of(prompt, output, fields)
+        body = pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
+        try:
+            said = await self._job.call(self._tool, (spec,), {}, body)
+        except EffectError as error:
+            raise model_error(error.type, error.message) or error from error
+        return with_output(msgspec.convert(said, Completion), schema)
+
+    async def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
+        """As `complete`, in one piece: a job sees what is recorded."""
+        yield Piece(completion=await self.complete(prompt, **fields))
+
+    def of(self, engine: ExecutionEngine) -> "JobModel":
+        """The same job, with another engine."""
+        return JobModel(self._ctx, self._job, engine)
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Calls a tool: an effect of the tool's class."""
+        return await self._ctx.call(tool, **arguments)
+
+
+def _asking(engine: ExecutionEngine) -> Callable[..., Any]:
+    async def llm(spec: RequestSpec, effect: Effect) -> Completion:
+        return await engine.complete(spec, idempotency_key=effect.key)
+
+    llm.__name__ = _ASKS
+    return llm
+
+
+def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+    """Those behind the last answer of the model."""
+    for at in range(len(messages), 0, -1):
+        if messages[at - 1].role == "assistant":
+            return messages[at:]
+    return messages
+
+
+def agent_function(
+    agent: Agent,
+    *,
+    prompt: str | Callable[[Any], object] | None,
+    reply: Callable[[Any, AgentResult], Any] | None,
+    session: bool,
+) -> Callable[["DurableContext"], Any]:
+    """The function of a durable agent that runs `agent` over each record.
+
+    prompt: a template ("Summarize: {text}"), or a function of the message; None: the message is a text, or has a field "prompt", "text" or
+    "question". reply: what is sent to the sink. session: a key has one conversation.
+    """
+
+    async def run(ctx: "DurableContext") -> Any:
+        message = ctx.message
+        said = _prompt_of(message, prompt)
+        state = ctx.state() if session else None
+        kept = None if state is None else await state.get(_SESSION)
+        conversation = Conversation() if kept is None else Conversation.from_bytes(kept)
+        result = await agent.run(said, conversation=conversation, doing=ctx.llm(agent.engine))
+        if state is not None:
+            await state.put(_SESSION, conversation.to_bytes())
+        return _plain(result) if reply is None else reply(message, result)
+
+    run.__name__ = run.__qualname__ = agent.name
+    return run
+
+
+def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> object:
+    if callable(prompt):
+        return prompt(message)
+    if prompt is not None:
+        try:
+            return prompt.format_map(message) if isinstance(message, Mapping) else prompt.format(message)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise DataError(f"the prompt {short_repr(prompt)} needs {error}, which the record does not have") from error
+    if isinstance(message, str):
+        return message
+    if isinstance(message, Mapping):
+        for field in ("prompt", "text", "question"):
+            if isinstance(message.get(field), str):
+                return message[field]
+    raise DataError('a record is no prompt: it is no text, and has no field "prompt", "text" or "question"')
+
+
+def _plain(result: AgentResult) -> Any:
+    """What is sent where nobody says otherwise."""
+    return {"content": result.content} if result.output is None else msgspec.to_builtins(result.output)

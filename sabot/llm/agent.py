@@ -1,0 +1,495 @@
+"""The loop of an agent: a model is asked, the tools that it names are called, and it is asked again with their results, until it answers.
+
+    run ─▶ fit the window ─▶ ask the model ─┬─ text: matches the output's schema? ─ yes ─▶ AgentResult
+             ▲                              │                 └ no: told why ─────┐
+             └── results, in their order ◀──┴─ tool calls, side by side ◀─────────┘
+
+The loop does nothing to the world itself: `Doing` asks models and calls tools. Alone they are called; in a job of a durable agent each is
+an effect, so that after a crash the loop runs again over what the journal has.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, Protocol, get_args
+
+import msgspec
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import Duration, checked_name
+from sabot.errors import UNREADABLE, EffectError, NotSent, UserError, short_repr, words_of
+from sabot.journal.effects import RULES, EffectId
+from sabot.llm.asking import request_of, with_output
+from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import (
+    AgentError,
+    ContextLengthExceeded,
+    MalformedAnswer,
+    ModelError,
+    ToolError,
+    ToolTimeout,
+    TurnLimitExceeded,
+)
+from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
+from sabot.llm.results import Completion, Piece, Usage
+from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
+from sabot.llm.tools import Effect, Tool, as_tool
+from sabot.redaction import scrubbed
+
+__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim"]
+
+Trim = Literal["drop_oldest", "summarize", "refuse"]
+
+_SUMMARY = (
+    "Summarize the conversation so far for somebody who goes on with it: facts, names, numbers, decisions, what is open. "
+    "Write only the summary."
+)
+_FILL = 0.75  # of the room: the next turns leave nothing out, so that what they send begins as it did and vendors' caches know it
+_SUMMARIZED = "Summary of the conversation so far:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """What came of a run.
+
+    content: the text of the last answer. output: it as the type that was asked for; None where none was. messages: all that was said in
+    this run, the prompt first. usage, cost: of all its model calls; cost is None where a price is not known. turns: how often the model was
+    asked. tool_calls: how many were made. finish_reason: of the last answer; "length": it was cut off at max_tokens.
+    """
+
+    content: str
+    output: Any = None
+    messages: tuple[ChatMessage, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    cost: Decimal | None = None
+    turns: int = 0
+    tool_calls: int = 0
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStarted:
+    """The model has asked for this call, and it is made."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolEnded:
+    """The model will be told this."""
+
+    call: ToolCall
+    result: ChatMessage
+
+
+AgentEvent = Piece | ToolStarted | ToolEnded | AgentResult
+
+
+class Doing(Protocol):
+    """How an agent reaches the world."""
+
+    def of(self, engine: ExecutionEngine) -> "Doing":
+        """The same, for an agent with another engine."""
+
+    async def complete(self, spec: RequestSpec, /) -> Completion:
+        """Asks the model. Raises ModelError."""
+
+    def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
+        """Asks the model; the last piece has the completion. Raises ModelError."""
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Calls the tool. Raises what the tool raises; ToolTimeout."""
+
+
+class Agent:
+    """A model with tools and instructions. It has no state of its own: runs may go side by side, each with its own conversation."""
+
+    def __init__(
+        self,
+        engine: ExecutionEngine,
+        *,
+        tools: "Sequence[Tool | Agent | Callable[..., Any]]" = (),
+        instructions: str = "",
+        output: Any = None,
+        name: str = "agent",
+        model: str = "",
+        max_turns: int = 20,
+        max_concurrent_tools: int = 10,
+        tool_timeout: Duration = "300s",
+        max_tool_chars: int = 100_000,
+        repairs: int = 2,
+        context_window: int = 128_000,
+        trim: Trim = "drop_oldest",
+        temperature: float | None = 0.7,
+        max_tokens: int | None = 4096,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """tools: functions that the model may call; a plain function is an unsafe tool, another agent a tool that takes a prompt.
+        output: the type of the answer (see `Schema`); the model is told it and, `repairs` times, what was wrong with its answer.
+        max_turns: how often a run asks the model. max_concurrent_tools: calls of one turn that go side by side. tool_timeout: of tools that
+        have none. max_tool_chars: of a result that the model is given. context_window: tokens of the model's. trim: what is done when a
+        conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
+        raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec.
+        """
+        where = f"agent {checked_name(name, 'Agent: name')}"
+        if trim not in get_args(Trim):
+            raise UserError(f"{where}: trim={short_repr(trim)}", hint=f"one of {', '.join(get_args(Trim))}")
+        for what, value in {
+            "max_turns": max_turns,
+            "max_concurrent_tools": max_concurrent_tools,
+            "context_window": context_window,
+            "max_tool_chars": max_tool_chars,
+        }.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{where}: {what}={short_repr(value)}", hint="a whole number, at least 1")
+        self.engine = engine
+        self.name = name
+        self.instructions = instructions
+        self.max_turns = max_turns
+        self.side_by_side = max_concurrent_tools
+        self.tool_chars = max_tool_chars
+        self.repairs = repairs
+        self.context_window = context_window
+        self.trim = trim
+        self.tools: dict[str, Tool | Agent] = {}
+        for each in tools:
+            made = each if isinstance(each, Agent) else as_tool(each)
+            if isinstance(made, Tool) and made.timeout_s is None:
+                made = as_tool(made, timeout=tool_timeout)
+            if made.name in self.tools:
+                raise UserError(
+                    f"{where}: two tools are called {made.name!r}", hint='@tool(name="…") gives one another name'
+                )
+            self.tools[made.name] = made
+        empty = RequestSpec(
+            messages=(),
+            model=model,
+            tools=tuple(_schema_of(each) for each in self.tools.values()),
+            temperature=temperature,
+            max_tokens=max_tokens,
+            options=dict(options or {}),
+        )
+        self.request, self.output = request_of(empty, output, {})
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name}>"
+
+    async def run(
+        self,
+        prompt: object,
+        *,
+        conversation: Conversation | None = None,
+        context: RequestContext | None = None,
+        doing: Doing | None = None,
+    ) -> AgentResult:
+        """Runs until the model answers. prompt: a text, a ChatMessage, or several of them. conversation: what was said before; what is said
+        now is added to it. context: on whose behalf. doing: how the world is reached; a durable agent gives `ctx.llm(engine)`.
+
+        Raises ModelError; MalformedAnswer where no answer matches the output's type; TurnLimitExceeded; ContextLengthExceeded.
+        """
+        async with aclosing(self._events(prompt, conversation, context, doing, streams=False)) as events:
+            async for event in events:
+                if isinstance(event, AgentResult):
+                    return event
+        raise AssertionError("an agent's events end with its result")
+
+    async def stream(
+        self,
+        prompt: object,
+        *,
+        conversation: Conversation | None = None,
+        context: RequestContext | None = None,
+        doing: Doing | None = None,
+    ) -> AsyncIterator[AgentEvent]:
+        """As `run`, in events as they come: pieces of text, tools that start and end, and the AgentResult last."""
+        async with aclosing(self._events(prompt, conversation, context, doing, streams=True)) as events:
+            async for event in events:
+                yield event
+
+    def _events(
+        self,
+        prompt: object,
+        conversation: Conversation | None,
+        context: RequestContext | None,
+        doing: Doing | None,
+        *,
+        streams: bool,
+    ) -> AsyncGenerator[AgentEvent, None]:
+        run = _Turns(
+            self,
+            doing or _Alone(self.engine, context or RequestContext()),
+            Conversation() if conversation is None else conversation,
+            messages_of(prompt),
+            streams,
+        )
+        return run.events()
+
+
+def _prompt_of(call: ToolCall) -> str:
+    """What a model hands over to another agent. Raises ToolError."""
+    try:
+        return msgspec.json.decode(call.arguments, type=_Prompt).prompt
+    except UNREADABLE as error:
+        raise ToolError(f"{call.name} takes one text: {error}") from error
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
+
+
+def _schema_of(tool: "Tool | Agent") -> ToolSchema:
+    if isinstance(tool, Tool):
+        return tool.schema
+    parameters = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
+    return ToolSchema(tool.name, tool.instructions or f"Hands over to {tool.name}.", parameters)
+
+
+class _Alone:
+    """Outside of a job: things are done at once, and again only if the program says so."""
+
+    def __init__(self, engine: ExecutionEngine, context: RequestContext) -> None:
+        self._engine = engine
+        self._context = context
+        self._calls = 0
+
+    def of(self, engine: ExecutionEngine) -> "_Alone":
+        return _Alone(engine, self._context.child())
+
+    async def complete(self, spec: RequestSpec) -> Completion:
+        return await self._engine.complete(spec, context=self._context.child())
+
+    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        return self._engine.stream(spec, context=self._context.child())
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        self._calls += 1
+        number, attempt = self._calls, 1
+        while True:
+            try:
+                return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
+            except Exception as error:
+                again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
+                if attempt > tool.retry.retries or not again:
+                    raise
+            await asyncio.sleep(tool.retry.wait_s(attempt - 1))
+            attempt += 1
+
+    async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], effect: EffectId) -> Any:
+        seconds = tool.timeout_s
+        assert seconds is not None
+        if tool.takes_effect:
+            deadline = SYSTEM_CLOCK.time() + seconds
+            arguments = {**arguments, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                if tool.is_async:
+                    return await tool.func(**arguments)
+                value = await asyncio.to_thread(tool.func, **arguments)
+                return await value if inspect.isawaitable(value) else value
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ToolTimeout(f"{tool.name} did not return within {seconds:g} s") from error
+
+
+class _Turns:
+    """One run."""
+
+    def __init__(
+        self, agent: Agent, doing: Doing, conversation: Conversation, prompt: Sequence[ChatMessage], streams: bool
+    ) -> None:
+        self._agent = agent
+        self._doing = doing
+        self._conversation = conversation
+        self._prompt = tuple(prompt)
+        self._said: list[ChatMessage] = []  # after the prompt
+        self._streams = streams
+        self._gauge = Gauge()  # of this run alone: a run in a job must not depend on other runs
+        self._usage = Usage()
+        self._cost: Decimal | None = Decimal(0)
+        self._turns = self._tool_calls = 0
+
+    async def events(self) -> AsyncGenerator[AgentEvent, None]:
+        try:
+            async with aclosing(self._go()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            whole = [message for group in groups_of(self._said) for message in group]
+            if whole:
+                self._conversation.messages += [*self._prompt, *whole]
+
+    async def _go(self) -> AsyncGenerator[AgentEvent, None]:
+        agent, repairs = self._agent, self._agent.repairs
+        while self._turns < agent.max_turns:
+            completion: Completion | None = None
+            async with aclosing(self._ask()) as pieces:
+                async for piece in pieces:
+                    if self._streams:
+                        yield piece
+                    completion = piece.completion
+            assert completion is not None
+            self._said.append(completion.message)
+            if completion.tool_calls:
+                async with aclosing(self._call_tools(completion.tool_calls)) as events:
+                    async for event in events:
+                        yield event
+                continue
+            try:
+                output = with_output(completion, agent.output).output
+            except MalformedAnswer as error:
+                if repairs == 0:
+                    raise
+                repairs -= 1
+                self._said.append(
+                    user(f"This does not do: {error.message}\nAnswer again, and write nothing but the answer.")
+                )
+                continue
+            yield self._result(completion, output)
+            return
+        raise TurnLimitExceeded(
+            f"agent {agent.name}: the model was asked {agent.max_turns} times, and has not answered",
+            hint="raise max_turns, or say in the instructions when to end",
+        )
+
+    def _result(self, completion: Completion, output: Any) -> AgentResult:
+        messages = (*self._prompt, *self._said)
+        return AgentResult(
+            completion.content,
+            output,
+            messages,
+            self._usage,
+            self._cost,
+            self._turns,
+            self._tool_calls,
+            completion.finish_reason,
+        )
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> AsyncGenerator[Piece, None]:
+        """One turn of the model. Where the provider says that the request was too long after all, one of half the length is made."""
+        room = self._agent.context_window - (self._agent.request.max_tokens or 0)
+        self._turns += 1
+        spec = await self._spec(room)
+        try:
+            async with aclosing(self._answer(spec)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        except ContextLengthExceeded:
+            if self._agent.trim == "refuse":
+                raise
+        async with aclosing(self._answer(await self._spec(room // 2))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _answer(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        if not self._streams:
+            yield Piece(completion=self._counted(spec, await self._doing.complete(spec)))
+            return
+        async with aclosing(self._doing.stream(spec)) as pieces:
+            async for piece in pieces:
+                if piece.completion is not None:
+                    self._counted(spec, piece.completion)
+                yield piece
+
+    def _counted(self, spec: RequestSpec, completion: Completion) -> Completion:
+        self._gauge.learn(spec.messages, spec.tools, completion)
+        self._usage += completion.usage or Usage()
+        self._cost = None if self._cost is None or completion.cost is None else self._cost + completion.cost
+        return completion
+
+    async def _spec(self, room: int) -> RequestSpec:
+        """The next request. What has no room is left out: first of earlier runs, the oldest first, then of the turns of this one."""
+        agent, gauge, history = self._agent, self._gauge, self._conversation.messages
+        head = (system(agent.instructions),) if agent.instructions else ()
+        request = agent.request
+        fixed = gauge.tokens((*head, *self._prompt), request.tools)
+        said = gauge.tokens(self._said)
+        if fixed + said + gauge.tokens(history) > room:
+            self._check_room(fixed, room, said)
+            left, kept = without_oldest(history, fixed + said, round(room * _FILL), gauge)
+            if agent.trim == "summarize" and left:
+                kept = [await self._summary(left, room), *kept]
+            history[:] = kept
+            if fixed + said > room:
+                _, self._said = without_oldest(self._said, fixed, room, gauge)
+        return msgspec.structs.replace(request, messages=(*head, *history, *self._prompt, *self._said))
+
+    def _check_room(self, fixed: int, room: int, said: int) -> None:
+        window = self._agent.context_window
+        if fixed > room or self._agent.trim == "refuse":
+            raise ContextLengthExceeded(
+                f"agent {self._agent.name}: about {fixed + said:,} tokens are to be sent, and of its context window of {window:,} there is "
+                f"room for {room:,}",
+                hint="shorten the prompt, or give the agent a model with a longer context_window=",
+            )
+
+    async def _summary(self, left: Sequence[ChatMessage], room: int) -> ChatMessage:
+        """What is left out, in a few words of the model."""
+        ask = user(_SUMMARY)
+        _, shown = without_oldest(left, self._gauge.tokens((ask,)), room, self._gauge)
+        spec = msgspec.structs.replace(self._agent.request, messages=(*shown, ask), tools=(), output=None)
+        return user(_SUMMARIZED + self._counted(spec, await self._doing.complete(spec)).content)
+
+    # -- tools --------------------------------------------------------------------------------------------------------
+
+    async def _call_tools(self, calls: Sequence[ToolCall]) -> AsyncGenerator[AgentEvent, None]:
+        """The calls of one turn, side by side; what they return stands in the order in which the model has asked."""
+        limit, ended = asyncio.Semaphore(self._agent.side_by_side), asyncio.Queue[int]()
+
+        async def one(number: int) -> ChatMessage:
+            try:
+                async with limit:
+                    return await self._call(calls[number])
+            finally:
+                ended.put_nowait(number)
+
+        self._tool_calls += len(calls)
+        for call in calls:
+            yield ToolStarted(call)
+        tasks = [asyncio.create_task(one(number)) for number in range(len(calls))]
+        try:
+            for _ in tasks:
+                number = await ended.get()
+                yield ToolEnded(calls[number], await tasks[number])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        self._said += [task.result() for task in tasks]
+
+    async def _call(self, call: ToolCall) -> ChatMessage:
+        """What the model is told of a call. Errors of the tool are told too; what ends the run is raised."""
+        try:
+            return tool_result(call.id, self._shown(await self._called(call)))
+        except (ModelError, AgentError) as error:  # of an agent that this one hands over to
+            return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
+        except EffectError as error:
+            return tool_result(call.id, f"{error.type}: {error.message}", is_error=True)
+        except Exception as error:
+            return tool_result(call.id, self._shown(f"{type(error).__name__}: {words_of(error)}"), is_error=True)
+
+    async def _called(self, call: ToolCall) -> Any:
+        tool = self._agent.tools.get(call.name)
+        if tool is None:
+            there = ", ".join(self._agent.tools) or "none"
+            raise ToolError(f"there is no tool {short_repr(call.name)}; tools are: {there}")
+        if isinstance(tool, Tool):
+            return await self._doing.call(tool, tool.arguments(call.arguments))
+        result = await tool.run(_prompt_of(call), doing=self._doing.of(tool.engine))
+        self._usage += result.usage
+        self._cost = None if self._cost is None or result.cost is None else self._cost + result.cost
+        return result.content
+
+    def _shown(self, value: Any) -> str:
+        """A result as the model gets it: text as it is, else JSON."""
+        text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+        text, most = scrubbed(text), self._agent.tool_chars
+        return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"

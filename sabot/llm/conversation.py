@@ -1,0 +1,127 @@
+"""Conversations: what was said, as it is kept from one run to the next, and what of it fits a model's context window.
+
+kept     system │ user │ assistant: calls a, b │ tool a │ tool b │ assistant │ user │ …
+groups            ─┬──   ────────────┬─────────────────   ────┬────   ─┬──
+                   └ a group is sent whole or not at all: no tool call without its result, no result without its call
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+import msgspec
+
+from sabot.errors import UNREADABLE, CorruptCheckpoint
+from sabot.llm.messages import ChatMessage, Image
+from sabot.llm.results import Completion
+from sabot.llm.spec import ToolSchema
+
+__all__ = ["Conversation", "Gauge", "groups_of", "without_oldest"]
+
+_CHARACTERS_A_TOKEN = 3.5
+_TOKENS_OF_A_MESSAGE = 4
+_TOKENS_OF_AN_IMAGE = 1000
+
+Group = tuple[ChatMessage, ...]
+
+
+class Conversation:
+    """What an agent remembers: the messages of earlier runs, without the instructions.
+
+    A run that ends adds all that was said in it; one that fails or is cancelled adds the turns that were complete.
+    """
+
+    def __init__(self, messages: Iterable[ChatMessage] = ()) -> None:
+        self.messages: list[ChatMessage] = list(messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def to_bytes(self) -> bytes:
+        """The conversation as msgpack, which `from_bytes` reads."""
+        return msgspec.msgpack.encode(self.messages)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Conversation":
+        """The conversation that was written. Raises CorruptCheckpoint."""
+        try:
+            return cls(_decoder.decode(data))
+        except UNREADABLE as error:
+            raise CorruptCheckpoint(f"a conversation cannot be read: {error}") from error
+
+
+_decoder = msgspec.msgpack.Decoder(list[ChatMessage])
+
+
+def groups_of(messages: Sequence[ChatMessage]) -> list[Group]:
+    """The messages in groups that are sent together: an assistant's with tool calls and the results, each other one by itself.
+
+    Results of no call, and calls without all of their results, which no provider takes, are left out.
+    """
+    groups: list[Group] = []
+    at = 0
+    while at < len(messages):
+        first = messages[at]
+        at += 1
+        if first.role == "tool":
+            continue
+        if not first.tool_calls:
+            groups.append((first,))
+            continue
+        end = at
+        while end < len(messages) and messages[end].role == "tool":
+            end += 1
+        asked, told = [call.id for call in first.tool_calls], [message.tool_call_id for message in messages[at:end]]
+        if sorted(asked) == sorted(told):
+            groups.append((first, *messages[at:end]))
+        at = end
+    return groups
+
+
+class Gauge:
+    """Estimates how many tokens messages have; after each answer from what the provider has counted."""
+
+    def __init__(self) -> None:
+        self._a_token = _CHARACTERS_A_TOKEN
+
+    def tokens(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema] = ()) -> int:
+        """An estimate, rather too many than too few."""
+        characters, fixed = _size(messages)
+        characters += sum(len(msgspec.json.encode(tool)) for tool in tools)
+        return round(characters / self._a_token) + fixed
+
+    def learn(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema], completion: Completion) -> None:
+        """The provider has counted the tokens of a request."""
+        if completion.usage is None or completion.cached or not completion.usage.input_tokens:
+            return
+        characters, fixed = _size(messages)
+        characters += sum(len(msgspec.json.encode(tool)) for tool in tools)
+        counted = completion.usage.input_tokens - fixed
+        if characters > 1000 and counted > 0:
+            self._a_token = min(_CHARACTERS_A_TOKEN, max(1.0, characters / counted))
+
+
+def _size(messages: Iterable[ChatMessage]) -> tuple[int, int]:
+    """Characters, and tokens that no character has."""
+    characters = fixed = 0
+    for message in messages:
+        fixed += _TOKENS_OF_A_MESSAGE
+        characters += len(message.text) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        if not isinstance(message.content, str):
+            fixed += _TOKENS_OF_AN_IMAGE * sum(isinstance(part, Image) for part in message.content)
+    return characters, fixed
+
+
+def without_oldest(
+    messages: Sequence[ChatMessage], fixed: int, room: int, gauge: Gauge
+) -> tuple[list[ChatMessage], list[ChatMessage]]:
+    """What is left out, and what is sent: the newest groups that fit. fixed: tokens of the rest of the request. room: of the context
+    window, without the answer.
+    """
+    groups = groups_of(messages)
+    sums = accumulate((gauge.tokens(group) for group in reversed(groups)), initial=fixed)
+    first = len(groups) - sum(sum_ <= room for sum_ in sums) + 1
+    first = min(max(first, 0), len(groups))
+    return [each for group in groups[:first] for each in group], [each for group in groups[first:] for each in group]

@@ -1,0 +1,219 @@
+"""Models and agents in jobs: what was answered is paid once, whatever crashes."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sabot import App
+from sabot.clock import ManualClock
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import CheckpointFailed, DataError
+from sabot.llm import (
+    ChatMessage,
+    MalformedAnswer,
+    ModelUnavailable,
+    RateLimited,
+    RequestSpec,
+    ToolCall,
+    assistant,
+    tool,
+)
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.providers.scripted import ScriptedProvider
+from tools.agent_tools import started, until
+
+Answers = list[Any]
+
+
+class Verdict(msgspec.Struct):
+    label: str
+
+
+class Desk:
+    """An app with a model, in a directory, again and again."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self.directory = directory
+        self.clock = ManualClock(1_000_000.0)
+
+    def app(self, function: Any, **options: Any) -> App:
+        app = App("desk", self.url, state=str(self.directory), checkpoint_interval=3600, clock=self.clock)
+        wiring = {"key": "customer", "sink": "answers", "durable": True, **options}
+        app.agent("questions", name="handle", **wiring)(function)
+        return app
+
+    def ask(self, text: str, customer: str = "ann") -> None:
+        MemoryBroker.get(self.url).publish("questions", [{"customer": customer, "text": text}])
+
+    def answers(self) -> Answers:
+        return [record.value for record in MemoryBroker.get(self.url).records("answers")]
+
+    def letters(self) -> Answers:
+        return MemoryBroker.get(self.url).records("questions.dlq")
+
+
+@pytest.fixture
+def desk(memory_url: str, tmp_path: Path) -> Desk:
+    return Desk(memory_url, tmp_path / "state")
+
+
+async def crash(app: App) -> None:
+    app.agent_runtime.checkpoint_coordinator.refuse("the process died")
+    with pytest.raises(CheckpointFailed):
+        await app.stop()
+
+
+def calls(*asked: tuple[str, str]) -> ChatMessage:
+    return assistant("", *(ToolCall(f"c{number}", name, said) for number, (name, said) in enumerate(asked)))
+
+
+async def test_an_answer_that_is_recorded_is_not_paid_again(desk: Desk) -> None:
+    provider = ScriptedProvider(['{"label": "spam"}'])
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+
+    async def handle(ctx: Any) -> Any:
+        verdict = await ctx.llm(engine).complete(f"Classify: {ctx.message['text']}", output=Verdict)
+        reply = await ctx.ask("confirm", {"label": verdict.output.label})
+        return {"label": verdict.output.label, "approved": reply.approved, "tokens": verdict.usage.total_tokens}
+
+    app = desk.app(handle)
+    await app.start()
+    desk.ask("buy now")
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    await crash(app)
+    app = desk.app(handle)
+    async with started(app):
+        (action,) = await app.actions.find()
+        await app.actions.resolve(action.resume_token, resolution={"approved": True})
+        await until(lambda: len(desk.answers()) == 1)
+    assert desk.answers() == [{"label": "spam", "approved": True, "tokens": desk.answers()[0]["tokens"]}]
+    assert len(provider.requests) == 1
+    assert provider.keys[0], "the vendor gets the key of the effect"
+
+
+async def test_a_model_s_error_is_of_its_class_live_and_in_replay(desk: Desk) -> None:
+    provider = ScriptedProvider([RateLimited("slow down"), "fine"])
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+
+    async def handle(ctx: Any) -> Any:
+        try:
+            await ctx.llm(engine).complete("one")
+        except RateLimited as error:
+            said = error.message
+        await ctx.ask("confirm", {})
+        return {"said": said, "then": (await ctx.llm(engine).complete("two")).content}
+
+    app = desk.app(handle)
+    await app.start()
+    desk.ask("x")
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    await crash(app)
+    app = desk.app(handle)
+    async with started(app):
+        (action,) = await app.actions.find()
+        await app.actions.resolve(action.resume_token, resolution={})
+        await until(lambda: len(desk.answers()) == 1)
+    assert "slow down" in desk.answers()[0]["said"]
+    assert desk.answers()[0]["then"] == "fine"
+    assert len(provider.requests) == 2
+
+
+async def test_an_agent_in_a_job_calls_no_unsafe_tool_twice(desk: Desk) -> None:
+    refunded: list[str] = []
+
+    @tool
+    async def refund(order: str) -> str:
+        """Gives the money back."""
+        refunded.append(order)
+        return f"refunded {order}"
+
+    def answer(spec: RequestSpec) -> Any:
+        said = [each.text for each in spec.messages if each.role == "tool"]
+        if not said:
+            return calls(("refund", '{"order": "o1"}'), ("refund", '{"order": "o2"}'))
+        return f"done: {', '.join(said)}"
+
+    provider = ScriptedProvider(answer)
+    agent = Agent(ExecutionEngine(provider), tools=[refund], name="support")
+
+    async def handle(ctx: Any) -> Any:
+        result = await agent.run(ctx.message["text"], doing=ctx.llm(agent.engine))
+        await ctx.sleep("1h")
+        return {"content": result.content, "tokens": result.usage.total_tokens}
+
+    app = desk.app(handle)
+    await app.start()
+    desk.ask("my money!")
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    await crash(app)
+    app = desk.app(handle)
+    async with started(app):
+        desk.clock.advance(3600)
+        await until(lambda: len(desk.answers()) == 1)
+    assert desk.answers()[0]["content"] == "done: refunded o1, refunded o2"
+    assert (sorted(refunded), len(provider.requests)) == (["o1", "o2"], 2)
+
+
+async def test_a_conversation_of_a_key_goes_on_over_a_restart(desk: Desk) -> None:
+    provider = ScriptedProvider(lambda spec: " / ".join(each.text for each in spec.messages if each.role == "user"))
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+
+    def app() -> App:
+        app = App("desk", desk.url, state=str(desk.directory), clock=desk.clock)
+        app.llm_agent("questions", engine, name="handle", key="customer", sink="answers", instructions="Be kind.")
+        return app
+
+    async with started(app()):
+        desk.ask("I am Ann")
+        desk.ask("I am Bob", "bob")
+        await until(lambda: len(desk.answers()) == 2)
+    async with started(app()):
+        desk.ask("Who am I?")
+        desk.ask("And I?", "bob")
+        await until(lambda: len(desk.answers()) == 4)
+    assert [each["content"] for each in desk.answers()[2:]] == ["I am Ann / Who am I?", "I am Bob / And I?"]
+    assert {spec.messages[0].text for spec in provider.requests} == {"Be kind."}
+
+
+async def test_what_no_answer_matches_is_a_dead_letter_with_the_model_s_error(desk: Desk) -> None:
+    engine = ExecutionEngine(
+        ScriptedProvider(lambda spec: "no json" if "bad" in spec.messages[-1].text else '{"label": "x"}')
+    )
+    app = App("desk", desk.url, state=str(desk.directory), clock=desk.clock)
+    app.llm_agent(
+        "questions",
+        engine,
+        name="handle",
+        prompt="Classify: {text}",
+        output=Verdict,
+        repairs=0,
+        sink="answers",
+        on_error="skip",
+    )
+    async with started(app):
+        desk.ask("bad")
+        MemoryBroker.get(desk.url).publish("questions", [{"nothing": 1}])
+        desk.ask("good")
+        await until(lambda: len(desk.answers()) == 1 and len(desk.letters()) == 2)
+    assert desk.answers() == [{"label": "x"}]
+    headers = [dict(letter.headers) for letter in desk.letters()]
+    said = {each["sabot.error"].decode(): each["sabot.message"].decode() for each in headers}
+    assert said.keys() == {MalformedAnswer.__name__, DataError.__name__}
+    assert "'text'" in said["DataError"]
+
+
+async def test_a_provider_that_is_down_is_told_by_its_class(desk: Desk) -> None:
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: ModelUnavailable("down")), retries=0)
+
+    async def handle(ctx: Any) -> Any:
+        with pytest.raises(ModelUnavailable, match="down"):
+            await ctx.llm(engine).complete("one")
+        return {"fine": True}
+
+    async with started(desk.app(handle)):
+        desk.ask("x")
+        await until(lambda: desk.answers() == [{"fine": True}])

@@ -1,0 +1,361 @@
+"""The loop of an agent, over a model that answers by a script."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from sabot.errors import UserError
+from sabot.llm import (
+    ChatMessage,
+    ContextLengthExceeded,
+    MalformedAnswer,
+    ModelUnavailable,
+    RequestSpec,
+    ToolCall,
+    TurnLimitExceeded,
+    Usage,
+    assistant,
+    tool,
+    user,
+)
+from sabot.llm.agent import Agent, AgentResult, ToolEnded, ToolStarted
+from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.messages import tool_result
+from sabot.llm.providers.scripted import ScriptedProvider
+
+
+@tool(effect="read")
+async def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"{city}: 21 degrees"
+
+
+@tool(effect="read")
+def population(city: str) -> dict[str, Any]:
+    """How many people live in a city."""
+    return {"city": city, "people": 3_700_000}
+
+
+def calls(*asked: tuple[str, str]) -> ChatMessage:
+    return assistant("", *(ToolCall(f"c{number}", name, said) for number, (name, said) in enumerate(asked)))
+
+
+def agent_of(answers: Any, **options: Any) -> tuple[Agent, ScriptedProvider]:
+    provider = ScriptedProvider(answers)
+    return Agent(ExecutionEngine(provider, retries=0, patience=0), **options), provider
+
+
+def sent(provider: ScriptedProvider, number: int = -1) -> list[ChatMessage]:
+    return list(provider.requests[number].messages)
+
+
+async def test_a_model_without_tools_is_asked_once() -> None:
+    agent, provider = agent_of("Paris", instructions="Answer in a word.")
+    result = await agent.run("What is the capital of France?")
+    assert (result.content, result.turns, result.tool_calls) == ("Paris", 1, 0)
+    assert [each.role for each in sent(provider)] == ["system", "user"]
+    assert result.messages == (user("What is the capital of France?"), assistant("Paris"))
+    assert result.usage.output_tokens > 0
+
+
+async def test_tools_are_called_side_by_side_and_told_in_the_order_in_which_they_were_asked() -> None:
+    met = asyncio.Barrier(2)
+
+    @tool(effect="read")
+    async def slow(n: int) -> int:
+        await met.wait()
+        return n
+
+    agent, provider = agent_of([calls(("slow", '{"n": 1}'), ("slow", '{"n": 2}')), "done"], tools=[slow])
+    result = await agent.run("go")
+    assert [(each.tool_call_id, each.content) for each in sent(provider)[-2:]] == [("c0", "1"), ("c1", "2")]
+    assert (result.content, result.tool_calls, result.turns) == ("done", 2, 2)
+
+
+async def test_no_more_tools_run_at_once_than_may() -> None:
+    running = most = 0
+
+    @tool(effect="read")
+    async def counts() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    agent, _ = agent_of([calls(*[("counts", "{}")] * 9), "done"], tools=[counts], max_concurrent_tools=3)
+    await agent.run("go")
+    assert most == 3
+
+
+async def test_sync_tools_and_what_they_return_as_json() -> None:
+    agent, provider = agent_of(
+        [calls(("population", '{"city": "Berlin"}')), "3.7 million"], tools=[weather, population]
+    )
+    assert (await agent.run("How many live in Berlin?")).content == "3.7 million"
+    assert sent(provider)[-1].content == '{"city":"Berlin","people":3700000}'
+    assert [each.name for each in provider.requests[0].tools] == ["weather", "population"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("nothing", "{}"), "there is no tool 'nothing'; tools are: weather, breaks"),
+        (("weather", "{not json"), "ToolError"),
+        (("weather", "[" * 10_000), "ToolError"),
+        (("weather", '{"city": 7}'), "city"),
+        (("weather", '{"city": "x", "more": 1}'), "more"),
+        (("weather", "{}"), "city"),
+        (("breaks", "{}"), "ValueError: it is broken"),
+    ],
+)
+async def test_a_model_is_told_what_was_wrong_with_its_call(asked: tuple[str, str], told: str) -> None:
+    @tool
+    async def breaks() -> None:
+        raise ValueError("it is broken")
+
+    agent, provider = agent_of([calls(asked), "I see"], tools=[weather, breaks])
+    assert (await agent.run("go")).content == "I see"
+    result = sent(provider)[-1]
+    assert result.is_error
+    assert told in result.text
+
+
+async def test_a_tool_that_takes_too_long_is_told_and_a_call_that_may_be_repeated_is() -> None:
+    tried = []
+
+    @tool(effect="read", timeout="1ms", retries=2, backoff="1ms")
+    async def hangs() -> None:
+        tried.append(1)
+        await asyncio.Event().wait()
+
+    @tool(retries=2, backoff="1ms")
+    async def once() -> None:
+        tried.append(2)
+        raise OSError("gone")
+
+    agent, provider = agent_of([calls(("hangs", "{}"), ("once", "{}")), "done"], tools=[hangs, once])
+    await agent.run("go")
+    assert sorted(tried) == [1, 1, 1, 2]  # an unsafe call is made once
+    assert [each.text for each in sent(provider)[-2:]] == [
+        "ToolTimeout: hangs did not return within 0.001 s",
+        "OSError: gone",
+    ]
+
+
+async def test_what_a_tool_returns_is_bounded() -> None:
+    @tool(effect="read")
+    async def long() -> str:
+        return "x" * 10_000_000
+
+    agent, provider = agent_of([calls(("long", "{}")), "done"], tools=[long], max_tool_chars=100)
+    await agent.run("go")
+    assert sent(provider)[-1].text == "x" * 100 + "\n… (9,999,900 more characters were cut off)"
+
+
+async def test_a_model_that_never_stops_calling_tools_is_stopped() -> None:
+    agent, provider = agent_of(lambda spec: calls(("weather", '{"city": "x"}')), tools=[weather], max_turns=3)
+    conversation = Conversation()
+    with pytest.raises(TurnLimitExceeded, match="asked 3 times") as caught:
+        await agent.run("go", conversation=conversation)
+    assert (len(provider.requests), caught.value.code) == (3, "E2005")
+    assert [each.role for each in conversation.messages] == ["user", *["assistant", "tool"] * 3]
+
+
+# -- structured output ----------------------------------------------------------------------------------------------------
+
+
+class Verdict(msgspec.Struct):
+    label: str
+    score: float
+
+
+GOOD = '{"label": "spam", "score": 0.9}'
+
+
+async def test_an_answer_is_read_as_the_type_that_was_asked_for() -> None:
+    agent, provider = agent_of(GOOD, output=Verdict)
+    assert (await agent.run("Is it spam?")).output == Verdict("spam", 0.9)
+    assert provider.requests[0].output is not None
+
+
+async def test_a_model_is_told_what_does_not_match_and_answers_again() -> None:
+    agent, provider = agent_of(['{"label": "spam"}', "no json", GOOD], output=Verdict)
+    result = await agent.run("Is it spam?")
+    assert (result.output, result.turns) == (Verdict("spam", 0.9), 3)
+    assert "score" in sent(provider, 1)[-1].text
+
+
+async def test_answers_outside_of_the_schema_are_asked_for_three_times() -> None:
+    agent, provider = agent_of("no json", output=Verdict)
+    with pytest.raises(MalformedAnswer) as caught:
+        await agent.run("Is it spam?")
+    assert (len(provider.requests), caught.value.text, caught.value.code) == (3, "no json", "E2004")
+
+
+# -- conversations --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_conversation_goes_on() -> None:
+    agent, provider = agent_of(["Hello Ann", "Ann"], instructions="Be short.")
+    conversation = Conversation()
+    await agent.run("I am Ann", conversation=conversation)
+    await agent.run("Who am I?", conversation=Conversation.from_bytes(conversation.to_bytes()))
+    assert [each.text for each in sent(provider)] == ["Be short.", "I am Ann", "Hello Ann", "Who am I?"]
+
+
+async def test_a_run_that_is_cancelled_in_a_tool_leaves_a_conversation_that_can_go_on() -> None:
+    began = asyncio.Event()
+
+    @tool(effect="read")
+    async def hangs() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    agent, provider = agent_of(
+        [calls(("weather", '{"city": "x"}')), calls(("weather", '{"city": "x"}'), ("hangs", "{}")), "fine"],
+        tools=[weather, hangs],
+    )
+    conversation = Conversation()
+    task = asyncio.create_task(agent.run("go", conversation=conversation))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [each.role for each in conversation.messages] == ["user", "assistant", "tool"]
+    assert (await agent.run("go on", conversation=conversation)).content == "fine"
+    assert groups_of(sent(provider)) == [(sent(provider)[0],), tuple(sent(provider)[1:3]), (sent(provider)[3],)]
+
+
+async def test_a_run_that_failed_before_an_answer_leaves_nothing() -> None:
+    agent, _ = agent_of([ModelUnavailable("down")])
+    conversation = Conversation()
+    with pytest.raises(ModelUnavailable):
+        await agent.run("go", conversation=conversation)
+    assert conversation.messages == []
+
+
+def long_conversation(turns: int) -> Conversation:
+    messages: list[ChatMessage] = []
+    for turn in range(turns):
+        messages += [user(f"{turn} " + "x" * 400), calls(("weather", '{"city": "x"}'))]
+        messages += [tool_result("c0", "y" * 400), assistant(f"{turn} " + "z" * 400)]
+    return Conversation(messages)
+
+
+async def test_what_does_not_fit_is_left_out_the_oldest_first_and_no_call_without_its_result() -> None:
+    agent, provider = agent_of("fine", context_window=2000, max_tokens=500)
+    conversation = long_conversation(20)
+    await agent.run("and now?", conversation=conversation)
+    messages = sent(provider)
+    assert 4 < len(messages) < 20
+    assert messages[-1] == user("and now?")
+    assert [each for group in groups_of(messages) for each in group] == messages
+    assert Gauge().tokens(messages) <= 1500
+    assert conversation.messages == [*messages, assistant("fine")], "what was left out is not kept either"
+
+
+async def test_the_oldest_turns_may_be_summarized() -> None:
+    def answer(spec: RequestSpec) -> str:
+        return "they spoke of x" if spec.messages[-1].text.startswith("Summarize") else "fine"
+
+    agent, provider = agent_of(answer, context_window=2000, max_tokens=500, trim="summarize")
+    conversation = long_conversation(20)
+    await agent.run("and now?", conversation=conversation)
+    assert len(provider.requests) == 2
+    assert sent(provider)[0].text == "Summary of the conversation so far:\nthey spoke of x"
+    assert conversation.messages[0] == sent(provider)[0]
+    await agent.run("and then?", conversation=conversation)
+    assert len(provider.requests) == 3, "it is summarized once"
+
+
+@pytest.mark.parametrize("trim", ["refuse", "drop_oldest"])
+async def test_a_prompt_above_the_context_window_is_refused_before_it_is_sent(trim: Any) -> None:
+    agent, provider = agent_of("fine", context_window=2000, max_tokens=500, trim=trim)
+    with pytest.raises(ContextLengthExceeded, match="room for 1,500") as caught:
+        await agent.run("x" * 10_000)
+    assert (provider.requests, caught.value.code) == ([], "E2003")
+
+
+async def test_where_the_provider_finds_it_too_long_half_of_it_is_sent() -> None:
+    agent, provider = agent_of([ContextLengthExceeded("too long"), "fine"])
+    await agent.run("and now?", conversation=Conversation(long_conversation(400).messages))
+    assert len(provider.requests[1].messages) < len(provider.requests[0].messages)
+
+
+def test_messages_of_a_broken_conversation_are_left_out() -> None:
+    whole = [user("a"), calls(("x", "{}")), tool_result("c0", "1")]
+    broken = [tool_result("c9", "?"), *whole, calls(("x", "{}"), ("y", "{}")), tool_result("c0", "1"), user("b")]
+    assert [each for group in groups_of(broken) for each in group] == [*whole, user("b")]
+    assert without_oldest(broken, 0, 0, Gauge())[1] == []
+
+
+# -- events ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_has_the_pieces_the_tools_and_the_result() -> None:
+    agent, _ = agent_of([calls(("weather", '{"city": "Oslo"}')), "It is warm"], tools=[weather])
+    events = [event async for event in agent.stream("How is Oslo?")]
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.index("ToolStarted") < kinds.index("ToolEnded") < kinds.index("AgentResult") == len(kinds) - 1
+    assert "".join(getattr(event, "text", "") for event in events) == "It is warm"
+    assert isinstance(events[-1], AgentResult)
+    assert events[-1].content == "It is warm"
+
+
+async def test_a_stream_that_is_left_cancels_what_runs() -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="read")
+    async def hangs() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    agent, _ = agent_of([calls(("hangs", "{}"), ("weather", '{"city": "x"}'))], tools=[weather, hangs])
+    events = agent.stream("go")
+    async for event in events:
+        if isinstance(event, ToolEnded):
+            break
+    assert began.is_set()
+    await events.aclose()
+    assert ended.is_set()
+
+
+# -- other agents ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_hands_over_to_another_one() -> None:
+    other, _ = agent_of("42", name="mathematician", instructions="Computes.")
+    agent, provider = agent_of([calls(("mathematician", '{"prompt": "6 * 7"}')), "It is 42"], tools=[other])
+    result = await agent.run("What is 6 times 7?")
+    assert sent(provider)[-1].text == "42"
+    assert result.usage.total_tokens > Usage().total_tokens
+    assert provider.requests[0].tools[0].description == "Computes."
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"trim": "forget"}, "trim='forget'"),
+        ({"max_turns": 0}, "max_turns=0"),
+        ({"tools": [weather, weather]}, "two tools are called 'weather'"),
+        ({"tools": [3]}, "is no function"),
+        ({"name": ""}, "name"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
+    make: Callable[..., Any] = lambda: agent_of("x", **options)  # noqa: E731
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_started_and_ended_are_values() -> None:
+    call = ToolCall("c0", "weather", "{}")
+    assert ToolStarted(call) == ToolStarted(call)
