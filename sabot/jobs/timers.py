@@ -1,7 +1,8 @@
 """When timers of jobs are due, and when somebody has written to the inbox of their journal.
 
-The event loop is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock and the inbox are looked
-at each _LOOK_SECONDS: the clock may be set, or be one that is moved by hand, and a letter comes from another process.
+The event loop is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock is looked at each
+_LOOK_SECONDS: it may be set, or be one that is moved by hand. The inbox is looked at as often as its home says: a letter comes from
+another process.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ class JobTimers:
         self._prune_at = _PRUNE_FROM
         self._looking: asyncio.TimerHandle | None = None
         self._running = self._asking = False
+        self._ask_at = 0.0  # by the event loop's clock
+        self._has_letters = False  # the last look has found some: not all of them may have been taken
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -84,8 +87,9 @@ class JobTimers:
         while self._heap and self._heap[0][0] <= now_ms:
             _, job_id, ordinal = heapq.heappop(self._heap)
             self._desk.put(partial(self._due, job_id, ordinal))
-        if not self._asking:
+        if not self._asking and self._loop.time() >= self._ask_at:
             self._asking = True
+            self._ask_at = self._loop.time() + self._desk.journal.look_s
             self._desk.beside(self._ask_inbox(), "the look into the inbox")
         self._arm()
 
@@ -94,7 +98,9 @@ class JobTimers:
             await (
                 self._desk.journal.room()
             )  # raises where it has failed, which nobody else hears of while all jobs are parked
-            if await answered(self._desk.journal.letters):
-                self._letters()
+            if self._desk.journal.may_have_letters() or self._has_letters:
+                self._has_letters = bool(await answered(self._desk.journal.letters))
+                if self._has_letters:
+                    self._letters()
         finally:
             self._asking = False

@@ -159,6 +159,15 @@ class Journal(JournalReader, Inbox):
     clock: Clock
     """By which letters are judged and dated; who works over a journal takes it too."""
 
+    look_s: float = 0.02
+    """How often its owner looks for letters: what a look costs where the journal is, against how soon an answer is taken."""
+
+    def may_have_letters(self) -> bool:
+        """Whether something may have come since this was last asked: False where the home knows, at less cost than `letters`, that nobody
+        has written. Never waits for another machine or a disk; asked by one thread.
+        """
+        return True
+
     def claim_left(self) -> float:
         """Seconds for which this owner surely still has the claim, on the machine's monotonic clock: who sends something out asks just
         before. 0.0: it may be gone, and nothing must be sent. `math.inf` where a claim ends with the process and not by time. Never blocks.

@@ -198,6 +198,8 @@ class KafkaJournal(TablesReader, SqlJournal):
     Raises JobLocked where another owner shows a sign of life; UserError where the topic would not keep everything; BrokerUnavailable.
     """
 
+    look_s = 0.1  # a request to the broker
+
     def __init__(
         self,
         address: str,

@@ -96,6 +96,9 @@ class SqlJournal(SqlReader, Journal):
             self._refused += 1
             raise
 
+    def letters(self) -> list[Letter]:
+        return [letter for _, letter in self.untaken(self._last_letter)]
+
     def take(self) -> list[tuple[Position, Entry]]:
         taken: list[tuple[Position, Entry]] = []
         letters = self.untaken(self._last_letter)

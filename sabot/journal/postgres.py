@@ -149,6 +149,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
     Waits for the lease of an owner that is silent to end, unless its process is known to be gone; raises JobLocked when that one renews it.
     """
 
+    look_s = 0.1  # a query
+
     def __init__(
         self,
         url: str,

@@ -181,6 +181,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
             super().__init__(database)
             opened.callback(super().close)
+            self._watching = connected(database, "ro")
+            opened.callback(self._watching.close)
+            self._seen = 0
             inbox = SqliteInbox(database, clock=clock)
             opened.callback(inbox.close)
             (first,) = TablesReader.positions(self).values()
@@ -193,9 +196,19 @@ class SqliteJournal(SqliteReader, SqlJournal):
         self._closed = True
         self.writer.close()
         self.inbox.close()
+        self._watching.close()
         super().close()
         self._writing.close()  # the last one: it moves the log into the database
         self._claim.close()
+
+    def may_have_letters(self) -> bool:
+        """Its answer is a number in the memory that the processes share, which each commit of another connection changes."""
+        seen = self._seen
+        try:
+            ((self._seen,),) = self._watching.execute("PRAGMA data_version").fetchall()
+        except sqlite3.Error:  # whoever reads the letters says what it is
+            return True
+        return self._seen != seen
 
     def _commit(self, group: list[Appended]) -> None:
         """In the writer's thread: one transaction, one fsync. Where another process holds the database, entries wait: nothing is begun."""

@@ -431,6 +431,20 @@ def test_an_answer_is_taken_once(home: Home, journal: Journal) -> None:
     inbox.close()
 
 
+def test_an_owner_sees_that_a_letter_may_have_come(home: Home, journal: Journal) -> None:
+    written(journal, *asked())
+    assert journal.may_have_letters()
+    assert not journal.letters()
+    inbox = home.inbox()
+    inbox.post(Letter("answer", "t"))
+    inbox.close()
+    assert journal.may_have_letters()
+    assert len(journal.letters()) == 1
+    (taken,) = journal.take()
+    assert journal.wait_durable(taken[0], 10)
+    assert not journal.letters()
+
+
 def test_a_letter_that_came_while_no_owner_was_there_is_taken_by_the_next(home: Home) -> None:
     owner = home.owner()
     written(owner, *asked())

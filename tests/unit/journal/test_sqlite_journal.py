@@ -611,3 +611,15 @@ def test_a_reader_changes_nothing(tmp_path: Path) -> None:
     with suppress(FileNotFoundError):
         (crashed / f"{DATABASE}-shm").unlink()
     assert {path.name: path.read_bytes() for path in crashed.iterdir()} == before
+
+
+def test_an_idle_owner_knows_without_a_query_that_nobody_has_written(tmp_path: Path, journal: SqliteJournal) -> None:
+    assert journal.wait_durable(journal.append(Intent("j", 0, 1, "ask", "confirm", token="t")), 10)
+    assert journal.may_have_letters()
+    assert [journal.may_have_letters() for _ in range(3)] == [False] * 3
+    inbox = SqliteInbox(tmp_path / "journal")
+    inbox.post(Letter("answer", "t"))
+    inbox.close()
+    assert [journal.may_have_letters() for _ in range(3)] == [True, False, False]
+    journal.close()
+    assert journal.may_have_letters(), "who looks is told by the look"
