@@ -1,9 +1,11 @@
 """Answers of models that are kept, by a digest of the model and the request."""
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +16,7 @@ from sabot.calls.cache import UNKNOWN, KeptAnswers
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
+from sabot.disk import private
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.results import Completion
 
@@ -69,8 +72,8 @@ class SqliteCache:
     """Answers in a file, which lasts, and which several processes may use. most, ttl: as of a MemoryCache; what is beyond goes now and
     then, the oldest first.
 
-    The file is read and written in one thread. It is safe from the death of the process; that of the machine may take the last answers with
-    it. Raises UserError where the file is no such cache.
+    The file is for its user alone, and is read and written in one thread. It is safe from the death of the process; that of the machine may
+    take the last answers with it. Raises UserError where the file is no such cache.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class SqliteCache:
     def _explained(self, function: Callable[..., T], *args: Any) -> T:
         try:
             return function(*args)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"cache {self._path}: {error}",
                 hint="a file that is a cache, or none yet, in a folder that can be written to",
@@ -127,6 +130,9 @@ class SqliteCache:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
+            # Not a file that is there: to close it would end the locks that another connection of this process has on it.
+            with suppress(FileExistsError):
+                os.close(private(str(self._path), os.O_RDWR | os.O_CREAT | os.O_EXCL))
             connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")

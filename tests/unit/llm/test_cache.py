@@ -101,6 +101,17 @@ async def test_a_file_that_is_no_cache_is_refused_with_its_name(tmp_path):
     await cache.close()
 
 
+async def test_a_file_is_for_its_user_alone_and_a_folder_that_is_not_there_is_told(tmp_path):
+    cache = SqliteCache(tmp_path / "cache.db")
+    await cache.put(b"k", ANSWER)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    await cache.close()
+    cache = SqliteCache(tmp_path / "nowhere" / "cache.db")
+    with pytest.raises(UserError, match=r"nowhere/cache\.db: .*No such file"):
+        await cache.get(b"k")
+    await cache.close()
+
+
 async def test_an_answer_in_the_file_that_cannot_be_read_is_told(tmp_path):
     cache = SqliteCache(tmp_path / "cache.db")
     await cache.put(b"k", ANSWER)
