@@ -214,7 +214,8 @@ class BuiltIn:
                 if self.clock.monotonic() + wait_s > until:
                     raise
                 self.figures.retries += 1
-                _log.info("%s: attempt %d: %s; again in %.2f s", _shown(call), call.attempts, error.message, wait_s)
+                what = type(error).__name__  # its message may have the vendor's words, and those the prompt's
+                _log.info("%s: attempt %d: %s; again in %.2f s", _shown(call), call.attempts, what, wait_s)
             await self.sleep(wait_s)
 
     async def pay(self, call: ModelCall, forward: Forward) -> Outcome:

@@ -322,7 +322,7 @@ def test_a_budget_below_nothing_is_refused(options):
 
 async def test_logs_say_who_was_asked_and_never_what_was_said(caplog, time):
     caplog.set_level(logging.DEBUG, "sabot")
-    provider = ScriptedProvider([ModelUnavailable("down"), "an answer", RequestRefused("no")])
+    provider = ScriptedProvider([ModelUnavailable("cannot take: a question"), "an answer", RequestRefused("no")])
     engine = ExecutionEngine(provider, **time.options())
     context = RequestContext(request_id="req-1")
     await engine.complete("a question", context=context)
