@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
-from tools.broker import Broker, running_or_skipped
+from tools.broker import Broker, Brokers
 from tools.leftovers import leftovers, temporary_folder
 
 if (
@@ -63,13 +64,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+BROKERS = pytest.StashKey[Brokers]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """All that this session writes beside what it is given is below one folder, which goes with it; so does what it starts."""
-    temporary_folder()
+    folder = temporary_folder()
+    if (
+        given := getattr(config, "workerinput", {}).get("brokers")
+    ) is not None:  # of the process that started this worker
+        config.stash[BROKERS] = Brokers(Path(given[0]), given[1])
+    else:
+        config.stash[BROKERS] = brokers = Brokers(folder / "brokers", leftovers().mark)
+        leftovers().at_end(brokers.stop)
     if lives.IN_MEMORY is not None:
         lives.IN_MEMORY = os.fspath(
             leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-tests-", dir=lives.IN_MEMORY)))
         )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Called for each worker before it starts."""
+    brokers = node.config.stash[BROKERS]
+    node.workerinput["brokers"] = (os.fspath(brokers.folder), brokers.mark)
 
 
 def pytest_unconfigure() -> None:
@@ -120,13 +138,18 @@ def _log_level_of_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real Kafka broker for the whole session; `kafka.url` is its address."""
+def kafka(request: pytest.FixtureRequest) -> Broker:
+    """A real Kafka broker for all workers of the session; `kafka.url` is its address."""
     url = request.config.getoption("--broker")
     if url and url.startswith("kafka://"):
-        yield Broker(url=url)
-        return
-    with running_or_skipped(Broker(tmp_path_factory.mktemp("kafka"))) as broker:
+        return Broker(url=url)
+    return request.config.stash[BROKERS].started("kafka")
+
+
+@pytest.fixture
+def own_kafka(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A real Kafka broker that no other test uses at this time, and which may be stopped."""
+    with request.config.stash[BROKERS].alone("own") as broker:
         yield broker
 
 

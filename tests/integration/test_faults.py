@@ -351,10 +351,9 @@ async def test_the_figures_of_a_source_that_waits_for_records_hold_nobody_up(rea
 
 @pytest.mark.kafka
 @pytest.mark.slow  # the same of a source, of a stream and of a delivery: test_kafka_faults, test_stream_kafka, test_kafka_delivery
-async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(kafka, real, name, tmp_path, caplog):
+async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(own_kafka, name, tmp_path, caplog):
     """Records come, results go and checkpoints are taken before, while and after the broker is away."""
-    if not kafka.ours:
-        pytest.skip("only a broker started by the tests can be stopped")
+    real = Place(own_kafka.url)
     topic, out, sent, ended = real.topic(partitions=3), real.topic(), itertools.count(), threading.Event()
 
     def produce():
@@ -386,13 +385,13 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(kaf
         async with started(app):
             await until(lambda: processed(app, "count") > 500 and completed() >= 2)
             gone = time.monotonic()
-            stopping = asyncio.create_task(asyncio.to_thread(kafka.stop))
+            stopping = asyncio.create_task(asyncio.to_thread(own_kafka.stop))
             lost = (f"source of topic '{topic}'", f"sink of topic '{out}'")
             await until(lambda: all(f"{who}: {real.url} does not answer" in caplog.text for who in lost), patience=30)
             assert state_of(app, "count") == "running"
             await until(lambda: time.monotonic() - gone >= outage_seconds(), patience=outage_seconds() + 15)
             await stopping
-            await asyncio.to_thread(kafka.start)
+            await asyncio.to_thread(own_kafka.start)
             said = checkpoints_of(app)["last_error"]
             was, had = processed(app, "count"), completed()
             await until(lambda: processed(app, "count") > was + 500, "records after the return", patience=60)

@@ -84,18 +84,16 @@ def test_a_missing_sink_topic_is_made(kafka_url: str, topic: str) -> None:
 
 
 def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each_way(
-    kafka: Broker, topic: str, caplog: pytest.LogCaptureFixture
+    own_kafka: Broker, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if not kafka.ours:
-        pytest.skip("only a broker started by the tests can be stopped")
-    filled(kafka.url, topic, [b"%d" % n for n in range(100)])
-    source, sink = KafkaSource(topic, kafka.url, topic), KafkaSink(topic, kafka.url)
+    filled(own_kafka.url, topic, [b"%d" % n for n in range(100)])
+    source, sink = KafkaSource(topic, own_kafka.url, topic), KafkaSink(topic, own_kafka.url)
     source.open(None)
     sink.open()
     assert len(read(source, 100)) == 100
     sink.write(batch([b"%d" % n for n in range(100, 150)]))
     with caplog.at_level(logging.WARNING, logger="sabot.kafka"):
-        kafka.stop()
+        own_kafka.stop()
         sink.write(batch([b"%d" % n for n in range(150, 300)]))
         failed: list[BaseException] = []
 
@@ -109,7 +107,7 @@ def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each
         flushing.start()
         while caplog.text.count("does not answer") < 2:  # each of the two notices in its own time
             source.read_batch(1000, 0.2)
-        kafka.start()
+        own_kafka.start()
         rest = source.positions()[(topic, 0)]
         while source.positions()[(topic, 0)] < 300:
             assert source.read_batch(1000, WAIT) is not None

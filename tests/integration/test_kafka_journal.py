@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Producer
@@ -29,7 +29,7 @@ from sabot.kafka import admin
 from sabot.kafka.client import link_of
 from sabot.kafka.log import TopicLog
 from sabot.steps import watch
-from tools.broker import Broker, free_ports, running_or_skipped
+from tools.broker import Broker, free_ports
 
 pytestmark = pytest.mark.kafka
 WAIT = 60.0
@@ -38,13 +38,6 @@ WAIT = 60.0
 @pytest.fixture
 def address(kafka_url: str, topic: str) -> str:
     return f"{kafka_url}/{topic}"
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One that may be stopped and killed."""
-    with running_or_skipped(Broker(tmp_path_factory.mktemp("broker"))) as broker:
-        yield broker
 
 
 def written(journal: KafkaJournal, *entries: Entry) -> Position:
@@ -547,16 +540,16 @@ def test_a_record_of_a_later_version_stops_the_start_by_its_number(address: str)
 # -- the broker -------------------------------------------------------------------------------------------------------
 
 
-def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(broker: Broker, topic: str) -> None:
+def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(own_kafka: Broker, topic: str) -> None:
     for number, anew in enumerate((False, True)):
         name = f"{topic}-{number}"
-        journal = KafkaJournal(f"{broker.url}/{name}")
+        journal = KafkaJournal(f"{own_kafka.url}/{name}")
         written(journal, Begin("a", 0))
-        admin.delete_topic(broker.url, name)
+        admin.delete_topic(own_kafka.url, name)
         if anew:
-            while admin.partitions(broker.url, name):
+            while admin.partitions(own_kafka.url, name):
                 time.sleep(0.05)
-            admin.create_topic(broker.url, name, 2, config={"retention.ms": "-1"})
+            admin.create_topic(own_kafka.url, name, 2, config={"retention.ms": "-1"})
         with pytest.raises(
             JournalFailed, match="deleted" if not anew else "has lost records, or was made anew|deleted"
         ):
@@ -567,36 +560,36 @@ def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(broker: Broker, t
         journal.close()
 
 
-async def test_appends_wait_for_a_broker_that_is_gone_and_go_on_when_it_is_back(broker: Broker, topic: str) -> None:
-    journal = KafkaJournal(f"{broker.url}/{topic}", lease_s=3.0)
+async def test_appends_wait_for_a_broker_that_is_gone_and_go_on_when_it_is_back(own_kafka: Broker, topic: str) -> None:
+    journal = KafkaJournal(f"{own_kafka.url}/{topic}", lease_s=3.0)
     written(journal, Begin("a", 0), Intent("a", 0, 1, "ask", token="t"))
-    broker.stop()
+    own_kafka.stop()
     last = journal.append(Begin("b", 0))
     until(lambda: journal.claim_left() == 0.0)  # it cannot know any more
     assert not journal.wait_durable(last, 0.1)
     assert journal.take() == []
     assert journal.statistics()["waiting"] == 1
-    broker.start()
+    own_kafka.start()
     async with asyncio.timeout(WAIT):
         await journal.durable(last)
     until(lambda: journal.claim_left() > 0.0)
     journal.post(Letter("answer", "t", body=b"yes"))
     assert len(journal.take()) == 1
     journal.close()
-    assert jobs_of(f"{broker.url}/{topic}") == ["a", "a", "b", "a"]
+    assert jobs_of(f"{own_kafka.url}/{topic}") == ["a", "a", "b", "a"]
 
 
-def test_a_broker_that_stays_away_ends_the_journal_after_its_patience(broker: Broker, topic: str) -> None:
-    journal = KafkaJournal(f"{broker.url}/{topic}", patience_s=3.0)
+def test_a_broker_that_stays_away_ends_the_journal_after_its_patience(own_kafka: Broker, topic: str) -> None:
+    journal = KafkaJournal(f"{own_kafka.url}/{topic}", patience_s=3.0)
     written(journal, Begin("a", 0))
-    broker.stop()
+    own_kafka.stop()
     before = SYSTEM_CLOCK.monotonic()
     with pytest.raises(JournalFailed, match="did not say within 3 s that it has what was sent"):
         journal.wait_durable(journal.append(Begin("b", 0)), WAIT)
     assert 3 <= SYSTEM_CLOCK.monotonic() - before < 20
     journal.close()
-    broker.start()
-    again = KafkaJournal(f"{broker.url}/{topic}")
+    own_kafka.start()
+    again = KafkaJournal(f"{own_kafka.url}/{topic}")
     found = [entry.job for _, entry in again.read()]
     assert found in (["a"], ["a", "b"])
     again.close()
@@ -607,8 +600,8 @@ def answers(broker: Broker) -> bool:
         return line.connect_ex(("127.0.0.1", int(broker.url.rpartition(":")[2]))) == 0
 
 
-def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(broker: Broker, topic: str) -> None:
-    journal = KafkaJournal(f"{broker.url}/{topic}")
+def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(own_kafka: Broker, topic: str) -> None:
+    journal = KafkaJournal(f"{own_kafka.url}/{topic}")
     told: list[int] = []
     stop = threading.Event()
 
@@ -623,36 +616,36 @@ def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(broker: 
 
     worker = threading.Thread(target=work)
     worker.start()
-    assert broker.folder is not None
+    assert own_kafka.folder is not None
     for _ in range(2):
         count = len(told)
         until(lambda count=count: len(told) > count + 5)  # type: ignore[misc]
-        os.kill(int((broker.folder / "pid").read_text()), signal.SIGKILL)
-        until(lambda: not answers(broker))
-        broker.start()
+        os.kill(int((own_kafka.folder / "pid").read_text()), signal.SIGKILL)
+        until(lambda: not answers(own_kafka))
+        own_kafka.start()
     count = len(told)
     until(lambda: len(told) > count)
     stop.set()
     worker.join()
     journal.close()
-    found = jobs_of(f"{broker.url}/{topic}")
+    found = jobs_of(f"{own_kafka.url}/{topic}")
     assert found == [f"job-{number}" for number in range(len(found))]
     assert len(found) == told[-1]
 
 
-def test_a_byte_that_changed_on_the_brokers_disk_is_told(broker: Broker, topic: str) -> None:
-    address = f"{broker.url}/{topic}"
+def test_a_byte_that_changed_on_the_brokers_disk_is_told(own_kafka: Broker, topic: str) -> None:
+    address = f"{own_kafka.url}/{topic}"
     journal = KafkaJournal(address)
     for number in range(20):
         written(journal, Begin(f"job-{number}", 0, body=random.Random(number).randbytes(1000)))
     journal.close()
-    broker.stop()
-    assert broker.folder is not None
-    (file,) = broker.folder.glob(f"data/{topic}-0/*.log")
+    own_kafka.stop()
+    assert own_kafka.folder is not None
+    (file,) = own_kafka.folder.glob(f"data/{topic}-0/*.log")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0x55
     file.write_bytes(data)
-    broker.start()
+    own_kafka.start()
     for opened in (KafkaJournal, KafkaJournalReader):
         with pytest.raises(
             CorruptJournal, match=rf"journal {address}: {topic}\[0\] is damaged: .* at offset \d+ .*CRC"

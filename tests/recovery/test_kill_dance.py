@@ -122,9 +122,9 @@ def test_the_benchmark_checks_that_each_result_is_there_once(monkeypatch, job, s
 @pytest.mark.kafka
 @pytest.mark.integration
 @pytest.mark.slow
-def test_nothing_is_lost_or_repeated_by_kills_a_pause_and_restarts_of_the_broker(kafka, tmp_path):
+def test_nothing_is_lost_or_repeated_by_kills_a_pause_and_restarts_of_the_broker(own_kafka, tmp_path):
     options = argparse.Namespace(kills=4, pauses=1, seed=4, rows=6_000, delivery="", keep=False)
-    outcome = kill_dance.dance(tmp_path, kafka, options)
+    outcome = kill_dance.dance(tmp_path, own_kafka, options)
     assert (outcome["lost"], outcome["duplicated"], outcome["died"], outcome["woken_went_on"]) == (0, 0, 0, 0), outcome
     assert outcome["expected"] == outcome["delivered"] > 6_000
     assert outcome["kills"] == 4

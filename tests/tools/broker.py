@@ -25,15 +25,19 @@ class BrokerMissing(Exception):
 class Broker:
     """`url` is its address. `stop` and `start` keep port and data; only a broker that we started can do that.
 
-    keep: it and its folder outlive this process, however that ends.
+    keep: it and its folder outlive this process, however that ends. mark: it goes with this session in place of that of
+    this process, and so does its folder; all processes of the session may start it.
     """
 
-    def __init__(self, folder: Path | None = None, url: str = "", *, keep: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None = None, url: str = "", *, keep: bool = False, mark: str | None = None
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self.mark = mark
         self.url = url
-        self._ports = free_ports(2)
         if folder is not None:
+            self._ports = ports_of(folder)
             self.url = f"kafka://127.0.0.1:{self._ports[0]}"
 
     @property
@@ -42,7 +46,7 @@ class Broker:
 
     def start(self) -> None:
         assert self.folder is not None
-        if not self.keep:
+        if not self.keep and self.mark is None:
             leftovers().folder(self.folder)
         if shutil.which("java") is None:
             raise BrokerMissing("no Kafka broker: Java is missing")
@@ -73,6 +77,8 @@ class Broker:
         environment = {**os.environ, "SABOT_KAFKA_JVM": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}  # starts faster
         if self.keep:
             environment.pop(MARK, None)
+        elif self.mark is not None:
+            environment[MARK] = self.mark
         # the output goes to files: the broker outlives the script, and would hold a pipe open
         assert self.folder is not None
         with open(self.folder / "script.out", "w+") as out, open(self.folder / "script.err", "w+") as err:
@@ -99,17 +105,67 @@ def running(url: str | None) -> Iterator[str]:
             broker.stop()
 
 
-@contextmanager
-def running_or_skipped(broker: Broker) -> Iterator[Broker]:
-    """The broker runs inside the block. Without Java, Maven or the jars the tests are skipped, or fail with SABOT_REQUIRE_KAFKA=1."""
+def started_or_skipped(broker: Broker) -> Broker:
+    """The broker, which runs now. Without Java, Maven or the jars the tests are skipped, or fail with SABOT_REQUIRE_KAFKA=1."""
     try:
         broker.start()
     except BrokerMissing as missing:
         if required():
             pytest.fail(f"{missing} (SABOT_REQUIRE_KAFKA=1)", pytrace=False)
         pytest.skip(str(missing))
-    yield broker
+    return broker
+
+
+@contextmanager
+def running_or_skipped(broker: Broker) -> Iterator[Broker]:
+    """The broker runs inside the block; see `started_or_skipped`."""
+    yield started_or_skipped(broker)
     broker.stop()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Of all processes only this one is inside a block of this folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Brokers:
+    """The brokers that all processes of a test session share: five workers wait for one JVM and not for five. The first that asks for
+    one starts it. It goes with the session with this mark; `stop` is called by the process that began the session.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder = folder
+        self.mark = mark
+
+    def started(self, name: str) -> Broker:
+        """The broker of this name; the tests are skipped where there can be none."""
+        with locked(self.folder / name):
+            return started_or_skipped(Broker(self.folder / name, mark=self.mark))
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[Broker]:
+        """Another broker of this name for this process alone, which may stop it and start it again."""
+        with locked(self.folder / name):
+            yield started_or_skipped(Broker(self.folder / name, mark=self.mark))
+
+    def stop(self) -> None:
+        for pid in self.folder.glob("*/pid"):
+            Broker(pid.parent, mark=self.mark).stop()
+
+
+def ports_of(folder: Path) -> tuple[int, int]:
+    """The ports of the broker in this folder, the controller's last: free ones the first time, and the same ones from then on."""
+    file = folder / "ports"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        first, second = free_ports(2)
+        file.write_text(f"{first} {second}")
+    port, controller = file.read_text().split()
+    return int(port), int(controller)
 
 
 def required() -> bool:
