@@ -27,7 +27,7 @@ test: $(STAMP)
 test-all: test
 	@$(MAKE) -j 2 simulate slow SEEDS=2000 WORKERS=2
 
-# Crashes at every step of whole pipelines, packages, kills of a job on Kafka.
+# Crashes at every step of whole pipelines, packages, kills of a job on Kafka, the cases that `make test` leaves out.
 slow: $(STAMP)
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
 

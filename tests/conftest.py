@@ -123,7 +123,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def leave_cases_to_slow(items: list[pytest.Item]) -> None:
-    """Of each `count` cases of a test that is marked `one_in` one stays: the first, the second and so on, by turns. The others are slow."""
+    """Of each `count` cases of a test that is marked `one_in` one stays, the others are slow. Which one changes from group to group, and
+    from group of groups to group of groups: so each value of each parameter comes, whatever the others are.
+    """
     tests = defaultdict(list)
     for item in items:
         if (few := item.get_closest_marker("one_in")) is not None:
@@ -131,8 +133,12 @@ def leave_cases_to_slow(items: list[pytest.Item]) -> None:
     for (test, count), cases in tests.items():
         begin = zlib.crc32(test.encode())  # two tests with the same parameters have other cases
         for number, item in enumerate(cases):
-            if (begin + number + number // count) % count:
+            if (begin + sum_of_digits(number, count)) % count:
                 item.add_marker(pytest.mark.slow)
+
+
+def sum_of_digits(number: int, base: int) -> int:
+    return number % base + sum_of_digits(number // base, base) if number else 0
 
 
 def pytest_collection_finish() -> None:

@@ -70,6 +70,7 @@ def commands(place, name, topic, out, tmp_path, *more):
     return [*words, *more], {"MINUTES_ID": name, "MINUTES_IN": topic, "MINUTES_OUT": out}
 
 
+@pytest.mark.one_in(2, "the same in memory: test_streams_against_batch")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("time_of", ["column", "record"])
 async def test_windows_from_topic_to_topic_are_those_of_plain_python(place, name, parallelism, time_of):

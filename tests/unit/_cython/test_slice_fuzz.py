@@ -304,7 +304,7 @@ def test_the_fuzz_reaches_what_it_is_for():
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_kernel_reads_the_rows_that_are_meant(kernel: Kernel, data: st.DataObject):
     kind = data.draw(st.sampled_from(kernel.kinds))
