@@ -213,3 +213,12 @@ def test_an_engine_with_a_wrong_job_or_a_step_too_many_stops_the_run(monkeypatch
     else:
         with pytest.raises(AssertionError, match=f"engine: .*{complaint}"):
             effects.check(said, 2, 2, 3, "engine")
+
+
+def test_a_row_that_is_in_no_batch_is_found(monkeypatch, tmp_path):
+    batches = script("durable_batches", monkeypatch)
+    assert batches.measure("durable", 20, tmp_path, 100)["calls"] == 1
+    take = batches.Calls.take
+    monkeypatch.setattr(batches.Calls, "take", lambda calls, rows, total: take(calls, rows - 1, total))
+    with pytest.raises(AssertionError, match="plain: 19 rows"):
+        batches.measure("plain", 20, tmp_path, 100)

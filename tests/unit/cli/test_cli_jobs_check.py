@@ -55,6 +55,14 @@ OTHER_OUTPUT = AGENT.replace('{"said": said}', '{"says": said}')
 ASKS_LAST = AGENT.replace("    return", "    await ctx.call(rate, 1)\n    return")
 OTHER_ARGUMENTS = AGENT.replace("count)\n    if", "str(count))\n    if")
 WAITS_ELSE = AGENT.replace('"paid"', '"money"')
+BATCHES = """
+@app.agent("tickets", sink="answers", durable=True, batch=True, schema={"order": "int64", "waits": "bool"})
+async def handle(batch, ctx):
+    said = await ctx.call(refund, batch, batch.num_rows)
+    if batch.column("waits")[0].as_py():
+        await ctx.wait("paid")
+    return batch
+"""
 _numbers = itertools.count()
 
 
@@ -205,3 +213,32 @@ async def test_without_open_jobs_there_is_nothing_to_say(tmp_path: Path, monkeyp
     done = sabot_says("jobs", "check", program(tmp_path, RENAMED))
     assert done.exit_code == 0, done.stderr
     assert "0 open jobs behind checkpoint" in done.stderr
+
+
+async def test_batches_are_checked_and_shown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = load_app(program(tmp_path, BATCHES))
+    await app.start()
+    ticket(app, 1)
+    await served(app, 1)
+    await checkpoint(app)
+    ticket(app, 2)
+    await served(app, 2)
+    ticket(app, 3, waits=True)
+    await served(app, 2, parked=1)
+    await crash(app)
+    same = program(tmp_path, BATCHES)
+    jobs = checked(same)
+    assert [(job["verdict"], job["then"]) for job in jobs] == [
+        ("ok", "had ended, and gives the same output"),
+        ("ok", "waits for wait paid"),
+    ]
+    assert calls_of(same) == []
+    other_output = program(tmp_path, BATCHES.replace("return batch", "return batch.slice(1)"))
+    assert verdicts(other_output, code=1) == ["blocked", "ok"]
+    other_rows = program(tmp_path, BATCHES.replace("refund, batch,", "refund, batch.slice(1),"))
+    assert verdicts(other_rows, code=1) == ["blocked", "blocked"]
+    shown = sabot_says("jobs", "show", jobs[1]["job_id"], "--journal", "state", "--json")
+    assert json.loads(shown.stdout)["input"] == {"records": "tickets[0]@2 (1 rows)"}
+    steps = sabot_says("journal", "show", jobs[1]["job_id"], "--journal", "state")
+    assert "call refund(pyarrow.RecordBatch" in steps.output
