@@ -21,7 +21,7 @@ from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask, JobRun, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.values import pack, pack_error, type_of, unpack
+from sabot.jobs.values import copied, pack, pack_error, type_of, unpack
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
@@ -82,7 +82,8 @@ class Effects:
         assert ask.tool is not None
         first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
         ready = partial(self._sendable, first)
-        self.runner.make(live.job.effect_id(ask), ask.tool, ask.args, dict(ask.kwargs), self._came, ready)
+        args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change what it gets, and be called again
+        self.runner.make(live.job.effect_id(ask), ask.tool, args, kwargs, self._came, ready)
 
     async def _sendable(self, first: Position | None = None) -> None:
         """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then
@@ -185,9 +186,8 @@ class Effects:
             case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
                 self._again(live, ask)
             case Doubt.RECONCILE:
-                self.runner.reconcile(
-                    job.effect_id(ask), tool, ask.args, dict(ask.kwargs), self._reconciled, self._sendable
-                )
+                args, kwargs = copied((ask.args, ask.kwargs), ask.name)
+                self.runner.reconcile(job.effect_id(ask), tool, args, kwargs, self._reconciled, self._sendable)
             case Doubt.TAKE | Doubt.ASSUME_DONE:
                 self._result(live, ask, "ok", pack(None, tool.name) if result is None else result)
             case Doubt.FAIL:

@@ -20,7 +20,7 @@ from typing import Any
 from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.history import TIMEOUT, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
-from sabot.jobs.values import unpack, unpack_error
+from sabot.jobs.values import copied, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
@@ -214,7 +214,8 @@ class JobRun:
     # -- what the function asks ---------------------------------------------------------------------------------------
 
     def call(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes) -> "asyncio.Future[Any]":
-        """A call of the tool with these arguments, which `body` has packed."""
+        """A call of the tool with these arguments, which `body` has packed. The function may go on changing them."""
+        args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
         ask.tool, ask.args, ask.kwargs = tool, args, kwargs
         assert ask.future is not None

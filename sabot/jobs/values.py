@@ -6,6 +6,7 @@ read can run.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, UserError, words_of
 from sabot.redaction import scrubbed
 
-__all__ = ["MAX_RESULT_BYTES", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
+__all__ = ["MAX_RESULT_BYTES", "copied", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
 
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
@@ -106,6 +107,32 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
             hint="store it elsewhere, and return where it is",
         )
     return data
+
+
+_FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordBatch, pa.Table})  # nobody changes them
+
+
+def copied(value: Any, what: str) -> Any:
+    """The value, with copies of all that can be changed in it: who gets it sees what `pack` has packed, whatever becomes of the original.
+
+    Raises UserError for an object that refuses to be copied.
+    """
+    kind = type(value)
+    if kind in _FIXED:
+        return value
+    if kind is dict:
+        return {key: each if type(each) in _FIXED else copied(each, what) for key, each in value.items()}
+    if kind is list:
+        return [each if type(each) in _FIXED else copied(each, what) for each in value]
+    if kind is tuple:
+        return tuple([each if type(each) in _FIXED else copied(each, what) for each in value])
+    try:
+        return deepcopy(value)
+    except Exception as error:  # the user's code
+        raise UserError(
+            f"{what} cannot be copied: {type(error).__name__}: {words_of(error)}",
+            hint="numbers, text, bytes, lists, dicts, dates, dataclasses, Arrow batches can",
+        ) from error
 
 
 def _encode_sorted(value: Any) -> bytes:

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -130,6 +131,38 @@ def amount(jobs: Any, token: str) -> int:
             if isinstance(e, Intent) and e.ordinal == ordinal and e.kind == "call"
         )
     )
+
+
+async def test_a_tool_gets_what_its_intent_says_whoever_changes_the_arguments() -> None:
+    home, got = MemoryHome(), []
+
+    @dataclass
+    class Place:
+        name: str
+
+    @tool(effect="read", retries=1, backoff=0)
+    async def send(items: list[int], where: Place, options: dict[str, Any]) -> None:
+        got.append((list(items), where.name, options["to"][0]))
+        items.append(9)
+        where.name = options["to"][0] = "elsewhere"
+        if len(got) == 1:
+            raise ConnectionResetError
+
+    async def function(ctx: Any) -> Any:
+        items, where, options = [1], Place("here"), {"to": ["ann"]}
+        call = asyncio.ensure_future(ctx.call(send, items, where, options=options))
+        await asyncio.sleep(0)  # it is asked for
+        items.append(2)
+        where.name = options["to"][0] = "nowhere"
+        await call
+        return [items, where.name, options]
+
+    agent = Agent(function)
+    async with hosting(home, agent) as jobs:
+        jobs.begin("a")
+        await jobs.over("a")
+    assert agent.done["a"] == [[1, 2], "nowhere", {"to": ["nowhere"]}]
+    assert got == [([1], "here", "ann")] * 2
 
 
 async def test_a_question_parks_its_job_and_an_answer_wakes_it() -> None:
