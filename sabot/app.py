@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -121,6 +121,7 @@ class App(DeclaresAgents):
         self.state_place = state
         self.journal_place: str | Path | None = None
         self.forget_effects = False
+        self.reprocess: set[str] = set()
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
@@ -153,10 +154,12 @@ class App(DeclaresAgents):
         redeliver: str | None = None,
         from_: str | None = None,
         forget_effects: bool | None = None,
+        reprocess: Iterable[str] | None = None,
     ) -> None:
         """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
 
         forget_effects: with `fresh`, the journal of durable agents is discarded too, so that effects may be made again.
+        reprocess: durable agents whose records are read again, each as a new job: what they do is done again.
         from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
         redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
         metrics_port: serves figures to Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
@@ -170,8 +173,11 @@ class App(DeclaresAgents):
         if journal is not None:
             place = checked_path(journal, "journal")
             self.journal_place = place if place == "memory" or "://" in place else Path(place).expanduser()
-        if forget_effects is not None:
-            self.forget_effects = forget_effects
+        if reprocess is not None:
+            self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in reprocess}
+        for name, value in (("fresh", fresh), ("forget_effects", forget_effects)):
+            if value is not None:
+                setattr(self, name, value)
         if checkpoint_dir is not None:
             if not isinstance(checkpoint_dir, tuple):  # otherwise it is a file system of pyarrow and a path
                 checked_path(checkpoint_dir, "checkpoint_dir")
@@ -182,8 +188,6 @@ class App(DeclaresAgents):
             if not is_whole(parallelism, 1, KEY_GROUPS):
                 raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
             self.parallelism = parallelism
-        if fresh is not None:
-            self.fresh = fresh
         if restart is not None:
             self.restart = parse_restart(restart)
         if redeliver is not None:

@@ -68,6 +68,10 @@ Journal = Annotated[
 ForgetEffects = Annotated[
     bool, typer.Option("--forget-effects", help="With --fresh: forget what durable agents did; it may be done again.")
 ]
+Reprocess = Annotated[
+    list[str] | None,
+    typer.Option(metavar="AGENT", help="Read the records of this durable agent again: what it does is done again."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
 From = Annotated[
@@ -115,6 +119,7 @@ def run(
     parallelism: Parallelism = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
+    reprocess: Reprocess = None,
     metrics_port: MetricsPort = None,
     from_: From = None,
     redeliver: Redeliver = None,
@@ -130,6 +135,7 @@ def run(
         "parallelism": parallelism,
         "fresh": fresh or None,
         "forget_effects": forget_effects or None,
+        "reprocess": reprocess or None,
         "metrics_port": metrics_port,
         "from_": from_,
         "redeliver": redeliver,
@@ -151,6 +157,7 @@ def worker(
     parallelism: Parallelism = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
+    reprocess: Reprocess = None,
     metrics_port: MetricsPort = None,
     from_: From = None,
     redeliver: Redeliver = None,
@@ -170,6 +177,7 @@ def worker(
         parallelism,
         fresh,
         forget_effects,
+        reprocess,
         metrics_port,
         from_,
         redeliver,

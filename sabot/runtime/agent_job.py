@@ -185,6 +185,7 @@ class AgentJob:
             )
         await self._open_sinks()
         self.task.operators = dict(reversed(operators.items()))
+        self._check_reprocess()
         for operator in self.task.operators.values():
             for entry in operator.spec.inputs:
                 await self._connect(entry, operator, meta)
@@ -196,7 +197,7 @@ class AgentJob:
         if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
-            self.was_complete = bool(meta["ended"])
+            self.was_complete = bool(meta["ended"]) and not self.settings.reprocess
             with taking_over("rows whose calls had not ended", restored.path):
                 self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
             with taking_over("timers of agents", restored.path):
@@ -265,11 +266,17 @@ class AgentJob:
             text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
             codec = JsonCodec.of_text(text)  # the source thread has a codec of its own
             operator.codecs[source.name] = JsonCodec.of_text(text)
+        start, again = spec.start, 0 if facts is None else facts.get("again", 0)
+        if spec.agent_id in self.settings.reprocess:
+            start, again, facts = self._anew(spec, source.name, facts), again + 1, None
         max_rows = _BATCH_ROWS if spec.batch else RECORD_ROWS
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await to_the_end(aside(task.open, positions, spec.start))
+        await to_the_end(aside(task.open, positions, start))
+        task.again = again
+        if isinstance(operator, DurableAgentOperator):
+            operator.names.again = max(again, operator.names.again)
         if isinstance(operator, DurableAgentOperator) and spec.job_id is None:
             task.identity = await to_the_end(aside(source.identity))
             if task.identity is None:
@@ -277,7 +284,39 @@ class AgentJob:
                     f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",
                     hint="job_id='field' names the field that says it; topics and NDJSON files say it themselves",
                 )
+            if again:  # other jobs than those of the log's records so far
+                task.identity += f"#{again}"
             operator.names.logs[source.name] = task.identity
+
+    def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> str | int:
+        """Where its records are read from again, as `--reprocess` asks."""
+        if facts is None:
+            raise UserError(
+                f"agent {spec.agent_id}: --reprocess, and no checkpoint says that it has read {topic}",
+                hint="a first start reads it from its beginning: leave --reprocess out",
+            )
+        _log.warning(
+            "agent %s reads %s again from its start: each record is a new job, and what it does is done again; its open jobs go on, "
+            "and its state stays as it is",
+            spec.agent_id,
+            topic,
+        )
+        return "earliest" if isinstance(spec.start, str) else spec.start
+
+    def _check_reprocess(self) -> None:
+        """Raises UserError for agents whose records cannot be read again as other jobs."""
+        for agent_id in sorted(self.settings.reprocess):
+            spec = next((each for each in self.specs if each.agent_id == agent_id), None)
+            if spec is None or not spec.durable:
+                names = ", ".join(each.agent_id for each in self.specs if each.durable) or "none"
+                raise UserError(
+                    f"--reprocess {agent_id}: it is no durable agent of this app", hint=f"there are: {names}"
+                )
+            if not spec.inputs:
+                raise UserError(
+                    f"--reprocess {agent_id}: it reads no topic and no source: its rows come from {', '.join(self.topics_of(agent_id))}",
+                    hint="reprocess the agent that they come from",
+                )
 
     def _connect_streams(self) -> None:
         """Connects the channels of streams that go into agents, with the readers from which their rows come."""
@@ -386,6 +425,7 @@ class AgentJob:
 
     def _commit(self, manifest: Manifest) -> None:
         self.task.commit(manifest.tasks[TASK].meta)
+        self.settings.reprocess.clear()
         if self.task.jobs is not None:
             self.task.jobs.completed(manifest, TASK)
 

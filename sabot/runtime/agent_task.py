@@ -61,10 +61,8 @@ class AgentTask:
         self.state = backend if backend is None or at_once else HeldWrites(backend)
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkPort] = []
-        self.flushes: list[
-            Flushes
-            # These must be safe before a barrier is acknowledged: the sinks, and others such as journals.
-        ] = []
+        # These must be safe before a barrier is acknowledged: the sinks, and others such as journals.
+        self.flushes: list[Flushes] = []
         self.sources: list[AgentSource] = []
         self.feeds: list[StreamFeed] = []
         self.jobs: DurableJobs | None = None
@@ -445,6 +443,7 @@ class AgentTask:
             meta["sources"][source.name] = {
                 "log": source.source.log_id,
                 "identity": source.identity,
+                "again": source.again,
                 "schema": None if source.codec is None else source.codec.text,
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],

@@ -43,6 +43,7 @@ class _AgentSource(msgspec.Struct):
     positions: _Places
     commit: _Places
     identity: str | None = None
+    again: _Count = 0
 
 
 class _Unfinished(msgspec.Struct):

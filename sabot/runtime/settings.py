@@ -1,7 +1,7 @@
 """The settings of an app, and those of one run, which its parts share and which do not change."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class AppSettings(Protocol):
     clock: Clock
     checkpoint_timeout_s: float
     dedupe_s: float
+    reprocess: set[str]
     metrics_port: int | None
     parallelism: int
     memory_budget_bytes: int
@@ -81,4 +82,6 @@ class Settings:
     """How long a call of an agent may run at a barrier before it is taken for hung."""
     dedupe_s: float = 7 * 86_400.0
     """How long the id of a durable agent's job is known after its end."""
+    reprocess: set[str] = field(default_factory=set)
+    """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
     stop_asked: Callable[[], bool] = lambda: False

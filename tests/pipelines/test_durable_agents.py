@@ -865,6 +865,62 @@ async def test_a_memory_log_that_begins_again_is_another_log(shop: Shop) -> None
         await until(lambda: orders(shop.answers()) == [0, 5])
 
 
+# -- records are run again on purpose ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job_id", [None, "order"])
+async def test_records_are_run_again_as_new_jobs_where_one_asks_for_it(shop: Shop, job_id: str | None) -> None:
+    def again() -> App:
+        app = shop.app(shop.sleepy, job_id=job_id)
+        app.configure(reprocess=["handle"])
+        return app
+
+    async with started(app := shop.app(shop.sleepy, job_id=job_id)):
+        for order in (1, 2):
+            shop.ticket("ann", order)
+        shop.ticket("bob", 3, sleeps=True)
+        await until(lambda: len(shop.answers()) == 2 and figures(app)["parked"] == 1)
+
+    app = again()
+    await app.start()
+    await until(lambda: len(shop.answers()) == 4 and figures(app)["mailbox_rows"] == 1)
+    assert [(each["order"], each["count"]) for each in shop.answers()] == [(1, 1), (2, 2), (1, 3), (2, 4)]
+    await crash(app)  # no checkpoint knows of it: who asks again gets the same jobs
+    async with started(app := again()):
+        await until(lambda: len(shop.answers()) == 6 and figures(app)["mailbox_rows"] == 1)
+        assert shop.calls == [1, 2, 1, 2]
+        await checkpoint(app)
+        assert app.reprocess == set()  # a restart goes on from that one
+
+    async with started(app := shop.app(shop.sleepy, job_id=job_id)):  # which goes on with them
+        shop.ticket("ann", 4)
+        shop.clock.advance(3600)
+        await until(lambda: 4 in shop.calls and shop.calls.count(3) == 1 and figures(app)["parked"] == 1)
+        shop.clock.advance(3600)
+        await until(lambda: shop.calls.count(3) == 2)
+    assert sorted(shop.calls) == [1, 1, 2, 2, 3, 3, 4]
+
+
+async def test_what_cannot_be_run_again_is_refused_by_name(shop: Shop) -> None:
+    def app(name: str) -> App:
+        app = shop.app(shop.handle, sink=None)
+        app.agent("plain", name="plain")(lambda ctx: None)
+        app.agent(name="below", durable=True)(below := lambda ctx: None)
+        app.agent("others", name="above", durable=True, sink=below)(shop.handle)
+        app.configure(reprocess=[name])
+        return app
+
+    for name, words in (
+        ("handle", "leave --reprocess out"),
+        ("plain", "there are: shop.handle"),
+        ("nobody", "no durable agent"),
+        ("below", "its rows come from shop.above"),
+    ):
+        with pytest.raises(UserError) as refused:
+            await app(name).start()
+        assert words in str(refused.value), str(refused.value)
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------------
 
 

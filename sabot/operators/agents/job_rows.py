@@ -98,13 +98,16 @@ class JobCall:
 
 
 class JobNames:
-    """Says which job a row of an agent is. logs: the identity of the log of each topic. parents: the durable agents that write into it."""
+    """Says which job a row of an agent is. logs: the identity of the log of each topic. parents: the durable agents that write into it.
+    again: how often its records were begun anew as other jobs.
+    """
 
     def __init__(self, spec: AgentSpec) -> None:
         self._agent_id = spec.agent_id
         self._field = spec.job_id
         self.logs: dict[str, str] = {}
         self.parents: frozenset[str] = frozenset()
+        self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
         """Gives the call the id of its job. Raises DataError."""
@@ -121,7 +124,8 @@ class JobNames:
                 raise DataError(
                     f"{place_of(row)}: field {self._field!r} names no job (job_id=): it is {wanted!r}, no text and no whole number"
                 )
-            call.job_id, call.named = f"{self._agent_id}/{self._field}={wanted}", True
+            round_ = f"#{self.again}" if self.again else ""
+            call.job_id, call.named = f"{self._agent_id}/{self._field}{round_}={wanted}", True
         elif row.topic in self.logs:
             call.job_id = self._place(self.logs[row.topic], row)
         else:
