@@ -10,7 +10,6 @@ letter of its own.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -59,8 +58,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
-@dataclass(slots=True, eq=False)
-class _Parked:
+class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
     """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. woken: its owner was
     told that it is to run.
     """

@@ -64,24 +64,42 @@ class NotesOfParked:
     """Notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small, and in memory: a cut is one file, written beside."""
 
     def __init__(self) -> None:
-        self._backend = MemoryBackend()
+        self._notes: dict[str, bytes] = {}
 
     def put(self, job_id: str, note: bytes) -> None:
-        self._backend.write("", job_id.encode(), note)
+        self._notes[job_id] = note
 
     def remove(self, job_id: str) -> None:
-        self._backend.write("", job_id.encode(), None)
+        self._notes.pop(job_id, None)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        return ((key.decode(), note) for key, note in self._backend.items(""))
+        return iter(self._notes.items())
 
     def cut(self) -> Cut | None:
         """As `MailRoom.cut`."""
-        return None if self._backend.is_empty else self._backend.cut()
+        return _CutOfNotes(self._notes.copy()) if self._notes else None
 
     def load(self, directory: Path) -> None:
         """As `MailRoom.load`."""
-        _load(self._backend, directory)
+        backend = MemoryBackend()
+        _load(backend, directory)
+        self._notes = {key.decode(): note for key, note in backend.items("")}
+
+
+class _CutOfNotes:
+    """Is saved as that of a backend in memory."""
+
+    def __init__(self, notes: dict[str, bytes]) -> None:
+        self._notes = notes
+
+    def save(self, directory: Path) -> int:
+        backend = MemoryBackend()
+        for job_id, note in self._notes.items():
+            backend.write("", job_id.encode(), note)
+        return backend.cut().save(directory)
+
+    def discard(self) -> None:
+        """Holds nothing but memory."""
 
 
 class Mailboxes:
