@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from sabot.jobs.owner import OpenJob
-from sabot.journal import Begin, End, Entry, JournalReader, Position, StoredBody
+from sabot.journal import Begin, End, JournalReader, Position, StoredBody
 
-__all__ = ["open_jobs", "unapplied_jobs", "whole_entries"]
+__all__ = ["last_begin", "open_jobs", "unapplied_jobs", "whole_entries"]
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
@@ -45,12 +45,23 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     return sorted(jobs, key=lambda job: job.began)
 
 
+def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
+    """With what a job began when it began last, whole; not where it went on by `ctx.continue_as`. None: nothing of it is there. Blocks."""
+    found, over = None, True
+    for _, entry in reader.read(job_id):
+        if isinstance(entry, Begin):
+            found, over = (entry if over else found), False
+        elif isinstance(entry, End):
+            over = True
+    return None if found is None else _whole(reader, found)
+
+
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
     """The entries of a job, with their bodies, however long. Blocks."""
     return [(position, _whole(reader, entry)) for position, entry in reader.read(job_id)]
 
 
-def _whole(reader: JournalReader, entry: Entry) -> Entry:
+def _whole(reader: JournalReader, entry: Any) -> Any:
     body = getattr(entry, "body", None)
     if not isinstance(body, StoredBody):
         return entry

@@ -152,6 +152,46 @@ async def test_parked_jobs_and_what_waits_behind_them_go_on_from_a_savepoint_wit
     assert [each["count"] for each in shop.answers()] == [1, 1, 1, 2, 3, 4, 5]
 
 
+# -- dead letters -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_record_is_read(shop: Shop) -> None:
+    """The job failed again, and a crash came before a checkpoint: the record was read again, begun once more, and gave one letter more."""
+    runs: list[Any] = []
+
+    async def fails(ctx: Any) -> Any:
+        runs.append(ctx.message["order"])
+        await ctx.call(shop.refund, ctx.message["order"])
+        raise ValueError("not today")
+
+    def send_back() -> None:
+        letter = shop.letters()[0]
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("tickets", [letter.payload], headers=own)
+
+    app = shop.app(fails, on_error="skip")
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.letters()) == 1)
+    await checkpoint(app)
+    send_back()
+    await until(lambda: len(shop.letters()) == 2)
+    assert runs == [1, 1]
+    await crash(app)
+    app = shop.app(fails, on_error="skip")
+    async with started(app):
+        shop.ticket("bob", 2)  # behind the record that is read again
+        await until(
+            lambda: len(shop.letters()) == 4
+        )  # at least once: the second one of order 1 again, and that of order 2
+        await until(lambda: figures(app)["rows"] == 0)
+        assert runs == [1, 1, 2]
+        await checkpoint(app)
+        send_back()
+        await until(lambda: runs == [1, 1, 2, 1])
+    assert shop.calls == [1, 2]
+
+
 # -- the journal's disk -------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack_error, unpack_error
 from sabot.journal import MAY_BEGIN_AGAIN, digest
@@ -309,9 +310,11 @@ class DurableAgentOperator(AgentOperator):
             call.named = not self._started
             self._looked(call)
             return
-        if not (call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest):
-            self._drop(call, mark.digest)
-        elif await answered(self._has_history, call.job_id):
+        may_begin = call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest
+        begin = await answered(last_begin, self.host.journal, call.job_id) if may_begin else None
+        if not may_begin or (begin is not None and call.was_input_of(begin)):
+            self._drop(call, mark.digest)  # the latter: this very record was sent back, and is read again
+        elif begin is not None:
             call.named, call.again = False, True
             self._looked(call)
             return
@@ -329,9 +332,6 @@ class DurableAgentOperator(AgentOperator):
         self._runs_no_more(call)
         self._ready.appendleft(call)
         self.go_on()
-
-    def _has_history(self, job_id: str) -> bool:
-        return next(iter(self.host.journal.read(job_id)), None) is not None
 
     def _waits(self) -> bool:
         """`rate=` lets no job begin now. Else one does."""

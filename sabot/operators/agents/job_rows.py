@@ -17,6 +17,7 @@ from sabot.codecs.records import Headers, encode_json
 from sabot.errors import DataError
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
+from sabot.journal import Begin
 from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
 
 __all__ = [
@@ -95,6 +96,10 @@ class JobCall:
     renewed: bool = False
     again: bool = False
     ctx: DurableContext | None = None
+
+    def was_input_of(self, begin: Begin) -> bool:
+        """Whether a job began with this very record, by its place: a child has none, and begins again with an equal one."""
+        return self.record is not None and self.record.offset >= 0 and begin.body == encode(self.record)
 
 
 class JobNames:
