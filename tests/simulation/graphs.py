@@ -42,7 +42,6 @@ from steps import append_step, called, changes_step, enriched, looked_up, slim
 import sabot
 from sabot import App, Batch, Sink, Source, col
 from sabot._cython.flow.channel import Channel
-from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Positions
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.sql import SqlSink
@@ -357,7 +356,6 @@ class Seed:
             self.add_agent(app, dice)
         if self.jobs is not None:
             self.jobs.add(app, directory / "journal", dice)
-            start_from_savepoint(app, directory, self.lives, dice)
         return app
 
     def add_agent(self, app: App, dice: Dice) -> None:
@@ -465,14 +463,6 @@ class Seed:
         outputs += "" if self.jobs is None else f"; {self.jobs}"
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
         return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
-
-
-def start_from_savepoint(app: App, directory: Path, life: int, dice: Dice) -> None:
-    """In some lives the app goes on from a copy of its newest checkpoint."""
-    storage = CheckpointStorage(directory / "checkpoints")
-    newest = storage.latest()
-    if newest is not None and dice.random() < 0.3:
-        app.configure(from_=str(storage.copy_to(newest, directory / f"savepoint{life}")), redeliver="repeat")
 
 
 def through_agents(app: App, stream: sabot.Stream, name: str, kind: str, dice: Dice) -> sabot.Stream:
