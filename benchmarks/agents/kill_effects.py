@@ -332,7 +332,6 @@ def homes(kind: str, folder: Path, *, topics: bool) -> Iterator[Homes]:
     with ExitStack() as opened:
         url, broker = "", Broker(folder / "broker")
         if topics or kind == "kafka":
-            (folder / "broker").mkdir()
             broker.start()
             opened.callback(broker.stop)
             url = broker.url
