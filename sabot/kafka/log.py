@@ -219,9 +219,22 @@ class TopicAppender:
             reason: KafkaError = error.args[0]
             if reason.fatal() or reason.code() == KafkaError._FATAL:
                 reason = self._fatal = self._fatal or fatal_behind(producer, reason)
+            elif (
+                reason.code() == KafkaError._DESTROY
+            ):  # the client has given up its connection to the leader, and does not say why
+                reason = self._word_on_the_topic() or reason
             raise self._fault(reason) from clean_cause(error)
         self._link.up()
         return sorted(offsets)
+
+    def _word_on_the_topic(self) -> KafkaError | None:
+        """What the broker says is wrong with the topic; None: nothing, or it does not answer."""
+        try:
+            found = self._producer.list_topics(self._topic, timeout=ANSWER_SECONDS)
+        except KafkaException:
+            return None
+        wrong: KafkaError | None = found.topics[self._topic].error
+        return wrong
 
     def _fault(self, error: KafkaError) -> SabotError:
         if error.code() == KafkaError._MSG_TIMED_OUT:

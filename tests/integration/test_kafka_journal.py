@@ -13,20 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 from typer.testing import CliRunner
 
 from sabot.agents import ActionManager, ActionSpec, JobManager, JobSpec, JournalStore
 from sabot.cli import commands
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import BrokerUnavailable, CorruptJournal, JobLocked, JournalFailed, UserError
+from sabot.errors import BrokerUnavailable, CorruptJournal, JobLocked, JournalFailed, TransientError, UserError
 from sabot.journal import Begin, EffectResult, End, Entry, Intent, Letter, Position, check_place, open_journal
 from sabot.journal.kafka import KafkaInbox, KafkaJournal, KafkaJournalReader
 from sabot.journal.replica import FRAMES, LETTERS
-from sabot.kafka import admin
-from sabot.kafka.client import link_of
+from sabot.kafka import admin, log
+from sabot.kafka.client import NoSuchTopic, link_of, producer_of
 from sabot.kafka.log import TopicLog
 from sabot.steps import watch
 from tools.broker import Broker, free_ports
@@ -558,6 +559,32 @@ def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(own_kafka: Broker
             journal.append(Begin("c", 0))
         assert journal.claim_left() == 0.0
         journal.close()
+
+
+class GivesUp:
+    """A producer that has given up its connection to the leader, as one may where a topic is deleted: its reports do not say why."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def produce(self, *record: Any, on_delivery: Any, **how: Any) -> None:
+        on_delivery(KafkaError(KafkaError._DESTROY), None)
+
+
+def test_an_append_that_the_client_gave_up_says_what_is_wrong_with_the_topic(
+    kafka: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "producer_of", lambda *how, **settings: GivesUp(producer_of(*how, **settings)))
+    appender = log.TopicAppender(link_of(kafka.url, "journal"), {}, topic, patience_s=WAIT)
+    with pytest.raises(NoSuchTopic, match="does not exist"):
+        appender.append(0, [b"record"])
+    admin.create_topic(kafka.url, topic, 1)
+    with pytest.raises(TransientError, match="Local: Broker handle destroyed"):
+        appender.append(0, [b"record"])
+    appender.close()
 
 
 async def test_appends_wait_for_a_broker_that_is_gone_and_go_on_when_it_is_back(own_kafka: Broker, topic: str) -> None:
