@@ -17,6 +17,7 @@ from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
 from sabot.app import App
 from sabot.cli.jobs import find_job
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
+from sabot.cli.letters import Broker, Table, redrive_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
@@ -168,6 +169,26 @@ def signal_job(
         typer.echo(f"job {job} has signal {name}")
 
     quietly(work)
+
+
+@jobs.command("retry")
+def retry_job(
+    context: typer.Context,
+    job: JobId,
+    letters: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Where its dead letter is, as in sabot dlq; default: of its agent in -A"),
+    ] = None,
+    table: Table = None,
+    broker: Broker = None,
+    kafka: Kafka = None,
+    json: Json = False,
+) -> None:
+    """Run a job that has failed again, as the same job: its dead letter is sent back. What it had done stays done.
+
+    It is sabot dlq redrive PLACE --job JOB: a letter is sent back once, and a job that fails again has another one.
+    """
+    quietly(lambda: redrive_job(context, job, letters, table, broker, kafka, json))
 
 
 @jobs.command("check")

@@ -12,7 +12,8 @@ from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
-from sabot.config import legal_topic, parse_broker
+from sabot.config import dead_letter_topic, legal_topic, parse_broker
+from sabot.connectors.base import Sink
 from sabot.connectors.files.letters import FileHome
 from sabot.connectors.files.paths import bare_suffix
 from sabot.connectors.letters import DeadLetter, Home, Letters
@@ -21,7 +22,7 @@ from sabot.errors import UserError
 from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 
-__all__ = ["dlq"]
+__all__ = ["Broker", "Table", "dlq", "redrive_job"]
 
 dlq = typer.Typer(help="Dead letters in Kafka topics, files and tables.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -139,23 +140,56 @@ def redrive(
     skipped = {_place(text) for text in skip or []}
 
     def work() -> None:
-        from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
-        from sabot.kafka.redrive import redrive as send_back
-
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
-            assert isinstance(dead, DeadLetters)
             chosen = places if job is None else _places_of(dead, job, places)
-            done = send_back(dead, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
-        if json:
-            json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
-        else:
-            went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
-            before = f"; {done.already} were redriven before" if done.already else ""
-            typer.echo(f"{done.letters} letters are redriven{': ' + went if went else ''}{before}")
-        if done.left:
-            raise UserError("; ".join(f"{count} letters stay: {why}" for why, count in done.left.items()))
+            _send_back(dead, json, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
 
     _run(work)
+
+
+def redrive_job(
+    context: typer.Context,
+    job: str,
+    place: str | None,
+    table: str | None,
+    broker: str | None,
+    kafka: list[str] | None,
+    json: bool,
+) -> None:
+    """Sends the letters of a job back, and says so. place: where they are; None: where the app of -A says."""
+    with _opened(context, place or _letters_of(context, job), table, broker, kafka, sends=True) as dead:
+        _send_back(dead, json, only=_places_of(dead, job, None))
+
+
+def _letters_of(context: typer.Context, job: str) -> str:
+    """The topic of the dead letters of a job's agent. Raises WrongUse where the app does not say it."""
+    target = context.find_root().obj
+    if target is None:
+        raise WrongUse("where is its dead letter?", hint="--letters orders.dlq, or sabot -A module:app jobs retry …")
+    agent = load_app(target).agent_runtime.agents.get(job.partition("/")[0])
+    if agent is None or agent.spec is None:
+        raise WrongUse(f"job {job}: {target} has no agent of this job", hint="--letters orders.dlq")
+    spec = agent.spec
+    if isinstance(spec.dead_letter, Sink) or len(spec.topics) != 1:
+        raise WrongUse(f"agent {spec.agent_id} has no one topic of dead letters", hint="--letters says where to look")
+    return dead_letter_topic(spec.dead_letter, spec.topics[0])
+
+
+def _send_back(dead: Letters, json: bool, **chosen: Any) -> None:
+    """Redrives letters, and says which went. Raises UserError for those that stay."""
+    from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
+    from sabot.kafka.redrive import redrive as send_back
+
+    assert isinstance(dead, DeadLetters)
+    done = send_back(dead, **chosen)
+    if json:
+        json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
+    else:
+        went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
+        before = f"; {done.already} were redriven before" if done.already else ""
+        typer.echo(f"{done.letters} letters are redriven{': ' + went if went else ''}{before}")
+    if done.left:
+        raise UserError("; ".join(f"{count} letters stay: {why}" for why, count in done.left.items()))
 
 
 def _job_of(letter: DeadLetter) -> str | None:

@@ -221,6 +221,34 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     assert (nobody.exit_code, "no letter here is of job" in nobody.stderr) == (1, True)
 
 
+def test_a_job_is_tried_again_by_its_name(
+    kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app says where the dead letters of its agent are."""
+    admin.create_topic(kafka_url, topic, 3)
+    admin.create_topic(kafka_url, f"{topic}.dlq", 1)
+    rows = [(b"%d" % n, (("sabot.job", b"shop.handle/x/0/%d" % n), *facts(topic, n)), 0) for n in range(3)]
+    write(kafka_url, f"{topic}.dlq", rows)
+    module = f"m{topic.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import sabot\napp = sabot.App('shop', {kafka_url!r})\n"
+        f"@app.agent({topic!r}, name='handle', durable=True)\nasync def handle(ctx): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    asks = ["-A", f"{module}:app", "jobs", "retry"]
+    done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
+    assert (done.exit_code, done.stdout) == (0, f"1 letters are redriven: 1 to {topic}\n"), done.stderr
+    assert [record.value() for record in committed(kafka_url, topic)] == [b"2"]
+    for job, words in {
+        "shop.handle/x/0/99": "no letter here is of job",
+        "shop.other/x/0/1": "no agent of this job",
+    }.items():
+        nobody = CliRunner().invoke(commands._cli, [*asks, job])
+        assert (nobody.exit_code != 0, words in nobody.stderr) == (True, True)
+    nowhere = CliRunner().invoke(commands._cli, ["jobs", "retry", "shop.handle/x/0/1"])
+    assert "--letters" in nowhere.stderr
+
+
 def test_letters_can_go_elsewhere_and_count_as_redriven(kafka_url: str, topic: str) -> None:
     with_letters(kafka_url, topic, 4)
     admin.create_topic(kafka_url, f"{topic}.again", 1)
