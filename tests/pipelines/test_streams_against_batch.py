@@ -921,7 +921,8 @@ async def test_rows_are_on_time_or_late_and_none_is_lost(
     for n in (row["n"] for row in left):
         before = max((times[m] for m in range(n % partitions, n, partitions)), default=-math.inf)
         assert times[n] // 2000 * 2000 + 2000 <= before - 100, f"row {n} was not late"
-    assert left or split != "one"
+    if split == "one" and partitions == 1:  # partitions that advance together hold each other's watermark back
+        assert left
     assert late_rows(app.statistics()) == len(left)
 
 

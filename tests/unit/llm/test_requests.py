@@ -400,10 +400,10 @@ def test_without_a_key_the_vendor_is_not_asked(monkeypatch, kind, variable):
 
 
 async def test_the_environment_has_the_key_and_the_address(monkeypatch):
-    with FakeModelServer("yes", keys=("right",)) as server:
-        monkeypatch.setenv("OPENAI_API_KEY", "right")
+    with FakeModelServer("yes", keys=("key-for-tests-1",)) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "key-for-tests-1")
         monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", "right")
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "key-for-tests-1")
         monkeypatch.setenv("ANTHROPIC_BASE_URL", server.anthropic_url)
         for provider in (OpenAIProvider(model="gpt-4"), AnthropicProvider(model="claude")):
             assert (await provider.complete(RequestSpec(messages=(user("hi"),)))).content == "yes"

@@ -151,8 +151,8 @@ def test_what_does_not_come_is_a_timeout():
 
 @every
 def test_a_wrong_key_is_refused_and_costs_nothing(api):
-    with FakeModelServer("yes", keys=("right",)) as server:
-        for headers in ({"Authorization": "Bearer right"}, {"X-Api-Key": "right"}):
+    with FakeModelServer("yes", keys=("key-for-tests-1",)) as server:
+        for headers in ({"Authorization": "Bearer key-for-tests-1"}, {"X-Api-Key": "key-for-tests-1"}):
             assert post(server, PATHS[api], body(api), headers)[0] == 200
         used = server.tokens
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Api-Key": "wrong"}):
