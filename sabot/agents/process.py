@@ -183,7 +183,9 @@ class AgentProcess:
         }
 
     async def receive_barrier(self, checkpoint_id: int) -> None:
-        """A checkpoint begins: its barrier is on its way to this agent."""
+        """A checkpoint begins: its barrier is on its way to this agent. Checkpoints are made one at a time: a barrier that comes while a
+        user's own backend still takes the snapshot of the one before is declined.
+        """
         await self.barrier_queue.put(checkpoint_id)
 
     async def _processing_loop(self, job: AgentJob) -> None:

@@ -23,15 +23,17 @@ def process(func, url, topic="in", **options) -> AgentProcess:
 
 
 class CountingBackend(MemoryBackend):
-    """A user's own backend that remembers when its snapshot was asked for."""
+    """A user's own backend that remembers when each snapshot was asked for, once it is taken."""
 
     def __init__(self):
         super().__init__(BackendConfig(backend_type="memory"))
         self.snapshots: list[float] = []
 
     async def snapshot(self):
-        self.snapshots.append(time.monotonic())
-        return await super().snapshot()
+        asked = time.monotonic()
+        taken = await super().snapshot()
+        self.snapshots.append(asked)
+        return taken
 
 
 # Row 0.01
