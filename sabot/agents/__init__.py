@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sabot.agents.context import ExecutionContext as ExecutionContext
     from sabot.agents.context import PolicyRef as PolicyRef
     from sabot.agents.context import RunVersions as RunVersions
+    from sabot.agents.events import EventBus as EventBus
+    from sabot.agents.events import InMemoryEventBus as InMemoryEventBus
+    from sabot.agents.events import RuntimeEvent as RuntimeEvent
+    from sabot.agents.events import RuntimeEventType as RuntimeEventType
+    from sabot.agents.events import Subscription as Subscription
     from sabot.agents.jobs import JobManager as JobManager
     from sabot.agents.jobs import JobRecord as JobRecord
     from sabot.agents.jobs import JobSpec as JobSpec
@@ -57,10 +62,12 @@ __all__ = [
     "DurableContext",
     "Effect",
     "EffectError",
+    "EventBus",
     "ExecutionContext",
     "IdempotencyConflict",
     "IllegalTransition",
     "InMemoryActionStore",
+    "InMemoryEventBus",
     "InMemoryJobStore",
     "JobManager",
     "JobRecord",
@@ -79,14 +86,18 @@ __all__ = [
     "Reconciled",
     "Reply",
     "RunVersions",
+    "RuntimeEvent",
+    "RuntimeEventType",
     "SqliteInbox",
     "SqliteJournal",
+    "Subscription",
     "tool",
 ]
 
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
+    "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.api.durable": ("DurableContext", "Reply"),

@@ -1,0 +1,416 @@
+"""Events: what happens in jobs, told to whoever asked for it.
+
+    publish ─▶ a queue of each subscriber ─▶ its handler, one event after the other
+
+Each subscriber has its own bounded queue and its own task, so one that hangs, raises or is slow holds up no other. What happens when its
+queue is full is said by `slow`: "drop" leaves the event out and counts it, "hold" lets `publish` wait until there is room.
+
+Events come at least once: `event_id` is the same for the same event, so a repeat is seen. `InMemoryEventBus` belongs to one event loop.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from enum import StrEnum
+from types import CoroutineType
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import msgspec
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import UserError, short_repr
+
+__all__ = [
+    "CAPACITY_EVENTS",
+    "EventBus",
+    "Handler",
+    "InMemoryEventBus",
+    "RuntimeEvent",
+    "RuntimeEventType",
+    "Slow",
+    "Subscription",
+]
+
+_log = logging.getLogger(__name__)
+
+CAPACITY_EVENTS = 10_000
+"""Events that wait for one subscriber."""
+
+_SLICE = 256  # events that one task publishes, or handles, before others get the event loop
+
+
+class RuntimeEventType(StrEnum):
+    """What has happened. The word before the dot is the category."""
+
+    PROGRESS = "progress"
+    MODEL_TOKEN = "model.token"
+    MODEL_REASONING = "model.reasoning"
+    MODEL_DONE = "model.done"
+    TOOL_START = "tool.start"
+    TOOL_END = "tool.end"
+    TOOL_ERROR = "tool.error"
+    ACTION_REQUIRED = "action.required"
+    ACTION_RESOLVED = "action.resolved"
+    ACTION_EXPIRED = "action.expired"
+    ACTION_CANCELLED = "action.cancelled"
+    ARTIFACT_CREATED = "artifact.created"
+    ARTIFACT_UPDATED = "artifact.updated"
+    JOB_STARTED = "job.started"
+    JOB_STATUS_CHANGED = "job.status_changed"
+    JOB_COMPLETED = "job.completed"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    FINAL_RESULT = "final.result"
+    FINAL_ERROR = "final.error"
+
+    @property
+    def category(self) -> str:
+        """ "job" of "job.started"."""
+        return self.value.partition(".")[0]
+
+
+class RuntimeEvent(msgspec.Struct, frozen=True):
+    """Something that has happened in a job.
+
+    event_id: the same when the same event is told again; by default a random one. at: epoch seconds. data: what belongs to the type.
+    """
+
+    type: RuntimeEventType
+    job_id: str
+    data: Mapping[str, Any] = {}
+    event_id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    at: float = msgspec.field(default_factory=SYSTEM_CLOCK.time)
+    scope_id: str = ""
+    principal_id: str = ""
+
+
+Handler: TypeAlias = Callable[[RuntimeEvent], Awaitable[object] | object]
+"""A function or coroutine function. A plain function is called on the event loop, so it must not block."""
+
+Slow: TypeAlias = Literal["drop", "hold"]
+
+
+class EventBus(Protocol):
+    """Where events are published and handed on."""
+
+    async def subscribe(
+        self,
+        handler: Handler,
+        event_types: Iterable[RuntimeEventType | str] | None = None,
+        *,
+        job_id: str | None = None,
+        slow: Slow = "drop",
+        capacity: int = CAPACITY_EVENTS,
+    ) -> "Subscription":
+        """`handler` gets each event from now on, in the order in which they are published. event_types: of these types only. job_id: of
+        this job only. slow, capacity: what follows where so many events wait for it. Raises UserError.
+        """
+
+    async def publish(self, event: RuntimeEvent) -> None:
+        """Hands the event to the queues of its subscribers. Waits for those that hold their publisher up."""
+
+    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
+        """Whether anybody gets such an event of this job: one that nobody gets need not be made."""
+
+
+class Subscription:
+    """One subscriber of a bus. With a handler it is called; without one the subscription is iterated.
+
+    delivered: events that it has handled. dropped: that were left out as its queue was full. errors: how often its handler has raised;
+    last_error: what. Each kind is told once in the log. queue: what waits for it.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_bus",
+        "_full",
+        "_handler",
+        "_pump",
+        "capacity",
+        "closed",
+        "delivered",
+        "dropped",
+        "errors",
+        "event_types",
+        "job_id",
+        "last_error",
+        "queue",
+        "slow",
+    )
+
+    def __init__(
+        self,
+        bus: "InMemoryEventBus",
+        handler: Handler | None,
+        event_types: Iterable[RuntimeEventType | str] | None,
+        job_id: str | None,
+        slow: Slow,
+        capacity: int,
+    ) -> None:
+        """As `EventBus.subscribe`."""
+        if slow not in get_args(Slow):
+            raise UserError(f"slow={short_repr(slow)}", hint=f"one of {', '.join(get_args(Slow))}")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
+        self.event_types = None if event_types is None else _types(event_types)
+        self.job_id = job_id
+        self.slow: Slow = slow
+        self.capacity = capacity
+        self.delivered = self.dropped = self.errors = 0
+        self.last_error: Exception | None = None
+        self.closed = False
+        self._bus = bus
+        self._handler = handler
+        self.queue: deque[RuntimeEvent] = deque()
+        self._full = False
+        self._pump: asyncio.Task[None] | None = None
+        self._awaited: asyncio.Future[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its handler, for messages."""
+        return getattr(self._handler, "__qualname__", None) or short_repr(self._handler)
+
+    def wants(self, event_type: str) -> bool:
+        """Whether it asks for events of this type."""
+        return self.event_types is None or event_type in self.event_types
+
+    def take(self, event: RuntimeEvent) -> None:
+        """Its bus hands it an event."""
+        queue = self.queue
+        if len(queue) >= self.capacity:
+            if self.slow == "drop":
+                self.dropped += 1
+                if self.dropped == 1:
+                    _log.warning("events are dropped: %d wait for subscriber %s", len(queue), self.name)
+                return
+            self._full = True  # this one is taken: whoever publishes the next one waits
+            self._bus.holds(self)
+        queue.append(event)
+        if self._handler is None:
+            self._wake()
+        elif self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._deliver(), name=f"events of {self.name}")
+
+    async def _deliver(self) -> None:
+        queue, handler = self.queue, self._handler
+        assert handler is not None
+        try:
+            while queue:
+                for _ in range(min(_SLICE, len(queue))):
+                    event = queue.popleft()
+                    try:
+                        result = handler(event)
+                        if type(result) is CoroutineType or hasattr(result, "__await__"):
+                            await result
+                    except asyncio.CancelledError as error:
+                        if self.closed or _is_cancelled():
+                            raise
+                        self._failed(RuntimeError(f"something that it awaited was cancelled: {error}"))
+                    except Exception as error:
+                        self._failed(error)
+                    self.delivered += 1
+                    if self._full:
+                        self._drained()
+                if queue:
+                    await asyncio.sleep(0)
+        finally:
+            self._pump = None
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        self.last_error = error
+        if self.errors == 1:
+            _log.warning("subscriber %s of events has raised; it gets the next ones", self.name, exc_info=error)
+
+    def _drained(self) -> None:
+        if self._full and len(self.queue) <= self.capacity // 2:
+            self._full = False
+            self._bus.drained(self)
+
+    def _wake(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
+    def __aiter__(self) -> "Subscription":
+        return self
+
+    async def __anext__(self) -> RuntimeEvent:
+        while not self.queue:
+            if self.closed:
+                raise StopAsyncIteration
+            self._awaited = asyncio.get_running_loop().create_future()
+            await self._awaited
+        event = self.queue.popleft()
+        self.delivered += 1
+        self._drained()
+        return event
+
+    async def flush(self) -> None:
+        """Returns when it has handled all that was handed to it, and is idle."""
+        if self._pump is not None:
+            await asyncio.wait([self._pump])
+
+    async def unsubscribe(self) -> None:
+        """It gets no further event, and what waits is left out. A handler that is under way is cancelled, unless it is who asks.
+        Idempotent.
+        """
+        self.close()
+
+    def close(self) -> None:
+        """As `unsubscribe`."""
+        if self.closed:
+            return
+        self.closed = True
+        self._bus.leave(self)
+        self.queue.clear()
+        self._drained()
+        self._wake()
+        if self._pump is not None and self._pump is not _current_task():
+            self._pump.cancel()
+
+
+class InMemoryEventBus:
+    """An EventBus within one event loop."""
+
+    def __init__(self) -> None:
+        self.published = 0
+        self._shared: dict[Subscription, None] = {}  # those that do not ask for one job, in their order
+        self._of_type: dict[str, tuple[Subscription, ...]] = {}  # of these
+        self._of_job: dict[str, dict[Subscription, None]] = {}
+        self._full: set[Subscription] = set()  # those that hold publishers up
+        self._roomless: list[asyncio.Future[None]] = []
+        self._turn = 0
+
+    async def subscribe(
+        self,
+        handler: Handler,
+        event_types: Iterable[RuntimeEventType | str] | None = None,
+        *,
+        job_id: str | None = None,
+        slow: Slow = "drop",
+        capacity: int = CAPACITY_EVENTS,
+    ) -> Subscription:
+        """As `EventBus.subscribe`."""
+        return self.on(handler, event_types, job_id=job_id, slow=slow, capacity=capacity)
+
+    def on(
+        self,
+        handler: Handler,
+        event_types: Iterable[RuntimeEventType | str] | None = None,
+        *,
+        job_id: str | None = None,
+        slow: Slow = "drop",
+        capacity: int = CAPACITY_EVENTS,
+    ) -> Subscription:
+        """`subscribe` where no event loop runs yet."""
+        if not callable(handler):
+            raise UserError(f"{short_repr(handler)} is no handler of events", hint="a function of the event")
+        return self._join(Subscription(self, handler, event_types, job_id, slow, capacity))
+
+    def listen(
+        self,
+        event_types: Iterable[RuntimeEventType | str] | None = None,
+        *,
+        job_id: str | None = None,
+        slow: Slow = "drop",
+        capacity: int = CAPACITY_EVENTS,
+    ) -> Subscription:
+        """A subscription to be iterated: `async for event in bus.listen(): …`. `close` ends it."""
+        return self._join(Subscription(self, None, event_types, job_id, slow, capacity))
+
+    def _join(self, subscription: Subscription) -> Subscription:
+        if subscription.job_id is None:
+            self._shared[subscription] = None
+            self._routes()
+        else:
+            self._of_job.setdefault(subscription.job_id, {})[subscription] = None
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """It has unsubscribed."""
+        if subscription.job_id is None:
+            del self._shared[subscription]
+            self._routes()
+        else:
+            those = self._of_job[subscription.job_id]
+            del those[subscription]
+            if not those:
+                del self._of_job[subscription.job_id]
+
+    def _routes(self) -> None:
+        self._of_type = {kind: tuple(each for each in self._shared if each.wants(kind)) for kind in RuntimeEventType}
+
+    async def publish(self, event: RuntimeEvent) -> None:
+        """As `EventBus.publish`."""
+        while self._full:
+            room = asyncio.get_running_loop().create_future()
+            self._roomless.append(room)
+            await room
+        self.published += 1
+        for each in self._of_type.get(event.type, ()):
+            queue = each.queue
+            if each._pump is not None and len(queue) < each.capacity:  # as `take`, at less cost
+                queue.append(event)
+            else:
+                each.take(event)
+        for each in self._of_job.get(event.job_id, ()):
+            if each.wants(event.type):
+                each.take(event)
+        self._turn += 1
+        if self._turn >= _SLICE:  # else nobody is served who publishes without another `await`
+            self._turn = 0
+            await asyncio.sleep(0)
+
+    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
+        """As `EventBus.wants`."""
+        if self._of_type.get(event_type):
+            return True
+        return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
+
+    def holds(self, subscription: Subscription) -> None:
+        """Its queue is full, and who publishes waits for it."""
+        self._full.add(subscription)
+
+    def drained(self, subscription: Subscription) -> None:
+        """It has room again."""
+        self._full.discard(subscription)
+        if not self._full:
+            roomless, self._roomless = self._roomless, []
+            for future in roomless:
+                if not future.done():
+                    future.set_result(None)
+
+    async def flush(self) -> None:
+        """Returns when all handlers have handled what was published, and are idle."""
+        for each in self._subscriptions():
+            await each.flush()
+
+    async def close(self) -> None:
+        """All are unsubscribed."""
+        for each in self._subscriptions():
+            each.close()
+
+    def _subscriptions(self) -> list[Subscription]:
+        return [*self._shared, *(each for those in self._of_job.values() for each in those)]
+
+
+def _types(names: Iterable[RuntimeEventType | str]) -> frozenset[RuntimeEventType]:
+    try:
+        return frozenset(map(RuntimeEventType, [names] if isinstance(names, str) else names))
+    except ValueError as error:
+        raise UserError(f"event_types: {error}", hint=f"there are {', '.join(RuntimeEventType)}") from error
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
