@@ -38,6 +38,12 @@ _NAMES = "|".join(
     )
 )
 _SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
+# How many tokens of a model: no secret where its value is a number.
+_COUNT = re.compile(
+    r"(?:max|min|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context)[\w\-]{0,32}tokens"
+    r"|tokens[_-](?:used|left|per[_-]\w{1,16})|token[_-](?:count|limit|budget)",
+    re.IGNORECASE,
+)
 # An unknown name of these families is taken for the misspelt name of a secret.
 _FAMILIES = ("sasl", "ssl", "oauth")
 _HARMLESS = {
@@ -93,6 +99,8 @@ _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
 _PAIR = re.compile(
     rf"((?:{_NAMES})[\w.\-]{{0,64}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)", re.IGNORECASE
 )
+_NUMBER = re.compile(r"(?:\d[\d_]{0,11}|None)[)\]}>.:]*")
+_END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
 _URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*")
 _PLAIN = (str, int, float, bool, type(None))
@@ -138,7 +146,7 @@ def keep_settings(settings: Mapping[str, object]) -> None:
     shown: list[object] = []
     for name, value in settings.items():
         (hidden if _is_secret(name, value) and str(name).lower() not in _NAMED else shown).append(value)
-    inside = [pair[3].strip("'\"") for value in hidden if isinstance(value, str) for pair in _PAIR.finditer(value)]
+    inside = [pair[3].strip("'\"") for value in hidden if isinstance(value, str) for pair in _pairs(value)]
     keep_secret(*hidden, *inside, beside=shown)
     for value in shown:
         if isinstance(value, str) and "://" in value:
@@ -149,7 +157,7 @@ def keep_url(url: str) -> None:
     """Registers the password of an address, and the secret parameters of its query, with `keep_secret`."""
     userinfo, rest = _parts(url.partition("://")[2] or url)
     user, _, password = userinfo.partition(":")
-    secrets = [password, *(pair[3].strip("'\"") for pair in _PAIR.finditer(rest))]
+    secrets = [password, *(pair[3].strip("'\"") for pair in _pairs(rest))]
     keep_secret(*secrets, *map(unquote, secrets), beside=[user])
 
 
@@ -185,7 +193,7 @@ def has_password(url: str) -> bool:
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
         return False
     userinfo, rest = _parts(rest)
-    return ":" in userinfo or _PAIR.search(rest) is not None
+    return ":" in userinfo or any(_pairs(rest))
 
 
 def setting_name(text: str) -> str:
@@ -235,7 +243,7 @@ def _is_secret(name: str, value: object) -> bool:
     name = str(name).lower()
     if name in _CHOICES and isinstance(value, str):
         return _CHOICE.fullmatch(value) is None
-    if name in _HARMLESS:
+    if name in _HARMLESS or _is_count(name, value):
         return False
     return name.startswith(_FAMILIES) or _SECRET.search(name) is not None
 
@@ -251,7 +259,24 @@ def _parts(rest: str) -> tuple[str, str]:
     return rest[: max(end, 0)], rest[end + 1 :]
 
 
+def _pairs(text: str) -> Iterator["re.Match[str]"]:
+    """What is said in the text of secrets, as `password=…`."""
+    return (pair for pair in _PAIR.finditer(text) if not _says_count(pair))
+
+
+def _says_count(pair: "re.Match[str]") -> bool:
+    before = _END_OF_NAME.search(pair.string[max(0, pair.start() - 64) : pair.start()])
+    return _is_count(f"{before[0] if before is not None else ''}{pair[1]}", pair[3])
+
+
+def _is_count(name: str, value: object) -> bool:
+    """Whether this says how many tokens, as `max_tokens=5` does."""
+    return _COUNT.fullmatch(name.rpartition(".")[2]) is not None and _NUMBER.fullmatch(str(value)) is not None
+
+
 def _hide_value(pair: "re.Match[str]") -> str:
+    if _says_count(pair):
+        return pair[0]
     return f"{pair[1]}{pair[2]}{HIDDEN}"
 
 

@@ -140,6 +140,50 @@ def test_a_short_secret_is_hidden_as_a_whole_word_and_a_common_one_is_not_looked
     assert scrubbed("hntr9, hntr9s, abc, password, same") == "***, hntr9s, abc, password, same"
 
 
+@pytest.mark.parametrize(
+    "count",
+    [
+        *(
+            "max_tokens=5",
+            "RequestSpec(max_tokens=5)",
+            "options.max_tokens=1_000",
+            "max_tokens=None,",
+            "max_output_tokens = 5",
+        ),
+        *(
+            "input_tokens=12 of 30",
+            "tokens_per_minute=60000",
+            "token_count=7",
+            "maxTokens=7",
+            "https://h/v1?max_tokens=5",
+        ),
+    ],
+)
+def test_how_many_tokens_a_model_may_use_is_no_secret(count: str) -> None:
+    """A user read that his answer "was cut off at max_tokens=***"."""
+    assert scrubbed(count) == count
+    assert not has_password(count)
+    assert str(SabotError(f"refused: {count}")) == f"refused: {count}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token=5",
+        "access_token=12345",
+        "access_tokens=5",
+        "tokens=123456",
+        "max_tokens=sk-5",
+        "max_tokens=1234567890123456",
+    ],
+)
+def test_a_token_is_a_secret_also_where_it_is_a_number(text: str) -> None:
+    assert scrubbed(text) == f"{text.partition('=')[0]}=***"
+    name, _, value = text.partition("=")
+    assert redacted({name: value}) == {name: "***"}
+    assert redacted({"max_tokens": 5, "token": 5}) == {"max_tokens": 5, "token": "***"}
+
+
 def test_an_error_of_ours_and_its_cause_say_no_secret() -> None:
     keep_settings({"sasl.oauthbearer.config": "principal=admin secret=swordfish77"})
     cause = ValueError("cannot read secret=swordfish77")
