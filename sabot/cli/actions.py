@@ -144,8 +144,9 @@ def _answer(said: dict[str, dict[str, Any]], value: Any, *, given: bool) -> dict
     if list(said) == ["--done"] and given:
         return {"outcome": "done", "result": value}
     if len(said) + given != 1:
+        both = " and ".join([*said, *(["--with"] if given else [])])
         raise WrongUse(
-            "which answer?",
+            f"{both} are several answers, and one counts" if both else "which answer?",
             hint="--approve, --reject, or --with JSON; of an effect in doubt --done, --not-done, or --abandon",
         )
     if not given:

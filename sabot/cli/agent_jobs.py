@@ -2,6 +2,7 @@
 
 import uuid
 from collections import Counter
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from json import loads
@@ -45,7 +46,9 @@ def list_jobs(
     place: Place,
     kafka: Kafka = None,
     scope: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs of this scope.")] = None,
-    agent: Annotated[str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(metavar="AGENT", help="Only jobs of this agent: app.name, or its name alone.")
+    ] = None,
     status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs in this status.")] = None,
     json: Json = False,
 ) -> None:
@@ -53,11 +56,15 @@ def list_jobs(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            found = [
-                job
-                for job in JobsOfJournal(reader).seen()
-                if scope in (None, job.scope_id) and agent in (None, job.agent) and (not status or job.status in status)
-            ]
+            seen = list(JobsOfJournal(reader).seen())
+            of = None if agent is None else _agents_named(agent, {job.agent for job in seen if job.agent}, reader.where)
+        found = [
+            job
+            for job in seen
+            if scope in (None, job.scope_id)
+            and (of is None or job.agent in of)
+            and (not status or job.status in status)
+        ]
         if json:
             for job in found:
                 json_line(_facts(job))
@@ -66,6 +73,17 @@ def list_jobs(
         columns(titles, [_row(job) for job in found])
 
     quietly(work)
+
+
+def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
+    """The ids of the agents that a word means, which is one of them, or the name in it. Raises UserError where it means none."""
+    found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
+    if not found:
+        raise UserError(
+            f"{where} has no job of an agent {word}",
+            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "no agent has had a job there so far",
+        )
+    return found
 
 
 def _row(job: JobRecord) -> list[object]:

@@ -65,6 +65,8 @@ async def test_answers_are_objects(tmp_path: Path) -> None:
     _, action, token = await waiting(tmp_path)
     for words in ([], ["--approve", "--reject"], ["--with", "7"], ["--with", "{"]):
         assert says("actions", "resolve", token, "--journal", tmp_path, *words).exit_code == 2
+    both = says("actions", "resolve", token, "--journal", tmp_path, "--approve", "--reject")
+    assert "--approve and --reject are several answers" in both.stderr
     printed("actions", "resolve", token, "--journal", tmp_path, "--with", '{"choice": 2}')
     journal = SqliteJournal(tmp_path / "journal")
     assert (await ActionManager(JournalStore(journal)).get(action)).resolution == {"choice": 2}
@@ -131,6 +133,7 @@ def test_the_entries_of_a_job_are_shown_step_by_step_without_its_tokens(tmp_path
         Answer("job", AT + 257, 3, "secret-token", body=b'{"approved":true}', by="ann"),
         Signal("job", AT + 258, "paid", "bank-7", b"12.5", "bank"),
         Intent("job", AT + 259, 4, "sleep", due_ms=AT + 60_000),
+        Intent("job", AT + 259, 6, "sleep", "timeout", due_ms=AT + 60_000),
         Intent("job", AT + 260, 5, "child", "app.mail", body=pack({"to": "ann"}, "input")),
         Cancel("job", AT + 261, "too late", "bob"),
         End("job", AT + 300, "failed", "ValueError", body=pack_error(ValueError("no luck"))),
@@ -148,12 +151,13 @@ def test_the_entries_of_a_job_are_shown_step_by_step_without_its_tokens(tmp_path
         'answer 3 resolved by ann {"approved": true}',
         "signal paid by bank 12.5",
         "intent 4 sleep until 2023-11-14 22:14:20.000Z",
+        "intent 6 time-out until 2023-11-14 22:14:20.000Z",
         "intent 5 child app.mail {'to': 'ann'}",
         "cancel by bob too late",
         "end failed ValueError: no luck",
     ]
     found = objects("journal", "show", "job", "--journal", tmp_path / "journal" / "journal.db")
-    assert [each["place"] for each in found] == list(range(15))
+    assert [each["place"] for each in found] == list(range(16))
     assert found[1]["body"] == [["A1"], {"amount": 12.5, "key": "secret('STRIPE_KEY')"}]
     assert found[2]["body"] == {"type": "ConnectionError", "message": "no way"}
     assert found[7]["body"] == "x" * 100_000  # whole, in JSON
@@ -315,6 +319,13 @@ def test_jobs_of_agents_say_what_they_wait_for(tmp_path: Path) -> None:
     assert [
         each["job_id"] for each in objects("jobs", "list", "--journal", tmp_path, "--status", "waiting_action")
     ] == ["d"]
+    assert [each["agent"] for each in objects("jobs", "list", "--journal", tmp_path, "--agent", "mails")] == [
+        "app.mails"
+    ] * 4
+    unknown = says("jobs", "list", "--journal", tmp_path, "--agent", "mail")
+    assert (unknown.exit_code, unknown.stdout) == (1, "")
+    assert "no job of an agent mail" in unknown.stderr
+    assert "it has jobs of app.mails, app.refunds" in unknown.stderr
     (last,) = objects("jobs", "show", "c", "--journal", tmp_path)
     assert [(each["kind"], each["name"]) for each in last["open"]] == [
         ("call", "note"),
