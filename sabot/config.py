@@ -105,7 +105,10 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
     else:
         raise UserError(f"{name}: {value!r} is no rate", hint='write "50/s", "300/m" or a number a second')
     if not 0 < rate < float("inf"):
-        raise UserError(f"{name}: {value!r} is not positive, or not finite")
+        raise UserError(
+            f"{name}: {value!r} is not positive, or not finite",
+            hint="write 0.5, say, or leave it out: then it has no limit",
+        )
     return rate
 
 

@@ -15,7 +15,7 @@ from sabot.agents.context import checked_word
 from sabot.clock import Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
-from sabot.jobs.history import IN_DOUBT, VERDICTS
+from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
 
 __all__ = [
     "ACTION_TYPES",
@@ -28,18 +28,6 @@ __all__ = [
     "SignalChannel",
     "check_resolution",
 ]
-
-ACTION_TYPES = (
-    "confirm",
-    "choose",
-    "input",
-    "upload",
-    "reauth",
-    "apply_changes",
-    "approval",
-    "in_doubt",
-    "custom",
-)
 
 
 class ActionStatus(StrEnum):

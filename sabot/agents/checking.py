@@ -17,7 +17,7 @@ from sabot.errors import words_of
 from sabot.jobs.history import History
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
-from sabot.jobs.run import Ask, ContinueAs, JobRun
+from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
 from sabot.journal import JournalReader, digest
 from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of
@@ -148,4 +148,4 @@ def _verdict(run: JobRun) -> tuple[str, str]:
 
 
 def _words(ask: Ask) -> str:
-    return f"{ask.kind} {ask.name}".strip()
+    return effect_words(ask.kind, ask.name)

@@ -14,7 +14,8 @@ from sabot.api.context import AgentContext, RecordFields, record_context
 from sabot.api.functions import Timers
 from sabot.clock import Clock
 from sabot.config import Duration, checked_text, parse_seconds
-from sabot.errors import UNREADABLE, UserError
+from sabot.errors import UNREADABLE, UserError, short_repr
+from sabot.jobs.history import ACTION_TYPES
 from sabot.jobs.run import ContinueAs, JobRun
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Signal
@@ -96,10 +97,11 @@ class DurableContext(AgentContext):
     async def ask(self, kind: str, payload: Mapping[str, Any], *, timeout: Duration | None = None) -> Reply:
         """Asks a person, and parks the job until the answer comes, also for days: `sabot actions` shows and answers questions.
 
-        kind: "confirm", "choose", "input", "approval", or a word of yours. payload: what is shown, as JSON. timeout: then the answer is
-        `expired`.
+        kind: "confirm", "choose", "input", "approval" or another type of actions, or a word of yours. payload: what is shown, as JSON.
+        timeout: then the answer is `expired`. Raises UserError for a kind that is no word, or is a type misspelt: who answers questions
+        by their types would not see it.
         """
-        checked_text(kind, "ask: kind")
+        _check_type(kind)
         try:
             body = msgspec.json.encode(dict(payload))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -216,6 +218,30 @@ def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: s
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx.given_up = job, {}
     return ctx
+
+
+def _check_type(kind: str) -> None:
+    if not checked_text(kind, "ask: kind") or kind.split() != [kind]:
+        raise UserError(
+            f"ask: {short_repr(kind)} is no type of questions, which is one word",
+            hint="what is asked goes into the payload: ctx.ask('confirm', {'message': '…'})",
+        )
+    meant = next((each for each in ACTION_TYPES if _misspelt(kind.lower(), each)), None)
+    if meant is not None and kind not in ACTION_TYPES:
+        raise UserError(
+            f"ask: {kind!r} is no type of questions: did you mean {meant!r}?",
+            hint=f"one of {', '.join(ACTION_TYPES)}; or a word that differs from them by more than a letter",
+        )
+
+
+def _misspelt(word: str, meant: str) -> bool:
+    """Whether they are the same, but for a letter that is another one, missing, too many, or swapped with the next."""
+    at = 0
+    while word[at : at + 1] == meant[at : at + 1] != "":
+        at += 1
+    one, other = word[at:], meant[at:]
+    swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
+    return swapped or one[1:] == other[1:] or one[1:] == other or one == other[1:]
 
 
 def _value(body: bytes) -> Any:

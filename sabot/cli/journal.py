@@ -15,6 +15,7 @@ from sabot.cli.printing import columns, json_line, moment, shortened, size, text
 from sabot.cli.running import guarded, set_up_logging
 from sabot.errors import EffectError, UserError
 from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.run import effect_words
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import (
@@ -181,7 +182,7 @@ def _asked(intent: Intent, said: str) -> list[str]:
         payload = value_of(intent, b"" if isinstance(intent.body, StoredBody) else intent.body)
         if isinstance(payload, dict) and "effect" in payload:
             return [f"ask {IN_DOUBT}: was attempt {payload.get('attempt', 1)} of {payload['effect']} done?"]
-    return [intent.kind, intent.name, intent.effect_class and f"({intent.effect_class})", due, said]
+    return [effect_words(intent.kind, intent.name), intent.effect_class and f"({intent.effect_class})", due, said]
 
 
 def _said(entry: Entry) -> str:

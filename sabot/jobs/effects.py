@@ -191,8 +191,10 @@ class Effects:
             case Doubt.TAKE | Doubt.ASSUME_DONE:
                 self._result(live, ask, "ok", pack(None, tool.name) if result is None else result)
             case Doubt.FAIL:
-                error = UserError(f"{tool.name}: nobody knows whether it was done", hint="in_doubt='ask' asks a person")
-                self._result(live, ask, "InDoubt", pack_error(error))
+                error = EffectError(
+                    "InDoubt", f"nobody knows whether {tool.name} was done (in_doubt='ask' asks a person)"
+                )
+                self._result(live, ask, error.type, pack_error(error))
             case Doubt.ASK:
                 self._ask_person(live, ask)
 

@@ -20,10 +20,13 @@ from sabot.errors import CorruptJournal
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = ["IN_DOUBT", "TIMEOUT", "VERDICTS", "Delivery", "History"]
+__all__ = ["ACTION_TYPES", "IN_DOUBT", "TIMEOUT", "VERDICTS", "Delivery", "History"]
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
+
+ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
+"""The types of questions that have a meaning. A durable agent may have words of its own beside them."""
 
 VERDICTS = ("done", "not_done", "abandon")
 """The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""

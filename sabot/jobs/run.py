@@ -25,7 +25,7 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
 
-__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "question_token"]
+__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "effect_words", "question_token"]
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
@@ -297,7 +297,7 @@ class JobRun:
         due_ms: int = 0,
         awaited: bool = True,
     ) -> Ask:
-        self._check_turn(f"{kind} {name}".strip())
+        self._check_turn(effect_words(kind, name))
         asked = digest(self._key, kind, name, arguments)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms)
@@ -334,7 +334,7 @@ class JobRun:
             RULES[EffectClass(effect_class)].checked if effect_class else kind != "sleep"
         )  # it may change meanwhile
         if (recorded.kind, recorded.name) != (kind, name) or (checked and recorded.digest != asked):
-            self._block(recorded, f"the function asks for {_words(kind, name)}" + _same(recorded, kind, name))
+            self._block(recorded, f"the function asks for {effect_words(kind, name)}" + _same(recorded, kind, name))
         return recorded, ordinal
 
     def _check_turn(self, what: str) -> None:
@@ -370,7 +370,7 @@ class JobRun:
             hint = "bring the old code back; or guard what is new with ctx.patched('…') and start again"
             if old.rpartition(PYTHON_MARK)[2] != new.rpartition(PYTHON_MARK)[2]:
                 hint = f"another Python may make tasks in another order: let open jobs end under the old one; or {hint}"
-            step = "its end" if intent is None else f"step {intent.ordinal}, {_words(intent.kind, intent.name)}"
+            step = "its end" if intent is None else f"step {intent.ordinal}, {effect_words(intent.kind, intent.name)}"
             self.blocked = NonDeterminism(
                 f"job {self.job_id}: at {step}, {what}; the journal was written by version {old!r}, this is {new!r}",
                 hint=hint,
@@ -448,7 +448,10 @@ def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> st
     return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
 
 
-def _words(kind: str, name: str) -> str:
+def effect_words(kind: str, name: str) -> str:
+    """What was asked, as messages have it."""
+    if (kind, name) == ("sleep", TIMEOUT):
+        return "time-out"
     return f"{kind} {name}" if name else kind
 
 

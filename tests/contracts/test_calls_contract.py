@@ -641,8 +641,9 @@ def test_a_rate_is_read_as_users_write_it(text, rate):
 
 @pytest.mark.parametrize("text", ["50", "0/s", "-1/s", "5/w", 0, -1, True, float("nan"), float("inf"), None, "1e3/s"])
 def test_what_is_no_rate_is_refused(text):
-    with pytest.raises(UserError, match="rate"):
+    with pytest.raises(UserError, match="rate") as caught:
         parse_rate(text)
+    assert caught.value.hint.startswith("write ")
 
 
 # -- pieces ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.errors import EffectError
+from sabot.errors import EffectError, UserError
 from sabot.jobs.values import unpack
 from sabot.journal import (
     Attempt,
@@ -564,6 +564,76 @@ async def test_other_code_blocks_the_job_and_says_where() -> None:
         told = str(jobs.agent.blocks["j"])
         assert all(words in told for words in ("step 1, call pay", "call mail", "'1'", "'2'"))
     assert not world.made
+
+
+async def test_a_wait_with_a_time_out_is_no_sleep_in_the_error_of_a_blocked_job() -> None:
+    """The user had written `ctx.wait("paid", timeout="1d")`, and looked for a sleep in his code: step 1 was a "sleep timeout"."""
+    home = MemoryHome()
+
+    async def old(ctx: DurableContext) -> Any:
+        await ctx.wait("paid", timeout="1d")
+
+    async def new(ctx: DurableContext) -> Any:
+        await ctx.wait("paid")
+
+    async with hosting(home, Agent(old)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Agent(new)) as jobs:
+        await jobs.over("j")
+        told = str(jobs.agent.blocks["j"])
+    assert "at step 1, time-out, the function asks for wait paid" in told
+    assert "sleep" not in told
+
+
+async def test_an_effect_in_doubt_that_fails_is_an_error_that_code_can_tell_from_others() -> None:
+    """Its type was UserError, as that of a tool's own mistake in its arguments."""
+    world, home = World(), MemoryHome()
+    refund = world.tool("refund", in_doubt="fail")
+
+    async def f(ctx: DurableContext) -> Any:
+        try:
+            return await ctx.call(refund, 1)
+        except EffectError as error:
+            return [error.type, error.message]
+
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    async with hosting(prefix(home, 2), Agent(f)) as jobs:  # killed during the call
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == [
+            "InDoubt",
+            "nobody knows whether refund was done (in_doubt='ask' asks a person)",
+        ]
+    assert world.made == {"refund 1": 1}
+
+
+@pytest.mark.parametrize("kind", ["confrim", "Confirm", "aproval", "in-doubt", "uplaod"])
+async def test_a_question_whose_type_is_misspelt_is_refused_with_the_one_that_was_meant(kind: str) -> None:
+    """The person who answers what is to be confirmed never saw the question, and its job waited for ever."""
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.ask(kind, {"message": "Refund?"})
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert "did you mean" in str(jobs.agent.errors["j"])
+
+
+async def test_a_message_is_no_type_of_a_question_and_a_word_of_the_users_is_one() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        for kind in ("Refund 12.50?", ""):
+            with pytest.raises(UserError, match="one word") as caught:
+                await ctx.ask(kind, {})
+            assert "ctx.ask('confirm', {'message': '…'})" in caught.value.hint
+        await ctx.ask("customer", {})
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert [each.name for each in entries(jobs.journal.home) if isinstance(each, Intent)] == ["customer"]
 
 
 async def test_a_job_that_another_python_runs_otherwise_is_blocked_and_told_so() -> None:
