@@ -139,7 +139,9 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "WithColumns",
 }
 
-SHARED_NAMES = {
+SHARED_NAMES = {  # Operator, OperatorContext: of compiled steps, and of flows of agents, as document 001 calls them
+    "Operator",
+    "OperatorContext",
     "Pattern",
     "Process",
     "Reader",

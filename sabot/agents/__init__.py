@@ -29,6 +29,33 @@ if TYPE_CHECKING:
     from sabot.agents.jobs import JobStatus as JobStatus
     from sabot.agents.jobs import JobStore as JobStore
     from sabot.agents.jobs import OpenEffect as OpenEffect
+    from sabot.agents.orchestration import AgentNode as AgentNode
+    from sabot.agents.orchestration import AgentStep as AgentStep
+    from sabot.agents.orchestration import ChainOperator as ChainOperator
+    from sabot.agents.orchestration import ConditionalNode as ConditionalNode
+    from sabot.agents.orchestration import DebateOperator as DebateOperator
+    from sabot.agents.orchestration import DepthExceeded as DepthExceeded
+    from sabot.agents.orchestration import EndNode as EndNode
+    from sabot.agents.orchestration import ExecutionGraph as ExecutionGraph
+    from sabot.agents.orchestration import FlowCycle as FlowCycle
+    from sabot.agents.orchestration import FlowError as FlowError
+    from sabot.agents.orchestration import FlowFailed as FlowFailed
+    from sabot.agents.orchestration import FlowTimeout as FlowTimeout
+    from sabot.agents.orchestration import FunctionStep as FunctionStep
+    from sabot.agents.orchestration import GraphEdge as GraphEdge
+    from sabot.agents.orchestration import GraphExecutor as GraphExecutor
+    from sabot.agents.orchestration import GraphNode as GraphNode
+    from sabot.agents.orchestration import MapReduceOperator as MapReduceOperator
+    from sabot.agents.orchestration import Operator as Operator
+    from sabot.agents.orchestration import OperatorContext as OperatorContext
+    from sabot.agents.orchestration import OperatorResult as OperatorResult
+    from sabot.agents.orchestration import OrchestrationConfig as OrchestrationConfig
+    from sabot.agents.orchestration import ParallelNode as ParallelNode
+    from sabot.agents.orchestration import ParallelOperator as ParallelOperator
+    from sabot.agents.orchestration import PlannerExecutorOperator as PlannerExecutorOperator
+    from sabot.agents.orchestration import Router as Router
+    from sabot.agents.orchestration import Workflow as Workflow
+    from sabot.agents.orchestration import WorkflowState as WorkflowState
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
@@ -55,15 +82,31 @@ __all__ = [
     "ActionSpec",
     "ActionStatus",
     "ActionStore",
+    "AgentNode",
     "AgentProcess",
     "AgentRuntime",
     "AgentState",
+    "AgentStep",
     "BudgetSpec",
+    "ChainOperator",
+    "ConditionalNode",
+    "DebateOperator",
+    "DepthExceeded",
     "DurableContext",
     "Effect",
     "EffectError",
+    "EndNode",
     "EventBus",
     "ExecutionContext",
+    "ExecutionGraph",
+    "FlowCycle",
+    "FlowError",
+    "FlowFailed",
+    "FlowTimeout",
+    "FunctionStep",
+    "GraphEdge",
+    "GraphExecutor",
+    "GraphNode",
     "IdempotencyConflict",
     "IllegalTransition",
     "InMemoryActionStore",
@@ -78,19 +121,30 @@ __all__ = [
     "KafkaInbox",
     "KafkaJournal",
     "LetterRefused",
+    "MapReduceOperator",
     "NotSent",
     "OpenEffect",
+    "Operator",
+    "OperatorContext",
+    "OperatorResult",
+    "OrchestrationConfig",
+    "ParallelNode",
+    "ParallelOperator",
+    "PlannerExecutorOperator",
     "PolicyRef",
     "PostgresInbox",
     "PostgresJournal",
     "Reconciled",
     "Reply",
+    "Router",
     "RunVersions",
     "RuntimeEvent",
     "RuntimeEventType",
     "SqliteInbox",
     "SqliteJournal",
     "Subscription",
+    "Workflow",
+    "WorkflowState",
     "tool",
 ]
 
@@ -99,6 +153,35 @@ _HOMES = {
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
     "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
+    "sabot.agents.orchestration": (
+        "AgentNode",
+        "AgentStep",
+        "ChainOperator",
+        "ConditionalNode",
+        "DebateOperator",
+        "DepthExceeded",
+        "EndNode",
+        "ExecutionGraph",
+        "FlowCycle",
+        "FlowError",
+        "FlowFailed",
+        "FlowTimeout",
+        "FunctionStep",
+        "GraphEdge",
+        "GraphExecutor",
+        "GraphNode",
+        "MapReduceOperator",
+        "Operator",
+        "OperatorContext",
+        "OperatorResult",
+        "OrchestrationConfig",
+        "ParallelNode",
+        "ParallelOperator",
+        "PlannerExecutorOperator",
+        "Router",
+        "Workflow",
+        "WorkflowState",
+    ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": ("EffectError", "IdempotencyConflict", "IllegalTransition", "LetterRefused", "NotSent"),

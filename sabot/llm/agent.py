@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol, get_args
@@ -40,7 +41,7 @@ from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, as_tool
 from sabot.redaction import scrubbed
 
-__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim"]
+__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
@@ -103,6 +104,14 @@ class Doing(Protocol):
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool. Raises what the tool raises; ToolTimeout."""
+
+
+current_doing: ContextVar[Doing | None] = ContextVar("current_doing", default=None)
+"""How agents that are not told reach the world, while a flow runs (`sabot.agents.orchestration`)."""
+
+
+def _of(doing: Doing | None, engine: ExecutionEngine) -> Doing | None:
+    return None if doing is None else doing.of(engine)
 
 
 class Agent:
@@ -187,7 +196,8 @@ class Agent:
         doing: Doing | None = None,
     ) -> AgentResult:
         """Runs until the model answers. prompt: a text, a ChatMessage, or several of them. conversation: what was said before; what is said
-        now is added to it. context: on whose behalf. doing: how the world is reached; a durable agent gives `ctx.llm(engine)`.
+        now is added to it. context: on whose behalf. doing: how the world is reached: a durable agent gives `ctx.llm(engine)`; None: as a
+        flow around does, else directly.
 
         Raises ModelError; MalformedAnswer where no answer matches the output's type; TurnLimitExceeded; ContextLengthExceeded.
         """
@@ -221,7 +231,7 @@ class Agent:
     ) -> AsyncGenerator[AgentEvent, None]:
         run = _Turns(
             self,
-            doing or _Alone(self.engine, context or RequestContext()),
+            doing or _of(current_doing.get(), self.engine) or _Alone(self.engine, context or RequestContext()),
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,

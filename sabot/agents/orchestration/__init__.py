@@ -1,0 +1,68 @@
+"""Flows of agents: chain, parallel, map and reduce, plan and execute, debate, router, graph, workflow. A flow is durable where its job is.
+
+base       operators, what goes along with them, what they may use and fail with
+patterns   operators that consist of others
+graph      nodes by what they need from each other
+workflow   nodes by what the state says, with loops
+"""
+
+from sabot.agents.orchestration.base import (
+    AgentStep,
+    DepthExceeded,
+    FlowCycle,
+    FlowError,
+    FlowFailed,
+    FlowTimeout,
+    FunctionStep,
+    Operator,
+    OperatorContext,
+    OperatorResult,
+    OrchestrationConfig,
+)
+from sabot.agents.orchestration.graph import ExecutionGraph, GraphEdge, GraphExecutor, GraphNode
+from sabot.agents.orchestration.patterns import (
+    ChainOperator,
+    DebateOperator,
+    MapReduceOperator,
+    ParallelOperator,
+    PlannerExecutorOperator,
+    Router,
+)
+from sabot.agents.orchestration.workflow import (
+    AgentNode,
+    ConditionalNode,
+    EndNode,
+    ParallelNode,
+    Workflow,
+    WorkflowState,
+)
+
+__all__ = [
+    "AgentNode",
+    "AgentStep",
+    "ChainOperator",
+    "ConditionalNode",
+    "DebateOperator",
+    "DepthExceeded",
+    "EndNode",
+    "ExecutionGraph",
+    "FlowCycle",
+    "FlowError",
+    "FlowFailed",
+    "FlowTimeout",
+    "FunctionStep",
+    "GraphEdge",
+    "GraphExecutor",
+    "GraphNode",
+    "MapReduceOperator",
+    "Operator",
+    "OperatorContext",
+    "OperatorResult",
+    "OrchestrationConfig",
+    "ParallelNode",
+    "ParallelOperator",
+    "PlannerExecutorOperator",
+    "Router",
+    "Workflow",
+    "WorkflowState",
+]

@@ -1,0 +1,429 @@
+"""What flows are made of: operators, and the context that goes along with them.
+
+Operator.execute(input, context) ─▶ OperatorResult        an agent, a function, or a pattern of other operators
+
+A flow runs in the loop of whoever runs it, and reaches the world through `context.doing` only: alone that makes the calls, in a job each is
+an effect. So a flow is durable where its job is, and has no store of its own: after a crash it runs again over what the journal has.
+"""
+
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from sabot.agents.context import ExecutionContext
+from sabot.api.durable import DurableContext
+from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
+from sabot.llm.agent import Agent, Doing, current_doing
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import AgentError, BudgetExceeded, ModelError, ToolError
+from sabot.llm.results import Completion, Piece, Usage
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Tool, as_tool
+
+__all__ = [
+    "AgentStep",
+    "DepthExceeded",
+    "Flow",
+    "FlowCycle",
+    "FlowError",
+    "FlowFailed",
+    "FlowTimeout",
+    "FunctionStep",
+    "Operator",
+    "OperatorContext",
+    "OperatorLike",
+    "OperatorResult",
+    "OrchestrationConfig",
+    "as_operator",
+    "carried_on",
+    "fields_of",
+    "prompt_of",
+    "side_by_side",
+    "step",
+    "usage_of",
+]
+
+T = TypeVar("T")
+
+
+class FlowError(SabotError):
+    """A flow cannot go on. E2010: it has a loop without a bound; E2011: it is too deep, or has too many branches; E2012: a step has failed;
+    E2013: its time is over.
+    """
+
+    code = "E2012"
+
+
+class FlowCycle(FlowError, UserError):
+    """Steps of a flow wait for each other, or a loop has no bound."""
+
+    code = "E2010"
+
+
+class DepthExceeded(FlowError):
+    """A flow has more steps, more branches or deeper nesting than it may."""
+
+    code = "E2011"
+
+
+class FlowFailed(FlowError):
+    """A step of a flow has failed. Where another step has asked for it, that one has failed too."""
+
+
+class FlowTimeout(FlowError, TimeoutError):
+    """A flow has not ended in its time."""
+
+    code = "E2013"
+
+
+_FAILURES = (FlowFailed, ModelError, AgentError, ToolError, EffectError, BudgetExceeded, TimeoutError)
+"""What an operator may fail with. All else is an error of the program, and is raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestrationConfig:
+    """The bounds of a flow.
+
+    max_child_jobs: operators that one pattern may start in one execution. max_depth: patterns within patterns. timeout_seconds: of one
+    execution of the outermost pattern. inherit_budgets: what steps use counts for who runs the flow; there is no other way yet.
+    propagate_cancellation: who cancels a flow cancels what it has started; else that is awaited first. parallel_execution: whether branches
+    go side by side, at most max_parallel of them.
+    """
+
+    max_child_jobs: int = 10
+    max_depth: int = 5
+    timeout_seconds: float | None = 300.0
+    inherit_budgets: bool = True
+    propagate_cancellation: bool = True
+    parallel_execution: bool = True
+    max_parallel: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("max_child_jobs", "max_depth", "max_parallel"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="a whole number, at least 1")
+        if self.inherit_budgets is not True:
+            raise UserError(
+                "OrchestrationConfig: what steps use counts for who runs the flow", hint="inherit_budgets=True"
+            )
+        seconds = self.timeout_seconds
+        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+            raise UserError(
+                f"OrchestrationConfig: timeout_seconds={short_repr(seconds)}", hint="seconds, more than 0; None: no end"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorContext:
+    """What goes along with a flow.
+
+    execution: on whose behalf. doing: how models are asked and tools are called; None: as that of a job around, else directly.
+    config: the bounds. depth: of patterns around this one. values: what the caller gives to all operators; they are not to change it.
+    """
+
+    execution: ExecutionContext | None = None
+    doing: Doing | None = None
+    config: OrchestrationConfig = field(default_factory=OrchestrationConfig)
+    depth: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
+        """The context, also of an ExecutionContext, and of the context of a durable agent: then all that the flow does is the job's."""
+        if given is None or isinstance(given, ExecutionContext):
+            given = cls(execution=given)
+        elif isinstance(given, DurableContext):
+            given = cls(doing=_InJob(given))
+        elif not isinstance(given, OperatorContext):
+            raise UserError(
+                f"{short_repr(given)} is no context of an operator",
+                hint="an OperatorContext, an ExecutionContext, or the ctx of a durable agent",
+            )
+        return given if given.doing is not None else replace(given, doing=current_doing.get())
+
+    async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
+        """Calls a tool: in a job an effect of the tool's class, alone a call. A plain function counts as unsafe."""
+        made = as_tool(tool)
+        if self.doing is not None:
+            return await self.doing.call(made, arguments)
+        if made.takes_effect:
+            raise UserError(f"{made.name} wants to know of its effect, and there is none outside of a job")
+        value = made.func(**arguments) if made.is_async else await asyncio.to_thread(made.func, **arguments)
+        return await value if inspect.isawaitable(value) else value
+
+
+class _InJob:
+    """The world as a job of a durable agent reaches it, before an engine is named."""
+
+    def __init__(self, ctx: DurableContext) -> None:
+        self._ctx = ctx
+
+    def of(self, engine: ExecutionEngine) -> Doing:
+        return self._ctx.llm(engine)
+
+    async def complete(self, spec: RequestSpec) -> Completion:
+        raise UserError("a model is asked by its engine", hint="context.doing.of(engine)")
+
+    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        raise UserError("a model is asked by its engine", hint="context.doing.of(engine)")
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        return await self._ctx.call(tool, **arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorResult:
+    """What came of an operator. content: a text, or what its output type says, or what its function returned. success: False where it has
+    failed; then error says why, and is what was raised. usage: of all its model calls.
+    """
+
+    content: Any
+    success: bool = True
+    error: BaseException | None = None
+    usage: Usage = field(default_factory=Usage)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def checked(self, what: str) -> "OperatorResult":
+        """The result, if it is a success. Raises FlowFailed."""
+        if self.success:
+            return self
+        why = self.error if self.error is not None else short_repr(self.content)
+        raise FlowFailed(f"{what} has failed: {why}") from self.error
+
+
+class Operator(ABC):
+    """A step of a flow. A subclass has `execute`, and a name where that of its class does not do."""
+
+    def __init__(self, agent: Agent | None = None, *, name: str = "") -> None:
+        """agent: for a step that runs one, as `self.agent`."""
+        self.agent: Any = agent
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return self._name or type(self).__name__
+
+    @property
+    def takes_items(self) -> bool:
+        """Whether it is given all steps of a plan at once, as `items`; else it is executed for each of them."""
+        return False
+
+    @abstractmethod
+    async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
+        """Does its work. An agent that it runs reaches the world as the flow around does. ModelError, AgentError, ToolError, EffectError,
+        BudgetExceeded and TimeoutError count as its failure; whatever else it raises ends the flow.
+        """
+
+
+class Flow(Operator):
+    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or none."""
+
+    def __init__(self, *, name: str = "") -> None:
+        super().__init__(name=name)
+
+    async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
+        """Raises FlowTimeout, DepthExceeded. What a step has failed with is in the result."""
+        within = OperatorContext.of(context)
+        config = within.config
+        if within.depth >= config.max_depth:
+            raise DepthExceeded(
+                f"{self.name}: flows are {within.depth + 1} deep here, and may be {config.max_depth}",
+                hint="OrchestrationConfig(max_depth=…)",
+            )
+        inside = replace(within, depth=within.depth + 1)
+        seconds = self._seconds(config)
+        if within.depth or seconds is None:
+            return await self._flow(input_data, inside)
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await _kept(self._flow(input_data, inside), config)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
+
+    def _seconds(self, config: OrchestrationConfig) -> float | None:
+        """How long it may take as the outermost flow."""
+        return config.timeout_seconds
+
+    @abstractmethod
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        """Executes what it consists of."""
+
+
+async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
+    """The flow's result. Who cancels this cancels the flow, or, where the flow is not to know of it, waits for its end first."""
+    if config.propagate_cancellation:
+        return await flow
+    task = asyncio.ensure_future(flow)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
+    """What comes of an operator within a flow: its failures are results, and its agents reach the world through the context."""
+    before = current_doing.set(context.doing)
+    try:
+        result = await operator.execute(given, context)
+    except (FlowTimeout, DepthExceeded, FlowCycle):
+        raise
+    except _FAILURES as error:
+        return OperatorResult(f"{type(error).__name__}: {words_of(error)}", success=False, error=error)
+    finally:
+        current_doing.reset(before)
+    if not isinstance(result, OperatorResult):
+        raise UserError(
+            f"operator {operator.name}: execute returned {short_repr(result)}", hint="return OperatorResult(content)"
+        )
+    return result
+
+
+async def side_by_side(
+    who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
+) -> list[OperatorResult]:
+    """The results of operators with their inputs, in their order. Raises DepthExceeded where they are too many."""
+    config = context.config
+    if len(work) > config.max_child_jobs:
+        raise DepthExceeded(
+            f"{who} would start {len(work)} operators, and may start {config.max_child_jobs}",
+            hint="OrchestrationConfig(max_child_jobs=…)",
+        )
+    if not config.parallel_execution:
+        return [await step(operator, given, context) for operator, given in work]
+    room = asyncio.Semaphore(config.max_parallel)
+
+    async def one(operator: Operator, given: Any) -> OperatorResult:
+        async with room:
+            return await step(operator, given, context)
+
+    tasks = [asyncio.create_task(one(operator, given)) for operator, given in work]
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class AgentStep(Operator):
+    """An agent as a step. Its content is the agent's output, or its text.
+
+    prompt: a template over the input's fields ("Summarize: {text}"), or a function of the input; by default the input is shown as
+    `prompt_of` has it.
+    """
+
+    def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
+        super().__init__(agent, name=name or agent.name)
+        self._prompt = prompt
+
+    async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
+        """Runs the agent once."""
+        said = self._said(input_data)
+        doing = OperatorContext.of(context).doing
+        ran = await self.agent.run(said, doing=None if doing is None else doing.of(self.agent.engine))
+        content = ran.content if ran.output is None else ran.output
+        return OperatorResult(content, usage=ran.usage, metadata={"turns": ran.turns, "cost": ran.cost})
+
+    def _said(self, given: Any) -> object:
+        if callable(self._prompt):
+            return self._prompt(given)
+        if self._prompt is None:
+            return prompt_of(given)
+        fields = given if isinstance(given, Mapping) else {"text": given}
+        try:
+            return self._prompt.format_map(fields)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"operator {self.name}: its prompt {short_repr(self._prompt)} needs {error}",
+                hint=f"its input has {', '.join(map(str, fields)) or 'no fields'}",
+            ) from error
+
+
+class FunctionStep(Operator):
+    """A function as a step: `f(input)` or `f(input, context)`, async or not. It gives the content, or an OperatorResult. It computes; what
+    it asks of the world goes through `context.call`.
+    """
+
+    def __init__(self, func: Callable[..., Any], *, name: str = "") -> None:
+        super().__init__(name=name or getattr(func, "__name__", "function"))
+        self._func = func
+        self._takes_context = _positional(func) > 1
+
+    async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
+        """Calls the function."""
+        within = OperatorContext.of(context)
+        value = self._func(input_data, within) if self._takes_context else self._func(input_data)
+        if inspect.isawaitable(value):
+            value = await value
+        return value if isinstance(value, OperatorResult) else OperatorResult(value)
+
+
+OperatorLike = Operator | Agent | Callable[..., Any]
+
+
+def as_operator(given: Any, what: str) -> Operator:
+    """An operator, also of an agent or a function. Raises UserError."""
+    if isinstance(given, Operator):
+        return given
+    if isinstance(given, Agent):
+        return AgentStep(given)
+    if callable(given) and not isinstance(given, type):
+        return FunctionStep(given)
+    raise UserError(f"{what}: {short_repr(given)} is no operator", hint="an Operator, an Agent, or a function")
+
+
+def _positional(func: Callable[..., Any]) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(func).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return 2
+    return sum(each.kind in kinds for each in parameters)
+
+
+def prompt_of(given: Any) -> str:
+    """An input as a model is shown it: a text as it is; of fields a line each, where there are several, and what is no text as JSON."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, Mapping):
+        return _shown(given)
+    if len(given) == 1:
+        return _shown(next(iter(given.values())))
+    return "\n".join(f"{name}: {_shown(value)}" for name, value in given.items())
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def fields_of(given: Any) -> dict[str, Any]:
+    """An input as fields: what is no mapping is the field "text"."""
+    return dict(given) if isinstance(given, Mapping) else {"text": given}
+
+
+def carried_on(given: Any, content: Any) -> dict[str, Any]:
+    """What the next step is given: the fields that the first was given, and the content of the one before: its fields, or "text"."""
+    builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
+    return {**fields_of(given), **fields_of(builtin)}
+
+
+def usage_of(results: Sequence[OperatorResult]) -> Usage:
+    """Of all of them."""
+    total = Usage()
+    for result in results:
+        total += result.usage
+    return total

@@ -1,0 +1,304 @@
+"""The patterns: chain, parallel, map and reduce, plan and execute, debate, router. Each is an operator, so they nest.
+
+A step is given the fields that its flow was given; what came before is added to them, by the names that each pattern tells.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sabot.agents.orchestration.base import (
+    Flow,
+    FlowFailed,
+    Operator,
+    OperatorContext,
+    OperatorLike,
+    OperatorResult,
+    as_operator,
+    carried_on,
+    fields_of,
+    prompt_of,
+    side_by_side,
+    step,
+    usage_of,
+)
+from sabot.errors import UNREADABLE, UserError, short_repr
+
+__all__ = [
+    "ChainOperator",
+    "DebateOperator",
+    "MapReduceOperator",
+    "ParallelOperator",
+    "PlannerExecutorOperator",
+    "Router",
+]
+
+Aggregate = Callable[[list[OperatorResult]], Any]
+
+
+def _several(given: Sequence[OperatorLike], what: str) -> list[Operator]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise UserError(f"{what}: {short_repr(given)}", hint="a list of operators, not empty")
+    return [as_operator(each, what) for each in given]
+
+
+class ChainOperator(Flow):
+    """One after the other. Each is given what the chain was given, and the content of the one before: its fields, or "text". The first
+    failure ends the chain, and is its result.
+    """
+
+    def __init__(self, operators: Sequence[OperatorLike], *, name: str = "") -> None:
+        super().__init__(name=name)
+        self.operators = _several(operators, "ChainOperator")
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        done: list[OperatorResult] = []
+        next_given = given
+        for operator in self.operators:
+            result = await step(operator, next_given, context)
+            done.append(result)
+            if not result.success:
+                break
+            next_given = carried_on(given, result.content)
+        return replace(done[-1], usage=usage_of(done), metadata={**done[-1].metadata, "steps": len(done)})
+
+
+class ParallelOperator(Flow):
+    """All side by side, with the same input. Content: the list of their contents, or what `aggregate` makes of the results. It is a success
+    if all are; with `aggregate`, if one is.
+    """
+
+    def __init__(
+        self, operators: Sequence[OperatorLike], *, aggregate: Aggregate | None = None, name: str = ""
+    ) -> None:
+        super().__init__(name=name)
+        self.operators = _several(operators, "ParallelOperator")
+        self._aggregate = aggregate
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        results = await side_by_side(self.name, [(each, given) for each in self.operators], context)
+        failed = [result for result in results if not result.success]
+        success = len(failed) < len(results) if self._aggregate else not failed
+        made = self._aggregate and success
+        content = self._aggregate(results) if made and self._aggregate else [result.content for result in results]
+        return OperatorResult(
+            content,
+            success=success,
+            error=failed[0].error if failed else None,
+            usage=usage_of(results),
+            metadata={"results": results},
+        )
+
+
+class MapReduceOperator(Flow):
+    """An operator for each item, then one over what came of them.
+
+    The items are the field `items` of the input. Each map is given the other fields and its item: its fields, or "text". The reduce is
+    given the other fields, "results" (the contents, in the order of the items) and "text" (them as one text). It is not executed where a
+    map has failed.
+    """
+
+    def __init__(
+        self, map_operator: OperatorLike, reduce_operator: OperatorLike, *, items: str = "items", name: str = ""
+    ) -> None:
+        super().__init__(name=name)
+        self.map_operator = as_operator(map_operator, "MapReduceOperator: map_operator")
+        self.reduce_operator = as_operator(reduce_operator, "MapReduceOperator: reduce_operator")
+        self._items = items
+
+    @property
+    def takes_items(self) -> bool:
+        """True."""
+        return True
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        fields = fields_of(given)
+        items = fields.pop(self._items, None)
+        if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
+            raise FlowFailed(f"{self.name}: its input has no list {self._items!r}: {short_repr(given)}")
+        mapped = await side_by_side(
+            self.name, [(self.map_operator, carried_on(fields, item)) for item in items], context
+        )
+        for number, result in enumerate(mapped):
+            if not result.success:
+                return replace(result, usage=usage_of(mapped), metadata={"item": number})
+        reduced = await step(self.reduce_operator, _with_results(fields, mapped), context)
+        return replace(reduced, usage=usage_of([*mapped, reduced]), metadata={**reduced.metadata, "results": mapped})
+
+
+def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) -> dict[str, Any]:
+    contents = [result.content for result in results]
+    return {**fields, "results": contents, "text": "\n\n".join(map(prompt_of, contents))}
+
+
+class PlannerExecutorOperator(Flow):
+    """A plan, its steps, and an answer.
+
+    The planner's content is the plan: a list, or fields with a list "steps", "items" or "tasks", or a text with a JSON list or a line for
+    each step. The executor is executed for each step in turn, with the step (its fields, or "text") and "results", what came of the steps
+    before; one that takes items (MapReduceOperator) once, with all as "items". The synthesizer is given the input, "results" and "text";
+    without one the content is that of the executor, or the list of them. A failure ends it.
+    """
+
+    def __init__(
+        self,
+        planner: OperatorLike,
+        executor: OperatorLike,
+        synthesizer: OperatorLike | None = None,
+        *,
+        max_steps: int = 50,
+        name: str = "",
+    ) -> None:
+        super().__init__(name=name)
+        self.planner = as_operator(planner, "PlannerExecutorOperator: planner")
+        self.executor = as_operator(executor, "PlannerExecutorOperator: executor")
+        self.synthesizer = None if synthesizer is None else as_operator(synthesizer, "PlannerExecutorOperator")
+        self._max_steps = max_steps
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        plan = await step(self.planner, given, context)
+        if not plan.success:
+            return plan
+        steps = _steps_of(plan.content)
+        if not 0 < len(steps) <= self._max_steps:
+            raise FlowFailed(f"{self.name}: the plan has {len(steps)} steps, of at most {self._max_steps}")
+        done = [plan]
+        fields = fields_of(given)
+        if self.executor.takes_items:
+            results = [await step(self.executor, {**fields, "items": steps}, context)]
+        else:
+            results = []
+            for each in steps:
+                before = [result.content for result in results]
+                results.append(await step(self.executor, {**carried_on(fields, each), "results": before}, context))
+                if not results[-1].success:
+                    break
+        done += results
+        if not results[-1].success:
+            return replace(results[-1], usage=usage_of(done), metadata={"plan": steps, "step": len(results) - 1})
+        if self.synthesizer is not None:
+            last = await step(self.synthesizer, _with_results(fields, results), context)
+            done.append(last)
+        elif self.executor.takes_items:
+            last = results[0]
+        else:
+            last = OperatorResult([result.content for result in results])
+        return replace(last, usage=usage_of(done), metadata={**last.metadata, "plan": steps})
+
+
+_LISTED = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+(.+)$")
+
+
+def _steps_of(content: Any) -> list[Any]:
+    plan = content if isinstance(content, str | Mapping | list) else msgspec.to_builtins(content, enc_hook=str)
+    if isinstance(plan, str):
+        plan = _read(plan)
+    if isinstance(plan, Mapping):
+        found = [plan[name] for name in ("steps", "items", "tasks") if isinstance(plan.get(name), list)]
+        if not found:
+            raise FlowFailed(f'a plan has no list "steps", "items" or "tasks": {short_repr(content)}')
+        plan = found[0]
+    return list(plan)
+
+
+def _read(text: str) -> Any:
+    """A plan in words: JSON, or the lines of a list, or all lines."""
+    try:
+        plan = msgspec.json.decode(text)
+    except UNREADABLE:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return [found[1].strip() for line in lines if (found := _LISTED.match(line))] or lines
+    return plan if isinstance(plan, list | dict) else [plan]
+
+
+class DebateOperator(Flow):
+    """Several argue in rounds, and a moderator decides.
+
+    In each round a debater is given the input, "round" (from 1) and "arguments": what was said in the rounds before (debater, round, text).
+    Then the moderator is given the input, "round", "rounds" and "arguments". Where its content has a field "consensus" that is true, the
+    debate ends; else it ends after `max_rounds`. Content: the moderator's last one. Debaters that fail are left out of their round; if all
+    do, or the moderator does, the debate has failed.
+    """
+
+    def __init__(
+        self, debaters: Sequence[OperatorLike], moderator: OperatorLike, *, max_rounds: int = 3, name: str = ""
+    ) -> None:
+        super().__init__(name=name)
+        self.debaters = _several(debaters, "DebateOperator: debaters")
+        self.moderator = as_operator(moderator, "DebateOperator: moderator")
+        if not isinstance(max_rounds, int) or max_rounds < 1:
+            raise UserError(f"DebateOperator: max_rounds={short_repr(max_rounds)}", hint="a whole number, at least 1")
+        self.max_rounds = max_rounds
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        fields, done = fields_of(given), []
+        arguments: list[dict[str, Any]] = []
+        for number in range(1, self.max_rounds + 1):
+            told = {**fields, "round": number, "arguments": list(arguments)}
+            said = await side_by_side(self.name, [(each, told) for each in self.debaters], context)
+            done += said
+            if not any(result.success for result in said):
+                return replace(said[0], usage=usage_of(done), metadata={"rounds": number})
+            arguments += [
+                {"debater": debater.name, "round": number, "text": prompt_of(result.content)}
+                for debater, result in zip(self.debaters, said, strict=True)
+                if result.success
+            ]
+            asked = {**fields, "round": number, "rounds": self.max_rounds, "arguments": list(arguments)}
+            decided = await step(self.moderator, asked, context)
+            done.append(decided)
+            if not decided.success or _agreed(decided.content):
+                break
+        metadata = {**decided.metadata, "rounds": number, "arguments": arguments}
+        return replace(decided, usage=usage_of(done), metadata=metadata)
+
+
+def _agreed(content: Any) -> bool:
+    value = content.get("consensus") if isinstance(content, Mapping) else getattr(content, "consensus", False)
+    return value is True
+
+
+class Router(Flow):
+    """One of several, by what `choose` says of the input: the name of a route, as the content of an operator or the value of a function.
+
+    A name that is no route goes to `default`; without one it is a failure.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[str, OperatorLike],
+        choose: OperatorLike,
+        *,
+        default: str | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__(name=name)
+        if not isinstance(routes, Mapping) or not routes:
+            raise UserError(f"Router: routes={short_repr(routes)}", hint='{"name": operator}')
+        self.routes = {str(key): as_operator(each, f"Router: {key}") for key, each in routes.items()}
+        self.choose = as_operator(choose, "Router: choose")
+        if default is not None and default not in self.routes:
+            raise UserError(f"Router: default={short_repr(default)}", hint=f"one of {', '.join(self.routes)}")
+        self.default = default
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        chosen = await step(self.choose, given, context)
+        if not chosen.success:
+            return chosen
+        route = _route_of(chosen.content)
+        if route not in self.routes:
+            if self.default is None:
+                raise FlowFailed(f"{self.name}: {short_repr(route)} is no route; routes are: {', '.join(self.routes)}")
+            route = self.default
+        result = await step(self.routes[route], given, context)
+        return replace(result, usage=usage_of([chosen, result]), metadata={**result.metadata, "route": route})
+
+
+def _route_of(content: Any) -> str:
+    if isinstance(content, str):
+        return content.strip().strip("\"'`.")
+    named = content.get("route") if isinstance(content, Mapping) else getattr(content, "route", content)
+    return str(named)

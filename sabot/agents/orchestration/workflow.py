@@ -1,0 +1,278 @@
+"""A workflow: one node after the other, by what the state says, with loops that have a bound (document 002).
+
+AgentNode        runs an operator, whose content goes into the state
+ConditionalNode  chooses where to go on
+ParallelNode     runs several operators side by side
+EndNode          ends it
+
+The state is fields: those of the input, and the content of each node, by its id. Between two nodes it is a value that can be written down
+(`WorkflowState`). In a job nothing has to be: the job runs again over its journal.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import msgspec
+
+from sabot.agents.orchestration.base import (
+    DepthExceeded,
+    Flow,
+    FlowCycle,
+    FlowFailed,
+    OperatorContext,
+    OperatorLike,
+    OperatorResult,
+    OrchestrationConfig,
+    as_operator,
+    fields_of,
+    side_by_side,
+    step,
+)
+from sabot.errors import UserError, short_repr
+from sabot.llm.results import Usage
+
+__all__ = ["AgentNode", "ConditionalNode", "EndNode", "ParallelNode", "Workflow", "WorkflowState"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Visited:
+    """max_visits: how often a run may come to the node; None: no bound of its own. exhausted: where it goes on instead; "": it fails."""
+
+    max_visits: int | None = None
+    exhausted: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentNode(_Visited):
+    """Runs an operator, an agent or a function over the state; its content is the state's field of the node's id, and "text"."""
+
+    id: str
+    operator: OperatorLike
+    next: str
+
+    def ways(self) -> Iterator[str]:
+        """Where it may go on."""
+        yield self.next
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionalNode(_Visited):
+    """Goes to the route that `choose` names: an operator's content, or a function's value (True is "yes", False is "no")."""
+
+    id: str
+    choose: OperatorLike
+    routes: Mapping[str, str]
+    default: str = ""
+
+    def ways(self) -> Iterator[str]:
+        """Where it may go on."""
+        yield from self.routes.values()
+        if self.default:
+            yield self.default
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelNode(_Visited):
+    """Runs operators over the same state, side by side; the list of their contents is the state's field of the node's id."""
+
+    id: str
+    branches: Sequence[OperatorLike]
+    next: str
+
+    def ways(self) -> Iterator[str]:
+        """Where it may go on."""
+        yield self.next
+
+
+@dataclass(frozen=True, slots=True)
+class EndNode(_Visited):
+    """Ends the workflow. content: the field of the state that is its content; "": the whole state."""
+
+    id: str
+    content: str = ""
+
+    def ways(self) -> Iterator[str]:
+        """Nowhere."""
+        yield from ()
+
+
+WorkflowNode = AgentNode | ConditionalNode | ParallelNode | EndNode
+
+
+class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
+    """A run between two nodes. node: the next one. fields: the state. visits: of each node. steps: how many nodes were run."""
+
+    node: str
+    fields: dict[str, Any]
+    visits: dict[str, int] = {}
+    steps: int = 0
+
+    def to_bytes(self) -> bytes:
+        """As msgpack. Raises UserError where a field cannot be written down."""
+        try:
+            return msgspec.msgpack.encode(self)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"the state of a workflow at {self.node} cannot be written down: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "WorkflowState":
+        """What `to_bytes` has written. Raises UserError."""
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"this is no state of a workflow: {error}") from error
+
+
+class Workflow(Flow):
+    """Nodes, and where each leads. It is an operator.
+
+    start: the first node; by default the first of the list. max_depth: nodes that a run may come to, with repetitions. max_branches: of a
+    ParallelNode. timeout_seconds: of a run, where it is the outermost flow. on_step: `f(WorkflowState)`, async or not, is told the state
+    after each node; a run that is given a WorkflowState goes on from there.
+
+    Raises UserError for nodes that are not there, FlowCycle (E2010) for a loop in which no node has `max_visits`. A run raises FlowTimeout
+    (E2013) and DepthExceeded (E2011); a node that fails is the failure of the workflow (E2012).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[WorkflowNode],
+        *,
+        start: str = "",
+        max_depth: int = 100,
+        max_branches: int = 10,
+        timeout_seconds: float | None = 3600.0,
+        on_step: Callable[[WorkflowState], Any] | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.nodes: dict[str, WorkflowNode] = {}
+        for node in nodes:
+            if node.id in self.nodes:
+                raise UserError(f"workflow {name}: two nodes are called {short_repr(node.id)}")
+            self.nodes[node.id] = node
+        if not self.nodes:
+            raise UserError(f"workflow {name} has no nodes")
+        self.start = start or next(iter(self.nodes))
+        self.max_depth, self.max_branches, self.timeout_seconds = max_depth, max_branches, timeout_seconds
+        self._on_step = on_step
+        self._check()
+        self._operators = {
+            node.id: as_operator(node.choose if isinstance(node, ConditionalNode) else node.operator, f"node {node.id}")
+            for node in self.nodes.values()
+            if isinstance(node, AgentNode | ConditionalNode)
+        }
+        self._branches = {
+            node.id: [as_operator(each, f"node {node.id}") for each in node.branches]
+            for node in self.nodes.values()
+            if isinstance(node, ParallelNode)
+        }
+
+    def _check(self) -> None:
+        there = f"nodes are: {', '.join(self.nodes)}"
+        if self.start not in self.nodes:
+            raise UserError(f"workflow {self.name}: there is no node {short_repr(self.start)} to start at", hint=there)
+        for node in self.nodes.values():
+            for way in [*node.ways(), *([node.exhausted] if node.exhausted else [])]:
+                if way not in self.nodes:
+                    raise UserError(
+                        f"workflow {self.name}: node {node.id} leads to {short_repr(way)}, which is not there",
+                        hint=there,
+                    )
+            if isinstance(node, ParallelNode) and not 0 < len(node.branches) <= self.max_branches:
+                raise DepthExceeded(
+                    f"workflow {self.name}: node {node.id} has {len(node.branches)} branches, of at most {self.max_branches}"
+                )
+        if not any(isinstance(node, EndNode) for node in self.nodes.values()):
+            raise UserError(f"workflow {self.name} has no end", hint="an EndNode")
+        # What comes behind a node with a bound is not followed: a loop through it ends.
+        ways = {
+            node.id: [*node.ways()] if node.max_visits is None else [node.exhausted] if node.exhausted else []
+            for node in self.nodes.values()
+        }
+        try:
+            TopologicalSorter(ways).prepare()
+        except CycleError as error:
+            raise FlowCycle(
+                f"workflow {self.name}: a loop has no bound: {' -> '.join(error.args[1])}",
+                hint="max_visits= at one of its nodes",
+            ) from None
+
+    def _seconds(self, config: OrchestrationConfig) -> float | None:
+        return self.timeout_seconds
+
+    async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        state = given if isinstance(given, WorkflowState) else WorkflowState(node=self.start, fields=fields_of(given))
+        if state.node not in self.nodes:
+            raise UserError(f"workflow {self.name}: there is no node {short_repr(state.node)} to go on at")
+        usage = Usage()
+        while True:
+            node = self.nodes[state.node]
+            if isinstance(node, EndNode):
+                if node.content and node.content not in state.fields:
+                    raise FlowFailed(f"workflow {self.name}: at its end {node.id} the state has no {node.content!r}")
+                content = state.fields[node.content] if node.content else state.fields
+                return OperatorResult(content, usage=usage, metadata={"end": node.id, "state": state})
+            visits = state.visits.get(node.id, 0) + 1
+            if node.max_visits is not None and visits > node.max_visits:
+                if not node.exhausted:
+                    raise DepthExceeded(
+                        f"workflow {self.name}: a run has come to node {node.id} {node.max_visits} times, and comes again",
+                        hint="exhausted= says where it goes on then",
+                    )
+                state = msgspec.structs.replace(state, node=node.exhausted)
+                continue
+            if state.steps >= self.max_depth:
+                raise DepthExceeded(
+                    f"workflow {self.name}: a run has been at {state.steps} nodes, and has not ended",
+                    hint="max_depth=…",
+                )
+            result, fields, way = await self._visit(node, state.fields, context)
+            usage += result.usage
+            if not result.success:
+                failed = FlowFailed(
+                    f"workflow {self.name}: node {node.id} has failed: {result.error or result.content}"
+                )
+                failed.__cause__ = result.error
+                return replace(result, error=failed, usage=usage, metadata={"node": node.id, "state": state})
+            state = WorkflowState(
+                node=way, fields=fields, visits={**state.visits, node.id: visits}, steps=state.steps + 1
+            )
+            if self._on_step is not None:
+                told = self._on_step(state)
+                if inspect.isawaitable(told):
+                    await told
+
+    async def _visit(
+        self, node: WorkflowNode, fields: dict[str, Any], context: OperatorContext
+    ) -> tuple[OperatorResult, dict[str, Any], str]:
+        """What comes of a node, the state behind it, and where it leads."""
+        match node:
+            case AgentNode():
+                result = await step(self._operators[node.id], fields, context)
+                return result, {**fields, node.id: result.content, "text": result.content}, node.next
+            case ParallelNode():
+                results = await side_by_side(node.id, [(each, fields) for each in self._branches[node.id]], context)
+                failed = [each for each in results if not each.success]
+                usage = Usage()
+                for each in results:
+                    usage += each.usage
+                result = replace((failed or results)[0], usage=usage)
+                return result, {**fields, node.id: [each.content for each in results]}, node.next
+            case ConditionalNode():
+                result = await step(self._operators[node.id], fields, context)
+                way = self._way(node, result.content) if result.success else ""
+                return result, fields, way
+        raise AssertionError(node)
+
+    def _way(self, node: ConditionalNode, chosen: Any) -> str:
+        name = {True: "yes", False: "no"}[chosen] if isinstance(chosen, bool) else str(chosen).strip()
+        way = node.routes.get(name, node.default)
+        if not way:
+            raise FlowFailed(
+                f"workflow {self.name}: node {node.id} chose {short_repr(chosen)}; routes are: {', '.join(node.routes)}"
+            )
+        return way
