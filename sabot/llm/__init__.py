@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sabot.journal.effects import Reconciled
 from sabot.llm.errors import (
     AgentError,
+    AnswerTooLarge,
     AuthenticationFailed,
     BudgetExceeded,
     CircuitOpen,
@@ -49,6 +50,7 @@ __all__ = [
     "AgentError",
     "AgentEvent",
     "AgentResult",
+    "AnswerTooLarge",
     "AnthropicProvider",
     "AuthenticationFailed",
     "Budget",

@@ -49,7 +49,9 @@ class ExecutionEngine:
     own models. limits: of each provider. retries: attempts after a failure, `backoff` before the first and twice as long before each next
     one, drawn by lot and never shorter than the provider asks for; a call that is turned away (429) is no failure, and is made again for
     `patience`; 0: one attempt. timeout: of an attempt; of a stream, between two pieces. total_timeout: of a call with all its attempts.
-    breaker: when a provider is no longer asked; if not given, there is one where there is a fallback.
+    max_answer_bytes: of an answer as it comes, the JSON around it counted too (of a stream about 300 bytes around each piece); a longer one
+    is not read to its end, and raises AnswerTooLarge. None: no limit. breaker: when a provider is no longer asked; if not given, there is
+    one where there is a fallback.
     cache: answers that are kept. idempotency_tracker: makes calls with one key once. budget: what all calls may use. prices: what tokens
     cost. middleware: what stands around each call, the outermost first: names out of MIDDLEWARE, and functions of one's own. clock, sleep,
     seed: for tests. The engine closes its providers and its cache. Raises UserError.
@@ -68,6 +70,7 @@ class ExecutionEngine:
         patience: Duration = "2m",
         timeout: Duration | None = "2m",
         total_timeout: Duration | None = None,
+        max_answer_bytes: int | None = 64 << 20,
         breaker: CircuitBreaker | None = None,
         budget: Budget | None = None,
         prices: Prices | None = None,
@@ -77,6 +80,8 @@ class ExecutionEngine:
         seed: int | None = None,
     ) -> None:
         checked_whole("ExecutionEngine", "retries", retries, 0)
+        if max_answer_bytes is not None:
+            checked_whole("ExecutionEngine", "max_answer_bytes", max_answer_bytes, 1)
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
         self._figures = CallFigures()
         built_in = BuiltIn(
@@ -93,7 +98,8 @@ class ExecutionEngine:
         if breaker is None and fallback:
             breaker = CircuitBreaker()
         self._routes = [
-            Route(each, limits or Limits(), breaker, prices, clock, sleep) for each in (provider, *fallback)
+            Route(each, limits or Limits(), breaker, prices, clock, sleep, max_answer_bytes)
+            for each in (provider, *fallback)
         ]
         self._chains = [_chain(middleware, built_in, route.send) for route in self._routes]
         self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers the cache will keep, by its key

@@ -7,6 +7,7 @@ SabotError
 │   │   └── ContextLengthExceeded   E2003: the conversation is longer than the model's context window
 │   ├── ContentFiltered         the provider's filter held the answer back
 │   ├── MalformedAnswer         the answer is cut off, is no JSON, or does not match the schema
+│   ├── AnswerTooLarge          the answer is longer than `max_answer_bytes`, and was not read to its end
 │   ├── RateLimited             too many requests or tokens; `retry_after_s` (also a TransientError)
 │   ├── ModelTimeout            no answer in time (also a TransientError and a TimeoutError)
 │   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
@@ -22,6 +23,7 @@ from sabot.errors import SabotError, TransientError
 
 __all__ = [
     "AgentError",
+    "AnswerTooLarge",
     "AuthenticationFailed",
     "BudgetExceeded",
     "CircuitOpen",
@@ -95,6 +97,10 @@ class MalformedAnswer(ModelError):
         self.text = text
 
 
+class AnswerTooLarge(ModelError):
+    """The answer is longer than `max_answer_bytes`. It was not read to its end; it may cost all the same."""
+
+
 class RateLimited(ModelError, TransientError):
     """The provider wants fewer requests or tokens. retry_after_s: the wait it asks for; 0: it said nothing."""
 
@@ -162,8 +168,10 @@ _KINDS: dict[str, type[ModelError]] = {
         ContextLengthExceeded,
         ContentFiltered,
         MalformedAnswer,
+        AnswerTooLarge,
         RateLimited,
         ModelTimeout,
         ModelUnavailable,
+        CircuitOpen,
     )
 }

@@ -26,12 +26,24 @@ class Provider(Protocol):
         """The model of a request that names none."""
 
     async def complete(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> Completion:
-        """The whole answer. timeout_s: until then, or ModelTimeout. idempotency_key: goes to the vendor where it takes one."""
+        """The whole answer. timeout_s: until then, or ModelTimeout. idempotency_key: goes to the vendor where it takes one.
+        max_answer_bytes: of the answer as it comes from the vendor; what is longer is not read to its end, and raises AnswerTooLarge.
+        """
 
     def stream(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The answer in pieces as they come; the last piece, and only that, has the completion. timeout_s: between two pieces. A stream
         that ends before its completion raises ModelUnavailable. To close the generator early ends the request.

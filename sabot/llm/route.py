@@ -4,6 +4,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -29,8 +30,10 @@ class Route:
         prices: Prices | None,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]],
+        max_answer_bytes: int | None = None,
     ) -> None:
         self.provider = provider
+        self._most = max_answer_bytes
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
@@ -61,13 +64,14 @@ class Route:
         left_s = call.until - self._clock.monotonic()
         timeout_s = left_s if call.timeout_s is None else min(call.timeout_s, left_s)
         bound = None if timeout_s == math.inf else timeout_s
-        provider, key = self.provider, call.idempotency_key
+        provider = self.provider
+        how: dict[str, Any] = {"idempotency_key": call.idempotency_key, "max_answer_bytes": self._most}
         if call.kind == "complete":
-            return await provider.complete(call.spec, timeout_s=bound, idempotency_key=key)
+            return await provider.complete(call.spec, timeout_s=bound, **how)
         if call.kind == "embed":
             return await provider.embed(call.texts, model=call.spec.model, timeout_s=bound)
         answer: Completion | None = None
-        async with aclosing(provider.stream(call.spec, timeout_s=bound, idempotency_key=key)) as pieces:
+        async with aclosing(provider.stream(call.spec, timeout_s=bound, **how)) as pieces:
             async for piece in pieces:
                 if piece.completion is None:
                     call.emit(piece)

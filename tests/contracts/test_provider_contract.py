@@ -14,6 +14,7 @@ import pytest
 
 from sabot.errors import TransientError, UserError
 from sabot.llm import (
+    AnswerTooLarge,
     AnthropicProvider,
     AuthenticationFailed,
     ChatMessage,
@@ -223,7 +224,9 @@ async def test_tokens_are_those_that_the_vendor_counts(cases, kind, way, said):
 
 @over_http
 @each_way
-@pytest.mark.parametrize("said", [Usage(-5, 3), Usage(5, 3, cached_tokens=9), Usage(5, 3, reasoning_tokens=4)])
+@pytest.mark.parametrize(
+    "said", [Usage(-5, 3), Usage(5, 3, cached_tokens=9), Usage(5, 3, reasoning_tokens=4)]
+)
 async def test_tokens_that_cannot_be_are_not_believed(cases, kind, way, said):
     case = cases(kind, Completion(message=assistant("So"), usage=said))
     assert (await ask(case.provider, spec(), way)).usage is None
@@ -508,6 +511,19 @@ async def test_an_answer_that_is_no_json_says_what_came(cases, kind, way):
 async def test_an_answer_of_ten_megabytes_is_an_answer(cases):
     case = cases("messages", ("x" * 5_000_000, "y" * 5_000_000))
     assert len((await ask(case.provider, spec(), "stream")).content) == 10_000_000
+
+
+@every
+@each_way
+async def test_an_answer_that_is_too_large_is_refused_and_the_next_one_comes(cases, kind, way):
+    case = cases(kind, [("x" * 60_000, "y" * 60_000), "yes"])
+    with pytest.raises(AnswerTooLarge, match="more than 100,000 bytes") as caught:
+        await ask(case.provider, spec(), way, max_answer_bytes=100_000)
+    error = caught.value
+    assert (error.provider, error.model, error.sent) == (case.vendor, "model-1", True)
+    assert error.request_id in ("req-1", "scripted-1")
+    assert not isinstance(error, TransientError), "another attempt costs as much and is as large"
+    assert (await ask(case.provider, spec(), way, max_answer_bytes=100_000)).content == "yes"
 
 
 @over_http

@@ -70,23 +70,35 @@ class AnthropicProvider:
         return f"AnthropicProvider({self.model!r}, base_url={self._calls.base_url!r})"
 
     async def complete(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> Completion:
         """The whole answer."""
         body = self._request(spec)
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
-        data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key, **needed)
+        data, request_id = await self._calls.whole(
+            "answer", body, timeout_s, idempotency_key, max_answer_bytes, **needed
+        )
         gathering = _Gathering(self._calls, self.name, body["model"])
         return gathering.take(data, request_id)
 
     def stream(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The answer in pieces as they come."""
         body = self._request(spec) | {"stream": True}
         needed = {"messages": [], "max_tokens": body["max_tokens"]}
         gathering = _Gathering(self._calls, self.name, body["model"])
-        return self._calls.stream("stream", body, gathering, timeout_s, idempotency_key, **needed)
+        return self._calls.stream("answer", body, gathering, timeout_s, idempotency_key, max_answer_bytes, **needed)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """Raises UserError."""
@@ -125,10 +137,7 @@ def _same(client: Any) -> Any:
 
 
 def _methods(client: Any) -> dict[str, Any]:
-    return {
-        "complete": client.messages.with_raw_response.create,
-        "stream": client.messages.with_streaming_response.create,
-    }
+    return {"answer": client.messages.with_streaming_response.create}
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -215,7 +224,7 @@ class _Gathering:
         self._model = self._answered = model
         self._id = ""
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._texts: dict[int, list[str]] = {}  # of the arguments of calls, by their block
+        self._texts: dict[tuple[int, str], list[str]] = {}  # parts of texts, by block and field
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
 
@@ -255,18 +264,21 @@ class _Gathering:
         block = self._blocks.setdefault(index, {"type": "text", "text": ""})
         match delta:
             case {"type": "text_delta", "text": str(text)}:
-                block["text"] = block.get("text", "") + text
+                self._add(index, "text", text)
                 return (Piece(text),)
             case {"type": "thinking_delta", "thinking": str(text)}:
-                block["thinking"] = block.get("thinking", "") + text
+                self._add(index, "thinking", text)
                 return (Piece(reasoning=text),)
             case {"type": "signature_delta", "signature": str(text)}:
-                block["signature"] = block.get("signature", "") + text
+                self._add(index, "signature", text)
             case {"type": "input_json_delta", "partial_json": str(text)}:
-                self._texts.setdefault(index, []).append(text)
+                self._add(index, "input", text)
             case {"type": "citations_delta", "citation": citation}:
                 block["citations"] = [*(block.get("citations") or ()), citation]
         return ()
+
+    def _add(self, index: int, field: str, text: str) -> None:
+        self._texts.setdefault((index, field), []).append(text)
 
     def _count(self, usage: dict[str, Any] | None) -> None:
         """Later counts are of all so far."""
@@ -277,7 +289,7 @@ class _Gathering:
         match self._blocks.get(index):
             case {"type": "tool_use", "id": str(call_id), "name": str(name), **rest}:
                 given = rest.get("input")
-                text = "".join(self._texts.get(index, ()))
+                text = "".join(self._texts.get((index, "input"), ()))
                 if not text:
                     text = given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
                 return ToolCall(call_id, name, text)
@@ -291,8 +303,9 @@ class _Gathering:
         indexes = sorted(self._blocks)
         calls = {index: call for index in indexes if (call := self._call(index))}
         blocks = [self._blocks[index] for index in indexes]
-        for index, texts in self._texts.items():
-            self._blocks[index]["input"] = _input("".join(texts))
+        for (index, field), texts in self._texts.items():
+            block, written = self._blocks[index], "".join(texts)
+            block[field] = _input(written) if field == "input" else str(block.get(field) or "") + written
         is_plain = all(block.get("type") in ("text", "tool_use") for block in blocks)
         text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
         return Completion(

@@ -17,6 +17,7 @@ from sabot.llm.spec import RequestSpec
 
 __all__ = ["OpenAIProvider"]
 
+_MOST_VECTOR = 1 << 20  # bytes of a vector as JSON
 _HOSTS = ("openai.com", "openai.azure.com")
 
 
@@ -62,19 +63,26 @@ class OpenAIProvider:
         return f"OpenAIProvider({self.model!r}, base_url={self._calls.base_url!r}, api={self._api!r})"
 
     async def complete(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> Completion:
         """The whole answer."""
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=False)
-            data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key, messages=[])
+            data, request_id = await self._calls.whole(
+                "answer", body, timeout_s, idempotency_key, max_answer_bytes, messages=[]
+            )
             chat = ChatGathering(self._calls, self.name, model)
             chat.feed(data, request_id)
             completion = chat.end(request_id)
         else:
             body = responses_request(spec, self.model, stream=False)
-            data, request_id = await self._calls.whole("complete", body, timeout_s, idempotency_key)
+            data, request_id = await self._calls.whole("answer", body, timeout_s, idempotency_key, max_answer_bytes)
             responses = ResponsesGathering(self._calls, self.name, model)
             responses.take(data, request_id)
             completion = responses.end(request_id)
@@ -83,17 +91,22 @@ class OpenAIProvider:
         return completion
 
     def stream(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The answer in pieces as they come."""
         model = spec.model or self.model
         if self._api == "chat":
             body = chat_request(spec, self.model, is_openai=self._is_openai, stream=True)
             chat = ChatGathering(self._calls, self.name, model)
-            return self._calls.stream("stream", body, chat, timeout_s, idempotency_key, messages=[])
+            return self._calls.stream("answer", body, chat, timeout_s, idempotency_key, max_answer_bytes, messages=[])
         body = responses_request(spec, self.model, stream=True)
         responses = ResponsesGathering(self._calls, self.name, model)
-        return self._calls.stream("stream", body, responses, timeout_s, idempotency_key)
+        return self._calls.stream("answer", body, responses, timeout_s, idempotency_key, max_answer_bytes)
 
     async def embed(self, texts: Sequence[str], *, model: str = "", timeout_s: float | None = None) -> Embeddings:
         """A vector for each text."""
@@ -101,7 +114,9 @@ class OpenAIProvider:
         if not texts:
             return Embeddings(vectors=np.empty((0, 0), np.float32), provider=self.name, model=model)
         body = {"model": model, "input": list(texts), "encoding_format": "base64"}
-        data, request_id = await self._calls.whole("embed", body, timeout_s, input=[])
+        data, request_id = await self._calls.whole(
+            "embed", body, timeout_s, most=_MOST_VECTOR * (1 + len(texts)), input=[]
+        )
         answer = self._calls.decoded(data, _Vectors, model, request_id)
         try:
             vectors = np.stack([_row(each.embedding) for each in sorted(answer.data, key=lambda each: each.index)])
@@ -137,9 +152,8 @@ def _responses_methods(client: Any) -> dict[str, Any]:
 
 def _methods(client: Any, resource: Any) -> dict[str, Any]:
     return {
-        "complete": resource.with_raw_response.create,
-        "stream": resource.with_streaming_response.create,
-        "embed": client.embeddings.with_raw_response.create,
+        "answer": resource.with_streaming_response.create,
+        "embed": client.embeddings.with_streaming_response.create,
     }
 
 

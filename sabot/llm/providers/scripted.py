@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sabot.errors import UserError, short_repr
-from sabot.llm.errors import ModelError, ModelTimeout
+from sabot.llm.errors import AnswerTooLarge, ModelError, ModelTimeout
 from sabot.llm.messages import ChatMessage, assistant
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestSpec
@@ -176,18 +176,29 @@ class ScriptedProvider:
             await watch
 
     async def complete(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> Completion:
         """The next answer of the script."""
         completion = None
-        async with aclosing(self.stream(spec, timeout_s=timeout_s, idempotency_key=idempotency_key)) as pieces:
+        how: dict[str, Any] = {"idempotency_key": idempotency_key, "max_answer_bytes": max_answer_bytes}
+        async with aclosing(self.stream(spec, timeout_s=timeout_s, **how)) as pieces:
             async for piece in pieces:
                 completion = piece.completion
         assert completion is not None
         return completion
 
     async def stream(
-        self, spec: RequestSpec, *, timeout_s: float | None = None, idempotency_key: str = ""
+        self,
+        spec: RequestSpec,
+        *,
+        timeout_s: float | None = None,
+        idempotency_key: str = "",
+        max_answer_bytes: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The next answer of the script: its text word by word, its calls of tools, then all of it."""
         model = spec.model or self.model
@@ -196,7 +207,12 @@ class ScriptedProvider:
         number = len(self.requests)
         async with self._call():
             answer = await self._in_time(spec, model, timeout_s)
+            size = 0
             for text in filter(None, answer.texts):
+                size += len(text.encode())
+                if max_answer_bytes is not None and size > max_answer_bytes:
+                    said = f"the answer has more than {max_answer_bytes:,} bytes"
+                    raise AnswerTooLarge(said, provider=self.name, model=model, request_id=f"{self.name}-{number}")
                 yield Piece(text)
             if isinstance(answer.end, Exception):
                 raise _signed(answer.end, self.name, model)

@@ -18,6 +18,7 @@ import msgspec
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.errors import (
+    AnswerTooLarge,
     AuthenticationFailed,
     ContentFiltered,
     ContextLengthExceeded,
@@ -140,14 +141,36 @@ class SdkCalls:
         body: dict[str, Any],
         timeout_s: float | None,
         key: str = "",
+        most: int | None = None,
         **needed: Any,
     ) -> tuple[bytes, str]:
-        """(the body of the answer, request id). method: our name of one of `.with_raw_response`. body: the request. key: the idempotency
-        key. needed: what the method does not go without, whatever it is.
+        """(the body of the answer, request id). method: our name of one of `.with_streaming_response`. body: the request. key: the
+        idempotency key. most: bytes of the answer. needed: what the method does not go without, whatever it is.
         """
-        work = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
-        response = (await self._in_time(work, body["model"], "", timeout_s)).http_response
-        return response.content, _request_id(response.headers)
+        manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed))
+        return await self._in_time(self._read(manager, body["model"], most), body["model"], "", timeout_s)
+
+    async def _read(self, manager: Any, model: str, most: int | None) -> tuple[bytes, str]:
+        async with manager as response:
+            request_id = _request_id(response.headers)
+            read: list[bytes] = []
+            size = 0
+            async with aclosing(response.iter_bytes()) as chunks:
+                async for chunk in chunks:
+                    size += len(chunk)
+                    self._check_size(size, most, model, request_id)
+                    read.append(chunk)
+            return b"".join(read), request_id
+
+    def _check_size(self, size: int, most: int | None, model: str, request_id: str) -> None:
+        if most is not None and size > most:
+            raise AnswerTooLarge(
+                f"the answer has more than {most:,} bytes",
+                provider=self._provider,
+                model=model,
+                request_id=request_id,
+                hint="give the request max_tokens=, or the engine a larger max_answer_bytes=",
+            )
 
     async def stream(
         self,
@@ -156,11 +179,12 @@ class SdkCalls:
         gathering: Gathering,
         timeout_s: float | None,
         key: str = "",
+        most: int | None = None,
         **needed: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer, as `Provider.stream` promises. method: of `.with_streaming_response`; the rest as for `whole`."""
+        """The pieces of an answer, as `Provider.stream` promises. The rest as for `whole`."""
         model, request_id = body["model"], ""
-        async with aclosing(self._events(method, body, timeout_s, key, needed)) as events:
+        async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
             async for data, request_id in events:
                 for piece in gathering.feed(data, request_id):
                     yield piece
@@ -182,6 +206,7 @@ class SdkCalls:
         body: dict[str, Any],
         timeout_s: float | None,
         key: str,
+        most: int | None,
         needed: dict[str, Any],
     ) -> AsyncGenerator[tuple[bytes, str], None]:
         """(data of an event, request id)."""
@@ -192,7 +217,10 @@ class SdkCalls:
             request_id = _request_id(response.headers)
             async with aclosing(response.iter_bytes()) as chunks:
                 rest: list[bytes] = []  # of a line whose end is not here
+                size = 0
                 while (chunk := await self._in_time(anext(chunks, None), model, request_id, timeout_s)) is not None:
+                    size += len(chunk)
+                    self._check_size(size, most, model, request_id)
                     rest.append(chunk)
                     if b"\n" not in chunk:
                         continue

@@ -218,7 +218,7 @@ async def test_a_stream_is_made_again_only_before_its_first_piece(time):
 
 async def test_an_attempt_gets_the_engines_time_or_the_calls_own(time):
     class Bounds(ScriptedProvider):
-        async def complete(self, spec, *, timeout_s=None, idempotency_key=""):
+        async def complete(self, spec, *, timeout_s=None, idempotency_key="", max_answer_bytes=None):
             bounds.append(timeout_s)
             return await super().complete(spec, idempotency_key=idempotency_key)
 
