@@ -50,6 +50,7 @@ _SUMMARY = (
     "Write only the summary."
 )
 _FILL = 0.75  # of the room: the next turns leave nothing out, so that what they send begins as it did and vendors' caches know it
+_MOST_NAME = 100  # characters of the name of a call that is too long
 _SUMMARIZED = "Summary of the conversation so far:\n"
 
 
@@ -140,7 +141,8 @@ class Agent:
         """tools: functions that the model may call; a plain function is an unsafe tool, another agent a tool that takes a prompt.
         output: the type of the answer (see `Schema`); the model is told it and, `repairs` times, what was wrong with its answer.
         max_turns: how often a run asks the model. max_concurrent_tools: calls of one turn that go side by side. tool_timeout: of tools that
-        have none. max_tool_chars: of a result that the model is given. context_window: tokens of the model's. trim: what is done when a
+        have none. max_tool_chars: of a result that the model is given, and of the arguments of a call; a longer call is not made, and the
+        model is told. context_window: tokens of the model's. trim: what is done when a
         conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
         raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec.
         """
@@ -323,6 +325,7 @@ class _Turns:
         self._usage = Usage()
         self._cost: Decimal | None = Decimal(0)
         self._turns = self._tool_calls = 0
+        self._too_long: dict[str, int] = {}  # calls of this turn that are not made: their characters, by id
 
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
         try:
@@ -344,9 +347,10 @@ class _Turns:
                         yield piece
                     completion = piece.completion
             assert completion is not None
-            self._said.append(completion.message)
-            if completion.tool_calls:
-                async with aclosing(self._call_tools(completion.tool_calls)) as events:
+            message = self._bounded(completion.message)
+            self._said.append(message)
+            if message.tool_calls:
+                async with aclosing(self._call_tools(message.tool_calls)) as events:
                     async for event in events:
                         yield event
                 continue
@@ -486,7 +490,22 @@ class _Turns:
         except Exception as error:
             return tool_result(call.id, self._shown(f"{type(error).__name__}: {words_of(error)}"), is_error=True)
 
+    def _bounded(self, message: ChatMessage) -> ChatMessage:
+        """The message as the conversation keeps it: a call that is too long goes without its arguments, and is not made."""
+        sizes = {call.id: len(call.name) + len(call.arguments) for call in message.tool_calls}
+        self._too_long = {each: size for each, size in sizes.items() if size > self._agent.tool_chars}
+        if not self._too_long:
+            return message
+        calls = (
+            ToolCall(call.id, call.name[:_MOST_NAME], "{}") if call.id in self._too_long else call
+            for call in message.tool_calls
+        )
+        return msgspec.structs.replace(message, tool_calls=tuple(calls), vendor=None)
+
     async def _called(self, call: ToolCall) -> Any:
+        if call.id in self._too_long:
+            size, most = self._too_long[call.id], self._agent.tool_chars
+            raise ToolError(f"its arguments have {size:,} characters, and may have {most:,}: it was not called")
         tool = self._agent.tools.get(call.name)
         if tool is None:
             there = ", ".join(self._agent.tools) or "none"

@@ -84,8 +84,9 @@ class Budget:
     """Tokens, and US dollars, that calls may use together. max_tokens, max_cost: None: no limit. Exactly at a limit is allowed.
 
     A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
-    is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. Costs count when they are known, so the
-    calls in flight may go above max_cost.
+    is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. An answer whose provider does not say
+    what was used counts with the estimate, and with what it wrote where the request has no `max_tokens`. Costs count when they are known,
+    so the calls in flight may go above max_cost.
     """
 
     def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | int | None = None) -> None:
@@ -109,11 +110,11 @@ class Budget:
             raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
         self._reserved += tokens
 
-    def settle(self, tokens: int, outcome: Outcome | None) -> None:
-        """The call has ended. tokens: as for `reserve`. outcome: None: it failed."""
+    def settle(self, tokens: int, outcome: Outcome | None, unsaid: int = 0) -> None:
+        """The call has ended. tokens: as for `reserve`. outcome: None: it failed. unsaid: tokens where the provider does not say them."""
         self._reserved -= tokens
         if outcome is not None:
-            self.tokens += outcome.usage.total_tokens if outcome.usage is not None else tokens
+            self.tokens += unsaid if outcome.usage is None else outcome.usage.total_tokens
             self.cost += outcome.cost or 0
 
 
@@ -224,15 +225,18 @@ class BuiltIn:
         if not budgets:
             return await forward(call)
         tokens, reserved, outcome = call.tokens, 0, None
+        unsaid = tokens
         try:
             for each in budgets:
                 each.reserve(tokens)
                 reserved += 1
             outcome = await forward(call)
+            if isinstance(outcome, Completion) and call.spec.max_tokens is None:
+                unsaid += tokens_of([outcome.message])
             return outcome
         finally:
             for each in budgets[:reserved]:
-                each.settle(tokens, outcome)
+                each.settle(tokens, outcome, unsaid)
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
         """What `ExecutionEngine.statistics` tells of attempts."""

@@ -40,6 +40,7 @@ _DEFAULT_TIMEOUT_S = 600.0  # that of the vendors' libraries
 _DRAIN_S = 1.0  # for the end of a connection after the end of the answer
 _MOST_TEXT = 500  # characters of an answer or a message, in an error
 _LONGEST_WAIT_S = 86400.0
+_MOST_TOKENS = 1_000_000_000  # of one request that a vendor is believed; a thousand times what models take
 _TOO_LONG = re.compile(
     r"context.?length|context window|prompt is too long|input is too long|too many tokens", re.IGNORECASE
 )
@@ -380,7 +381,7 @@ def is_strict(schema: Any) -> bool:
 def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, reasoning: Any = 0) -> Usage | None:
     """Tokens as a vendor counts them; None where it does not say them, or says what cannot be."""
     counts = [read, written, cached or 0, cache_write or 0, reasoning or 0]
-    if any(type(each) is not int or each < 0 for each in counts):
+    if any(type(each) is not int or not 0 <= each <= _MOST_TOKENS for each in counts):
         return None
     if counts[2] + counts[3] > read or counts[4] > written:
         return None

@@ -1,0 +1,378 @@
+"""Models and providers that are hostile or broken, one after the other of what may come: what an agent does, and what an engine does."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import anthropic
+import msgspec
+import openai
+import pytest
+
+from sabot.errors import IdempotencyConflict
+from sabot.llm import (
+    AnswerTooLarge,
+    AnthropicProvider,
+    Budget,
+    BudgetExceeded,
+    Completion,
+    Effect,
+    ExecutionEngine,
+    IdempotencyTracker,
+    Limits,
+    MemoryCache,
+    ModelTimeout,
+    ModelUnavailable,
+    OpenAIProvider,
+    ScriptedProvider,
+    SqliteCache,
+    ToolCall,
+    Usage,
+    assistant,
+    tool,
+)
+from sabot.llm.agent import Agent
+from sabot.testing import FakeModelServer
+
+# -- calls of tools -----------------------------------------------------------------------------------------------------------
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True):
+    sku: str
+    count: int
+
+
+class Shop:
+    """A tool that takes all kinds of arguments, and an agent whose model calls it once with these."""
+
+    def __init__(self) -> None:
+        self.orders: list[dict[str, Any]] = []
+
+        @tool(effect="read")
+        async def order(
+            effect: Effect,
+            text: str = "",
+            count: int = 0,
+            price: float = 0.0,
+            lines: list[Line] | None = None,
+            extra: dict[str, Any] | None = None,
+        ) -> str:
+            assert isinstance(effect, Effect)
+            self.orders.append({"text": text, "count": count, "price": price, "lines": lines, "extra": extra})
+            return "ordered"
+
+        self.tool = order
+
+    async def told(self, arguments: str, name: str = "order") -> tuple[bool, str]:
+        """Whether the model is told of an error, and in what words."""
+        provider = ScriptedProvider([assistant("", ToolCall("c0", name, arguments)), "done"])
+        result = await Agent(ExecutionEngine(provider, retries=0), tools=[self.tool]).run("go")
+        assert (result.content, result.turns) == ("done", 2)
+        asked, answer = provider.requests[-1].messages[-2:]
+        assert asked.tool_calls[0].id == answer.tool_call_id == "c0", "no call stands there without its result"
+        assert len(asked.tool_calls[0].arguments) <= 100_000
+        return answer.is_error, answer.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ('{"extra": {"a": ' + "[" * 40_000 + "]" * 40_000 + "}}", "recursion"),
+        ('{"extra": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "600,017 characters"),
+        ('{"text": "' + "x" * 1_000_000 + '"}', "1,000,017 characters, and may have 100,000: it was not called"),
+        ('{"' + "x" * 1_000_000 + '": 1}', "1,000,012 characters"),
+        ('{"count": "7"}', "Expected `int`, got `str` - at `$.count`"),
+        ('{"count": true}', "got `bool`"),
+        ('{"count": 1.5}', "got `float`"),
+        ('{"count": ' + "9" * 5000 + "}", "out of range"),
+        ('{"price": NaN}', "no JSON"),
+        ('{"price": 1e999}', "out of range"),
+        ('{"price": "NaN"}', "Expected `float`"),
+        ('{"text": "\\ud800"}', "no JSON"),
+        ('{"text": "a", "nope": 1}', "nope"),
+        ('{"__class__": {"x": 1}}', "__class__"),
+        ('{"lines": [{"sku": "a", "count": 1, "__class__": "os.system"}]}', "__class__"),
+        ('{"lines": [{"sku": "a"}]}', "`count` - at `$.lines[0]`"),
+        ('{"effect": {"key": "mine"}}', "effect"),
+        ('{"text": "a"} {"text": "b"}', "no JSON"),
+        ("[1]", "got `array`"),
+        ("null", "got `null`"),
+    ],
+    ids=lambda each: each[:24],
+)
+async def test_hostile_arguments_are_refused_in_words_that_the_model_gets(arguments: str, words: str) -> None:
+    shop = Shop()
+    is_error, said = await shop.told(arguments)
+    assert (is_error, shop.orders) == (True, [])
+    assert words in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        ('{"text": "' + "x" * 90_000 + '"}', "text", "x" * 90_000),
+        ('{"text": "a\\u0000\\u202eb"}', "text", "a\0\u202eb"),
+        ('{"extra": {"__class__": "os.system", "__init__": {}}}', "extra", {"__class__": "os.system", "__init__": {}}),
+        ('{"count": 99999999999999999999}', "count", 99999999999999999999),
+        ("", "text", ""),
+    ],
+    ids=["long", "controls", "names of Python", "above 64 bits", "nothing"],
+)
+async def test_odd_arguments_of_the_right_types_are_values_and_nothing_more(
+    arguments: str, field: str, value: Any
+) -> None:
+    shop = Shop()
+    assert await shop.told(arguments) == (False, "ordered")
+    assert [order[field] for order in shop.orders] == [value]
+
+
+async def test_a_tool_whose_name_is_endless_is_not_there() -> None:
+    shop = Shop()
+    assert await shop.told("{}", "n" * 90_000) == (True, await _no_such_tool("n" * 90_000))
+    is_error, said = await shop.told("{}", "n" * 1_000_000)
+    assert is_error
+    assert "1,000,002 characters" in said
+
+
+async def _no_such_tool(name: str) -> str:
+    return f"ToolError: there is no tool '{name[:198]}…; tools are: order"
+
+
+@pytest.fixture
+async def provider_of() -> AsyncIterator[Callable[[str, str], Any]]:
+    """Makes providers that do not read the certificates of the machine, which takes as long as a test."""
+    clients: list[Any] = []
+
+    def make(kind: str, url: str) -> Any:
+        sdk: Any = anthropic if kind == "messages" else openai
+        clients.append(sdk.DefaultAsyncHttpxClient(verify=False))
+        if kind == "messages":
+            client = anthropic.AsyncAnthropic(api_key="any", base_url=url, http_client=clients[-1])
+            return AnthropicProvider("model-1", client=client)
+        api: Any = kind
+        chat = openai.AsyncOpenAI(api_key="any", base_url=f"{url}/v1", http_client=clients[-1])
+        return OpenAIProvider("model-1", client=chat, api=api)
+
+    yield make
+    for each in clients:
+        await each.aclose()
+
+
+# -- answers ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "way"), [("chat", "whole"), ("responses", "stream")])
+async def test_an_answer_of_ten_megabytes_is_an_answer_to_an_agent_too(kind: str, way: str, provider_of: Any) -> None:
+    text = "x" * 10_000_000
+    with FakeModelServer((text[:5_000_000], text[5_000_000:])) as server:
+        async with ExecutionEngine(provider_of(kind, server.url)) as engine:
+            agent = Agent(engine)
+            if way == "whole":
+                result = await agent.run("go")
+            else:
+                async with aclosing(agent.stream("go")) as events:
+                    result = [event async for event in events][-1]
+            assert result.content == text
+        assert len(server.requests) == 1
+
+
+class Endless:
+    """A server whose answers do not end. sent: bytes that it could write before the caller went."""
+
+    def __init__(self, begin: bytes, again: bytes) -> None:
+        self.sent = 0
+        self.gone = asyncio.Event()
+        self._begin = begin
+        self._again = again
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers one request."""
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nx-request-id: req-1\r\n")
+            writer.write(b"Content-Type: application/json\r\n\r\n" + self._begin)
+            while True:
+                writer.write(self._again)
+                await writer.drain()
+                self.sent += len(self._again)
+        except OSError:
+            self.gone.set()
+        finally:
+            writer.close()
+
+
+async def read(engine: ExecutionEngine, way: str) -> int:
+    """Asks, and returns the number of characters that came."""
+    if way == "whole":
+        return len((await engine.complete("go")).content)
+    async with aclosing(engine.stream("go")) as pieces:
+        return sum([len(piece.text) async for piece in pieces])
+
+
+@asynccontextmanager
+async def endless(begin: bytes, again: bytes) -> AsyncIterator[tuple[Endless, str]]:
+    server = Endless(begin, again)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    async with listening:
+        yield server, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+_DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "begin", "again"),
+    [
+        ("chat", "whole", b'{"choices": [{"message": {"content": "', b"x" * 65536),
+        ("messages", "whole", b'{"content": [{"type": "text", "text": "', b"x" * 65536),
+        ("responses", "stream", b'data: {"type": "response.output_text.delta", "delta": "', b"x" * 65536),
+        ("chat", "stream", b"", _DELTA * 500),
+        ("messages", "stream", b"", b": nothing\n\n" * 5000),
+    ],
+    ids=["whole", "whole message", "one event", "events", "comments"],
+)
+async def test_an_answer_that_does_not_end_is_refused_and_not_read_on(
+    kind: str, way: str, begin: bytes, again: bytes, provider_of: Any
+) -> None:
+    async with (
+        endless(begin, again) as (server, url),
+        ExecutionEngine(provider_of(kind, url), max_answer_bytes=1_000_000) as engine,
+    ):
+        with pytest.raises(AnswerTooLarge, match="request req-1: the answer has more than 1,000,000 bytes") as caught:
+            await read(engine, way)
+        await server.gone.wait()  # the connection was closed
+        figures = engine.statistics()
+    error = caught.value
+    assert (error.provider, error.model, error.request_id) == (engine.provider.name, "model-1", "req-1")
+    assert "max_answer_bytes" in error.hint
+    assert server.sent < 30_000_000, "what is beyond the limit waits in the sockets at most"
+    assert (figures["attempts"], figures["failed"], figures["retries"]) == (1, 1, 0), "it is not asked for again"
+
+
+# -- what is used -------------------------------------------------------------------------------------------------------------
+
+
+def used(usage: Usage | None) -> Completion:
+    return Completion(message=assistant("four words of answer"), usage=usage)
+
+
+async def test_a_budget_holds_where_the_provider_does_not_say_what_was_used() -> None:
+    engine = ExecutionEngine(ScriptedProvider(used(None)), budget=Budget(max_tokens=20))
+    for _ in range(3):  # 7 tokens each by rule of thumb: 2 read, 5 written
+        assert (await engine.complete("12345678")).usage is None
+    with pytest.raises(BudgetExceeded, match="21 are used"):
+        await engine.complete("12345678")
+
+
+@pytest.mark.parametrize("lie", [-5, 10**30, 10**400])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_usage_that_is_a_lie_is_not_counted_and_not_kept(
+    lie: int, kind: str, tmp_path: Any, provider_of: Any
+) -> None:
+    cache = MemoryCache() if kind == "memory" else SqliteCache(tmp_path / "cache")
+    with FakeModelServer(used(Usage(7, lie))) as server:
+        async with ExecutionEngine(
+            provider_of("chat", server.url), cache=cache, budget=Budget(max_tokens=100)
+        ) as engine:
+            for cached in (False, True):
+                answer = await engine.complete("12345678")
+                assert (answer.content, answer.usage, answer.cached) == ("four words of answer", None, cached)
+            figures = engine.statistics()
+    assert (figures["input_tokens"], figures["output_tokens"]) == (0, 0)
+
+
+# -- providers ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_waits_until_a_provider_is_back_after_a_minute(time: Any) -> None:
+    def answer(spec: Any) -> Any:
+        if time.clock.monotonic() < began + 60:
+            return ModelUnavailable("down")
+        return "back"
+
+    began = time.clock.monotonic()
+    provider = ScriptedProvider(answer)
+    engine = ExecutionEngine(provider, retries=10, **time.options())
+    assert (await Agent(engine).run("go")).content == "back"
+    assert sum(time.slept) >= 60
+    assert len(provider.requests) <= 11
+
+
+async def test_a_slow_provider_is_a_timeout_of_each_attempt_and_then_of_the_call(time: Any, provider_of: Any) -> None:
+    with FakeModelServer(("a", "b", "c")) as server:
+        engine = ExecutionEngine(provider_of("chat", server.url), timeout=0.05, retries=1, **time.options())
+        async with engine:
+            server.plan("hang", times=2)
+            with pytest.raises(ModelTimeout, match=r"no answer in 0\.05 s"):
+                await engine.complete("go")
+            assert (await engine.complete("go")).content == "abc"
+        assert len(server.requests) == 3
+
+
+async def gather(agent: Agent, texts: list[str]) -> None:
+    """Reads the texts of a run as they come."""
+    async with aclosing(agent.stream("go")) as events:
+        async for event in events:
+            texts.append(event.text)
+
+
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+async def test_half_of_a_stream_is_told_and_no_agent_takes_it_for_an_answer(kind: str, provider_of: Any) -> None:
+    with FakeModelServer(("One ", "two ", "three ", "four")) as server:
+        async with ExecutionEngine(provider_of(kind, server.url), retries=3, backoff=0) as engine:
+            server.plan("truncate")
+            texts: list[str] = []
+            with pytest.raises(ModelUnavailable):
+                await gather(Agent(engine), texts)
+            assert "".join(texts) == "One two "
+            assert len(server.requests) == 1, "what was read cannot be taken back"
+
+
+async def test_two_calls_with_one_key_and_different_content_are_one_call_and_a_conflict_in_flight_too(
+    provider_of: Any,
+) -> None:
+    with FakeModelServer("yes") as server:
+        async with ExecutionEngine(provider_of("chat", server.url), idempotency_tracker=IdempotencyTracker()) as engine:
+            server.hold()
+            first = asyncio.create_task(engine.complete("one", idempotency_key="k"))
+            await asyncio.to_thread(server.wait, lambda: server.in_flight == 1)
+            with pytest.raises(IdempotencyConflict):
+                await engine.complete("two", idempotency_key="k")
+            with pytest.raises(IdempotencyConflict):
+                await engine.complete("one", idempotency_key="k", temperature=0)
+            server.release()
+            assert (await first).content == "yes"
+            with pytest.raises(IdempotencyConflict):
+                async with aclosing(engine.stream("two", idempotency_key="k")) as pieces:
+                    await anext(pieces)
+        assert len(server.requests) == 1
+
+
+# -- tools that do not return ---------------------------------------------------------------------------------------------
+
+
+async def test_a_sync_tool_that_blocks_holds_up_its_own_run_alone() -> None:
+    free, began = threading.Event(), threading.Event()
+
+    @tool(effect="read")
+    def blocks() -> str:
+        began.set()
+        assert free.wait(30)
+        return "at last"
+
+    def answer(spec: Any) -> Any:
+        if spec.messages[0].text == "block" and spec.messages[-1].role == "user":
+            return assistant("", ToolCall("c0", "blocks", "{}"))
+        return "done"
+
+    agent = Agent(ExecutionEngine(ScriptedProvider(answer), limits=Limits(concurrency=4)), tools=[blocks])
+    blocked = asyncio.create_task(agent.run("block"))
+    await asyncio.to_thread(began.wait)
+    for _ in range(3):
+        assert (await agent.run("go")).content == "done"
+    assert not blocked.done()
+    free.set()
+    assert (await blocked).content == "done"
