@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from killed import topics
 from killed.shop import FAILED, LATE_SECONDS, LOCKED, UNSAFE, Failpoint, Order, World, expected, live, orders_of
 
-from sabot.demos.refunds.person import Person
+from sabot.demos.person import Person
 from sabot.journal import EffectId, EffectResult, Intent, open_reader
 from sabot.testing import Witness
 from tools.broker import Broker

@@ -249,6 +249,24 @@ def refunds(
     raise typer.Exit(guarded(work, debug=loglevel == "debug"))
 
 
+@_demos.command()
+def agents(
+    tickets: Annotated[int, typer.Option(min=10, metavar="N", help="Tickets.")] = 40,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Answer tickets by a model with tools that asks a person and is killed twice; its server and a bank count what they were asked."""
+    from sabot.demos.agents import demo
+
+    def work() -> None:
+        figures = demo.run(tickets, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
 def _open_standard_files() -> None:
     """Opens a closed standard stream as /dev/null. Otherwise a file of the program would get its number, and libraries' messages."""
     for number in range(3):

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.demos.person import Person
 from sabot.demos.refunds.app import answers, write_tickets
-from sabot.demos.refunds.person import Person
 from sabot.errors import SabotError, UserError
 from sabot.journal import EffectId, Intent
 from sabot.testing import Witness
