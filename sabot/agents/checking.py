@@ -23,9 +23,9 @@ from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of
 from sabot.runtime.agent_job import TASK
 from sabot.runtime.jobs import check_journal, stored_journal
-from sabot.state import load_snapshot
+from sabot.state import StateBackend, load_snapshot
 from sabot.state.backends.memory import MemoryBackend
-from sabot.state.base import Entry
+from sabot.state.base import Entry, LocalBackend
 
 __all__ = ["CheckedJob", "check_jobs"]
 
@@ -52,10 +52,16 @@ class CheckedJob:
 
 
 def check_jobs(
-    reader: JournalReader, manifest: Manifest | None, agents: Mapping[str, AgentSpec], *, version: str, clock: Clock
+    reader: JournalReader,
+    manifest: Manifest | None,
+    agents: Mapping[str, AgentSpec],
+    *,
+    version: str,
+    clock: Clock,
+    backend: StateBackend | None = None,
 ) -> Iterator[CheckedJob]:
     """The jobs that a start from this checkpoint would run, in the order in which they began. agents: of the program, by their ids.
-    version: of the program. Blocks.
+    version: of the program. backend: with which it keeps state, and which says when values expire. Blocks.
 
     Raises OtherJournal, CorruptJournal, CorruptCheckpoint; UserError where the journal has jobs, and no checkpoint knows of it.
     """
@@ -64,7 +70,8 @@ def check_jobs(
     jobs = open_jobs(reader, *(({}, {}) if facts is None else (dict(facts["positions"]), unapplied_jobs(facts))))
     jobs = [job for job in jobs if job.ended is None or job.ended.outcome == "succeeded"]
     durable = {agent_id: spec for agent_id, spec in agents.items() if spec.durable}
-    state = _state_of(manifest, jobs)
+    state = MemoryBackend(expiry=backend.expiry if isinstance(backend, LocalBackend) else None)
+    _load_state(state, manifest, jobs)
     holders: dict[tuple[str, bytes], str] = {}  # blocked jobs, by agent and key
     functions = {agent_id: job_function(spec, state, clock) for agent_id, spec in durable.items()}
     for job in jobs:
@@ -82,12 +89,11 @@ def check_jobs(
         yield CheckedJob(job.job_id, job.agent, verdict, history.last_ordinal, then)
 
 
-def _state_of(manifest: Manifest | None, jobs: list[OpenJob]) -> MemoryBackend:
+def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:
     """What the checkpoint has of the keys of these jobs."""
-    state = MemoryBackend()
     task = None if manifest is None else manifest.tasks.get(TASK)
     if manifest is None or task is None or _STATE not in task.states or not jobs:
-        return state
+        return
     keys: dict[str, set[bytes]] = {}
     for job in jobs:
         keys.setdefault(f"{job.agent}/", set()).add(job.key)
@@ -101,7 +107,6 @@ def _state_of(manifest: Manifest | None, jobs: list[OpenJob]) -> MemoryBackend:
                     break
 
     state.load([load_snapshot(manifest.state_directory(TASK, _STATE))], of_jobs)
-    return state
 
 
 def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:

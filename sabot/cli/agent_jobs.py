@@ -241,7 +241,8 @@ def check(
         agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
         try:
             with _journal_of(app, against, place, kafka) as reader:
-                checked = list(check_jobs(reader, manifest, agents, version=app.version, clock=app.clock))
+                wiring = {"version": app.version, "clock": app.clock, "backend": app.state_backend}
+                checked = list(check_jobs(reader, manifest, agents, **wiring))
         finally:
             found.storage.release_restored()
         _print_checked(checked, json)

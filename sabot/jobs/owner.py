@@ -25,7 +25,7 @@ Item = Callable[[], Awaitable[None] | None]
 
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
-    ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands.
+    ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
     """
 
     job_id: str
@@ -38,6 +38,7 @@ class OpenJob(NamedTuple):
     ended: End | None
     ended_at: Position | None = None
     last: Position | None = None
+    begun_ms: int = 0
 
 
 class JobOwner(Protocol):

@@ -29,7 +29,7 @@ from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort, StreamPort
-from sabot.state import StateBackend
+from sabot.state import HeldWrites, StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
@@ -227,10 +227,12 @@ class AgentJob:
             raise UserError(
                 f"agent {spec.agent_id} is durable, and has no journal", hint="durable agents run in an App"
             )
-        if spec.job_key is not None and self.task.state is not None and self.task.state.expires:
+        state = self.task.state
+        if spec.job_key is not None and isinstance(state, HeldWrites) and state.expires:
             raise UserError(
-                f"agent {spec.agent_id} is durable, and values of its state expire (ttl=): a job that is run again would read others",
-                hint="a backend without ttl=; delete what is old in the agent",
+                f"agent {spec.agent_id} is durable, and values of its state expire in a backend of your own: a job that is run again"
+                " must read what had not expired when it ran first",
+                hint="MemoryBackend or RocksDBBackend with ttl=, which judge reads at the time of the job; or a backend that keeps values",
             )
         staged = port is None or (isinstance(port, AgentSink) and isinstance(port.writer.sink, StagedSink))
         return {"host": self.task.jobs.host, "mail": self.task.jobs.mail, "leaves_at_once": not staged}

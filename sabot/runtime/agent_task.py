@@ -312,9 +312,8 @@ class AgentTask:
             return
         self.cut_seconds = self._clock.monotonic() - began
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
-        what = "the acknowledgement"
         self._acks[checkpoint_id] = watched(
-            ack, what, lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))
+            ack, "the acknowledgement", lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))
         )
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
@@ -324,6 +323,9 @@ class AgentTask:
             return None
         if not isinstance(self.state, HeldWrites):
             assert isinstance(self.backend, LocalBackend)
+            if self.backend.expiry is not None:
+                reads = [operator.earliest_read_ms() for operator in self.operators.values()]
+                self.backend.expiry.needed_ms = min(filter(None, reads), default=None)
             return self.backend.cut()
         self.state.hold()
         taking = self._loop.create_task(_users(self.backend.snapshot()))

@@ -4,7 +4,7 @@ from sabot.state.backends.memory import MemoryBackend
 from sabot.state.backends.rocksdb import RocksDBBackend
 from sabot.state.base import BackendConfig, Snapshot, StateBackend
 from sabot.state.opening import load_snapshot, open_backend, state_directory
-from sabot.state.overlay import HeldWrites, Overlay
+from sabot.state.overlay import HeldWrites, Overlay, StateAt
 from sabot.state.values import AggregatingState, ListState, MapState, ReducingState, ValueState
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ReducingState",
     "RocksDBBackend",
     "Snapshot",
+    "StateAt",
     "StateBackend",
     "ValueState",
     "load_snapshot",

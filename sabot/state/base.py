@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
@@ -26,6 +26,9 @@ from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
 from sabot.state.files import made_whole
 from sabot.threads import aside
+
+if TYPE_CHECKING:
+    from sabot.state.expiry import Expiry
 
 __all__ = [
     "BackendConfig",
@@ -252,8 +255,10 @@ class LocalSnapshot(Snapshot):
 class LocalBackend(StateBackend):
     """A backend whose subclasses implement plain calls only, so that it can also be used without an event loop.
 
-    This class implements the coroutines of the contract by those calls.
+    This class implements the coroutines of the contract by those calls. expiry: decides when values expire; None: they stay.
     """
+
+    expiry: "Expiry | None" = None
 
     @property
     @abstractmethod

@@ -2,9 +2,10 @@
 
     sealed value = 8 bytes expiry (big endian) + value
 
-For agents the time is processing time, read from the backend's clock (ms since 1970 UTC). For process functions it is event time, set by
-the owner (ms since 1970 UTC plus 2**63, so that times before 1970 sort correctly as bytes). An expired value reads as absent, and is
-removed later: at a cut, or when the watermark says that no reader can see it any more.
+For agents the time is processing time (ms since 1970 UTC), read from the backend's clock, or that of a job, which is the same in every
+replay (`Expiry.at_ms`). For process functions it is event time, set by the owner (ms since 1970 UTC plus 2**63, so that times before 1970
+sort correctly as bytes). An expired value reads as absent, and is removed later: at a cut, or when the watermark says that no reader can
+see it any more.
 """
 
 import heapq
@@ -23,25 +24,35 @@ Tables = dict[str, dict[bytes, bytes]]
 
 
 class Expiry:
-    """Seals values with an expiry `ttl_ms` from now, and opens sealed values that are still alive."""
+    """Seals values with an expiry `ttl_ms` from now, and opens sealed values that are still alive.
 
-    __slots__ = ("_clock", "ttl_ms")
+    at_ms: the time that counts as now, set around a read or a write; None: the clock's. needed_ms: no read at an earlier time will come;
+    None: none before the clock's.
+    """
+
+    __slots__ = ("_clock", "at_ms", "needed_ms", "ttl_ms")
 
     def __init__(self, ttl_ms: int, clock: Clock) -> None:
         self.ttl_ms = ttl_ms
+        self.at_ms: int | None = None
+        self.needed_ms: int | None = None
         self._clock = clock
+
+    def _now_ms(self) -> int:
+        return int(self._clock.time() * 1000) if self.at_ms is None else self.at_ms
 
     def now_mark(self) -> bytes:
         """The present as a mark: a sealed value is expired when its first 8 bytes are not greater."""
-        return int(self._clock.time() * 1000).to_bytes(_WIDTH, "big")
+        return self._now_ms().to_bytes(_WIDTH, "big")
 
     def passed_mark(self) -> bytes:
         """The mark up to which expired values may be removed, because no read at an earlier time will come."""
-        return self.now_mark()
+        now_ms = self._now_ms()
+        return (now_ms if self.needed_ms is None else min(now_ms, self.needed_ms)).to_bytes(_WIDTH, "big")
 
     def end_mark(self) -> bytes:
         """The expiry of a value that is written now."""
-        return (int(self._clock.time() * 1000) + self.ttl_ms).to_bytes(_WIDTH, "big")
+        return (self._now_ms() + self.ttl_ms).to_bytes(_WIDTH, "big")
 
     def order(self) -> "ExpiryOrder":
         """Makes the index that finds expired values in tables in memory; each backend has one."""
@@ -94,7 +105,8 @@ def event_mark(ms: int) -> bytes:
 class ExpiryOrder:
     """Finds the expired values of tables in memory without looking at the others.
 
-    Processing time does not run backwards, so values expire in the order in which they were written, which is the order of the dict.
+    Processing time does not run backwards, so values expire in the order in which they were written, which is the order of the dict. The
+    time of a job is at most behind it, so one of its values may be removed later than it expires: with the one that was written before it.
     """
 
     def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:

@@ -1,19 +1,44 @@
-"""The writes of an unfinished call, which its own reads see, and which reach the backend only when the call ends."""
+"""What a call sees of a backend: its own writes, which reach the backend only when the call ends; the values as they are at its time."""
 
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 from sabot.errors import SabotError, UserError
 from sabot.state.base import Snapshot, StateBackend
+from sabot.state.expiry import Expiry
 
-__all__ = ["HeldWrites", "Overlay"]
+__all__ = ["HeldWrites", "Overlay", "StateAt"]
 
 _UNKNOWN = b"\x00unknown"  # compared by identity
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-class Overlay(StateBackend):
+
+class _OfACall(StateBackend):
+    """Reads and writes only: operations on the whole backend raise UserError."""
+
+    __slots__ = ()
+
+    def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
+        _refuse("items")
+
+    def namespaces(self) -> list[str]:
+        _refuse("namespaces")
+
+    async def snapshot(self) -> Snapshot:
+        _refuse("snapshot")
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        _refuse("restore")
+
+    async def close(self) -> None:
+        _refuse("close")
+
+
+class Overlay(_OfACall):
     """Holds writes over a base backend. Reads see these writes first, then the base. `apply` writes them to the base, `discard` drops them;
-    afterwards the overlay can be used again. Operations on the whole backend (`items`, `snapshot`, `restore`, `close`) raise UserError.
+    afterwards the overlay can be used again.
     """
 
     __slots__ = ("_base", "_writes", "expires")
@@ -61,12 +86,6 @@ class Overlay(StateBackend):
         """Drops all writes, as if the call had made none."""
         self._writes.clear()
 
-    def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
-        _refuse("items")
-
-    def namespaces(self) -> list[str]:
-        _refuse("namespaces")
-
     def statistics(self) -> dict[str, int]:
         """The keys and bytes of the writes it holds."""
         tables = self._writes.values()
@@ -74,15 +93,6 @@ class Overlay(StateBackend):
             "keys": sum(map(len, tables)),
             "bytes": sum(len(key) + len(value or b"") for table in tables for key, value in table.items()),
         }
-
-    async def snapshot(self) -> Snapshot:
-        _refuse("snapshot")
-
-    async def restore(self, snapshot: Snapshot) -> None:
-        _refuse("restore")
-
-    async def close(self) -> None:
-        _refuse("close")
 
 
 class HeldWrites(Overlay):
@@ -123,6 +133,42 @@ class HeldWrites(Overlay):
             super().write_many(namespace, keys, values)
         else:
             self._base.write_many(namespace, keys, values)
+
+
+class StateAt(_OfACall):
+    """The values of a backend as they are at a time other than the clock's: those that had expired by then are absent, and the time to live
+    of those that are written begins then.
+    """
+
+    __slots__ = ("_base", "_expiry", "_now_ms")
+
+    expires = True
+
+    def __init__(self, base: StateBackend, expiry: Expiry, now_ms: Callable[[], int]) -> None:
+        """expiry: of the backend. now_ms: tells the time, in ms since 1970."""
+        self._base, self._expiry, self._now_ms = base, expiry, now_ms
+
+    def read(self, namespace: str, key: bytes) -> bytes | None:
+        return self._at_its_time(self._base.read, namespace, key)
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        self._at_its_time(self._base.write, namespace, key, value)
+
+    def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._at_its_time(self._base.read_many, namespace, keys)
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        self._at_its_time(self._base.write_many, namespace, keys, values)
+
+    def statistics(self) -> dict[str, int]:
+        return self._base.statistics()
+
+    def _at_its_time(self, do: Callable[[*Ts], T], *given: *Ts) -> T:
+        self._expiry.at_ms = self._now_ms()
+        try:
+            return do(*given)
+        finally:
+            self._expiry.at_ms = None
 
 
 def _refuse(what: str) -> NoReturn:

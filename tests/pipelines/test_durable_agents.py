@@ -22,7 +22,6 @@ from sabot.journal import Answer, Begin, EffectResult, End, SqliteReader
 from sabot.llm import tool
 from sabot.operators.agents import mailbox
 from sabot.runtime.feeding import AgentSource
-from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until
 
@@ -967,13 +966,6 @@ async def test_a_durable_agent_without_a_place_for_its_journal_is_refused(shop: 
         with pytest.raises(UserError) as refused:
             await app.start()
         assert words in str(refused.value)
-
-
-async def test_state_whose_values_expire_is_refused_as_a_replay_would_read_others(shop: Shop) -> None:
-    app = shop.app(shop.handle)
-    app.state_backend = MemoryBackend(BackendConfig("memory", ttl="1s"), clock=shop.clock)
-    with pytest.raises(UserError, match="values of its state expire"):
-        await app.start()
 
 
 async def test_a_journal_in_memory_is_enough_for_a_script(shop: Shop) -> None:

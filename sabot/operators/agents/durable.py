@@ -115,6 +115,7 @@ class DurableAgentOperator(AgentOperator):
                 hint="batch=True until its jobs are over",
             )
         self._note_begun(self.read_input(self.host.journal.load(job.body), job.job_id))
+        self.function.opened(job.job_id, job.begun_ms)
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job)
 
     def own_facts(self) -> dict[str, Any]:
@@ -293,14 +294,8 @@ class DurableAgentOperator(AgentOperator):
         """Hands the job to the host."""
         assert call.record is not None
         self._note_begun(call.record)
-        self.host.begin(
-            self.spec.agent_id,
-            call.job_id,
-            record=encode(call.record),
-            key=call.scope,
-            digest=call.digest,
-            again=call.again,
-        )
+        agent_id, record = self.spec.agent_id, encode(call.record)
+        self.host.begin(agent_id, call.job_id, record=record, key=call.scope, digest=call.digest, again=call.again)
 
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
@@ -501,6 +496,7 @@ class DurableAgentOperator(AgentOperator):
     def _over(self, call: JobCall) -> None:
         """The job has ended, or is no job: the next one of its key."""
         del self.calls[call.job_id]
+        self.function.begun.pop(call.job_id, None)
         self._wakes(call)
         self._runs_no_more(call)
         self.row_over(call)
@@ -548,3 +544,6 @@ class DurableAgentOperator(AgentOperator):
 
     def unfinished(self) -> list[Batch]:
         return waiting_batches(self.held)
+
+    def earliest_read_ms(self) -> int:
+        return min(self.function.begun.values(), default=self.now_ms())

@@ -19,14 +19,18 @@ from sabot.operators.agents.batches import named_rows, returned
 from sabot.operators.agents.job_batches import BatchInput, of_ipc, read_batch, to_ipc
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import gathering, place_of, plain_of
-from sabot.state import StateBackend
+from sabot.state import StateAt, StateBackend
 from sabot.state.backends.memory import MemoryBackend
+from sabot.state.base import LocalBackend
 
 __all__ = ["JobFunction", "job_function"]
 
 
 class JobFunction:
-    """keyed: there is one job of a key at a time, and its state is the key's."""
+    """keyed: there is one job of a key at a time, and its state is the key's. begun: where values of that state expire, the open jobs, and
+    when they began. What a job reads is judged at its own time (`ctx.now`), so that it reads the same in a replay: a value is needed
+    until the jobs that began before it expired are over.
+    """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
         """state: of the agent. Without key= what a job keeps is its own, and nobody else's: nothing of it is ever applied."""
@@ -34,17 +38,27 @@ class JobFunction:
         self._agent_id = spec.agent_id
         self._clock = clock
         self._state = state if self.keyed else MemoryBackend()
+        self._expiry = self._state.expiry if isinstance(self._state, LocalBackend) else None
+        self.begun: dict[str, int] = {}
         self._prefix = f"{spec.agent_id}/" if self.keyed else ""
         self._function, self._is_coroutine_function = gathering(spec.func)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
         """What the function gets for this job, and the record, or the batch, that it is about. Raises DataError."""
-        begin = job.history.begin
+        begin, state = job.history.begin, self._state
+        if self._expiry is not None and state is not None:
+            self.opened(job.job_id, begin.at_ms)
+            state = StateAt(state, self._expiry, job.now_ms)
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
         row.value = decode_json(record.payload, where=place_of(row))
         row.scope = begin.key if self.keyed else b""
-        return durable_context(job, row, self._state, self._agent_id, self._prefix, self._clock), record
+        return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
+
+    def opened(self, job_id: str, begun_ms: int) -> None:
+        """The job is open, and began then. Idempotent."""
+        if self._expiry is not None:
+            self.begun.setdefault(job_id, begun_ms)
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
         """Its coroutine, not begun."""

@@ -336,6 +336,10 @@ class AgentOperator(ABC):
     def busy(self) -> tuple[str, float] | None:
         """The call that has been running longest: where it is, and for how many seconds. None when none runs."""
 
+    def earliest_read_ms(self) -> int | None:
+        """No read of its state will be judged at an earlier time, in ms since 1970. None: none before the present."""
+        return None
+
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException, where: str) -> None:

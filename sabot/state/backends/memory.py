@@ -135,9 +135,9 @@ class MemoryBackend(LocalBackend):
         if config.backend_type != "memory":
             raise UserError(f"MemoryBackend got a config for {config.backend_type!r}")
         self.config = config
-        self._expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
-        self._order = None if self._expiry is None else self._expiry.order()
-        self.expires = self._expiry is not None
+        self.expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
+        self._order = None if self.expiry is None else self.expiry.order()
+        self.expires = self.expiry is not None
         self._tables: Tables = {}
 
     def read(self, namespace: str, key: bytes) -> bytes | None:
@@ -145,7 +145,7 @@ class MemoryBackend(LocalBackend):
         if table is None:
             return None
         value = table.get(key)
-        return value if self._expiry is None else self._expiry.open(value)
+        return value if self.expiry is None else self.expiry.open(value)
 
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
         table = self._tables.get(namespace)
@@ -153,22 +153,22 @@ class MemoryBackend(LocalBackend):
             table = self._tables[namespace] = {}
         if value is None:
             table.pop(key, None)
-        elif self._expiry is None or self._order is None:
+        elif self.expiry is None or self._order is None:
             table[key] = value
         else:
             self._order.written(namespace, table, (key,))
-            table[key] = self._expiry.end_mark() + value
+            table[key] = self.expiry.end_mark() + value
 
     def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
         values: list[bytes | None] = list(map((self._tables.get(namespace) or {}).get, keys))
-        return values if self._expiry is None else self._expiry.open_many(values)
+        return values if self.expiry is None else self.expiry.open_many(values)
 
     def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         table = self._tables.get(namespace)
         if table is None:
             table = self._tables[namespace] = {}
-        if self._expiry is not None and self._order is not None:
-            values = self._expiry.seal_many(values)
+        if self.expiry is not None and self._order is not None:
+            values = self.expiry.seal_many(values)
             self._order.written(namespace, table, keys)
         for key, value in zip(keys, values, strict=True):
             if value is None:
@@ -178,18 +178,18 @@ class MemoryBackend(LocalBackend):
 
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
         pairs = sorted((self._tables.get(namespace) or {}).copy().items())
-        if self._expiry is None:
+        if self.expiry is None:
             return iter(pairs)
-        values = self._expiry.open_many([value for _, value in pairs])
+        values = self.expiry.open_many([value for _, value in pairs])
         return iter([(key, value) for (key, _), value in zip(pairs, values, strict=True) if value is not None])
 
     def namespaces(self) -> list[str]:
         return sorted(name for name, table in list(self._tables.items()) if self._any_alive(table))
 
     def _any_alive(self, table: dict[bytes, bytes]) -> bool:
-        if self._expiry is None:
+        if self.expiry is None:
             return bool(table)
-        return any(value is not None for value in self._expiry.open_many(list(table.values())))
+        return any(value is not None for value in self.expiry.open_many(list(table.values())))
 
     def statistics(self) -> dict[str, int]:
         """`bytes` is exact up to 1,000 keys per namespace, and extrapolated from the first 1,000 beyond that."""
@@ -213,13 +213,13 @@ class MemoryBackend(LocalBackend):
     def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         self._tables.get("")
         tables: Tables = {}
-        for namespace, key, value in converted(parts, mine, passed, self._expiry):
+        for namespace, key, value in converted(parts, mine, passed, self.expiry):
             tables.setdefault(namespace, {})[key] = value
         self._tables = tables if self._order is None else self._order.restored(tables)
 
     def remove_expired(self) -> None:
-        if self._expiry is not None and self._order is not None:
-            self._order.remove(self._tables, self._expiry.passed_mark())
+        if self.expiry is not None and self._order is not None:
+            self._order.remove(self._tables, self.expiry.passed_mark())
 
     def shut(self) -> None:
         self._tables = ClosedTables()

@@ -113,8 +113,8 @@ class RocksDBBackend(LocalBackend):
             raise UserError(f"RocksDBBackend got a config for {config.backend_type!r}")
         self.config = config
         self.path = Path(config.path).absolute()
-        self._expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
-        self.expires = self._expiry is not None
+        self.expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
+        self.expires = self.expiry is not None
         self._dirty_limit = config.budget_bytes // 6
         self._young_limit = config.budget_bytes // 12
         self._dirty_bytes = self._flushing_bytes = self._young_bytes = self._old_bytes = 0
@@ -141,12 +141,12 @@ class RocksDBBackend(LocalBackend):
             if value is _UNKNOWN:
                 value = self._database.get(namespace, key)
                 self._remember(table, key, value)
-        return value if self._expiry is None else self._expiry.open(value)
+        return value if self.expiry is None else self.expiry.open(value)
 
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
         table = self._tables.get(namespace) or self._table(namespace)
-        if self._expiry is not None:
-            value = self._expiry.seal(value)
+        if self.expiry is not None:
+            value = self.expiry.seal(value)
         table.dirty[key] = value
         self._dirty_bytes += _size(key, value)
         if self._dirty_bytes > self._dirty_limit:
@@ -166,12 +166,12 @@ class RocksDBBackend(LocalBackend):
             for place, value in zip(missing, found, strict=True):
                 values[place] = value
                 self._remember(table, keys[place], value)
-        return values if self._expiry is None else self._expiry.open_many(values)
+        return values if self.expiry is None else self.expiry.open_many(values)
 
     def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         table = self._tables.get(namespace) or self._table(namespace)
-        if self._expiry is not None:
-            values = self._expiry.seal_many(values)
+        if self.expiry is not None:
+            values = self.expiry.seal_many(values)
         table.dirty.update(zip(keys, values, strict=True))
         self._dirty_bytes += sum(map(len, keys)) + sum(map(len, filter(None, values))) + _ENTRY_BYTES * len(keys)
         if self._dirty_bytes > self._dirty_limit:
@@ -187,7 +187,7 @@ class RocksDBBackend(LocalBackend):
 
     def _alive(self, pairs: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, bytes]]:
         for key, stored in pairs:
-            value = stored if self._expiry is None else self._expiry.open(stored)
+            value = stored if self.expiry is None else self.expiry.open(stored)
             if value is not None:
                 yield key, value
 
@@ -289,7 +289,7 @@ class RocksDBBackend(LocalBackend):
                 table.dirty = {}
         self._flushing_bytes += self._dirty_bytes
         self._dirty_bytes = 0
-        passed = None if self._expiry is None else self._expiry.passed_mark()
+        passed = None if self.expiry is None else self.expiry.passed_mark()
         job = self._worker.submit(self._write_out, parts, directory, passed)
         self._jobs.append(job)
         return job
@@ -359,7 +359,7 @@ class RocksDBBackend(LocalBackend):
                 return StateDatabase(directory, self._options, sealed=self.expires)
             database = StateDatabase(directory, self._options, sealed=self.expires)
             try:
-                self._import(database, converted(parts, mine, passed, self._expiry))
+                self._import(database, converted(parts, mine, passed, self.expiry))
             except BaseException:
                 database.close()
                 raise
