@@ -1,0 +1,19 @@
+"""The model of these examples: by default a server in this process, which answers by a script. With SABOT_MODEL=gpt-4o-mini it is a real
+one, whose key and address are OPENAI_API_KEY and OPENAI_BASE_URL; Ollama, without a key: OPENAI_BASE_URL=http://localhost:11434/v1"""
+
+import os
+from contextlib import asynccontextmanager
+
+from sabot.llm import ExecutionEngine, OpenAIProvider
+from sabot.testing import FakeModelServer
+
+
+@asynccontextmanager
+async def engine(script):
+    if model := os.environ.get("SABOT_MODEL"):
+        async with ExecutionEngine(OpenAIProvider(model, base_url=os.environ.get("OPENAI_BASE_URL"))) as real:
+            yield real
+        return
+    with FakeModelServer(script) as server:
+        async with ExecutionEngine(OpenAIProvider("fake", base_url=server.openai_url, api_key="none")) as fake:
+            yield fake

@@ -1,0 +1,56 @@
+"""examples/agents, as they are started: `python examples/agents/NAME.py`. By default they ask a model that answers by a script."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from sabot.llm import RequestSpec
+from sabot.testing import FakeModelServer
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "agents"
+HELP = "models"  # their module, which says who is asked
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder of a script is on its path. It runs in a folder that goes with the test."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.delitem(sys.modules, HELP, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name in ("SABOT_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def said_by(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_research_plans_asks_and_puts_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by("04_research.py", capsys) == [
+        "From China. People in Turkey. At 80 to 100 degrees.",
+        "6 calls of the model for ['Where does tea come from?', 'Who drinks most of it?', 'How hot is it made?']",
+    ]
+
+
+def test_the_environment_names_a_real_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(spec: RequestSpec) -> str:
+        return '["Why tea?"]' if "JSON list" in spec.messages[-1].text else "Why not?"
+
+    with FakeModelServer(answer, keys=("right",)) as server:
+        monkeypatch.setenv("SABOT_MODEL", "real-1")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.openai_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "right")
+        assert said_by("04_research.py", capsys)[0] == "Why not?"
+        assert {request.body["model"] for request in server.requests} == {"real-1"}
+
+
+def test_every_example_is_run_here_and_is_short() -> None:
+    tests = Path(__file__).read_text()
+    found = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert [name for name in found if f'"{name}"' not in tests and name != f"{HELP}.py"] == []
+    assert max(found.values()) < 70
