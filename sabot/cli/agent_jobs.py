@@ -241,8 +241,10 @@ def check(
         agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
         try:
             with _journal_of(app, against, place, kafka) as reader:
-                wiring = {"version": app.version, "clock": app.clock, "backend": app.state_backend}
-                checked = list(check_jobs(reader, manifest, agents, **wiring))
+                found_jobs = check_jobs(
+                    reader, manifest, agents, version=app.version, clock=app.clock, backend=app.state_backend
+                )
+                checked = list(found_jobs)
         finally:
             found.storage.release_restored()
         _print_checked(checked, json)
