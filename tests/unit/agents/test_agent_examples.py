@@ -1,4 +1,4 @@
-"""examples/agents, as they are started: `python examples/agents/NAME.py`. By default they ask a model that answers by a script."""
+"""The examples of agents, each started as a script. By default they ask a model that answers by a script."""
 
 import runpy
 import sys
