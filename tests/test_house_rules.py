@@ -139,7 +139,9 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "WithColumns",
 }
 
-SHARED_NAMES = {  # Operator, OperatorContext: of compiled steps, and of flows of agents, as document 001 calls them
+SHARED_NAMES = {  # Budget, Ledger, Operator, OperatorContext: document 001 calls them so
+    "Budget",
+    "Ledger",
     "Operator",
     "OperatorContext",
     "Pattern",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sabot.agents.actions import ActionSpec as ActionSpec
     from sabot.agents.actions import ActionStatus as ActionStatus
     from sabot.agents.actions import ActionStore as ActionStore
+    from sabot.agents.budgets import Budget as Budget
+    from sabot.agents.budgets import BudgetDecision as BudgetDecision
     from sabot.agents.context import BudgetSpec as BudgetSpec
     from sabot.agents.context import ExecutionContext as ExecutionContext
     from sabot.agents.context import PolicyRef as PolicyRef
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
     from sabot.agents.jobs import JobStatus as JobStatus
     from sabot.agents.jobs import JobStore as JobStore
     from sabot.agents.jobs import OpenEffect as OpenEffect
+    from sabot.agents.ledger import BudgetExceededError as BudgetExceededError
+    from sabot.agents.ledger import Ledger as Ledger
+    from sabot.agents.ledger import LedgerEvent as LedgerEvent
+    from sabot.agents.ledger import LedgerSum as LedgerSum
+    from sabot.agents.ledger import LedgerWriter as LedgerWriter
+    from sabot.agents.ledger_rows import InMemoryLedgerWriter as InMemoryLedgerWriter
+    from sabot.agents.ledger_rows import SqliteLedgerWriter as SqliteLedgerWriter
     from sabot.agents.orchestration import AgentNode as AgentNode
     from sabot.agents.orchestration import AgentStep as AgentStep
     from sabot.agents.orchestration import ChainOperator as ChainOperator
@@ -87,6 +96,9 @@ __all__ = [
     "AgentRuntime",
     "AgentState",
     "AgentStep",
+    "Budget",
+    "BudgetDecision",
+    "BudgetExceededError",
     "BudgetSpec",
     "ChainOperator",
     "ConditionalNode",
@@ -112,6 +124,7 @@ __all__ = [
     "InMemoryActionStore",
     "InMemoryEventBus",
     "InMemoryJobStore",
+    "InMemoryLedgerWriter",
     "JobManager",
     "JobRecord",
     "JobSpec",
@@ -120,6 +133,10 @@ __all__ = [
     "JournalStore",
     "KafkaInbox",
     "KafkaJournal",
+    "Ledger",
+    "LedgerEvent",
+    "LedgerSum",
+    "LedgerWriter",
     "LetterRefused",
     "MapReduceOperator",
     "NotSent",
@@ -142,6 +159,7 @@ __all__ = [
     "RuntimeEventType",
     "SqliteInbox",
     "SqliteJournal",
+    "SqliteLedgerWriter",
     "Subscription",
     "Workflow",
     "WorkflowState",
@@ -150,9 +168,12 @@ __all__ = [
 
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
+    "sabot.agents.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
     "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
+    "sabot.agents.ledger": ("BudgetExceededError", "Ledger", "LedgerEvent", "LedgerSum", "LedgerWriter"),
+    "sabot.agents.ledger_rows": ("InMemoryLedgerWriter", "SqliteLedgerWriter"),
     "sabot.agents.orchestration": (
         "AgentNode",
         "AgentStep",

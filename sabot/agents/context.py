@@ -7,7 +7,7 @@ from typing import Any
 
 from sabot.errors import UserError, short_repr
 
-__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "checked_word"]
+__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "amount", "checked_word"]
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
@@ -36,21 +36,22 @@ class BudgetSpec:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
                 raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
-        object.__setattr__(self, "max_cost", _amount("max_cost", self.max_cost))
-        seconds = _amount("max_runtime_seconds", self.max_runtime_seconds)
+        object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
+        seconds = amount("max_runtime_seconds", self.max_runtime_seconds)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
 
 
-def _amount(name: str, value: object) -> Decimal | None:
+def amount(name: str, value: object) -> Decimal | None:
+    """A number as it stands, exact; None stays None. Raises UserError unless it is finite and not negative."""
     if value is None:
         return None
     try:
-        amount = None if isinstance(value, bool) else Decimal(str(value))
+        number = None if isinstance(value, bool) else Decimal(str(value))
     except InvalidOperation:
-        amount = None
-    if amount is None or not amount.is_finite() or amount < 0:
+        number = None
+    if number is None or not number.is_finite() or number < 0:
         raise UserError(f"{name}={short_repr(value)}: a number is wanted, finite and not negative")
-    return amount
+    return number
 
 
 @dataclass(frozen=True, slots=True)

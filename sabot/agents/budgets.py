@@ -1,0 +1,211 @@
+"""What a scope may use in an hour, a day and a month; and the account of it, with what calls in flight may still use.
+
+A window is one of the calendar, in UTC. Windows only go on: where the clock is set back, the later one still counts, so nobody gets a day
+twice.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal, NamedTuple, get_args
+
+from sabot.agents.context import amount, checked_word
+from sabot.errors import UserError, short_repr
+
+__all__ = ["Account", "Amounts", "Budget", "BudgetDecision", "Judgement", "Window", "window_start"]
+
+Window = Literal["hourly", "daily", "monthly"]
+WINDOWS: tuple[Window, ...] = get_args(Window)
+_MEASURES = ("tokens", "cost", "calls")
+
+
+class BudgetDecision(StrEnum):
+    """What may be done. warn: it may, and little is left. degrade: by a cheaper model. ask: if a person says so."""
+
+    ALLOW = "allow"
+    WARN = "warn"
+    DEGRADE = "degrade"
+    ASK = "ask"
+    DENY = "deny"
+
+
+class Amounts(NamedTuple):
+    """Tokens, US dollars, calls."""
+
+    tokens: int = 0
+    cost: Decimal = Decimal(0)
+    calls: int = 0
+
+    def plus(self, other: "Amounts") -> "Amounts":
+        """The sum."""
+        return Amounts(self.tokens + other.tokens, self.cost + other.cost, self.calls + other.calls)
+
+    def minus(self, other: "Amounts") -> "Amounts":
+        """The difference."""
+        return Amounts(self.tokens - other.tokens, self.cost - other.cost, self.calls - other.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the jobs of a scope may use together; None: no limit. Exactly at a limit is allowed.
+
+    exhausted: what follows for a call that does not fit: "deny"; "degrade": it is made by the model `degrade_to`, which nothing limits; or
+    "ask" a person. warn_at: the part of a limit from which on a call that fits is told as a warning; 1: none is. Raises UserError.
+    """
+
+    scope_id: str
+    _: KW_ONLY
+    max_tokens_hourly: int | None = None
+    max_tokens_daily: int | None = None
+    max_tokens_monthly: int | None = None
+    max_cost_hourly: Decimal | None = None
+    max_cost_daily: Decimal | None = None
+    max_cost_monthly: Decimal | None = None
+    max_calls_hourly: int | None = None
+    max_calls_daily: int | None = None
+    max_calls_monthly: int | None = None
+    warn_at: float = 0.8
+    exhausted: Literal["deny", "degrade", "ask"] = "deny"
+    degrade_to: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"Budget of {checked_word(self.scope_id, 'Budget: scope_id', empty=False)}"
+        for measure in _MEASURES:
+            for window in WINDOWS:
+                name = f"max_{measure}_{window}"
+                value = amount(f"{where}: {name}", getattr(self, name))
+                if value is not None and measure != "cost" and value != int(value):
+                    raise UserError(f"{where}: {name}={value}: a whole number is wanted")
+                object.__setattr__(self, name, value if value is None or measure == "cost" else int(value))
+        if self.exhausted not in ("deny", "degrade", "ask"):
+            raise UserError(f"{where}: exhausted={short_repr(self.exhausted)}", hint="deny, degrade or ask")
+        if (self.exhausted == "degrade") != bool(self.degrade_to):
+            raise UserError(
+                f"{where}: the model that is asked instead is not clear", hint='exhausted="degrade", degrade_to="…"'
+            )
+        if not (isinstance(self.warn_at, int | float) and 0 < self.warn_at <= 1):
+            raise UserError(
+                f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
+            )
+
+    def limits(self) -> Iterator[tuple[Window, str, Decimal]]:
+        """Window, measure and limit of each that there is."""
+        for window in WINDOWS:
+            for measure in _MEASURES:
+                limit = getattr(self, f"max_{measure}_{window}")
+                if limit is not None:
+                    yield window, measure, Decimal(limit)
+
+
+def window_start(window: Window, at_s: float) -> float:
+    """When the window began in which this time is; both in seconds since 1970."""
+    if window == "hourly":
+        return at_s - at_s % 3600
+    if window == "daily":
+        return at_s - at_s % 86400
+    return datetime.fromtimestamp(at_s, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+
+
+class Judgement(NamedTuple):
+    """What a budget says of a call. reason: why, where it does not simply allow it. window: of the limit that says so."""
+
+    decision: BudgetDecision
+    reason: str = ""
+    window: str = ""
+
+
+_ALLOWED = Judgement(BudgetDecision.ALLOW)
+
+
+@dataclass(slots=True)
+class _Used:
+    """In a window that began at `start`."""
+
+    start: float = 0.0
+    used: Amounts = field(default_factory=Amounts)
+
+
+class Account:
+    """What a scope has used in its windows, and what is reserved for its calls in flight. Not for several threads."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._windows: dict[Window, _Used] = {window: _Used() for window in WINDOWS}
+        self._reserved: dict[str, Amounts] = {}
+        self._all_reserved = Amounts()
+        self._limits = [*budget.limits()]
+
+    def changed(self, budget: Budget) -> None:
+        """Other limits of the same scope. What is used and reserved stays."""
+        self.budget = budget
+        self._limits = [*budget.limits()]
+
+    def load(self, used: Mapping[Window, Amounts], now_s: float) -> None:
+        """What was used in the windows of now, before this account was opened."""
+        for window in WINDOWS:
+            self._windows[window] = _Used(window_start(window, now_s), used.get(window, Amounts()))
+
+    @property
+    def reserved(self) -> Amounts:
+        """For all calls in flight."""
+        return self._all_reserved
+
+    def used(self, now_s: float) -> dict[Window, Amounts]:
+        """In each window of now, without what is reserved."""
+        self._roll(now_s)
+        return {window: each.used for window, each in self._windows.items()}
+
+    def judge(self, wanted: Amounts, now_s: float) -> Judgement:
+        """Whether a call may use that much, beside what is used and reserved. A call that can cost nothing may be made at the limit."""
+        self._roll(now_s)
+        worst = _ALLOWED
+        for window, measure, limit in self._limits:
+            used = getattr(self._windows[window].used, measure)
+            reserved = getattr(self._all_reserved, measure)
+            asked = getattr(wanted, measure)
+            sum_ = used + reserved + asked
+            full = asked == 0 and measure == "cost" and used >= limit  # its price is not known
+            if sum_ > limit or full:
+                return Judgement(
+                    BudgetDecision(self.budget.exhausted),
+                    f"the {window} budget of {self.budget.scope_id} has {_words(measure, limit)}: {used} used, {reserved} reserved for "
+                    f"calls in flight, and this call may use {asked}",
+                    window,
+                )
+            if self.budget.warn_at < 1 and worst is _ALLOWED and sum_ >= limit * Decimal(str(self.budget.warn_at)):
+                worst = Judgement(
+                    BudgetDecision.WARN,
+                    f"of the {window} budget of {self.budget.scope_id}, {_words(measure, limit)}, {sum_} may be used with this call",
+                    window,
+                )
+        return worst
+
+    def reserve(self, call: str, wanted: Amounts) -> None:
+        """This call is about to be made. A reservation of the same call is replaced."""
+        self.release(call)
+        self._reserved[call] = wanted
+        self._all_reserved = self._all_reserved.plus(wanted)
+
+    def release(self, call: str) -> None:
+        """The call is over, or not made. One that has no reservation is no error."""
+        had = self._reserved.pop(call, None)
+        if had is not None:
+            self._all_reserved = self._all_reserved.minus(had)
+
+    def add(self, used: Amounts, now_s: float) -> None:
+        """It was used now."""
+        self._roll(now_s)
+        for each in self._windows.values():
+            each.used = each.used.plus(used)
+
+    def _roll(self, now_s: float) -> None:
+        for window, each in self._windows.items():
+            start = window_start(window, now_s)
+            if start > each.start:
+                each.start, each.used = start, Amounts()
+
+
+def _words(measure: str, limit: Decimal) -> str:
+    return f"{limit} dollars" if measure == "cost" else f"{limit} {measure}"

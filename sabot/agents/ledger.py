@@ -1,0 +1,320 @@
+"""The ledger: what was used, by whom, and whether more may be. Its rows are written once, by their ids.
+
+check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, and what the scope has used
+
+A reservation is an upper bound. So however many calls run side by side, what they use together fits in the budget.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Literal, Protocol
+
+import msgspec
+
+from sabot.agents.budgets import WINDOWS, Account, Amounts, Budget, BudgetDecision, Judgement, Window, window_start
+from sabot.agents.context import ExecutionContext
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError, short_repr, words_of
+from sabot.llm.errors import BudgetExceeded
+from sabot.llm.results import Usage
+
+__all__ = ["BudgetExceededError", "Ledger", "LedgerEvent", "LedgerEventType", "LedgerSum", "LedgerWriter"]
+
+BudgetExceededError = BudgetExceeded
+"""As document 001 calls it."""
+
+LedgerEventType = Literal["model", "tool", "doubt"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_WAITING = 10_000  # rows that wait for the writer
+
+
+class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A row. type: what was called; "doubt": nobody knows whether it was, so it may have been paid. name: of the model, or of the tool.
+    cost: in US dollars; None: the price is not known. reserved_tokens: of a doubt, the most that it used. at_ms: since 1970.
+    """
+
+    event_id: str
+    type: LedgerEventType
+    scope_id: str
+    job_id: str = ""
+    principal_id: str = ""
+    name: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: Decimal | None = None
+    reserved_tokens: int = 0
+    at_ms: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Read and written."""
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def amounts(self) -> Amounts:
+        """What it counts in a budget: a doubt its reservation, since it may have been paid."""
+        tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
+        return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
+
+
+class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows together. group: by what they were put together, in the order that was asked for."""
+
+    group: tuple[str, ...]
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    reserved_tokens: int
+    cost: Decimal
+    unpriced: int
+
+
+class LedgerWriter(Protocol):
+    """Where rows are kept. A row whose id is there already is not written again."""
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        """They are there when it returns."""
+
+    async def used(self, scope_id: str, since_ms: int) -> Amounts:
+        """What the rows of a scope count in its budget, from this time on."""
+
+    async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
+        """Rows from this time on, put together by these words (`ledger_rows.GROUPS`), in the order of the groups. Raises UserError."""
+
+    async def close(self) -> None:
+        """What was written stays."""
+
+
+class Ledger:
+    """Judges calls by the budgets of their scopes, and keeps what they used. For one event loop; one ledger owns the budgets of a scope.
+
+    reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more.
+    """
+
+    def __init__(
+        self,
+        writer: LedgerWriter,
+        *,
+        budgets: Sequence[Budget] = (),
+        clock: Clock = SYSTEM_CLOCK,
+        reservation_timeout: Duration = "10m",
+        on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
+    ) -> None:
+        """on_decision: told of each call that is not simply allowed."""
+        self.writer = writer
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[
+            tuple[str, str, str], deque[tuple[str, float]]
+        ] = {}  # reservations of check_budget, the oldest first
+        self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
+        self._on_decision = on_decision
+        self._rows: list[LedgerEvent] = []
+        self._recorded = 0
+        self._writing: asyncio.Task[Exception | None] | None = None
+        for budget in budgets:
+            self.set_budget(budget)
+
+    # -- budgets ------------------------------------------------------------------------------------------------------
+
+    def set_budget(self, budget: Budget) -> None:
+        """From now on; what was used counts in it. Raises UserError for what is no Budget."""
+        if not isinstance(budget, Budget):
+            raise UserError(f"{short_repr(budget)} is no Budget", hint='Budget("scope", max_cost_daily=Decimal("10"))')
+        account = self._accounts.get(budget.scope_id)
+        if account is None:
+            self._accounts[budget.scope_id] = Account(budget)
+        else:
+            account.changed(budget)
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """One for each scope that has one."""
+        return [account.budget for account in self._accounts.values()]
+
+    async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
+        """In the windows of now. Raises UserError for a scope without a budget."""
+        account = await self._account(scope_id)
+        if account is None:
+            raise UserError(
+                f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._accounts) or 'none'}"
+            )
+        return account.used(self._clock.time())
+
+    async def _account(self, scope_id: str) -> Account | None:
+        """With what its rows say."""
+        account = self._accounts.get(scope_id)
+        if account is None:
+            return None
+        loading = self._loading.get(scope_id)
+        if loading is None:
+            loading = self._loading[scope_id] = asyncio.create_task(self._load(account))
+        if not loading.done():
+            await asyncio.shield(loading)
+        loading.result()
+        return account
+
+    async def _load(self, account: Account) -> None:
+        try:
+            recorded = -1
+            while recorded != self._recorded:  # what is recorded meanwhile is among the rows, or not
+                recorded = self._recorded
+                await self.flush()
+                now = self._clock.time()
+                scope = account.budget.scope_id
+                used = {each: await self.writer.used(scope, round(window_start(each, now) * 1000)) for each in WINDOWS}
+        except BaseException:
+            del self._loading[account.budget.scope_id]  # the next one tries again
+            raise
+        account.load(used, now)
+
+    # -- before a call ------------------------------------------------------------------------------------------------
+
+    async def ready(self, scope_id: str) -> None:
+        """`reserve` may be called for this scope from now on."""
+        await self._account(scope_id)
+
+    def reserve(self, call: str, scope_id: str, wanted: Amounts) -> Judgement:
+        """Whether this call may be made; if so, that much is reserved for it until `release` or `record`. A call that is degraded or that a
+        person is asked for has no reservation yet: `hold` makes one.
+        """
+        account = self._accounts.get(scope_id)
+        if account is None:
+            return Judgement(BudgetDecision.ALLOW)
+        account.release(call)
+        judged = account.judge(wanted, self._clock.time())
+        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+            account.reserve(call, wanted)
+        return judged
+
+    def hold(self, call: str, scope_id: str, wanted: Amounts) -> None:
+        """Reserves that much, whatever the budget says: the call was allowed before, or by a person."""
+        account = self._accounts.get(scope_id)
+        if account is not None:
+            account.reserve(call, wanted)
+
+    def release(self, call: str, scope_id: str) -> None:
+        """The call was not made."""
+        account = self._accounts.get(scope_id)
+        if account is not None:
+            account.release(call)
+
+    async def check_budget(
+        self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
+    ) -> BudgetDecision:
+        """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
+        of an equal scope, principal and job, or until `reservation_timeout`.
+        """
+        await self._account(context.scope_id)
+        held = self._held.setdefault(_who(context), deque())
+        now = self._clock.monotonic()
+        while held and held[0][1] <= now:
+            self.release(held.popleft()[0], context.scope_id)
+        call = uuid.uuid4().hex
+        judged = self.reserve(call, context.scope_id, Amounts(pending_tokens, Decimal(pending_cost), 1))
+        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+            held.append((call, now + self._timeout_s))
+        elif not held:
+            del self._held[_who(context)]
+        if judged.decision is not BudgetDecision.ALLOW and self._on_decision is not None:
+            self._on_decision(context, judged)
+        return judged.decision
+
+    # -- after it -----------------------------------------------------------------------------------------------------
+
+    async def record_model_usage(
+        self,
+        context: ExecutionContext,
+        usage: Usage,
+        *,
+        cost: Decimal | None = None,
+        model: str = "",
+        event_id: str = "",
+    ) -> LedgerEvent:
+        """A call has used that much. event_id: its own name, by which it counts once. Returns the row when it is written."""
+        event = LedgerEvent(
+            event_id=event_id or uuid.uuid4().hex,
+            type="model",
+            scope_id=context.scope_id,
+            job_id=context.job_id,
+            principal_id=context.principal_id,
+            name=model,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost=cost,
+            at_ms=round(self._clock.time() * 1000),
+        )
+        await self._account(context.scope_id)
+        held = self._held.get(_who(context))
+        call = held.popleft()[0] if held else ""
+        if held is not None and not held:
+            del self._held[_who(context)]
+        self.record(event, call)
+        await self.flush()
+        return event
+
+    def record(self, event: LedgerEvent, call: str = "") -> None:
+        """A row, which counts at once and is written soon (`flush`). call: whose reservation it settles.
+
+        Who calls this gives each row once; it is kept once in any case.
+        """
+        account = self._accounts.get(event.scope_id)
+        if account is not None:
+            account.release(call)
+            account.add(event.amounts, self._clock.time())
+        self._recorded += 1
+        self._rows.append(event)
+        self._begin_writing()
+
+    def _begin_writing(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
+
+    @property
+    def full(self) -> bool:
+        """Whether so many rows wait for the writer that no call should begin."""
+        return len(self._rows) > _MOST_WAITING
+
+    async def flush(self) -> None:
+        """Until all rows are written. Raises what the writer raises; the rows are kept, and tried again by the next one."""
+        while self._rows or self._writing is not None:
+            self._begin_writing()
+            assert self._writing is not None
+            failed = await asyncio.shield(self._writing)
+            if failed is not None:
+                raise failed
+
+    async def _write(self) -> Exception | None:
+        """Writes what waits. -> why it could not."""
+        rows: list[LedgerEvent] = []
+        try:
+            while self._rows:
+                rows, self._rows = self._rows, []
+                await self.writer.write(rows)
+                rows = []
+        except Exception as error:
+            _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), words_of(error))
+            return error
+        finally:
+            self._rows[:0] = rows
+            self._writing = None
+        return None
+
+    async def close(self) -> None:
+        """Writes what waits, and closes the writer."""
+        try:
+            await self.flush()
+        finally:
+            await self.writer.close()
+
+
+def _who(context: ExecutionContext) -> tuple[str, str, str]:
+    return context.scope_id, context.principal_id, context.job_id

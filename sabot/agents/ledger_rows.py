@@ -1,0 +1,218 @@
+"""Where the rows of a ledger are kept: in memory, or in a SQLite database, the table `runtime_ledger`."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sabot.agents.budgets import Amounts
+from sabot.agents.ledger import LedgerEvent, LedgerSum
+from sabot.disk import private
+from sabot.errors import UserError, short_repr
+from sabot.journal.tables import connected, explained, transaction
+from sabot.threads import aside, to_the_end
+
+__all__ = ["GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups"]
+
+
+def _day(event: LedgerEvent) -> str:
+    return datetime.fromtimestamp(event.at_ms / 1000, UTC).strftime("%Y-%m-%d")
+
+
+class _Group(NamedTuple):
+    """A word for what rows are put together by: of a row, and as SQLite says it."""
+
+    of: Callable[[LedgerEvent], str]
+    sql: str
+
+
+GROUPS = {
+    "scope": _Group(lambda event: event.scope_id, "scope_id"),
+    "principal": _Group(lambda event: event.principal_id, "principal_id"),
+    "job": _Group(lambda event: event.job_id, "job_id"),
+    "type": _Group(lambda event: event.type, "type"),
+    "model": _Group(
+        lambda event: "" if event.type == "tool" else event.name, "CASE type WHEN 'tool' THEN '' ELSE name END"
+    ),
+    "tool": _Group(
+        lambda event: event.name if event.type == "tool" else "", "CASE type WHEN 'tool' THEN name ELSE '' END"
+    ),
+    "day": _Group(_day, "strftime('%Y-%m-%d', timestamp / 1000, 'unixepoch')"),
+}
+"""By what rows may be put together."""
+
+
+def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
+    """The words. Raises UserError for one that there is not."""
+    for each in by:
+        if each not in GROUPS:
+            raise UserError(f"a ledger has no {short_repr(each)}", hint=f"by: {', '.join(GROUPS)}")
+    return tuple(by)
+
+
+class InMemoryLedgerWriter:
+    """Rows of this process, for tests and scripts. events: all of them, in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, LedgerEvent] = {}
+
+    @property
+    def events(self) -> list[LedgerEvent]:
+        """All rows."""
+        return list(self._rows.values())
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        """As `LedgerWriter.write`."""
+        for event in events:
+            self._rows.setdefault(event.event_id, event)
+
+    async def used(self, scope_id: str, since_ms: int) -> Amounts:
+        """As `LedgerWriter.used`."""
+        total = Amounts()
+        for event in self._rows.values():
+            if event.scope_id == scope_id and event.at_ms >= since_ms:
+                total = total.plus(event.amounts)
+        return total
+
+    async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
+        """As `LedgerWriter.sums`."""
+        words = checked_groups(by)
+        groups: dict[tuple[str, ...], list[LedgerEvent]] = {}
+        for event in self._rows.values():
+            if event.at_ms >= since_ms:
+                groups.setdefault(tuple(GROUPS[word].of(event) for word in words), []).append(event)
+        return [
+            LedgerSum(
+                group=group,
+                calls=len(events),
+                input_tokens=sum(each.input_tokens for each in events),
+                output_tokens=sum(each.output_tokens for each in events),
+                reserved_tokens=sum(each.reserved_tokens for each in events),
+                cost=sum((each.cost or Decimal(0) for each in events), Decimal(0)),
+                unpriced=sum(each.type == "model" and each.cost is None for each in events),
+            )
+            for group, events in sorted(groups.items())
+        ]
+
+    async def close(self) -> None:
+        """Nothing is to be done."""
+
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT NOT NULL, job_id TEXT NOT NULL, scope_id TEXT NOT NULL,
+    principal_id TEXT NOT NULL, name TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    total_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL, cost TEXT, timestamp INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS ledger_of_scope ON runtime_ledger (scope_id, timestamp);
+CREATE INDEX IF NOT EXISTS ledger_by_time ON runtime_ledger (timestamp);
+"""
+_INSERT = "INSERT INTO runtime_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
+_USED = (
+    "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), exact_sum(cost), "
+    "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
+)
+_SUMS = (
+    "count(*), sum(input_tokens), sum(output_tokens), sum(reserved_tokens), exact_sum(cost), sum(type = 'model' AND cost IS NULL) "
+    "FROM runtime_ledger WHERE timestamp >= ?"
+)
+
+
+class _ExactSum:
+    """The sum of decimals that are kept as text."""
+
+    def __init__(self) -> None:
+        self._total = Decimal(0)
+
+    def step(self, value: str | None) -> None:
+        if value is not None:
+            self._total += Decimal(value)
+
+    def finalize(self) -> str:
+        return str(self._total)
+
+
+class SqliteLedgerWriter:
+    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. Raises UserError where it is no
+    database.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._where = f"ledger {self.path}"
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), open(self.path, "xb", opener=private):
+                pass
+        with explained(self._where):
+            self._connection = connected(self.path, "rw")
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.executescript(_SCHEMA)
+                self._connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
+            except sqlite3.Error:
+                self._connection.close()
+                raise
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        """As `LedgerWriter.write`: in one transaction."""
+        await to_the_end(aside(self._write, [_row(event) for event in events]))
+
+    def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        with explained(self._where), self._lock, transaction(self._connection):
+            self._connection.executemany(_INSERT, rows)
+
+    async def used(self, scope_id: str, since_ms: int) -> Amounts:
+        """As `LedgerWriter.used`."""
+        ((tokens, cost, calls),) = await to_the_end(aside(self._asked, _USED, (scope_id, since_ms)))
+        return Amounts(tokens, Decimal(cost), calls)
+
+    async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
+        """As `LedgerWriter.sums`."""
+        words = [GROUPS[word].sql for word in checked_groups(by)]
+        groups = ", ".join(words)
+        tail = f" GROUP BY {groups} ORDER BY {groups}" if words else " HAVING count(*) > 0"
+        rows = await to_the_end(aside(self._asked, f"SELECT {groups}{', ' if words else ''}{_SUMS}{tail}", (since_ms,)))
+        return [_sum(row, len(words)) for row in rows]
+
+    def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with explained(self._where), self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    async def close(self) -> None:
+        """As `LedgerWriter.close`."""
+        with self._lock:
+            self._connection.close()
+
+
+def _row(event: LedgerEvent) -> tuple[Any, ...]:
+    return (
+        event.event_id,
+        event.type,
+        event.job_id,
+        event.scope_id,
+        event.principal_id,
+        event.name,
+        event.input_tokens,
+        event.output_tokens,
+        event.total_tokens,
+        event.reserved_tokens,
+        None if event.cost is None else str(event.cost),
+        event.at_ms,
+    )
+
+
+def _sum(row: tuple[Any, ...], words: int) -> LedgerSum:
+    calls, read, written, reserved, cost, unpriced = row[words:]
+    return LedgerSum(
+        group=tuple(row[:words]),
+        calls=calls,
+        input_tokens=read,
+        output_tokens=written,
+        reserved_tokens=reserved,
+        cost=Decimal(cost),
+        unpriced=unpriced,
+    )

@@ -1,0 +1,311 @@
+"""Budgets and the ledger: what fits, when, beside what is in flight; and rows that are kept once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.agents import (
+    Budget,
+    BudgetDecision,
+    BudgetExceededError,
+    ExecutionContext,
+    InMemoryLedgerWriter,
+    Ledger,
+    LedgerEvent,
+    LedgerWriter,
+    SqliteLedgerWriter,
+)
+from sabot.agents.budgets import Amounts
+from sabot.clock import ManualClock
+from sabot.errors import UserError
+from sabot.llm import BudgetExceeded, Usage
+
+NOON = datetime(2026, 3, 31, 12, 0, tzinfo=UTC).timestamp()
+TENANT = ExecutionContext(scope_id="tenant", principal_id="ann", job_id="job")
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
+    made = InMemoryLedgerWriter() if request.param == "memory" else SqliteLedgerWriter(tmp_path / "a" / "ledger.db")
+    yield made
+    await made.close()
+
+
+def ledger(clock: ManualClock | None = None, writer: LedgerWriter | None = None, **limits: Any) -> Ledger:
+    budgets = [Budget("tenant", **limits)] if limits else []
+    return Ledger(writer or InMemoryLedgerWriter(), budgets=budgets, clock=clock or ManualClock(NOON))
+
+
+def row(event_id: str, **fields: Any) -> LedgerEvent:
+    return LedgerEvent(
+        event_id=event_id, **{"type": "model", "scope_id": "tenant", "at_ms": round(NOON * 1000), **fields}
+    )
+
+
+# -- what fits -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_scope_without_a_budget_may_do_what_it_likes_and_is_recorded() -> None:
+    writer = InMemoryLedgerWriter()
+    accounts = ledger(writer=writer)
+    assert await accounts.check_budget(TENANT, 10**12) is BudgetDecision.ALLOW
+    event = await accounts.record_model_usage(TENANT, Usage(10, 5), cost=Decimal("0.1"), model="m")
+    assert writer.events == [event]
+    assert (event.total_tokens, event.principal_id, event.job_id, event.at_ms) == (15, "ann", "job", NOON * 1000)
+    with pytest.raises(UserError, match="scope tenant has no budget"):
+        await accounts.used("tenant")
+
+
+async def test_what_is_exactly_at_the_limit_fits_and_little_left_is_a_warning() -> None:
+    accounts = ledger(max_tokens_daily=1000)
+    assert await accounts.check_budget(TENANT, 799) is BudgetDecision.ALLOW
+    assert await accounts.check_budget(TENANT, 1) is BudgetDecision.WARN
+    assert await accounts.check_budget(TENANT, 201) is BudgetDecision.DENY
+    assert await accounts.check_budget(TENANT, 200) is BudgetDecision.WARN
+
+
+async def test_200_calls_side_by_side_never_use_more_than_there_is() -> None:
+    writer = InMemoryLedgerWriter()
+    accounts = ledger(writer=writer, max_tokens_daily=10_000)
+    refused = 0
+
+    async def call(number: int) -> None:
+        nonlocal refused
+        if await accounts.check_budget(TENANT, 300) is BudgetDecision.DENY:
+            refused += 1
+            return
+        await asyncio.sleep(0)
+        await accounts.record_model_usage(TENANT, Usage(200, 100 if number % 2 else 0))
+
+    await asyncio.gather(*(call(number) for number in range(200)))
+    used = sum(event.total_tokens for event in writer.events)
+    assert len(writer.events) == 33, "as many as may use 300 each"
+    assert used <= 10_000
+    assert refused == 200 - len(writer.events)
+    assert (await accounts.used("tenant"))["daily"].tokens == used
+
+
+async def test_money_and_calls_are_limited_too() -> None:
+    accounts = ledger(max_cost_daily=Decimal("1.00"), max_calls_hourly=3)
+    assert await accounts.check_budget(TENANT, pending_cost=Decimal("0.9")) is BudgetDecision.WARN
+    assert await accounts.check_budget(TENANT, pending_cost="0.11") is BudgetDecision.DENY
+    await accounts.record_model_usage(TENANT, Usage(), cost=Decimal("1.00"))
+    assert await accounts.check_budget(TENANT) is BudgetDecision.DENY, "a call whose price is not known, at the limit"
+    accounts = ledger(max_calls_hourly=2, warn_at=1)
+    assert [await accounts.check_budget(TENANT) for _ in range(3)] == ["allow", "allow", "deny"]
+
+
+async def test_who_is_exhausted_may_be_degraded_or_asked() -> None:
+    degraded = ledger(max_tokens_daily=0, exhausted="degrade", degrade_to="small")
+    assert await degraded.check_budget(TENANT, 1) is BudgetDecision.DEGRADE
+    assert await ledger(max_tokens_daily=0, exhausted="ask").check_budget(TENANT, 1) is BudgetDecision.ASK
+
+
+async def test_the_reason_of_a_refusal_has_the_numbers() -> None:
+    told: list[Any] = []
+    accounts = Ledger(
+        InMemoryLedgerWriter(),
+        budgets=[Budget("tenant", max_tokens_daily=100)],
+        clock=ManualClock(NOON),
+        on_decision=lambda context, judged: told.append((context.scope_id, judged.reason)),
+    )
+    await accounts.check_budget(TENANT, 70)
+    await accounts.record_model_usage(TENANT, Usage(30, 10))
+    await accounts.check_budget(TENANT, 50)
+    await accounts.check_budget(TENANT, 20)
+    assert told == [
+        ("tenant", "of the daily budget of tenant, 100 tokens, 90 may be used with this call"),
+        (
+            "tenant",
+            "the daily budget of tenant has 100 tokens: 40 used, 50 reserved for calls in flight, and this call may use 20",
+        ),
+    ]
+
+
+async def test_more_is_allowed_when_the_budget_is_raised() -> None:
+    accounts = ledger(max_tokens_daily=10)
+    assert await accounts.check_budget(TENANT, 20) is BudgetDecision.DENY
+    accounts.set_budget(Budget("tenant", max_tokens_daily=20, warn_at=1))
+    assert await accounts.check_budget(TENANT, 20) is BudgetDecision.ALLOW
+    assert await accounts.check_budget(TENANT, 1) is BudgetDecision.DENY
+    assert BudgetExceededError is BudgetExceeded
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens_daily": -1},
+        {"max_tokens_daily": 1.5},
+        {"max_cost_daily": "much"},
+        {"max_cost_daily": float("nan")},
+        {"warn_at": 0},
+        {"exhausted": "stop"},
+        {"exhausted": "degrade"},
+        {"degrade_to": "small"},
+    ],
+)
+def test_a_budget_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="Budget of tenant"):
+        Budget("tenant", **wrong)
+    with pytest.raises(UserError, match="is no Budget"):
+        ledger().set_budget(100)  # type: ignore[arg-type]
+
+
+# -- time ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_window_is_one_of_the_calendar() -> None:
+    clock = ManualClock(NOON)
+    accounts = ledger(clock, max_tokens_hourly=100, max_tokens_daily=200, max_tokens_monthly=300, warn_at=1)
+
+    async def uses(tokens: int) -> BudgetDecision:
+        decided = await accounts.check_budget(TENANT, tokens)
+        if decided is BudgetDecision.ALLOW:
+            await accounts.record_model_usage(TENANT, Usage(tokens))
+        return decided
+
+    assert [await uses(100), await uses(1)] == ["allow", "deny"]
+    clock.advance(3600)  # the next hour
+    assert [await uses(100), await uses(1)] == ["allow", "deny"]
+    clock.advance(3600)
+    assert await uses(1) is BudgetDecision.DENY, "of the day"
+    clock.advance(10 * 3600 - 1)  # a second before midnight, which is the end of the month
+    assert await uses(1) is BudgetDecision.DENY
+    clock.advance(1)
+    assert [await uses(100), await uses(1)] == ["allow", "deny"]
+    assert (await accounts.used("tenant"))["monthly"] == Amounts(100, Decimal(0), 1)
+
+
+async def test_a_clock_that_is_set_back_gives_no_day_twice() -> None:
+    clock = ManualClock(NOON)
+    accounts = ledger(clock, max_tokens_daily=100)
+    await accounts.check_budget(TENANT, 80)
+    await accounts.record_model_usage(TENANT, Usage(80))
+    clock._now -= 86400
+    assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
+    clock._now += 86400
+    assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
+
+
+async def test_a_call_that_began_before_midnight_counts_on_the_day_it_ends() -> None:
+    clock = ManualClock(NOON + 43140)
+    accounts = ledger(clock, max_tokens_daily=100)
+    await accounts.check_budget(TENANT, 80)
+    clock.advance(60)
+    assert await accounts.check_budget(TENANT, 30) is BudgetDecision.DENY, "it may use its 80 today"
+    await accounts.record_model_usage(TENANT, Usage(50))
+    assert (await accounts.used("tenant"))["daily"].tokens == 50
+
+
+async def test_a_reservation_of_which_nothing_comes_ends_by_itself() -> None:
+    clock = ManualClock(NOON)
+    accounts = ledger(clock, max_tokens_daily=100)
+    assert await accounts.check_budget(TENANT, 80) is BudgetDecision.WARN
+    clock.advance(599)
+    assert await accounts.check_budget(TENANT, 80) is BudgetDecision.DENY
+    clock.advance(1)
+    assert await accounts.check_budget(TENANT, 80) is BudgetDecision.WARN
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_used_before_the_ledger_was_opened_counts(writer: LedgerWriter) -> None:
+    old = round((NOON - 86400) * 1000)
+    await writer.write([row("1", input_tokens=60, cost=Decimal("0.1")), row("2", input_tokens=900, at_ms=old)])
+    await writer.write([row("3", scope_id="other", input_tokens=900), row("4", type="tool", name="look")])
+    accounts = ledger(writer=writer, max_tokens_daily=100)
+    used = await accounts.used("tenant")
+    assert used["daily"] == Amounts(60, Decimal("0.1"), 1)
+    assert used["monthly"] == Amounts(960, Decimal("0.1"), 2)
+    assert await accounts.check_budget(TENANT, 41) is BudgetDecision.DENY
+
+
+async def test_a_row_is_kept_once(writer: LedgerWriter) -> None:
+    await writer.write([row("1", input_tokens=1), row("1", input_tokens=1)])
+    await writer.write([row("1", input_tokens=7), row("2", input_tokens=2)])
+    assert (await writer.used("tenant", 0)).tokens == 3
+
+
+async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> None:
+    next_day = round((NOON + 86400) * 1000)
+    await writer.write(
+        [
+            row("1", name="big", input_tokens=10, output_tokens=1, cost=Decimal("0.1")),
+            row("2", name="big", input_tokens=20, cost=Decimal("0.2"), at_ms=next_day),
+            row("3", name="small", input_tokens=5),
+            row("4", type="doubt", name="small", reserved_tokens=70),
+            row("5", type="tool", name="look", scope_id="other"),
+        ]
+    )
+    found = {each.group: each for each in await writer.sums(["scope", "model"], 0)}
+    assert list(found) == [("other", ""), ("tenant", "big"), ("tenant", "small")]
+    big, small = found["tenant", "big"], found["tenant", "small"]
+    assert (big.calls, big.input_tokens, big.output_tokens, big.cost) == (2, 30, 1, Decimal("0.3"))
+    assert (small.calls, small.reserved_tokens, small.unpriced, small.cost) == (2, 70, 1, Decimal(0))
+    assert [each.group for each in await writer.sums(["day"], 0)] == [("2026-03-31",), ("2026-04-01",)]
+    assert [each.group for each in await writer.sums(["tool", "type"], next_day)] == [("", "model")]
+    assert [each.calls for each in await writer.sums([], 0)] == [5]
+    assert await writer.sums([], next_day + 1) == []
+    with pytest.raises(UserError, match="a ledger has no 'colour'"):
+        await writer.sums(["colour"], 0)
+
+
+async def test_costs_are_added_exactly(writer: LedgerWriter) -> None:
+    await writer.write([row(str(number), cost=Decimal("0.000000001")) for number in range(1000)])
+    assert (await writer.used("tenant", 0)).cost == Decimal("0.000001")
+
+
+class Failing(InMemoryLedgerWriter):
+    failing = True
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        if self.failing:
+            raise OSError("the disk is full")
+        await super().write(events)
+
+
+async def test_rows_that_cannot_be_written_count_and_wait(caplog: pytest.LogCaptureFixture) -> None:
+    writer = Failing()
+    accounts = ledger(writer=writer, max_tokens_daily=100)
+    await accounts.ready("tenant")
+    accounts.record(row("1", input_tokens=90))
+    with pytest.raises(OSError, match="the disk is full"):
+        await accounts.flush()
+    assert await accounts.check_budget(TENANT, 20) is BudgetDecision.DENY
+    assert "1 rows could not be written, and wait: the disk is full" in caplog.text
+    writer.failing = False
+    await accounts.close()
+    assert [event.event_id for event in writer.events] == ["1"]
+
+
+async def test_what_is_recorded_while_the_account_is_opened_counts_once() -> None:
+    class Slow(InMemoryLedgerWriter):
+        async def used(self, scope_id: str, since_ms: int) -> Amounts:
+            found = await super().used(scope_id, since_ms)
+            if not opened:
+                opened.append(True)
+                accounts.record(row("1", input_tokens=90))
+            return found
+
+    opened: list[bool] = []
+    accounts = ledger(writer=Slow(), max_tokens_daily=100)
+    assert (await accounts.used("tenant"))["daily"].tokens == 90
+
+
+async def test_the_database_of_a_ledger_is_for_its_owner_and_may_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    first, second = SqliteLedgerWriter(path), SqliteLedgerWriter(path)
+    await first.write([row("1", input_tokens=5)])
+    assert (await second.used("tenant", 0)).tokens == 5
+    assert path.stat().st_mode & 0o777 == 0o600
+    await first.close()
+    await second.close()
+    (tmp_path / "text").write_text("no database, but long enough to be taken for one" * 100)
+    with pytest.raises(UserError, match="text"):
+        SqliteLedgerWriter(tmp_path / "text")
