@@ -59,6 +59,7 @@ THIRD_PARTIES = {
     "openai": {"llm"},
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
+    "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},
     "typer": {"cli"},

@@ -89,6 +89,7 @@ __all__ = [
     "Provider",
     "RateLimited",
     "Reconciled",
+    "RedisCache",
     "RequestContext",
     "RequestRefused",
     "RequestSpec",
@@ -115,7 +116,7 @@ __all__ = [
 _HOMES = {  # of what `import sabot` has no need for
     "sabot.llm.agent": ("Agent", "AgentEvent", "AgentResult", "ToolEnded", "ToolStarted"),
     "sabot.llm.conversation": ("Conversation",),
-    "sabot.llm.cache": ("CompletionCache", "MemoryCache", "SqliteCache"),
+    "sabot.llm.cache": ("CompletionCache", "MemoryCache", "RedisCache", "SqliteCache"),
     "sabot.llm.engine": ("ExecutionEngine",),
     "sabot.llm.idempotency": ("IdempotencyEvent", "IdempotencyTracker"),
     "sabot.llm.limits": ("CircuitBreaker", "Limits"),

@@ -1,6 +1,7 @@
 """Answers of models that are kept, by a digest of the model and the request."""
 
 import asyncio
+import logging
 import os
 import sqlite3
 from collections.abc import Callable
@@ -16,16 +17,20 @@ from sabot.calls.cache import UNKNOWN, KeptAnswers
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
+from sabot.connectors.redis import RedisServer
 from sabot.disk import private
-from sabot.errors import UNREADABLE, UserError
+from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.llm.results import Completion
 
-__all__ = ["CompletionCache", "MemoryCache", "SqliteCache"]
+__all__ = ["CompletionCache", "MemoryCache", "RedisCache", "SqliteCache"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("sabot.llm")
+
 _PRUNE_EVERY = 256  # answers
 _BUSY_SECONDS = 10.0
+_PAUSE_SECONDS = 5.0  # in which a Redis server that failed is not asked
 
 
 class CompletionCache(Protocol):
@@ -170,3 +175,84 @@ class SqliteCache:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+class _KeptAnswer(msgspec.Struct, array_like=True):
+    kept: float  # seconds since 1970
+    answer: Completion
+
+
+class RedisCache:
+    """Answers in a Redis server, which processes on several machines may share. url: `redis://user:password@host:6379/0`. ttl: as of a
+    MemoryCache; None: as long as the server has room, which its `maxmemory-policy` says. prefix: of its keys. timeout: of a command.
+
+    A server that is away fails no call: the model is asked, nothing is kept, and a line is logged. It is asked again after five seconds.
+    `failures`: how often it did not answer. Raises MissingExtra; UserError where the server refuses us.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ttl: Duration | None = None,
+        prefix: str = "sabot:llm:",
+        timeout: Duration = "1s",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        timeout_s = parse_seconds(timeout, name="timeout")
+        self._server = RedisServer(url, "the cache", "RedisCache", timeout_s=timeout_s)
+        self._prefix = f"{prefix}1:".encode()
+        self._ttl_s = None if ttl is None else parse_seconds(ttl, name="ttl")
+        self._clock = clock
+        self.failures = 0
+        self._away_until: float | None = None
+        self._closed = False
+        self._decoder = msgspec.msgpack.Decoder(_KeptAnswer)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    async def get(self, key: bytes) -> Completion | None:
+        """The answer, if the server has it and it is not too old."""
+        value = await self._command("GET", self._prefix + key)
+        if value is None:
+            return None
+        try:
+            found = self._decoder.decode(value)
+        except UNREADABLE as error:
+            raise UserError(
+                f"cache {self._server.where}: an answer cannot be read: {error}",
+                hint="give the cache a prefix= of its own",
+            ) from error
+        return None if self._ttl_s is not None and self._clock.time() - found.kept >= self._ttl_s else found.answer
+
+    async def put(self, key: bytes, answer: Completion) -> None:
+        """Writes the answer."""
+        value = self._encoder.encode(_KeptAnswer(self._clock.time(), answer))
+        until = () if self._ttl_s is None else ("PX", max(1, round(self._ttl_s * 1000)))
+        await self._command("SET", self._prefix + key, value, *until)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        if not self._closed:
+            self._closed = True
+            await self._server.close()
+
+    async def _command(self, *words: Any) -> Any:
+        """What the server answers; None: it is away."""
+        if self._closed:
+            raise UserError(f"cache {self._server.where}: it is closed")
+        now = self._clock.monotonic()
+        if self._away_until is not None and now < self._away_until:
+            return None
+        try:
+            with self._server.explained():
+                answer = await self._server.client.execute_command(*words)
+        except TransientError as error:
+            self.failures += 1
+            if self._away_until is None:
+                _log.warning("%s; models are asked without it", error.message)
+            self._away_until = self._clock.monotonic() + _PAUSE_SECONDS
+            return None
+        if self._away_until is not None:
+            _log.info("the cache at %s is back", self._server.where)
+            self._away_until = None
+        return answer

@@ -1,24 +1,30 @@
 """Caches of answers, and what an engine does with them."""
 
 import asyncio
+import logging
 import sqlite3
+import sys
+import traceback
+import uuid
 from decimal import Decimal
 
 import pytest
 
-from sabot.errors import UserError
+from sabot.errors import MissingExtra, UserError
 from sabot.llm import (
     Completion,
     ExecutionEngine,
     MalformedAnswer,
     MemoryCache,
     ModelUnavailable,
+    RedisCache,
     ScriptedProvider,
     SqliteCache,
     ToolCall,
     Usage,
     assistant,
 )
+from tools.redis_server import Redis, server_or_skip
 
 ANSWER = Completion(
     message=assistant("yes", ToolCall("1", "f", "{}")),
@@ -31,11 +37,14 @@ ANSWER = Completion(
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def make(request, tmp_path, time):
-    """Makes a cache; one in a file has what the one before it had."""
+    """Makes a cache; one in a file or in a server has what the one before it had."""
     if request.param == "memory":
         return lambda **options: MemoryCache(**options, clock=time.clock)
+    if request.param == "redis":
+        url, prefix = server_or_skip().url, f"{uuid.uuid4().hex}:"
+        return lambda **options: RedisCache(url, prefix=prefix, timeout="30s", **options, clock=time.clock)
     return lambda **options: SqliteCache(tmp_path / "cache.db", **options, clock=time.clock)
 
 
@@ -172,3 +181,91 @@ async def test_an_answer_that_was_cut_off_is_not_kept(make):
 def test_a_cache_has_room_for_one(make_cache):
     with pytest.raises(UserError, match="most=0"):
         make_cache(0)
+
+
+# -- in a Redis server ------------------------------------------------------------------------------------------------------
+
+
+def test_the_library_of_redis_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingExtra, match="RedisCache needs") as caught:
+        RedisCache("redis://127.0.0.1:6379")
+    assert "sabot[redis]" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:6379", "http://127.0.0.1", "redis://127.0.0.1:many", "redis://h/?socket_timeout=x"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(UserError, match="the cache: "):
+        RedisCache(url)
+
+
+async def test_caches_of_one_server_share_and_old_answers_leave_it(time):
+    server, prefix = server_or_skip(), f"{uuid.uuid4().hex}:"
+    first, second = (RedisCache(server.url, prefix=prefix, ttl="1h", timeout="30s", clock=time.clock) for _ in range(2))
+    other = RedisCache(server.url, prefix=prefix + "other:", timeout="30s")
+    await first.put(b"\0k\xff", ANSWER)
+    assert await second.get(b"\0k\xff") == ANSWER
+    assert await other.get(b"\0k\xff") is None
+    await asyncio.gather(*(each.put(b"%d" % n, ANSWER) for n in range(100) for each in (first, second)))
+    client = first._server.client
+    assert 0 < await client.pttl(f"{prefix}1:".encode() + b"\0k\xff") <= 3_600_000, "the server lets it go by itself"
+    for each in (first, second, other):
+        await each.close()
+    with pytest.raises(UserError, match="it is closed"):
+        await first.get(b"k")
+
+
+async def test_an_answer_in_the_server_that_cannot_be_read_is_told():
+    cache = RedisCache(server_or_skip().url, prefix=f"{uuid.uuid4().hex}:", timeout="30s")
+    await cache._server.client.set(cache._prefix + b"k", b"\xc1")
+    with pytest.raises(UserError, match="cannot be read"):
+        await cache.get(b"k")
+    await cache._server.client.lpush(cache._prefix + b"list", b"x")
+    with pytest.raises(UserError, match="WRONGTYPE"):
+        await cache.get(b"list")
+    await cache.close()
+
+
+PASSWORD = "pw-Zq81MvtT0p5ecret"
+
+
+@pytest.fixture
+def server():
+    """One of this test's own, with a password."""
+    made: Redis = server_or_skip(PASSWORD)
+    yield made
+    made.remove()
+
+
+async def test_a_server_that_is_away_costs_answers_and_no_call(server, time, caplog):
+    caplog.set_level(logging.INFO, "sabot.llm")
+    provider = ScriptedProvider("yes")
+    cache = RedisCache(server.url, timeout="30s", clock=time.clock)
+    async with ExecutionEngine(provider, cache=cache) as engine:
+        assert [(await engine.complete("hello")).cached for _ in range(2)] == [False, True]
+        server.stop()
+        assert [(await engine.complete("hello")).cached for _ in range(3)] == [False] * 3
+        assert cache.failures == 1, "it is not asked again at once"
+        server.start()
+        assert not (await engine.complete("hello")).cached
+        time.clock.advance(5)
+        assert [(await engine.complete("hello")).cached for _ in range(2)] == [False, True]
+        assert [cache.failures, len(provider.requests)] == [1, 6]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert f"127.0.0.1:{server.port}" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+async def test_a_password_that_is_wrong_is_refused_and_none_is_in_a_message(server):
+    wrong = f"wr0ng-{PASSWORD}"
+    cache = RedisCache(server.url.replace(PASSWORD, wrong), timeout="30s")
+    with pytest.raises(UserError, match="see user and password") as caught:
+        await cache.get(b"k")
+    assert PASSWORD not in "".join([repr(caught.value), repr(cache), *traceback.format_exception(caught.value)])
+    await cache.close()
+    cache = RedisCache(f"redis://127.0.0.1:{server.port}", timeout="30s")
+    with pytest.raises(UserError, match="Authentication"):
+        await cache.put(b"k", ANSWER)
+    await cache.close()

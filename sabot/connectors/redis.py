@@ -1,0 +1,70 @@
+"""A Redis server: its address, a client for an event loop, its errors as ours. Only this module imports redis."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sabot.errors import MissingExtra, TransientError, UserError
+from sabot.redaction import clean_cause, keep_url, redacted_url
+
+__all__ = ["RedisServer"]
+
+_ADDRESS = "redis://user:password@host:6379/0, rediss://… for TLS, unix:///path"
+_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class RedisServer:
+    """The database at an address. what: who wants it, for messages: "cache". feature: what needs the library, where that is missing.
+    timeout_s: of a command, and of a connection. connections: at most; who finds none free waits for one.
+
+    A connection that the server has closed meanwhile is made anew, once. Raises MissingExtra, UserError.
+    """
+
+    def __init__(self, url: str, what: str, feature: str, *, timeout_s: float = 5.0, connections: int = 64) -> None:
+        try:
+            import redis
+            import redis.asyncio.retry
+            import redis.backoff
+        except ImportError as error:
+            raise MissingExtra(feature, "redis") from error
+        keep_url(url)
+        self.where = redacted_url(url)
+        """The address without user and password, for messages."""
+        if not url.startswith(_SCHEMES):
+            raise UserError(f"{what}: {self.where} is no address of a Redis server", hint=_ADDRESS)
+        self._what = what
+        self._errors: Any = redis.exceptions
+        retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1)
+        try:
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=retry,
+            )
+        except ValueError as error:
+            raise UserError(f"{what}: {self.where}: {error}", hint=_ADDRESS) from clean_cause(error)
+        self.client: Any = redis.asyncio.Redis(connection_pool=pool, retry=retry)
+        """A `redis.asyncio.Redis`, for the event loop of its first command. Calls of it belong into `explained`."""
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Wraps calls of the client, and turns its errors into ours: TransientError for one that may pass, UserError for the others."""
+        errors = self._errors
+        try:
+            yield
+        except (errors.RedisError, OSError) as error:
+            message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
+            if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
+                raise UserError(message, hint="see user and password in the address") from clean_cause(error)
+            passing = errors.ConnectionError | errors.TimeoutError | errors.ReadOnlyError | errors.OutOfMemoryError
+            if isinstance(error, passing | OSError):
+                raise TransientError(message) from clean_cause(error)
+            raise UserError(message) from clean_cause(error)
+
+    async def close(self) -> None:
+        """Ends the connections. Repeated calls do nothing."""
+        await self.client.aclose()
+        await self.client.connection_pool.aclose()
