@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -41,6 +41,7 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
+from sabot.jobs.log import Listener
 from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
 from sabot.operators.base import without_marks
@@ -53,11 +54,22 @@ from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
 
+if TYPE_CHECKING:
+    from sabot.agents.events import EventBus
+
 __all__ = ["App", "StateView"]
 
 _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _listener(events: "EventBus | None") -> Listener | None:
+    if events is None:
+        return None
+    from sabot.agents.telling import JobEvents  # only for who listens
+
+    return JobEvents(events)
 
 
 class App(DeclaresAgents):
@@ -67,6 +79,7 @@ class App(DeclaresAgents):
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
+    events: an EventBus (`sabot.agents`), which is told what happens in the jobs of durable agents.
     dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
@@ -85,6 +98,7 @@ class App(DeclaresAgents):
         state: str | None = None,
         journal: str | Path | None = None,
         dedupe: Duration = "7d",
+        events: "EventBus | None" = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
@@ -117,6 +131,7 @@ class App(DeclaresAgents):
         self.journal_home: MemoryHome | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
+        self.listener = _listener(events)
         self.broker = broker
         self.state_place = state
         self.journal_place: str | Path | None = None

@@ -5,12 +5,13 @@ session             the conversation of a key, in keyed state: written when the 
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sabot.errors import DataError, EffectError, short_repr
-from sabot.jobs.run import JobRun
+from sabot.errors import DataError, EffectError, TransientError, short_repr
+from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
 from sabot.llm.agent import Agent, AgentResult
@@ -41,7 +42,7 @@ class JobModel:
     def __init__(self, ctx: "DurableContext", job: JobRun, engine: ExecutionEngine) -> None:
         self._ctx = ctx
         self._job = job
-        self._tool = as_tool(_asking(engine), effect=EffectClass.METERED)
+        self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
         """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
@@ -68,12 +69,31 @@ class JobModel:
         return await self._ctx.call(tool, **arguments)
 
 
-def _asking(engine: ExecutionEngine) -> Callable[..., Any]:
+def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
-        return await engine.complete(spec, idempotency_key=effect.key)
+        if pieces is None or not pieces.wants_fragments(job_id):
+            return await engine.complete(spec, idempotency_key=effect.key)
+        return await _in_pieces(engine, spec, effect, pieces)
 
     llm.__name__ = _ASKS
     return llm
+
+
+async def _in_pieces(engine: ExecutionEngine, spec: RequestSpec, effect: Effect, pieces: Pieces) -> Completion:
+    """The answer, told as it comes. A stream that breaks off is no reason to fail: the whole is asked for, as without listeners."""
+    number = 0
+    try:
+        async with aclosing(engine.stream(spec, idempotency_key=effect.key)) as stream:
+            async for piece in stream:
+                if piece.completion is not None:
+                    return piece.completion
+                if piece.text or piece.reasoning:
+                    pieces.fragment(effect.id, number, piece.text, piece.reasoning)
+                    number += 1
+    except TransientError:
+        if not number:
+            raise
+    return await engine.complete(spec, idempotency_key=effect.key)
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:

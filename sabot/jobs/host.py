@@ -13,17 +13,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism, TransientError
+from sabot.errors import NonDeterminism
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.effects import Effects
 from sabot.jobs.history import Delivery, History
 from sabot.jobs.letters import JobLetters
+from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
@@ -56,9 +56,10 @@ class JobHost:
         on_broken: Callable[[str, BaseException], None],
         stop_grace_s: float = STOP_GRACE_SECONDS,
         notes: ParkedNotes | None = None,
+        listener: Listener | None = None,
     ) -> None:
         """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped.
-        notes: of parked jobs, as the restored checkpoint has them.
+        notes: of parked jobs, as the restored checkpoint has them. listener: is told what happens in jobs.
         """
         self.journal = journal
         self.stopping = False
@@ -69,17 +70,16 @@ class JobHost:
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
         self._agents: dict[str, str] = {}  # of jobs that have not ended
-        self._unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
         self._blocked: dict[str, NonDeterminism] = {}
-        self._appended: dict[int, int] = {}  # where each partition ends
+        self._retold: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._items: deque[Item] = deque()
         self._roused: asyncio.Future[None] | None = None
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._flushing = 0
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
+        self.log = JobLog(self, journal, listener)
         self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
-        self._letters = JobLetters(self, all_taken=self.parking.letters_taken)
+        self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
         self._timers = JobTimers(self, clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
         self._effects = Effects(self, self._timers, clock, broke=on_broken)
@@ -100,9 +100,10 @@ class JobHost:
         before those positions, and which the checkpoint does not cover all the same (`facts`).
         """
         found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
-        self._appended = await to_the_end(aside(self.journal.positions))
+        await self.log.open()
         self._agents.update((job.job_id, job.agent) for job in found)
-        self._unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
+        self._retold = {job.job_id for job in found}
+        self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
         return found
 
@@ -117,6 +118,7 @@ class JobHost:
     async def quiesce(self) -> None:
         """Begins no job and makes no effect any more; the effects that run have `stop_grace_s` to end, and their results are recorded."""
         self.stopping = True
+        self.log.leave()
         self._timers.stop()
         await self._effects.runner.close(self._stop_grace_s)
         if self._serving is None:
@@ -131,6 +133,7 @@ class JobHost:
     async def close(self) -> None:
         """Drops all jobs in memory; the journal has them. Idempotent."""
         await self.quiesce()
+        await self.log.told()
         for task in list(self._tasks):
             task.cancel()
         for live in self._live.values():
@@ -167,11 +170,14 @@ class JobHost:
         self.put(begin)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
-        live = Live(JobRun(entry.job, history, key=self.journal.key, code=owner.code), owner)
+        live = Live(self._run_of(history, owner), owner)
         self._live[entry.job] = live
         self._effects.limit(live)
         self.append(entry, live)
         self.run(live, live.job.start, owner.call)
+
+    def _run_of(self, history: History, owner: JobOwner) -> JobRun:
+        return JobRun(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
@@ -186,7 +192,9 @@ class JobHost:
 
     def _had_ended(self, job: OpenJob, end: End) -> None:
         del self._agents[job.job_id]
-        self._unapplied.pop(job.job_id, None)
+        self.log.unapplied.pop(job.job_id, None)
+        if job.ended_at is not None:
+            self.log.again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
         self._effects.tell_parent(job.job_id, end.outcome, self.journal.load(end.body))
 
@@ -224,6 +232,8 @@ class JobHost:
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             await self.journal.room()
+            if self.log.is_ahead:
+                await self.log.listened()
             waiting = self._items.popleft()()
             if waiting is not None:
                 await waiting
@@ -231,12 +241,12 @@ class JobHost:
                 await asyncio.sleep(0)
                 slice_end = monotonic() + _SLICE_SECONDS
 
-    def beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
+    def beside(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         """As `Desk.beside`."""
         task = self._loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        watched(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+        return watched(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
 
     def now_ms(self) -> int:
         """As `Desk.now_ms`."""
@@ -244,8 +254,7 @@ class JobHost:
 
     def append(self, entry: Entry, live: Live | None = None) -> Position:
         """As `Desk.append`."""
-        position = self.journal.append(entry)
-        self._appended[position.partition] = position.offset + 1
+        position = self.log.append(entry)
         if live is not None:
             live.last = position
         return position
@@ -322,7 +331,6 @@ class JobHost:
 
     def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
         """As `Desk.arrived_together`."""
-        self._appended.update((at.partition, at.offset + 1) for at, _ in entries)
         self._arriving = deque(
             (at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)
         )
@@ -350,9 +358,12 @@ class JobHost:
         """As `Desk.resumed`."""
         if self.stopping:
             return
+        if job_id in self._retold:
+            self._retold.remove(job_id)
+            self.log.again(entries)
         history = History.of(job_id, [entry for _, entry in entries])
         owner = self._owners[history.begin.agent]
-        live = Live(JobRun(job_id, history, key=self.journal.key, code=owner.code), owner, entries[-1][0])
+        live = Live(self._run_of(history, owner), owner, entries[-1][0])
         self._live[job_id] = live
         self._effects.limit(live)
         self.run(live, live.job.start, owner.call)
@@ -426,7 +437,7 @@ class JobHost:
             self.append(End(job_id, self.now_ms(), outcome, result, name, body), live)
         self._forget(live)
         del self._agents[job_id]
-        self._unapplied.pop(job_id, None)
+        self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
         self._effects.tell_parent(job_id, outcome, body)
@@ -484,52 +495,8 @@ class JobHost:
         _log.error("%s", error)
         self._blocked[live.job.job_id] = error
         self._forget(live, stays_open=True)
+        self.log.blocked(live.job.job_id, error)
         live.owner.blocked(live.job.job_id, error)
-
-    # -- barriers -----------------------------------------------------------------------------------------------------
-
-    @property
-    def what(self) -> str:
-        """Its name in messages."""
-        return self.journal.where
-
-    @property
-    def flushing(self) -> bool:
-        """A barrier waits for it."""
-        return self._flushing > 0
-
-    def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
-        """Called at the cut. Done when all that was appended before is durable."""
-        self._flushing += 1
-        return self._loop.create_task(self._flush())
-
-    async def _flush(self) -> Mapping[str, int]:
-        try:
-            await self.journal.flush()
-        finally:
-            self._flushing -= 1
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the journal: which one it is, where it is at the cut, and the jobs that had ended before this run and
-        have not been run over their history yet: what they did to state and output is not in the cut, though their END stands before it.
-        """
-        return {
-            "identity": self.journal.identity,
-            "positions": [[*place] for place in sorted(self._appended.items())],
-            "unapplied": [[job_id, *position] for job_id, position in sorted(self._unapplied.items())],
-        }
-
-    def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
-        """Entries of jobs that had ended before what `needed` gives may go: it blocks, and gives None where nobody knows now."""
-
-        def trim() -> None:
-            positions = needed()
-            if positions is not None:
-                with suppress(TransientError):  # the next checkpoint trims
-                    self.journal.trim(positions, forget_before_ms)
-
-        self.beside(aside(trim), "the trimming of the journal")
 
     # -- figures ------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from functools import partial
 from sabot.errors import LetterRefused
 from sabot.jobs.asking import answered
 from sabot.jobs.effects import child_id
+from sabot.jobs.log import JobLog
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask
 from sabot.jobs.values import pack_error
@@ -23,9 +24,10 @@ __all__ = ["JobLetters"]
 class JobLetters:
     """Its methods are items of the host's task, or put some."""
 
-    def __init__(self, desk: Desk, *, all_taken: Callable[[str], None]) -> None:
+    def __init__(self, desk: Desk, log: JobLog, *, all_taken: Callable[[str], None]) -> None:
         """all_taken: no letter of this job is under way any more."""
         self._desk = desk
+        self._log = log
         self._all_taken = all_taken
         self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
 
@@ -37,7 +39,9 @@ class JobLetters:
         """Letters become entries, and their jobs hear of them before anything else is delivered."""
 
         async def take() -> None:
-            self._desk.arrived_together(await aside(self._desk.journal.take))
+            entries = await aside(self._desk.journal.take)
+            self._log.taken(entries)
+            self._desk.arrived_together(entries)
 
         return to_the_end(take())
 

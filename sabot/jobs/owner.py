@@ -5,6 +5,7 @@ Live       a job in memory
 Desk       the host, as `effects`, `parking` and `timers` see it
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -157,8 +158,8 @@ class Desk(Protocol):
     def resumed(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         """A job runs over its history."""
 
-    def beside(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Starts a task of its own, for what waits."""
+    def beside(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
+        """Starts a task of its own, for what waits. It is cancelled when the host is closed."""
 
     def now_ms(self) -> int:
         """The clock, in ms since 1970."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.history import TIMEOUT, Delivery, History
@@ -25,7 +25,7 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
 
-__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "effect_words", "question_token"]
+__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "Pieces", "effect_words", "question_token"]
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
@@ -93,6 +93,16 @@ class Ask:
         )
 
 
+class Pieces(Protocol):
+    """Who hears of answers of models while they come."""
+
+    def wants_fragments(self, job_id: str) -> bool:
+        """Whether anybody does now."""
+
+    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
+        """A piece of the answer to this call has come: number `number`, from 0."""
+
+
 class JobRun:
     """One job in memory. All of it belongs to the event loop of its host.
 
@@ -102,11 +112,16 @@ class JobRun:
     journal has.
     """
 
-    def __init__(self, job_id: str, history: History, *, key: bytes, code: str = "") -> None:
-        """key: the journal's, with which digests are made. code: the version of the function that will run."""
+    def __init__(
+        self, job_id: str, history: History, *, key: bytes, code: str = "", pieces: Pieces | None = None
+    ) -> None:
+        """key: the journal's, with which digests are made. code: the version of the function that will run. pieces: who hears of answers
+        of models while they come.
+        """
         self.job_id = job_id
         self.history = history
         self.code = code
+        self.pieces = pieces
         self.blocked: NonDeterminism | None = None
         self.open: dict[int, Ask] = {}
         self.new: list[Ask] = []

@@ -76,7 +76,8 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     """A job begins. A second one of the same job begins its history anew (`ctx.continue_as`).
 
-    digest: of what identifies the input, where the same job may be asked for twice. code: version of the function.
+    digest: of what identifies the input, where the same job may be asked for twice. code: version of the function. scope, principal: on
+    whose behalf it runs; "" where nobody says.
     """
 
     agent: str = ""
@@ -84,6 +85,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     key: bytes = b""
     digest: bytes = b""
     code: str = ""
+    scope: str = ""
+    principal: str = ""
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):

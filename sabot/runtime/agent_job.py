@@ -214,6 +214,7 @@ class AgentJob:
             known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
             storage=self.coordinator.storage,
             dedupe_s=self.settings.dedupe_s,
+            listener=self.settings.listener,
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)

@@ -108,7 +108,7 @@ class AgentTask:
     def add_jobs(self, jobs: DurableJobs) -> None:
         """Adds the jobs of durable agents. Call it before `run`."""
         self.jobs = jobs
-        self.flushes.append(jobs.host)
+        self.flushes.append(jobs.host.log)
 
     def open_gate(self) -> None:
         """Opens the gate over all connected sources. If only streams feed the agents, the gate has one input, which has ended."""
@@ -419,7 +419,7 @@ class AgentTask:
     def _snapshot(self) -> TaskSnapshot:
         meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
         if self.jobs is not None:
-            meta["journal"] = self.jobs.host.facts()
+            meta["journal"] = self.jobs.host.log.facts()
         snapshot = TaskSnapshot(meta)
         first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
         for agent_id, operator in self.operators.items():

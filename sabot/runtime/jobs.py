@@ -16,6 +16,7 @@ from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.jobs.host import JobHost
+from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import unapplied_jobs
 from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
@@ -140,13 +141,15 @@ class DurableJobs:
         storage: CheckpointStorage | None,
         dedupe_s: float,
         on_broken: Callable[[str, BaseException], None],
+        listener: Listener | None = None,
     ) -> None:
         """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
         checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
+        listener: is told what happens in jobs.
         """
         self.journal = journal
         self._notes = NotesOfParked()
-        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes)
+        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener)
         self.mail = MailRoom(mail)
         self.known = known
         self._storage = storage
@@ -216,7 +219,7 @@ class DurableJobs:
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
             forget_before_ms = max(0, round((self._clock.time() - self._dedupe_s) * 1000))
-            self.host.trim(lambda: self._with_savepoints(positions), forget_before_ms)
+            self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
         """From where on these checkpoints and the savepoints need the journal; None: nobody knows now. Blocks."""

@@ -191,6 +191,7 @@ class Run:
             memory_budget=app.memory_budget_bytes,
             hung_after_s=app.checkpoint_timeout_s,
             dedupe_s=app.dedupe_s,
+            listener=app.listener,
             reprocess=app.reprocess,
             stop_asked=self._stop_asked.is_set,
         )

@@ -9,6 +9,7 @@ from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source
+from sabot.jobs.log import Listener
 from sabot.journal import Journal
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
@@ -29,6 +30,7 @@ class AppSettings(Protocol):
     clock: Clock
     checkpoint_timeout_s: float
     dedupe_s: float
+    listener: Listener | None
     reprocess: set[str]
     metrics_port: int | None
     parallelism: int
@@ -82,6 +84,8 @@ class Settings:
     """How long a call of an agent may run at a barrier before it is taken for hung."""
     dedupe_s: float = 7 * 86_400.0
     """How long the id of a durable agent's job is known after its end."""
+    listener: Listener | None = None
+    """Is told what happens in the jobs of durable agents."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
     stop_asked: Callable[[], bool] = lambda: False

@@ -130,6 +130,7 @@ async def hosting(
     grace_s: float = 0.0,
     restored: Any = (None, None),
     notes: Any = None,
+    listener: Any = None,
 ) -> Any:
     """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs."""
     owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
@@ -140,6 +141,7 @@ async def hosting(
         on_broken=lambda what, error: broken.append((what, error)),
         stop_grace_s=grace_s,
         notes=notes,
+        listener=listener,
     )
     host.register(AGENT, agent)
     agent.host = host

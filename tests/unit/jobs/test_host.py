@@ -523,18 +523,18 @@ async def test_a_cut_before_an_ended_job_was_run_over_its_history_does_not_cover
     async with hosting(home, Agent(f)) as jobs:
         jobs.begin("before")
         await jobs.over("before")
-        facts = jobs.host.facts()
+        facts = jobs.host.log.facts()
         covered = dict(facts["positions"])
         assert facts["unapplied"] == []
         jobs.begin("behind")
         await jobs.over("behind")
     async with hosting(home, Agent(f), resume=False, restored=(covered, {})) as jobs:
         assert [job.job_id for job in jobs.open] == ["behind"]
-        cut = jobs.host.facts()
+        cut = jobs.host.log.facts()
         assert [job_id for job_id, *_ in cut["unapplied"]] == ["behind"]
         jobs.host.resume(jobs.open[0])
         await jobs.until(lambda: jobs.agent.outcomes or jobs.agent.before)
-        later = jobs.host.facts()
+        later = jobs.host.log.facts()
         assert later["unapplied"] == []
     unapplied = {job_id: Position(*place) for job_id, *place in cut["unapplied"]}
     async with hosting(home, Agent(f), resume=False, restored=(dict(cut["positions"]), unapplied)) as jobs:

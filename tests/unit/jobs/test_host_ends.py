@@ -286,7 +286,7 @@ async def test_a_journal_that_does_not_answer_for_a_while_is_asked_again_and_no_
         journal.post(Letter("signal", "t", "j1", "paid", body=b"7"))
         await jobs.over("j1")
         for _ in range(3):
-            jobs.host.trim(lambda: {0: 1}, 0)
+            jobs.host.log.trim(lambda: {0: 1}, 0)
         await jobs.until(lambda: journal.unanswered["trim"] == 3)
         assert (jobs.agent.done["j1"], jobs.broken) == (["expired", 7], [])
     assert {what: count > 2 for what, count in journal.unanswered.items()} == dict.fromkeys(

@@ -1,0 +1,241 @@
+"""From the entries of a journal to events: what the listener of a host publishes.
+
+    BEGIN                job.started
+    INTENT, ATTEMPT      tool.start; action.required, job.status_changed
+    pieces               model.token, model.reasoning
+    RESULT               model.done, tool.end, tool.error
+    ANSWER               action.resolved, .expired, .cancelled; job.status_changed
+    END                  job.completed, .failed, .cancelled; then final.result or final.error
+
+The id of an event is made of the job, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`), of what concerns the whole
+job with the time of its entry, of a piece with its number. So an event that is told again after a crash has the id that it had.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.reading import as_plain, value_of
+from sabot.errors import EffectError
+from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.log import Blocked, Fragment, News
+from sabot.journal.effects import EffectClass
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Intent, StoredBody, body_of
+
+__all__ = ["JobEvents"]
+
+_TYPE = RuntimeEventType
+_CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
+_ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
+
+
+class _ToldJob(msgspec.Struct):
+    """What later events of an open job need. calls: without a result, by ordinal. questions: open ones, by token."""
+
+    agent: str = ""
+    scope: str = ""
+    principal: str = ""
+    attempt: int = 1
+    calls: dict[int, Intent] = {}
+    questions: dict[str, Intent] = {}
+
+
+class JobEvents:
+    """A `jobs.log.Listener` that publishes on a bus."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._jobs: dict[str, _ToldJob] = {}  # that have not ended
+
+    def wants_fragments(self, job_id: str) -> bool:
+        """As of a Listener."""
+        return self._bus.wants(_TYPE.MODEL_TOKEN, job_id) or self._bus.wants(_TYPE.MODEL_REASONING, job_id)
+
+    async def told(self, news: News) -> None:
+        """As of a Listener."""
+        job = self._jobs.get(news.job)
+        if job is None:
+            job = self._jobs[news.job] = _ToldJob()
+        match news:
+            case Begin():
+                await self._began(job, news)
+            case Intent(kind="call"):
+                job.calls[news.ordinal] = news
+                await self._call(job, news, 1)
+            case Intent(kind="ask"):
+                await self._asked(job, news)
+            case Attempt(ordinal=0):
+                job.attempt = news.attempt
+                await self._status(job, news, "running", {"attempt": news.attempt})
+            case Attempt():
+                intent = job.calls.get(news.ordinal)
+                if intent is not None:
+                    await self._call(job, msgspec.structs.replace(intent, at_ms=news.at_ms), news.attempt)
+            case Fragment():
+                await self._piece(job, news)
+            case EffectResult():
+                intent = job.calls.pop(news.ordinal, None)
+                if intent is not None:
+                    await self._result(job, intent, news)
+            case Answer():
+                await self._answered(job, news)
+            case Blocked():
+                await self._status(job, news, "blocked", {"error": str(news.error)})
+            case End():
+                del self._jobs[news.job]
+                await self._ended(job, news)
+
+    async def _publish(
+        self, job: _ToldJob, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
+    ) -> None:
+        event_id = f"{job_id}/{name}/{kind}"
+        await self._bus.publish(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
+
+    async def _status(self, job: _ToldJob, news: News, status: str, data: Mapping[str, Any]) -> None:
+        if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, news.job):
+            name = f"0/{job.attempt}/{news.at_ms}/{status}"
+            await self._publish(
+                job,
+                _TYPE.JOB_STATUS_CHANGED,
+                news.job,
+                news.at_ms,
+                name,
+                {"status": status, "agent": job.agent, **data},
+            )
+
+    async def _began(self, job: _ToldJob, begin: Begin) -> None:
+        job.agent, job.scope, job.principal = begin.agent, begin.scope, begin.principal
+        job.calls, job.questions = {}, {}
+        if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
+            data = {"agent": begin.agent, "code": begin.code}
+            name = f"0/{job.attempt}/{begin.at_ms}"
+            await self._publish(job, _TYPE.JOB_STARTED, begin.job, begin.at_ms, name, data)
+
+    async def _call(self, job: _ToldJob, intent: Intent, attempt: int) -> None:
+        if _asks_model(intent) or not self._bus.wants(_TYPE.TOOL_START, intent.job):
+            return
+        said = _said(intent)
+        args, kwargs = said if isinstance(said, list) and len(said) == 2 else ([], {})
+        data = {
+            "tool": intent.name,
+            "ordinal": intent.ordinal,
+            "attempt": attempt,
+            "effect": intent.effect_class,
+            "arguments": as_plain(kwargs) if not args else as_plain([*args, kwargs] if kwargs else args),
+        }
+        await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
+
+    async def _piece(self, job: _ToldJob, piece: Fragment) -> None:
+        name = f"{piece.ordinal}/{piece.attempt}/{piece.number}"
+        for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
+            if text and self._bus.wants(kind, piece.job):
+                data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
+                await self._publish(job, kind, piece.job, piece.at_ms, name, data)
+
+    async def _result(self, job: _ToldJob, intent: Intent, result: EffectResult) -> None:
+        failed, model = result.outcome != "ok", _asks_model(intent)
+        kind = _TYPE.MODEL_DONE if model else _TYPE.TOOL_ERROR if failed else _TYPE.TOOL_END
+        if not self._bus.wants(kind, result.job):
+            return
+        value = _said(result)
+        data: dict[str, Any] = {"ordinal": result.ordinal, "attempt": result.attempt, "began_at": intent.at_ms / 1000}
+        if not model:
+            data["tool"] = intent.name
+        if failed:
+            data |= _error(value)
+        elif model:
+            data |= _answer(value)
+        else:
+            data["result"] = as_plain(value)
+        name = f"{result.ordinal}/{result.attempt}"
+        await self._publish(job, kind, result.job, result.at_ms, name, data)
+
+    async def _asked(self, job: _ToldJob, question: Intent) -> None:
+        first = not job.questions
+        job.questions[question.token] = question
+        if self._bus.wants(_TYPE.ACTION_REQUIRED, question.job):
+            data = {
+                **_action(question),
+                "payload": as_plain(_said(question)),
+                "resume_token": question.token,
+                "expires_at": question.due_ms / 1000 if question.due_ms else None,
+            }
+            name = _action_name(question)
+            await self._publish(job, _TYPE.ACTION_REQUIRED, question.job, question.at_ms, name, data)
+        if first:
+            await self._status(job, question, "waiting_action", {})
+
+    async def _answered(self, job: _ToldJob, answer: Answer) -> None:
+        question = job.questions.pop(answer.token, None)
+        kind = _CLOSED.get(answer.outcome, _TYPE.ACTION_CANCELLED)
+        if self._bus.wants(kind, answer.job):
+            known = {} if question is None else _action(question)
+            data = {"ordinal": answer.ordinal, **known, "resolution": as_plain(_said(answer)), "by": answer.by}
+            name = f"{answer.ordinal}/1" if question is None else _action_name(question)
+            await self._publish(job, kind, answer.job, answer.at_ms, name, data)
+        if not job.questions:
+            await self._status(job, answer, "running", {})
+
+    async def _ended(self, job: _ToldJob, end: End) -> None:
+        kind = _ENDS.get(end.outcome, _TYPE.JOB_FAILED)
+        final = _TYPE.FINAL_RESULT if kind is _TYPE.JOB_COMPLETED else _TYPE.FINAL_ERROR
+        name = f"0/{job.attempt}/{end.at_ms}"
+        if self._bus.wants(kind, end.job):
+            data = {"agent": job.agent, "outcome": end.outcome, "reason": end.result}
+            await self._publish(job, kind, end.job, end.at_ms, name, data)
+        if self._bus.wants(final, end.job):
+            value = _said(end)
+            said = {"result": as_plain(value)} if final is _TYPE.FINAL_RESULT else _error(value)
+            await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
+
+
+def _asks_model(intent: Intent) -> bool:
+    return intent.effect_class == EffectClass.METERED
+
+
+def _said(entry: Any) -> Any:
+    """What its body says; None where that is long, and stands elsewhere."""
+    body = body_of(entry)
+    return None if body is None or isinstance(body, StoredBody) else value_of(entry, body)
+
+
+def _error(value: Any) -> dict[str, Any]:
+    if isinstance(value, EffectError):
+        return {"error": value.type, "message": value.message}
+    return {"error": "", "message": as_plain(value)}
+
+
+def _answer(value: Any) -> dict[str, Any]:
+    """Of a completion; of another metered call what it has returned."""
+    if not isinstance(value, dict) or "message" not in value:
+        return {"result": as_plain(value)}
+    message = value["message"]
+    facts = {name: value.get(name) for name in ("usage", "cost", "model", "provider", "request_id", "cached")}
+    return {
+        "content": as_plain(message.get("content", "")),
+        "tool_calls": as_plain(message.get("tool_calls", [])),
+        "finish_reason": value.get("finish_reason", "stop"),
+        **as_plain({name: each for name, each in facts.items() if each is not None}),
+    }
+
+
+def _action(question: Intent) -> dict[str, Any]:
+    return {
+        "action_id": f"{question.job}/{_action_number(question)}",
+        "type": question.name,
+        "ordinal": question.ordinal,
+    }
+
+
+def _action_number(question: Intent) -> str:
+    """Of the action in its job, as the stores have it."""
+    said = _said(question) if question.name == IN_DOUBT else None
+    attempt = said.get("attempt") if isinstance(said, dict) else None
+    return f"{question.ordinal}" if attempt is None else f"{question.ordinal}.{attempt}"
+
+
+def _action_name(question: Intent) -> str:
+    ordinal, _, attempt = _action_number(question).partition(".")
+    return f"{ordinal}/{attempt or 1}"

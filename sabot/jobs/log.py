@@ -1,0 +1,213 @@
+"""The journal as a host keeps it: where it ends, what a checkpoint notes of it, and who is told of its entries.
+
+    append ─▶ journal
+          └─▶ what is to be told, in order ─▶ durable? ─▶ listener
+
+A listener is told of an entry when it is durable, so nothing that it hears of can be undone by a crash. It is told at least once: of jobs
+that a start finds open it is told again, from their beginnings. What is no entry (a piece of an answer on its way) is told in the same
+order. It is not the host's task that waits for a listener, but the host goes no further ahead of it than AHEAD_MOST.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+from sabot.errors import NonDeterminism, TransientError
+from sabot.jobs.owner import Desk
+from sabot.journal import EffectId, Journal, Position
+from sabot.journal.entries import Entry
+from sabot.threads import aside, to_the_end
+
+__all__ = ["AHEAD_MOST", "LAST_SECONDS", "Blocked", "Fragment", "JobLog", "Listener", "News"]
+
+AHEAD_MOST = 10_000
+"""Entries and pieces that nobody was told of yet, when the host waits for its listener."""
+
+LAST_SECONDS = 5.0
+"""At a close, for a listener that takes its time."""
+
+
+class Fragment(NamedTuple):
+    """A piece of a model's answer, as it comes. No journal has it. number: of the pieces of this attempt, from 0."""
+
+    job: str
+    ordinal: int
+    attempt: int
+    number: int
+    text: str
+    reasoning: str
+    at_ms: int
+
+
+class Blocked(NamedTuple):
+    """A job cannot go on with this code."""
+
+    job: str
+    error: NonDeterminism
+    at_ms: int
+
+
+News = Entry | Fragment | Blocked
+
+
+class Listener(Protocol):
+    """Who is told what happens in the jobs of a host."""
+
+    async def told(self, news: News) -> None:
+        """Something has happened. The next thing is told when this has returned. What it raises ends the run."""
+
+    def wants_fragments(self, job_id: str) -> bool:
+        """Whether pieces of answers of this job are to be told: then models are asked for streams."""
+
+
+class JobLog:
+    """All on the event loop of the host."""
+
+    def __init__(self, desk: Desk, journal: Journal, listener: Listener | None) -> None:
+        self.journal = journal
+        self.listener = listener
+        self.unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
+        self._desk = desk
+        self._ends: dict[int, int] = {}  # of each partition
+        self._flushing = 0
+        self._untold: deque[tuple[Position | None, News]] = deque()
+        self._telling: asyncio.Task[None] | None = None
+        self._roomless: asyncio.Future[None] | None = None
+        self._leaving = False
+
+    async def open(self) -> None:
+        """Reads where the journal ends."""
+        self._ends = await to_the_end(aside(self.journal.positions))
+
+    def append(self, entry: Entry) -> Position:
+        """As `Journal.append`."""
+        position = self.journal.append(entry)
+        self._ends[position.partition] = position.offset + 1
+        if self.listener is not None:
+            self._tell(position, entry)
+        return position
+
+    def taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
+        """The journal has made these entries of letters."""
+        for position, entry in entries:
+            self._ends[position.partition] = position.offset + 1
+            if self.listener is not None:
+                self._tell(position, entry)
+
+    # -- who listens --------------------------------------------------------------------------------------------------
+
+    def wants_fragments(self, job_id: str) -> bool:
+        """As of the listener."""
+        return self.listener is not None and self.listener.wants_fragments(job_id)
+
+    def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
+        """A piece of the answer to this call has come."""
+        self._hear(Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._desk.now_ms()))
+
+    def blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """A job does not go on."""
+        self._hear(Blocked(job_id, error, self._desk.now_ms()))
+
+    def _hear(self, news: Fragment | Blocked) -> None:
+        if self.listener is not None:
+            self._tell(None, news)
+
+    def again(self, entries: Sequence[tuple[Position, Entry]]) -> None:
+        """Durable entries, which may have been told of before a crash."""
+        if self.listener is not None:
+            for _, entry in entries:
+                self._tell(None, entry)
+
+    def _tell(self, position: Position | None, news: News) -> None:
+        self._untold.append((position, news))
+        if self._telling is None:
+            self._telling = self._desk.beside(self._tell_all(), "what tells listeners of jobs")
+
+    async def _tell_all(self) -> None:
+        listener, untold = self.listener, self._untold
+        assert listener is not None
+        try:
+            while untold:
+                count = len(untold)
+                last = {at.partition: at for at, _ in untold if at is not None}
+                for position in last.values():
+                    await self.journal.durable(position)
+                for _ in range(count):
+                    _, news = untold[0]
+                    await listener.told(news)
+                    untold.popleft()
+                self._has_room()
+        finally:
+            self._telling = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """The listener is behind by so much that nothing more should be appended now."""
+        return len(self._untold) > AHEAD_MOST and not self._leaving
+
+    async def listened(self) -> None:
+        """Returns when the listener is no longer that far behind, or the host is to stop."""
+        while self.is_ahead:
+            self._roomless = asyncio.get_running_loop().create_future()
+            await self._roomless
+
+    def _has_room(self) -> None:
+        if self._roomless is not None and not self._roomless.done() and not self.is_ahead:
+            self._roomless.set_result(None)
+
+    def leave(self) -> None:
+        """The host is to stop: it waits for no listener."""
+        self._leaving = True
+        self._has_room()
+
+    async def told(self) -> None:
+        """Returns when the listener was told of all, or after a while."""
+        if self._telling is not None:
+            await asyncio.wait([self._telling], timeout=LAST_SECONDS)
+
+    # -- barriers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        return self.journal.where
+
+    @property
+    def flushing(self) -> bool:
+        """A barrier waits for it."""
+        return self._flushing > 0
+
+    def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
+        """Called at the cut. Done when all that was appended before is durable."""
+        self._flushing += 1
+        return asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> Mapping[str, int]:
+        try:
+            await self.journal.flush()
+        finally:
+            self._flushing -= 1
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the journal: which one it is, where it is at the cut, and the jobs that had ended before this run and
+        have not been run over their history yet: what they did to state and output is not in the cut, though their END stands before it.
+        """
+        return {
+            "identity": self.journal.identity,
+            "positions": [[*place] for place in sorted(self._ends.items())],
+            "unapplied": [[job_id, *position] for job_id, position in sorted(self.unapplied.items())],
+        }
+
+    def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
+        """Entries of jobs that had ended before what `needed` gives may go: it blocks, and gives None where nobody knows now."""
+
+        def trim() -> None:
+            positions = needed()
+            if positions is not None:
+                with suppress(TransientError):  # the next checkpoint trims
+                    self.journal.trim(positions, forget_before_ms)
+
+        self._desk.beside(aside(trim), "the trimming of the journal")
