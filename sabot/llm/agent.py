@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_name
 from sabot.errors import UNREADABLE, EffectError, NotSent, UserError, short_repr, words_of
@@ -130,6 +131,7 @@ class Agent:
         max_turns: int = 20,
         max_concurrent_tools: int = 10,
         tool_timeout: Duration = "300s",
+        max_tool_retries: int = 3,
         max_tool_chars: int = 100_000,
         repairs: int = 2,
         context_window: int = 128_000,
@@ -141,14 +143,16 @@ class Agent:
         """tools: functions that the model may call; a plain function is an unsafe tool, another agent a tool that takes a prompt.
         output: the type of the answer (see `Schema`); the model is told it and, `repairs` times, what was wrong with its answer.
         max_turns: how often a run asks the model. max_concurrent_tools: calls of one turn that go side by side. tool_timeout: of tools that
-        have none. max_tool_chars: of a result that the model is given, and of the arguments of a call; a longer call is not made, and the
-        model is told. context_window: tokens of the model's. trim: what is done when a
+        have none. max_tool_retries: further attempts of a call that failed, of tools that do not say `retries=`; only where the tool's
+        class lets a call be made again, or nothing was sent. max_tool_chars: of a result that the model is given, and of the arguments of a
+        call; a longer call is not made, and the model is told. context_window: tokens of the model's. trim: what is done when a
         conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
         raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
         if trim not in get_args(Trim):
             raise UserError(f"{where}: trim={short_repr(trim)}", hint=f"one of {', '.join(get_args(Trim))}")
+        checked_whole(where, "max_tool_retries", max_tool_retries, 0)
         for what, value in {
             "max_turns": max_turns,
             "max_concurrent_tools": max_concurrent_tools,
@@ -169,8 +173,9 @@ class Agent:
         self.tools: dict[str, Tool | Agent] = {}
         for each in tools:
             made = each if isinstance(each, Agent) else as_tool(each)
-            if isinstance(made, Tool) and made.timeout_s is None:
-                made = as_tool(made, timeout=tool_timeout)
+            if isinstance(made, Tool):
+                timeout = tool_timeout if made.timeout_s is None else None
+                made = as_tool(made, timeout=timeout, retries=None if made.says_retries else max_tool_retries)
             if made.name in self.tools:
                 raise UserError(
                     f"{where}: two tools are called {made.name!r}", hint='@tool(name="…") gives one another name'

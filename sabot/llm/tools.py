@@ -60,7 +60,8 @@ class Tool:
 
     effect: how a call may be repeated. reconcile: `f(effect, *the same arguments)` says whether a call was done. in_doubt: what follows
     where nobody knows that. timeout_s: of one attempt. retry: attempts after failures, of calls that may be repeated. takes_effect: the
-    function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads.
+    function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads. says_retries: `retries=` was given, so
+    that an agent's `max_tool_retries=` does not count.
     """
 
     func: Callable[..., Any]
@@ -72,6 +73,7 @@ class Tool:
     retry: Retry
     takes_effect: bool
     is_async: bool
+    says_retries: bool = False
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
@@ -119,7 +121,7 @@ def tool(
     reconcile: Callable[..., Any] | None = None,
     in_doubt: InDoubt = "ask",
     timeout: Duration | None = None,
-    retries: int = 0,
+    retries: int | None = None,
     backoff: Duration = "100ms",
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
@@ -133,7 +135,7 @@ def tool(
     reconcile: Callable[..., Any] | None = None,
     in_doubt: InDoubt = "ask",
     timeout: Duration | None = None,
-    retries: int = 0,
+    retries: int | None = None,
     backoff: Duration = "100ms",
     name: str | None = None,
 ) -> Any:
@@ -146,7 +148,7 @@ def tool(
     in_doubt: where nobody knows whether an unsafe call was done: "ask" a person, "fail", or "assume_done".
     timeout: of one attempt; when it is over, the call is cancelled and in doubt.
     retries: further attempts after a failure, `backoff` before the first and twice as long before each next one; an unsafe call is made
-    again only if nothing was sent.
+    again only if nothing was sent. If not given: none, or `max_tool_retries` of the agent whose model calls the tool.
     name: in journals and messages; the function's, if not given. Raises UserError.
     """
     make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name)
@@ -162,7 +164,7 @@ def as_tool(
 ) -> Tool:
     """The tool that `what` is, with what is said here in place of its own; a plain function becomes an unsafe tool."""
     if not isinstance(what, Tool):
-        return _made(effect or "unsafe", None, "ask", timeout, retries or 0, "100ms", None, what)
+        return _made(effect or "unsafe", None, "ask", timeout, retries, "100ms", None, what)
     if effect is None and timeout is None and retries is None:
         return what
     return _checked(
@@ -171,6 +173,7 @@ def as_tool(
             effect=what.effect if effect is None else _class_of(what.name, effect),
             timeout_s=what.timeout_s if timeout is None else _seconds_of(what.name, "timeout", timeout),
             retry=what.retry if retries is None else replace(what.retry, retries=retries),
+            says_retries=what.says_retries or retries is not None,
         )
     )
 
@@ -180,7 +183,7 @@ def _made(
     reconcile: Callable[..., Any] | None,
     in_doubt: InDoubt,
     timeout: Duration | None,
-    retries: int,
+    retries: int | None,
     backoff: Duration,
     name: str | None,
     func: Callable[..., Any],
@@ -206,9 +209,10 @@ def _made(
             reconcile,
             in_doubt,
             timeout_s,
-            Retry(retries, _seconds_of(name, "backoff", backoff)),
+            Retry(0 if retries is None else retries, _seconds_of(name, "backoff", backoff)),
             _takes_effect(name, runs),
             inspect.iscoroutinefunction(runs),
+            retries is not None,
         )
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot.errors import UserError
+from sabot.errors import NotSent, UserError
 from sabot.llm import (
     ChatMessage,
     ContextLengthExceeded,
@@ -145,6 +145,56 @@ async def test_a_tool_that_takes_too_long_is_told_and_a_call_that_may_be_repeate
         "ToolTimeout: hangs did not return within 0.001 s",
         "OSError: gone",
     ]
+
+
+class Gone(NotSent):
+    """Nothing was sent."""
+
+
+@pytest.mark.parametrize(
+    ("effect", "said", "error", "most", "attempts"),
+    [
+        ("read", {}, OSError("gone"), 3, 4),
+        ("idempotent", {}, OSError("gone"), 2, 3),
+        ("metered", {}, OSError("gone"), 0, 1),
+        ("read", {"retries": 1}, OSError("gone"), 3, 2),
+        ("read", {"retries": 0}, OSError("gone"), 3, 1),
+        ("unsafe", {}, OSError("gone"), 3, 1),
+        ("unsafe", {"retries": 5}, OSError("gone"), 3, 1),
+        ("unsafe", {}, Gone("no connection"), 3, 4),
+        ("reconcilable", {}, OSError("gone"), 3, 1),
+    ],
+)
+async def test_a_call_that_failed_is_made_again_where_its_class_allows_it(
+    effect: str, said: dict[str, Any], error: Exception, most: int, attempts: int
+) -> None:
+    tried = []
+    more = {"reconcile": lambda effect: False} if effect == "reconcilable" else {}
+
+    @tool(effect=effect, backoff=0, **said, **more)
+    async def breaks() -> None:
+        tried.append(1)
+        raise error
+
+    agent, provider = agent_of([calls(("breaks", "{}")), "I see"], tools=[breaks], max_tool_retries=most)
+    await agent.run("go")
+    assert (len(tried), sent(provider)[-1].is_error) == (attempts, True)
+    assert str(error) in sent(provider)[-1].text
+
+
+async def test_three_retries_are_the_default_and_the_model_is_not_told_of_a_failure_that_passed() -> None:
+    tried = []
+
+    @tool(effect="read", backoff=0)
+    def sometimes() -> str:
+        tried.append(1)
+        if len(tried) < 4:
+            raise ConnectionError("gone")
+        return "here"
+
+    agent, provider = agent_of([calls(("sometimes", "{}")), "I see"], tools=[sometimes])
+    await agent.run("go")
+    assert (len(tried), sent(provider)[-1].text) == (4, "here")
 
 
 async def test_what_a_tool_returns_is_bounded() -> None:
