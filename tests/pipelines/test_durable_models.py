@@ -1,5 +1,6 @@
-"""Models and agents in jobs: what was answered is paid once, whatever crashes."""
+"""Models and agents in jobs: what was answered is paid once, whatever crashes; and nothing that a model says breaks a job."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, DataError
 from sabot.llm import (
+    AuthenticationFailed,
     ChatMessage,
     MalformedAnswer,
     ModelUnavailable,
+    OpenAIProvider,
     RateLimited,
     RequestSpec,
     ToolCall,
@@ -23,6 +26,7 @@ from sabot.llm import (
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.providers.scripted import ScriptedProvider
+from sabot.testing import FakeModelServer
 from tools.agent_tools import started, until
 
 Answers = list[Any]
@@ -217,3 +221,97 @@ async def test_a_provider_that_is_down_is_told_by_its_class(desk: Desk) -> None:
     async with started(desk.app(handle)):
         desk.ask("x")
         await until(lambda: desk.answers() == [{"fine": True}])
+
+
+HOSTILE = [
+    ("nothing", "{}"),
+    ("note", '{"extra": {"a": ' + "[" * 40_000 + "]" * 40_000 + "}}"),
+    ("note", '{"extra": ' + '{"a":' * 900 + "1" + "}" * 900 + "}"),
+    ("note", '{"text": "' + "x" * 1_000_000 + '"}'),
+    ("note", '{"number": 99999999999999999999}'),
+    ("note", '{"number": NaN}'),
+    ("note", '{"number": "7"}'),
+    ("note", '{"__class__": "os.system"}'),
+    ("note", '{"text": "a\\u0000b"}'),
+]
+
+
+async def test_hostile_calls_of_tools_break_no_job_and_its_replay_is_the_same(desk: Desk) -> None:
+    noted: list[object] = []
+
+    @tool(retries=0)
+    async def note(text: str = "", number: int = 0, extra: dict[str, Any] | None = None) -> str:
+        noted.append(text)
+        return text
+
+    provider = ScriptedProvider([calls(*HOSTILE), "done"])
+    agent = Agent(ExecutionEngine(provider), tools=[note])
+
+    async def handle(ctx: Any) -> Any:
+        result = await agent.run(ctx.message["text"], doing=ctx.llm(agent.engine))
+        told = [message.is_error for message in result.messages if message.role == "tool"]
+        await ctx.sleep("1h")
+        return {"content": result.content, "told": told}
+
+    app = desk.app(handle)
+    await app.start()
+    desk.ask("go")
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    await crash(app)
+    app = desk.app(handle)
+    async with started(app):
+        desk.clock.advance(3600)
+        await until(lambda: len(desk.answers()) == 1)
+    assert desk.answers() == [{"content": "done", "told": [True] * 8 + [False]}]
+    assert (noted, len(provider.requests)) == (["a\0b"], 2)
+
+
+async def test_a_call_that_failed_is_made_again_in_a_job_too(desk: Desk) -> None:
+    tried: list[int] = []
+
+    @tool(effect="read", backoff=0)
+    async def sometimes() -> str:
+        tried.append(1)
+        if len(tried) < 3:
+            raise ConnectionError("gone")
+        return "here"
+
+    provider = ScriptedProvider([calls(("sometimes", "{}")), "done"])
+    agent = Agent(ExecutionEngine(provider), tools=[sometimes])
+
+    async def handle(ctx: Any) -> Any:
+        result = await agent.run("go", doing=ctx.llm(agent.engine))
+        return {"told": result.messages[2].text}
+
+    async with started(desk.app(handle)):
+        desk.ask("go")
+        await until(lambda: desk.answers() == [{"told": "here"}])
+    assert len(tried) == 3
+
+
+KEY = "sk-proj-Zq81MvtT0p5ecret"
+
+
+async def test_a_key_that_is_wrong_is_in_no_log_no_journal_and_no_letter(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    with FakeModelServer("done", keys=("another",)) as server:
+        engine = ExecutionEngine(OpenAIProvider("any", base_url=server.openai_url, api_key=KEY))
+
+        async def handle(ctx: Any) -> Any:
+            with pytest.raises(AuthenticationFailed) as caught:
+                await Agent(engine).run("go", doing=ctx.llm(engine))
+            assert ctx.message["text"] != "fail", f"{caught.value!r} {engine!r} with {KEY}"
+            return {"error": str(caught.value)}
+
+        async with started(desk.app(handle, on_error="skip")):
+            desk.ask("x")
+            desk.ask("fail")
+            await until(lambda: len(desk.answers()) == len(desk.letters()) == 1)
+        await engine.close()
+    written = [path for path in desk.directory.rglob("*") if path.is_file()]
+    assert [path for path in written if KEY.encode() in path.read_bytes()] == []
+    assert any(b"is not accepted" in path.read_bytes() for path in written), "the journal has the error"
+    assert KEY not in f"{desk.answers()} {desk.letters()} {caplog.text}"
