@@ -126,6 +126,7 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "LookupAsync",
     "MapAsync",
     "MapBatches",
+    "MapLlm",
     "Materialize",
     "Over",
     "Reduce",

@@ -1,4 +1,4 @@
-"""Calls of the user's coroutine functions, as `map_async` and `lookup` describe them: checked, immutable."""
+"""Calls of the user's coroutine functions, as `map_async`, `lookup` and `map_llm` describe them: checked, immutable."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,13 +8,14 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.api.agent import as_schema
+from sabot.api.prompts import Prompt, text_of
 from sabot.calls import CallOptions
 from sabot.calls.functions import behind
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
-__all__ = ["AsyncCall", "CallError", "LookupCall", "check_coroutine_function", "function_name"]
+__all__ = ["AsyncCall", "CallError", "LookupCall", "PromptCall", "check_coroutine_function", "function_name"]
 
 CallError = Literal["fail", "skip"]
 
@@ -132,6 +133,28 @@ class LookupCall:
         checked_whole(where, "cache", cache, 0)
         ttl_s = None if cache_ttl is None else parse_seconds(cache_ttl, name="cache_ttl")
         return cls(call, columns, how, cache, ttl_s)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCall:
+    """`call.function(prompt)` for the prompts of rows: equal ones are asked once. It gives the values of the columns of `call.schema`.
+
+    cache_rows: answers that are kept, the last used; 0: none.
+    """
+
+    call: AsyncCall
+    prompt: Prompt
+    cache_rows: int
+
+    @property
+    def model(self) -> str:
+        """Whom it asks."""
+        asking: Any = self.call.function
+        return str(asking.model)
+
+    def text(self) -> str:
+        """Whom it asks, and what."""
+        return f"{self.model}, {text_of(self.prompt)}"
 
 
 def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:

@@ -86,9 +86,9 @@ Call = tuple[Work, int, Any, int]
 class Handover:
     """Between an operator in its thread and its crew. Calls are made in the order in which they are given.
 
-    name: of the step, for errors. on_ready: called on the loop when calls have ended; with `ordered` only when the first of those that
-    had not ended is among them. With on_error="skip" the outcome of a call that fails is a `Failed`; else `settled` raises the first
-    error, and no more calls are made.
+    name: of the step, for errors; argument: what a call is made for. on_ready: called on the loop when calls have ended; with `ordered`
+    only when the first of those that had not ended is among them. With on_error="skip" the outcome of a call that fails is a `Failed`;
+    else `settled` raises the first error, and no more calls are made.
     """
 
     def __init__(
@@ -101,10 +101,12 @@ class Handover:
         options: CallOptions,
         ordered: bool,
         clock: Clock,
+        argument: str = "row",
     ) -> None:
         self.left_behind = 0  # calls that had not ended when `close` gave up
         self._name, self._function, self._loop, self._on_ready = name, function, loop, on_ready
         self._ordered, self._skip = ordered, options.on_error == "skip"
+        self._argument = argument
         self._crew: Crew[Call] = Crew(name, self, options, clock=clock, loop=loop, refill=self._refill)
         self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
         self._told = False  # loop: sets; operator: clears, before it looks
@@ -256,7 +258,7 @@ class Handover:
         if not self._skip or isinstance(failure, EXITS):
             times = f" ({attempts} attempts)" if attempts > 1 else ""
             hint = getattr(failure, "hint", "") or "retries= calls again; on_error='skip' goes on without the row"
-            error = UserError(f"{self._name}: {text}{times}; {shown(argument)}", hint=hint)
+            error = UserError(f"{self._name}: {text}{times}; {shown(argument, self._argument)}", hint=hint)
             error.__cause__ = failure
             self._fail(error)
         return Failed(scrubbed(text), type(failure).__name__, attempts)
@@ -302,9 +304,9 @@ class Handover:
         self._on_ready()
 
 
-def shown(argument: Any) -> str:
-    """What a call was made with, shortened."""
+def shown(argument: Any, what: str = "row") -> str:
+    """What a call was made with, shortened. what: the word for it."""
     if isinstance(argument, pa.RecordBatch):
         first = argument.slice(0, 1).to_pylist()
         return f"a batch of {argument.num_rows} rows, the first {short_repr(first[0] if first else None)}"
-    return f"{'row' if isinstance(argument, dict) else 'key'} {short_repr(argument)}"
+    return f"{what} {short_repr(argument)}"

@@ -43,7 +43,8 @@ _KEPT_ENDS = ("stop", "tool_calls")
 
 
 class ExecutionEngine:
-    """Asks a model, through one provider or, where that one fails, through others. For one event loop.
+    """Asks a model, through one provider or, where that one fails, through others. For one event loop after
+    the other.
 
     provider: whom it asks. fallback: who is asked in its place, in this order, when a call has failed with an error that may pass; by their
     own models. limits: of each provider. retries: attempts after a failure, `backoff` before the first and twice as long before each next
@@ -83,6 +84,7 @@ class ExecutionEngine:
         if max_answer_bytes is not None:
             checked_whole("ExecutionEngine", "max_answer_bytes", max_answer_bytes, 1)
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
+        self.concurrency = (limits or Limits()).concurrency  # requests that a provider may have in flight at most
         self._figures = CallFigures()
         built_in = BuiltIn(
             timeout_s=_seconds("timeout", timeout),
@@ -130,7 +132,7 @@ class ExecutionEngine:
         context: RequestContext | None = None,
         timeout: Duration | None = None,
         budget: Budget | None = None,
-        cache: bool = True,
+        cache: bool | CompletionCache = True,
         **fields: Any,
     ) -> Completion:
         """Asks the model, and returns its whole answer.
@@ -138,7 +140,7 @@ class ExecutionEngine:
         prompt: a text, a ChatMessage, a list of them, or a RequestSpec. fields: of the RequestSpec, in place of what it has; `tools` may be
         tools. output: a type, columns or a JSON schema (`llm/schema`); the answer has it in `.output`, unless the model calls tools.
         idempotency_key: as of IdempotencyTracker. timeout: of an attempt, in place of the engine's. budget: of this call, beside the
-        engine's. cache: False: asks anew, and keeps nothing.
+        engine's. cache: False: asks anew, and keeps nothing; a cache: that of the call, where the engine has none.
 
         Raises ModelError, MalformedAnswer where the answer does not match the output, BudgetExceeded, IdempotencyConflict, UserError.
         """
@@ -322,11 +324,13 @@ class ExecutionEngine:
     # -- shared calls ---------------------------------------------------------------------------------------------------
 
     def _share(
-        self, call: ModelCall, schema: Schema | None, use_cache: bool
+        self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
     ) -> tuple[SharedCall | Completion | None, bool]:
         """The call as others may share it, or its answer; and whether it was begun for somebody else. None: it is for this caller alone."""
         self._check()
-        cache = self._cache if use_cache else None
+        cache = None if use_cache is False else self._cache
+        if cache is None and not isinstance(use_cache, bool):
+            cache = use_cache
         key, context = call.idempotency_key, call.context
         tracker = self._tracker if key else None
         if cache is None and tracker is None:
@@ -438,12 +442,14 @@ class ExecutionEngine:
             raise UserError("the engine is closed")
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            if self._loop is not None:
+            if self._loop is not None and not self._loop.is_closed():
                 raise UserError(
-                    "an engine belongs to the event loop of its first call, and this is another one",
-                    hint="make an engine in each asyncio.run",
+                    "an engine belongs to one event loop until that is closed, and this is another one",
+                    hint="make an engine for each event loop",
                 )
             self._loop = loop
+            for route in self._routes:
+                route.admission.begin_anew()
 
 
 def _chain(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:

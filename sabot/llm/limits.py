@@ -79,6 +79,11 @@ class Admission:
         self._turn = asyncio.Lock()
         self._room: asyncio.Future[None] | None = None
 
+    def begin_anew(self) -> None:
+        """In another event loop, the one before being closed: nothing is in flight. What was learnt of the provider stays."""
+        self._turn, self._room = asyncio.Lock(), None
+        self._in_flight.in_flight = self.waiting = 0
+
     @property
     def needs_tokens(self) -> bool:
         return self._tokens is not None

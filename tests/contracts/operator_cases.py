@@ -10,11 +10,14 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.api.asking import map_llm_node
 from sabot.api.expr import col, lit
 from sabot.api.functions import process_spec
+from sabot.api.nodes.node import Node
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
+from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.operators.agents.feed import AgentFeed
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import (
@@ -30,6 +33,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
+from sabot.operators.calls.map_llm import MapLlm
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import Changelog, Upsert
@@ -235,6 +239,14 @@ async def asked(row: Row) -> Any:
 
 async def found(key: Any) -> Any:
     return None if key == "bob" else {"name": key.upper()}
+
+
+def answered() -> MapLlm:
+    """A model that says the name of a user in capitals."""
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: spec.messages[-1].text.upper()))
+    options = {"concurrency": 3, "ordered": True, "on_error": "fail", "cache": 2}
+    node = map_llm_node(Node(), "{user}", engine, "name", "", None, options, {})
+    return MapLlm(node.asked, keys=["user"])
 
 
 def counted(row: Row, ctx: Any) -> Any:
@@ -494,6 +506,7 @@ CASES = [
         lambda: LookupAsync(found, ["user"], pa.schema([("name", pa.string())]), keys=["user"]),
         APPEND,
     ),
+    Case("map_llm", answered, APPEND),
     _joined("lookup", lambda: TableLookup(SIDES, "left"), right_first=True, punctual=False),
     *(_joined(f"{how} interval join", lambda how=how: IntervalJoin(_of(how), how, -100, 70)) for how in HOWS),
     *(_joined(f"{how} window join", lambda how=how: WindowJoin(_of(how), how, TumblingWindow(150))) for how in HOWS),

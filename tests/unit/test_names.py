@@ -10,6 +10,7 @@ from sabot import App, Message, UserError
 from sabot.config import checked_topic
 from sabot.connectors.memory import CountSink
 from sabot.kafka.client import link_of, partitions_of
+from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.state import MemoryBackend, ValueState
 from sabot.testing import MemoryBroker
 
@@ -63,6 +64,9 @@ PLACES: dict[str, Callable[[Any], object]] = {
     "to": lambda name: stream().to(name),
     "side": process,
     "named": lambda name: stream().key_by("x").deduplicate().named(name),
+    "dead letters of map_llm": lambda name: stream().map_llm(
+        "{x}", ExecutionEngine(ScriptedProvider("")), dead_letter=name
+    ),
     "dead letters of map_async": lambda name: stream().map_async(call, schema={"x": "int64"}, dead_letter=name),
 }
 

@@ -1,13 +1,15 @@
-"""Steps that wait for the user's coroutine functions."""
+"""Steps that wait for the user's coroutine functions, and for models."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from sabot.api.calls import AsyncCall, LookupCall
-from sabot.api.nodes.node import AddsColumns, Node
+from sabot.api.calls import AsyncCall, LookupCall, PromptCall
+from sabot.api.nodes.node import AddsColumns, Columns, Node, with_more, without
+from sabot.api.prompts import columns_of
 from sabot.connectors.base import Sink
+from sabot.errors import UserError
 
-__all__ = ["LookupAsync", "MapAsync"]
+__all__ = ["LookupAsync", "MapAsync", "MapLlm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +57,37 @@ class LookupAsync(AddsColumns):
     @property
     def given(self) -> dict[str, str | None]:
         return dict.fromkeys(new for _, new in self.answer_names)
+
+
+@dataclass(frozen=True, eq=False)
+class MapLlm(AddsColumns):
+    """Columns that a model answers to a prompt, which is made of the row. dead_letter: where rows go whose calls failed."""
+
+    word = "map_llm"
+    input: Node
+    asked: PromptCall
+    dead_letter: str | Sink | None = None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"map_llm {self.asked.text()}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (columns_of(self.asked.prompt) or frozenset(),)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(self.asked.call.schema.names)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        read = columns_of(self.asked.prompt)
+        return (None if read is None else with_more(without(wanted, self.given), read),)
+
+    def check(self) -> None:
+        super().check()
+        if clash := [name for name in self.given if name in (self.inputs[0].column_names or ())]:
+            raise UserError(
+                f"map_llm: the answer has a column {clash[0]!r}, and so have the rows",
+                hint=f'rename({{"{clash[0]}": …}}) before it, or another name in output=',
+            )

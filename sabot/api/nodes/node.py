@@ -21,7 +21,17 @@ from sabot.api.words import check_names
 from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
 
-__all__ = ["AddsColumns", "Columns", "Node", "check_columns", "refused_changes", "walk", "with_more", "without"]
+__all__ = [
+    "AddsColumns",
+    "Columns",
+    "Node",
+    "check_columns",
+    "refused_changes",
+    "walk",
+    "with_id",
+    "with_more",
+    "without",
+]
 
 Columns: TypeAlias = frozenset[str] | None
 """Names of columns; None: all."""
@@ -207,6 +217,18 @@ def walk(ends: Iterable[Node]) -> list[Node]:
     for end in ends:
         visit(end)
     return list(order.values())
+
+
+def with_id(node: Node, id: str) -> Node:
+    """The step, or the last one before it that keeps state, under this id. Raises UserError where there is none, or it has one already."""
+    if hasattr(node, "id"):
+        if node.id:
+            raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
+        return replace(node, id=id)  # type: ignore[call-arg]
+    if len(node.inputs) != 1:
+        hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
+        raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
+    return node.over(with_id(node.inputs[0], id))
 
 
 def check_columns(where: str, node: Node, names: Iterable[str]) -> None:

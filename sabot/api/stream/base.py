@@ -10,8 +10,8 @@ nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ from sabot.api.nodes.calls import MapAsync
 from sabot.api.nodes.changes import Changelog, Materialize, Upsert
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
-from sabot.api.nodes.node import Node, check_columns
+from sabot.api.nodes.node import Node, check_columns, with_id
 from sabot.api.nodes.read import StreamEnd, Write
 from sabot.api.nodes.rows import (
     Broadcast,
@@ -59,6 +59,9 @@ from sabot.api.windows import Window
 from sabot.config import Duration, is_whole
 from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.llm.engine import ExecutionEngine
 
 __all__ = ["Owner", "ProcessedStream", "Steps", "Stream"]
 
@@ -242,7 +245,7 @@ class Stream:
         """
         if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
             raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
-        return self._then(_with_id(self._node, id))
+        return self._then(with_id(self._node, id))
 
     # -- several streams ----------------------------------------------------------------------------------------------
 
@@ -385,6 +388,35 @@ class Stream:
             check_sink(dead_letter, "map_async: dead_letter")
         return self._then(MapAsync(self._node, call, dead_letter))
 
+    def map_llm(
+        self,
+        prompt: str | Expr | Callable[[pa.RecordBatch], Any],
+        engine: "ExecutionEngine",
+        *,
+        output: Any = None,
+        instructions: str = "",
+        concurrency: int | None = None,
+        ordered: bool = True,
+        on_error: Literal["fail", "skip"] = "fail",
+        dead_letter: str | Sink | None = None,
+        cache: int = 10_000,
+        **fields: Any,
+    ) -> "Stream":
+        """Adds to each row what a model answers to its prompt. Equal prompts are asked once.
+
+        prompt: a template over columns, "Sentiment of: {text}"; an expression; or a function of a RecordBatch that gives a text for each
+        row. A row whose prompt is null, as where a column in it is, is not asked about: its answer is null.
+        output: the columns of the answer, {"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model, with a
+        column for each field; or the name of a column for the text, "content" by default. instructions: the system message. fields: of
+        the request (model, temperature, max_tokens, …).
+        concurrency: prompts in flight in each subtask; by default as many as the engine's limits allow. cache: so many answers are kept,
+        those used last. ordered, on_error, dead_letter, and what is in the checkpoint: as of map_async. Attempts are the engine's.
+        """
+        from sabot.api.asking import map_llm_node
+
+        options = {"concurrency": concurrency, "ordered": ordered, "on_error": on_error, "cache": cache}
+        return self._then(map_llm_node(self._node, prompt, engine, output, instructions, dead_letter, options, fields))
+
     def broadcast(self) -> "Stream":
         """Marks this stream as the small side of `join`, or the rules of `connect`: each subtask gets all of it."""
         return self._then(Broadcast(self._node))
@@ -511,14 +543,3 @@ class ProcessedStream(Stream):
 
     def named(self, id: str) -> "ProcessedStream":
         return ProcessedStream(self._owner, super().named(id)._node)
-
-
-def _with_id(node: Node, id: str) -> Node:
-    if hasattr(node, "id"):
-        if node.id:
-            raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
-        return replace(node, id=id)  # type: ignore[call-arg]
-    if len(node.inputs) != 1:
-        hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
-        raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
-    return node.over(_with_id(node.inputs[0], id))

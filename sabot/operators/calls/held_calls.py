@@ -1,4 +1,4 @@
-"""The queue of rows that wait for calls of the user's coroutines: what `map_async` and `lookup` have in common.
+"""The queue of rows that wait for calls of the user's coroutines: what `map_async`, `lookup` and `map_llm` have in common.
 
     process, hold ─▶ segment ▶ mark ▶ segment ▶ mark …  ─▶ emit, on_mark
                      chunks: rows and the outcomes of their calls, which come from the event loop (`calls.Handover`)
@@ -46,7 +46,7 @@ _CAPACITY_BYTES = 64 << 20
 
 
 class HeldCalls(Operator):
-    """The queue of `MapAsync` and `LookupAsync`. By itself it makes no calls: then it shows what a checkpoint holds.
+    """The queue of `MapAsync`, `LookupAsync` and `MapLlm`. By itself it makes no calls: then it shows what a checkpoint holds.
 
     keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, rows in flight go
     to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
@@ -56,6 +56,8 @@ class HeldCalls(Operator):
     polls = True
     holds = True
     kind = "calls"
+    argument = "row"  # what a call is made for, as errors say it
+    hint_of_misfit = "what it returns has the types of schema="
 
     def __init__(
         self,
@@ -140,6 +142,7 @@ class HeldCalls(Operator):
                 options=self._options.shared_by(self._context.parallelism),
                 ordered=self._ordered,
                 clock=self._context.clock,
+                argument=self.argument,
             )
         works, self._new = self._new, []
         self._handover.give(works)
@@ -256,7 +259,7 @@ class HeldCalls(Operator):
         """The values of an outcome do not fit the schema. Raises UserError, unless such rows are passed over."""
         if not self._skip:
             given = shown(chunk.data.select(self.user.names).slice(row, 1).to_pylist()[0])
-            raise UserError(f"{self.name}: {what}; {given}", hint="what it returns has the types of schema=")
+            raise UserError(f"{self.name}: {what}; {given}", hint=self.hint_of_misfit)
         failed = Failed(what, "DataError", 1)
         self.bury(chunk, np.array([row]), [failed])
         return failed

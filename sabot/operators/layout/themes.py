@@ -8,7 +8,7 @@ from typing import Any
 from sabot.api.nodes.node import Node
 from sabot.operators.agents import feed
 from sabot.operators.base import Operator
-from sabot.operators.calls import lookups, map_async
+from sabot.operators.calls import lookups, map_async, map_llm
 from sabot.operators.changes import materialize
 from sabot.operators.changes import steps as changes
 from sabot.operators.functions import process
@@ -40,6 +40,7 @@ _MODULES: tuple[Any, ...] = (
     asof,
     map_async,
     lookups,
+    map_llm,
     process,
     match,
     feed,

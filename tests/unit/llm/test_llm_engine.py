@@ -441,8 +441,20 @@ async def test_close_ends_streams_and_shared_calls_and_no_call_is_made_afterward
         await engine.complete("hello")
 
 
-def test_an_engine_belongs_to_one_event_loop():
-    engine = ExecutionEngine(ScriptedProvider("yes"))
+def test_an_engine_belongs_to_one_event_loop_until_that_is_closed():
+    """In the next one nothing is in flight any more, whatever was left behind in the one before."""
+    provider = ScriptedProvider("yes")
+    engine = ExecutionEngine(provider, limits=Limits(concurrency=1))
+    provider.hold()
+
+    async def leave_behind():
+        calls = [asyncio.ensure_future(engine.complete("hello")) for _ in range(2)]
+        await provider.arrived(1)
+        return calls
+
+    with asyncio.Runner() as first:
+        first.run(leave_behind())
+        with asyncio.Runner() as second, pytest.raises(UserError, match="belongs to one event loop"):
+            second.run(engine.complete("hello"))
+    provider.release()
     assert asyncio.run(engine.complete("hello")).content == "yes"
-    with pytest.raises(UserError, match="belongs to the event loop"):
-        asyncio.run(engine.complete("hello"))

@@ -1,0 +1,99 @@
+"""What a step asks of a model: one question for each prompt, and the values of the answer's columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sabot.api.calls import AsyncCall, PromptCall
+from sabot.api.nodes.calls import MapLlm
+from sabot.api.nodes.node import Node
+from sabot.api.prompts import prompt_of
+from sabot.calls import CallOptions
+from sabot.calls.options import checked_whole
+from sabot.connectors.base import Sink, check_sink
+from sabot.errors import UserError, short_repr
+from sabot.llm.asking import request_of
+from sabot.llm.cache import MemoryCache
+from sabot.llm.columns import AnswerColumns
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.messages import system, user
+
+__all__ = ["Asking", "map_llm_node"]
+
+
+class Asking:
+    """`await asking(prompt)` asks the engine, and gives the values of the answer's columns. One for all subtasks of a step; for one event
+    loop. Raises ModelError.
+
+    instructions: the system message before each prompt. fields: of the RequestSpec. Raises UserError for what is no request.
+    """
+
+    def __init__(
+        self, engine: ExecutionEngine, columns: AnswerColumns, instructions: str, fields: Mapping[str, Any], where: str
+    ) -> None:
+        if not isinstance(engine, ExecutionEngine):
+            raise UserError(f"{where}: {short_repr(engine)} is no engine", hint="sabot.llm.ExecutionEngine(provider)")
+        if "tools" in fields:
+            raise UserError(f"{where}: tools= would need a conversation for each row", hint="app.llm_agent(…, tools=…)")
+        self.columns = columns
+        self._engine = engine
+        self._before = (system(instructions),) if instructions else ()
+        try:
+            self._spec, _ = request_of("", columns.output, fields)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
+        self._cache: MemoryCache | None = None
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is asked."""
+        return self._spec.model or self._engine.provider.model
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that the engine may have in flight."""
+        return self._engine.concurrency
+
+    def share(self, answers: int) -> None:
+        """Calls with equal prompts that come from several operators share one request, and so many answers are kept for all of them; by the
+        engine, unless it has a cache of its own.
+        """
+        if self._cache is None:
+            self._cache = MemoryCache(max(answers, 1))
+
+    async def __call__(self, prompt: str) -> tuple[Any, ...]:
+        spec = msgspec.structs.replace(self._spec, messages=(*self._before, user(prompt)))
+        cache = True if self._cache is None else self._cache
+        return self.columns.values(await self._engine.complete(spec, output=self.columns.output, cache=cache))
+
+
+def map_llm_node(
+    node: Node,
+    prompt: Any,
+    engine: ExecutionEngine,
+    output: Any,
+    instructions: str,
+    dead_letter: str | Sink | None,
+    options: Mapping[str, Any],
+    fields: Mapping[str, Any],
+) -> MapLlm:
+    """The node of `Stream.map_llm`. options: concurrency, ordered, on_error, cache. Raises UserError."""
+    where = "map_llm"
+    made = prompt_of(prompt, where)
+    asking = Asking(engine, AnswerColumns(output, where), instructions, fields, where)
+    most = options["concurrency"]
+    calls = CallOptions.of(
+        where,
+        concurrency=asking.concurrency if most is None else most,
+        timeout=None,
+        retries=0,
+        backoff=0,
+        on_error=options["on_error"],
+        policies=("fail", "skip"),
+    )
+    checked_whole(where, "cache", options["cache"], 0)
+    if dead_letter is not None:
+        check_sink(dead_letter, "map_llm: dead_letter")
+    call = AsyncCall(asking, asking.columns.schema, calls, bool(options["ordered"]))
+    return MapLlm(node, PromptCall(call, made, options["cache"]), dead_letter)

@@ -1,0 +1,157 @@
+"""Prompts for the rows of a batch: a template over its columns, an expression, or a function of the batch.
+
+    "Sentiment of: {text}"          the columns in braces; {place.city} is a field of a struct; {{ and }} are braces
+    col("question")                 any expression that is text
+    lambda batch: [...]             a text for each row, in their order; Arrow, or a list
+
+A prompt is null where a value in it is: then there is nothing to ask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.api.nodes.node import Columns
+from sabot.api.words import name_of, no_column
+from sabot.errors import UserError, short_repr
+
+__all__ = ["Prompt", "Template", "columns_of", "given_prompts", "prompt_of", "text_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """texts[0] fields[0] texts[1] fields[1] … texts[n]. A field is the name of a column, and those of fields inside of it."""
+
+    texts: tuple[str, ...]
+    fields: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, template: str, step: str) -> "Template":
+        """Raises UserError for what is no template, or names no column."""
+        where = f"{step}: the prompt {short_repr(template)}"
+        texts, fields = [""], []
+        try:
+            for text, field, form, conversion in Formatter().parse(template):
+                texts[-1] += text
+                if field is None:
+                    continue
+                if form or conversion:
+                    raise UserError(
+                        f"{where}: {{{field}}} has a format, which columns have not",
+                        hint="make a column of it before: with_columns(price=col('price').round(2))",
+                    )
+                names = tuple(field.split("."))
+                if not all(names) or any("[" in name or name.isdigit() for name in names):
+                    raise UserError(f"{where}: {{{field}}} is no column", hint="{text}, or {place.city}; {{ is a brace")
+                fields.append(names)
+                texts.append("")
+        except ValueError as error:
+            raise UserError(f"{where}: {error}", hint="{text} is a column; {{ and }} are braces") from error
+        if not fields:
+            raise UserError(
+                f"{where} names no column, so all rows would have the same one",
+                hint='"Sentiment of: {text}", without f before it',
+            )
+        return cls(tuple(texts), tuple(fields))
+
+    def text(self) -> str:
+        """The template as it was written."""
+        texts = [text.replace("{", "{{").replace("}", "}}") for text in self.texts]
+        fields = [f"{{{'.'.join(names)}}}" for names in self.fields]
+        return "".join(part for pair in zip(texts, [*fields, ""], strict=True) for part in pair)
+
+    def check(self, schema: pa.Schema, where: str) -> None:
+        """Raises UserError where a column is not there, or makes no text."""
+        self(_empty(schema), where)
+
+    def __call__(self, data: pa.RecordBatch, where: str = "") -> pa.Array:
+        """The prompts of these rows."""
+        parts: list[Any] = [self.texts[0]]
+        for names, text in zip(self.fields, self.texts[1:], strict=True):
+            parts += [_as_text(data, names, where), text]
+        return pc.binary_join_element_wise(*parts, "")
+
+
+Prompt: TypeAlias = Template | Expr | Callable[[pa.RecordBatch], Any]
+
+
+def prompt_of(prompt: Any, step: str) -> Prompt:
+    """What the user gave as the prompt, checked. Raises UserError."""
+    if isinstance(prompt, str):
+        return Template.of(prompt, step)
+    if isinstance(prompt, Expr):
+        return prompt
+    if callable(prompt):
+        function: Callable[[pa.RecordBatch], Any] = prompt
+        return function
+    raise UserError(
+        f"{step}: {short_repr(prompt)} is no prompt",
+        hint='a template over columns ("Sentiment of: {text}"), an expression, or a function of a batch',
+    )
+
+
+def columns_of(prompt: Prompt) -> Columns:
+    """The columns that it reads; None: all."""
+    if isinstance(prompt, Template):
+        return frozenset(names[0] for names in prompt.fields)
+    return prompt.columns if isinstance(prompt, Expr) else None
+
+
+def text_of(prompt: Prompt) -> str:
+    """The prompt as a plan shows it."""
+    if isinstance(prompt, Template):
+        return short_repr(prompt.text())
+    return prompt.text() if isinstance(prompt, Expr) else name_of(prompt)
+
+
+def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
+    """What a function or a caller gave as the prompts of so many rows, as strings. Raises UserError."""
+    try:
+        made = given if isinstance(given, pa.Array | pa.ChunkedArray) else pa.array(given)
+        if isinstance(made, pa.ChunkedArray):
+            made = made.combine_chunks()
+        made.validate(full=True)
+        if pa.types.is_dictionary(made.type):
+            made = made.dictionary_decode()
+        if not _is_text(made.type) and not pa.types.is_null(made.type):
+            raise UserError(f"{where}: the prompts are {made.type}, not text", hint="a string for each row, or None")
+        made = pc.cast(made, pa.string())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {type(given).__name__} is no column of prompts: {error}", hint="a list of strings, or Arrow"
+        ) from error
+    if len(made) != rows:
+        raise UserError(f"{where}: {len(made)} prompts for {rows} rows", hint="one for each row, in their order")
+    return made
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _as_text(data: pa.RecordBatch, names: tuple[str, ...], where: str) -> pa.Array:
+    first, *inner = names
+    if data.schema.get_field_index(first) < 0:
+        raise no_column(first, data.schema.names, where)
+    column: Any = data.column(first)
+    for name in inner:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+            raise UserError(f"{where}: {{{'.'.join(names)}}}: {column.type} has no field {name!r}")
+        column = pc.struct_field(column, name)
+    if column.type == pa.string():
+        return column
+    try:
+        return pc.cast(column, pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"{where}: {{{'.'.join(names)}}} is {column.type}, which makes no text", hint="name a field of it"
+        ) from error
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

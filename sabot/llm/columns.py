@@ -1,0 +1,186 @@
+"""Answers of models as columns: which ones an `output=` gives, known before anything is asked, and the values of each answer in them."""
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import types
+import typing
+import uuid
+from collections.abc import Mapping, Sequence, Set
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import pyarrow as pa
+
+from sabot.arrays import as_type
+from sabot.errors import UserError, short_repr
+from sabot.llm.errors import ContentFiltered, MalformedAnswer
+from sabot.llm.results import Completion
+from sabot.llm.schema import Schema
+
+__all__ = ["AnswerColumns"]
+
+_HINT = (
+    '{"label": "string", "score": "float64"}; a Struct, dataclass, TypedDict or pydantic model; or a name for the text'
+)
+_PLAIN: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bytes: pa.binary(),
+    datetime.datetime: pa.timestamp("us", "UTC"),
+    datetime.date: pa.date32(),
+    datetime.time: pa.time64("us"),
+    uuid.UUID: pa.string(),
+}
+_KEPT = (bytes, datetime.datetime, datetime.date, datetime.time, decimal.Decimal)  # pyarrow takes these as they are
+_ALWAYS_FIT = (pa.string(), pa.large_string(), pa.bool_(), pa.float64(), pa.int32(), pa.int16(), pa.int8())
+_NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
+class AnswerColumns:
+    """The columns of answers. of: what the answer is to be.
+
+    None                                       "content", the text of the answer
+    "summary"                                  the text, under this name
+    {"label": "string", "score": "float64"}    columns, by the names of Arrow types
+    Verdict                                    a msgspec Struct, dataclass, TypedDict or model of pydantic: a column for each field
+
+    output: what the engine is asked for, None for a text. schema: of the columns. Raises UserError for what makes no columns.
+    """
+
+    def __init__(self, of: Any = None, where: str = "map_llm") -> None:
+        self.output: Schema | None = None
+        if of is None or isinstance(of, str):
+            name = "content" if of is None else of
+            if not name:
+                raise UserError(f"{where}: output='' is no name of a column", hint='output="summary"')
+            self.schema = pa.schema([(name, pa.string())])
+        else:
+            self.output, self.schema = _schemas(of, where)
+        self._typed = not isinstance(of, Mapping)
+        self._names = self.schema.names
+        self._unsure = [field for field in self.schema if field.type not in _ALWAYS_FIT]
+
+    def values(self, answer: Completion) -> tuple[Any, ...]:
+        """The values of an answer, whose `output` is what was asked for. Raises ContentFiltered where a filter held the text back,
+        MalformedAnswer for values that the columns do not take.
+        """
+        if answer.finish_reason == "content_filter":
+            raise ContentFiltered("a filter of the provider held the answer back", **_who(answer))
+        if answer.tool_calls:
+            raise MalformedAnswer(f"it calls a tool, {answer.tool_calls[0].name}, and there are none", **_who(answer))
+        if self.output is None:
+            return (answer.content,)
+        said = answer.output
+        if self._typed:
+            said = msgspec.to_builtins(said, builtin_types=_KEPT, enc_hook=_plain)
+        values = tuple(map(said.get, self._names))
+        for field in self._unsure:
+            try:
+                pa.array([values[self._names.index(field.name)]], field.type)
+            except _NOT_CONVERTED as error:
+                raise MalformedAnswer(
+                    f"the answer does not fit: column {field.name!r} is to be {field.type}: {error}",
+                    text=answer.content[:2000],
+                    **_who(answer),
+                ) from error
+        return values
+
+
+def _who(answer: Completion) -> dict[str, Any]:
+    return {"provider": answer.provider, "model": answer.model, "request_id": answer.request_id}
+
+
+def _plain(value: Any) -> Any:
+    """What msgspec does not know: a model of pydantic, inside or as a whole."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    raise NotImplementedError(f"{type(value).__name__} is no value of a column")
+
+
+def _schemas(of: Any, where: str) -> tuple[Schema, pa.Schema]:
+    if isinstance(of, Mapping):
+        if of.get("type") == "object":
+            raise UserError(f"{where}: output= is a JSON schema, which does not say what its columns are", hint=_HINT)
+        _check_types(of, where)
+        output = Schema(dict(of))
+        return output, pa.schema([(name, as_type(kind)) for name, kind in of.items()])
+    fields = _fields(of)
+    if fields is None:
+        raise UserError(f"{where}: output={short_repr(of)} makes no columns", hint=_HINT)
+    if not fields:
+        raise UserError(f"{where}: output={short_repr(of)} has no fields", hint=_HINT)
+    output = Schema(of)
+    if output.json.get("properties", {}).keys() != fields.keys():
+        raise UserError(f"{where}: output={output.name} is not written as an object with its fields", hint=_HINT)
+    name = getattr(of, "__name__", "output")
+    return output, pa.schema([(each, _arrow(kind, f"{where}: {name}.{each}")) for each, kind in fields.items()])
+
+
+def _check_types(columns: Mapping[Any, Any], where: str) -> None:
+    for name, kind in columns.items():
+        if not isinstance(name, str) or not name or not isinstance(kind, str | type | pa.DataType):
+            raise UserError(f"{where}: output: {short_repr(name)}: {short_repr(kind)} is no column", hint=_HINT)
+        try:
+            as_type(kind)
+        except UserError as error:
+            raise UserError(f"{where}: output: column {name!r} has unknown type {kind!r}", hint=error.hint) from error
+
+
+# -- types ------------------------------------------------------------------------------------------------------------
+
+
+def _fields(kind: Any) -> dict[str, Any] | None:
+    """The fields of a type, by the names that its values have as dicts; None: it has none."""
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, msgspec.Struct):
+        return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    if hasattr(kind, "model_fields"):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if not dataclasses.is_dataclass(kind) and not typing.is_typeddict(kind):
+        return None
+    known = get_type_hints(kind, include_extras=True)
+    return (
+        {field.name: known[field.name] for field in dataclasses.fields(kind)}
+        if dataclasses.is_dataclass(kind)
+        else known
+    )
+
+
+def _arrow(kind: Any, where: str) -> pa.DataType:
+    """The type of a column that takes the values of this type, and nulls. Raises UserError."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Annotated, typing.Required, typing.NotRequired):
+        return _arrow(arguments[0], where)
+    if origin is Literal:
+        return _one_of({type(value) for value in arguments if value is not None}, kind, where)
+    if origin in (Union, types.UnionType):
+        some = [each for each in arguments if each not in (type(None), msgspec.UnsetType)]
+        return _one_of(some, kind, where)
+    if isinstance(kind, typing.NewType):
+        return _arrow(kind.__supertype__, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _one_of({type(member.value) for member in kind}, kind, where)
+    if origin in (list, set, frozenset, Sequence, Set) or (origin is tuple and arguments[1:] == (...,)):
+        return pa.list_(_arrow(arguments[0], where))
+    if isinstance(kind, type) and kind in _PLAIN:
+        return _PLAIN[kind]
+    if fields := _fields(kind):
+        return pa.struct([(name, _arrow(each, f"{where}.{name}")) for name, each in fields.items()])
+    hint = "text, bool, numbers, dates, times, lists, enums, or types of such fields"
+    if kind is decimal.Decimal:
+        hint = '{"price": "float64"}, or {"price": pa.decimal128(10, 2)}: a column of decimals has a precision'
+    raise UserError(f"{where}: {getattr(kind, '__name__', kind)} is no type of a column", hint=hint)
+
+
+def _one_of(kinds: Any, of: Any, where: str) -> pa.DataType:
+    found = {_arrow(kind, where) for kind in kinds}
+    if found == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if len(found) != 1:
+        raise UserError(f"{where}: {of} has values of several types", hint="a column has one")
+    return found.pop()

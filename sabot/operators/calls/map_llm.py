@@ -1,0 +1,145 @@
+"""`map_llm`: rows with what a model answers to their prompts beside them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.calls import PromptCall
+from sabot.api.expr import Expr
+from sabot.api.nodes import calls as nodes
+from sabot.api.nodes.read import only_source
+from sabot.api.prompts import Template, given_prompts, text_of
+from sabot.errors import UserError
+from sabot.exits import EXITS
+from sabot.operators.base import OperatorContext
+from sabot.operators.calls.answers import Answers
+from sabot.operators.calls.chunks import Done
+from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.calls.questions import AskedRows, QuestionChunk
+from sabot.operators.expressions.compiled import compile_expr
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+
+__all__ = ["PLACES", "READERS", "MapLlm"]
+
+_CHUNK_ROWS = 4096  # their prompts are made together, and asked in order of their text
+
+Prompts = Callable[[pa.RecordBatch], "pa.Array[Any]"]
+
+
+class _PromptChunk(QuestionChunk):
+    """Calls for the distinct prompts of rows. Prompts are known by their digests, and are Python texts only when they are asked."""
+
+    def __init__(self, data: pa.RecordBatch, codes: Any, prompts: Any, questions: list[Any], answers: Answers) -> None:
+        super().__init__(data, codes, questions, answers)
+        self._prompts = prompts
+        self.nbytes += prompts.nbytes
+
+    def asked(self, numbers: list[int]) -> Sequence[Any]:
+        prompts: list[str] = self._prompts.take(pa.array(numbers, pa.int64())).to_pylist()
+        return prompts
+
+    def outcome(self, number: int, result: Any) -> Any:
+        return result
+
+
+class MapLlm(AskedRows):
+    """The columns of a model's answer behind the row's own. A row whose prompt is null is not asked about: its answer is null.
+
+    Equal prompts are asked once: those of rows that are held together, and those whose answers are among the `cache_rows` that were used
+    last, the ones of a checkpoint among them. Prompts that come together are asked in the order of their texts, so that those with equal
+    beginnings follow each other.
+    """
+
+    kind = "map_llm"
+    argument = "prompt"
+    hint_of_clash = "rename the column before, or give the answer's another name in output="
+    hint_of_misfit = "another type in output="
+
+    def __init__(self, asked: PromptCall, **wiring: Any) -> None:
+        call = asked.call
+        super().__init__(
+            call.function,
+            call.schema,
+            cache_rows=asked.cache_rows,
+            options=call.options,
+            ordered=call.ordered,
+            **wiring,
+        )
+        self._asked_with = asked
+        self.name = f"map_llm({asked.model})"
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        output = super().open(context)
+        self._prompts = self._compiled(self._asked_with.prompt)
+        if context.parallelism > 1:
+            asking: Any = self._asked_with.call.function
+            asking.share(self.cache_rows)
+        return output
+
+    def _compiled(self, prompt: Any) -> Prompts:
+        if isinstance(prompt, Template):
+            prompt.check(self.user, self.name)
+            return prompt
+        if not isinstance(prompt, Expr):
+            return partial(self._by_function, prompt)
+        made = compile_expr(prompt, self.user)
+        if not pa.types.is_string(made.type):
+            raise UserError(f"{self.name}: the prompt {prompt.text()} is {made.type}, not text", hint='.cast("string")')
+        return made
+
+    def _by_function(self, function: Callable[[pa.RecordBatch], Any], data: pa.RecordBatch) -> Any:
+        where = f"{self.name}: {text_of(function)}"
+        try:
+            given = function(data)
+        except EXITS:
+            raise
+        except Exception as error:
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        return given_prompts(given, data.num_rows, where)
+
+    def _asked_by(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
+        for start in range(0, data.num_rows, _CHUNK_ROWS):
+            piece = data.slice(start, _CHUNK_ROWS)
+            encoded = self._prompts(piece.select(self.user.names)).dictionary_encode()
+            order = pc.sort_indices(encoded.dictionary).to_numpy()
+            prompts = encoded.dictionary.take(pa.array(order))
+            places = np.empty(len(order) + 1, np.int64)
+            places[order], places[-1] = np.arange(len(order)), len(order)  # the last one is that of nulls
+            codes = places[encoded.indices.fill_null(len(order)).to_numpy()]
+            questions: list[Any] = [_digest(prompt) for prompt in prompts.to_pylist()]
+            none = None
+            if encoded.null_count:
+                none = len(questions)
+                questions.append(None)
+            yield _PromptChunk(piece, codes, prompts, questions, self.answer), none
+
+    def _restored(self, chunk: QuestionChunk, done: Done, start: int) -> Any:
+        question = chunk.questions[int(chunk.codes[done[0] - start])]
+        if not isinstance(done[2], pa.RecordBatch) or question is None:
+            return done[2]
+        answer = tuple(column[0].as_py() for column in done[2].columns)
+        self.known.keep(question, answer)
+        return answer
+
+
+def _digest(prompt: str) -> bytes:
+    return blake2b(prompt.encode(), digest_size=16).digest()
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_map_llm(node: nodes.MapLlm, site: Site) -> Site:
+    make = partial(MapLlm, node.asked, keys=site.keys or (), source=only_source(node))
+    return site.step(node.text(), make, id=node.id).beside("dead", node.dead_letter)
+
+
+PLACES: Places = {nodes.MapLlm: place_map_llm}
+
+READERS: Readers = {"map_llm": lambda reader: HeldCalls(keys=reader["keys"])}

@@ -1,0 +1,190 @@
+"""Rows with the answers to their questions beside them: what `lookup` of a function and `map_llm` have in common.
+
+The questions of rows that came together are made distinct; those whose answer is kept need no call, and equal ones in flight have one
+together. Rows whose questions are all answered are emitted where they stand: nothing goes to the event loop for them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.calls.cache import UNKNOWN, Questions
+from sabot.calls.handover import Call, Failed
+from sabot.errors import UserError
+from sabot.operators.base import OperatorContext, with_time
+from sabot.operators.calls.answers import Answers, joined
+from sabot.operators.calls.chunks import Chunk, Done
+from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.held import RowNumbers
+
+__all__ = ["AskedRows", "QuestionChunk"]
+
+_TAKE_QUESTIONS = 64  # become Python values at a time, on the event loop
+
+
+class QuestionChunk(Chunk):
+    """Rows whose calls are for their distinct questions. codes: row -> its question.
+
+    questions: what equal calls have in common, by call. owned: the calls that this chunk makes; the others are answered already, or another
+    chunk makes them.
+    """
+
+    def __init__(self, data: pa.RecordBatch, codes: Any, questions: list[Any], answers: Answers) -> None:
+        super().__init__(data, len(questions), codes)
+        self.questions = questions
+        self.owned: list[int] = []
+        self._answers = answers
+
+    @property
+    def calls(self) -> int:
+        return len(self.owned)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._taken >= len(self.owned)
+
+    def take(self, places: Iterator[int]) -> Sequence[Call]:
+        first, self._taken = self._taken, min(self._taken + _TAKE_QUESTIONS, len(self.owned))
+        numbers = self.owned[first : self._taken]
+        return [(self, number, each, next(places)) for number, each in zip(numbers, self.asked(numbers), strict=True)]
+
+    def asked(self, numbers: list[int]) -> Sequence[Any]:
+        """What these calls are made with."""
+        return [self.questions[number] for number in numbers]
+
+    def outcome(self, number: int, result: Any) -> Any:
+        return self._answers.outcome(result)
+
+
+class AskedRows(HeldCalls):
+    """Adds the columns of `schema` to rows. A subclass finds the questions of rows (`_asked_by`), in chunks.
+
+    known: the answers that are kept, and the questions under way. answer: what makes columns of outcomes.
+    names: what columns of the answer are called beside the row, where not as they are. inner: rows without an answer go no further, else
+    they have nulls. Of the answers the cache_rows that were used last are kept, each for cache_ttl_s of processing time at most (None:
+    however old); those of failed calls are not.
+    """
+
+    hint_of_clash = "give the added ones a suffix"
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        schema: pa.Schema,
+        *,
+        names: dict[str, str] | None = None,
+        inner: bool = False,
+        cache_rows: int = 10_000,
+        cache_ttl_s: float | None = None,
+        **calls: Any,
+    ) -> None:
+        super().__init__(function, **calls)
+        self._schema, self._names, self._inner = schema, names or {}, inner
+        self.cache_rows, self._cache_ttl_s = cache_rows, cache_ttl_s
+        self._asked = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        super().open(context)
+        self.known: Questions[Any, tuple[QuestionChunk, int]] = Questions(
+            self.cache_rows, self._cache_ttl_s, context.clock
+        )
+        self.answer = Answers(self.name, self._schema, several=False)
+        added = [field.with_name(self._names.get(field.name, field.name)) for field in self.answer.schema]
+        columns = [*self.user, *added]
+        names = [field.name for field in columns]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{self.name}: the result would have two columns {twice!r}", hint=self.hint_of_clash)
+        self._output = with_time(pa.schema(columns), self.timed)
+        return self._output
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def _asked_by(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
+        """These rows in chunks, in order; and the number of the call that is not made, because its rows have no question."""
+        raise NotImplementedError
+
+    def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
+        at = start = 0
+        for chunk, none in self._asked_by(data):
+            if none is not None:
+                chunk.know(none, None)
+            while at < len(done) and done[at][0] < start + chunk.rows:
+                chunk.know(int(chunk.codes[done[at][0] - start]), self._restored(chunk, done[at], start))
+                at += 1
+            start += chunk.rows
+            self._ask(chunk)
+            yield chunk
+
+    def _restored(self, chunk: QuestionChunk, done: Done, start: int) -> Any:
+        """The outcome of a call that had ended before a restore."""
+        return done[2]
+
+    def _ask(self, chunk: QuestionChunk) -> None:
+        """Takes the answers that are kept; of the other questions, those that no other chunk asks are this one's to ask."""
+        questions, settled = self.known, chunk.settled.tolist()
+        now = questions.now()
+        self._asked += len(chunk.questions)
+        for number, question in enumerate(chunk.questions):
+            if settled[number]:
+                continue
+            answer = questions.known(question, now)
+            if answer is not UNKNOWN:
+                chunk.know(number, answer)
+            elif (waiting := questions.under_way(question)) is not None:
+                waiting.append((chunk, number))
+            else:
+                chunk.owned.append(number)
+
+    def _ended(self, chunk: Any, number: int) -> None:
+        question, outcome = chunk.questions[number], chunk.outcomes[number]
+        super()._ended(chunk, number)
+        for other, its in self.known.answered(question, outcome, keep=type(outcome) is not Failed):
+            other.outcomes[its] = outcome
+            super()._ended(other, its)
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
+        pieces = [piece for chunk, rows in parts if (piece := self._beside(chunk, rows)).num_rows]
+        return joined(pieces) if pieces else None
+
+    def _beside(self, chunk: Chunk, rows: RowNumbers) -> pa.RecordBatch:
+        calls, places = np.unique(chunk.codes[rows], return_inverse=True)
+        outcomes = [chunk.outcomes[call] for call in calls.tolist()]
+
+        def refuse(number: int, what: str) -> Any:
+            mine = np.flatnonzero(places == number)
+            failed = self.misfit(chunk, int(rows[mine[0]]), what)
+            self.bury(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
+            return failed
+
+        answers, counts, outcomes = self.answer.columns(outcomes, refuse)
+        found = np.where(counts > 0, np.cumsum(counts) - 1, -1)[places]
+        dead = np.array([type(outcome) is Failed for outcome in outcomes], np.bool_)[places]
+        kept = found >= 0 if self._inner else ~dead
+        if not kept.all():
+            rows, found = rows[kept], found[kept]
+        data = chunk.data
+        if len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows):
+            data = data.slice(int(rows[0]), len(rows))
+        else:
+            data = data.take(pa.array(rows))
+        added = answers.take(pa.array(found, mask=found < 0)).columns
+        columns = [*data.columns[: len(self.user)], *added]
+        if self.timed:
+            columns.append(data.column(data.num_columns - 1))
+        return pa.RecordBatch.from_arrays(columns, schema=self._output)
+
+    def _answers(self) -> Answers | None:
+        return self.answer
+
+    def statistics(self) -> dict[str, Any]:
+        figures = {
+            "cached_rows": len(self.known),
+            "cache_hits": self.known.hits,
+            "distinct_keys": self._asked,
+        }
+        return {**super().statistics(), **figures}
