@@ -21,7 +21,7 @@ import msgspec
 
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_name
+from sabot.config import Duration, checked_name, checked_text
 from sabot.errors import UNREADABLE, EffectError, NotSent, UserError, short_repr, words_of
 from sabot.journal.effects import RULES, EffectId
 from sabot.llm.asking import request_of, with_output
@@ -150,6 +150,14 @@ class Agent:
         raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
+        if not isinstance(engine, ExecutionEngine):
+            raise UserError(
+                f"{where}: {short_repr(engine)} is no engine",
+                hint='Agent(ExecutionEngine(OpenAIProvider("gpt-4o-mini")), …)',
+            )
+        if not isinstance(tools, Sequence) or isinstance(tools, str):
+            raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")
+        checked_text(instructions, f"{where}: instructions")
         if trim not in get_args(Trim):
             raise UserError(f"{where}: trim={short_repr(trim)}", hint=f"one of {', '.join(get_args(Trim))}")
         checked_whole(where, "max_tool_retries", max_tool_retries, 0)

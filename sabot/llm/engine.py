@@ -81,6 +81,12 @@ class ExecutionEngine:
         seed: int | None = None,
     ) -> None:
         checked_whole("ExecutionEngine", "retries", retries, 0)
+        for each in (provider, *fallback):
+            if isinstance(each, type) or not isinstance(each, Provider):
+                raise UserError(
+                    f"ExecutionEngine: {short_repr(each)} is no provider",
+                    hint='OpenAIProvider("gpt-4o-mini"), AnthropicProvider(…), or any object with the methods of sabot.llm.Provider',
+                )
         if max_answer_bytes is not None:
             checked_whole("ExecutionEngine", "max_answer_bytes", max_answer_bytes, 1)
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock

@@ -111,4 +111,4 @@ def messages_of(prompt: object) -> tuple[ChatMessage, ...]:
         return (prompt,)
     if isinstance(prompt, list | tuple) and prompt and all(isinstance(each, str | ChatMessage) for each in prompt):
         return tuple(user(each) if isinstance(each, str) else each for each in prompt)
-    raise UserError(f"{short_repr(prompt)} is no prompt", hint="a text, a ChatMessage, or a list of them")
+    raise UserError(f"{short_repr(prompt)} is no prompt", hint='a text, a message such as user("…"), or a list of them')

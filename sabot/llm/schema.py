@@ -43,6 +43,10 @@ class Mismatch(ValueError):
     """What a model wrote is no JSON, or does not match the schema. The text says what is wrong and where, without Python's words."""
 
 
+class _NoJson(Mismatch):
+    """It cannot be read at all."""
+
+
 class Schema:
     """The JSON schema of `of`, and the way back.
 
@@ -54,7 +58,7 @@ class Schema:
 
     def __init__(self, of: Any) -> None:
         self.of = of
-        self._wrapped = False
+        self._bare: Any = None  # the type that stands in {"value": …}
         self._columns = False
         if isinstance(of, Mapping):
             if not of:
@@ -75,17 +79,25 @@ class Schema:
         self._type = _row_type(of) if self._columns else of
         self.json = _schema_of(self._type, f"output={short_repr(of)}")
         if self.json.get("type") != "object":
-            self._wrapped = True
+            self._bare = self._type
             self._type = _record(self.name, {_WRAPPED: self._type})
             self.json = _schema_of(self._type, f"output={short_repr(of)}")
         _demand(self.json)
 
     def decode(self, text: str) -> Any:
-        """What the text says. JSON between ``` lines is read too. Raises Mismatch."""
-        value = _decoded(_unfenced(text), self._type)
-        if self._type is Any and (wrong := mismatch(value, self.json)):
-            raise Mismatch(wrong)
-        return value[_WRAPPED] if self._wrapped else value
+        """What the text says. JSON between ``` lines is read too, and what should stand in {"value": …} also where it stands alone: models
+        that are not held to the schema write it so. Raises Mismatch.
+        """
+        text = _unfenced(text)
+        if self._bare is None:
+            value = _decoded(text, self._type)
+            if self._type is Any and (wrong := mismatch(value, self.json)):
+                raise Mismatch(wrong)
+            return value
+        try:
+            return _decoded(text, self._type)[_WRAPPED]
+        except Mismatch as error:
+            return _alone(text.strip(), self._bare, error)
 
 
 class Parameters:
@@ -311,7 +323,21 @@ def _decoded(text: str, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         raise Mismatch(str(error)) from error
     except UNREADABLE as error:
-        raise Mismatch(f"it is no JSON: {words_of(error)}") from error
+        raise _NoJson(f"it is no JSON: {words_of(error)}") from error
+
+
+def _alone(text: str, kind: Any, wrapped: Mismatch) -> Any:
+    """What stands outside of {"value": …}: as JSON, or as a text without quotes. wrapped: what was wrong with it inside."""
+    try:
+        return _decoded(text, kind)
+    except Mismatch as error:
+        wrong = wrapped if text.startswith("{") else error
+    if text[:1] in '{["':  # it was to be JSON, or is empty
+        raise wrong
+    try:
+        return _decoded(msgspec.json.encode(text).decode(), kind)
+    except Mismatch as error:
+        raise (error if isinstance(wrong, _NoJson) else wrong) from None
 
 
 def _from_pydantic(kind: Any, value: Any) -> Any:

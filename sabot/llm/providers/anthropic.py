@@ -13,7 +13,7 @@ import msgspec
 
 from sabot.errors import UNREADABLE, MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, api_key_of, merged, usage_of
+from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, merged, usage_of
 from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
@@ -57,7 +57,7 @@ class AnthropicProvider:
         if client is not None and (base_url is not None or api_key is not None):
             raise UserError("AnthropicProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
-        self.model = model
+        self.model = checked_model(model, "AnthropicProvider")
         if client is None:
             key = api_key_of(api_key, "ANTHROPIC_API_KEY", "AnthropicProvider", needed=base_url is None)
             make: Callable[[], Any] = partial(anthropic.AsyncAnthropic, api_key=key, base_url=base_url)

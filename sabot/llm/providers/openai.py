@@ -11,7 +11,7 @@ import numpy as np
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatGathering, chat_request
 from sabot.llm.providers.openai_responses import ResponsesGathering, responses_request
-from sabot.llm.providers.sdk import SdkCalls, api_key_of, usage_of
+from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, usage_of
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
 
@@ -49,7 +49,7 @@ class OpenAIProvider:
         if client is not None and (base_url is not None or api_key is not None):
             raise UserError("OpenAIProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
-        self.model = model
+        self.model = checked_model(model, "OpenAIProvider")
         make = partial(_same, client)
         if client is None:
             key = api_key_of(api_key, "OPENAI_API_KEY", "OpenAIProvider", needed=base_url is None)

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.config import checked_text
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.errors import (
     AnswerTooLarge,
@@ -32,7 +33,7 @@ from sabot.llm.errors import (
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.redaction import keep_secret, redacted_url, scrubbed
 
-__all__ = ["Gathering", "SdkCalls", "api_key_of", "is_strict", "merged", "usage_of"]
+__all__ = ["Gathering", "SdkCalls", "api_key_of", "checked_model", "is_strict", "merged", "usage_of"]
 
 T = TypeVar("T")
 
@@ -109,6 +110,11 @@ class SdkCalls:
         client = self._unused.client
         self.host = str(client.base_url.host)
         self.base_url = redacted_url(str(client.base_url))
+        if owned and (client.base_url.scheme not in ("http", "https") or not self.host):
+            raise UserError(
+                f"{provider}: {self.base_url or 'the empty text'} is no address of a server",
+                hint='base_url="http://localhost:11434/v1"',
+            )
         if isinstance(client.api_key, str):
             keep_secret(client.api_key)
 
@@ -324,7 +330,8 @@ class SdkCalls:
             return ContextLengthExceeded(said, hint="shorten the conversation, or max_tokens", **where)
         if _FILTERED.search(text):
             return ContentFiltered(said, **where)
-        return RequestRefused(said, hint="is the model's name right?" if status == 404 else "", **where)
+        ask = f"are the model's name and the address {self.base_url} right?"
+        return RequestRefused(said, hint=ask if status == 404 else "", **where)
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
         """The JSON as this type. Raises MalformedAnswer, or what the vendor tells in place of an answer."""
@@ -354,6 +361,13 @@ def api_key_of(given: str | None, variable: str, vendor: str, *, needed: bool) -
         raise UserError(f"{vendor}: there is no key", hint=f"give api_key=, or set {variable}")
     keep_secret(key)
     return key or "none"
+
+
+def checked_model(model: str, vendor: str) -> str:
+    """The name of a model. Raises UserError for what is none."""
+    if not checked_text(model, f"{vendor}: model"):
+        raise UserError(f"{vendor}: the name of the model is empty", hint='model="gpt-4o-mini", as the vendor calls it')
+    return model
 
 
 def merged(body: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

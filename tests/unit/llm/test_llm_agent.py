@@ -397,6 +397,8 @@ async def test_an_agent_hands_over_to_another_one() -> None:
         ({"max_turns": 0}, "max_turns=0"),
         ({"tools": [weather, weather]}, "two tools are called 'weather'"),
         ({"tools": [3]}, "is no function"),
+        ({"tools": weather}, "a list of functions"),
+        ({"instructions": ["Be kind."]}, "instructions="),
         ({"name": ""}, "name"),
     ],
 )
@@ -404,6 +406,13 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
     make: Callable[..., Any] = lambda: agent_of("x", **options)  # noqa: E731
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("engine", ["openai:gpt-4o", ScriptedProvider("x"), ExecutionEngine])
+def test_an_agent_without_an_engine_is_refused_with_the_way_to_make_one(engine: Any) -> None:
+    with pytest.raises(UserError, match="is no engine") as caught:
+        Agent(engine)
+    assert "ExecutionEngine(OpenAIProvider(" in caught.value.hint
 
 
 def test_started_and_ended_are_values() -> None:

@@ -94,6 +94,14 @@ async def test_what_cannot_be_asked_is_refused_before_a_request(prompt, fields, 
     assert provider.requests == []
 
 
+@pytest.mark.parametrize("provider", ["openai:gpt-4o", ScriptedProvider, None])
+def test_what_is_no_provider_is_refused_with_those_that_there_are(provider):
+    for wrong in ((provider, []), (ScriptedProvider("x"), [provider])):
+        with pytest.raises(UserError, match="is no provider") as caught:
+            ExecutionEngine(wrong[0], fallback=wrong[1])
+        assert "OpenAIProvider(" in caught.value.hint
+
+
 # -- structured output ------------------------------------------------------------------------------------------------
 
 

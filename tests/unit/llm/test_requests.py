@@ -318,7 +318,7 @@ def test_what_is_told_in_place_of_an_answer_is_an_error(calls, told, kind):
     ("status", "body", "kind", "words"),
     [
         (429, {"error": {"code": "insufficient_quota", "message": "pay"}}, RequestRefused, "no credit"),
-        (404, {"error": {"message": "no model m"}}, RequestRefused, "name right"),
+        (404, {"error": {"message": "no model m"}}, RequestRefused, "model's name"),
         (403, {"error": {"message": "sk-1234 may not"}}, None, "not accepted"),
         (408, {}, ModelTimeout, "408"),
         (409, {}, ModelUnavailable, "409"),
@@ -443,3 +443,27 @@ def test_the_library_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ImportError, match=r"pip install 'sabot\[llm\]'"):
         OpenAIProvider("m", api_key="k")
+
+
+@pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider])
+@pytest.mark.parametrize("url", ["localhost:11434/v1", "ftp://localhost", "http://"])
+def test_an_address_that_is_none_is_refused_when_the_provider_is_made(make, url):
+    with pytest.raises(UserError, match="is no address of a server") as caught:
+        make("m", base_url=url, api_key="any")
+    assert "http://localhost:11434/v1" in caught.value.hint
+
+
+@pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider])
+@pytest.mark.parametrize("model", ["", 3])
+def test_a_model_has_a_name(make, model):
+    with pytest.raises(UserError, match="model"):
+        make(model, api_key="any")
+
+
+async def test_an_address_that_has_no_such_path_is_told_beside_the_model_s_name():
+    with FakeModelServer("yes") as server:
+        provider = OpenAIProvider("m", base_url=server.url, api_key="any")  # without /v1
+        with pytest.raises(RequestRefused) as caught:
+            await provider.complete(RequestSpec(messages=(user("hello"),)))
+        await provider.close()
+    assert f"are the model's name and the address {server.url}" in caught.value.hint

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -122,7 +123,7 @@ def test_an_answer_is_read_as_what_was_asked_for(of, text, value):
         ({"n": "int8"}, '{"n": 128}', "<= 127"),
         ({"n": "uint16"}, '{"n": -1}', ">= 0"),
         ({"n": "int64"}, '{"n": null}', "got `null`"),
-        (list[int], "[1, 2]", "got `array`"),
+        (Verdict, "[1, 2]", "got `array`"),
         ({"type": "object", "properties": {"a": {"type": "integer"}}}, '{"a": "1"}', "got string - at $.a"),
         ({"type": "object", "properties": {}}, "[" * 100_000, "it is no JSON"),
     ],
@@ -315,3 +316,46 @@ def test_a_type_that_is_there_for_type_checkers_alone_is_refused():
 
     with pytest.raises(UserError, match="tool look: a type of its parameters cannot be found"):
         tool(look).schema  # noqa: B018
+
+
+# -- answers of models that are not held to the schema: "value" is left out -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of", "text", "value"),
+    [
+        (int, "3", 3),
+        (list[int], "```json\n[1, 2]\n```", [1, 2]),
+        (list[Order], '[{"id": "1"}]', [Order("1")]),
+        (Order | None, '{"id": "1"}', Order("1")),
+        (Order | None, "null", None),
+        (Colour, '"red"', Colour.RED),
+        (Colour, "red\n", Colour.RED),
+        (Literal["yes", "no"], "no", "no"),
+        (datetime.date, "2026-11-21", datetime.date(2026, 11, 21)),
+        (str, "It is Rome.", "It is Rome."),
+        (str, "5", "5"),
+        (str, '{"value": "Rome"}', "Rome"),
+    ],
+)
+def test_what_is_no_object_may_stand_alone(of, text, value):
+    assert Schema(of).decode(text) == value
+
+
+@pytest.mark.parametrize(
+    ("of", "text", "says"),
+    [
+        (Colour, '"green"', "Invalid enum value 'green'"),
+        (Colour, "green", "Invalid enum value 'green'"),
+        (Annotated[int, Meta(ge=3)], "2", "Expected `int` >= 3"),
+        (int, "three", "Expected `int`, got `str`"),
+        (list[int], "[1, 2", "it is no JSON"),
+        (str, '{"value": "Ro', "it is no JSON"),
+        (str, "", "it is no JSON"),
+        (int, '{"value": "x"}', "Expected `int`, got `str` - at `$.value`"),
+        (int, '{"values": 3}', "missing required field `value`"),
+    ],
+)
+def test_what_stands_alone_and_does_not_match_says_why(of, text, says):
+    with pytest.raises(Mismatch, match=re.escape(says)):
+        Schema(of).decode(text)
