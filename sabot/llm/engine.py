@@ -423,10 +423,11 @@ class ExecutionEngine:
         self._calls += 1
         self._in_flight += 1
         call.began = self._clock.monotonic()
+        asked = call.spec
         try:
             for place, (route, chain) in enumerate(zip(self._routes[:most_routes], self._chains, strict=False), 1):
-                if place == 2:
-                    call.spec = msgspec.structs.replace(call.spec, model="")
+                if place > 1:
+                    call.spec = route.in_place_of(self.provider, asked)
                 call.provider = route.provider.name
                 call.model = call.spec.model or route.provider.model
                 try:

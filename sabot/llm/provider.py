@@ -25,6 +25,12 @@ class Provider(Protocol):
     def model(self) -> str:
         """The model of a request that names none."""
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """Fields of a RequestSpec for which the vendor has no parameter: {"seed"}. A request that has one raises UserError; an engine that
+        asks this provider in the place of another leaves them out.
+        """
+
     async def complete(
         self,
         spec: RequestSpec,

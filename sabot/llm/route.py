@@ -1,5 +1,6 @@
 """The way to one provider: the limits and the circuit before it, the request, the price."""
 
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -15,8 +16,13 @@ from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion
+from sabot.llm.spec import RequestSpec
 
 __all__ = ["Route"]
+
+_log = logging.getLogger("sabot.llm")
+
+_EMPTY = RequestSpec(messages=())
 
 
 class Route:
@@ -34,9 +40,21 @@ class Route:
     ) -> None:
         self.provider = provider
         self._most = max_answer_bytes
+        self._left_out: set[str] = set()
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
+
+    def in_place_of(self, first: Provider, spec: RequestSpec) -> RequestSpec:
+        """The request as this provider takes it where the first one has failed: for its own model, without what it has no parameter for.
+        What is left out is logged, once for each field.
+        """
+        lacks = self.provider.lacks if self.provider.name == first.name else {*self.provider.lacks, "options"}
+        left_out = {name for name in lacks if getattr(spec, name) != getattr(_EMPTY, name)}
+        for name in sorted(left_out - self._left_out):
+            self._left_out.add(name)
+            _log.warning("%s takes no %s= of %s: it is asked without", self.provider.name, name, first.name)
+        return msgspec.structs.replace(spec, model="", **{name: getattr(_EMPTY, name) for name in left_out})
 
     async def send(self, call: ModelCall) -> Outcome:
         """One request, when the limits let it begin, and what it costs."""

@@ -21,6 +21,7 @@ from sabot.llm import (
     Completion,
     ContentFiltered,
     ContextLengthExceeded,
+    ExecutionEngine,
     Image,
     MalformedAnswer,
     ModelError,
@@ -333,9 +334,12 @@ async def test_stop_and_seed_arrive_where_the_vendor_has_them(cases, kind, field
 )
 async def test_what_the_vendor_has_no_parameter_for_is_refused_and_not_sent(cases, kind, fields):
     case = cases(kind, "yes")
+    assert case.provider.lacks >= fields.keys()
     with pytest.raises(UserError, match=f"no {next(iter(fields))}="):
         await case.provider.complete(spec(**fields))
     assert case.server.requests == []
+    second = ExecutionEngine(ScriptedProvider([ModelUnavailable("down")]), fallback=[case.provider], retries=0)
+    assert (await second.complete("hello", **fields)).content == "yes"
 
 
 @over_http

@@ -58,6 +58,7 @@ class AnthropicProvider:
             raise UserError("AnthropicProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = checked_model(model, "AnthropicProvider")
+        self.lacks = frozenset({"seed"})
         if client is None:
             key = api_key_of(api_key, "ANTHROPIC_API_KEY", "AnthropicProvider", needed=base_url is None)
             make: Callable[[], Any] = partial(anthropic.AsyncAnthropic, api_key=key, base_url=base_url)

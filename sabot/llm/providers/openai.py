@@ -10,7 +10,7 @@ import numpy as np
 
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatGathering, chat_request
-from sabot.llm.providers.openai_responses import ResponsesGathering, responses_request
+from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesGathering, responses_request
 from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, usage_of
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
@@ -50,6 +50,7 @@ class OpenAIProvider:
             raise UserError("OpenAIProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = checked_model(model, "OpenAIProvider")
+        self.lacks = RESPONSES_LACK if api == "responses" else frozenset[str]()
         make = partial(_same, client)
         if client is None:
             key = api_key_of(api_key, "OPENAI_API_KEY", "OpenAIProvider", needed=base_url is None)

@@ -16,15 +16,16 @@ from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
 from sabot.llm.results import Completion, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec, ToolSchema
 
-__all__ = ["ResponsesGathering", "responses_request"]
+__all__ = ["RESPONSES_LACK", "ResponsesGathering", "responses_request"]
 
 _VENDOR = "openai.responses"
+RESPONSES_LACK = frozenset({"seed", "stop"})
 _ENDS = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 
 
 def responses_request(spec: RequestSpec, model: str, *, stream: bool) -> dict[str, Any]:
     """The body of a request. Raises UserError for what this API has no parameter for."""
-    for name in ("stop", "seed"):
+    for name in RESPONSES_LACK:
         if getattr(spec, name) not in (None, ()):
             raise UserError(
                 f"openai: its responses have no {name}=", hint='leave it out, or OpenAIProvider(api="chat")'

@@ -146,6 +146,7 @@ class ScriptedProvider:
     ) -> None:
         self.name = name
         self.model = model
+        self.lacks: frozenset[str] = frozenset()
         self.requests: list[RequestSpec] = []
         self.keys: list[str] = []
         self.embedded: list[str] = []

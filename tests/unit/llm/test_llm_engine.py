@@ -5,11 +5,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 import pytest
 
 from sabot.errors import UserError
 from sabot.llm import (
+    MIDDLEWARE,
     Budget,
     BudgetExceeded,
     CircuitBreaker,
@@ -355,6 +357,40 @@ async def test_what_is_wrong_with_the_request_is_asked_of_nobody_else():
     with pytest.raises(RequestRefused):
         await engine.complete("hello")
     assert second.requests == []
+
+
+@pytest.mark.parametrize("way", ["complete", "stream"])
+async def test_another_provider_is_asked_without_what_it_does_not_take_and_one_warning_says_so(time, caplog, way):
+    first = ScriptedProvider(lambda spec: ModelUnavailable("down"))
+    same, other = ScriptedProvider("yes", model="same-2"), ScriptedProvider("yes", name="other")
+    same.lacks, other.lacks = frozenset({"seed"}), frozenset({"seed", "stop"})
+    asked = {"seed": 7, "stop": ("END",), "temperature": 0.5, "max_tokens": 9, "options": {"reasoning_effort": "low"}}
+    for second in (same, other):
+        engine = ExecutionEngine(first, fallback=[second], retries=0, **time.options())
+        for _ in range(2):
+            if way == "complete":
+                await engine.complete("hello", model="big", **asked)
+            else:
+                assert [piece.text async for piece in engine.stream("hello", model="big", **asked)] == ["yes", ""]
+    whole = first.requests[0]
+    assert {name: getattr(whole, name) for name in asked} == asked
+    assert same.requests == [msgspec.structs.replace(whole, model="", seed=None)] * 2
+    assert other.requests == [msgspec.structs.replace(whole, model="", seed=None, stop=(), options={})] * 2
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "scripted takes no seed= of scripted: it is asked without",
+        *(f"other takes no {name}= of scripted: it is asked without" for name in ("options", "seed", "stop")),
+    ]
+
+
+async def test_middleware_changes_the_request_to_each_provider_once(time):
+    async def polite(call, forward):
+        call.spec = msgspec.structs.replace(call.spec, messages=(*call.spec.messages, user("Please.")))
+        return await forward(call)
+
+    first, second = ScriptedProvider(lambda spec: ModelUnavailable("down")), ScriptedProvider("yes")
+    engine = ExecutionEngine(first, fallback=[second], retries=0, middleware=[polite, *MIDDLEWARE], **time.options())
+    await engine.complete("hello")
+    assert [each.text for each in second.requests[0].messages] == ["hello", "Please."]
 
 
 async def test_a_stream_that_broke_off_is_not_begun_anew_elsewhere(time):
