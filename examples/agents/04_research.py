@@ -3,10 +3,10 @@
 import asyncio
 import json
 
-from models import engine
+from models import model
 
 from sabot.agents import ExecutionContext, MapReduceOperator, Operator, OperatorResult, PlannerExecutorOperator
-from sabot.llm import Agent
+from sabot.llm import Agent, ExecutionEngine
 
 
 class PlannerOperator(Operator):
@@ -45,18 +45,19 @@ def script(spec):
 
 
 async def main():
-    async with engine(script) as models:
-        agent = Agent(models)
-        workflow = PlannerExecutorOperator(
-            planner=PlannerOperator(agent),
-            executor=MapReduceOperator(
-                map_operator=ResearcherOperator(agent), reduce_operator=SummarizerOperator(agent)
-            ),
-            synthesizer=SynthesizerOperator(agent),
-        )
-        result = await workflow.execute({"topic": "tea"}, ExecutionContext(scope_id="tenant-123"))
-        print(result.checked("the research").content)
-        print(models.statistics()["calls"], "calls of the model for", result.metadata["plan"])
+    with model(script) as provider:
+        async with ExecutionEngine(provider) as engine:
+            agent = Agent(engine)
+            workflow = PlannerExecutorOperator(
+                planner=PlannerOperator(agent),
+                executor=MapReduceOperator(
+                    map_operator=ResearcherOperator(agent), reduce_operator=SummarizerOperator(agent)
+                ),
+                synthesizer=SynthesizerOperator(agent),
+            )
+            result = await workflow.execute({"topic": "tea"}, ExecutionContext(scope_id="tenant-123"))
+            print(result.checked("the research").content)
+            print(engine.statistics()["calls"], "calls of the model for", result.metadata["plan"])
 
 
 if __name__ == "__main__":

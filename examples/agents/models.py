@@ -2,18 +2,16 @@
 one, whose key and address are OPENAI_API_KEY and OPENAI_BASE_URL; Ollama, without a key: OPENAI_BASE_URL=http://localhost:11434/v1"""
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 
-from sabot.llm import ExecutionEngine, OpenAIProvider
+from sabot.llm import OpenAIProvider
 from sabot.testing import FakeModelServer
 
 
-@asynccontextmanager
-async def engine(script):
-    if model := os.environ.get("SABOT_MODEL"):
-        async with ExecutionEngine(OpenAIProvider(model, base_url=os.environ.get("OPENAI_BASE_URL"))) as real:
-            yield real
+@contextmanager
+def model(script):
+    if name := os.environ.get("SABOT_MODEL"):
+        yield OpenAIProvider(name, base_url=os.environ.get("OPENAI_BASE_URL"))
         return
     with FakeModelServer(script) as server:
-        async with ExecutionEngine(OpenAIProvider("fake", base_url=server.openai_url, api_key="none")) as fake:
-            yield fake
+        yield OpenAIProvider("fake", base_url=server.openai_url, api_key="none")

@@ -35,6 +35,18 @@ def test_research_plans_asks_and_puts_together(capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_a_stream_is_labelled_and_equal_texts_are_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said = said_by("label_stream.py", capsys)
+    assert [line.split()[-2:] for line in said[1:6]] == [
+        ["complaint", "True"],
+        ["question", "False"],
+        ["praise", "False"],
+        ["question", "False"],
+        ["complaint", "True"],
+    ]
+    assert said[-1] == "3 requests for 5 tickets"
+
+
 def test_the_environment_names_a_real_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
