@@ -65,6 +65,16 @@ if TYPE_CHECKING:
     from sabot.agents.orchestration import Router as Router
     from sabot.agents.orchestration import Workflow as Workflow
     from sabot.agents.orchestration import WorkflowState as WorkflowState
+    from sabot.agents.replay import JobCode as JobCode
+    from sabot.agents.replay import Recording as Recording
+    from sabot.agents.replay import ReplayDifference as ReplayDifference
+    from sabot.agents.replay import ReplayMode as ReplayMode
+    from sabot.agents.replay import ReplayPlayer as ReplayPlayer
+    from sabot.agents.replay import ReplayRecorder as ReplayRecorder
+    from sabot.agents.replay import RunMetadata as RunMetadata
+    from sabot.agents.replay import Verified as Verified
+    from sabot.agents.replay import code_of as code_of
+    from sabot.agents.replay import record_job as record_job
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
@@ -125,6 +135,7 @@ __all__ = [
     "InMemoryEventBus",
     "InMemoryJobStore",
     "InMemoryLedgerWriter",
+    "JobCode",
     "JobManager",
     "JobRecord",
     "JobSpec",
@@ -152,8 +163,14 @@ __all__ = [
     "PostgresInbox",
     "PostgresJournal",
     "Reconciled",
+    "Recording",
+    "ReplayDifference",
+    "ReplayMode",
+    "ReplayPlayer",
+    "ReplayRecorder",
     "Reply",
     "Router",
+    "RunMetadata",
     "RunVersions",
     "RuntimeEvent",
     "RuntimeEventType",
@@ -161,8 +178,11 @@ __all__ = [
     "SqliteJournal",
     "SqliteLedgerWriter",
     "Subscription",
+    "Verified",
     "Workflow",
     "WorkflowState",
+    "code_of",
+    "record_job",
     "tool",
 ]
 
@@ -202,6 +222,18 @@ _HOMES = {
         "Router",
         "Workflow",
         "WorkflowState",
+    ),
+    "sabot.agents.replay": (
+        "JobCode",
+        "Recording",
+        "ReplayDifference",
+        "ReplayMode",
+        "ReplayPlayer",
+        "ReplayRecorder",
+        "RunMetadata",
+        "Verified",
+        "code_of",
+        "record_job",
     ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.api.durable": ("DurableContext", "Reply"),

@@ -28,7 +28,7 @@ from sabot.journal.entries import Begin, End, Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.restore import check_app
 
-__all__ = ["jobs"]
+__all__ = ["JobId", "jobs"]
 
 jobs = typer.Typer(help="Jobs in a journal.", no_args_is_help=True, rich_markup_mode=None)
 

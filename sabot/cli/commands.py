@@ -18,6 +18,7 @@ from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan
 from sabot.cli.reading import state as read_state
+from sabot.cli.replaying import diff_jobs, record, replay
 from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
 from sabot.errors import UserError
 from sabot.redaction import redacted_url
@@ -43,6 +44,9 @@ _cli.add_typer(savepoint, name="savepoint")
 _cli.add_typer(dlq, name="dlq")
 _cli.add_typer(journal, name="journal")
 _cli.add_typer(jobs, name="jobs")
+jobs.command()(record)
+jobs.command()(replay)
+jobs.command("diff")(diff_jobs)
 _cli.add_typer(actions, name="actions")
 
 

@@ -25,7 +25,17 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.tools import Tool
 
-__all__ = ["MOST_EFFECTS", "PYTHON_MARK", "Ask", "ContinueAs", "JobRun", "Pieces", "effect_words", "question_token"]
+__all__ = [
+    "MOST_EFFECTS",
+    "PYTHON_MARK",
+    "Ask",
+    "ContinueAs",
+    "JobRun",
+    "Pieces",
+    "effect_words",
+    "job_seed",
+    "question_token",
+]
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""
@@ -113,10 +123,17 @@ class JobRun:
     """
 
     def __init__(
-        self, job_id: str, history: History, *, key: bytes, code: str = "", pieces: Pieces | None = None
+        self,
+        job_id: str,
+        history: History,
+        *,
+        key: bytes,
+        code: str = "",
+        pieces: Pieces | None = None,
+        seed: bytes = b"",
     ) -> None:
         """key: the journal's, with which digests are made. code: the version of the function that will run. pieces: who hears of answers
-        of models while they come.
+        of models while they come. seed: as of `job_seed`, where the key is another one.
         """
         self.job_id = job_id
         self.history = history
@@ -143,7 +160,7 @@ class JobRun:
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
         self._patches: dict[str, bool] = {}
-        self._seed = blake2b(f"{job_id}\0{history.runs}".encode(), key=key, digest_size=32).digest()
+        self._seed = seed or job_seed(job_id, history.runs, key)
         self._random: random.Random | None = None
 
     # -- its turn -----------------------------------------------------------------------------------------------------
@@ -455,6 +472,11 @@ class JobRun:
             if ask.future is not None:
                 ask.future.cancel()  # of a dead loop: nobody hears of it
         self._by_timer.clear()
+
+
+def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
+    """What a job draws by lot comes of this. runs: how many histories it has begun. key: of the journal."""
+    return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:

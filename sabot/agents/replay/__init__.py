@@ -1,0 +1,22 @@
+"""Replay: what happened in jobs, as a file; its events played again; and the code of today run over it.
+
+recording   what is kept, saved, loaded; of a bus, or of a journal
+player      how it is played
+"""
+
+from sabot.agents.replay.player import JobCode, ReplayDifference, ReplayMode, ReplayPlayer, Verified, code_of, verified
+from sabot.agents.replay.recording import Recording, ReplayRecorder, RunMetadata, record_job
+
+__all__ = [
+    "JobCode",
+    "Recording",
+    "ReplayDifference",
+    "ReplayMode",
+    "ReplayPlayer",
+    "ReplayRecorder",
+    "RunMetadata",
+    "Verified",
+    "code_of",
+    "record_job",
+    "verified",
+]

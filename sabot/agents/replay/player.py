@@ -1,0 +1,255 @@
+"""Recordings are played: their events again, or the code of today over what is recorded.
+
+FAST, TIMED, STEP   the events go to a bus, at once, at their pace, one by one
+VERIFY              the function runs over the entries, strictly, and nothing is called
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from sabot.agents.events import EventBus, InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.reading import as_plain, value_of
+from sabot.agents.replay.recording import Recording
+from sabot.agents.telling import JobEvents
+from sabot.api.agent import AgentSpec
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, words_of
+from sabot.jobs.history import History
+from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
+from sabot.jobs.values import pack
+from sabot.journal.entries import EffectResult, End, Intent
+from sabot.operators.agents.job_function import job_function
+from sabot.operators.agents.rows import plain_of
+
+__all__ = [
+    "JobCode",
+    "ReplayDifference",
+    "ReplayMode",
+    "ReplayPlayer",
+    "Verified",
+    "code_of",
+    "events_of",
+    "hash_of_steps",
+    "steps_of",
+    "verified",
+]
+
+
+def _packed(run: JobRun, value: Any) -> bytes:
+    return pack(plain_of(value), f"the result of job {run.job_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class JobCode:
+    """What runs over a recording. call: the coroutine of the job's function, for a run of it. packed: its result, as END has it."""
+
+    call: Callable[[JobRun], Coroutine[Any, Any, Any]]
+    packed: Callable[[JobRun, Any], bytes] = _packed
+
+
+class ReplayMode(StrEnum):
+    """How a recording is played."""
+
+    FAST = "fast"
+    TIMED = "timed"
+    STEP = "step"
+    VERIFY = "verify"
+
+
+class ReplayDifference(SabotError):
+    """The code of today does not do what is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of a verification. steps: effects that the function has asked for. difference: the first thing that it does otherwise than
+    is recorded; "" where there is none. events_hash: of what it has asked (`hash_of_steps` says that of the recording).
+    """
+
+    job_id: str
+    steps: int
+    difference: str
+    events_hash: str
+
+    @property
+    def same(self) -> bool:
+        """It does what is recorded."""
+        return not self.difference
+
+
+class ReplayPlayer:
+    """Plays a recording. event_bus: who hears its events; None: nobody, and they are only stepped through."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        event_bus: EventBus | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.recording = recording
+        self.event_bus = event_bus
+        self._sleep = sleep
+
+    async def replay(self, mode: ReplayMode | str = ReplayMode.FAST, *, code: JobCode | None = None) -> Any:
+        """Plays it to its end. Returns the result that is recorded: of its last `final.result`; None where it has none.
+
+        VERIFY returns a Verified; `code` is what runs over the entries, of a durable agent `code_of(spec)`. Raises ReplayDifference at the
+        first thing that the code does otherwise, UserError for a mode that there is not.
+        """
+        try:
+            mode = ReplayMode(mode)
+        except ValueError as error:
+            raise UserError(f"mode={short_repr(mode)}", hint=f"one of {', '.join(ReplayMode)}") from error
+        if mode is ReplayMode.STEP:
+            raise UserError("steps are asked for one by one", hint="async for event in player.step(): …")
+        if mode is ReplayMode.VERIFY:
+            if code is None:
+                raise UserError("VERIFY runs code over the recording", hint="replay(mode=ReplayMode.VERIFY, code=…)")
+            found = verified(self.recording, code)
+            if not found.same:
+                raise ReplayDifference(f"job {found.job_id}, behind {found.steps} steps: {found.difference}")
+            return found
+        result, before = None, None
+        async for event in self.step():
+            if mode is ReplayMode.TIMED and before is not None:
+                await self._sleep(max(event.at - before, 0.0))
+            before = event.at
+            if self.event_bus is not None:
+                await self.event_bus.publish(event)
+            if event.type is RuntimeEventType.FINAL_RESULT:
+                result = event.data.get("result")
+        return result
+
+    async def step(self) -> AsyncIterator[RuntimeEvent]:
+        """The events, one by one."""
+        for event in self.recording.events or await events_of(self.recording):
+            yield event
+
+
+async def events_of(recording: Recording) -> tuple[RuntimeEvent, ...]:
+    """The events that the entries of a recording are."""
+    bus, events = InMemoryEventBus(), list[RuntimeEvent]()
+    bus.on(events.append, slow="hold")
+    told = JobEvents(bus)
+    for entry in recording.entries:
+        await told.told(entry)
+    await bus.flush()
+    await bus.close()
+    return tuple(events)
+
+
+def code_of(spec: AgentSpec) -> JobCode:
+    """A durable agent's function, as its jobs run it; its state is not there."""
+    function = job_function(spec, None, SYSTEM_CLOCK)
+    return JobCode(lambda run: function.call(function.context(run)[0]), function.packed)
+
+
+def verified(recording: Recording, code: JobCode) -> Verified:
+    """Runs the code over a recording of a journal. Nothing is called. Raises UserError for a recording without entries."""
+    if not recording.entries:
+        raise UserError(
+            "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
+        )
+    run = JobRun(recording.job_id, _history(recording), key=recording.key, code="of today", seed=recording.seed)
+    asked: list[Ask] = []
+    try:
+        run.start(code.call)
+        asked = run.take_new()
+        difference = _other_arguments(run, asked) or _difference(run, asked, code)
+    except NoStateBackend:
+        difference = "it reads its state, and how that was then is not recorded"
+    except (Exception, SystemExit) as error:  # the user's code
+        difference = f"it cannot be run: {type(error).__name__}: {words_of(error)}"
+    finally:
+        run.discard()
+    return Verified(recording.job_id, len(asked), difference, _hash(asked))
+
+
+def hash_of_steps(recording: Recording) -> str:
+    """Of what is recorded to have been asked: the ordinals, kinds, names and arguments."""
+    return _hash(_history(recording).intents.values())
+
+
+def _history(recording: Recording) -> History:
+    return History.of(recording.job_id, recording.entries)
+
+
+def _hash(asked: Iterable[Ask | Intent]) -> str:
+    found = blake2b(digest_size=16)
+    for each in sorted(asked, key=lambda ask: ask.ordinal):
+        said = b"" if each.kind == "sleep" else each.digest
+        found.update(msgspec.msgpack.encode([each.ordinal, each.kind, each.name, said]))
+    return found.hexdigest()
+
+
+def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
+    """Of the first effect that is asked for with others than are recorded. A start would take the recorded result of some classes."""
+    for ask in sorted(asked, key=lambda ask: ask.ordinal):
+        recorded = run.history.intents.get(ask.ordinal)
+        if recorded is not None and ask.kind != "sleep" and ask.digest != recorded.digest:
+            return f"at step {ask.ordinal}, it asks for {effect_words(ask.kind, ask.name)} with other arguments"
+    return ""
+
+
+def _difference(run: JobRun, asked: Iterable[Ask], code: JobCode) -> str:
+    new = [effect_words(ask.kind, ask.name) for ask in asked if not ask.noted]
+    if run.blocked is not None:
+        error = run.outcome()[1] if run.finished else None
+        if isinstance(error, NoStateBackend):
+            raise error
+        raised = f"it raises {type(error).__name__}: {words_of(error)}; " if isinstance(error, Exception) else ""
+        return raised + run.blocked.message
+    end = run.history.end
+    if end is None:
+        return ""  # the recording stops here
+    if new:
+        return f"it goes on and asks for {', '.join(new)}, where the recording has its end"
+    if not run.finished:
+        return "it does not end where the recording ends"
+    value, error = run.outcome()
+    if isinstance(error, NoStateBackend):
+        raise error
+    return _other_end(run, end, value, error, code)
+
+
+def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, code: JobCode) -> str:
+    if error is not None and not isinstance(error, ContinueAs):
+        if end.outcome == "cancelled" and run.cancels:
+            return ""
+        told = f"{type(error).__name__}: {words_of(error)}"
+        return "" if end.outcome == "failed" and end.result in ("", type(error).__name__) else f"it fails now: {told}"
+    if end.outcome != "succeeded":
+        return f"it ends well now, and the recording ends as {end.outcome}"
+    if end.body and code.packed(run, value) != end.body:
+        return f"its result is another one now: {short_repr(as_plain(value))}"
+    return ""
+
+
+def steps_of(recording: Recording) -> list[dict[str, Any]]:
+    """What was asked, in order: ordinal, kind, name, arguments, and what came of each (outcome and value)."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in recording.entries:
+        if isinstance(entry, Intent) and entry.ordinal not in steps:
+            said = as_plain(value_of(entry, entry.body))  # type: ignore[arg-type]
+            steps[entry.ordinal] = {
+                "ordinal": entry.ordinal,
+                "kind": entry.kind,
+                "name": entry.name,
+                "asked": said,
+                "outcome": "",
+                "value": None,
+            }
+        elif isinstance(entry, EffectResult) and entry.ordinal in steps:
+            steps[entry.ordinal]["outcome"] = entry.outcome
+            steps[entry.ordinal]["value"] = as_plain(value_of(entry, entry.body))  # type: ignore[arg-type]
+        elif getattr(entry, "ordinal", None) in steps and hasattr(entry, "outcome"):
+            steps[entry.ordinal]["outcome"] = entry.outcome  # type: ignore[union-attr]
+            steps[entry.ordinal]["value"] = as_plain(value_of(entry, entry.body))  # type: ignore[union-attr,arg-type]
+    return list(steps.values())

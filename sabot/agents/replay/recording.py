@@ -1,0 +1,222 @@
+"""Recordings: what happened in a job, as a file that can be played again, elsewhere too.
+
+RuntimeEvents ─▶ ReplayRecorder ─▶ Recording ─▶ save, load
+journal       ─▶ record_job     ─▶
+
+A recording of a journal has its entries, so that the code of today can be run over them. Its digests and tokens are made anew with a key of
+its own: who has a recording can neither answer the questions of its job nor look arguments up in the journal.
+"""
+
+import os
+import platform
+import secrets
+import uuid
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sabot.agents.events import EventBus, RuntimeEvent, Subscription
+from sabot.agents.reading import as_plain, value_of
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.disk import private, sync
+from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.jobs.recovery import whole_entries
+from sabot.jobs.run import job_seed
+from sabot.journal import JournalReader, digest
+from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
+
+__all__ = ["Recording", "ReplayRecorder", "RunMetadata", "record_job"]
+
+FORMAT = 1
+
+
+class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With what a run was made; "" where it is not said. created_at: epoch seconds."""
+
+    run_id: str
+    created_at: float
+    runtime_version: str = ""
+    model_version: str = ""
+    prompt_version: str = ""
+    tools_version: str = ""
+    policy_version: str = ""
+    code_version: str = ""
+    python_version: str = ""
+    tags: dict[str, str] = {}
+
+    @classmethod
+    def create(cls, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> "RunMetadata":
+        """With an id, the time, and the versions of Sabot and Python, where they are not given."""
+        given = {
+            "run_id": uuid.uuid4().hex,
+            "created_at": clock.time(),
+            "runtime_version": _installed(),
+            "python_version": platform.python_version(),
+            **fields,
+        }
+        try:
+            return msgspec.convert(given, cls)
+        except msgspec.ValidationError as error:
+            raise UserError(f"RunMetadata: {error}") from error
+
+
+def _installed() -> str:
+    try:
+        return version("sabot")
+    except PackageNotFoundError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """events: in their order. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seed: of what is
+    drawn by lot in the job.
+    """
+
+    metadata: RunMetadata
+    initial_input: Any = None
+    events: tuple[RuntimeEvent, ...] = ()
+    job_id: str = ""
+    entries: tuple[Entry, ...] = ()
+    key: bytes = b""
+    seed: bytes = b""
+
+    def save(self, path: Path | str) -> None:
+        """Writes a JSON file (0600), whole or not at all. Raises UserError where something in it is nothing that JSON can say."""
+        content = {
+            "metadata": msgspec.to_builtins(self.metadata),
+            "initial_input": self.initial_input,
+            "events": [msgspec.to_builtins(each) for each in self.events],
+            "job_id": self.job_id,
+            "entries": [b64encode(encode_entry(entry)).decode() for entry in self.entries],
+            "key": self.key.hex(),
+            "seed": self.seed.hex(),
+        }
+        try:
+            data = msgspec.json.encode(content, order="deterministic")
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UserError(f"the recording cannot be written as JSON: {error}") from error
+        path = Path(path)
+        written = path.with_name(f"{path.name}.{os.getpid()}.new")
+        head = f'{{"sabot_recording":{FORMAT},"digest":"{_digest(data)}",\n"content":'
+        with open(written, "wb", opener=private) as file:
+            file.write(head.encode() + data + b"}\n")
+        sync(written)
+        written.rename(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Recording":
+        """What `save` has written. Raises UserError for a file that is none, of another version, cut short, or changed."""
+        try:
+            whole = msgspec.json.decode(Path(path).read_bytes())
+        except (OSError, *UNREADABLE) as error:
+            raise UserError(f"{path} cannot be read as a recording: {error}", hint="it may be cut short") from error
+        if not isinstance(whole, dict) or "sabot_recording" not in whole:
+            raise UserError(f"{path} is no recording")
+        if whole["sabot_recording"] != FORMAT:
+            raise UserError(
+                f"{path} is a recording of version {whole['sabot_recording']}, and this Sabot knows {FORMAT}",
+                hint="load it with the Sabot that has made it",
+            )
+        content: Any = whole.get("content")
+        if _digest(msgspec.json.encode(content, order="deterministic")) != whole.get("digest"):
+            raise UserError(f"{path} was changed since it was recorded", hint="bring the file back, or record anew")
+        return cls(
+            metadata=msgspec.convert(content["metadata"], RunMetadata),
+            initial_input=content["initial_input"],
+            events=tuple(msgspec.convert(each, RuntimeEvent) for each in content["events"]),
+            job_id=content["job_id"],
+            entries=tuple(decode_entry(b64decode(each), path) for each in content["entries"]),
+            key=bytes.fromhex(content["key"]),
+            seed=bytes.fromhex(content["seed"]),
+        )
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+@dataclass(slots=True)
+class ReplayRecorder:
+    """Keeps the events of a bus from `start` to `stop`. job_id: those of one job only. most: events that are kept; more end the recording
+    with an error, so that none is lost in silence.
+    """
+
+    event_bus: EventBus
+    metadata: RunMetadata
+    job_id: str | None = None
+    most: int = 1_000_000
+    _input: Any = None
+    _events: list[RuntimeEvent] = field(default_factory=list)
+    _subscription: Subscription | None = None
+    _over: int = 0
+
+    async def start(self, initial_input: Any = None) -> None:
+        """Records from now on. Raises UserError where it records already."""
+        if self._subscription is not None:
+            raise UserError("the recorder has been started", hint="await recorder.stop() first")
+        self._input, self._events, self._over = initial_input, [], 0
+        self._subscription = await self.event_bus.subscribe(self._keep, job_id=self.job_id, slow="hold")
+
+    def _keep(self, event: RuntimeEvent) -> None:
+        if len(self._events) < self.most:
+            self._events.append(event)
+        else:
+            self._over += 1
+
+    async def stop(self) -> Recording:
+        """What was published since `start`, each event once. Raises UserError where nothing was started; DataError where there were more
+        events than are kept.
+        """
+        if self._subscription is None:
+            raise UserError("the recorder was not started", hint="await recorder.start(initial_input=…)")
+        await self._subscription.flush()
+        await self._subscription.unsubscribe()
+        self._subscription = None
+        if self._over:
+            raise DataError(f"the recorder keeps {self.most} events, and there were {self._over} more")
+        once = {event.event_id: event for event in reversed(self._events)}
+        return Recording(self.metadata, self._input, tuple(reversed(once.values())))
+
+
+def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
+    """What a journal has of a job. Blocks. Raises UserError for one that it does not have."""
+    entries = [entry for _, entry in whole_entries(reader, job_id)]
+    begins = [entry for entry in entries if isinstance(entry, Begin)]
+    if not begins:
+        raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows those that it has")
+    key = secrets.token_bytes(32)
+    given = as_plain(value_of(begins[0], begins[0].body))  # type: ignore[arg-type]
+    return Recording(
+        metadata or RunMetadata.create(code_version=begins[-1].code),
+        given["message"] if isinstance(given, Mapping) and "message" in given else given,
+        job_id=job_id,
+        entries=tuple(_with_key(entries, key)),
+        key=key,
+        seed=job_seed(job_id, len(begins), reader.key),
+    )
+
+
+def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:
+    """The entries, as a journal with this key would have them."""
+
+    def token(of: str) -> str:
+        return of and blake2b(of.encode(), key=key, digest_size=20).hexdigest()
+
+    for entry in entries:
+        match entry:
+            case Intent():
+                asked = entry.body if entry.kind in ("call", "ask", "child") else b""
+                assert isinstance(asked, bytes)
+                made = entry.digest if entry.kind == "sleep" else digest(key, entry.kind, entry.name, asked)
+                yield msgspec.structs.replace(entry, digest=made, token=token(entry.token))
+            case Answer():
+                yield msgspec.structs.replace(entry, token=token(entry.token))
+            case _:
+                yield entry
