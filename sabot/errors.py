@@ -25,6 +25,7 @@ SabotError(message, *, hint=)
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
 ├── JournalFailed          an entry could not be made durable; the run ends
 ├── EffectError            what a job sees of an effect that has failed: the error's type and message
+│   └── PolicyDenied       a rule, or a person whom it has asked, does not allow it: nothing was done
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
 ├── ModelError, ToolError  of models and their tools: the tree in `sabot.llm.errors`
 └── InternalError          our bug: it propagates
@@ -62,6 +63,7 @@ __all__ = [
     "NotSent",
     "OtherJournal",
     "Overloaded",
+    "PolicyDenied",
     "RowErrors",
     "SabotError",
     "TransientError",
@@ -238,6 +240,13 @@ class EffectError(SabotError):
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.effect, self.type, self.message)))
+
+
+class PolicyDenied(EffectError):
+    """A rule does not allow what was asked, or a person whom a rule has asked did not. Nothing was done."""
+
+    def __init__(self, message: str, *, effect: str = "") -> None:
+        super().__init__("PolicyDenied", message, effect=effect)
 
 
 class AgentFailed(SabotError):

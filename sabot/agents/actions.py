@@ -15,6 +15,7 @@ from sabot.agents.context import checked_word
 from sabot.clock import Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
+from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
 
 __all__ = [
@@ -81,13 +82,26 @@ class ActionRecord:
     resolved_at: float | None = None
     by: str = ""
 
+    @property
+    def approves_effect(self) -> bool:
+        """A rule wants to know whether an effect may be made."""
+        return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
+
     def overdue(self, now: float) -> bool:
         """It is pending, and may not be answered any more."""
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Raises UserError where a job asks whether an effect was made, and the answer does not say it: the job would take it for "abandon"."""
+    """Raises UserError where a job asks whether an effect was made, or may be made, and the answer does not say it: the job would take it
+    for "abandon", or for a refusal.
+    """
+    if action.approves_effect and not isinstance(resolution.get("approved"), bool):
+        raise UserError(
+            f"action {action.action_id} asks whether {action.payload['effect']} may be done, "
+            f"and {short_repr(dict(resolution))} does not say it",
+            hint='{"approved": true}, or false',
+        )
     if action.type == IN_DOUBT and "effect" in action.payload:
         said = resolution.get("outcome", resolution.get("answer"))
         if said not in VERDICTS:

@@ -35,7 +35,7 @@ class DeclaresAgents:
         concurrency: how many calls run at a time, in order per key. timeout: of one call.
         durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
         behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
-        a record is.
+        a record is; scope, principal: the fields that say for which tenant, and for whom, its job runs; without scope= that is the app.
         on_error: "fail", "retry" (retries, backoff), "skip".
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """

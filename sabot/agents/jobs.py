@@ -131,7 +131,7 @@ class OpenEffect:
     """What a job of an agent has asked for, and nothing has come of yet. Times are epoch seconds.
 
     kind: "call", "ask", "sleep", "wait" or "child". name: of the tool, of the kind of question, of the signal, of the agent. due_at: until
-    when. in_doubt: a person is asked whether it was made.
+    when. in_doubt: a person is asked whether it was made. needs_approval: … whether it may be made.
     """
 
     ordinal: int
@@ -140,6 +140,7 @@ class OpenEffect:
     asked_at: float
     due_at: float | None = None
     in_doubt: bool = False
+    needs_approval: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from sabot.agents.jobs import OpenEffect
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
+from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
@@ -81,7 +82,7 @@ class Progress:
     """How far a job of an agent is, as its entries say.
 
     attempt: of the job, from 1. effects: how many it has asked for. last_at: when its last entry was written, epoch seconds. asked: what
-    it has asked for and nothing came of, by ordinal: the intent, and the question of a person whether it was made, if there is one.
+    it has asked for and nothing came of, by ordinal: the intent, and the question to a person about it, if one is open.
     failed: those that came to an error, which another attempt may make again. early: signals that nobody waited for when they came.
     """
 
@@ -124,7 +125,7 @@ class Progress:
 
     def _intend(self, intent: Intent) -> None:
         known = self.asked.get(intent.ordinal)
-        if known is not None and intent.name == IN_DOUBT:
+        if known is not None and intent.kind == "ask":
             self.asked[intent.ordinal] = known[0], intent
             return
         self.effects += 1
@@ -134,8 +135,8 @@ class Progress:
             self.asked[intent.ordinal] = intent, None
 
     def _answer(self, answer: Answer) -> None:
-        intent, doubt = self.asked.get(answer.ordinal, (None, None))
-        if intent is not None and doubt is not None:
+        intent, question = self.asked.get(answer.ordinal, (None, None))
+        if intent is not None and question is not None:
             self.asked[answer.ordinal] = intent, None
         else:
             self.asked.pop(answer.ordinal, None)
@@ -160,8 +161,9 @@ class Progress:
                 intent.name,
                 asked_at=intent.at_ms / 1000,
                 due_at=intent.due_ms / 1000 if intent.due_ms else None,
-                in_doubt=doubt is not None,
+                in_doubt=question is not None and question.name == IN_DOUBT,
+                needs_approval=question is not None and question.name == CONFIRM,
             )
-            for ordinal, (intent, doubt) in sorted(self.asked.items(), reverse=True)
+            for ordinal, (intent, question) in sorted(self.asked.items(), reverse=True)
             if intent.kind != "sleep" or intent.due_ms / 1000 > self.last_at
         )

@@ -32,6 +32,7 @@ from sabot.errors import (
     LetterRefused,
     UserError,
 )
+from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.effects import digest
@@ -131,7 +132,8 @@ class JobsOfJournal:
             self._progress.setdefault(entry.job, Progress(last_at=at))
             return JobRecord(
                 job_id=entry.job,
-                scope_id="",
+                scope_id=entry.scope,
+                principal_id=entry.principal,
                 status=JobStatus.RUNNING,
                 created_at=at if before is None else before.created_at,
                 updated_at=at,
@@ -152,7 +154,9 @@ class JobsOfJournal:
         payload = self._decoded(entry.body, dict[str, Any], action_id)
         if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
             action_id = f"{action_id}.{payload['attempt']}"
-            payload |= self._in_doubt(entry)
+            payload |= self._arguments(entry)
+        elif entry.name == CONFIRM:
+            payload |= self._arguments(entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
             job_id=entry.job,
@@ -169,11 +173,11 @@ class JobsOfJournal:
             waiting = JobStatus.WAITING_ACTION
             self.jobs[entry.job] = replace(job, status=waiting, ran_seconds=job.ran_until(at), updated_at=at)
 
-    def _in_doubt(self, question: Intent) -> dict[str, Any]:
-        """What the effect in doubt was called with, unless that is long."""
+    def _arguments(self, question: Intent) -> dict[str, Any]:
+        """What the effect that the question is about is called with, unless that is long."""
         far = self._progress.get(question.job)
-        intent, _ = (None, None) if far is None else far.asked.get(question.ordinal, (None, None))
-        if intent is None or not isinstance(intent.body, bytes):
+        intent, about = (None, None) if far is None else far.asked.get(question.ordinal, (None, None))
+        if intent is None or about is None or not isinstance(intent.body, bytes):
             return {}
         return {"arguments": as_plain(value_of(intent, intent.body))}
 

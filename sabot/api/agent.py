@@ -28,7 +28,7 @@ class AgentSpec:
     """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
-    field that says which request a record is.
+    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs.
     """
 
     agent_id: str
@@ -47,6 +47,8 @@ class AgentSpec:
     mailbox: int = _MAILBOX_ROWS
     mailbox_full: MailboxFull = "hold"
     job_id: str | None = None
+    scope: str | None = None
+    principal: str | None = None
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
 
     @classmethod
@@ -75,6 +77,8 @@ class AgentSpec:
         mailbox: int | None = None,
         mailbox_full: MailboxFull | None = None,
         job_id: str | None = None,
+        scope: str | None = None,
+        principal: str | None = None,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -118,7 +122,13 @@ class AgentSpec:
             batch=batch,
             keyed=key is not None,
             on_timer=on_timer,
-            only={"mailbox": mailbox, "mailbox_full": mailbox_full, "job_id": job_id},
+            only={
+                "mailbox": mailbox,
+                "mailbox_full": mailbox_full,
+                "job_id": job_id,
+                "scope": scope,
+                "principal": principal,
+            },
         )
         if not isinstance(sink, str | Sink | None) and not callable(sink):
             raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
@@ -142,6 +152,8 @@ class AgentSpec:
             mailbox=_MAILBOX_ROWS if mailbox is None else mailbox,
             mailbox_full=mailbox_full or "hold",
             job_id=job_id,
+            scope=scope,
+            principal=principal,
             topic_by_name=topic is None,
         )
 
@@ -181,6 +193,12 @@ def _check_durable(
     if on_timer is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
     mailbox, full, job_id = (only[name] for name in ("mailbox", "mailbox_full", "job_id"))
+    for name in ("scope", "principal"):
+        field = only[name]
+        if field is not None and (not isinstance(field, str) or not field):
+            raise refuse(f"{name}={field!r}", "the name of the field that says it")
+        if field is not None and batch:
+            raise refuse(f"{name}={field!r} with batch=True", "the rows of a batch are one job: leave it out")
     if mailbox is not None and not is_whole(mailbox, 1):
         raise refuse(f"mailbox={mailbox!r}", "how many records may wait behind a key that is busy: 1 or more")
     if full not in (None, *get_args(MailboxFull)):

@@ -43,6 +43,7 @@ class JobModel:
         self._ctx = ctx
         self._job = job
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
+        self._model = engine.provider.model or "default"
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
         """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
@@ -51,7 +52,7 @@ class JobModel:
         spec, schema = request_of(prompt, output, fields)
         body = pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
         try:
-            said = await self._job.call(self._tool, (spec,), {}, body)
+            said = await self._job.call(self._tool, (spec,), {}, body, model=spec.model or self._model)
         except EffectError as error:
             raise model_error(error.type, error.message) or error from error
         return with_output(msgspec.convert(said, Completion), schema)

@@ -57,7 +57,18 @@ def list_actions(
 def _question(action: ActionRecord) -> str:
     if action.type == IN_DOUBT and "effect" in action.payload:
         return f"was {action.payload['effect']}{arguments_text(action.payload.get('arguments'))} done?"
+    if action.approves_effect:
+        asked = f"may {action.payload['effect']}{_shown(action)} be done?"
+        return f"{asked} {action.payload.get('reason') or action.payload['rule']}"
     return as_json(action.payload, "payload").decode()
+
+
+def _shown(action: ActionRecord) -> str:
+    """What the effect is called with; of a model the last that it is told."""
+    arguments = action.payload.get("arguments")
+    if action.payload.get("kind") == "model" and isinstance(arguments, list) and arguments:
+        return f" {as_json(arguments[-1], 'a request').decode()}"
+    return arguments_text(arguments)
 
 
 def _answers(reader: JournalReader) -> dict[str, Letter]:
@@ -162,6 +173,8 @@ def _check(asked: ActionRecord, word: str, answer: dict[str, Any]) -> None:
         check_resolution(asked, answer)
     except UserError as error:
         hint = "--done (with --with JSON: what it gave), --not-done: it is made again, or --abandon"
+        if asked.approves_effect:
+            hint = "--approve, or --reject"
         raise WrongUse(f"{word} is no answer: {error.message}", hint=hint) from error
     if asked.type != IN_DOUBT and word in ("--done", "--not-done", "--abandon"):
         raise WrongUse(

@@ -97,8 +97,8 @@ def _row(job: JobRecord) -> list[object]:
 def _open_effect(effect: OpenEffect) -> str:
     words = {"call": "call", "ask": "question", "sleep": "timer", "wait": "signal", "child": "child"}
     due = f"until {_moment(effect.due_at)}" if effect.due_at is not None else ""
-    doubt = "in doubt:" if effect.in_doubt else ""
-    return " ".join(filter(None, [doubt, words.get(effect.kind, effect.kind), effect.name, due]))
+    asked = "in doubt:" if effect.in_doubt else "to approve:" if effect.needs_approval else ""
+    return " ".join(filter(None, [asked, words.get(effect.kind, effect.kind), effect.name, due]))
 
 
 def _facts(job: JobRecord) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The effects of jobs: noted, made, made again, judged where nobody knows whether they were made.
 
-asked ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
+asked ─▶ gate ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
                      │
                      ├─ it failed, and may be repeated: ATTEMPT, and again
                      └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
@@ -16,8 +16,9 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
+from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
-from sabot.jobs.owner import Desk, Live
+from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun, question_token
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
@@ -26,7 +27,7 @@ from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, di
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 
-__all__ = ["Effects", "child_id"]
+__all__ = ["Effects", "child_id", "is_approved"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +40,20 @@ class Effects:
     """Makes what jobs ask. Its methods are items of the host's task, or put some."""
 
     def __init__(
-        self, desk: Desk, timers: JobTimers, clock: Clock, *, broke: Callable[[str, SabotError], object]
+        self,
+        desk: Desk,
+        timers: JobTimers,
+        clock: Clock,
+        *,
+        broke: Callable[[str, SabotError], object],
+        gate: EffectGate | None = None,
     ) -> None:
-        """broke: the run has to end."""
+        """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
         self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=partial(broke, "an effect"))
         self._desk = desk
         self._timers = timers
+        self._gate = gate
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 
     def _may_send(self) -> None:
@@ -60,22 +68,50 @@ class Effects:
         desk = self._desk
         if not desk.runs(live) or (desk.stopping and not ask.noted):
             return
-        fresh, position = not ask.noted, None
-        if fresh:
-            position = desk.append(ask.intent(live.job.job_id, desk.now_ms()), live)
-            ask.noted = True
-            self.asked_total += 1
+        if ask.noted:
+            if ask.ordinal in live.job.open:
+                self._go_on(live, ask)
+        elif self._gate is not None and (kind := ask.gated) is not None:
+            self._decide(live, ask, kind, self._gate)
+        else:
+            self._note(live, ask)
+
+    def _note(self, live: Live, ask: Ask) -> None:
+        """Its INTENT, and what follows of it."""
+        desk, verdict = self._desk, ask.verdict
+        position = desk.append(ask.intent(live.job.job_id, desk.now_ms()), live)
+        ask.noted = True
+        self.asked_total += 1
         if ask.ordinal not in live.job.open:
             return  # there is nothing to make: a patch, a wait whose signal was there
+        if verdict is not None and not self._allowed(live, ask, verdict):
+            return
         match ask.kind:
-            case "call" if fresh:
+            case "call":
                 self._make(live, ask, position)
+            case "sleep" | "ask" if ask.due_ms:
+                self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
+            case "child":
+                self._begin_child(live, ask, again=False)
+
+    def _go_on(self, live: Live, ask: Ask) -> None:
+        """It was asked before, and nothing has come of it."""
+        verdict = ask.verdict
+        if verdict is not None:
+            try:
+                ask.change(verdict)
+            except UserError as error:  # the function asks for it with something else than it did
+                self._refused(live, ask, error.message)
+                return
+            if not self._allowed(live, ask, verdict):
+                return
+        match ask.kind:
             case "call":
                 self._judge(live, ask)
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask, again=not fresh)
+                self._begin_child(live, ask, again=True)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
         """entry: of this attempt. The call waits until it is durable, if the class wants that."""
@@ -112,8 +148,7 @@ class Effects:
         doubtful = certainty is Certainty.UNKNOWN and not repeatable
         if live is None:
             if not (again or doubtful):  # else the next start judges it
-                at_ms = self._desk.now_ms()
-                self._desk.append(EffectResult(job_id, at_ms, ordinal, ask.attempt, outcome.outcome, outcome.body))
+                self._desk.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
         elif again:
             self._desk.put_later(retry.wait_s(ask.attempt - 1), partial(self._again, live, ask))
         elif doubtful:
@@ -128,6 +163,13 @@ class Effects:
         else:
             self.runner.drop(job.job_id)
 
+    def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
+        """Its RESULT, with what it has used."""
+        at_ms, used, kind = self._desk.now_ms(), b"", ask.gated
+        if self._gate is not None and kind is not None:
+            used = self._gate.settle(EffectId(job_id, ask.ordinal, ask.attempt), kind, outcome, body, at_ms)
+        return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used)
+
     def _again(self, live: Live, ask: Ask) -> None:
         """Another attempt."""
         if not self._desk.runs(live) or self._desk.stopping:
@@ -139,8 +181,123 @@ class Effects:
 
     def _result(self, live: Live, ask: Ask, outcome: str, body: bytes) -> None:
         """The effect has a certain outcome: it is recorded, and the function told."""
-        entry = EffectResult(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt, outcome, body)
+        entry = self._settled(live.job.job_id, ask, outcome, body)
         self._desk.arrived(self._desk.append(entry, live), entry)
+
+    # -- what may be made ---------------------------------------------------------------------------------------------
+
+    def reopen(self, job: OpenJob) -> None:
+        """What was decided of the open effects of a job in an earlier run holds."""
+        if self._gate is None:
+            return
+        for ordinal, note in job.decided.items():
+            verdict = decode_verdict(note)
+            if verdict is not None and verdict.decision is not Decision.DENY:
+                self._gate.reopen(EffectId(job.job_id, ordinal), job.agent, job.behalf, verdict)
+
+    def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:
+        """What may become of it is decided, now or, where that takes time, beside."""
+        job = live.job
+        call = GatedCall(
+            job.effect_id(ask),
+            kind,
+            ask.model or ask.name,
+            agent=job.history.begin.agent,
+            behalf=job.behalf,
+            effect_class=ask.effect_class,
+            tool=ask.tool,
+            args=(unpack(ask.body),) if kind == "child" else ask.args,
+            kwargs=ask.kwargs,
+            spec=ask.args[0] if kind == "model" else None,
+        )
+        found = judged(gate, call)
+        if isinstance(found, GateVerdict):
+            self._decided(live, ask, found)
+            return
+        ask.judging = True
+
+        async def wait() -> None:
+            self._desk.put(partial(self._decided_later, live, ask, gate, await found))
+
+        self._desk.beside(wait(), f"what decides on {ask.name} of job {job.job_id}")
+
+    def _decided_later(self, live: Live, ask: Ask, gate: EffectGate, verdict: GateVerdict) -> None:
+        """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
+        ask.judging = False
+        if self._desk.runs(live) and not self._desk.stopping and not ask.dropped:
+            self._decided(live, ask, verdict)
+            return
+        gate.drop(live.job.effect_id(ask))
+        live.job.open.pop(ask.ordinal, None)
+        self._desk.settle(live)
+
+    def _decided(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
+        ask.change(verdict)
+        if verdict.decision is Decision.ASK:
+            ask.attempt = 0
+        if verdict.decision is Decision.WARN or verdict.notes:
+            said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
+            _log.warning("job %s: %s, effect %d: %s", live.job.job_id, ask.name, ask.ordinal, said)
+        self._note(live, ask)
+
+    def _allowed(self, live: Live, ask: Ask, verdict: GateVerdict) -> bool:
+        """Whether it may be made now. Else it is denied, or a person is asked."""
+        if verdict.decision is Decision.DENY:
+            self._refused(live, ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
+            return False
+        if verdict.decision is not Decision.ASK or ask.attempt:
+            return True
+        answer = live.job.history.approval(ask.ordinal)
+        if answer is not None:
+            self._approval(live, ask, answer)
+        else:
+            self._ask_approval(live, ask, verdict)
+        return False
+
+    def _refused(self, live: Live, ask: Ask, why: str, error: str = "PolicyDenied", rule: str = "") -> None:
+        said = f"{ask.model or ask.name} was not done: {why}" + (f" (rule {rule})" if rule else "")
+        self._result(live, ask, error, pack_error(EffectError(error, said)))
+
+    def _ask_approval(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
+        """A question of type "confirm", with the ordinal of its effect; asked once, also over restarts."""
+        job, history = live.job, live.job.history
+        question = history.approvals.get(ask.ordinal)
+        if question is None:
+            at_ms, key = self._desk.now_ms(), self._desk.journal.key
+            payload: dict[str, Any] = {"effect": ask.model or ask.name, "kind": ask.gated, "ordinal": ask.ordinal}
+            payload |= {"reason": verdict.reason, "rule": verdict.rule, "answers": ["approve", "reject"]}
+            due_ms = at_ms + round(verdict.wait_s * 1000) if verdict.wait_s else 0
+            asked, token = digest(key, "ask", CONFIRM, payload), question_token(key, job.job_id, ask.ordinal)
+            body = msgspec.json.encode(payload)
+            question = Intent(job.job_id, at_ms, ask.ordinal, "ask", CONFIRM, asked, "", body, token, due_ms)
+            self._desk.append(question, live)
+            history.approvals[ask.ordinal] = question
+        ask.token, ask.due_ms = question.token, question.due_ms
+        if ask.due_ms:
+            self._timers.add(ask.due_ms, job.job_id, ask.ordinal)
+        self._desk.put_first([partial(self._desk.settle, live)])
+
+    def answered(self, live: Live, ask: Ask, answer: Answer) -> None:
+        """A person has answered a question about an effect: whether it may be made, or whether it was."""
+        if answer.token == ask.doubt:
+            self.verdict(live, ask, answer)
+        else:
+            live.job.history.verdicts[answer.token] = answer
+            self._approval(live, ask, answer)
+
+    def _approval(self, live: Live, ask: Ask, answer: Answer) -> None:
+        """Whether a person allows it. An entry says so before it is made: only behind that it may be in doubt."""
+        ask.token, ask.due_ms = "", 0
+        by = f" by {answer.by}" if answer.by else ""
+        if answer.outcome != "resolved":
+            self._refused(live, ask, f"nobody has approved it: the question was {answer.outcome}")
+        elif not is_approved(answer):
+            self._refused(live, ask, f"it was rejected{by}")
+        elif ask.kind == "child":
+            ask.attempt = 1
+            self._begin_child(live, ask, again=True)
+        else:
+            self._again(live, ask)
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
@@ -252,12 +409,14 @@ class Effects:
             owner = self._desk.owner_of(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
-            owner.begin_child(child, unpack(ask.body), again=again)
+            owner.begin_child(child, unpack(ask.body), again=again, behalf=live.job.behalf)
         except (UserError, DataError) as error:
             self._result(live, ask, type(error).__name__, pack_error(error))
 
-    def tell_parent(self, job_id: str, outcome: str, body: bytes) -> None:
+    def over(self, job_id: str, outcome: str, body: bytes) -> None:
         """A job has ended; if it is a child, its parent hears of it. body: of its END."""
+        if self._gate is not None:
+            self._gate.over(job_id)
         parent, _, ordinal = job_id.rpartition(_CHILD)
         if not ordinal.isdigit() or not self._desk.is_open(parent):
             return
@@ -266,12 +425,24 @@ class Effects:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
         entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body)
+        if self._gate is not None:
+            used = self._gate.settle(EffectId(parent, int(ordinal)), "child", told, body, entry.at_ms)
+            entry = msgspec.structs.replace(entry, usage=used)
         self._desk.arrived(self._desk.append(entry, live), entry)
 
 
 def child_id(job_id: str, ordinal: int) -> str:
     """The id of the job that this effect of a job begins."""
     return f"{job_id}{_CHILD}{ordinal}"
+
+
+def is_approved(answer: Answer) -> bool:
+    """Whether it says yes: {"approved": true}, and nothing else counts."""
+    try:
+        body = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
+    except UNREADABLE:
+        return False
+    return answer.outcome == "resolved" and body.get("approved") is True
 
 
 def _said(answer: Answer) -> tuple[str, Any]:

@@ -10,13 +10,14 @@ A RESULT with ordinal 0 is of the attempt itself: its time is over.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
-that were cancelled. They are asked anew, as effects of their own.
+that were cancelled. They are asked anew, as effects of their own. So is what was denied (`gate`).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sabot.errors import CorruptJournal
+from sabot.jobs.gate import Decision, decode_verdict
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
@@ -44,8 +45,8 @@ class History:
     effect, from 1.
 
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
-    doubts: the last question about an effect in doubt, by its ordinal; verdicts: the answers to such questions, by token. base: the last
-    ordinal before the last BEGIN. last_ordinal: of all.
+    doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
+    the answers to such questions, by token. base: the last ordinal before the last BEGIN. last_ordinal: of all.
     """
 
     begin: Begin
@@ -58,6 +59,7 @@ class History:
     tried_ms: int = 0
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
+    approvals: dict[int, Intent] = field(default_factory=dict)
     verdicts: dict[str, Answer] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
@@ -104,12 +106,22 @@ class History:
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
                 self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
-            case Answer() if (doubt := self.doubts.get(entry.ordinal)) is not None and doubt.token == entry.token:
+            case Answer() if self._is_about_effect(entry):
                 self.verdicts[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():
                 self.deliveries.append(entry)
             case End():
                 self.end = entry
+
+    def _is_about_effect(self, answer: Answer) -> bool:
+        """The question was about an effect, and none of the function's own."""
+        asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
+        return any(each is not None and each.token == answer.token for each in asked)
+
+    def approval(self, ordinal: int) -> Answer | None:
+        """What a person has said to the question whether this effect may be made; None: nothing yet, or nobody was asked."""
+        question = self.approvals.get(ordinal)
+        return None if question is None else self.verdicts.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
         """Whether the outcome of this effect is recorded."""
@@ -118,6 +130,8 @@ class History:
     def _try(self, attempt: int, at_ms: int) -> None:
         """Another attempt of the job."""
         self.attempt, self.tried_ms = attempt, at_ms
+        for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
+            del self.intents[ordinal]
         self.intents = {at: each for at, each in self.intents.items() if (each.kind, each.name) != ("sleep", TIMEOUT)}
         for entry in self.deliveries:
             if self._given_up(entry):
@@ -128,11 +142,21 @@ class History:
         self.intents = {at: each for at, each in self.intents.items() if each.kind != "sleep" or at in fired}
 
     def _intend(self, intent: Intent) -> None:
-        if intent.kind == "ask" and intent.name == IN_DOUBT and intent.ordinal in self.intents:
-            self.doubts[intent.ordinal] = intent
+        if intent.kind == "ask" and intent.ordinal in self.intents:
+            about = self.doubts if intent.name == IN_DOUBT else self.approvals
+            about[intent.ordinal] = intent
         else:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
+
+    def _was_denied(self, intent: Intent) -> bool:
+        """By a rule, or since nobody has answered: another attempt of the job is judged anew. What a person has refused stays refused."""
+        verdict = decode_verdict(intent.note)
+        assert verdict is not None
+        if verdict.decision is Decision.DENY:
+            return True
+        answer = self.approval(intent.ordinal)
+        return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _given_up(self, entry: Delivery) -> bool:
         """Whether it says that the job itself did not want an effect any more."""

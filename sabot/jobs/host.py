@@ -21,6 +21,7 @@ from sabot.errors import NonDeterminism
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.effects import Effects
+from sabot.jobs.gate import NOBODY, Behalf, EffectGate
 from sabot.jobs.history import Delivery, History
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import JobLog, Listener
@@ -57,9 +58,10 @@ class JobHost:
         stop_grace_s: float = STOP_GRACE_SECONDS,
         notes: ParkedNotes | None = None,
         listener: Listener | None = None,
+        gate: EffectGate | None = None,
     ) -> None:
         """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped.
-        notes: of parked jobs, as the restored checkpoint has them. listener: is told what happens in jobs.
+        notes: of parked jobs, as the restored checkpoint has them. listener: is told what happens in jobs. gate: decides what they may do.
         """
         self.journal = journal
         self.stopping = False
@@ -82,7 +84,7 @@ class JobHost:
         self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
         self._timers = JobTimers(self, clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
-        self._effects = Effects(self, self._timers, clock, broke=on_broken)
+        self._effects = Effects(self, self._timers, clock, broke=on_broken, gate=gate)
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -105,6 +107,8 @@ class JobHost:
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
+        for job in found:
+            self._effects.reopen(job)
         return found
 
     def start(self) -> None:
@@ -148,10 +152,18 @@ class JobHost:
     # -- what an agent asks -------------------------------------------------------------------------------------------
 
     def begin(
-        self, agent_id: str, job_id: str, *, record: bytes, key: bytes, digest: bytes, again: bool = False
+        self,
+        agent_id: str,
+        job_id: str,
+        *,
+        record: bytes,
+        key: bytes,
+        digest: bytes,
+        again: bool = False,
+        behalf: Behalf = NOBODY,
     ) -> None:
         """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. again: it has
-        failed or was cancelled, and runs once more over what it has done.
+        failed or was cancelled, and runs once more over what it has done. behalf: on whose it runs.
         """
         self._agents[job_id] = agent_id
 
@@ -159,7 +171,7 @@ class JobHost:
             if self.stopping:
                 return
             owner = self._owners[agent_id]
-            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code)
+            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf)
             self._begun_total += 1
             if again:
                 self.append(entry)
@@ -196,7 +208,7 @@ class JobHost:
         if job.ended_at is not None:
             self.log.again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
-        self._effects.tell_parent(job.job_id, end.outcome, self.journal.load(end.body))
+        self._effects.over(job.job_id, end.outcome, self.journal.load(end.body))
 
     async def known(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
@@ -349,8 +361,8 @@ class JobHost:
             live.last = position
         if isinstance(entry, Answer):
             ask = live.job.open.get(entry.ordinal)
-            if ask is not None and ask.kind == "call" and ask.doubt == entry.token:
-                self._effects.verdict(live, ask, entry)
+            if ask is not None and ask.kind != "ask" and entry.token in (ask.doubt, ask.token):
+                self._effects.answered(live, ask, entry)
                 return
         self.run(live, live.job.deliver, entry)
 
@@ -385,7 +397,7 @@ class JobHost:
             self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
             return
         live = self._live.get(job_id)
-        asked = self.parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind == "ask"
+        asked = self.parking.asks(job_id, ordinal) if live is None else live.job.open[ordinal].kind != "sleep"
         if asked:
             self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
@@ -440,7 +452,7 @@ class JobHost:
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
-        self._effects.tell_parent(job_id, outcome, body)
+        self._effects.over(job_id, outcome, body)
 
     def _forget(self, live: Live, *, stays_open: bool = False) -> None:
         """It is not in memory any more. stays_open: the next start goes on with it."""
@@ -486,7 +498,7 @@ class JobHost:
         """A new history of the same job."""
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
-        entry = Begin(job.job_id, self.now_ms(), old.agent, record, old.key, old.digest, owner.code)
+        entry = Begin(job.job_id, self.now_ms(), old.agent, record, old.key, old.digest, owner.code, *job.behalf)
         job.history.last_ordinal = job.last_asked
         self._forget(live)
         self._begin(job.history.anew(entry), owner, entry)

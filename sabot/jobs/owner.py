@@ -6,11 +6,13 @@ Desk       the host, as `effects`, `parking` and `timers` see it
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
+from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.history import Delivery
 from sabot.jobs.run import JobRun
 from sabot.journal import Body, End, Entry, Journal, Position
@@ -27,6 +29,7 @@ Item = Callable[[], Awaitable[None] | None]
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
     ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
+    behalf: of its BEGIN. decided: the notes of its intents that have no result, by ordinal.
     """
 
     job_id: str
@@ -40,6 +43,8 @@ class OpenJob(NamedTuple):
     ended_at: Position | None = None
     last: Position | None = None
     begun_ms: int = 0
+    behalf: Behalf = NOBODY
+    decided: Mapping[int, bytes] = MappingProxyType({})
 
 
 class JobOwner(Protocol):
@@ -65,8 +70,9 @@ class JobOwner(Protocol):
     def backoff_s(self, attempt: int) -> float:
         """How long to wait before the attempt behind this one."""
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
-        """A job with this id and this input, asked for by another job (`ctx.child`): in the order of its key. Raises UserError.
+    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
+        """A job with this id and this input, asked for by another job (`ctx.child`), whose behalf is its own: in the order of its key.
+        Raises UserError.
 
         again: it was asked for before. It may have failed, which another attempt of the other job does not take for an answer: then it is
         tried once more, over what it has done.
@@ -107,7 +113,10 @@ class Live:
 
     def awaits(self, ordinal: int) -> bool:
         """Whether the timer of this ordinal counts: 0 is the time of the attempt."""
-        return ordinal in self.job.open if ordinal else self.due_ms > 0
+        if not ordinal:
+            return self.due_ms > 0
+        ask = self.job.open.get(ordinal)
+        return ask is not None and ask.due_ms > 0
 
 
 class Desk(Protocol):

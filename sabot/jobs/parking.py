@@ -124,10 +124,10 @@ class Parking:
             live.job.code,
             tuple(ask.name for ask in asks if ask.kind == "wait"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
-            tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "ask"),
+            tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind != "sleep"),
         )
         self._rests(job_id, agent_id, note)
-        if self._notes is not None and all(ask.kind in _NOTED for ask in asks):
+        if self._notes is not None and all(ask.kind in _NOTED or ask.token for ask in asks):
             self._unnoted[job_id] = note
             if not self._has_letter(job_id):
                 self.letters_taken(job_id)

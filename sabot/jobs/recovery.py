@@ -5,8 +5,9 @@ from typing import Any
 
 import msgspec
 
+from sabot.jobs.gate import Behalf
 from sabot.jobs.owner import OpenJob
-from sabot.journal import Begin, End, JournalReader, Position, StoredBody
+from sabot.journal import Begin, EffectResult, End, Intent, JournalReader, Position, StoredBody
 
 __all__ = ["last_begin", "open_jobs", "unapplied_jobs", "whole_entries"]
 
@@ -23,13 +24,19 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
+    decided: dict[str, dict[int, bytes]] = {}
     for position, entry in reader.read():
         lasts[entry.job] = position
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
             ends.pop(entry.job, None)
+        elif isinstance(entry, Intent) and entry.note:
+            decided.setdefault(entry.job, {})[entry.ordinal] = entry.note
+        elif isinstance(entry, EffectResult) and entry.job in decided:
+            decided[entry.job].pop(entry.ordinal, None)
         elif isinstance(entry, End) and entry.job in begun:
+            decided.pop(entry.job, None)
             covered = position.offset < positions.get(position.partition, 0)
             if covered and unapplied.get(entry.job) != position:
                 del begun[entry.job], lasts[entry.job]
@@ -41,7 +48,9 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
-        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms))
+        behalf = Behalf(begin.scope, begin.principal)
+        noted = decided.get(job_id, {})
+        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms, behalf, noted))
     return sorted(jobs, key=lambda job: job.began)
 
 

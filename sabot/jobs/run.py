@@ -18,11 +18,13 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from sabot.errors import NonDeterminism, UserError
+from sabot.jobs.gate import Behalf, CallKind, Decision, GateVerdict, decode_verdict, encode_verdict, hidden, with_model
 from sabot.jobs.history import TIMEOUT, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
-from sabot.jobs.values import copied, unpack, unpack_error
+from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
+from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
 __all__ = [
@@ -59,8 +61,10 @@ class ContinueAs(BaseException):
 class Ask:
     """An effect that the function has asked for. future: what the function awaits, on the job's loop; None: nothing.
 
-    kind: "call", "ask", "sleep", "wait", "child" or "patch". noted: its INTENT is in the journal. dropped: the function awaits it no
-    longer. doubt: a person is asked whether it was made. attempt: of the effect, from 1.
+    kind: "call", "ask", "sleep", "wait", "child" or "patch". model: of a call that asks a model, its name. noted: its INTENT is in the
+    journal. dropped: the function awaits it no longer. token, due_ms: of a question, also of one whether it may be made. doubt: a person is
+    asked whether it was made. attempt: of the effect, from 1; 0: a person has to allow it first. verdict: what was decided of it. judging:
+    that is being decided.
     """
 
     ordinal: int
@@ -75,17 +79,39 @@ class Ask:
     tool: Tool | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
     timer: JobTimer | None = None
     noted: bool = False
     dropped: bool = False
     doubt: str = ""
     attempt: int = 1
+    verdict: GateVerdict | None = None
+    judging: bool = False
+
+    @property
+    def gated(self) -> CallKind | None:
+        """What a gate calls it; None: it is none of its business."""
+        if self.kind == "call":
+            return "model" if self.model else "tool"
+        return "child" if self.kind == "child" else None
+
+    def change(self, verdict: GateVerdict) -> None:
+        """It will be made as the verdict says. Its digest stays that of what was asked. Raises UserError where it cannot be changed."""
+        self.verdict = verdict
+        if verdict.model and self.args and isinstance(self.args[0], RequestSpec):
+            self.args = (with_model(self.args[0], verdict.model), *self.args[1:])
+        if verdict.hide:
+            self.args, self.kwargs = hidden((self.args, self.kwargs), verdict.hide)
+            asked = unpack(self.body)
+            shown = hidden(asked, verdict.hide)
+            if shown is not asked:
+                self.body = pack(shown, f"arguments of {self.name}")
 
     def may_park(self, now_s: float) -> bool:
         """Whether it may take long, so that its job need not stay in memory."""
         if self.kind == "sleep":
             return self.due_ms / 1000 - now_s > _PARKS_S
-        return self.kind in _WAITS_LONG or bool(self.doubt)
+        return not self.judging and (self.kind in _WAITS_LONG or bool(self.doubt or self.token))
 
     def intent(self, job_id: str, at_ms: int) -> Intent:
         """Its entry."""
@@ -100,6 +126,7 @@ class Ask:
             self.body,
             self.token,
             self.due_ms,
+            b"" if self.verdict is None else encode_verdict(self.verdict),
         )
 
 
@@ -245,11 +272,15 @@ class JobRun:
 
     # -- what the function asks ---------------------------------------------------------------------------------------
 
-    def call(self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes) -> "asyncio.Future[Any]":
-        """A call of the tool with these arguments, which `body` has packed. The function may go on changing them."""
+    def call(
+        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes, *, model: str = ""
+    ) -> "asyncio.Future[Any]":
+        """A call of the tool with these arguments, which `body` has packed. The function may go on changing them. model: the one that the
+        call asks, if it asks one; then the first argument is the RequestSpec.
+        """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
-        ask.tool, ask.args, ask.kwargs = tool, args, kwargs
+        ask.tool, ask.args, ask.kwargs, ask.model = tool, args, kwargs, model
         assert ask.future is not None
         return ask.future
 
@@ -337,7 +368,11 @@ class JobRun:
             ask.token = question_token(self._key, self.job_id, ordinal)
         if intent is not None:
             ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
-            ask.attempt = self.history.tries.get(ordinal, 1)
+            ask.verdict = decode_verdict(intent.note)
+            unasked = ask.verdict is not None and ask.verdict.decision is Decision.ASK
+            ask.attempt = self.history.tries.get(ordinal, 0 if unasked else 1)
+            if not ask.attempt and ordinal in self.history.approvals and self.history.approval(ordinal) is None:
+                ask.token = self.history.approvals[ordinal].token
         if awaited:
             ask.future = self.loop.create_future()
             ask.future.add_done_callback(lambda future: self._abandoned(ask, future))
@@ -392,7 +427,7 @@ class JobRun:
         if not future.cancelled() or self.open.get(ask.ordinal) is not ask:
             return
         ask.dropped = True
-        if ask.kind != "call":  # a call goes on to its end: it may have been made
+        if ask.kind != "call" or not ask.attempt:  # a call goes on to its end: it may have been made
             del self.open[ask.ordinal]
             self.gone.append(ask)
 
@@ -414,6 +449,11 @@ class JobRun:
     def last_asked(self) -> int:
         """The ordinal of what the function asked last."""
         return self._asked
+
+    @property
+    def behalf(self) -> Behalf:
+        """On whose behalf it runs."""
+        return Behalf(self.history.begin.scope, self.history.begin.principal)
 
     def effect_id(self, ask: Ask) -> EffectId:
         return EffectId(self.job_id, ask.ordinal, ask.attempt)

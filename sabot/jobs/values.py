@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot.config import Secret
-from sabot.errors import UNREADABLE, CorruptJournal, EffectError, UserError, words_of
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, words_of
 from sabot.redaction import scrubbed
 
 __all__ = ["MAX_RESULT_BYTES", "copied", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
@@ -190,7 +190,7 @@ def unpack_error(data: bytes) -> EffectError:
         raise CorruptJournal(
             f"a recorded error cannot be read: {error}", hint="go back to a copy of the journal"
         ) from error
-    return EffectError(kind, said)
+    return PolicyDenied(said) if kind == PolicyDenied.__name__ else EffectError(kind, said)
 
 
 _error = msgspec.msgpack.Decoder(tuple[str, str])

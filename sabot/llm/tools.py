@@ -92,6 +92,12 @@ class Tool:
         """
         return ToolSchema(self.name, self._arguments.description, self._arguments.json)
 
+    @cached_property
+    def positional(self) -> tuple[str, ...]:
+        """The names of the parameters that positional arguments fill."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(name for name, each in inspect.signature(self.func).parameters.items() if each.kind in kinds)
+
     def arguments(self, text: str) -> dict[str, Any]:
         """The arguments by name, from the JSON that a model wrote, as the types of the parameters. Raises ToolError, whose text the model
         can mend its call by.

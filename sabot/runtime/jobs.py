@@ -15,6 +15,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
+from sabot.jobs.gate import EffectGate
 from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
@@ -142,14 +143,15 @@ class DurableJobs:
         dedupe_s: float,
         on_broken: Callable[[str, BaseException], None],
         listener: Listener | None = None,
+        gate: EffectGate | None = None,
     ) -> None:
         """mail: for mailboxes; it is shut at the end. known: a checkpoint knows of the journal, or none is ever kept. storage: of the
         checkpoints, which knows of savepoints. dedupe_s: how long the ids of jobs that have ended are known.
-        listener: is told what happens in jobs.
+        listener: is told what happens in jobs. gate: decides what they may do.
         """
         self.journal = journal
         self._notes = NotesOfParked()
-        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener)
+        self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, gate=gate)
         self.mail = MailRoom(mail)
         self.known = known
         self._storage = storage

@@ -28,6 +28,7 @@ from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
+from sabot.jobs.gate import Behalf
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.recovery import last_begin
@@ -52,14 +53,7 @@ from sabot.operators.agents.job_rows import (
 from sabot.operators.agents.key_order import KeyOrder
 from sabot.operators.agents.mailbox import MailRoom
 from sabot.operators.agents.operator import AgentOperator
-from sabot.operators.agents.rows import (
-    RecordReader,
-    Row,
-    payload_of,
-    place_of,
-    results_of,
-    waiting_batches,
-)
+from sabot.operators.agents.rows import RecordReader, Row, payload_of, place_of, results_of, waiting_batches
 from sabot.watch import guarded, watched
 
 __all__ = ["DurableAgentOperator"]
@@ -294,8 +288,8 @@ class DurableAgentOperator(AgentOperator):
         """Hands the job to the host."""
         assert call.record is not None
         self._note_begun(call.record)
-        agent_id, record = self.spec.agent_id, encode(call.record)
-        self.host.begin(agent_id, call.job_id, record=record, key=call.scope, digest=call.digest, again=call.again)
+        inputs: dict[str, Any] = {"record": encode(call.record), "key": call.scope, "digest": call.digest}
+        self.host.begin(self.spec.agent_id, call.job_id, **inputs, again=call.again, behalf=call.behalf)
 
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
@@ -430,7 +424,7 @@ class DurableAgentOperator(AgentOperator):
         record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message)))
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
+    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
         """As `JobOwner.begin_child`."""
         if job_id in self.order.children or job_id in self.calls:
             return
@@ -440,7 +434,8 @@ class DurableAgentOperator(AgentOperator):
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         self.order.children.add(job_id)
-        self._come(JobCall(job_id, row.scope, self._digest(record), record, named=again, redriven=again))
+        call = JobCall(job_id, row.scope, self._digest(record), record, again, again, behalf=behalf)
+        self._come(call)
         self.go_on()
 
     def parked(self, job_id: str) -> None:

@@ -26,6 +26,7 @@ from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.asking import answered
+from sabot.jobs.gate import Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import JobRun
 from sabot.journal import Begin, digest
@@ -319,7 +320,7 @@ class DurableBatchOperator(DurableAgentOperator):
         self.counters.last_message_time = self.clock.time()
         return packed
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
+    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
         raise UserError(
             f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child is a job of a record agent"
         )

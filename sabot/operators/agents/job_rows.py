@@ -15,6 +15,7 @@ from sabot.api.durable import DurableContext
 from sabot.calls.functions import behind
 from sabot.codecs.records import Headers, encode_json
 from sabot.errors import DataError
+from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.journal import Begin
@@ -63,6 +64,7 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     named: bool
     redriven: bool
     record: JobInput
+    behalf: Behalf = NOBODY
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -78,7 +80,7 @@ class JobCall:
     or jobs of rows behind it have begun.
     redriven: the record has the id of its job with it. row: where it is held; None: nowhere. mailed: it is the first one of its key's
     mailbox. before: the open job of the journal that it is. again: it has failed, and
-    goes on with what it has done. runs: it counts for `concurrency=`. renewed: it was tried again since then.
+    goes on with what it has done. runs: it counts for `concurrency=`. renewed: it was tried again since then. behalf: on whose it runs.
     """
 
     job_id: str
@@ -96,6 +98,7 @@ class JobCall:
     renewed: bool = False
     again: bool = False
     ctx: DurableContext | None = None
+    behalf: Behalf = NOBODY
 
     def was_input_of(self, begin: Begin) -> bool:
         """Whether a job began with this very record, by its place: a child has none, and begins again with an equal one."""
@@ -103,19 +106,22 @@ class JobCall:
 
 
 class JobNames:
-    """Says which job a row of an agent is. logs: the identity of the log of each topic. parents: the durable agents that write into it.
-    again: how often its records were begun anew as other jobs.
+    """Says which job a row of an agent is, and on whose behalf it runs. logs: the identity of the log of each topic. parents: the durable
+    agents that write into it. again: how often its records were begun anew as other jobs.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
         self._agent_id = spec.agent_id
         self._field = spec.job_id
+        self._scope, self._principal = spec.scope, spec.principal
         self.logs: dict[str, str] = {}
         self.parents: frozenset[str] = frozenset()
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
-        """Gives the call the id of its job. Raises DataError."""
+        """Gives the call the id of its job, and its behalf. Raises DataError."""
+        if self._scope is not None or self._principal is not None:
+            call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"))
         for name, value in reversed(row.headers):
             if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
                 call.job_id, call.named, call.redriven = value.decode(errors="replace"), True, True
@@ -124,11 +130,7 @@ class JobNames:
                 call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
                 return
         if self._field is not None:
-            wanted = row.value.get(self._field) if isinstance(row.value, dict) else None
-            if not isinstance(wanted, str | int) or isinstance(wanted, bool) or wanted == "":
-                raise DataError(
-                    f"{place_of(row)}: field {self._field!r} names no job (job_id=): it is {wanted!r}, no text and no whole number"
-                )
+            wanted = _word(row, self._field, "job_id")
             round_ = f"#{self.again}" if self.again else ""
             call.job_id, call.named = f"{self._agent_id}/{self._field}{round_}={wanted}", True
         elif row.topic in self.logs:
@@ -152,6 +154,19 @@ class JobNames:
 
     def _place(self, log: str, row: Row) -> str:
         return f"{self._agent_id}/{log}/{row.partition}/{row.offset}"
+
+
+def _word(row: Row, field: str | None, option: str) -> str:
+    """The text, or the whole number, in a field that an option names. Raises DataError where there is none: nothing is guessed."""
+    if field is None:
+        return ""
+    found = row.value.get(field) if isinstance(row.value, dict) else None
+    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+        what = option.replace("_id", "")
+        raise DataError(
+            f"{place_of(row)}: field {field!r} names no {what} ({option}=): it is {found!r}, no text and no whole number"
+        )
+    return str(found)
 
 
 def row_of(record: JobInput) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 from sabot.api.durable import DurableContext, durable_context
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism
+from sabot.jobs.gate import NOBODY, Behalf, EffectGate
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
@@ -67,9 +68,9 @@ class Agent:
     def backoff_s(self, attempt: int) -> float:
         return 0.0
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool) -> None:
+    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
         assert self.host is not None
-        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"")
+        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", behalf=behalf)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         return pack(message, "input")
@@ -102,8 +103,8 @@ class Hosting:
     broken: list[tuple[str, BaseException]]
     rested: list[str]
 
-    def begin(self, job_id: str, message: Any = None) -> None:
-        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"")
+    def begin(self, job_id: str, message: Any = None, behalf: Behalf = NOBODY) -> None:
+        self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", behalf=behalf)
 
     async def until(self, true: Callable[[], Any]) -> None:
         async with asyncio.timeout(10):
@@ -131,8 +132,11 @@ async def hosting(
     restored: Any = (None, None),
     notes: Any = None,
     listener: Any = None,
+    gate: EffectGate | None = None,
 ) -> Any:
-    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs."""
+    """A host over this journal; jobs that are open in it go on. restored: the arguments of `JobHost.open`. notes: of parked jobs. gate:
+    decides what they may do.
+    """
     owned = MemoryJournal(journal) if isinstance(journal, MemoryHome) else journal
     broken: list[tuple[str, BaseException]] = []
     host = JobHost(
@@ -142,6 +146,7 @@ async def hosting(
         stop_grace_s=grace_s,
         notes=notes,
         listener=listener,
+        gate=gate,
     )
     host.register(AGENT, agent)
     agent.host = host

@@ -1,0 +1,358 @@
+"""The gate: what may happen is decided before it happens, once, and the decision is in the intent.
+
+    ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
+                                               ├ redact, degrade ─▶ made with what the verdict says
+                                               ├ ask ─────────────▶ a question to a person, then made or denied
+                                               └ deny ────────────▶ RESULT, an error that the function sees
+
+A job that runs again over its history finds the verdict there, and nothing is decided anew: a policy that has changed meanwhile judges only
+what is asked from then on. But another attempt of a job (`on_error="retry"`, a dead letter that is sent again) asks anew for what a rule
+has denied to the one before, and is judged anew; what a person has refused stays refused.
+"""
+
+import re
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from sabot.config import Secret
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
+from sabot.journal.effects import EffectId
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Tool
+from sabot.redaction import HIDDEN
+
+__all__ = [
+    "CONFIRM",
+    "NOBODY",
+    "Behalf",
+    "CallKind",
+    "Decision",
+    "EffectGate",
+    "EffectGates",
+    "GateVerdict",
+    "GatedCall",
+    "decode_verdict",
+    "encode_verdict",
+    "hidden",
+    "judged",
+    "with_model",
+]
+
+CallKind = Literal["tool", "model", "child"]
+
+CONFIRM = "confirm"
+"""The type of the question that asks a person whether an effect may be made. Its intent has the ordinal of that effect."""
+
+
+class Behalf(NamedTuple):
+    """On whose behalf a job runs: the tenant, and the actor."""
+
+    scope: str = ""
+    principal: str = ""
+
+
+NOBODY = Behalf()
+"""Nobody is named: the scope is the app."""
+
+
+class Decision(StrEnum):
+    """What is decided of a call; where several decide, the one that stands last here holds.
+
+    warn: it is made, and logged. redact: made without some texts. degrade: made with another model. ask: a person says whether it is made.
+    """
+
+    ALLOW = "allow"
+    WARN = "warn"
+    REDACT = "redact"
+    DEGRADE = "degrade"
+    ASK = "ask"
+    DENY = "deny"
+
+    @property
+    def strictness(self) -> int:
+        """0 is the mildest one."""
+        return _STRICTNESS[self]
+
+
+_STRICTNESS = {each: at for at, each in enumerate(Decision)}
+
+
+class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was decided of one call, as `Intent.note` has it. Fields are only added, at the end, with a default.
+
+    rule: which one decided; "": none has matched. version: of the rules. reason: for people. model: is asked in place of the call's own.
+    hide: regular expressions of texts that the call is made without. wait_s: how long a person may answer; 0: for ever. error: the type of
+    the error that a denial is. tokens, cost: what is reserved for the call, at most. notes: what milder rules say.
+    """
+
+    decision: Decision = Decision.ALLOW
+    rule: str = ""
+    version: str = ""
+    reason: str = ""
+    model: str = ""
+    hide: tuple[str, ...] = ()
+    wait_s: float = 0.0
+    error: str = "PolicyDenied"
+    tokens: int = 0
+    cost: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """The call is not made as it was asked."""
+        return bool(self.model or self.hide)
+
+    def and_then(self, other: "GateVerdict") -> "GateVerdict":
+        """What holds where both were decided, this one first."""
+        first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
+        noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
+        return msgspec.structs.replace(
+            first,
+            version=" ".join(filter(None, (self.version, other.version))),
+            model=other.model or self.model,
+            hide=(*self.hide, *(each for each in other.hide if each not in self.hide)),
+            tokens=max(self.tokens, other.tokens),
+            cost=other.cost or self.cost,
+            notes=noted,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GatedCall:
+    """A call that a job asks for.
+
+    kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
+    child its message. spec: what a model is asked. labels: of what the job has seen so far.
+    """
+
+    effect: EffectId
+    kind: CallKind
+    name: str
+    agent: str = ""
+    behalf: Behalf = NOBODY
+    effect_class: str = ""
+    tool: Tool | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    spec: RequestSpec | None = None
+    labels: frozenset[str] = frozenset()
+
+    @property
+    def scope(self) -> str:
+        """The tenant; by default the app."""
+        return self.behalf.scope or self.agent.rpartition(".")[0]
+
+    @property
+    def principal(self) -> str:
+        """The actor; "" where nobody is named."""
+        return self.behalf.principal
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Those of a tool by the names of its parameters; of a child {"message": …}; of a model none."""
+        if not self.args:
+            return self.kwargs
+        if self.tool is None:
+            return {"message": self.args[0]} if self.kind == "child" else {}
+        names = self.tool.positional
+        given = dict(zip(names, self.args, strict=False))
+        if len(self.args) > len(names):
+            given["*"] = self.args[len(names) :]
+        return {**given, **self.kwargs}
+
+    def changed(self, verdict: GateVerdict) -> "GatedCall":
+        """As it will be made."""
+        if not verdict.changes:
+            return self
+        spec = self.spec
+        if spec is not None:
+            spec = hidden(with_model(spec, verdict.model), verdict.hide)
+        args, kwargs = hidden((self.args, self.kwargs), verdict.hide)
+        name = verdict.model if verdict.model and self.kind == "model" else self.name
+        return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
+
+
+class EffectGate(Protocol):
+    """Decides what jobs may do. On the event loop of the host; no method but an awaitable of `decide` may suspend."""
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
+
+    def drop(self, effect: EffectId) -> None:
+        """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
+
+    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """The call has a result, which is about to be recorded. Returns what it used, for `EffectResult.usage`."""
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
+        """An earlier run has decided so, and the call has no result yet: what was reserved is reserved again."""
+
+    def over(self, job_id: str) -> None:
+        """The job has ended: what of it is open will have no result."""
+
+
+class EffectGates:
+    """Several gates, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds."""
+
+    def __init__(self, gates: Sequence[EffectGate]) -> None:
+        self._gates = tuple(gates)
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """As `EffectGate.decide`."""
+        return self._from(0, call, None)
+
+    def _from(self, at: int, call: GatedCall, so_far: GateVerdict | None) -> GateVerdict | Awaitable[GateVerdict]:
+        while at < len(self._gates):
+            found = judged(self._gates[at], call)
+            if not isinstance(found, GateVerdict):
+                return self._awaited(found, at, call, so_far)
+            so_far, call = self._joined(at, call, so_far, found)
+            if so_far.decision is Decision.DENY:
+                break
+            at += 1
+        return GateVerdict() if so_far is None else so_far
+
+    async def _awaited(
+        self, found: Awaitable[GateVerdict], at: int, call: GatedCall, so_far: GateVerdict | None
+    ) -> GateVerdict:
+        so_far, call = self._joined(at, call, so_far, await found)
+        if so_far.decision is Decision.DENY:
+            return so_far
+        rest = self._from(at + 1, call, so_far)
+        return rest if isinstance(rest, GateVerdict) else await rest
+
+    def _joined(
+        self, at: int, call: GatedCall, so_far: GateVerdict | None, found: GateVerdict
+    ) -> tuple[GateVerdict, GatedCall]:
+        if found.decision is Decision.DENY:
+            for gate in self._gates[:at]:
+                gate.drop(call.effect)
+        return (found if so_far is None else so_far.and_then(found)), call.changed(found)
+
+    def drop(self, effect: EffectId) -> None:
+        """As `EffectGate.drop`."""
+        for gate in self._gates:
+            gate.drop(effect)
+
+    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """As `EffectGate.settle`. One of them says what was used."""
+        used = [gate.settle(effect, kind, outcome, body, at_ms) for gate in self._gates]
+        return next(filter(None, used), b"")
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
+        """As `EffectGate.reopen`."""
+        for gate in self._gates:
+            gate.reopen(effect, agent, behalf, verdict)
+
+    def over(self, job_id: str) -> None:
+        """As `EffectGate.over`."""
+        for gate in self._gates:
+            gate.over(job_id)
+
+
+def judged(gate: EffectGate, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+    """What the gate decides. Where it raises, or changes what cannot be changed, the call is denied, and the reason says so."""
+    try:
+        found = gate.decide(call)
+        if isinstance(found, GateVerdict):
+            call.changed(found)
+            return found
+    except Exception as error:  # a rule is the user's code
+        return _broken(error)
+    return _judged_later(found, call)
+
+
+async def _judged_later(found: Awaitable[GateVerdict], call: GatedCall) -> GateVerdict:
+    try:
+        verdict = await found
+        call.changed(verdict)
+    except Exception as error:  # a rule is the user's code
+        return _broken(error)
+    return verdict
+
+
+def _broken(error: Exception) -> GateVerdict:
+    said = f"what decides on it has failed: {type(error).__name__}: {words_of(error)}"
+    return GateVerdict(Decision.DENY, reason=said)
+
+
+# -- in the journal -------------------------------------------------------------------------------------------------------
+
+encode_verdict = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(GateVerdict).decode
+
+
+def decode_verdict(note: bytes) -> GateVerdict | None:
+    """The verdict in the note of an intent; None: nothing has decided on it. Raises CorruptJournal."""
+    if not note:
+        return None
+    try:
+        return _decode(note)
+    except UNREADABLE as error:
+        raise CorruptJournal(f"what was decided of an effect cannot be read: {error}") from error
+
+
+# -- changes ------------------------------------------------------------------------------------------------------------------
+
+
+def with_model(spec: RequestSpec, model: str) -> RequestSpec:
+    """The same request, of this model, where it names one."""
+    return msgspec.structs.replace(spec, model=model) if model else spec
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+_NO_TEXT = (type(None), bool, int, float, bytes, Decimal, date, time, timedelta, UUID, Secret)
+
+
+def hidden(value: Any, patterns: Sequence[str]) -> Any:
+    """The value with `***` for each text in it that matches one of these regular expressions; the value itself where none does.
+
+    Raises UserError for an object that cannot be looked into.
+    """
+    return _without(value, [_compiled(each) for each in patterns]) if patterns else value
+
+
+def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
+    if isinstance(value, str):
+        for each in patterns:
+            value = each.sub(HIDDEN, value)
+        return value
+    if isinstance(value, _NO_TEXT):
+        return value
+    if isinstance(value, Mapping):
+        pairs = {_without(key, patterns): _without(each, patterns) for key, each in value.items()}
+        same = len(pairs) == len(value) and all(pairs.get(key, pairs) is each for key, each in value.items())
+        return value if same else pairs
+    if isinstance(value, list | tuple | set | frozenset):
+        made = [_without(each, patterns) for each in value]
+        if all(new is old for new, old in zip(made, value, strict=True)):
+            return value
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    if isinstance(value, msgspec.Struct):
+        changed = _fields(value, value.__struct_fields__, patterns)
+        return msgspec.structs.replace(value, **changed) if changed else value
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = _fields(value, [each.name for each in fields(value) if each.init], patterns)
+        return replace(value, **changed) if changed else value
+    kind = type(value)
+    raise UserError(
+        f"texts cannot be hidden in an argument of type {kind.__module__}.{kind.__qualname__}",
+        hint="give the call text, numbers, lists, dicts, dataclasses",
+    )
+
+
+def _fields(value: Any, names: Sequence[str], patterns: Sequence[re.Pattern[str]]) -> dict[str, Any]:
+    found = {name: (getattr(value, name), _without(getattr(value, name), patterns)) for name in names}
+    return {name: new for name, (old, new) in found.items() if new is not old}

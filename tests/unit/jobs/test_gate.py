@@ -1,0 +1,545 @@
+"""What a gate decides is in the intent, before the effect, and holds from then on: over restarts, in a replay, whoever asks."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
+
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
+from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGates, GatedCall, GateVerdict, decode_verdict, hidden
+from sabot.jobs.values import unpack
+from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
+from sabot.llm.messages import user
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import tool
+
+DENY = GateVerdict(Decision.DENY, rule="no files", version="v1", reason="files are not for agents")
+ASK = GateVerdict(Decision.ASK, rule="people first", version="v1", reason="mail goes out")
+
+
+@dataclass
+class Judge:
+    """A gate that says what it is told, and notes what it is asked."""
+
+    says: Callable[[GatedCall], Any] = lambda _: GateVerdict()
+    used: bytes = b""
+    asked: list[GatedCall] = field(default_factory=list)
+    settled: list[tuple[EffectId, CallKind, str]] = field(default_factory=list)
+    dropped: list[EffectId] = field(default_factory=list)
+    reopened: list[tuple[EffectId, str, Behalf, GateVerdict]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        self.asked.append(call)
+        return self.says(call)
+
+    def drop(self, effect: EffectId) -> None:
+        self.dropped.append(effect)
+
+    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+        self.settled.append((effect, kind, outcome))
+        return self.used
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
+        self.reopened.append((effect, agent, behalf, verdict))
+
+    def over(self, job_id: str) -> None:
+        self.ended.append(job_id)
+
+
+def says(verdict: GateVerdict) -> Judge:
+    return Judge(lambda _: verdict)
+
+
+def open_tokens(jobs: Any) -> list[str]:
+    return [token for token, question in jobs.journal.home.questions.items() if not question.closed]
+
+
+async def answers(jobs: Any, body: bytes) -> str:
+    """Answers the one question that is open."""
+    await jobs.until(lambda: open_tokens(jobs))
+    token = open_tokens(jobs)[0]
+    jobs.journal.post(Letter("answer", token, body=body, by="ada"))
+    return token
+
+
+def verdicts(home: MemoryHome) -> list[GateVerdict | None]:
+    return [decode_verdict(entry.note) for entry in entries(home) if isinstance(entry, Intent) and entry.kind != "ask"]
+
+
+def kinds(home: MemoryHome) -> list[str]:
+    return [type(entry).__name__ for entry in entries(home)]
+
+
+class Mail:
+    """A tool that changes the world, and counts how often."""
+
+    def __init__(self, effect: str = "unsafe") -> None:
+        self.sent: Counter[Any] = Counter()
+
+        @tool(effect=effect)
+        async def send(to: str) -> str:
+            self.sent[to] += 1
+            return f"sent to {to}"
+
+        self.send = send
+
+    async def agent(self, ctx: DurableContext) -> Any:
+        try:
+            return await ctx.call(self.send, "bob")
+        except PolicyDenied as error:
+            return [error.type, error.message]
+
+
+# -- deny -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", ["read", "metered", "idempotent", "unsafe"])
+async def test_deny_leaves_the_world_as_it_is_and_the_function_may_catch_it(tmp_path: Path, effect: str) -> None:
+    file, home, gate = tmp_path / "file", MemoryHome(), says(DENY)
+
+    @tool(effect=effect)
+    def file_write(text: str) -> None:
+        file.write_text(text)
+
+    async def f(ctx: DurableContext) -> str:
+        try:
+            await ctx.call(file_write, "hello")
+        except PolicyDenied as error:
+            return error.message
+        return "written"
+
+    async with hosting(home, Agent(f), gate=gate) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "file_write was not done: files are not for agents (rule no files)"
+    assert not file.exists()
+    assert kinds(home) == ["Begin", "Intent", "EffectResult", "End"]
+    assert verdicts(home) == [DENY]
+    assert gate.settled == [(EffectId("j", 1), "tool", "PolicyDenied")]
+    assert gate.ended == ["j"]
+
+
+async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(Mail().send, "bob")
+
+    async with hosting(MemoryHome(), Agent(f), gate=says(DENY)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert isinstance(jobs.agent.errors["j"], PolicyDenied)
+        assert jobs.agent.outcomes["j"] == "failed"
+
+
+async def test_deny_holds_after_a_kill_before_its_result_though_the_policy_allows_it_now() -> None:
+    mail, home = Mail(), MemoryHome()
+    async with hosting(home, Agent(mail.agent), gate=says(DENY)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    gate = Judge()
+    async with hosting(prefix(home, 2), Agent(mail.agent), gate=gate) as jobs:
+        await jobs.over("j")
+        assert jobs.agent.done["j"][0] == "PolicyDenied"
+    assert gate.asked == gate.reopened == []
+    assert not mail.sent
+
+
+async def test_what_was_allowed_is_made_after_a_kill_though_the_policy_denies_it_now() -> None:
+    mail, home = Mail("idempotent"), MemoryHome()
+    async with hosting(home, Agent(mail.agent), gate=Judge()) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "ada"))
+        await jobs.over("j")
+    gate, again = says(DENY), Mail("idempotent")
+    async with hosting(prefix(home, 2), Agent(again.agent), gate=gate) as jobs:
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "sent to bob"
+        jobs.begin("k")
+        await jobs.over("k")
+        assert jobs.agent.done["k"][0] == "PolicyDenied"
+    assert [call.effect.job for call in gate.asked] == ["k"]
+    assert gate.reopened == [(EffectId("j", 1), AGENT, Behalf("acme", "ada"), GateVerdict())]
+
+
+async def test_another_attempt_of_the_job_is_judged_anew_where_a_rule_has_denied() -> None:
+    mail, home, found = Mail(), MemoryHome(), [DENY, GateVerdict()]
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(mail.send, "bob")
+
+    async with hosting(home, Agent(f, verdict="again"), gate=Judge(lambda _: found.pop(0))) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "sent to bob"
+    assert mail.sent == {"bob": 1}
+    async with hosting(prefix(home, len(entries(home)) - 1), Agent(f), gate=Judge()) as jobs:
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "sent to bob"
+    assert mail.sent == {"bob": 1}
+
+
+async def test_a_rule_that_raises_denies_and_says_so() -> None:
+    def broken(call: GatedCall) -> GateVerdict:
+        raise ZeroDivisionError("the rule of Ada")
+
+    async def broken_later(call: GatedCall) -> GateVerdict:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError("the rule of Ada")
+
+    for rule in (broken, broken_later):
+        mail = Mail()
+        async with hosting(MemoryHome(), Agent(mail.agent), gate=Judge(rule)) as jobs:
+            jobs.begin("j")
+            await jobs.over("j")
+            assert "what decides on it has failed: ZeroDivisionError: the rule of Ada" in jobs.agent.done["j"][1]
+        assert not mail.sent
+
+
+# -- ask ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("effect", ["read", "unsafe"])
+async def test_a_person_allows_it(effect: str) -> None:
+    mail, home, gate = Mail(effect), MemoryHome(), says(ASK)
+    async with hosting(home, Agent(mail.agent), gate=gate) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        assert not mail.sent
+        await answers(jobs, b'{"approved": true}')
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "sent to bob"
+    assert mail.sent == {"bob": 1}
+    assert kinds(home) == ["Begin", "Intent", "Intent", "Answer", "Attempt", "EffectResult", "End"]
+    question = next(entry for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask")
+    assert (question.name, question.ordinal) == ("confirm", 1)
+    asked = {"effect": "send", "kind": "tool", "ordinal": 1, "reason": "mail goes out", "rule": "people first"}
+    assert msgspec.json.decode(question.body) == {**asked, "answers": ["approve", "reject"]}
+    assert len(gate.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b'{"approved": false}', b"{}", b'{"approved": "true"}', b"yes", b""])
+async def test_any_other_answer_than_yes_refuses(body: bytes) -> None:
+    mail = Mail()
+    async with hosting(MemoryHome(), Agent(mail.agent), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        await answers(jobs, body)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == ["PolicyDenied", "send was not done: it was rejected by ada"]
+    assert not mail.sent
+
+
+@pytest.mark.parametrize(("body", "said"), [(b'{"approved": true}', "sent to bob"), (b"{}", ["PolicyDenied"])])
+async def test_killed_after_each_entry_a_person_is_asked_once_and_mail_goes_out_at_most_once(
+    body: bytes, said: Any
+) -> None:
+    mail, home = Mail(), MemoryHome()
+    async with hosting(home, Agent(mail.agent), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        await answers(jobs, body)
+        await jobs.over("j")
+    written = entries(home)
+    for count in range(1, len(written) + 1):
+        again, gate = Mail(), says(ASK)
+        before = {type(entry).__name__ for entry in written[:count]}
+        async with hosting(prefix(home, count), Agent(again.agent), gate=gate) as jobs:
+            if "Answer" not in before:
+                await answers(jobs, body)
+            elif "Attempt" in before and "EffectResult" not in before:  # it may have been sent: another question
+                await answers(jobs, b'{"outcome": "done", "result": "sent to bob"}')
+            await jobs.over("j")
+            assert jobs.agent.done["j"] in (said, [*said, "send was not done: it was rejected by ada"])
+            assert len(jobs.journal.home.questions) <= 2
+        assert len(gate.asked) == (1 if count == 1 else 0)
+        assert again.sent.total() == (0 if "Attempt" in before or b"true" not in body else 1), count
+
+
+async def test_a_parked_question_is_noted_so_a_start_needs_no_replay() -> None:
+    home, notes, runs = MemoryHome(), Notes(), Counter[str]()
+
+    async def f(ctx: DurableContext) -> Any:
+        runs[ctx.job_id] += 1
+        return await ctx.call(Mail().send, "bob")
+
+    async with hosting(home, Agent(f), gate=says(ASK), notes=notes) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    gate = says(DENY)
+    async with hosting(home, Agent(f), gate=gate, notes=notes) as jobs:
+        assert jobs.rested == ["j"]
+        assert runs["j"] == 1
+        assert [effect for effect, *_ in gate.reopened] == [EffectId("j", 1)]
+        await answers(jobs, b'{"approved": true}')
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "sent to bob"
+
+
+class Notes(dict[str, bytes]):
+    def put(self, job_id: str, note: bytes) -> None:
+        self[job_id] = note
+
+    def remove(self, job_id: str) -> None:
+        self.pop(job_id, None)
+
+
+async def test_a_question_that_nobody_answers_in_time_is_a_refusal() -> None:
+    clock, mail = ManualClock(), Mail()
+    home = MemoryHome(clock)
+    gate = says(msgspec.structs.replace(ASK, wait_s=60.0))
+    async with hosting(home, Agent(mail.agent, clock=clock), gate=gate) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Agent(mail.agent, clock=clock), gate=gate) as jobs:
+        await jobs.parks("j")
+        clock.advance(61)
+        await jobs.over("j")
+        assert "nobody has approved it: the question was expired" in jobs.agent.done["j"][1]
+    assert not mail.sent
+
+
+async def test_a_call_that_its_job_waits_for_no_longer_is_not_made_though_somebody_allows_it() -> None:
+    mail, home = Mail(), MemoryHome()
+
+    async def f(ctx: DurableContext) -> Any:
+        asked = asyncio.ensure_future(ctx.call(mail.send, "bob"))
+        await ctx.wait("enough")
+        asked.cancel()
+        await asyncio.wait([asked])
+        return await ctx.wait("end")
+
+    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        token = open_tokens(jobs)[0]
+        jobs.journal.post(Letter("signal", "1", job="j", name="enough"))
+        await jobs.until(lambda: not open_tokens(jobs))  # it is withdrawn
+        with pytest.raises(LetterRefused):
+            jobs.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+        jobs.journal.post(Letter("signal", "2", job="j", name="end", body=b'"over"'))
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "over"
+    for count in range(2, len(entries(home))):
+        async with hosting(prefix(home, count), Agent(f), gate=says(ASK)) as jobs:
+            for name in ("enough", "end"):
+                jobs.journal.post(Letter("signal", f"{name} {count}", job="j", name=name, body=b'"over"'))
+            await jobs.over("j")
+    assert not mail.sent
+
+
+async def test_a_job_that_is_cancelled_withdraws_its_question() -> None:
+    mail, home = Mail(), MemoryHome()
+    async with hosting(home, Agent(mail.agent), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.over("j")
+        assert jobs.agent.outcomes["j"] == "cancelled"
+    assert not mail.sent
+
+
+async def test_what_a_person_has_refused_stays_refused_in_another_attempt() -> None:
+    mail, home, gate, tried = Mail(), MemoryHome(), says(ASK), []
+
+    async def f(ctx: DurableContext) -> Any:
+        tried.append(ctx.attempt)
+        try:
+            return await ctx.call(mail.send, "bob")
+        except PolicyDenied:
+            if ctx.attempt == 1:
+                raise
+            return "refused"
+
+    async with hosting(home, Agent(f, verdict="again"), gate=gate) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        await answers(jobs, b'{"approved": false}')
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "refused"
+    assert len(gate.asked) == len(home.questions) == 1
+    assert max(tried) == 2
+
+
+async def test_an_approved_call_that_fails_unsent_is_made_again_and_counts_its_attempts() -> None:
+    home, attempts = MemoryHome(), []
+
+    @tool(effect="idempotent", retries=2, backoff="0s")
+    async def put(effect: Any = None) -> str:
+        attempts.append(len(attempts) + 1)
+        if len(attempts) < 3:
+            raise ConnectionRefusedError
+        return "put"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(put)
+
+    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+        await answers(jobs, b'{"approved": true}')
+        await jobs.over("j")
+    tries = [entry.attempt for entry in entries(home) if isinstance(entry, Attempt)]
+    assert tries == attempts == [1, 2, 3]
+    assert next(entry.attempt for entry in entries(home) if isinstance(entry, EffectResult)) == 3
+
+
+# -- changes --------------------------------------------------------------------------------------------------------------
+
+
+async def test_redact_hides_texts_from_the_tool_and_the_journal_and_the_digest_stays() -> None:
+    home, plain, got = MemoryHome(), MemoryHome(), []
+    hide = GateVerdict(Decision.REDACT, rule="cards", hide=(r"\b\d{16}\b",))
+
+    @tool(effect="idempotent")
+    async def note(text: str, more: dict[str, Any]) -> None:
+        got.append((text, more))
+
+    async def f(ctx: DurableContext) -> None:
+        await ctx.call(note, "card 1234567812345678", more={"pan": ["1234567812345678", 7]})
+
+    plain.key = home.key
+    async with hosting(plain, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    async with hosting(home, Agent(f), gate=says(hide)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    shown = ("card ***", {"pan": ["***", 7]})
+    assert got[1] == shown
+    intent, asked = (next(e for e in entries(each) if isinstance(e, Intent)) for each in (home, plain))
+    assert intent.digest == asked.digest
+    assert unpack(intent.body) == [["card ***"], {"more": shown[1]}]
+    async with hosting(prefix(home, 2), Agent(f), gate=Judge()) as jobs:  # made again, as it was decided
+        await jobs.over("j")
+    assert got[2] == shown
+
+
+def test_hidden_looks_into_what_calls_are_given_and_leaves_the_rest_as_it_is() -> None:
+    @dataclass
+    class Place:
+        town: str
+        at: tuple[float, float] = (0.0, 1.0)
+
+    spec = RequestSpec(messages=(user("my number is 4711"),), model="m")
+    assert hidden(spec, ["4711"]).messages[0].text == "my number is ***"
+    assert hidden(Place("4711"), ["4711"]) == Place("***")
+    same = [Place("Ulm"), {"a": {"b": (1, 2.0, b"4711", None)}}, spec]
+    assert hidden(same, ["0815"]) is same
+    assert hidden({"4711": 1}, ["4711"]) == {"***": 1}
+    with pytest.raises(UserError, match="texts cannot be hidden in an argument of type builtins"):
+        hidden([object()], ["4711"])
+
+
+async def test_what_cannot_be_looked_into_is_denied_where_a_rule_hides_texts() -> None:
+    class Odd:
+        def model_dump(self, mode: str) -> str:
+            return "4711"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(Mail().send, Odd())
+
+    async with hosting(MemoryHome(), Agent(f), gate=says(GateVerdict(Decision.REDACT, hide=("4711",)))) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+        assert "texts cannot be hidden in an argument of type" in str(jobs.agent.errors["j"])
+
+
+# -- who asks, and several gates --------------------------------------------------------------------------------------------
+
+
+async def test_a_gate_is_told_who_asks_for_what_and_a_child_runs_on_its_parents_behalf() -> None:
+    home, gate, mail = MemoryHome(), Judge(used=b"used"), Mail()
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "child":
+            return await ctx.call(mail.send, to="bob")
+        return await ctx.child("agent", "child")
+
+    async with hosting(home, Agent(f), gate=gate) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "ada"))
+        await jobs.over("j")
+        jobs.begin("k", "child")
+        await jobs.over("k")
+    child, call, other = gate.asked
+    assert (child.kind, child.name, child.arguments, child.scope) == ("child", AGENT, {"message": "child"}, "acme")
+    assert (call.kind, call.name, call.effect_class, call.arguments) == ("tool", "send", "unsafe", {"to": "bob"})
+    assert (call.effect.job, call.scope, call.principal) == ("j~1", "acme", "ada")
+    assert (other.scope, other.principal, other.agent) == ("app", "", AGENT)
+    assert [(kind, outcome) for _, kind, outcome in gate.settled] == [("tool", "ok"), ("child", "ok"), ("tool", "ok")]
+    assert {entry.usage for entry in entries(home) if isinstance(entry, EffectResult)} == {b"used"}
+
+
+async def test_others_go_on_while_a_rule_takes_its_time_and_a_job_that_is_gone_is_not_decided_for() -> None:
+    mail, may = Mail(), asyncio.Event()
+
+    async def slow(call: GatedCall) -> GateVerdict:
+        await may.wait()
+        return GateVerdict()
+
+    gate = Judge(lambda call: slow(call) if call.effect.job != "quick" else GateVerdict())
+    home = MemoryHome()
+    async with hosting(home, Agent(mail.agent), gate=gate) as jobs:
+        jobs.begin("slow")
+        jobs.begin("gone")
+        jobs.begin("quick")
+        await jobs.over("quick")
+        assert mail.sent == {"bob": 1}
+        jobs.journal.post(Letter("cancel", job="gone", name="enough"))
+        await jobs.until(
+            lambda: any(entry.job == "gone" and type(entry).__name__ == "Cancel" for entry in entries(home))
+        )
+        may.set()
+        await jobs.over("slow", "gone")
+    assert mail.sent == {"bob": 2}
+    assert gate.dropped == [EffectId("gone", 1)]
+    assert not [entry for entry in entries(home) if isinstance(entry, Intent) and entry.job == "gone"]
+
+
+def call_of(name: str = "send") -> GatedCall:
+    return GatedCall(EffectId("j", 1), "model", name, spec=RequestSpec(messages=(user("hi"),), model=name))
+
+
+async def test_of_several_gates_the_strictest_holds_and_each_sees_what_the_one_before_has_changed() -> None:
+    later = asyncio.Event()
+
+    async def small(call: GatedCall) -> GateVerdict:
+        await later.wait()
+        return GateVerdict(Decision.DEGRADE, rule="small", version="1", reason="too dear", model="small")
+
+    first, second = Judge(small), says(GateVerdict(Decision.WARN, version="2", reason="nearly used up", tokens=7))
+    waits = EffectGates([first, second]).decide(call_of("large"))
+    later.set()
+    verdict = await waits  # type: ignore[misc]
+    assert verdict == GateVerdict(
+        Decision.DEGRADE, "small", "1 2", "too dear", model="small", tokens=7, notes=("nearly used up",)
+    )
+    assert [(call.name, call.spec.model) for call in second.asked if call.spec] == [("small", "small")]
+
+
+def test_a_gate_that_denies_frees_what_the_ones_before_it_have_reserved() -> None:
+    first, second, third = Judge(), says(DENY), Judge()
+    assert EffectGates([first, second, third]).decide(call_of()) == GateVerdict(
+        Decision.DENY, DENY.rule, DENY.version, DENY.reason
+    )
+    assert (first.dropped, second.dropped, third.asked) == ([EffectId("j", 1)], [], [])
+
+
+async def test_without_a_gate_no_intent_has_a_note() -> None:
+    home = MemoryHome()
+    async with hosting(home, Agent(Mail().agent)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    assert verdicts(home) == [None]
+    assert MemoryJournal(home).is_new is False
+
+
+def test_a_denial_is_an_error_of_an_effect() -> None:
+    assert issubclass(PolicyDenied, EffectError)
+    assert str(PolicyDenied("no")) == "PolicyDenied: no"
