@@ -214,6 +214,8 @@ class Sink(ABC):
     name: str
     keeps_token: bool = False
     """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
+    token_place: str = ""
+    """Where the token is, if that is a file beside the output, for messages; known after `known` or `claim`."""
     lasting: bool = True
     """The rows in it outlive the process. Where they do not, exactly once is used only if the user asks for it."""
     takes_changes: bool = False

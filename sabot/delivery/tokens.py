@@ -58,11 +58,13 @@ def opening(
     newest: bool,
     choice: str | None,
     fresh: bool = False,
+    token_place: str = "",
 ) -> Opening:
     """How the track of the sink `name` begins. Raises DeliveryConflict, whose hint has the choices, where it could repeat or lose output.
 
     stored: the track in the restored checkpoint; None where it has none, or nothing is restored. newest: the restored checkpoint is the
     newest of the job, not a savepoint. choice: one of CHOICES that the user gave, or None. fresh: the user wants the job to start afresh.
+    token_place: the file in which the token is, if it is one.
     """
     if choice is not None and choice not in CHOICES:
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
@@ -73,6 +75,7 @@ def opening(
         return Opening(track.delivered, above)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
         token = None  # left by an incarnation that had not delivered anything
+    of_another_life = token is not None and token.incarnation != incarnation
     if not keeps_token:
         why = "it keeps no token, so nobody knows whether it was given more after this savepoint"
     elif token is None:
@@ -83,7 +86,7 @@ def opening(
                 track.delivered, above, settle=True, note="the receiver has lost its token; nothing was pending"
             )
         why = f"the receiver has lost its token, and {_parts(track)} may be there or not"
-    elif token.incarnation != incarnation:
+    elif of_another_life:
         if fresh:
             return Opening(0, max(above, after(token.seq)), settle=True)
         why = (
@@ -105,11 +108,12 @@ def opening(
             max(known, track.given), above, settle=True, note=f"{why}; {len(track.pending)} saved parts are skipped"
         )
     raise DeliveryConflict(
-        f"sink {name}: {why}",
+        f"sink {name}: {why}" + (f"; the place of its token is {token_place}" if token_place else ""),
         hint="choose: redeliver=repeat (--redeliver repeat) delivers again what comes from this checkpoint on, so some "
         "output may be there twice; redeliver=skip drops the saved parts that may be there already, so some may be missing, "
         "and what an older checkpoint computes anew is still delivered; "
-        "or start from the checkpoint that belongs to this output",
+        "or start from the checkpoint that belongs to this output"
+        + (f"; or remove {token_place}, if the output is gone" if token_place and of_another_life else ""),
     )
 
 

@@ -141,6 +141,7 @@ class TrackWork:
             newest=run.newest,
             choice=run.choice,
             fresh=run.fresh,
+            token_place=self.sink.token_place if self.sink.keeps_token else "",
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:

@@ -887,6 +887,30 @@ async def test_a_deleted_state_directory_does_not_deliver_everything_again_by_it
     assert in_table(tmp_path / "out.db") == [1, 2, 1, 2, 3]
 
 
+async def test_a_token_that_was_left_beside_removed_output_is_named_and_a_start_without_it_goes_on(
+    memory_url: str, tmp_path: Path
+) -> None:
+    """Whoever removed state and output did not see `.out.ndjson.token`, of which the refusal said nothing."""
+
+    def to_file() -> App:
+        return numbers(memory_url, tmp_path, NdjsonSink(str(tmp_path / "out.ndjson")))
+
+    await lived(to_file(), [1, 2])
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "out.ndjson").unlink()
+    token = tmp_path / ".out.ndjson.token"
+    with pytest.raises(DeliveryConflict, match="another life") as caught:
+        await bounded(to_file().run())
+    assert f"the place of its token is {token}" in caught.value.message
+    assert f"remove {token}, if the output is gone" in caught.value.hint
+    token.unlink()
+    app = to_file()
+    async with started(app):
+        await until(lambda: rows_read(app) == 2)
+        await checkpoint(app)
+    assert (tmp_path / "out.ndjson").read_text().count("\n") == 2
+
+
 async def test_a_job_that_dies_before_its_first_checkpoint_starts_without_a_question(
     memory_url: str, tmp_path: Path
 ) -> None:

@@ -117,7 +117,7 @@ class FileDelivering:
             entry = replace(entry, lane=track.key, incarnation="", seq=0, finished=False)
         entry = target.ledger.write(replace(entry, owner=uuid.uuid4().hex, ready=""))
         growth = target.growth(entry.number)
-        growth.keep(entry.length)
+        growth.keep(entry.length, target.ledger.path)
         if anew and known and target.folder:
             for part in target.parts()[0].values():
                 remove(part)
@@ -152,7 +152,7 @@ class FileDelivering:
                 if entry is not None:
                     self._settle(entry)
                     growth = self._target.growth(entry.number)
-                    growth.keep(min(entry.length, growth.size()))
+                    growth.keep(min(entry.length, growth.size()), ledger.path)
                 ledger.remove()
         except Busy as error:
             raise JobLocked(f"file {self._target.name!r}: another process is writing into it") from error

@@ -57,15 +57,15 @@ class Growth(ABC, Generic[Rows]):
         """The bytes of the whole rows in the file, whether they count or not."""
         return self.grown.stat().st_size if self.grown.exists() else 0
 
-    def keep(self, length: int) -> None:
-        """Cuts off bytes that do not count. Raises UserError where bytes that count are missing."""
+    def keep(self, length: int, token: Path) -> None:
+        """Cuts off bytes that do not count. Raises UserError where bytes that count are missing. token: the file that says how many do."""
         size = self.size()
         if size < length:
             raise UserError(
                 f"file {os.fspath(self.grown)!r}: {length} bytes were delivered into it, and "
                 + (f"it has {size}" if self.grown.exists() else "it is gone"),
-                hint="bring it back; or remove the token beside it too (the hidden file of its name that ends in .token), and say "
-                "at the next start whether to repeat or to skip",
+                hint=f"bring it back; or remove its token, {os.fspath(token)!r}, too, and say at the next start whether to "
+                "repeat or to skip",
             )
         if length == 0 and self.grown != self.path:
             remove(self.grown)
@@ -205,10 +205,10 @@ class PendingGrowth(Growth[Rows]):
         found = super().size()
         return found if found > len(PENDING_MAGIC) else 0
 
-    def keep(self, length: int) -> None:
+    def keep(self, length: int, token: Path) -> None:
         for kind in ("tmp", "copy"):
             remove(beside(self.path, kind))
-        super().keep(length)
+        super().keep(length, token)
 
     def _counted(self, length: int) -> Iterator[Rows]:
         if length == 0:

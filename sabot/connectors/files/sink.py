@@ -1,5 +1,6 @@
 """What all sinks of files share: the contract of `Sink`, over a format. `writing` is at least once, `delivering` exactly once."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ class FileSink(Sink):
         self._afresh = False  # `start_afresh` was called for the next `open`
         self._opened = False
         self._target.check_ending(type(self).__name__)
+
+    @property
+    def token_place(self) -> str:  # type: ignore[override]
+        return os.fspath(self._target.ledger.path)
 
     def start_afresh(self) -> None:
         self._afresh = True

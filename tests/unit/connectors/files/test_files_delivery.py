@@ -789,8 +789,9 @@ def test_a_text_file_that_lost_what_was_delivered_stops_the_job(tmp_path: Path) 
     with pytest.raises(UserError, match=r"16 bytes were delivered into it, and it has 10.*\.token"):
         place.sink().claim(TRACK)
     place.path.unlink()
-    with pytest.raises(UserError, match="it is gone"):
+    with pytest.raises(UserError, match="it is gone") as gone:
         place.sink().claim(TRACK)
+    assert f"remove its token, '{place.path.parent}/.{place.path.name}.token'" in gone.value.hint
     afresh = place.sink()
     afresh.start_afresh()  # who removes the file and starts afresh means it
     afresh.claim(TRACK)
