@@ -199,7 +199,7 @@ class AgentTask:
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # rows may be left in its lanes
             exhausted = all(source.input.exhausted for source in self.sources) and self.streams_exhausted()
-            self.ended = alive and not stopped and exhausted
+            self.ended = alive and not stopped and exhausted and not (self.jobs is not None and self.jobs.rest)
             # All inputs have ended for good, so nothing waits for timers that are due later.
             if self.ended:
                 for timers in self.timers.values():

@@ -154,6 +154,7 @@ class DurableJobs:
         self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, gate=gate)
         self.mail = MailRoom(mail)
         self.known = known
+        self.go_on = 0  # so many jobs were open at the start, and go on
         self._storage = storage
         self._clock = clock
         self._dedupe_s = dedupe_s
@@ -198,6 +199,7 @@ class DurableJobs:
             jobs[job.agent].append(job)
         for agent_id, operator in self._operators.items():
             operator.restore(jobs[agent_id])
+        self.go_on = sum(job.ended is None for job in self._open)
         self._open = []
         if self.known:
             self._admit()
@@ -241,6 +243,12 @@ class DurableJobs:
         """A drain: jobs that are parked are not waited for."""
         for operator in self._operators.values():
             operator.leaving = True
+            operator.release()
+
+    @property
+    def rest(self) -> bool:
+        """Jobs are parked: the app has not come to its end."""
+        return self.host.parking.parked > 0
 
     async def close(self) -> None:
         """Drops the jobs in memory; the journal has them. Idempotent."""

@@ -71,6 +71,7 @@ class Run:
         # The first agent's failure that made linked streams stand still, where nobody waits for the run to end.
         self.stalled_by: SabotError | None = None
         self.running = False  # everything is open, and the stop has not begun
+        self._ran = False  # everything was open
         self.restored_from: int | None = None
         self.ended = False  # all inputs have ended: output that is not delivered now stays undelivered
         self.left: list[tuple[str, Handle]] = []  # threads that did not end, with the user's objects in which they hang
@@ -191,7 +192,6 @@ class Run:
             memory_budget=app.memory_budget_bytes,
             hung_after_s=app.checkpoint_timeout_s,
             dedupe_s=app.dedupe_s,
-            listener=app.listener,
             reprocess=app.reprocess,
             stop_asked=self._stop_asked.is_set,
         )
@@ -235,7 +235,7 @@ class Run:
         self._metrics.follow(self._task_samples)
         assert self._delivery is not None
         self._hold(self._delivery.full)
-        self.running = True
+        self.running = self._ran = True
         interval = checkpoint_interval(self.app, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
         self._ask_for_another(0.0)
@@ -360,11 +360,13 @@ class Run:
         if jobs:
             waits.add(over)
             if all(job.was_complete for job in jobs):
-                _log.warning(
-                    "app %s had ended with checkpoint %s: nothing is read twice (start afresh with --fresh)",
-                    self.app.id,
-                    self.restored_from,
-                )
+                durable = None if self._agents is None else self._agents.task.jobs
+                if durable is not None and durable.go_on:
+                    told = "app %s had read all its inputs with checkpoint %s: nothing is read twice, and open jobs go on: %d"
+                    _log.warning(told, self.app.id, self.restored_from, durable.go_on)
+                else:
+                    told = "app %s had ended with checkpoint %s: nothing is read twice (start afresh with --fresh)"
+                    _log.warning(told, self.app.id, self.restored_from)
         alive = [agent.process for agent in self.agents.values() if agent.process is not None]
         if alive and self._streams is None:
             waits.add(asyncio.ensure_future(asyncio.wait(alive)))  # ends when the last agent has failed
@@ -468,7 +470,7 @@ class Run:
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
             if self.journal is not None:
-                last.push_async_callback(aside, self.journal.close)
+                last.push_async_callback(aside, self.journal.close if self._ran else self.journal.abandon)
             if self._mail is not None:
                 last.push_async_callback(aside, self._mail.shut)
             last.push_async_callback(aside, self._metrics.close)

@@ -451,6 +451,62 @@ async def test_an_input_that_ends_is_waited_for_until_its_last_job_is_over(shop:
     assert orders(shop.answers()) == [0, 1, 2]
 
 
+async def test_a_drain_does_not_wait_for_a_parked_job_whose_input_has_ended_and_the_app_has_not(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The drain waited until the job woke, of which nobody told it otherwise; or, where the input ended behind it, the checkpoint said that
+    the app had ended, and the next start that nothing is read twice, while the job went on.
+    """
+    first = from_file(shop, tmp_path, shop.sleepy)
+    async with started(first):
+        await until(
+            lambda: (
+                jobs(first).get("parked") == 1 and all(each["ended"] for each in first.statistics()["sources"].values())
+            )
+        )
+        await asyncio.wait_for(first.stop(drain=True), 20)
+    run = asyncio.create_task((second := from_file(shop, tmp_path, shop.sleepy)).run())
+    await until(lambda: jobs(second).get("parked") == 1)
+    assert "nothing is read twice" not in caplog.text
+    shop.clock.advance(3600)
+    await asyncio.wait_for(run, 20)
+    await asyncio.wait_for(from_file(shop, tmp_path, shop.sleepy).run(), 20)
+    assert "had ended with checkpoint" in caplog.text
+    assert "start afresh with --fresh" in caplog.text
+    assert orders(shop.answers()) == [0]
+
+
+async def test_a_start_of_an_app_that_had_ended_but_for_a_blocked_job_says_that_the_job_goes_on(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def other(ctx: Any) -> Any:
+        await ctx.wait("paid")
+
+    async with started(app := from_file(shop, tmp_path, shop.sleepy)):
+        await until(lambda: jobs(app).get("parked") == 1)
+    await asyncio.wait_for(from_file(shop, tmp_path, other).run(), 20)  # all that is left is blocked
+    caplog.clear()
+    run = asyncio.create_task((app := from_file(shop, tmp_path, shop.sleepy)).run())
+    await until(lambda: jobs(app).get("parked") == 1)
+    (said,) = [message for message in caplog.messages if "nothing is read twice" in message]
+    assert said.startswith("app shop had read all its inputs with checkpoint")
+    assert said.endswith("nothing is read twice, and open jobs go on: 1")
+    shop.clock.advance(3600)
+    await asyncio.wait_for(run, 20)
+    assert orders(shop.answers()) == [0]
+
+
+def from_file(shop: Shop, folder: Path, function: Callable[..., Any]) -> App:
+    """An app whose one ticket is in a file, and sleeps."""
+    from sabot import files
+
+    path = folder / "tickets.ndjson"
+    path.write_text(json.dumps({"customer": "ann", "order": 0, "sleeps": True}) + "\n")
+    app = App("shop", shop.url, state=str(shop.directory), clock=shop.clock)
+    app.agent(files(str(path)), name="handle", key="customer", sink="answers", durable=True)(function)
+    return app
+
+
 async def test_all_mailboxes_of_an_app_have_one_bound(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox.MailRoom.__init__, "__kwdefaults__", {"capacity_rows": 3, "capacity_bytes": 1 << 20})
     app = shop.app(shop.sleepy)
