@@ -226,21 +226,32 @@ def open_lock(path: Path) -> int:
 def lock(path: Path, holder: str, taken: Callable[[str], SabotError]) -> IO[bytes]:
     """Locks the file at `path` until it is closed or the process ends in any way, and writes the text `holder` into it.
 
-    The file is made where it is missing, and never removed: otherwise two processes could hold locks on two files of that name. Raises
+    The file is made where it is missing, and removed only by who holds it: one that was removed meanwhile is made anew. Raises
     `taken(text)`, with the text of the other holder, where another process has it; UserError where something else is in its place; OSError.
     """
-    file = os.fdopen(open_lock(path), "rb+", buffering=0)
-    try:
+    while True:
+        file = os.fdopen(open_lock(path), "rb+", buffering=0)
         try:
-            hold(file)
-        except BlockingIOError:
-            raise taken(file.read(400).decode("utf-8", "replace").strip()) from None
-        file.truncate(0)
-        file.write(holder.encode())
-    except BaseException:
+            try:
+                hold(file)
+            except BlockingIOError:
+                raise taken(file.read(400).decode("utf-8", "replace").strip()) from None
+            if _is_at(path, file):
+                file.truncate(0)
+                file.write(holder.encode())
+                return file
+        except BaseException:
+            file.close()
+            raise
         file.close()
-        raise
-    return file
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether this open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def tell_of_open_folder(folder: Path) -> None:

@@ -162,6 +162,12 @@ class Journal(JournalReader, Inbox):
     look_s: float = 0.02
     """How often its owner looks for letters: what a look costs where the journal is, against how soon an answer is taken."""
 
+    def abandon(self) -> None:
+        """`close`, where the start that has opened it is refused. What this opening has made, and nobody has used since, goes with it where
+        it is on this machine.
+        """
+        self.close()
+
     def may_have_letters(self) -> bool:
         """Whether something may have come since this was last asked: False where the home knows, at less cost than `letters`, that nobody
         has written. Never waits for another machine or a disk; asked by one thread.

@@ -44,6 +44,7 @@ from sabot.steps import step
 __all__ = ["DATABASE", "SqliteInbox", "SqliteJournal", "SqliteReader"]
 
 DATABASE = "journal.db"
+_LOCK = "LOCK"
 
 _log = logging.getLogger(__name__)
 
@@ -141,10 +142,11 @@ class SqliteJournal(SqliteReader, SqlJournal):
         capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
         folder = Path(folder)
+        self._has_made_folder = not folder.exists()
         try:
             own_folder(folder)
             self._claim = lock(
-                folder / "LOCK",
+                folder / _LOCK,
                 f"process {os.getpid()}",
                 lambda holder: JobLocked(
                     f"the journal in {folder} belongs to {holder or 'another process'}", hint="stop that one first"
@@ -166,6 +168,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
         self._closed = False
         with ExitStack() as opened:
             with explained(f"journal {folder}"):
+                self._has_made = not (folder / DATABASE).exists()
                 database = _made(folder)
                 self._writing = connected(database, "rw")
                 opened.callback(self._writing.close)
@@ -191,15 +194,33 @@ class SqliteJournal(SqliteReader, SqlJournal):
             opened.pop_all()  # all is open, and stays so
 
     def close(self) -> None:
-        if self._closed:
-            return
+        if not self._closed:
+            self._shut()
+            self._claim.close()
+
+    def _shut(self) -> None:
+        """Lets go of everything but the claim."""
         self._closed = True
         self.writer.close()
         self.inbox.close()
         self._watching.close()
         super().close()
         self._writing.close()  # the last one: it moves the log into the database
-        self._claim.close()
+
+    def abandon(self) -> None:
+        if self._closed:
+            return
+        unused, folder = self._has_made and self.is_new, self.database.parent
+        self._shut()
+        try:
+            if unused:
+                _remove(folder)
+            if unused and self._has_made_folder and os.listdir(folder) == [_LOCK]:
+                with explained(self.where):
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
+        finally:
+            self._claim.close()
 
     def may_have_letters(self) -> bool:
         """Its answer is a number in the memory that the processes share, which each commit of another connection changes."""

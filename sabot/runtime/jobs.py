@@ -94,7 +94,11 @@ def open_app_journal(
             f"app {app.id}: --fresh would forget the effects of {journal.where}: what was done may be done again",
             hint="--fresh --forget-effects, if it may; without --fresh the app goes on where it was",
         )
-    mail = open_backend("memory" if base is None else app.state_place, "mailboxes")
+    try:
+        mail = open_backend("memory" if base is None else app.state_place, "mailboxes")
+    except BaseException:
+        journal.abandon()
+        raise
     assert isinstance(mail, LocalBackend)
     return journal, mail
 

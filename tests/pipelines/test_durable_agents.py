@@ -1050,6 +1050,7 @@ async def test_rows_that_nothing_tells_apart_are_refused_and_job_id_is_the_fix(s
 
     with pytest.raises(UserError, match=r"agent shop\.second is durable, and its rows come from agent shop\.first"):
         await fed_by_agent(None, False).start()
+    assert not (shop.directory / "journal").exists()
     for job_id, durable in (("order", False), (None, True)):
         async with started(fed_by_agent(job_id, durable)):
             pass
@@ -1086,7 +1087,9 @@ async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_oth
     (shop.directory / "journal").rename(shop.directory / "elsewhere")
     with pytest.raises(OtherJournal):
         await shop.app(shop.handle).start()
-    shutil.rmtree(shop.directory / "journal")
+    assert not (shop.directory / "journal").exists(), (
+        "the refused start has left an empty one, where the user's copy belongs"
+    )
     (shop.directory / "elsewhere").rename(shop.directory / "journal")
     with sqlite3.connect(shop.directory / "journal" / "journal.db") as database:
         database.execute("DELETE FROM entries")

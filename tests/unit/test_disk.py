@@ -20,7 +20,7 @@ from sabot.checkpoint.places import RemotePlace
 from sabot.checkpoint.requests import Requests
 from sabot.connectors.base import Batch, Track
 from sabot.connectors.files import ParquetSink
-from sabot.disk import TemporaryFolder, make_folder, open_lock, own_folder, remove_left, tell_of_open_folder
+from sabot.disk import TemporaryFolder, lock, make_folder, open_lock, own_folder, remove_left, tell_of_open_folder
 from sabot.errors import CorruptCheckpoint, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend
 
@@ -252,6 +252,26 @@ def test_a_lock_that_is_there_is_taken_again(tmp_path: Path) -> None:
     os.close(open_lock(tmp_path / "LOCK"))
     os.close(open_lock(tmp_path / "LOCK"))
     assert mode(tmp_path / "LOCK") == 0o600
+
+
+def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder removed it between the two steps of a lock: the file that was locked then had no name, and a third one got another."""
+    path, opened = tmp_path / "LOCK", []
+
+    def open_before_it_goes(path: Path) -> int:
+        opened.append(open_lock(path))
+        if len(opened) == 1:
+            path.unlink()
+        return opened[-1]
+
+    monkeypatch.setattr("sabot.disk.open_lock", open_before_it_goes)
+    with lock(path, "us", lambda holder: JobLocked(holder)):
+        assert path.read_text() == "us"
+        with pytest.raises(JobLocked, match="us"):
+            lock(path, "them", lambda holder: JobLocked(holder))
+    assert len(opened) == 3
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------

@@ -100,6 +100,26 @@ def test_a_journal_that_is_begun_anew_is_another_one_and_has_nothing(tmp_path: P
     after.close()
 
 
+def test_a_journal_that_a_refused_start_has_made_goes_with_it_and_no_other_does(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    SqliteJournal(folder).abandon()
+    assert list(tmp_path.iterdir()) == []
+    used = SqliteJournal(folder)
+    fill(used, 1)
+    used.abandon()
+    assert jobs_of(folder) == ["job-0"]
+    shutil.rmtree(folder)
+    SqliteJournal(folder).close()
+    identity = SqliteReader(folder).identity
+    SqliteJournal(folder).abandon()  # an earlier start had made it, and a checkpoint may know of it
+    assert SqliteReader(folder).identity == identity
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "copy").touch()
+    SqliteJournal(folder).abandon()
+    assert sorted(each.name for each in folder.iterdir()) == ["LOCK", "copy"]
+
+
 def test_a_log_whose_database_is_gone_is_refused(tmp_path: Path, journal: SqliteJournal) -> None:
     """Made anew beside it, the database would be given the pages of the old log."""
     fill(journal, 3)
