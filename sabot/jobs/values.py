@@ -1,8 +1,8 @@
 """What jobs ask and get, as bytes: arguments, results and errors. A job sees of a value what these bytes say, live as in replay.
 
-Values are msgpack. Tuples and sets come back as lists, dataclasses and models as dicts, datetimes as datetimes, Decimals and UUIDs as
-text, an Arrow batch or table as a RecordBatch. A `Secret` stays a reference. An error is its class's name and its message; nothing that is
-read can run.
+Values are msgpack. Tuples and sets come back as lists (a set that a job returns is sorted: `in_order`), dataclasses and models as dicts,
+datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a RecordBatch. A `Secret` stays a reference. An error is its
+class's name and its message; nothing that is read can run.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, words_of
 from sabot.redaction import scrubbed
 
-__all__ = ["MAX_RESULT_BYTES", "copied", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
+__all__ = ["MAX_RESULT_BYTES", "copied", "in_order", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
 
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
@@ -152,6 +152,28 @@ def _sorted(value: Any) -> Any:
         return tuple(map(_sorted, value))
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: _sorted(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
+def in_order(value: Any) -> Any:
+    """The value with sorted lists in place of the sets in it, as another process walks a set in another order; itself where it has none."""
+    kind = type(value)
+    if kind in _FIXED:
+        return value
+    if isinstance(value, set | frozenset):
+        inner = [in_order(each) for each in value]
+        alike = {type(each) for each in inner}
+        return sorted(inner) if alike in ({str}, {int}) else sorted(inner, key=_encode_sorted)
+    if isinstance(value, dict):
+        changed = {key: new for key, each in value.items() if (new := in_order(each)) is not each}
+        return {**value, **changed} if changed else value
+    if kind in (list, tuple):
+        made = [in_order(each) for each in value]
+        return made if any(new is not each for new, each in zip(made, value, strict=True)) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {each.name: getattr(value, each.name) for each in fields(value)}
+        made = in_order(named)
+        return value if made is named else made
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from sabot import App, UserError
+from sabot import App, Message, UserError
 from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
@@ -136,6 +136,34 @@ async def test_what_a_job_has_done_before_a_crash_is_not_done_again(shop: Shop) 
     assert shop.calls == [1, 2, 3, 4, 5]
     said = [{"order": n, "said": f"refunded {n}", "count": n} for n in (1, 2, 3, 4, 2, 3, 4, 5)]
     assert shop.answers() == said
+
+
+@pytest.mark.parametrize("form", ["returned", "in a Message", "yielded"])
+async def test_a_set_in_a_result_is_the_same_in_another_process_which_walks_it_in_another_order(
+    shop: Shop, form: str
+) -> None:
+    """The run ended at each start: the job "has given other output than before the restart"."""
+    orders = [[0, 8, 16], [16, 8, 0]]
+    assert list(set(orders[0])) != list(set(orders[1]))
+
+    async def tags(ctx: Any) -> Any:
+        said = {"tags": set(walks), "ids": [frozenset({"b", "aa"})], "z": 1}
+        return Message(said, key="k") if form == "in a Message" else said
+
+    async def yields(ctx: Any) -> Any:
+        yield await tags(ctx)
+
+    walks = orders[0]
+    app = shop.app(yields if form == "yielded" else tags)
+    await app.start()
+    await checkpoint(app)
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.answers()) == 1)
+    await crash(app)
+    walks = orders[1]
+    async with started(shop.app(yields if form == "yielded" else tags)):
+        await until(lambda: len(shop.answers()) == 2)
+    assert shop.answers() == [{"tags": [0, 8, 16], "ids": [["aa", "b"]], "z": 1}] * 2
 
 
 async def test_a_barrier_that_comes_before_the_row_of_an_ended_job_is_read_again_begins_no_second_job(

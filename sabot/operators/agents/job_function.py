@@ -1,6 +1,6 @@
 """The function of a durable agent, as jobs call it: over the record, or the batch, that the journal has."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from hashlib import blake2b
 from typing import Any
 
@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
+from sabot.api.context import Message
 from sabot.api.durable import BatchJobContext, DurableContext, batch_job_context, durable_context
 from sabot.calls.functions import awaitable
 from sabot.clock import Clock
 from sabot.codecs.records import decode_json
 from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
-from sabot.jobs.values import pack
+from sabot.jobs.values import in_order, pack
 from sabot.operators.agents.batches import named_rows, returned
 from sabot.operators.agents.job_batches import BatchInput, of_ipc, read_batch, to_ipc
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
@@ -41,7 +42,7 @@ class JobFunction:
         self._expiry = self._state.expiry if isinstance(self._state, LocalBackend) else None
         self.begun: dict[str, int] = {}
         self._prefix = f"{spec.agent_id}/" if self.keyed else ""
-        self._function, self._is_coroutine_function = gathering(spec.func)
+        self._function, _ = gathering(spec.func, _ordered)
 
     def context(self, job: JobRun) -> tuple[DurableContext, JobInput | BatchInput]:
         """What the function gets for this job, and the record, or the batch, that it is about. Raises DataError."""
@@ -62,7 +63,11 @@ class JobFunction:
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
         """Its coroutine, not begun."""
-        return self._function(ctx) if self._is_coroutine_function else _plain(self._function, ctx)
+        return self._result(ctx)
+
+    async def _result(self, ctx: DurableContext) -> Any:
+        value, pending = awaitable(self._function(ctx))
+        return _ordered(await value if pending else value)
 
     def packed(self, job: JobRun, value: Any) -> bytes:
         """What it has returned, as END has it. Raises UserError."""
@@ -113,7 +118,8 @@ def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> J
     return (BatchJobFunction if spec.batch else JobFunction)(spec, state, clock)
 
 
-async def _plain(function: Callable[..., Any], ctx: DurableContext) -> Any:
-    """The call of a function that is no coroutine function; what it gives may still be awaitable."""
-    value, pending = awaitable(function(ctx))
-    return await value if pending else value
+def _ordered(value: Any) -> Any:
+    """What the function gives, as each run of the job gives it."""
+    if isinstance(value, Message):
+        return Message(in_order(value.value), key=value.key, headers=value.headers)
+    return in_order(value)

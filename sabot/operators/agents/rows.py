@@ -208,14 +208,16 @@ def plain_of(value: Any) -> Any:
     return value.value if isinstance(value, Message) else value
 
 
-def gathering(func: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`."""
+def gathering(
+    func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value
+) -> tuple[Callable[..., Any], bool]:
+    """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`, in this form."""
     target = behind(func)
     if inspect.isasyncgenfunction(target):
 
         async def gather(*given: Any) -> _Several:
             several = _Several([])
-            await each_piece(func(*given), several.add)
+            await each_piece(func(*given), lambda value: several.add(form(value)))
             return several
 
         return gather, True
@@ -224,7 +226,7 @@ def gathering(func: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
         def gather_here(*given: Any) -> _Several:
             several = _Several([])
             for value in func(*given):
-                several.add(value)
+                several.add(form(value))
             return several
 
         return gather_here, False

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sabot import secret
 from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
-from sabot.jobs.values import MAX_RESULT_BYTES, pack, pack_error, unpack, unpack_error
+from sabot.jobs.values import MAX_RESULT_BYTES, in_order, pack, pack_error, unpack, unpack_error
 from sabot.redaction import keep_secret
 
 PLAIN = st.recursive(
@@ -274,3 +274,25 @@ def test_an_arrow_batch_that_is_torn_is_a_corrupt_journal() -> None:
     stream = msgspec.msgpack.decode(whole).data
     with pytest.raises(CorruptJournal, match="an Arrow batch"):
         unpack(msgspec.msgpack.encode(msgspec.msgpack.Ext(2, bytes(stream)[:90])))
+
+
+def test_sets_come_out_in_order_wherever_they_stand_and_nothing_else_changes() -> None:
+    @dataclass
+    class Order:
+        tags: Any
+
+    for value in (
+        {"a": [1, (2, {"b": None})]},
+        [],
+        Order([1]),
+        b"x",
+        Order,
+        MappingProxyType({}),
+        pa.table({"n": [1]}),
+    ):
+        assert in_order(value) is value
+    assert in_order({3, 200, -1}) == [-1, 3, 200]
+    assert in_order([{"k": (1, {"b", "aa"})}]) == [{"k": [1, ["aa", "b"]]}]
+    assert in_order(Order({2, 1})) == {"tags": [1, 2]}
+    assert in_order(frozenset({(1, frozenset({"b", "a"})), (1, "a")})) == [[1, ["a", "b"]], (1, "a")]
+    assert in_order({1, "a", None, 2.5}) == in_order({None, 2.5, "a", 1})
