@@ -65,6 +65,10 @@ if TYPE_CHECKING:
     from sabot.agents.orchestration import Router as Router
     from sabot.agents.orchestration import Workflow as Workflow
     from sabot.agents.orchestration import WorkflowState as WorkflowState
+    from sabot.agents.plugins import Plugin as Plugin
+    from sabot.agents.plugins import PluginCapability as PluginCapability
+    from sabot.agents.plugins import PluginManifest as PluginManifest
+    from sabot.agents.plugins import PluginRegistry as PluginRegistry
     from sabot.agents.replay import JobCode as JobCode
     from sabot.agents.replay import Recording as Recording
     from sabot.agents.replay import ReplayDifference as ReplayDifference
@@ -159,6 +163,10 @@ __all__ = [
     "ParallelNode",
     "ParallelOperator",
     "PlannerExecutorOperator",
+    "Plugin",
+    "PluginCapability",
+    "PluginManifest",
+    "PluginRegistry",
     "PolicyRef",
     "PostgresInbox",
     "PostgresJournal",
@@ -223,6 +231,7 @@ _HOMES = {
         "Workflow",
         "WorkflowState",
     ),
+    "sabot.agents.plugins": ("Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"),
     "sabot.agents.replay": (
         "JobCode",
         "Recording",

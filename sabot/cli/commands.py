@@ -17,6 +17,7 @@ from sabot.cli.journal import journal
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan
+from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
 from sabot.cli.replaying import diff_jobs, record, replay
 from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
@@ -39,6 +40,7 @@ _demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=T
 _cli.add_typer(_demos, name="demo")
 _cli.command()(plan)
 _cli.command("state")(read_state)
+_cli.command()(plugins)
 _cli.add_typer(checkpoints, name="checkpoints")
 _cli.add_typer(savepoint, name="savepoint")
 _cli.add_typer(dlq, name="dlq")

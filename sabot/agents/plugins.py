@@ -1,0 +1,154 @@
+"""Plugins: packages that bring tools, operators, policies, connectors, stores. They name an entry point of the group `sabot.plugins`.
+
+    [project.entry-points."sabot.plugins"]
+    weather = "weather_for_sabot:plugin"          a Plugin, its class, or a function that returns one
+
+One that cannot be loaded, or does not say what it is, is named with its error; the others are there all the same.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from sabot.config import checked_name
+from sabot.errors import UserError, short_repr, words_of
+from sabot.llm.tools import Tool
+
+__all__ = ["GROUP", "FailedPlugin", "Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"]
+
+GROUP = "sabot.plugins"
+
+_log = logging.getLogger(__name__)
+
+
+class PluginCapability(StrEnum):
+    """What a plugin can bring. memory: stores, of jobs, conversations, ledgers. ui: what shows jobs to people."""
+
+    TOOLS = "tools"
+    OPERATOR = "operator"
+    POLICY = "policy"
+    CONNECTOR = "connector"
+    MEMORY = "memory"
+    UI = "ui"
+
+
+@dataclass(frozen=True, slots=True)
+class PluginManifest:
+    """What a plugin says of itself. name: by which it is listed. capabilities: what it brings. Raises UserError."""
+
+    name: str
+    version: str
+    capabilities: tuple[PluginCapability, ...]
+    description: str = ""
+    author: str = ""
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "PluginManifest: name")
+        if not isinstance(self.version, str) or not self.version:
+            raise UserError(f"plugin {self.name}: version={short_repr(self.version)}", hint='a text, like "1.0"')
+        try:
+            object.__setattr__(self, "capabilities", tuple(map(PluginCapability, self.capabilities)))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"plugin {self.name}: capabilities={short_repr(self.capabilities)}: {error}",
+                hint=f"there are {', '.join(PluginCapability)}",
+            ) from error
+        if not self.capabilities:
+            raise UserError(
+                f"plugin {self.name} brings nothing", hint=f"capabilities are {', '.join(PluginCapability)}"
+            )
+
+
+class Plugin(ABC):
+    """What a package brings. A subclass has a manifest, and says what there is of each capability in it."""
+
+    @property
+    @abstractmethod
+    def manifest(self) -> PluginManifest:
+        """What it is."""
+
+    @abstractmethod
+    def provide(self, capability: PluginCapability) -> Mapping[str, Any]:
+        """What it brings of this capability, by name: of `tools` functions or Tools, of the others what the capability means."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPlugin:
+    """One that is not there. name: of its entry point. package: that has it. error: why."""
+
+    name: str
+    package: str
+    error: str
+
+
+@dataclass(slots=True)
+class PluginRegistry:
+    """The plugins of a program. `discover` finds those that are installed."""
+
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    failed: list[FailedPlugin] = field(default_factory=list)
+    _provided: dict[PluginCapability, dict[str, tuple[str, Any]]] = field(default_factory=dict)
+
+    def register(self, plugin: Plugin) -> None:
+        """Takes a plugin in. Raises UserError for what is none, for a name that is taken, and where it does not bring what it says."""
+        if not isinstance(plugin, Plugin):
+            raise UserError(f"{short_repr(plugin)} is no plugin", hint="a subclass of sabot.agents.Plugin")
+        manifest = plugin.manifest
+        if not isinstance(manifest, PluginManifest):
+            raise UserError(
+                f"plugin {short_repr(plugin)}: its manifest is {short_repr(manifest)}", hint="a PluginManifest"
+            )
+        if manifest.name in self.plugins:
+            raise UserError(f"there are two plugins {manifest.name}")
+        brought = {each: self._checked(manifest, each, plugin.provide(each)) for each in manifest.capabilities}
+        for capability, things in brought.items():
+            self._provided.setdefault(capability, {}).update(
+                {name: (manifest.name, each) for name, each in things.items()}
+            )
+        self.plugins[manifest.name] = plugin
+
+    def _checked(self, manifest: PluginManifest, capability: PluginCapability, things: Any) -> Mapping[str, Any]:
+        where = f"plugin {manifest.name}: its {capability}"
+        if not isinstance(things, Mapping) or not all(isinstance(name, str) and name for name in things):
+            raise UserError(f"{where}: {short_repr(things)}", hint="a dict by names")
+        for name in things:
+            if name in self._provided.get(capability, {}):
+                other, _ = self._provided[capability][name]
+                raise UserError(f"{where} {name} is that of plugin {other} too")
+            if (
+                capability is PluginCapability.TOOLS
+                and not isinstance(things[name], Tool)
+                and not callable(things[name])
+            ):
+                raise UserError(f"{where} {name} is {short_repr(things[name])}", hint="a function, or a tool")
+        return things
+
+    def discover(self, found: Callable[[], Iterator[EntryPoint]] | None = None) -> "PluginRegistry":
+        """Takes in what is installed, and returns itself. What cannot be loaded goes to `failed`, and is logged. found: for tests."""
+        for entry in found() if found is not None else iter(entry_points(group=GROUP)):
+            package = entry.dist.name if entry.dist is not None else ""
+            try:
+                loaded = entry.load()
+                self.register(loaded if isinstance(loaded, Plugin) or not callable(loaded) else loaded())
+            except (Exception, SystemExit) as error:  # of somebody else's package
+                failed = FailedPlugin(entry.name, package, f"{type(error).__name__}: {words_of(error)}")
+                self.failed.append(failed)
+                _log.warning("plugin %s of package %s is left out: %s", failed.name, failed.package, failed.error)
+        return self
+
+    def provided(self, capability: PluginCapability | str) -> dict[str, Any]:
+        """All that there is of this capability, by name."""
+        try:
+            wanted = PluginCapability(capability)
+        except ValueError as error:
+            raise UserError(f"{error}", hint=f"there are {', '.join(PluginCapability)}") from error
+        return {name: thing for name, (_, thing) in self._provided.get(wanted, {}).items()}
+
+    @property
+    def tools(self) -> list[Any]:
+        """Those of all plugins: `Agent(engine, tools=[*registry.tools])`."""
+        return list(self.provided(PluginCapability.TOOLS).values())

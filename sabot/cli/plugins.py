@@ -1,0 +1,40 @@
+"""`sabot plugins`: which packages bring something, and which cannot be loaded."""
+
+from typing import Any
+
+from sabot.agents.plugins import PluginRegistry
+from sabot.cli.journal import Json, quietly
+from sabot.cli.printing import columns, json_line
+from sabot.errors import UserError
+
+__all__ = ["plugins"]
+
+
+def plugins(json: Json = False) -> None:
+    """The plugins that are installed, what each brings, and why one cannot be loaded."""
+
+    def work() -> None:
+        registry = PluginRegistry().discover()
+        rows: list[dict[str, Any]] = [
+            {
+                "plugin": each.manifest.name,
+                "version": each.manifest.version,
+                "brings": ", ".join(each.manifest.capabilities),
+                "description": each.manifest.description,
+            }
+            for each in registry.plugins.values()
+        ]
+        rows += [
+            {"plugin": each.name, "version": "", "brings": "", "description": f"{each.package}: {each.error}"}
+            for each in registry.failed
+        ]
+        if json:
+            for row in rows:
+                json_line(row)
+        else:
+            columns(["plugin", "version", "brings", "description"], [list(row.values()) for row in rows])
+        if registry.failed:
+            count = len(registry.failed)
+            raise UserError(f"{count} plugin{'s' if count > 1 else ''} cannot be loaded", hint="see above")
+
+    quietly(work)
