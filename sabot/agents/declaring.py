@@ -76,12 +76,19 @@ class DeclaresAgents:
         fields, or {"content": …}. session: a key has one conversation, which is kept in its state; by default with `key=`.
         options: of `sabot.llm.Agent` (tools, instructions, output, …) and of `App.agent` (key, sink, concurrency, on_error, …).
         """
-        from sabot.api.models import agent_function
+        from sabot.api.models import agent_function, check_template
         from sabot.llm.agent import Agent
 
         wiring = {each: options.pop(each) for each in list(options) if each in AGENT_OPTIONS}
+        where = f"llm_agent {name}"
+        if wiring.get("durable") is False:
+            raise UserError(f"{where}: durable=False", hint="in @app.agent without durable=True, await Agent(…).run(…)")
+        if wiring.get("batch"):
+            raise UserError(f"{where}: batch=True", hint="stream.map_llm(…) asks a model about columns")
         agent = Agent(engine, name=name, **options)
         keeps = wiring.get("key") is not None if session is None else session
+        if isinstance(prompt, str):
+            check_template(prompt, where)
         function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
         self.agent(topic, name=name, **{"durable": True, **wiring})(function)
         return agent

@@ -1,7 +1,7 @@
 """What the function of an agent gets: the message, its origin, and the agent's state."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sabot.api.functions import Timers, checked_ms
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -159,6 +159,18 @@ class AgentContext:
         self._prefix = prefix
         self._clock = clock
         self._timers = timers
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            from sabot.api.durable import DurableContext  # which is made of this class
+
+            what = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if hasattr(DurableContext, name):
+                what = (
+                    f"ctx.{name} is there in durable agents, and {self.agent_id} is none: @app.agent(…, durable=True)"
+                )
+            raise AttributeError(what, name=name, obj=self)
 
     def now(self) -> int:
         """The clock, in ms since 1970. It has moved on when the record is processed again after a restart."""

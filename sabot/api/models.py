@@ -4,13 +4,15 @@ ctx.llm(engine)     asks a model: class `metered`, so it may be asked again afte
 session             the conversation of a key, in keyed state: written when the job ends well, bounded by the agent's window
 """
 
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sabot.errors import DataError, EffectError, TransientError, short_repr
+from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
@@ -27,10 +29,11 @@ from sabot.llm.tools import Effect, Tool, as_tool
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
 
-__all__ = ["JobModel", "agent_function"]
+__all__ = ["JobModel", "agent_function", "check_template"]
 
 _ASKS = "llm"  # the name of the effect; not that of the model, which may be changed while jobs are open
 _SESSION = "conversation"
+_BRACES = "{text} is a field; {{ and }} are braces"
 
 
 class JobModel:
@@ -131,6 +134,17 @@ def agent_function(
 
     run.__name__ = run.__qualname__ = agent.name
     return run
+
+
+def check_template(prompt: str, where: str) -> None:
+    """Raises UserError where the template cannot be filled by any record: braces of JSON, a brace that is not closed."""
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
+        wrong = next((field for field in fields if not re.match(r"\w+", field)), None)
+    except ValueError as error:
+        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {error}", hint=_BRACES) from error
+    if wrong is not None:
+        raise UserError(f"{where}: the prompt {short_repr(prompt)}: {{{wrong}}} is no field of a record", hint=_BRACES)
 
 
 def _prompt_of(message: Any, prompt: str | Callable[[Any], object] | None) -> object:

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot import App
+from sabot import AgentContext, App
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import CheckpointFailed, DataError
+from sabot.errors import CheckpointFailed, DataError, UserError
 from sabot.llm import (
     AuthenticationFailed,
     ChatMessage,
@@ -287,6 +287,39 @@ async def test_a_call_that_failed_is_made_again_in_a_job_too(desk: Desk) -> None
         desk.ask("go")
         await until(lambda: desk.answers() == [{"told": "here"}])
     assert len(tried) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"durable": False}, "durable=False"),
+        ({"batch": True}, "batch=True"),
+        ({"prompt": 'Answer {"a": 1} for {text}'}, "is no field of a record"),
+        ({"prompt": "Summarize: { text }"}, "is no field of a record"),
+        ({"prompt": "Summarize: {text"}, "expected '}'"),
+    ],
+)
+def test_an_llm_agent_that_cannot_work_is_refused_when_it_is_declared(options: dict[str, Any], words: str) -> None:
+    app = App("desk", "memory://refused", state="memory")
+    with pytest.raises(UserError, match=words) as caught:
+        app.llm_agent("questions", ExecutionEngine(ScriptedProvider("x")), **options)
+    assert caught.value.hint
+
+
+def test_braces_in_a_prompt_are_written_twice() -> None:
+    app = App("desk", "memory://refused", state="memory")
+    app.llm_agent(
+        "questions", ExecutionEngine(ScriptedProvider("x")), prompt='{{"a": 1}} {text} {place[city]} {price:.2f}'
+    )
+
+
+def test_an_agent_that_is_not_durable_says_so_when_it_asks_a_model() -> None:
+    ctx = AgentContext({"text": "x"}, agent_id="desk.handle")
+    with pytest.raises(AttributeError, match=r"ctx\.llm is there in durable agents, and desk\.handle is none"):
+        ctx.llm(None)  # type: ignore[attr-defined]
+    assert not hasattr(ctx, "ask")
+    with pytest.raises(AttributeError, match="has no attribute 'lm'"):
+        ctx.lm  # type: ignore[attr-defined]  # noqa: B018
 
 
 KEY = "sk-proj-Zq81MvtT0p5ecret"
