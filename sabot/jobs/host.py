@@ -159,11 +159,11 @@ class JobHost:
         record: bytes,
         key: bytes,
         digest: bytes,
-        again: bool = False,
+        run: int = 1,
         behalf: Behalf = NOBODY,
     ) -> None:
-        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. again: it has
-        failed or was cancelled, and runs once more over what it has done. behalf: on whose it runs.
+        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. run: above 1: it
+        has failed or was cancelled, and runs once more over what it has done. behalf: on whose it runs.
         """
         self._agents[job_id] = agent_id
 
@@ -171,9 +171,9 @@ class JobHost:
             if self.stopping:
                 return
             owner = self._owners[agent_id]
-            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf)
+            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf, run)
             self._begun_total += 1
-            if again:
+            if run > 1:
                 self.append(entry)
                 self.parking.load(job_id)
             else:
@@ -498,7 +498,8 @@ class JobHost:
         """A new history of the same job."""
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
-        entry = Begin(job.job_id, self.now_ms(), old.agent, record, old.key, old.digest, owner.code, *job.behalf)
+        facts = old.agent, record, old.key, old.digest, owner.code, *job.behalf, old.run
+        entry = Begin(job.job_id, self.now_ms(), *facts)
         job.history.last_ordinal = job.last_asked
         self._forget(live)
         self._begin(job.history.anew(entry), owner, entry)

@@ -29,7 +29,7 @@ Item = Callable[[], Awaitable[None] | None]
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
     ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
-    behalf: of its BEGIN. decided: the notes of its intents that have no result, by ordinal.
+    behalf, run: of its last BEGIN. decided: the notes of its intents that have no result, by ordinal.
     """
 
     job_id: str
@@ -45,6 +45,7 @@ class OpenJob(NamedTuple):
     begun_ms: int = 0
     behalf: Behalf = NOBODY
     decided: Mapping[int, bytes] = MappingProxyType({})
+    run: int = 1
 
 
 class JobOwner(Protocol):

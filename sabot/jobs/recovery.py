@@ -50,19 +50,14 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
         behalf = Behalf(begin.scope, begin.principal)
         noted = decided.get(job_id, {})
-        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms, behalf, noted))
+        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms, behalf, noted, begin.run))
     return sorted(jobs, key=lambda job: job.began)
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """With what a job began when it began last, whole; not where it went on by `ctx.continue_as`. None: nothing of it is there. Blocks."""
-    found, over = None, True
-    for _, entry in reader.read(job_id):
-        if isinstance(entry, Begin):
-            found, over = (entry if over else found), False
-        elif isinstance(entry, End):
-            over = True
-    return None if found is None else _whole(reader, found)
+    """The last BEGIN of a job. None: nothing of it is there. Blocks."""
+    begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
+    return begins[-1] if begins else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:

@@ -77,7 +77,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     """A job begins. A second one of the same job begins its history anew (`ctx.continue_as`).
 
     digest: of what identifies the input, where the same job may be asked for twice. code: version of the function. scope, principal: on
-    whose behalf it runs; "" where nobody says.
+    whose behalf it runs; "" where nobody says. run: how often it has begun, from 1: again where it had failed, and its dead letter was sent
+    back.
     """
 
     agent: str = ""
@@ -87,6 +88,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     code: str = ""
     scope: str = ""
     principal: str = ""
+    run: int = 1
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):

@@ -262,6 +262,43 @@ async def test_all_rows_of_a_failed_batch_are_dead_letters_of_one_job_and_one_of
     assert shop.paid() == [0, 1, 2]
 
 
+async def test_a_batch_that_was_sent_back_is_one_more_run_however_often_its_rows_are_read(shop: Shop) -> None:
+    """The job failed again, and a crash came before a checkpoint: its rows were read again, and it was begun once more."""
+    runs: list[int] = []
+
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        runs.append(batch.num_rows)
+        done = await shop.charge(batch, ctx)
+        if batch.num_rows == 3:
+            raise ValueError("not today")
+        return done
+
+    def send_back(letter: Any) -> None:
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("orders", [letter.payload], partition=0, headers=own)
+
+    app = shop.app(pay, on_error="skip")
+    await begin(app, shop)
+    shop.order(0, 1, 2)
+    await until(lambda: len(shop.letters()) == 3)
+    await checkpoint(app)
+    for number in range(3):  # the second and third come when the job has failed again
+        send_back(shop.letters()[number])
+        await until(lambda: len(shop.letters()) == 6)
+        await until(lambda: figures(app)["rows"] == 0)
+    assert runs == [1, 3, 3]
+    await crash(app)
+    app = shop.app(pay, on_error="skip")
+    async with started(app):
+        shop.order(9)  # behind the rows that are read again
+        await until(lambda: 9 in shop.paid())
+        await until(lambda: figures(app)["rows"] == 0)
+        assert runs == [1, 3, 3, 1]
+        send_back(shop.letters()[3])
+        await until(lambda: runs == [1, 3, 3, 1, 3])
+    assert shop.calls == [[100], [0, 1, 2], [9]]
+
+
 async def test_a_failed_batch_is_not_called_after_a_restore_and_its_letters_come_again(shop: Shop) -> None:
     runs: list[Any] = []
 

@@ -156,7 +156,9 @@ async def test_parked_jobs_and_what_waits_behind_them_go_on_from_a_savepoint_wit
 
 
 async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_record_is_read(shop: Shop) -> None:
-    """The job failed again, and a crash came before a checkpoint: the record was read again, begun once more, and gave one letter more."""
+    """The job failed again, and a crash came before a checkpoint: the record was read again, begun once more, and gave one letter more.
+    One that came while the job ran again, and was dropped, did so too.
+    """
     runs: list[Any] = []
 
     async def fails(ctx: Any) -> Any:
@@ -164,8 +166,8 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
         await ctx.call(shop.refund, ctx.message["order"])
         raise ValueError("not today")
 
-    def send_back() -> None:
-        letter = shop.letters()[0]
+    def send_back(number: int) -> None:
+        letter = shop.letters()[number]
         own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
         MemoryBroker.get(shop.url).publish("tickets", [letter.payload], headers=own)
 
@@ -174,8 +176,10 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
     shop.ticket("ann", 1)
     await until(lambda: len(shop.letters()) == 1)
     await checkpoint(app)
-    send_back()
+    for _ in range(2):  # its letter came twice, as the crash of another app may have it
+        send_back(0)
     await until(lambda: len(shop.letters()) == 2)
+    await until(lambda: figures(app)["rows"] == 0)
     assert runs == [1, 1]
     await crash(app)
     app = shop.app(fails, on_error="skip")
@@ -187,8 +191,10 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
         await until(lambda: figures(app)["rows"] == 0)
         assert runs == [1, 1, 2]
         await checkpoint(app)
-        send_back()
+        send_back(0)
+        send_back(1)
         await until(lambda: runs == [1, 1, 2, 1])
+        await until(lambda: figures(app)["rows"] == 0)
     assert shop.calls == [1, 2]
 
 

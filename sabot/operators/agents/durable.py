@@ -39,12 +39,13 @@ from sabot.operators.agents.job_batches import is_batch
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (
     FROM_HEADER,
-    JOB_HEADER,
+    LAST_RUN,
     JobCall,
     JobInput,
     JobNames,
     decode_record,
     encode,
+    of_job,
     payload_from,
     row_of,
     version_of,
@@ -201,12 +202,12 @@ class DurableAgentOperator(AgentOperator):
 
     def is_known(self, call: JobCall) -> bool:
         """Its job has begun already, so the row is dropped; with another content it is refused."""
-        other = self.calls.get(call.job_id)
-        before = other.digest if other is not None else None if call.redriven else self._known.get(call.job_id)
-        if before is None:
-            return False
-        self._drop(call, before)
-        return True
+        if (other := self.calls.get(call.job_id)) is not None:
+            other.failed_run = max(other.failed_run, call.failed_run)  # where the journal is being asked for its job
+        before = other.digest if other is not None else None if call.failed_run else self._known.get(call.job_id)
+        if before is not None:
+            self._drop(call, before)
+        return before is not None
 
     def _drop(self, call: JobCall, before: bytes) -> None:
         """The row of a job that is known. before: the digest of the input that the job had."""
@@ -227,7 +228,7 @@ class DurableAgentOperator(AgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
             return
-        self.bury(call.record, call.job_id, error, 0)
+        self.bury(call.record, call.job_id, call.failed_run, error, 0)
         self.row_over(call)
 
     def _digest(self, record: JobInput) -> bytes:
@@ -289,7 +290,7 @@ class DurableAgentOperator(AgentOperator):
         assert call.record is not None
         self._note_begun(call.record)
         inputs: dict[str, Any] = {"record": encode(call.record), "key": call.scope, "digest": call.digest}
-        self.host.begin(self.spec.agent_id, call.job_id, **inputs, again=call.again, behalf=call.behalf)
+        self.host.begin(self.spec.agent_id, call.job_id, **inputs, run=call.run, behalf=call.behalf)
 
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
@@ -299,12 +300,12 @@ class DurableAgentOperator(AgentOperator):
             call.named = not self._started
             self._looked(call)
             return
-        may_begin = call.redriven and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest
+        may_begin = call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest
         begin = await answered(last_begin, self.host.journal, call.job_id) if may_begin else None
-        if not may_begin or (begin is not None and call.was_input_of(begin)):
-            self._drop(call, mark.digest)  # the latter: this very record was sent back, and is read again
+        if not may_begin or (begin is not None and call.failed_run < begin.run):
+            self._drop(call, mark.digest)  # the latter: it has run again since the letter was written
         elif begin is not None:
-            call.named, call.again = False, True
+            call.named, call.run = False, begin.run + 1
             self._looked(call)
             return
         else:
@@ -331,9 +332,8 @@ class DurableAgentOperator(AgentOperator):
             self._rate.begun(now)
         elif self._waits_for_rate is None:
             what = f"what lets jobs of agent {self.spec.agent_id} begin"
-            self._waits_for_rate = self.loop.call_later(
-                wait_s, guarded(self._go_on_by_rate, what, partial(self.on_broken, what))
-            )
+            go_on = guarded(self._go_on_by_rate, what, partial(self.on_broken, what))
+            self._waits_for_rate = self.loop.call_later(wait_s, go_on)
         return wait_s > 0
 
     def _go_on_by_rate(self) -> None:
@@ -412,7 +412,7 @@ class DurableAgentOperator(AgentOperator):
             call.renewed = True
             return "again"
         told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
-        self.bury(record, job.job_id, (told.type, told.message), attempts)
+        self.bury(record, job.job_id, job.history.begin.run, (told.type, told.message), attempts)
         return "end"
 
     def backoff_s(self, attempt: int) -> float:
@@ -434,7 +434,8 @@ class DurableAgentOperator(AgentOperator):
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         self.order.children.add(job_id)
-        call = JobCall(job_id, row.scope, self._digest(record), record, again, again, behalf=behalf)
+        failed_run = LAST_RUN if again else 0
+        call = JobCall(job_id, row.scope, self._digest(record), record, again, failed_run, behalf=behalf)
         self._come(call)
         self.go_on()
 
@@ -463,11 +464,10 @@ class DurableAgentOperator(AgentOperator):
 
     def had_ended(self, job: OpenJob) -> None:
         """As `JobOwner.had_ended`."""
-        end = job.ended
-        if end is not None and end.outcome == "failed":
+        if (end := job.ended) is not None and end.outcome == "failed":
             error = unpack_error(self.host.journal.load(end.body))
-            body = self.host.journal.load(job.body)
-            self.bury(self.read_input(body, job.job_id), job.job_id, (error.type, error.message), None)
+            record = self.read_input(self.host.journal.load(job.body), job.job_id)
+            self.bury(record, job.job_id, job.run, (error.type, error.message), None)
         self._over(self.calls[job.job_id])
 
     def _rests(self, call: JobCall) -> None:
@@ -515,10 +515,12 @@ class DurableAgentOperator(AgentOperator):
         """Where an input comes from, for messages."""
         return place_of(row_of(record))
 
-    def bury(self, record: Any, job_id: str, error: BaseException | tuple[str, str], attempts: int | None) -> None:
-        """The record to the dead letters, with its job."""
+    def bury(
+        self, record: Any, job_id: str, run: int, error: BaseException | tuple[str, str], attempts: int | None
+    ) -> None:
+        """The record to the dead letters, with its job and the run of it that has failed."""
         row = row_of(record)
-        row.headers = (*row.headers, *([(JOB_HEADER, job_id.encode())] if job_id else []))
+        row.headers = (*row.headers, *(of_job(job_id, run) if job_id else ()))
         self.dead_letter(row, error, attempts)
 
     # -- figures and barriers -----------------------------------------------------------------------------------------

@@ -23,13 +23,14 @@ from sabot._cython.groups.partition import hash_array
 from sabot._cython.text.json import BadRow
 from sabot.api.agent import AgentSpec
 from sabot.api.durable import BatchJobContext
-from sabot.codecs.records import RECORD_SCHEMA
+from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import Behalf
 from sabot.jobs.owner import OpenJob
+from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
-from sabot.journal import Begin, digest
+from sabot.journal import digest
 from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
 from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.job_batches import (
@@ -42,7 +43,7 @@ from sabot.operators.agents.job_batches import (
     read_batch,
     to_ipc,
 )
-from sabot.operators.agents.job_rows import FROM_HEADER, JOB_HEADER, JobCall, encode, without_ours
+from sabot.operators.agents.job_rows import FROM_HEADER, JOB_HEADER, JobCall, encode, failed_run, of_job, without_ours
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.held import HeldRows
 
@@ -132,7 +133,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 f"{place_of_rows(batch.topic, records)}: nothing says which jobs they are: their topic is read no more"
             )
             self.counters.errors_count += 1
-            self._give_up(records, batch.topic, "", DataError(gone), 0)
+            self._give_up(records, batch.topic, "", 0, DataError(gone), 0)
             return
         if records.num_rows and (come := self._pins.come(log, records)) is not None:
             pinned, changed = come
@@ -171,7 +172,7 @@ class DurableBatchOperator(DurableAgentOperator):
         )
         self.counters.errors_count += 1
         if self.spec.calls.on_error != "fail":
-            self._give_up(records, batch.topic, "", error, 0)
+            self._give_up(records, batch.topic, "", 0, error, 0)
             return True
         self.fail(error, place_of_rows(batch.topic, records))
         assert batch.records is not None
@@ -184,7 +185,7 @@ class DurableBatchOperator(DurableAgentOperator):
         for place, row in enumerate(rows_of(records, topic)):
             known = any(name == JOB_HEADER for name, _ in row.headers)
             job_id = name_of(self.spec.agent_id, log, records.slice(place, 1))
-            headers.append(row.headers if known else (*row.headers, (JOB_HEADER, job_id.encode())))
+            headers.append(row.headers if known else (*row.headers, *of_job(job_id, 0)))
         return with_headers(records, headers)
 
     def _calls_of(self, held: HeldRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
@@ -194,9 +195,11 @@ class DurableBatchOperator(DurableAgentOperator):
         records = held.data
         assert records is not None
         plain = np.ones(held.rows, bool)
-        for job_id, places in self._redriven(records).items():
+        for job_id, places in self._sent_back(records).items():
             plain[places] = False
-            yield self._call(job_id, held, np.array(places), columns, log, redriven=True)
+            headers = records.column(_HEADERS).take(pa.array(places))
+            run = max(map(failed_run, header_rows(headers)))
+            yield self._call(job_id, held, np.array(places), columns, log, run)
         rows = np.flatnonzero(plain)
         pieces = max(1, min(len(rows), -(-nbytes // _PIECE_BYTES)))
         for piece in np.array_split(rows, pieces):
@@ -204,7 +207,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 yield self._call("", held, piece, columns, log)
 
     def _call(
-        self, job_id: str, held: HeldRows, rows: Any, columns: pa.RecordBatch, log: str, *, redriven: bool = False
+        self, job_id: str, held: HeldRows, rows: Any, columns: pa.RecordBatch, log: str, failed_run: int = 0
     ) -> _BatchCall:
         assert held.data is not None
         records = held.data
@@ -217,13 +220,13 @@ class DurableBatchOperator(DurableAgentOperator):
         name = digest(
             self.host.journal.key, "input", self.spec.agent_id, hash_array(records.column(0)).to_numpy().tobytes()
         )
-        job_id = job_id or name_of(self.spec.agent_id, log, records)
+        named, job_id = bool(job_id), job_id or name_of(self.spec.agent_id, log, records)
         return _BatchCall(
             job_id,
             b"",
             name,
-            named=redriven,
-            redriven=redriven,
+            named=named,
+            failed_run=failed_run,
             held=held,
             rows=rows,
             topic=held.topic,
@@ -232,7 +235,7 @@ class DurableBatchOperator(DurableAgentOperator):
             columns=columns,
         )
 
-    def _redriven(self, records: pa.RecordBatch) -> dict[str, list[int]]:
+    def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
         """Rows that have the name of their job with them, by job."""
         headers = records.column(_HEADERS)
         if headers.null_count == records.num_rows:
@@ -248,8 +251,10 @@ class DurableBatchOperator(DurableAgentOperator):
 
     def is_known(self, call: JobCall) -> bool:
         """Its job is under way: a failure of it makes all its rows dead letters again."""
-        if call.job_id not in self.calls:
+        other = self.calls.get(call.job_id)
+        if other is None:
             return False
+        other.failed_run = max(other.failed_run, call.failed_run)
         self._duplicates += 1
         self.row_over(call)
         return True
@@ -261,7 +266,7 @@ class DurableBatchOperator(DurableAgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of_rows(call.topic, call.records))
             return
-        self._give_up(call.records, call.topic, call.job_id, error, 0)
+        self._give_up(call.records, call.topic, call.job_id, call.failed_run, error, 0)
         self.row_over(call)
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
@@ -271,14 +276,14 @@ class DurableBatchOperator(DurableAgentOperator):
         assert call.records is not None
         assert call.columns is not None
         body = call.body or encode(BatchInput(call.topic, call.log, to_ipc(call.records), to_ipc(call.columns)))
-        self.host.begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, again=call.again)
+        self.host.begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, run=call.run)
         call.records = call.columns = None
         call.body = b""
 
     async def look(self, call: JobCall) -> None:
         """As in the base. The job of rows that were sent again is about all rows of its BEGIN."""
         assert isinstance(call, _BatchCall)
-        begin = await answered(self._begin_of, call.job_id)
+        begin = await answered(last_begin, self.host.journal, call.job_id)
         if begin is not None:
             body = await answered(self.host.journal.load, begin.body)
             of_before = of_ipc(self.read_input(body, call.job_id).records).column(0)
@@ -286,10 +291,6 @@ class DurableBatchOperator(DurableAgentOperator):
             if pc.all(pc.is_in(call.records.column(0), value_set=of_before)).as_py():
                 call.digest, call.body = begin.digest, body
         await super().look(call)
-
-    def _begin_of(self, job_id: str) -> Begin | None:
-        entries = (entry for _, entry in self.host.journal.read(job_id))
-        return next((entry for entry in entries if isinstance(entry, Begin)), None)
 
     # -- jobs run -----------------------------------------------------------------------------------------------------
 
@@ -339,21 +340,22 @@ class DurableBatchOperator(DurableAgentOperator):
         return place_of_rows(record.topic, of_ipc(record.records))
 
     def bury(
-        self, record: BatchInput, job_id: str, error: BaseException | tuple[str, str], attempts: int | None
+        self, record: BatchInput, job_id: str, run: int, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        self._give_up(of_ipc(record.records), record.topic, job_id, error, attempts)
+        self._give_up(of_ipc(record.records), record.topic, job_id, run, error, attempts)
 
     def _give_up(
         self,
         records: pa.RecordBatch,
         topic: str,
         job_id: str,
+        run: int,
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
-        """The rows to the dead letters, with their job."""
+        """The rows to the dead letters, with their job and the run of it that has failed."""
         for row in rows_of(records, topic):
-            row.headers = (*without_ours(row.headers), *([(JOB_HEADER, job_id.encode())] if job_id else []))
+            row.headers = (*without_ours(row.headers), *(of_job(job_id, run) if job_id else ()))
             self.dead_letter(row, error, attempts)
 
 

@@ -18,12 +18,13 @@ from sabot.errors import DataError
 from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
-from sabot.journal import Begin
 from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
 
 __all__ = [
     "FROM_HEADER",
     "JOB_HEADER",
+    "LAST_RUN",
+    "RUN_HEADER",
     "JobCall",
     "JobInput",
     "JobNames",
@@ -31,6 +32,8 @@ __all__ = [
     "decode_record",
     "decode_waiting",
     "encode",
+    "failed_run",
+    "of_job",
     "payload_from",
     "row_of",
     "version_of",
@@ -39,6 +42,12 @@ __all__ = [
 
 JOB_HEADER = "sabot.job"
 """The header of a record that says which job it is: of a dead letter, and of what is made of it."""
+
+RUN_HEADER = "sabot.run"
+"""The header beside it: the run of the job (`Begin.run`) that the letter is about. 0: none."""
+
+LAST_RUN = 1 << 62
+"""Whichever run was the last one."""
 
 FROM_HEADER = "sabot.from"
 """The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
@@ -62,7 +71,7 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     job: str
     digest: bytes
     named: bool
-    redriven: bool
+    failed_run: int
     record: JobInput
     behalf: Behalf = NOBODY
 
@@ -78,8 +87,8 @@ class JobCall:
 
     digest: of the record. named: the journal is asked whether it has the job already, as its id does not say where the record stands,
     or jobs of rows behind it have begun.
-    redriven: the record has the id of its job with it. row: where it is held; None: nowhere. mailed: it is the first one of its key's
-    mailbox. before: the open job of the journal that it is. again: it has failed, and
+    failed_run: the run of the job that has failed, where the record was sent back for another one; else 0. row: where it is held; None:
+    nowhere. mailed: it is the first one of its key's mailbox. before: the open job of the journal that it is. run: of its BEGIN; above 1 it
     goes on with what it has done. runs: it counts for `concurrency=`. renewed: it was tried again since then. behalf: on whose it runs.
     """
 
@@ -88,7 +97,7 @@ class JobCall:
     digest: bytes
     record: JobInput | None = None
     named: bool = False
-    redriven: bool = False
+    failed_run: int = 0
     row: Row | None = None
     mailed: bool = False
     before: OpenJob | None = None
@@ -96,13 +105,9 @@ class JobCall:
     parked: bool = False
     blocked: bool = False
     renewed: bool = False
-    again: bool = False
+    run: int = 1
     ctx: DurableContext | None = None
     behalf: Behalf = NOBODY
-
-    def was_input_of(self, begin: Begin) -> bool:
-        """Whether a job began with this very record, by its place: a child has none, and begins again with an equal one."""
-        return self.record is not None and self.record.offset >= 0 and begin.body == encode(self.record)
 
 
 class JobNames:
@@ -124,7 +129,8 @@ class JobNames:
             call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"))
         for name, value in reversed(row.headers):
             if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
-                call.job_id, call.named, call.redriven = value.decode(errors="replace"), True, True
+                call.job_id, call.named = value.decode(errors="replace"), True
+                call.failed_run = failed_run(row.headers)
                 return
             if name == FROM_HEADER and row.topic in self.parents:
                 call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
@@ -148,8 +154,7 @@ class JobNames:
         headers = []
         for row in rows_of(batch.data, batch.topic):
             known = any(name in (JOB_HEADER, FROM_HEADER) for name, _ in row.headers)
-            stamp = () if known else ((JOB_HEADER, self._place(log, row).encode()),)
-            headers.append((*row.headers, *stamp))
+            headers.append(row.headers if known else (*row.headers, *of_job(self._place(log, row), 0)))
         return Batch(with_headers(batch.data, headers), None, batch.topic)
 
     def _place(self, log: str, row: Row) -> str:
@@ -178,7 +183,18 @@ def row_of(record: JobInput) -> Row:
 
 def without_ours(headers: Headers) -> Headers:
     """Without what says which job it is: `ctx.headers` are the user's."""
-    return headers and tuple(pair for pair in headers if pair[0] not in (JOB_HEADER, FROM_HEADER))
+    return headers and tuple(pair for pair in headers if pair[0] not in (JOB_HEADER, RUN_HEADER, FROM_HEADER))
+
+
+def of_job(job_id: str, run: int) -> Headers:
+    """The headers of a record that is sent back, or will be: its job, and the run of it that has failed."""
+    return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
+
+
+def failed_run(headers: Headers) -> int:
+    """What the headers of a record that was sent back say of the run of its job: without a word the last one."""
+    found = next((value for name, value in reversed(headers) if name == RUN_HEADER and value), b"")
+    return int(found) if found.isdigit() else LAST_RUN
 
 
 def payload_from(message: Any) -> bytes:

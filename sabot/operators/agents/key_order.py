@@ -134,9 +134,8 @@ class KeyOrder:
     def _mailed(self, scope: bytes) -> JobCall:
         """The first one of a mailbox."""
         found = decode_waiting(self.boxes.first(scope))
-        return JobCall(
-            found.job, scope, found.digest, found.record, found.named, found.redriven, mailed=True, behalf=found.behalf
-        )
+        asked = found.named, found.failed_run
+        return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
 
     def _post(self, queue: _Queue, call: JobCall) -> None:
         """Into the mailbox of its key. Where that is full, the row is a dead letter, or waits in memory and holds up who brings rows."""
@@ -145,7 +144,7 @@ class KeyOrder:
         if call.job_id in self.children:
             queue.waiting.append(call)  # whoever asked for it asks again after a restart
         elif scope not in self.crowded and self.boxes.has_room(scope):
-            waiting = WaitingInput(call.job_id, call.digest, call.named, call.redriven, call.record, call.behalf)
+            waiting = WaitingInput(call.job_id, call.digest, call.named, call.failed_run, call.record, call.behalf)
             self.boxes.add(scope, encode(waiting))
             self._owner.row_over(call)
         elif self._spec.mailbox_full == "dead_letter":
