@@ -3,6 +3,7 @@
 Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
 record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
 the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
+Figures of models have `provider`, `model` and `kind` in the places of these three.
 
 Durations are kept as a histogram (`Durations`), to which each batch adds one. Rows are counted per batch too, hence not by partition.
 """
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from sabot.errors import MissingExtra, UserError
 
-__all__ = ["Durations", "Metrics", "Sample"]
+__all__ = ["Durations", "Metrics", "Sample", "Value", "minus", "plus"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class _Kind:
 
 
 _ROWS = ("operator", "topic")
+_MODEL = ("provider", "model")
 _KINDS = {
     "sabot_records_in_total": _Kind(
         "counter", _ROWS, "Records read for an agent or a stream, or handed from one to another."
@@ -67,6 +69,18 @@ _KINDS = {
     "sabot_restarts_total": _Kind("counter", (), "Restarts from the last checkpoint after a failure."),
     "sabot_state_bytes": _Kind("gauge", (), "The size of the keyed state; an estimate."),
     "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
+    "sabot_model_calls_total": _Kind("counter", _MODEL, "Calls of a model that needed a provider."),
+    "sabot_model_failures_total": _Kind("counter", _MODEL, "Of these, calls that failed after all attempts."),
+    "sabot_model_unasked_total": _Kind("counter", _MODEL, "Calls answered by a cache, by a key or by an equal call."),
+    "sabot_model_retries_total": _Kind("counter", _MODEL, "Attempts of calls after the first."),
+    "sabot_model_overloads_total": _Kind("counter", _MODEL, "Attempts that the provider turned away (429)."),
+    "sabot_model_fallbacks_total": _Kind("counter", _MODEL, "Calls that went on to another provider."),
+    "sabot_model_cost_dollars_total": _Kind("counter", _MODEL, "US dollars, where prices are known."),
+    "sabot_model_tokens_total": _Kind("counter", (*_MODEL, "kind"), "Tokens: input (cached among them), output."),
+    "sabot_model_attempt_seconds": _Kind("histogram", _MODEL, "How long attempts took."),
+    "sabot_model_in_flight": _Kind("gauge", _MODEL, "Calls that are being made."),
+    "sabot_model_waiting": _Kind("gauge", _MODEL, "Calls that wait for the limits."),
+    "sabot_model_limit": _Kind("gauge", _MODEL, "Requests that the provider may have in flight now."),
 }
 
 
@@ -228,15 +242,22 @@ def _client() -> Any:
 def _add(totals: dict[_Key, Value], samples: Iterable[Sample]) -> None:
     for sample in samples:
         key = (sample.name, sample.operator, sample.topic, sample.partition)
-        before, value = totals.get(key), sample.value
-        if before is None:
-            totals[key] = value
-        elif isinstance(before, tuple) and isinstance(value, tuple):
-            totals[key] = tuple(a + b for a, b in zip(before, value, strict=True))
-        elif not isinstance(before, tuple) and not isinstance(value, tuple):
-            totals[key] = before + value
-        else:
-            raise TypeError(f"{sample.name}: a number and durations under one name")
+        before = totals.get(key)
+        totals[key] = sample.value if before is None else plus(before, sample.value)
+
+
+def plus(one: Value, other: Value) -> Value:
+    """Their sum: of numbers, or of durations."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return tuple(a + b for a, b in zip(one, other, strict=True))
+    if isinstance(one, tuple) or isinstance(other, tuple):
+        raise TypeError("a number and durations under one name")
+    return one + other
+
+
+def minus(one: Value, other: Value) -> Value:
+    """What the first is above the second."""
+    return plus(one, tuple(-each for each in other) if isinstance(other, tuple) else -other)
 
 
 def _cumulative(figures: tuple[float, ...]) -> list[tuple[str, float]]:

@@ -35,6 +35,7 @@ from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.telemetry import join_loop
 
 __all__ = ["ExecutionEngine"]
 
@@ -114,7 +115,7 @@ class ExecutionEngine:
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._calls = self._in_flight = self._failed = self._unasked = 0
+        self._in_flight = 0
 
     async def __aenter__(self) -> "ExecutionEngine":
         return self
@@ -274,10 +275,10 @@ class ExecutionEngine:
         figures = self._figures
         first = self._routes[0].admission
         return {
-            "calls": self._calls,
+            "calls": figures.calls,
             "in_flight": self._in_flight,
-            "failed": self._failed,
-            "unasked": self._unasked,
+            "failed": figures.failed,
+            "unasked": figures.unasked,
             "attempts": figures.attempts,
             "failed_attempts": figures.failed_attempts,
             "retries": figures.retries,
@@ -345,7 +346,7 @@ class ExecutionEngine:
         content = blake2b(f"{self.provider.name}\0{model}\0".encode() + call.spec.digest(), digest_size=16).digest()
         found = self._asked.get(content) if tracker is None else tracker.find(key, content, context)
         if found is not None and not (isinstance(found, SharedCall) and found.left):
-            self._unasked += 1
+            self._figures.unasked += 1
             return found, True
         if tracker is not None:
             make = partial(self._running, call, partial(self._tracked, tracker, call, schema, content, cache))
@@ -400,7 +401,7 @@ class ExecutionEngine:
         """The answer, from the cache or a provider. One that does not match the schema is not kept."""
         found = None if cache is None else await cache.get(content)
         if found is not None:
-            self._unasked += 1
+            self._figures.unasked += 1
             return _unpaid(found)
         answer = await self._ask(call)
         with_output(answer, schema)
@@ -420,7 +421,7 @@ class ExecutionEngine:
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
         """The answer of the first of so many providers that does not fail with an error that may pass."""
         self._check()
-        self._calls += 1
+        self._figures.calls += 1
         self._in_flight += 1
         call.began = self._clock.monotonic()
         asked = call.spec
@@ -438,7 +439,7 @@ class ExecutionEngine:
                     self._figures.fallbacks += 1
             raise AssertionError("an engine has a provider")
         except Exception:
-            self._failed += 1
+            self._figures.failed += 1
             raise
         finally:
             self._in_flight -= 1
@@ -455,6 +456,7 @@ class ExecutionEngine:
                     hint="make an engine for each event loop",
                 )
             self._loop = loop
+            join_loop(loop, self, self._figures)
             for route in self._routes:
                 route.admission.begin_anew()
 

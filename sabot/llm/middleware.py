@@ -120,8 +120,11 @@ class Budget:
 
 @dataclass(slots=True)
 class CallFigures:
-    """What an engine counts."""
+    """What an engine counts. calls: that needed a provider; unasked: that did not."""
 
+    calls: int = 0
+    failed: int = 0
+    unasked: int = 0
     attempts: int = 0
     failed_attempts: int = 0
     retries: int = 0

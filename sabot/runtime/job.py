@@ -53,7 +53,11 @@ class Job:
         self.restarts = 0
         self._origin = Origin(app)
         self._run: Run | None = None  # set from the start to the end of the stop
-        self._last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # the figures of the last run
+        self._last_figures: dict[str, Any] = {
+            "delivery": {},
+            "streams": {},
+            "engines": {},
+        }  # the figures of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
         self._stalled_by: SabotError | None = None  # of the last run, as in `Run`
         self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end

@@ -20,6 +20,7 @@ from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError
 from sabot.faults import taking_over
 from sabot.journal import Journal
 from sabot.kafka import open_sink, open_source
+from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import TASK as AGENTS
@@ -78,7 +79,11 @@ class Run:
         self.left_behind: list[str] = []  # calls that ignored their cancellation
         self.taken: JobLocked | None = None  # set if, at the end of the run, another worker holds the lock of the job
         self.can_go_back = False  # another run can resume from the last checkpoint
-        self.last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # figures that stay readable after the run
+        self.last_figures: dict[str, Any] = {
+            "delivery": {},
+            "streams": {},
+            "engines": {},
+        }  # figures that stay readable after the run
         self._writes = writes
         self._coordinator = coordinator
         self._origin = origin
@@ -86,6 +91,7 @@ class Run:
         self._stop_asked = stop_asked
         self._heed = heed
         self._loop = asyncio.get_running_loop()
+        self._engines = RunEngines()
         self._broken: asyncio.Future[None] = self._loop.create_future()
         self._over = False  # a failure from now on does not concern the next run
         self._awaited = False  # `until_over` waits, and will raise what sets `_broken`
@@ -509,6 +515,7 @@ class Run:
         return {
             "delivery": {} if self._delivery is None else self._delivery.statistics(),
             "streams": {} if self._streams is None else self._streams.statistics(),
+            "engines": self._engines.statistics(),
         }
 
     def _task_samples(self) -> Iterator[Sample]:
@@ -517,6 +524,7 @@ class Run:
             yield from self._streams.samples()
         if self._agents is not None:
             yield from self._agents.task.samples()
+        yield from self._engines.samples()
 
     def samples(self) -> Iterator[Sample]:
         """Metrics samples of the delivery and of the state."""

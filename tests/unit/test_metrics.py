@@ -1,6 +1,7 @@
 """What Prometheus sees of an app: names, labels, numbers that add up, over HTTP, while it runs and over restarts."""
 
 import asyncio
+import gc
 import http.client
 import itertools
 import sys
@@ -15,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
 from sabot.connectors.files import NdjsonSource
+from sabot.connectors.memory import MemoryBroker
 from sabot.errors import MissingExtra, UserError
+from sabot.llm import ExecutionEngine, MemoryCache, Price, PriceTable, RateLimited, ScriptedProvider
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
@@ -479,3 +482,73 @@ async def test_agents_and_streams_that_feed_each_other_have_figures_of_what_goes
     assert at(now, "sabot_records_in_total", app="shop", operator="shop.double", topic="shop.double") == 3
     assert at(now, "sabot_channel_rows", app="shop", operator="shop.double", topic="shop.double") == 0
     assert at(now, "sabot_records_in_total", app="shop", operator=task, topic="shop.double") == 3
+
+
+# --- models
+
+
+async def test_the_engines_that_an_app_asks_have_figures_and_no_counter_goes_back(memory_url: str) -> None:
+    prices = PriceTable({"model-1": Price("1000000", "2000000")}, version="1")
+
+    def engine_of(answers: Any) -> ExecutionEngine:
+        provider = ScriptedProvider(answers, name="vendor", model="model-1")
+        return ExecutionEngine(provider, prices=prices, cache=MemoryCache(), retries=1, backoff=0)
+
+    busy = [RateLimited("slow")]
+    engine = engine_of(lambda spec: busy.pop() if busy and spec.messages[-1].text == "busy" else "yes")
+    await engine.complete("before the app runs")
+
+    app = App("shop", memory_url)
+
+    @app.agent("orders", sink="answers")
+    async def ask(ctx):
+        return (await engine.complete(ctx.message)).content
+
+    @app.agent("more", sink="answers")
+    async def ask_another(ctx):
+        answer = await engine_of("1234").complete("12345678")  # an engine for each message, which is then gone
+        return answer.content
+
+    where = {"app": "shop", "provider": "vendor", "model": "model-1"}
+    publish(app, "orders", ["one", "one", "busy"])
+    publish(app, "more", [1, 2])
+    async with started(app):
+        await until(lambda: len(MemoryBroker.get(memory_url).records("answers")) == 5)
+        now = read(app)
+        assert list(app.statistics()["engines"]) == ["vendor model-1"]
+        running = app.statistics()["engines"]["vendor model-1"]
+    gc.collect()
+    later = read(app)
+    assert running["limit"] >= 1
+    counted = {
+        "sabot_model_calls_total": 4,
+        "sabot_model_failures_total": 0,
+        "sabot_model_unasked_total": 1,
+        "sabot_model_retries_total": 1,
+        "sabot_model_overloads_total": 1,
+        "sabot_model_fallbacks_total": 0,
+        "sabot_model_cost_dollars_total": 14,
+        "sabot_model_attempt_seconds_count": 5,
+    }
+    for figures_then in (now, later):
+        assert {name: at(figures_then, name, **where) for name in counted} == counted
+        tokens = {
+            kind: at(figures_then, "sabot_model_tokens_total", **where, kind=kind) for kind in ("input", "output")
+        }
+        assert tokens == {"input": 6, "output": 4}
+    assert at(now, "sabot_model_in_flight", **where) == 0
+    assert "sabot_model_in_flight" not in {name for name, _ in later}
+    assert app.statistics()["engines"]["vendor model-1"]["calls"] >= 3, "the last run's"
+    async with started(app):
+        publish(app, "orders", ["two"])  # without a checkpoint the others are read again
+        await until(lambda: len(MemoryBroker.get(memory_url).records("answers")) == 11)
+        again = read(app)
+    assert_none_went_back(later, again)
+    assert at(again, "sabot_model_calls_total", **where) == 7, "two by engines that are gone, and the new one"
+
+
+async def test_an_app_that_asks_no_model_has_no_figures_of_models(app: App) -> None:
+    sorting_out(app)
+    async with started(app):
+        assert [name for name, _ in read(app) if "model" in name] == []
+        assert app.statistics()["engines"] == {}

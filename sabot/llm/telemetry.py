@@ -1,0 +1,125 @@
+"""Figures of the engines of an event loop, for the metrics of the app that runs in it. An engine joins its loop at its first call."""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sabot.metrics import Sample, Value, minus, plus
+
+if TYPE_CHECKING:
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.middleware import CallFigures
+
+__all__ = ["RunEngines", "join_loop"]
+
+_COUNTERS = {  # by metric: the field of CallFigures
+    "sabot_model_calls_total": "calls",
+    "sabot_model_failures_total": "failed",
+    "sabot_model_unasked_total": "unasked",
+    "sabot_model_retries_total": "retries",
+    "sabot_model_overloads_total": "overloads",
+    "sabot_model_fallbacks_total": "fallbacks",
+    "sabot_model_cost_dollars_total": "cost",
+}
+_TOKENS = ("input", "output", "cached", "reasoning")
+_GAUGES = {  # by metric: the figure of `ExecutionEngine.statistics`
+    "sabot_model_in_flight": "in_flight",
+    "sabot_model_waiting": "waiting",
+    "sabot_model_limit": "limit",
+}
+
+_Label = tuple[str, str]  # provider, model
+_Totals = dict[tuple[str, _Label, str], Value]  # by metric, label and kind of tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    label: _Label
+    figures: "CallFigures"
+    engine: "weakref.ref[ExecutionEngine]"
+
+
+class _LoopEngines:
+    """The engines of one loop. What an engine has counted stays when it is gone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: list[_Member] = []
+        self._gone: _Totals = {}
+
+    def add(self, engine: "ExecutionEngine", figures: "CallFigures") -> None:
+        label = (engine.provider.name, engine.provider.model)
+        with self._lock:
+            self._sweep()
+            self._members.append(_Member(label, figures, weakref.ref(engine)))
+
+    def _sweep(self) -> None:
+        there = [(each, each.engine() is not None) for each in self._members]  # asked once: it may go at any time
+        for member, is_there in there:
+            if not is_there:
+                _count(self._gone, member)
+        self._members = [member for member, is_there in there if is_there]
+
+    def totals(self) -> _Totals:
+        with self._lock:
+            totals = dict(self._gone)
+            for member in self._members:
+                _count(totals, member)
+            return totals
+
+    def engines(self) -> "list[tuple[_Label, ExecutionEngine]]":
+        return [(each.label, engine) for each in self._members if (engine := each.engine()) is not None]
+
+
+_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = weakref.WeakKeyDictionary()
+
+
+def join_loop(loop: asyncio.AbstractEventLoop, engine: "ExecutionEngine", figures: "CallFigures") -> None:
+    """The engine belongs to this loop from now on."""
+    _engines_of(loop).add(engine, figures)
+
+
+def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
+    return _loops.setdefault(loop, _LoopEngines())
+
+
+class RunEngines:
+    """What the engines of the running loop do from now on: in a run of an app. May be read from any thread."""
+
+    def __init__(self) -> None:
+        self._engines = _engines_of(asyncio.get_running_loop())
+        self._before = self._engines.totals()
+
+    def samples(self) -> Iterator[Sample]:
+        """Metrics samples. Their labels are provider, model, and of tokens the kind."""
+        for (name, label, kind), value in self._engines.totals().items():
+            before = self._before.get((name, label, kind))
+            yield Sample(name, value if before is None else minus(value, before), *label, kind)
+        for label, engine in self._engines.engines():
+            figures = engine.statistics()
+            for name, figure in _GAUGES.items():
+                yield Sample(name, figures[figure], *label)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """By "provider model", the first provider's: the figures of `ExecutionEngine.statistics`, of engines with equal names together."""
+        found: dict[str, dict[str, Any]] = {}
+        for label, engine in self._engines.engines():
+            sums = found.setdefault(" ".join(label), {})
+            for name, figure in engine.statistics().items():
+                sums[name] = sums.get(name, 0) + figure
+        return found
+
+
+def _count(totals: _Totals, member: _Member) -> None:
+    figures, label = member.figures, member.label
+    counted: list[tuple[str, str, Value]] = [
+        (name, "", float(getattr(figures, field))) for name, field in _COUNTERS.items()
+    ]
+    counted += [("sabot_model_tokens_total", kind, getattr(figures, f"{kind}_tokens")) for kind in _TOKENS]
+    counted.append(("sabot_model_attempt_seconds", "", figures.seconds.read()))
+    for name, kind, value in counted:
+        before = totals.get((name, label, kind))
+        totals[name, label, kind] = value if before is None else plus(before, value)
