@@ -14,10 +14,10 @@ With --topics orders, what is settled and dead letters are topics of a broker, e
 goes on. Where the journal is on a server too, checkpoints are kept as on another machine, and every life has a state of its own: the
 worker that is started beside a stopped one takes over then; the stopped one wakes up, and has to end by itself, without an effect.
 
-The last line is one JSON object: kills, jobs, asked (unsafe effects that the orders call for), done (those that happened), twice (effects
-that had happened before), in_doubt (nobody knows, at the end), abandoned (not done, and not to be done, as a person has said), lost =
-asked - done - in_doubt - abandoned, seconds; and beside them what else there was. Exit code 0: nothing is lost or twice, each order has one
-answer, and no life ended by an error of its own, nor went on when its job was another's.
+The last line is one JSON object: kills, jobs (orders), asked (unsafe effects that the orders call for; a payout for each row of a batch),
+done (those that happened), twice (effects that had happened before), in_doubt (nobody knows, at the end), abandoned (not done, and not to
+be done, as a person has said), lost = asked - done - in_doubt - abandoned, seconds; and beside them what else there was. Exit code 0:
+nothing is lost or twice, each order has one answer, and no life ended by an error of its own, nor went on when its job was another's.
 
 --variant plain (agents that are not durable) and assume_done (an effect in doubt counts as done) are broken on purpose: the first one does
 things twice, the other one loses some. They show that these counts can be other than 0.
@@ -107,10 +107,11 @@ class Round:
         self.address = address
         world.folder.mkdir(parents=True)
         orders = orders_of(numbers)
+        world.payouts.write_text("".join(f'{{"order": {number}}}\n' for number in numbers))
         self._came: dict[str, topics.Reader] = {}
         if world.broker:
             topics.make(world, orders)
-            self._came = {name: topics.Reader(world.broker, world.topic(name)) for name in ("settled", "dead")}
+            self._came = {name: topics.Reader(world.broker, world.topic(name)) for name in ("settled", "dead", "paid")}
         else:
             world.orders.write_text("".join(f"{json.dumps(order)}\n" for order in orders))
 
@@ -135,8 +136,9 @@ class Round:
 
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
         """Orders are approved as they say. Effects in doubt are looked up: done, not done, or abandoned."""
+        about = json.loads(bytes(question.body))  # type: ignore[arg-type]
         if question.name != "in_doubt":
-            number = json.loads(bytes(question.body))["order"]  # type: ignore[arg-type]
+            number = about["order"]
             return random.Random(number).uniform(0, THINKS_SECONDS), lambda: {"approved": Order(number).approved}
         key = EffectId(question.job, question.ordinal).key
 
@@ -145,7 +147,8 @@ class Round:
             found = self._witness.client.find(key)
             if found is not None:
                 return {"outcome": "done", "result": found["number"]}
-            if random.Random(f"{self._world.seed} {question.token}").random() < ABANDONS:
+            drawn = random.Random(f"{self._world.seed} {question.token}").random()
+            if drawn < ABANDONS and about["effect"] != "payout":  # of how many rows one is the question does not say
                 self.abandoned.add(key)
                 return {"outcome": "abandon"}
             return {"outcome": "not_done"}
@@ -265,8 +268,8 @@ class Round:
         return self._log.read_text(errors="replace")[-1500:] if self._log.exists() else ""
 
     def unanswered(self) -> list[int]:
-        """Orders without an answer, or with two: each one is settled, or a dead letter. With topics one that is not mended fails twice, as
-        its letter was sent back, and the others are settled, whether or not they failed once.
+        """Orders without an answer, or with two: each one is settled, or a dead letter, and each is paid out. With topics one that is not
+        mended fails twice, as its letter was sent back, and the others are settled, whether or not they failed once.
         """
         if self._world.broker:
             for each in self._came.values():
@@ -274,15 +277,13 @@ class Round:
             failed = [number for number in self._numbers if Order(number).fails]
             lost = [number for number in failed if not Order(number).mendable]
             settled = Counter(self._numbers) - Counter(lost)
+            wanted = {"settled": settled, "dead": Counter(failed + lost), "paid": Counter(self._numbers)}
             return sorted(
-                _wrong(self._came["settled"].orders(), settled)
-                + _wrong(self._came["dead"].orders(), Counter(failed + lost))
+                each for name in wanted for each in _wrong(self._came[name].orders(), wanted[name]).elements()
             )
-        found: Counter[int] = Counter()
-        for path in (self._world.settled, self._world.dead):
-            lines = path.read_text().splitlines() if path.exists() else []
-            found.update(_order_of(json.loads(line)) for line in lines)
-        return sorted(_wrong(found, Counter(self._numbers)))
+        wanted_each, world = Counter(self._numbers), self._world
+        found = _orders_in(world.settled) + _orders_in(world.dead), _orders_in(world.paid)
+        return sorted(each for some in found for each in _wrong(some, wanted_each).elements())
 
     def in_doubt(self) -> int:
         """Unsafe effects of which the journal has an intent, no result, and the witness nothing."""
@@ -301,6 +302,10 @@ class Round:
 
 def _wrong(found: Counter[int], wanted: Counter[int]) -> Counter[int]:
     return (found - wanted) + (wanted - found)
+
+
+def _orders_in(path: Path) -> Counter[int]:
+    return Counter(_order_of(json.loads(line)) for line in (path.read_text().splitlines() if path.exists() else []))
 
 
 def _order_of(row: dict[str, Any]) -> int:
@@ -372,7 +377,14 @@ def dance(options: argparse.Namespace, folder: Path, home: Homes) -> dict[str, A
                 f"round {len(rounds)}: {kills.total()} of {options.kills} kills, {each.lives} lives, {each.answers} answers"
             )
         wanted = expected(range(len(rounds) * options.jobs), mended=options.topics)
-        effects = [(effect.name, effect.arguments, effect.key) for name in UNSAFE for effect in witness.effects(name)]
+        effects = [
+            (effect.name, order, effect.key)
+            for name in UNSAFE
+            for effect in witness.effects(name)
+            for order in (
+                effect.arguments if name == "payout" else [effect.arguments]
+            )  # one payout is of a whole batch
+        ]
     happened = Counter((name, order) for name, order, _ in effects)
     keys = {key for *_, key in effects}
     abandoned = sum(len(each.abandoned - keys) for each in rounds)

@@ -1,10 +1,12 @@
-"""The app that kill_effects.py kills: two durable agents of a shop, one feeding the other, whose tools change what a witness sees.
+"""The app that kill_effects.py kills: three durable agents of a shop, one feeding another, whose tools change what a witness sees.
 
     orders --> handle: look up, ask a person (every third order), wait (every fifth), refund, then record and post side by side
                  │ every eleventh fails: a dead letter; sent back, every second one of them does not fail again
                  └─> settle: mail --> settled
+    payouts --> pay: some batches ask a person; one payout for all rows of a batch --> paid
 
-The three are files, or topics of a broker; with topics checkpoints are kept as on another machine, so another worker can take over.
+Payouts come from a file, which each life reads in batches of another size. The others are files, or topics of a broker; with topics
+checkpoints are kept as on another machine, so another worker can take over.
 `expected` says what all of them must have done in the end, and knows nothing of the engine.
 """
 
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from sabot import App, steps
@@ -30,9 +33,10 @@ from sabot.testing import WitnessClient
 
 __all__ = ["FAILED", "LOCKED", "UNSAFE", "Failpoint", "Order", "World", "expected", "live", "orders_of"]
 
-UNSAFE = ("refund", "mail")  # what the witness calls the effects that may happen once at most
+UNSAFE = ("refund", "mail", "payout")  # what the witness calls the effects that may happen once at most
 LOCKED, FAILED = 3, 1  # exit codes
 CUSTOMERS = 7
+APPROVED = 1  # an order of which a person says yes
 AT_ONCE = 12
 TIMEOUT_SECONDS = 1.0
 LATE_SECONDS = 1.5  # an answer that is late comes after the time-out
@@ -56,8 +60,16 @@ class World:
     def orders(self) -> Path:
         return self.folder / "orders.ndjson"
 
+    @property
+    def payouts(self) -> Path:
+        return self.folder / "payouts.ndjson"
+
+    @property
+    def paid(self) -> Path:
+        return self.folder / "paid.ndjson"
+
     def topic(self, name: str) -> str:
-        """Of "orders", "settled" or "dead"."""
+        """Of "orders", "settled", "dead" or "paid"."""
         return f"{self.folder.name}-{name}"
 
     @property
@@ -120,7 +132,8 @@ def expected(numbers: range, *, mended: bool = False) -> Counter[tuple[str, int]
     orders = [Order(number) for number in numbers]
     refunds = [("refund", order.number) for order in orders if order.approved]
     mails = [("mail", order.number) for order in orders if not order.fails or (mended and order.mendable)]
-    return Counter(refunds + mails)
+    payouts = [("payout", order.number) for order in orders]
+    return Counter(refunds + mails + payouts)
 
 
 @dataclass(frozen=True)
@@ -155,8 +168,10 @@ def build(world: World) -> App:
     bank = WitnessClient(world.witness)
     in_doubt: Any = "assume_done" if world.variant == "assume_done" else "ask"
 
-    async def do(name: str, number: int, effect: Effect | None) -> int:
-        """What a service does. The faults are those of an effect and its attempt, in every life; without an effect there are none."""
+    async def do(name: str, number: int | list[int], effect: Effect | None) -> int:
+        """What a service does, for an order or a batch of them. The faults are those of an effect and its attempt, in every life; without
+        an effect there are none.
+        """
         if effect is None:
             return int((await bank.do_async(name, number))["number"])
         drawn = random.Random(f"{world.seed} {name} {number} {effect.attempt}").random()
@@ -186,6 +201,10 @@ def build(world: World) -> App:
     async def mail(number: int, effect: Effect) -> int:
         return await do("mail", number, effect)
 
+    @tool(timeout=TIMEOUT_SECONDS, in_doubt=in_doubt)
+    async def payout(rows: pa.RecordBatch, effect: Effect) -> int:
+        return await do("payout", rows.column("order").to_pylist(), effect)
+
     @tool(timeout=TIMEOUT_SECONDS, reconcile=look)
     async def record(number: int, effect: Effect) -> int:
         return await do("record", number, effect)
@@ -202,8 +221,9 @@ def build(world: World) -> App:
     orders: Any = NdjsonSource(world.orders)
     settled: Any = NdjsonSink(world.settled)
     dead: Any = NdjsonSink(world.dead)
+    paid: Any = NdjsonSink(world.paid)
     if world.broker:
-        orders, settled, dead = map(world.topic, ("orders", "settled", "dead"))
+        orders, settled, dead, paid = map(world.topic, ("orders", "settled", "dead", "paid"))
     common: dict[str, Any] = {"durable": True} if durable else {}
 
     @app.agent(sink=settled, concurrency=AT_ONCE, **common)
@@ -249,6 +269,20 @@ def build(world: World) -> App:
             if error.type != "Abandoned":
                 raise
         await asyncio.gather(ctx.call(record, order.number), ctx.call(post, order.number), return_exceptions=True)
+
+    block_bytes = random.Random(os.getpid()).randint(40, 400)  # of three rows or thirty
+    payouts = NdjsonSource(world.payouts, block_bytes=block_bytes)
+
+    @app.agent(payouts, batch=True, schema={"order": "int64"}, sink=paid, concurrency=AT_ONCE, **common)
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> pa.RecordBatch:
+        numbers = batch.column("order").to_pylist()
+        if not durable:
+            await do("payout", numbers, None)
+        else:
+            if Order(numbers[0]).asks:
+                await ctx.ask("confirm", {"order": APPROVED})
+            await ctx.call(payout, batch)
+        return batch
 
     return app
 

@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.5
 
 def make(world: World, orders: Sequence[dict[str, Any]]) -> None:
     """The topics of a round, and its orders in the first one: those of a customer in one partition."""
-    for name in ("orders", "settled", "dead"):
+    for name in ("orders", "settled", "dead", "paid"):
         create_topic(world.broker, world.topic(name), PARTITIONS)
     producer = Producer({"bootstrap.servers": world.broker.removeprefix("kafka://")})
     for order in orders:
