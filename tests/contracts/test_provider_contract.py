@@ -7,9 +7,7 @@ import threading
 import traceback
 from contextlib import aclosing
 
-import anthropic
 import numpy as np
-import openai
 import pytest
 
 from sabot.errors import TransientError, UserError
@@ -83,14 +81,20 @@ class HttpCase:
         self.server = FakeModelServer(answers, keys=(KEY,), **options)
         self.hold, self.release = self.server.hold, self.server.release
         self.vendor = "anthropic" if kind == "messages" else "openai"
-        sdk, url = (anthropic, self.server.anthropic_url) if kind == "messages" else (openai, self.server.openai_url)
-        # To read the certificates of the machine, which are not needed here, takes as long as a test.
-        self.http = sdk.DefaultAsyncHttpxClient(verify=False)
+        # Imported here: 3,500 modules, which every process that collects the tests would load. To read the certificates of the machine,
+        # which are not needed here, takes as long as a test.
         if kind == "messages":
+            import anthropic
+
+            self.http = anthropic.DefaultAsyncHttpxClient(verify=False)
+            url = self.server.anthropic_url
             client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url, http_client=self.http)
             self.provider = AnthropicProvider("model-1", client=client)
         else:
-            client = openai.AsyncOpenAI(api_key=KEY, base_url=url, http_client=self.http)
+            import openai
+
+            self.http = openai.DefaultAsyncHttpxClient(verify=False)
+            client = openai.AsyncOpenAI(api_key=KEY, base_url=self.server.openai_url, http_client=self.http)
             self.provider = OpenAIProvider("model-1", client=client, api=kind)
 
     @property

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
-import openai
 import pytest
 
 from sabot.errors import UserError
@@ -76,6 +75,8 @@ class Client:
 
 @pytest.fixture
 def calls():
+    import openai  # not by each process that collects the tests
+
     return SdkCalls("openai", openai, openai.OpenAIError, Client, lambda client: {}, owned=False)
 
 
