@@ -91,14 +91,39 @@ if [ -e "$venv/.sabot-building" ]; then rm -rf build sabot/_cython/*.so sabot/_c
 : >"$venv/.sabot-building"
 rm -f "$venv"/.sabot "$venv"/.sabot-with-*
 
+# Prints what this list of pyproject.toml asks for; extras of our own are followed.
+required() {
+    "$venv/bin/python" - "$1" <<'EOF'
+import re, sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    told = tomllib.load(file)
+extras = told["project"]["optional-dependencies"]
+def each(names):
+    for name in names:
+        own = re.fullmatch(r"sabot\[(.*)\]", name)
+        yield from each(one for extra in own[1].split(",") for one in extras[extra.strip()]) if own else [name]
+lists = {"build": told["build-system"]["requires"], "test": told["project"]["dependencies"] + extras["test"]}
+print(*each(lists[sys.argv[1]]), sep="\n")
+EOF
+}
+
+# The build and the downloads take the two cores of a small machine together; neither goes on after this script. Modules of packages are
+# compiled when they are first imported, as few of them are.
+trap 'kill $installing 2>/dev/null || true' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+installing=
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 echo "sabot: installing what it builds with"
-"$venv/bin/python" -c 'import tomllib
-with open("pyproject.toml", "rb") as file: print(*tomllib.load(file)["build-system"]["requires"], sep="\n")' \
-    >"$venv/build-requires.txt"
-"$venv/bin/python" -m pip install -q -r "$venv/build-requires.txt"
-echo "sabot: building and installing (a few minutes the first time)"
-"$venv/bin/python" -m pip install -q --no-build-isolation -e '.[test]'
+required build >"$venv/build-requires.txt"
+"$venv/bin/python" -m pip install -q --no-compile -r "$venv/build-requires.txt"
+echo "sabot: building, and installing what it runs and is tested with (a few minutes the first time)"
+required test >"$venv/test-requires.txt"
+"$venv/bin/python" -m pip install -q --no-compile -r "$venv/test-requires.txt" &
+installing=$!
+"$venv/bin/python" -m pip install -q --no-build-isolation --no-deps -e .
+wait "$installing"
+installing=
 "$venv/bin/python" -c 'import sabot'
 
 rm -f "$unfinished" "$venv/.sabot-building"

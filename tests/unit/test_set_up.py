@@ -14,6 +14,7 @@ case "$*" in
 *ensurepip* | *Python.h*) [ "$BARE" != yes ] ;;
 *"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
 *"pip install"*-e*) [ "$INTERRUPTED" != yes ] ;;
+*"pip install"*test-requires*) [ "$OFFLINE" != yes ] ;;
 esac
 """
 TOOLS = ("cat", "cp", "make", "mkdir", "printf", "rm", "sh", "uname")
@@ -51,12 +52,12 @@ def calls(tree: Path, words: str) -> int:
 def test_a_finished_set_up_is_not_done_again_until_a_source_changes(tree: Path) -> None:
     assert set_up(tree).returncode == 0
     assert (tree / ".venv" / ".sabot").exists()
-    assert calls(tree, "pip install") == 2
+    assert calls(tree, "pip install") == 3
     assert "up to date" in set_up(tree).stdout
     later = (tree / ".venv" / ".sabot").stat().st_mtime + 10
     os.utime(tree / "setup.py", (later, later))
     assert set_up(tree).returncode == 0
-    assert calls(tree, "pip install") == 4
+    assert calls(tree, "pip install") == 6
     assert calls(tree, "-m venv") == 1
 
 
@@ -66,6 +67,14 @@ def test_an_interrupted_set_up_is_not_taken_for_a_finished_one(tree: Path) -> No
     assert set_up(tree).returncode == 0
     assert (tree / ".venv" / ".sabot").exists()
     assert calls(tree, "-m venv") == 2, "a half-filled environment is made anew"
+
+
+def test_what_cannot_be_installed_beside_the_build_ends_the_set_up(tree: Path) -> None:
+    assert set_up(tree, OFFLINE="yes").returncode != 0
+    assert calls(tree, "--no-deps -e .") == 1
+    assert not (tree / ".venv" / ".sabot").exists()
+    assert set_up(tree).returncode == 0
+    assert (tree / ".venv" / ".sabot").exists()
 
 
 def test_what_an_interrupted_build_left_behind_is_built_again(tree: Path) -> None:
