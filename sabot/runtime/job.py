@@ -24,7 +24,7 @@ from sabot.metrics import Metrics, Sample
 from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
-from sabot.runtime.run import Run, Undelivered
+from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.threads import Handle, to_the_end
@@ -53,11 +53,7 @@ class Job:
         self.restarts = 0
         self._origin = Origin(app)
         self._run: Run | None = None  # set from the start to the end of the stop
-        self._last_figures: dict[str, Any] = {
-            "delivery": {},
-            "streams": {},
-            "engines": {},
-        }  # the figures of the last run
+        self._last_figures: dict[str, Any] = {name: {} for name in LASTING}  # those of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
         self._stalled_by: SabotError | None = None  # of the last run, as in `Run`
         self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end

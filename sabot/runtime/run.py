@@ -36,10 +36,11 @@ from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["Run", "Undelivered"]
+__all__ = ["LASTING", "Run", "Undelivered"]
 
 _log = logging.getLogger(__name__)
 
+LASTING = ("delivery", "streams", "engines")  # figures that stay readable after the run
 _AGAIN_SECONDS = 1.0  # how long after a failed checkpoint the next one is requested, if output waits for it
 _DELIVER_SECONDS = 60.0  # how long delivery may take after all inputs have ended
 _STOP_SECONDS = 10.0  # how long delivery may take at a stop
@@ -79,11 +80,7 @@ class Run:
         self.left_behind: list[str] = []  # calls that ignored their cancellation
         self.taken: JobLocked | None = None  # set if, at the end of the run, another worker holds the lock of the job
         self.can_go_back = False  # another run can resume from the last checkpoint
-        self.last_figures: dict[str, Any] = {
-            "delivery": {},
-            "streams": {},
-            "engines": {},
-        }  # figures that stay readable after the run
+        self.last_figures: dict[str, Any] = {name: {} for name in LASTING}
         self._writes = writes
         self._coordinator = coordinator
         self._origin = origin
