@@ -120,7 +120,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
 
 def test_a_page_has_code_that_is_run() -> None:
     without = {page.name for page in PAGES if not programs(page)}
-    assert without == {"coming-from.md", "troubleshooting.md"}
+    assert without == {"troubleshooting.md"}
 
 
 # --- commands in pages

@@ -11,7 +11,7 @@ from sabot.testing import FakeModelServer
 @contextmanager
 def model(script):
     if name := os.environ.get("SABOT_MODEL"):
-        yield OpenAIProvider(name, base_url=os.environ.get("OPENAI_BASE_URL"))
+        yield OpenAIProvider(name)
         return
     with FakeModelServer(script) as server:
         yield OpenAIProvider("fake", base_url=server.openai_url, api_key="none")

@@ -60,7 +60,7 @@ class AnthropicProvider:
         self.model = checked_model(model, "AnthropicProvider")
         self.lacks = frozenset({"seed"})
         if client is None:
-            key = api_key_of(api_key, "ANTHROPIC_API_KEY", "AnthropicProvider", needed=base_url is None)
+            key = api_key_of(api_key, "ANTHROPIC", "AnthropicProvider", base_url)
             make: Callable[[], Any] = partial(anthropic.AsyncAnthropic, api_key=key, base_url=base_url)
         else:
             make = partial(_same, client)

@@ -53,7 +53,7 @@ class OpenAIProvider:
         self.lacks = RESPONSES_LACK if api == "responses" else frozenset[str]()
         make = partial(_same, client)
         if client is None:
-            key = api_key_of(api_key, "OPENAI_API_KEY", "OpenAIProvider", needed=base_url is None)
+            key = api_key_of(api_key, "OPENAI", "OpenAIProvider", base_url)
             make = partial(openai.AsyncOpenAI, api_key=key, base_url=base_url)
         methods = _chat_methods if api == "chat" else _responses_methods
         self._calls = SdkCalls(name, openai, openai.OpenAIError, make, methods, owned=client is None)

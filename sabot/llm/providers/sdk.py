@@ -46,6 +46,7 @@ _TOO_LONG = re.compile(
     r"context.?length|context window|prompt is too long|input is too long|too many tokens", re.IGNORECASE
 )
 _FILTERED = re.compile(r"content.?(filter|policy|management)|responsible.?ai", re.IGNORECASE)
+_NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx, under any of its names
 _STATUS = {  # of errors that come in a stream, after a 200
@@ -330,8 +331,10 @@ class SdkCalls:
             return ContextLengthExceeded(said, hint="shorten the conversation, or max_tokens", **where)
         if _FILTERED.search(text):
             return ContentFiltered(said, **where)
-        ask = f"are the model's name and the address {self.base_url} right?"
-        return RequestRefused(said, hint=ask if status == 404 else "", **where)
+        hint = f"are the model's name and the address {self.base_url} right?" if status == 404 else ""
+        if found := _NO_PARAMETER.search(text):
+            hint = f"this model does not take it: {found[0].lower()}=None leaves it out"
+        return RequestRefused(said, hint=hint, **where)
 
     def decoded(self, data: bytes, kind: type[T], model: str, request_id: str) -> T:
         """The JSON as this type. Raises MalformedAnswer, or what the vendor tells in place of an answer."""
@@ -354,11 +357,13 @@ class SdkCalls:
         return MalformedAnswer(f"the answer cannot be read: {words}", text=text, **where)
 
 
-def api_key_of(given: str | None, variable: str, vendor: str, *, needed: bool) -> str:
-    """The key that is given, or that of the environment. Raises UserError where there is none and one is needed."""
-    key = given or os.environ.get(variable, "")
-    if not key and needed:
-        raise UserError(f"{vendor}: there is no key", hint=f"give api_key=, or set {variable}")
+def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
+    """The key that is given, or that of the environment, `{variables}_API_KEY`. A server of one's own, named by base_url or by
+    `{variables}_BASE_URL`, may need none; the vendor's does: UserError.
+    """
+    key = given or os.environ.get(f"{variables}_API_KEY", "")
+    if not key and base_url is None and not os.environ.get(f"{variables}_BASE_URL"):
+        raise UserError(f"{provider}: there is no key", hint=f"give api_key=, or set {variables}_API_KEY")
     keep_secret(key)
     return key or "none"
 

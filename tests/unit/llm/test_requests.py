@@ -468,3 +468,19 @@ async def test_an_address_that_has_no_such_path_is_told_beside_the_model_s_name(
             await provider.complete(RequestSpec(messages=(user("hello"),)))
         await provider.close()
     assert f"are the model's name and the address {server.url}" in caught.value.hint
+
+
+@pytest.mark.parametrize(("make", "name"), [(OpenAIProvider, "OPENAI"), (AnthropicProvider, "ANTHROPIC")])
+def test_a_server_of_one_s_own_needs_no_key_also_where_the_environment_names_it(make, name, monkeypatch):
+    for variable in (f"{name}_API_KEY", f"{name}_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match="there is no key"):
+        make("m")
+    assert "localhost" in repr(make("m", base_url="http://localhost:11434/v1"))
+    monkeypatch.setenv(f"{name}_BASE_URL", "http://localhost:11434/v1")
+    assert "localhost" in repr(make("m"))
+
+
+def test_a_parameter_that_a_model_does_not_take_can_be_left_out(calls):
+    said = {"error": {"code": "unsupported_value", "message": "'temperature' does not support 0.7 with this model."}}
+    assert "temperature=None leaves it out" in str(calls.error_of(said, "o9", "r-1", 400))
