@@ -140,13 +140,20 @@ class Ledger:
         """One for each scope that has one."""
         return [account.budget for account in self._accounts.values()]
 
-    async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
-        """In the windows of now. Raises UserError for a scope without a budget."""
-        account = await self._account(scope_id)
+    def budget(self, scope_id: str) -> Budget:
+        """Of this scope. Raises UserError where it has none."""
+        account = self._accounts.get(scope_id)
         if account is None:
             raise UserError(
                 f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._accounts) or 'none'}"
             )
+        return account.budget
+
+    async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
+        """In the windows of now. Raises UserError for a scope without a budget."""
+        self.budget(scope_id)
+        account = await self._account(scope_id)
+        assert account is not None
         return account.used(self._clock.time())
 
     async def _account(self, scope_id: str) -> Account | None:

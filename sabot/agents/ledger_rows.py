@@ -111,7 +111,7 @@ CREATE INDEX IF NOT EXISTS ledger_by_time ON runtime_ledger (timestamp);
 """
 _INSERT = "INSERT INTO runtime_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
 _USED = (
-    "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), exact_sum(cost), "
+    "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), coalesce(exact_sum(cost), '0'), "
     "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
 )
 _SUMS = (

@@ -167,7 +167,8 @@ class Effects:
         """Its RESULT, with what it has used."""
         at_ms, used, kind = self._desk.now_ms(), b"", ask.gated
         if self._gate is not None and kind is not None:
-            used = self._gate.settle(EffectId(job_id, ask.ordinal, ask.attempt), kind, outcome, body, at_ms)
+            effect, name = EffectId(job_id, ask.ordinal, ask.attempt), ask.model or ask.name
+            used = self._gate.settle(effect, kind, name, outcome, body, at_ms)
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used)
 
     def _again(self, live: Live, ask: Ask) -> None:
@@ -426,7 +427,7 @@ class Effects:
         told = "ok" if outcome == "succeeded" else outcome
         entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body)
         if self._gate is not None:
-            used = self._gate.settle(EffectId(parent, int(ordinal)), "child", told, body, entry.at_ms)
+            used = self._gate.settle(EffectId(parent, int(ordinal)), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
         self._desk.arrived(self._desk.append(entry, live), entry)
 

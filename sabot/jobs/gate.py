@@ -189,8 +189,8 @@ class EffectGate(Protocol):
     def drop(self, effect: EffectId) -> None:
         """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
 
-    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """The call has a result, which is about to be recorded. Returns what it used, for `EffectResult.usage`."""
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
         """An earlier run has decided so, and the call has no result yet: what was reserved is reserved again."""
@@ -242,9 +242,9 @@ class EffectGates:
         for gate in self._gates:
             gate.drop(effect)
 
-    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """As `EffectGate.settle`. One of them says what was used."""
-        used = [gate.settle(effect, kind, outcome, body, at_ms) for gate in self._gates]
+        used = [gate.settle(effect, kind, name, outcome, body, at_ms) for gate in self._gates]
         return next(filter(None, used), b"")
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:

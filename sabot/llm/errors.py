@@ -153,15 +153,16 @@ class TurnLimitExceeded(AgentError):
     code = "E2005"
 
 
-def model_error(type: str, message: str) -> ModelError | None:
-    """The error of this class, where it is a ModelError: a journal has of an error the name of its class and what it said."""
+def model_error(type: str, message: str) -> ModelError | BudgetExceeded | None:
+    """The error of this class, where it is one that a call of a model raises: a journal has of an error its class and what it said."""
     kind = _KINDS.get(type)
     return None if kind is None else kind(message)
 
 
-_KINDS: dict[str, type[ModelError]] = {
+_KINDS: dict[str, type[ModelError | BudgetExceeded]] = {
     each.__name__: each
     for each in (
+        BudgetExceeded,
         ModelError,
         AuthenticationFailed,
         RequestRefused,

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+import msgspec
+
 from sabot.calls.options import Retry
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
@@ -31,7 +33,17 @@ from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.metrics import Durations
 
-__all__ = ["MIDDLEWARE", "Budget", "BuiltIn", "CallFigures", "Forward", "Middleware", "ModelCall", "Outcome"]
+__all__ = [
+    "MIDDLEWARE",
+    "Budget",
+    "BuiltIn",
+    "CallFigures",
+    "Forward",
+    "Middleware",
+    "ModelCall",
+    "Outcome",
+    "tokens_asked",
+]
 
 _log = logging.getLogger("sabot.llm")
 
@@ -73,7 +85,13 @@ class ModelCall:
     @property
     def tokens(self) -> int:
         """Those that the call may use, by rule of thumb: what is read, and the most that may be written where the request says that."""
-        return tokens_of(self.spec.messages) + sum(map(count_tokens, self.texts)) + (self.spec.max_tokens or 0)
+        return tokens_asked(self.spec) + sum(map(count_tokens, self.texts)) + (self.spec.max_tokens or 0)
+
+
+def tokens_asked(spec: RequestSpec) -> int:
+    """What a request has to read, by rule of thumb."""
+    schemas = [*spec.tools, *([spec.output] if spec.output is not None else [])]
+    return tokens_of(spec.messages) + sum(count_tokens(msgspec.json.encode(each).decode()) for each in schemas)
 
 
 Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]

@@ -227,6 +227,7 @@ async def test_what_was_used_before_the_ledger_was_opened_counts(writer: LedgerW
 
 
 async def test_a_row_is_kept_once(writer: LedgerWriter) -> None:
+    assert await writer.used("tenant", 0) == Amounts()
     await writer.write([row("1", input_tokens=1), row("1", input_tokens=1)])
     await writer.write([row("1", input_tokens=7), row("2", input_tokens=2)])
     assert (await writer.used("tenant", 0)).tokens == 3

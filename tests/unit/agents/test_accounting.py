@@ -1,0 +1,235 @@
+"""The ledger of jobs: rows as often as calls, also over crashes, and never more than the budget has."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
+from sabot.agents.accounting import LedgerGate, brought_up, rows_of
+from sabot.agents.budgets import Amounts
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.journal import EffectResult, Intent, MemoryHome
+from sabot.llm import (
+    BudgetExceeded,
+    Completion,
+    ExecutionEngine,
+    ModelUnavailable,
+    Price,
+    PriceTable,
+    RateLimited,
+    RequestSpec,
+    ScriptedProvider,
+    Usage,
+    assistant,
+    tool,
+)
+from tests.unit.jobs.hosting import Agent, entries, hosting, prefix
+
+PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
+
+
+def answer(spec: RequestSpec) -> Completion:
+    return Completion(message=assistant("yes"), usage=Usage(100, 50), model=spec.model or "m", provider="scripted")
+
+
+class World:
+    """A model, and a tool, that jobs call."""
+
+    def __init__(self, answers: Any = answer) -> None:
+        self.provider = ScriptedProvider(answers, model="m")
+        self.engine = ExecutionEngine(self.provider, retries=0, patience=0, prices=PRICES)
+        self.looks = 0
+
+        @tool(effect="read")
+        def look(text: str) -> str:
+            """Looks."""
+            self.looks += 1
+            return text
+
+        self.look = look
+
+    async def job(self, ctx: DurableContext) -> Any:
+        first = await ctx.llm(self.engine).complete("one", max_tokens=100)
+        await ctx.call(self.look, "x")
+        second = await ctx.llm(self.engine).complete("two", max_tokens=100)
+        return [first.model, second.model]
+
+
+def gate(writer: Any = None, clock: ManualClock | None = None, **budget: Any) -> LedgerGate:
+    budgets = [Budget("app", **budget)] if budget else []
+    ledger = Ledger(writer or InMemoryLedgerWriter(), budgets=budgets, clock=clock or ManualClock(1_000_000.0))
+    return LedgerGate(ledger, prices=PRICES)
+
+
+def rows(of: LedgerGate) -> dict[str, tuple[str, str, int, str | None]]:
+    writer: Any = of.ledger.writer
+    return {
+        each.event_id: (each.type, each.name, each.total_tokens, each.cost and str(each.cost)) for each in writer.events
+    }
+
+
+async def run(home: MemoryHome, function: Any, by: LedgerGate, *jobs: str) -> Agent:
+    agent = Agent(function)
+    async with hosting(home, agent, gate=by) as running:
+        for job in jobs:
+            running.begin(job)
+        await running.over(*(jobs or ["job"]))
+    await by.ledger.flush()
+    return agent
+
+
+async def test_each_call_is_a_row_with_what_it_used() -> None:
+    by = gate()
+    agent = await run(MemoryHome(ManualClock(1.0)), World().job, by, "job")
+    assert agent.done["job"] == ["m", "m"]
+    assert rows(by) == {
+        "job/1/1": ("model", "m", 150, "0.000600"),
+        "job/2/1": ("tool", "look", 0, None),
+        "job/3/1": ("model", "m", 150, "0.000600"),
+    }
+
+
+async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why() -> None:
+    seen: list[Any] = []
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(world.engine).complete("one", max_tokens=100)
+        try:
+            await ctx.llm(world.engine).complete("two", max_tokens=100)
+        except BudgetExceeded as error:
+            seen.append(error.message)
+
+    by = gate(max_tokens_daily=200, warn_at=1)
+    await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    assert len(world.provider.requests) == 1
+    assert list(rows(by)) == ["job/1/1"]
+    assert seen == [
+        "m was not done: the daily budget of app has 200 tokens: 150 used, 0 reserved for calls in flight, and this call may use 101 "
+        "(rule daily budget)"
+    ]
+
+
+async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        try:
+            await ctx.llm(world.engine).complete("one", max_tokens=199)
+        except BudgetExceeded:
+            return "denied"
+        return "made"
+
+    by = gate(max_tokens_daily=5_000)
+    jobs = [f"job {number}" for number in range(200)]
+    agent = await run(MemoryHome(ManualClock(1.0)), job, by, *jobs)
+    made = [each for each in agent.done.values() if each == "made"]
+    assert len(made) == len(world.provider.requests) == len(rows(by))
+    assert (await by.ledger.used("app"))["daily"].tokens == 150 * len(made) <= 5_000
+    assert by.ledger._accounts["app"].reserved == Amounts()
+    assert by._open == {}
+
+
+async def test_money_is_reserved_by_the_prices() -> None:
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(world.engine).complete("one", max_tokens=100)
+
+    by = gate(max_cost_daily=Decimal("0.001"))  # one token to read and 100 to write may cost 0.001001
+    agent = await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    assert agent.outcomes == {"job": "failed"}
+    assert world.provider.requests == []
+
+
+async def test_a_cheaper_model_answers_where_the_budget_says_so() -> None:
+    world = World()
+    by = gate(max_tokens_daily=200, warn_at=1, exhausted="degrade", degrade_to="small")
+    agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    assert agent.done["job"] == ["m", "small"]
+    assert rows(by)["job/3/1"] == ("model", "small", 150, "0.0000600")
+
+
+async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
+    from sabot.journal.entries import Letter
+
+    for approved in (True, False):
+        world, home = World(), MemoryHome(ManualClock(1.0))
+        by = gate(max_tokens_daily=200, warn_at=1, exhausted="ask")
+        agent = Agent(world.job)
+        async with hosting(home, agent, gate=by) as running:
+            running.begin("job")
+            await running.parks("job")
+            (question,) = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask"]
+            said = b'{"approved": true}' if approved else b'{"approved": false}'
+            running.journal.post(Letter("answer", question.token, body=said))
+            await running.over("job")
+        await by.ledger.flush()
+        assert agent.outcomes["job"] == ("succeeded" if approved else "failed")
+        assert list(rows(by)) == ["job/1/1", "job/2/1", *(["job/3/1"] if approved else [])]
+        assert by.ledger._accounts["app"].reserved == Amounts()
+
+
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [(RateLimited("slow down"), ("model", "m", 0, None)), (ModelUnavailable("it broke off"), ("doubt", "m", 0, None))],
+)
+async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, row: Any) -> None:
+    world = World([error])
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(world.engine).complete("one", max_tokens=100)
+
+    by = gate(max_tokens_daily=1000)
+    await run(MemoryHome(ManualClock(1.0)), job, by, "job")
+    assert rows(by) == {"job/1/1": row}
+    assert (await by.ledger.used("app"))["daily"].tokens == (101 if row[0] == "doubt" else 0)
+
+
+async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) -> None:
+    home = MemoryHome(ManualClock(1_000.0))
+    await run(home, World().job, gate(), "job")
+    written = entries(home)
+    assert sum(isinstance(entry, EffectResult) for entry in written) == 3
+    for count in range(1, len(written) + 1):
+        before = written[:count]
+        world, cut = World(), prefix(home, count)
+        writer = SqliteLedgerWriter(tmp_path / f"{count}.db")
+        by = gate(writer, max_tokens_daily=10_000)
+        assert await brought_up(by.ledger, entries(cut)) == sum(isinstance(entry, EffectResult) for entry in before)
+        assert await brought_up(by.ledger, entries(cut)) == sum(isinstance(entry, EffectResult) for entry in before)
+        asked = {entry.ordinal for entry in before if isinstance(entry, Intent) and entry.name == "llm"}
+        answered = {entry.ordinal for entry in before if isinstance(entry, EffectResult)}
+        async with hosting(cut, Agent(world.job), gate=by) as running:
+            if count < len(written):
+                await running.over("job")
+        await by.ledger.flush()
+        (sums,) = await writer.sums([], 0)
+        assert len(world.provider.requests) == 2 - len(asked & answered)
+        doubts = len(asked - answered)
+        assert (sums.calls, sums.input_tokens) == (3 + doubts, 200), count
+        assert sums.reserved_tokens == 202 + doubts * 101
+        assert by.ledger._accounts["app"].reserved == Amounts()
+        await writer.close()
+
+
+async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> None:
+    home = MemoryHome(ManualClock(1_000.0))
+    await run(home, World().job, gate(), "job")
+    cut = prefix(home, 2)  # BEGIN, INTENT
+    assert isinstance(entries(cut)[-1], Intent)
+    by = gate(max_tokens_daily=10_000)
+    async with hosting(cut, Agent(World().job), gate=by, resume=False):
+        assert by.ledger._accounts["app"].reserved == Amounts(202, by.ledger._accounts["app"].reserved.cost, 2)
+
+
+def test_the_rows_of_a_journal_are_those_of_its_results() -> None:
+    assert list(rows_of([])) == []
+    from sabot.errors import CorruptJournal
+
+    with pytest.raises(CorruptJournal, match="what effect 3 has used cannot be read"):
+        list(rows_of([EffectResult("job", 1, 3, usage=b"\xc1")]))
+    assert LedgerEvent(event_id="1", type="tool", scope_id="a").amounts == Amounts()
