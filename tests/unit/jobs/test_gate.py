@@ -44,7 +44,7 @@ class Judge:
     def drop(self, effect: EffectId) -> None:
         self.dropped.append(effect)
 
-    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         self.settled.append((effect, kind, outcome))
         return self.used
 
