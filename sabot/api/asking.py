@@ -1,6 +1,7 @@
 """What a step asks of a model: one question for each prompt, and the values of the answer's columns."""
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import system, user
+from sabot.llm.spec import RequestContext, RequestSpec
 
 __all__ = ["Asking", "map_llm_node"]
 
@@ -44,6 +46,9 @@ class Asking:
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
         self._cache: MemoryCache | None = None
+        self._requests = map(
+            (RequestContext().request_id + "-{}").format, count(1)
+        )  # a UUID for each costs a tenth of a call
 
     @property
     def model(self) -> str:
@@ -62,10 +67,16 @@ class Asking:
         if self._cache is None:
             self._cache = MemoryCache(max(answers, 1))
 
+    def request(self, prompt: str) -> RequestSpec:
+        """What is asked for a prompt."""
+        return msgspec.structs.replace(self._spec, messages=(*self._before, user(prompt)))
+
     async def __call__(self, prompt: str) -> tuple[Any, ...]:
-        spec = msgspec.structs.replace(self._spec, messages=(*self._before, user(prompt)))
+        spec = self.request(prompt)
         cache = True if self._cache is None else self._cache
-        return self.columns.values(await self._engine.complete(spec, output=self.columns.output, cache=cache))
+        context = RequestContext(request_id=next(self._requests))
+        answer = await self._engine.complete(spec, output=self.columns.output, context=context, cache=cache)
+        return self.columns.values(answer)
 
 
 def map_llm_node(

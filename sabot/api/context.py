@@ -17,6 +17,10 @@ from sabot.state import (
     ValueState,
 )
 
+if TYPE_CHECKING:
+    from sabot.api.asked_batches import AgentModel
+    from sabot.llm.engine import ExecutionEngine
+
 __all__ = [
     "AgentContext",
     "CallTimers",
@@ -171,6 +175,14 @@ class AgentContext:
                     f"ctx.{name} is there in durable agents, and {self.agent_id} is none: @app.agent(…, durable=True)"
                 )
             raise AttributeError(what, name=name, obj=self)
+
+    def llm(self, engine: "ExecutionEngine") -> "AgentModel":
+        """The models of this engine: `await ctx.llm(engine).complete("…", output=Verdict)`, and for a batch
+        `.map("Sentiment of: {text}", batch, output={"label": "string"})`. In a durable agent each answer is in the journal.
+        """
+        from sabot.api.asked_batches import AgentModel
+
+        return AgentModel(engine)
 
     def now(self) -> int:
         """The clock, in ms since 1970. It has moved on when the record is processed again after a restart."""

@@ -4,6 +4,7 @@ ctx.llm(engine)     asks a model: class `metered`, so it may be asked again afte
 session             the conversation of a key, in keyed state: written when the job ends well, bounded by the agent's window
 """
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sabot.api.asked_batches import AgentModel, Said
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
@@ -20,9 +22,10 @@ from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import model_error
+from sabot.llm.errors import ModelError, model_error
 from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Completion, Piece
+from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, as_tool
 
@@ -36,7 +39,7 @@ _SESSION = "conversation"
 _BRACES = "{text} is a field; {{ and }} are braces"
 
 
-class JobModel:
+class JobModel(AgentModel):
     """A model, asked by one job; `ctx.llm(engine)`. Each answer is in the journal before the job goes on.
 
     The intent of a request has its digest, and of its messages those behind the last answer: the others are in the journal already.
@@ -46,6 +49,7 @@ class JobModel:
         self._ctx = ctx
         self._job = job
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
+        super().__init__(engine)
         self._model = engine.provider.model or "default"
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
@@ -59,6 +63,16 @@ class JobModel:
         except EffectError as error:
             raise model_error(error.type, error.message) or error from error
         return with_output(msgspec.convert(said, Completion), schema)
+
+    async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
+        """Each request is an effect."""
+        return await asyncio.gather(*(self._answer(each, output) for each in requests))
+
+    async def _answer(self, request: RequestSpec, output: Schema | None) -> Said:
+        try:
+            return await self.complete(request, output=output)
+        except (ModelError, EffectError) as error:
+            return error
 
     async def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
         """As `complete`, in one piece: a job sees what is recorded."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,7 @@ from sabot.api.nodes.node import Columns
 from sabot.api.words import name_of, no_column
 from sabot.errors import UserError, short_repr
 
-__all__ = ["Prompt", "Template", "columns_of", "given_prompts", "prompt_of", "text_of"]
+__all__ = ["Prompt", "Template", "columns_of", "distinct_prompts", "given_prompts", "prompt_of", "text_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,16 @@ def given_prompts(given: Any, rows: int, where: str) -> pa.Array:
     if len(made) != rows:
         raise UserError(f"{where}: {len(made)} prompts for {rows} rows", hint="one for each row, in their order")
     return made
+
+
+def distinct_prompts(prompts: pa.Array) -> tuple[pa.Array, Any]:
+    """-> (each prompt once, in the order of their texts; by row, in numpy, the number of its prompt: one more than the last for a null)."""
+    encoded = prompts.dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    places = np.empty(len(order) + 1, np.int64)
+    places[order], places[-1] = np.arange(len(order)), len(order)
+    codes = places[encoded.indices.fill_null(len(order)).to_numpy()]
+    return encoded.dictionary.take(pa.array(order)), codes
 
 
 def _is_text(kind: pa.DataType) -> bool:

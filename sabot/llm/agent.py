@@ -42,7 +42,7 @@ from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Effect, Tool, as_tool
 from sabot.redaction import scrubbed
 
-__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
+__all__ = ["Agent", "AgentEvent", "AgentResult", "Alone", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
@@ -246,7 +246,7 @@ class Agent:
     ) -> AsyncGenerator[AgentEvent, None]:
         run = _Turns(
             self,
-            doing or _of(current_doing.get(), self.engine) or _Alone(self.engine, context or RequestContext()),
+            doing or _of(current_doing.get(), self.engine) or Alone(self.engine, context or RequestContext()),
             Conversation() if conversation is None else conversation,
             messages_of(prompt),
             streams,
@@ -273,7 +273,7 @@ def _schema_of(tool: "Tool | Agent") -> ToolSchema:
     return ToolSchema(tool.name, tool.instructions or f"Hands over to {tool.name}.", parameters)
 
 
-class _Alone:
+class Alone:
     """Outside of a job: things are done at once, and again only if the program says so."""
 
     def __init__(self, engine: ExecutionEngine, context: RequestContext) -> None:
@@ -281,16 +281,20 @@ class _Alone:
         self._context = context
         self._calls = 0
 
-    def of(self, engine: ExecutionEngine) -> "_Alone":
-        return _Alone(engine, self._context.child())
+    def of(self, engine: ExecutionEngine) -> "Alone":
+        """The same for another engine."""
+        return Alone(engine, self._context.child())
 
     async def complete(self, spec: RequestSpec) -> Completion:
+        """Asks the model."""
         return await self._engine.complete(spec, context=self._context.child())
 
     def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        """Asks the model."""
         return self._engine.stream(spec, context=self._context.child())
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Calls the tool, again after an error where its class allows."""
         self._calls += 1
         number, attempt = self._calls, 1
         while True:

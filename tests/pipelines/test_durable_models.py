@@ -313,10 +313,10 @@ def test_braces_in_a_prompt_are_written_twice() -> None:
     )
 
 
-def test_an_agent_that_is_not_durable_says_so_when_it_asks_a_model() -> None:
+def test_an_agent_that_is_not_durable_says_so_when_it_asks_a_person() -> None:
     ctx = AgentContext({"text": "x"}, agent_id="desk.handle")
-    with pytest.raises(AttributeError, match=r"ctx\.llm is there in durable agents, and desk\.handle is none"):
-        ctx.llm(None)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"ctx\.ask is there in durable agents, and desk\.handle is none"):
+        ctx.ask("confirm", {})  # type: ignore[attr-defined]
     assert not hasattr(ctx, "ask")
     with pytest.raises(AttributeError, match="has no attribute 'lm'"):
         ctx.lm  # type: ignore[attr-defined]  # noqa: B018

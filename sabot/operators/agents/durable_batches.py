@@ -50,6 +50,7 @@ from sabot.operators.held import HeldRows
 __all__ = ["DurableBatchOperator"]
 
 _PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
+_PIECE_ROWS = 4096  # … of which each may have effects of its own: a history has 10,000 at most
 
 _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
@@ -201,7 +202,7 @@ class DurableBatchOperator(DurableAgentOperator):
             run = max(map(failed_run, header_rows(headers)))
             yield self._call(job_id, held, np.array(places), columns, log, run)
         rows = np.flatnonzero(plain)
-        pieces = max(1, min(len(rows), -(-nbytes // _PIECE_BYTES)))
+        pieces = max(1, min(len(rows), -(-nbytes // _PIECE_BYTES)), -(-len(rows) // _PIECE_ROWS))
         for piece in np.array_split(rows, pieces):
             if len(piece):
                 yield self._call("", held, piece, columns, log)

@@ -5,15 +5,13 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sabot.api.calls import PromptCall
 from sabot.api.expr import Expr
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
-from sabot.api.prompts import Template, given_prompts, text_of
+from sabot.api.prompts import Template, distinct_prompts, given_prompts, text_of
 from sabot.errors import UserError
 from sabot.exits import EXITS
 from sabot.operators.base import OperatorContext
@@ -106,15 +104,11 @@ class MapLlm(AskedRows):
     def _asked_by(self, data: pa.RecordBatch) -> Iterator[tuple[QuestionChunk, int | None]]:
         for start in range(0, data.num_rows, _CHUNK_ROWS):
             piece = data.slice(start, _CHUNK_ROWS)
-            encoded = self._prompts(piece.select(self.user.names)).dictionary_encode()
-            order = pc.sort_indices(encoded.dictionary).to_numpy()
-            prompts = encoded.dictionary.take(pa.array(order))
-            places = np.empty(len(order) + 1, np.int64)
-            places[order], places[-1] = np.arange(len(order)), len(order)  # the last one is that of nulls
-            codes = places[encoded.indices.fill_null(len(order)).to_numpy()]
+            column = self._prompts(piece.select(self.user.names))
+            prompts, codes = distinct_prompts(column)
             questions: list[Any] = [_digest(prompt) for prompt in prompts.to_pylist()]
             none = None
-            if encoded.null_count:
+            if column.null_count:
                 none = len(questions)
                 questions.append(None)
             yield _PromptChunk(piece, codes, prompts, questions, self.answer), none

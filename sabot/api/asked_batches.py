@@ -1,0 +1,129 @@
+"""Models in batch agents: a column of prompts to columns of answers, equal prompts once. `AgentModel` asks for agents that are not durable;
+`models.JobModel` makes effects of the same questions.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import normalise
+from sabot.api.asking import Asking
+from sabot.api.expr import Expr
+from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
+from sabot.errors import SabotError, UserError
+from sabot.llm.agent import Alone
+from sabot.llm.columns import AnswerColumns
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.results import Completion, Piece
+from sabot.llm.schema import Schema
+from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.tools import Tool
+
+__all__ = ["AgentModel", "Said"]
+
+Said = Completion | SabotError
+"""What came of a question."""
+
+_WHERE = "llm.map"
+
+
+class AgentModel:
+    """A model, asked by an agent that is not durable; `ctx.llm(engine)`. A call that is made again after an error asks again."""
+
+    def __init__(self, engine: ExecutionEngine) -> None:
+        self.engine = engine
+        self._alone = Alone(engine, RequestContext())
+
+    async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
+        """The model's answer, as of ExecutionEngine."""
+        return await self.engine.complete(prompt, output=output, **fields)
+
+    def stream(self, prompt: object, **fields: Any) -> AsyncGenerator[Piece, None]:
+        """The model's answer in pieces, as of ExecutionEngine."""
+        return self.engine.stream(prompt, **fields)
+
+    async def map(
+        self,
+        prompt: Any,
+        batch: Any,
+        *,
+        output: Any = None,
+        instructions: str = "",
+        error: str = "",
+        **fields: Any,
+    ) -> pa.RecordBatch:
+        """The rows of the batch with the columns of a model's answers behind their own. Equal prompts are asked once.
+
+        prompt: a template over columns, "Sentiment of: {text}"; a function of the batch; or the prompts, a text or None for each row. A
+        row whose prompt is null is not asked about: its answer is null. output, instructions, fields: as of `Stream.map_llm`. error: the
+        name of a column that says what went wrong, null where nothing did; "": the first error is raised when all calls have ended.
+        Raises ModelError, BudgetExceeded, UserError.
+        """
+        columns = AnswerColumns(output, _WHERE)
+        asking = Asking(self.engine, columns, instructions, fields, _WHERE)
+        data = normalise(batch)
+        added = [*columns.schema, *([pa.field(error, pa.string())] if error else [])]
+        names = [*data.schema.names, *(field.name for field in added)]
+        if clash := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"{_WHERE}: the result would have two columns {clash[0]!r}", hint="another name in output= or error="
+            )
+        texts, codes = distinct_prompts(_prompts(prompt, data))
+        said = await self.answer_all([asking.request(text) for text in texts.to_pylist()], columns.output)
+        values, errors = _values(columns, said)
+        if errors and not error:
+            raise errors[next(code for code in codes.tolist() if code in errors)]
+        places = pa.array(codes, mask=codes == len(texts))
+        made = [pa.array(column, field.type) for column, field in zip(values, columns.schema, strict=True)]
+        if error:
+            made.append(pa.array([_words(errors.get(code)) for code in range(len(texts))], pa.string()))
+        answers = [column.take(places) for column in made]
+        return pa.RecordBatch.from_arrays([*data.columns, *answers], schema=pa.schema([*data.schema, *added]))
+
+    def of(self, engine: ExecutionEngine) -> "AgentModel":
+        """The same agent, with another engine."""
+        return AgentModel(engine)
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Calls a tool, as `Agent.run` does alone."""
+        return await self._alone.call(tool, arguments)
+
+    async def answer_all(self, requests: Sequence[RequestSpec], output: Schema | None) -> Sequence[Said]:
+        """The answer to each of these, or the error in its place."""
+        return await self.engine.complete_many(requests, output=output, errors="return")
+
+
+def _prompts(prompt: Any, data: pa.RecordBatch) -> pa.Array:
+    if isinstance(prompt, Expr):
+        raise UserError(
+            f"{_WHERE}: {prompt.text()} is an expression, which is of streams",
+            hint='a template, "Sentiment of: {text}"; or batch.column("question")',
+        )
+    if not isinstance(prompt, str) and not callable(prompt):
+        return given_prompts(prompt, data.num_rows, _WHERE)
+    made = prompt_of(prompt, _WHERE)
+    if isinstance(made, Template):
+        return made(data, _WHERE)
+    assert not isinstance(made, Expr)
+    return given_prompts(made(data), data.num_rows, f"{_WHERE}: {text_of(made)}")
+
+
+def _values(columns: AnswerColumns, said: Sequence[Said]) -> tuple[list[list[Any]], dict[int, SabotError]]:
+    """The values of the answers, by column, and the errors by the number of the prompt, which have nulls in the place of values."""
+    nothing = (None,) * len(columns.schema)
+    values: list[tuple[Any, ...]] = []
+    errors: dict[int, SabotError] = {}
+    for number, answer in enumerate(said):
+        try:
+            if isinstance(answer, SabotError):
+                raise answer
+            values.append(columns.values(answer))
+        except SabotError as error:
+            errors[number] = error
+            values.append(nothing)
+    return [[each[column] for each in values] for column in range(len(columns.schema))], errors
+
+
+def _words(error: SabotError | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error.message}"
