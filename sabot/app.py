@@ -41,6 +41,7 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
+from sabot.jobs.gate import EffectGate
 from sabot.jobs.log import Listener
 from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
@@ -56,6 +57,7 @@ from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
     from sabot.agents.events import EventBus
+    from sabot.agents.policy import PolicyEngine
 
 __all__ = ["App", "StateView"]
 
@@ -80,6 +82,7 @@ class App(DeclaresAgents):
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
     events: an EventBus (`sabot.agents`), which is told what happens in the jobs of durable agents.
+    policy: a PolicyEngine (`sabot.agents`), which decides what durable agents may do (docs/agent-runtime/policy.md).
     dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
@@ -99,6 +102,7 @@ class App(DeclaresAgents):
         journal: str | Path | None = None,
         dedupe: Duration = "7d",
         events: "EventBus | None" = None,
+        policy: "PolicyEngine | None" = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
@@ -132,6 +136,7 @@ class App(DeclaresAgents):
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
         self.listener = _listener(events)
+        self.gates: Sequence[EffectGate] = () if policy is None else (policy,)  # the first one decides first
         self.broker = broker
         self.state_place = state
         self.journal_place: str | Path | None = None

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from sabot.agents.plugins import PluginCapability as PluginCapability
     from sabot.agents.plugins import PluginManifest as PluginManifest
     from sabot.agents.plugins import PluginRegistry as PluginRegistry
+    from sabot.agents.policy import PolicyEngine as PolicyEngine
+    from sabot.agents.policy import PolicyResult as PolicyResult
     from sabot.agents.replay import JobCode as JobCode
     from sabot.agents.replay import Recording as Recording
     from sabot.agents.replay import ReplayDifference as ReplayDifference
@@ -79,6 +81,14 @@ if TYPE_CHECKING:
     from sabot.agents.replay import Verified as Verified
     from sabot.agents.replay import code_of as code_of
     from sabot.agents.replay import record_job as record_job
+    from sabot.agents.rules import AgentPolicy as AgentPolicy
+    from sabot.agents.rules import ConstraintPolicy as ConstraintPolicy
+    from sabot.agents.rules import DataAccessPolicy as DataAccessPolicy
+    from sabot.agents.rules import LabelPolicy as LabelPolicy
+    from sabot.agents.rules import ModelPolicy as ModelPolicy
+    from sabot.agents.rules import PolicyRule as PolicyRule
+    from sabot.agents.rules import RedactionPolicy as RedactionPolicy
+    from sabot.agents.rules import ToolPolicy as ToolPolicy
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
@@ -89,6 +99,10 @@ if TYPE_CHECKING:
     from sabot.errors import IllegalTransition as IllegalTransition
     from sabot.errors import LetterRefused as LetterRefused
     from sabot.errors import NotSent as NotSent
+    from sabot.errors import PolicyDenied as PolicyDenied
+    from sabot.jobs.gate import Decision as Decision
+    from sabot.jobs.gate import GatedCall as GatedCall
+    from sabot.jobs.gate import GateVerdict as GateVerdict
     from sabot.journal.effects import Reconciled as Reconciled
     from sabot.journal.kafka import KafkaInbox as KafkaInbox
     from sabot.journal.kafka import KafkaJournal as KafkaJournal
@@ -106,6 +120,7 @@ __all__ = [
     "ActionStatus",
     "ActionStore",
     "AgentNode",
+    "AgentPolicy",
     "AgentProcess",
     "AgentRuntime",
     "AgentState",
@@ -116,7 +131,10 @@ __all__ = [
     "BudgetSpec",
     "ChainOperator",
     "ConditionalNode",
+    "ConstraintPolicy",
+    "DataAccessPolicy",
     "DebateOperator",
+    "Decision",
     "DepthExceeded",
     "DurableContext",
     "Effect",
@@ -130,6 +148,8 @@ __all__ = [
     "FlowFailed",
     "FlowTimeout",
     "FunctionStep",
+    "GateVerdict",
+    "GatedCall",
     "GraphEdge",
     "GraphExecutor",
     "GraphNode",
@@ -148,12 +168,14 @@ __all__ = [
     "JournalStore",
     "KafkaInbox",
     "KafkaJournal",
+    "LabelPolicy",
     "Ledger",
     "LedgerEvent",
     "LedgerSum",
     "LedgerWriter",
     "LetterRefused",
     "MapReduceOperator",
+    "ModelPolicy",
     "NotSent",
     "OpenEffect",
     "Operator",
@@ -167,11 +189,16 @@ __all__ = [
     "PluginCapability",
     "PluginManifest",
     "PluginRegistry",
+    "PolicyDenied",
+    "PolicyEngine",
     "PolicyRef",
+    "PolicyResult",
+    "PolicyRule",
     "PostgresInbox",
     "PostgresJournal",
     "Reconciled",
     "Recording",
+    "RedactionPolicy",
     "ReplayDifference",
     "ReplayMode",
     "ReplayPlayer",
@@ -186,6 +213,7 @@ __all__ = [
     "SqliteJournal",
     "SqliteLedgerWriter",
     "Subscription",
+    "ToolPolicy",
     "Verified",
     "Workflow",
     "WorkflowState",
@@ -244,9 +272,28 @@ _HOMES = {
         "code_of",
         "record_job",
     ),
+    "sabot.agents.policy": ("PolicyEngine", "PolicyResult"),
+    "sabot.agents.rules": (
+        "AgentPolicy",
+        "ConstraintPolicy",
+        "DataAccessPolicy",
+        "LabelPolicy",
+        "ModelPolicy",
+        "PolicyRule",
+        "RedactionPolicy",
+        "ToolPolicy",
+    ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.api.durable": ("DurableContext", "Reply"),
-    "sabot.errors": ("EffectError", "IdempotencyConflict", "IllegalTransition", "LetterRefused", "NotSent"),
+    "sabot.errors": (
+        "EffectError",
+        "IdempotencyConflict",
+        "IllegalTransition",
+        "LetterRefused",
+        "NotSent",
+        "PolicyDenied",
+    ),
+    "sabot.jobs.gate": ("Decision", "GateVerdict", "GatedCall"),
     "sabot.journal.effects": ("Reconciled",),
     "sabot.journal.kafka": ("KafkaInbox", "KafkaJournal"),
     "sabot.journal.postgres": ("PostgresInbox", "PostgresJournal"),

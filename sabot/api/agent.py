@@ -1,7 +1,7 @@
 """The description of an agent that `@app.agent(...)` makes: checked and immutable."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ class AgentSpec:
     """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
-    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs.
+    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record.
     """
 
     agent_id: str
@@ -49,6 +49,7 @@ class AgentSpec:
     job_id: str | None = None
     scope: str | None = None
     principal: str | None = None
+    labels: tuple[str, ...] = ()
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
 
     @classmethod
@@ -79,6 +80,7 @@ class AgentSpec:
         job_id: str | None = None,
         scope: str | None = None,
         principal: str | None = None,
+        labels: Collection[str] | None = None,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -128,6 +130,7 @@ class AgentSpec:
                 "job_id": job_id,
                 "scope": scope,
                 "principal": principal,
+                "labels": labels,
             },
         )
         if not isinstance(sink, str | Sink | None) and not callable(sink):
@@ -154,6 +157,7 @@ class AgentSpec:
             job_id=job_id,
             scope=scope,
             principal=principal,
+            labels=tuple(sorted(set(labels or ()))),
             topic_by_name=topic is None,
         )
 
@@ -193,6 +197,11 @@ def _check_durable(
     if on_timer is not None:
         raise refuse("durable=True with on_timer=", "a durable agent waits: await ctx.sleep('1h')")
     mailbox, full, job_id = (only[name] for name in ("mailbox", "mailbox_full", "job_id"))
+    labels = only["labels"]
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(each, str) and each for each in labels)):
+        raise refuse(f"labels={labels!r}", 'texts in a list: labels=["untrusted"]')
+    if labels and any("," in each for each in labels):
+        raise refuse(f"labels={labels!r}", "without commas, which stand between them in the header of a record")
     for name in ("scope", "principal"):
         field = only[name]
         if field is not None and (not isinstance(field, str) or not field):

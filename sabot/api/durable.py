@@ -70,6 +70,23 @@ class DurableContext(AgentContext):
         """How often the function was tried, from 1 (`on_error="retry"`). Runs over the journal after a crash do not count."""
         return self._job.history.attempt
 
+    @property
+    def scope(self) -> str:
+        """The tenant for which this job runs; by default the app."""
+        return self._job.behalf.scope or self.agent_id.rpartition(".")[0]
+
+    @property
+    def principal(self) -> str:
+        """For whom this job runs; "" where nobody is named."""
+        return self._job.behalf.principal
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The labels of what this job has seen so far: of its record, and of the results of tools (`@tool(open_world=True, labels=…)`).
+        Its output carries them in the header "sabot.labels".
+        """
+        return frozenset(self._job.labels)
+
     async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Calls the tool, once: its result is in the journal before the job goes on. A plain function counts as `unsafe`.
 

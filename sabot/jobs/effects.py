@@ -210,6 +210,7 @@ class Effects:
             args=(unpack(ask.body),) if kind == "child" else ask.args,
             kwargs=ask.kwargs,
             spec=ask.args[0] if kind == "model" else None,
+            labels=frozenset(job.labels),
         )
         found = judged(gate, call)
         if isinstance(found, GateVerdict):
@@ -414,8 +415,8 @@ class Effects:
         except (UserError, DataError) as error:
             self._result(live, ask, type(error).__name__, pack_error(error))
 
-    def over(self, job_id: str, outcome: str, body: bytes) -> None:
-        """A job has ended; if it is a child, its parent hears of it. body: of its END."""
+    def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...]) -> None:
+        """A job has ended; if it is a child, its parent hears of it. body, labels: of its END."""
         if self._gate is not None:
             self._gate.over(job_id)
         parent, _, ordinal = job_id.rpartition(_CHILD)
@@ -425,7 +426,7 @@ class Effects:
         if live is not None and int(ordinal) not in live.job.open:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
-        entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body)
+        entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body, labels=labels)
         if self._gate is not None:
             used = self._gate.settle(EffectId(parent, int(ordinal)), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)

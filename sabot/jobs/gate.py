@@ -41,6 +41,7 @@ __all__ = [
     "GatedCall",
     "decode_verdict",
     "encode_verdict",
+    "gate_of",
     "hidden",
     "judged",
     "with_model",
@@ -53,10 +54,11 @@ CONFIRM = "confirm"
 
 
 class Behalf(NamedTuple):
-    """On whose behalf a job runs: the tenant, and the actor."""
+    """On whose behalf a job runs: the tenant, and the actor. labels: of its input."""
 
     scope: str = ""
     principal: str = ""
+    labels: tuple[str, ...] = ()
 
 
 NOBODY = Behalf()
@@ -256,6 +258,11 @@ class EffectGates:
         """As `EffectGate.over`."""
         for gate in self._gates:
             gate.over(job_id)
+
+
+def gate_of(gates: Sequence[EffectGate]) -> EffectGate | None:
+    """One gate for all of them; None: there is none, and all is allowed."""
+    return EffectGates(gates) if len(gates) > 1 else next(iter(gates), None)
 
 
 def judged(gate: EffectGate, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:

@@ -171,7 +171,9 @@ class JobHost:
             if self.stopping:
                 return
             owner = self._owners[agent_id]
-            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf, run)
+            entry = Begin(
+                job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf[:2], run, behalf.labels
+            )
             self._begun_total += 1
             if run > 1:
                 self.append(entry)
@@ -208,7 +210,7 @@ class JobHost:
         if job.ended_at is not None:
             self.log.again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
-        self._effects.over(job.job_id, end.outcome, self.journal.load(end.body))
+        self._effects.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def known(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
@@ -445,14 +447,15 @@ class JobHost:
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
         job_id = live.job.job_id
+        labels = live.job.behalf.labels
         if live.job.history.end is None:
-            self.append(End(job_id, self.now_ms(), outcome, result, name, body), live)
+            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels), live)
         self._forget(live)
         del self._agents[job_id]
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
-        self._effects.over(job_id, outcome, body)
+        self._effects.over(job_id, outcome, body, labels)
 
     def _forget(self, live: Live, *, stays_open: bool = False) -> None:
         """It is not in memory any more. stays_open: the next start goes on with it."""
@@ -498,7 +501,8 @@ class JobHost:
         """A new history of the same job."""
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
-        facts = old.agent, record, old.key, old.digest, owner.code, *job.behalf, old.run
+        behalf = job.behalf
+        facts = old.agent, record, old.key, old.digest, owner.code, *behalf[:2], old.run, behalf.labels
         entry = Begin(job.job_id, self.now_ms(), *facts)
         job.history.last_ordinal = job.last_asked
         self._forget(live)

@@ -48,7 +48,7 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         ended_at, end = ends.get(job_id, (None, None))
         fresh = position.offset >= positions.get(position.partition, 0)
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
-        behalf = Behalf(begin.scope, begin.principal)
+        behalf = Behalf(begin.scope, begin.principal, begin.labels)
         noted = decided.get(job_id, {})
         jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms, behalf, noted, begin.run))
     return sorted(jobs, key=lambda job: job.began)

@@ -17,7 +17,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
 
-from sabot.errors import NonDeterminism, UserError
+from sabot.errors import NonDeterminism, PolicyDenied, UserError
 from sabot.jobs.gate import Behalf, CallKind, Decision, GateVerdict, decode_verdict, encode_verdict, hidden, with_model
 from sabot.jobs.history import TIMEOUT, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
@@ -145,8 +145,8 @@ class JobRun:
 
     open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
     timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the time of the
-    attempt is over. blocked: the function does not do what the
-    journal has.
+    attempt is over. labels: of the job's input, and of what the function
+    has been told so far. blocked: the function does not do what the journal has.
     """
 
     def __init__(
@@ -167,6 +167,7 @@ class JobRun:
         self.code = code
         self.pieces = pieces
         self.blocked: NonDeterminism | None = None
+        self.labels = set(history.begin.labels)
         self.open: dict[int, Ask] = {}
         self.new: list[Ask] = []
         self.gone: list[Ask] = []
@@ -246,6 +247,8 @@ class JobRun:
     def _resolve(self, ask: Ask | None, entry: EffectResult | Answer) -> None:
         if ask is None:
             return
+        if isinstance(entry, EffectResult):
+            self._take_labels(ask, entry)
         if ask.timer is not None:
             self._by_timer.pop(ask.timer, None)
             self.loop.fire(ask.timer)
@@ -260,6 +263,12 @@ class JobRun:
             error = unpack_error(entry.body)  # type: ignore[arg-type]
             error.effect = f"{ask.name} (effect {ask.ordinal} of job {self.job_id})"
             future.set_exception(error)
+
+    def _take_labels(self, ask: Ask, result: EffectResult) -> None:
+        """What the function makes of it afterwards carries its labels. What was denied has told it nothing."""
+        self.labels.update(result.labels)
+        if ask.tool is not None and ask.tool.labels and result.outcome != PolicyDenied.__name__:
+            self.labels.update(ask.tool.labels)
 
     def _signal(self, signal: Signal) -> None:
         for ask in self.open.values():
@@ -452,8 +461,8 @@ class JobRun:
 
     @property
     def behalf(self) -> Behalf:
-        """On whose behalf it runs."""
-        return Behalf(self.history.begin.scope, self.history.begin.principal)
+        """On whose behalf it runs, with the labels of what it has seen so far."""
+        return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
 
     def effect_id(self, ask: Ask) -> EffectId:
         return EffectId(self.job_id, ask.ordinal, ask.attempt)

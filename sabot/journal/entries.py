@@ -78,7 +78,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
 
     digest: of what identifies the input, where the same job may be asked for twice. code: version of the function. scope, principal: on
     whose behalf it runs; "" where nobody says. run: how often it has begun, from 1: again where it had failed, and its dead letter was sent
-    back.
+    back. labels: of its input.
     """
 
     agent: str = ""
@@ -89,6 +89,7 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     scope: str = ""
     principal: str = ""
     run: int = 1
+    labels: tuple[str, ...] = ()
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
@@ -117,13 +118,16 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
-    """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it."""
+    """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it. labels: of a child,
+    what it has seen.
+    """
 
     ordinal: Number
     attempt: Number = 1
     outcome: str = "ok"
     body: Body = b""
     usage: bytes = b""
+    labels: tuple[str, ...] = ()
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
@@ -153,12 +157,13 @@ class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
 
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
-    """The job is over. result: a short reference to what came of it; body: the output, or the error."""
+    """The job is over. result: a short reference to what came of it; body: the output, or the error; labels: of what it has seen."""
 
     outcome: str
     result: str = ""
     digest: bytes = b""
     body: Body = b""
+    labels: tuple[str, ...] = ()
 
 
 Entry = Begin | Attempt | Intent | EffectResult | Answer | Signal | Cancel | End

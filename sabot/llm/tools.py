@@ -15,7 +15,7 @@ error would say that nothing was sent.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import MethodType
@@ -32,7 +32,10 @@ from sabot.llm.spec import ToolSchema
 if TYPE_CHECKING:
     from sabot.llm.schema import Parameters
 
-__all__ = ["Effect", "InDoubt", "Tool", "as_tool", "tool"]
+__all__ = ["UNTRUSTED", "Effect", "InDoubt", "Tool", "as_tool", "tool"]
+
+UNTRUSTED = "untrusted"
+"""The label of what came from the open world: anybody may have written it."""
 
 InDoubt = Literal["ask", "fail", "assume_done"]
 
@@ -61,7 +64,7 @@ class Tool:
     effect: how a call may be repeated. reconcile: `f(effect, *the same arguments)` says whether a call was done. in_doubt: what follows
     where nobody knows that. timeout_s: of one attempt. retry: attempts after failures, of calls that may be repeated. takes_effect: the
     function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads. says_retries: `retries=` was given, so
-    that an agent's `max_tool_retries=` does not count.
+    that an agent's `max_tool_retries=` does not count. labels: of its results.
     """
 
     func: Callable[..., Any]
@@ -74,6 +77,7 @@ class Tool:
     takes_effect: bool
     is_async: bool
     says_retries: bool = False
+    labels: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
@@ -130,6 +134,8 @@ def tool(
     retries: int | None = None,
     backoff: Duration = "100ms",
     name: str | None = None,
+    open_world: bool = False,
+    labels: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -144,6 +150,8 @@ def tool(
     retries: int | None = None,
     backoff: Duration = "100ms",
     name: str | None = None,
+    open_world: bool = False,
+    labels: Collection[str] = (),
 ) -> Any:
     """Makes a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`.
 
@@ -155,9 +163,12 @@ def tool(
     timeout: of one attempt; when it is over, the call is cancelled and in doubt.
     retries: further attempts after a failure, `backoff` before the first and twice as long before each next one; an unsafe call is made
     again only if nothing was sent. If not given: none, or `max_tool_retries` of the agent whose model calls the tool.
-    name: in journals and messages; the function's, if not given. Raises UserError.
+    name: in journals and messages; the function's, if not given.
+    open_world: its results were written by anybody (a page of the web, a mail), so they carry the label "untrusted". labels: others that
+    its results carry; rules of a policy may go by them. Raises UserError.
     """
-    make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name)
+    carried = _labels(name or "tool", labels, open_world)
+    make = partial(_made, effect, reconcile, in_doubt, timeout, retries, backoff, name, labels=carried)
     return make if func is None else make(func)
 
 
@@ -193,6 +204,8 @@ def _made(
     backoff: Duration,
     name: str | None,
     func: Callable[..., Any],
+    *,
+    labels: frozenset[str] = frozenset(),
 ) -> Tool:
     if isinstance(func, Tool):
         raise UserError(f"tool {func.name}: it is a tool already", hint="say all of it in one @tool(…)")
@@ -219,8 +232,15 @@ def _made(
             _takes_effect(name, runs),
             inspect.iscoroutinefunction(runs),
             retries is not None,
+            labels,
         )
     )
+
+
+def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[str]:
+    if isinstance(given, str) or not all(isinstance(each, str) and each for each in given):
+        raise UserError(f"tool {name}: labels={short_repr(given)}", hint='texts in a list or a set: labels={"pii"}')
+    return frozenset(given) | ({UNTRUSTED} if open_world else frozenset())
 
 
 def _checked(made: Tool) -> Tool:

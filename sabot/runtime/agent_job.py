@@ -14,6 +14,7 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
+from sabot.jobs.gate import gate_of
 from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
@@ -215,6 +216,7 @@ class AgentJob:
             storage=self.coordinator.storage,
             dedupe_s=self.settings.dedupe_s,
             listener=self.settings.listener,
+            gate=gate_of(self.settings.gates),
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)

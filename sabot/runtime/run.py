@@ -143,9 +143,8 @@ class Run:
         await to_the_end(self._delivery.open())
         self._let_run()
         if storage is not None and isinstance(storage.directory, Path):
-            self._periodic.append(
-                self._beside(serve(Requests(storage.directory), partial(self._answer, storage)), "requests")
-            )
+            requests = serve(Requests(storage.directory), partial(self._answer, storage))
+            self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run
         if manifest is not None:
@@ -195,6 +194,8 @@ class Run:
             memory_budget=app.memory_budget_bytes,
             hung_after_s=app.checkpoint_timeout_s,
             dedupe_s=app.dedupe_s,
+            listener=app.listener,
+            gates=app.gates,
             reprocess=app.reprocess,
             stop_asked=self._stop_asked.is_set,
         )

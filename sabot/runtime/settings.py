@@ -1,6 +1,6 @@
 """The settings of an app, and those of one run, which its parts share and which do not change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source
+from sabot.jobs.gate import EffectGate
 from sabot.jobs.log import Listener
 from sabot.journal import Journal
 from sabot.state import StateBackend
@@ -31,6 +32,7 @@ class AppSettings(Protocol):
     checkpoint_timeout_s: float
     dedupe_s: float
     listener: Listener | None
+    gates: Sequence[EffectGate]
     reprocess: set[str]
     metrics_port: int | None
     parallelism: int
@@ -85,6 +87,7 @@ class Settings:
     dedupe_s: float = 7 * 86_400.0
     """How long the id of a durable agent's job is known after its end."""
     listener: Listener | None = None
+    gates: Sequence[EffectGate] = ()
     """Is told what happens in the jobs of durable agents."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""

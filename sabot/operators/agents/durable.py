@@ -39,6 +39,7 @@ from sabot.operators.agents.job_batches import is_batch
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (
     FROM_HEADER,
+    LABELS_HEADER,
     LAST_RUN,
     JobCall,
     JobInput,
@@ -384,7 +385,9 @@ class DurableAgentOperator(AgentOperator):
             except (Exception, *EXITS) as error:
                 self.on_broken(f"state, at the end of job {job.job_id}", error)
         if self.results is not None:
+            carried = ((LABELS_HEADER, ",".join(sorted(job.labels)).encode()),) if job.labels else ()
             for number, (payload, key, headers) in enumerate(output):
+                headers = (*headers, *carried)
                 if self.hands_on:
                     headers = (*headers, (FROM_HEADER, f"{job.job_id}>{number}".encode()))
                 key = record.key if key is None else key

@@ -23,6 +23,7 @@ from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
 __all__ = [
     "FROM_HEADER",
     "JOB_HEADER",
+    "LABELS_HEADER",
     "LAST_RUN",
     "RUN_HEADER",
     "JobCall",
@@ -33,6 +34,7 @@ __all__ = [
     "decode_waiting",
     "encode",
     "failed_run",
+    "labels_of",
     "of_job",
     "payload_from",
     "row_of",
@@ -51,6 +53,10 @@ LAST_RUN = 1 << 62
 
 FROM_HEADER = "sabot.from"
 """The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
+
+
+LABELS_HEADER = "sabot.labels"
+"""The header of a record that says what was seen by the job that has made it: labels, with commas between them."""
 
 
 class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -118,15 +124,16 @@ class JobNames:
     def __init__(self, spec: AgentSpec) -> None:
         self._agent_id = spec.agent_id
         self._field = spec.job_id
-        self._scope, self._principal = spec.scope, spec.principal
+        self._scope, self._principal, self._labels = spec.scope, spec.principal, spec.labels
         self.logs: dict[str, str] = {}
         self.parents: frozenset[str] = frozenset()
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
         """Gives the call the id of its job, and its behalf. Raises DataError."""
-        if self._scope is not None or self._principal is not None:
-            call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"))
+        labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
+        if labels or self._scope is not None or self._principal is not None:
+            call.behalf = Behalf(_word(row, self._scope, "scope"), _word(row, self._principal, "principal"), labels)
         for name, value in reversed(row.headers):
             if name == JOB_HEADER and value is not None and value.startswith(f"{self._agent_id}/".encode()):
                 call.job_id, call.named = value.decode(errors="replace"), True
@@ -172,6 +179,12 @@ def _word(row: Row, field: str | None, option: str) -> str:
             f"{place_of(row)}: field {field!r} names no {what} ({option}=): it is {found!r}, no text and no whole number"
         )
     return str(found)
+
+
+def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """These labels, and those that the headers say, sorted."""
+    said = [value.decode(errors="replace") for name, value in headers if name == LABELS_HEADER and value]
+    return tuple(sorted({*labels, *filter(None, ",".join(said).split(","))})) if said else labels
 
 
 def row_of(record: JobInput) -> Row:

@@ -1,0 +1,260 @@
+"""Policies: which tools, models and agents a job may use, with which arguments, with whose permission.
+
+    policy = PolicyEngine()
+    policy.add_rule(ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"]))
+    policy.add_rule(ModelPolicy(model_patterns=["gpt-4*"], require_approval=True))
+    app = App("support", policy=policy)
+
+Every rule whose patterns match is asked. The strictest answer holds: deny, then ask, degrade, redact, warn, allow; of two that are equally
+strict that of the rule that was added first. What milder rules want to have changed or noted is done all the same.
+
+What no rule matches is allowed (`default="deny"`: denied). A rule that raises, or takes too long, denies.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from sabot.agents.context import ExecutionContext
+from sabot.agents.rules import PolicyRule, RuleAnswer
+from sabot.api.durable import DurableContext
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError, short_repr, words_of
+from sabot.jobs.gate import NOBODY, Behalf, CallKind, Decision, GatedCall, GateVerdict
+from sabot.journal.effects import EffectClass, EffectId
+from sabot.llm.messages import ChatMessage
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Tool, as_tool
+from sabot.operators.agents.job_rows import version_of
+
+__all__ = ["PolicyEngine", "PolicyResult"]
+
+_NAMES = 4096  # of tools and models for which is known which rules match them
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """What a policy says of a call. allowed: it may be made at once; not where a person has to be asked (`decision` is "ask").
+
+    reason: for people. rule: which one decided; "": none has matched. version: of the rules.
+    """
+
+    allowed: bool
+    decision: Decision
+    reason: str
+    rule: str
+    version: str
+
+
+class _FunctionRule(PolicyRule):
+    def __init__(self, function: Callable[[GatedCall], RuleAnswer | Awaitable[RuleAnswer]]) -> None:
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self._function = function
+
+    def decide(self, call: GatedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
+        return self._function(call)
+
+    def version(self) -> str:
+        return f"{self.name} {version_of(self._function)}"
+
+
+class PolicyEngine:
+    """Rules, and what they say of a call. It is a gate of jobs (`App(policy=…)`), and may be asked by itself."""
+
+    def __init__(
+        self,
+        rules: Sequence[PolicyRule | Callable[[GatedCall], Any]] = (),
+        *,
+        default: Literal["allow", "deny"] = "allow",
+        timeout: Duration = "10s",
+    ) -> None:
+        """default: what becomes of a tool or a model of which no rule says anything. timeout: of an async rule; then it denies."""
+        if default not in ("allow", "deny"):
+            raise UserError(f"PolicyEngine: default={short_repr(default)}", hint='"allow" or "deny"')
+        self.default = default
+        self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
+        self._rules: list[PolicyRule] = []
+        self._by_name: dict[tuple[CallKind, str], tuple[PolicyRule, ...]] = {}
+        self._version: str | None = None
+        for rule in rules:
+            self.add_rule(rule)
+
+    def add_rule(self, rule: PolicyRule | Callable[[GatedCall], Any]) -> None:
+        """Adds a rule: of this module, of one's own (a PolicyRule), or a function of the call, sync or async, that returns a Decision, a
+        GateVerdict, or None where it has nothing to say. It holds for what is asked from then on.
+        """
+        if not isinstance(rule, PolicyRule):
+            if isinstance(rule, type) or not callable(rule):
+                raise UserError(
+                    f"add_rule({short_repr(rule)}): no rule", hint="a PolicyRule, or a function of the call"
+                )
+            rule = _FunctionRule(rule)
+        self._rules.append(rule)
+        self._by_name.clear()
+        self._version = None
+
+    @property
+    def rules(self) -> tuple[PolicyRule, ...]:
+        """In the order in which they were added."""
+        return tuple(self._rules)
+
+    @property
+    def version(self) -> str:
+        """A short name of these rules: equal rules have the same in every process with the same Python. Intents have it."""
+        if self._version is None:
+            said = "\n".join([self.default, *(rule.version() for rule in self._rules)])
+            self._version = blake2b(said.encode(errors="replace"), digest_size=6).hexdigest()
+        return self._version
+
+    # -- asked by itself ----------------------------------------------------------------------------------------------
+
+    async def check_tool(
+        self,
+        tool: str | Tool | Callable[..., Any],
+        ctx: ExecutionContext | DurableContext | None = None,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        labels: Collection[str] = (),
+    ) -> PolicyResult:
+        """What the rules say of a call of this tool. ctx: who asks. labels: of what was seen before."""
+        made = None if isinstance(tool, str) else as_tool(tool)
+        name = tool if isinstance(tool, str) else as_tool(tool).name
+        kind = EffectClass.UNSAFE if made is None else made.effect
+        facts = {"effect_class": kind, "tool": made, "kwargs": dict(arguments or {})}
+        return await self.check(self._call("tool", name, ctx, labels, **facts))
+
+    async def check_model(
+        self,
+        model: str,
+        ctx: ExecutionContext | DurableContext | None = None,
+        *,
+        messages: Sequence[ChatMessage] = (),
+        labels: Collection[str] = (),
+    ) -> PolicyResult:
+        """What the rules say of asking this model. messages: what it is told."""
+        spec = RequestSpec(messages=tuple(messages), model=model)
+        return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
+
+    async def check(self, call: GatedCall) -> PolicyResult:
+        """What the rules say of a call."""
+        found = self.decide(call)
+        verdict = found if isinstance(found, GateVerdict) else await found
+        allowed = verdict.decision not in (Decision.DENY, Decision.ASK)
+        return PolicyResult(allowed, verdict.decision, verdict.reason, verdict.rule, verdict.version)
+
+    def _call(
+        self,
+        kind: CallKind,
+        name: str,
+        ctx: ExecutionContext | DurableContext | None,
+        labels: Collection[str],
+        **facts: Any,
+    ) -> GatedCall:
+        behalf, agent = NOBODY, ""
+        if isinstance(ctx, ExecutionContext):
+            behalf = Behalf(ctx.scope_id, ctx.principal_id)
+        elif ctx is not None:
+            behalf, agent, labels = Behalf(ctx.scope, ctx.principal), ctx.agent_id, {*labels, *ctx.labels}
+        return GatedCall(EffectId("", 0), kind, name, agent, behalf, labels=frozenset(labels), **facts)
+
+    # -- as a gate (`jobs.gate.EffectGate`) ---------------------------------------------------------------------------
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """As `EffectGate.decide`."""
+        verdict, later = None, []
+        for rule in self._matching(call.kind, call.name):
+            try:
+                found = rule.decide(call)
+            except Exception as error:  # the rule may be the user's code
+                return self._failed(rule, error)
+            if found is Decision.ALLOW:
+                verdict = verdict or self._verdict(rule, found)
+            elif found is not None and not isinstance(found, GateVerdict | Decision) and inspect.isawaitable(found):
+                later.append((rule, found))
+            elif found is not None:
+                verdict = self._joined(verdict, self._verdict(rule, found))
+                if verdict.decision is Decision.DENY:
+                    break
+        if not later:
+            return self._final(call, verdict)
+        if verdict is not None and verdict.decision is Decision.DENY:
+            for _, awaited in later:
+                _close(awaited)
+            return verdict
+        return self._decide_later(call, verdict, later)
+
+    async def _decide_later(
+        self, call: GatedCall, verdict: GateVerdict | None, later: list[tuple[PolicyRule, Any]]
+    ) -> GateVerdict:
+        for at, (rule, awaited) in enumerate(later):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    found = await awaited
+            except Exception as error:  # the rule is the user's code
+                verdict = self._failed(rule, error)
+            else:
+                if found is not None:
+                    verdict = self._joined(verdict, self._verdict(rule, found))
+            if verdict is not None and verdict.decision is Decision.DENY:
+                for _, other in later[at + 1 :]:
+                    _close(other)
+                return verdict
+        return self._final(call, verdict)
+
+    def _matching(self, kind: CallKind, name: str) -> tuple[PolicyRule, ...]:
+        found = self._by_name.get((kind, name))
+        if found is None:
+            found = tuple(rule for rule in self._rules if rule.matches(kind, name))
+            if len(self._by_name) >= _NAMES:
+                self._by_name.clear()
+            self._by_name[kind, name] = found
+        return found
+
+    def _verdict(self, rule: PolicyRule, found: Any) -> GateVerdict:
+        if isinstance(found, GateVerdict):
+            return msgspec.structs.replace(found, rule=rule.name or type(rule).__name__, version=self.version)
+        if isinstance(found, Decision):
+            return GateVerdict(found, rule.name or type(rule).__name__, self.version)
+        return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GateVerdict or None"))
+
+    def _failed(self, rule: PolicyRule, error: Exception) -> GateVerdict:
+        name = rule.name or type(rule).__name__
+        said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else words_of(error)
+        reason = f"rule {name} has failed: {type(error).__name__}: {said}"
+        return GateVerdict(Decision.DENY, name, self.version, reason)
+
+    def _joined(self, verdict: GateVerdict | None, other: GateVerdict) -> GateVerdict:
+        if verdict is None or (verdict.decision is Decision.ALLOW and not verdict.notes):
+            return other
+        return msgspec.structs.replace(verdict.and_then(other), version=self.version)
+
+    def _final(self, call: GatedCall, verdict: GateVerdict | None) -> GateVerdict:
+        if verdict is not None:
+            return verdict
+        if self.default == "deny" and call.kind != "child":
+            return GateVerdict(Decision.DENY, "default", self.version, "no rule allows it")
+        return GateVerdict(version=self.version)
+
+    def drop(self, effect: EffectId) -> None:
+        """As `EffectGate.drop`. A policy reserves nothing."""
+
+    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """As `EffectGate.settle`. A policy counts nothing."""
+        return b""
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
+        """As `EffectGate.reopen`."""
+
+    def over(self, job_id: str) -> None:
+        """As `EffectGate.over`."""
+
+
+def _close(awaited: Any) -> None:
+    """A coroutine that nobody will await."""
+    if inspect.iscoroutine(awaited):
+        awaited.close()

@@ -1,0 +1,385 @@
+"""The rules of a policy (`policy.PolicyEngine`): by names and scopes, by arguments, by labels of what was read, by texts."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any, ClassVar, Literal, get_args
+
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError, short_repr
+from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict, hidden
+from sabot.journal.effects import RULES, EffectClass
+from sabot.llm.tools import UNTRUSTED
+from sabot.operators.agents.job_rows import version_of
+
+__all__ = [
+    "AgentPolicy",
+    "ConstraintPolicy",
+    "DataAccessPolicy",
+    "LabelPolicy",
+    "ModelPolicy",
+    "PolicyRule",
+    "RedactionPolicy",
+    "RuleAnswer",
+    "ToolPolicy",
+]
+
+RuleAnswer = GateVerdict | Decision | None
+"""What a rule says: None: it has nothing to say of this call."""
+
+Otherwise = Literal["deny", "ask", "warn"]
+
+_CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles)
+
+
+class PolicyRule(ABC):
+    """A rule. One's own is a subclass with `decide`, or a function of the call (`PolicyEngine.add_rule`).
+
+    name: in the journal and in messages.
+    """
+
+    name: str = ""
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        """Whether calls of this tool, model or agent are any of its business. Asked once for each name."""
+        return True
+
+    @abstractmethod
+    def decide(self, call: GatedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
+        """What it says of the call. It may be `async`: then it may take `PolicyEngine(timeout=)`."""
+
+    def version(self) -> str:
+        """The same for the same rule in every process: what it is made of, and its code."""
+        made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
+        return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
+
+
+# -- rules by names and scopes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NameRule(PolicyRule):
+    """Rules that go by who asks for what.
+
+    allowed_scopes, denied_scopes, allowed_principals: patterns of those who may and may not; None: all may. denied: nobody may.
+    require_approval: a person has to allow each call, within `approval_timeout`. warn: it is allowed, noted and logged. reason: is told.
+    """
+
+    allowed_scopes: Sequence[str] | None = None
+    denied_scopes: Sequence[str] = ()
+    allowed_principals: Sequence[str] | None = None
+    denied: bool = False
+    require_approval: bool = False
+    approval_timeout: Duration | None = None
+    warn: bool = False
+    reason: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        checked = _patterns(kind, self._patterns_field, getattr(self, self._patterns_field))
+        object.__setattr__(self, self._patterns_field, checked)
+        for each in ("allowed_scopes", "denied_scopes", "allowed_principals"):
+            given = getattr(self, each)
+            object.__setattr__(self, each, None if given is None else _patterns(kind, each, given, empty=True))
+        object.__setattr__(self, "name", self.name or f"{kind} {', '.join(checked)}")
+        object.__setattr__(self, "_wait_s", _wait_s(self.approval_timeout))
+
+    _patterns_field: ClassVar[str] = ""
+    _kind: ClassVar[CallKind] = "tool"
+    _wait_s = 0.0
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        return kind == self._kind and _fits(getattr(self, self._patterns_field), name)
+
+    def refuses(self, call: GatedCall) -> str:
+        """Why who asks may not; "": they may."""
+        if self.denied:
+            return "it is denied"
+        if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
+            return f"scope {call.scope} may not use it"
+        if self.denied_scopes and _fits(self.denied_scopes, call.scope):
+            return f"scope {call.scope} may not use it"
+        if self.allowed_principals is not None and not _fits(self.allowed_principals, call.principal):
+            return f"principal {call.principal or '(nobody)'} may not use it"
+        return ""
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        refused = self.refuses(call)
+        if refused:
+            return GateVerdict(Decision.DENY, reason=self.reason or refused)
+        if self.require_approval:
+            return GateVerdict(Decision.ASK, reason=self.reason or "it needs approval", wait_s=self._wait_s)
+        if self.warn:
+            return GateVerdict(Decision.WARN, reason=self.reason or f"{call.name} was used by {call.scope}")
+        return Decision.ALLOW
+
+
+@dataclass(frozen=True)
+class ToolPolicy(_NameRule):
+    """Who may call tools with such names (`fnmatch` patterns). `ctx.step(f)` is a call of a tool with the name of `f`."""
+
+    tool_patterns: Sequence[str]
+    _patterns_field = "tool_patterns"
+
+
+@dataclass(frozen=True)
+class AgentPolicy(_NameRule):
+    """Who may begin children of agents with such ids ("app.agent")."""
+
+    agent_patterns: Sequence[str]
+    _patterns_field = "agent_patterns"
+    _kind = "child"
+
+
+@dataclass(frozen=True)
+class ModelPolicy(_NameRule):
+    """Who may ask models with such names. degrade_to: the model of the same engine that is asked in place of a denial; where nothing is
+    denied, and nobody is to be asked, in place of every such model.
+    """
+
+    model_patterns: Sequence[str]
+    degrade_to: str = ""
+    _patterns_field = "model_patterns"
+    _kind = "model"
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        found = super().decide(call)
+        mild = found is Decision.ALLOW and self.allowed_scopes is None and self.allowed_principals is None
+        denied = isinstance(found, GateVerdict) and found.decision is Decision.DENY
+        if not self.degrade_to or call.name == self.degrade_to or not ((mild and not self.denied_scopes) or denied):
+            return found
+        why = self.reason or (found.reason if isinstance(found, GateVerdict) else "a smaller model is to be asked")
+        return GateVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
+
+
+# -- rules by what is in the call -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ContentRule(PolicyRule):
+    otherwise: Otherwise = "deny"
+    approval_timeout: Duration | None = None
+    name: str = ""
+
+    def _check(self, kind: str, named: str, **patterns: Sequence[str] | None) -> None:
+        if self.otherwise not in get_args(Otherwise):
+            raise UserError(
+                f"{kind}: otherwise={short_repr(self.otherwise)}", hint=f"one of {', '.join(get_args(Otherwise))}"
+            )
+        for each, given in patterns.items():
+            object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
+        object.__setattr__(self, "name", self.name or f"{kind} {named}")
+
+    def _broken(self, reason: str) -> GateVerdict:
+        return GateVerdict(Decision(self.otherwise), reason=reason, wait_s=_wait_s(self.approval_timeout))
+
+
+@dataclass(frozen=True)
+class ConstraintPolicy(_ContentRule):
+    """What an argument of a tool may be.
+
+    field: its name, or a path: "order.total", "items.*.price". min, max: bounds, themselves allowed. allowed, denied: values. pattern: a
+    regular expression for the whole text. max_length: of a text or a list. required: the argument must be there; otherwise the rule says
+    nothing of calls without it. otherwise: what follows for a call that breaks it.
+    """
+
+    tool_patterns: Sequence[str]
+    field: str
+    min: Any = None
+    max: Any = None
+    allowed: Collection[Any] | None = None
+    denied: Collection[Any] = ()
+    pattern: str | None = None
+    max_length: int | None = None
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        self._check("ConstraintPolicy", self.field, tool_patterns=self.tool_patterns)
+        object.__setattr__(self, "allowed", None if self.allowed is None else tuple(self.allowed))
+        object.__setattr__(self, "denied", tuple(self.denied))
+        if self.pattern is not None:
+            _checked_expression("ConstraintPolicy: pattern", self.pattern)
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        return kind == "tool" and _fits(self.tool_patterns, name)
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        found = _values_at(call.arguments, self.field.split("."))
+        if not found:
+            return self._broken(f"{self.field} is missing") if self.required else None
+        for value in found:
+            wrong = self._wrong(value)
+            if wrong:
+                return self._broken(f"{self.field} is {short_repr(value)}, {wrong}")
+        return Decision.ALLOW
+
+    def _wrong(self, value: Any) -> str:
+        if self.max is not None and not value <= self.max:  # so said, since nothing is less than NaN
+            return f"and at most {self.max} is allowed"
+        if self.min is not None and not value >= self.min:
+            return f"and at least {self.min} is allowed"
+        if self.allowed is not None and value not in self.allowed:
+            return f"and allowed are {', '.join(map(str, self.allowed))}"
+        if value in self.denied:
+            return "which is denied"
+        if self.pattern is not None and not (isinstance(value, str) and re.fullmatch(self.pattern, value)):
+            return f"which {self.pattern!r} does not match"
+        if self.max_length is not None and len(value) > self.max_length:
+            return f"and a length of at most {self.max_length} is allowed"
+        return ""
+
+
+@dataclass(frozen=True)
+class DataAccessPolicy(_ContentRule):
+    """Who may read data with these labels, and where they may go.
+
+    allowed_scopes, allowed_principals: who may call tools whose results carry one of the labels (`@tool(labels=…)`). allowed_models,
+    allowed_tools, allowed_agents: to which ones a job that has seen such data may still speak. None: all. All are patterns.
+    """
+
+    labels: Sequence[str]
+    allowed_scopes: Sequence[str] | None = None
+    allowed_principals: Sequence[str] | None = None
+    allowed_models: Sequence[str] | None = None
+    allowed_tools: Sequence[str] | None = None
+    allowed_agents: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        self._check(
+            "DataAccessPolicy",
+            ", ".join(self.labels),
+            labels=self.labels,
+            **{
+                each: getattr(self, each)
+                for each in (
+                    "allowed_scopes",
+                    "allowed_principals",
+                    "allowed_models",
+                    "allowed_tools",
+                    "allowed_agents",
+                )
+            },
+        )
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        read = () if call.tool is None or call.kind != "tool" else call.tool.labels
+        for label in self.labels:
+            if label in read:
+                if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
+                    return self._broken(f"scope {call.scope} may not read what is {label}")
+                if self.allowed_principals is not None and not _fits(self.allowed_principals, call.principal):
+                    return self._broken(f"principal {call.principal or '(nobody)'} may not read what is {label}")
+            if label in call.labels:
+                to = {"model": self.allowed_models, "tool": self.allowed_tools, "child": self.allowed_agents}[call.kind]
+                if to is not None and not _fits(to, call.name):
+                    return self._broken(f"what is {label} may not go to {call.name}")
+        return None
+
+
+@dataclass(frozen=True)
+class LabelPolicy(_ContentRule):
+    """A job that has seen data with one of these labels may not change the world by itself: who wrote what it has read may have told it to.
+
+    labels: by default that of what came from the open world (`@tool(open_world=True)`). tool_patterns: of the tools that this is about.
+    effects: the classes of effects that this is about; by default those that change something outside.
+    """
+
+    labels: Sequence[str] = (UNTRUSTED,)
+    tool_patterns: Sequence[str] = ("*",)
+    effects: Sequence[str] = _CHANGES_WORLD
+    otherwise: Otherwise = "ask"
+
+    def __post_init__(self) -> None:
+        patterns = {"labels": self.labels, "tool_patterns": self.tool_patterns}
+        self._check("LabelPolicy", ", ".join(self.labels), **patterns)
+        object.__setattr__(self, "effects", tuple(EffectClass(each).value for each in self.effects))
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        return kind == "tool" and _fits(self.tool_patterns, name)
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        seen = [each for each in self.labels if each in call.labels]
+        if not seen or call.effect_class not in self.effects:
+            return None
+        return self._broken(f"its job has read what is {', '.join(seen)}")
+
+
+@dataclass(frozen=True)
+class RedactionPolicy(PolicyRule):
+    """Texts that no tool and no model is given: regular expressions. In arguments, prompts, and the journal `***` stands for them."""
+
+    patterns: Sequence[str]
+    tool_patterns: Sequence[str] = ("*",)
+    model_patterns: Sequence[str] = ("*",)
+    agent_patterns: Sequence[str] = ("*",)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for each in ("patterns", "tool_patterns", "model_patterns", "agent_patterns"):
+            checked = _patterns("RedactionPolicy", each, getattr(self, each), empty=each != "patterns")
+            object.__setattr__(self, each, checked)
+        for each in self.patterns:
+            _checked_expression("RedactionPolicy: patterns", each)
+        object.__setattr__(self, "name", self.name or "RedactionPolicy")
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        about = {"tool": self.tool_patterns, "model": self.model_patterns, "child": self.agent_patterns}[kind]
+        return _fits(about, name)
+
+    def decide(self, call: GatedCall) -> RuleAnswer:
+        said = (call.args, call.kwargs) if call.spec is None else call.spec
+        if hidden(said, self.patterns) is said:
+            return None
+        return GateVerdict(Decision.REDACT, reason="texts in it are hidden", hide=tuple(self.patterns))
+
+
+# -- what rules are made of ---------------------------------------------------------------------------------------------------
+
+
+def _patterns(kind: str, what: str, given: Any, *, empty: bool = False) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Collection) or not (given or empty):
+        raise UserError(f"{kind}: {what}={short_repr(given)}", hint=f'a list: {what}=["…"]')
+    if not all(isinstance(each, str) and each for each in given):
+        raise UserError(f"{kind}: {what}={short_repr(given)}", hint="texts that are not empty")
+    return tuple(given if isinstance(given, Sequence) else sorted(given))
+
+
+_compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
+
+
+def _fits(patterns: Sequence[str], word: str) -> bool:
+    """Whether one of these `fnmatch` patterns matches the word. Case counts."""
+    key = patterns if isinstance(patterns, tuple) else tuple(patterns)
+    found = _compiled.get(key)
+    if found is None:
+        found = _compiled[key] = re.compile("|".join(map(translate, key)) or r"(?!)")
+    return found.match(word) is not None
+
+
+def _checked_expression(what: str, pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise UserError(f"{what}: {short_repr(pattern)} is no regular expression: {error}") from error
+
+
+def _wait_s(timeout: Duration | None) -> float:
+    return 0.0 if timeout is None else parse_seconds(timeout, name="approval_timeout", zero=False)
+
+
+def _values_at(value: Any, path: Sequence[str]) -> list[Any]:
+    """What stands at a path; nothing where there is no such place."""
+    if not path:
+        return [value]
+    first, rest = path[0], path[1:]
+    if isinstance(value, Mapping):
+        found = list(value.values()) if first == "*" else [value[first]] if first in value else []
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        chosen = [int(first)] if first.isdecimal() else range(len(value)) if first == "*" else ()
+        found = [value[at] for at in chosen if at < len(value)]
+    else:
+        found = [getattr(value, first)] if hasattr(value, first) else []
+    return [each for one in found for each in _values_at(one, rest)]

@@ -1,0 +1,198 @@
+"""A policy of an app: what its durable agents may do, on whose behalf, over crashes, and from one agent to the next."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot import App
+from sabot.agents import LabelPolicy, ModelPolicy, PolicyDenied, PolicyEngine, RedactionPolicy, ToolPolicy, tool
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import CheckpointFailed, UserError
+from sabot.llm import RequestSpec, ToolCall, assistant
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.providers.scripted import ScriptedProvider
+from tools.agent_tools import started, until
+
+
+class Office:
+    """A broker, and a state directory over which apps come and go."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self.directory = directory
+
+    def app(self, policy: PolicyEngine) -> App:
+        return App("desk", self.url, state=str(self.directory), checkpoint_interval=3600, policy=policy)
+
+    def ask(self, **fields: Any) -> None:
+        MemoryBroker.get(self.url).publish("questions", [fields])
+
+    def answers(self) -> list[Any]:
+        return [record.value for record in MemoryBroker.get(self.url).records("answers")]
+
+    def records(self, topic: str) -> list[Any]:
+        return MemoryBroker.get(self.url).records(topic)
+
+
+@pytest.fixture
+def office(memory_url: str, tmp_path: Path) -> Office:
+    return Office(memory_url, tmp_path / "state")
+
+
+async def parked(app: App) -> Any:
+    """The one action of a job that is parked, when the journal has it."""
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    for _ in range(2000):
+        if found := await app.actions.find():
+            (action,) = found
+            return action
+        await asyncio.sleep(0.005)
+    raise AssertionError("a job is parked, and has no action")
+
+
+async def test_a_denied_tool_is_a_result_that_the_model_can_read(office: Office) -> None:
+    refunded: list[str] = []
+
+    @tool
+    async def refund(order: str) -> str:
+        """Gives the money back."""
+        refunded.append(order)
+        return f"refunded {order}"
+
+    def answer(spec: RequestSpec) -> Any:
+        said = [each.text for each in spec.messages if each.role == "tool"]
+        return said[0] if said else assistant("", ToolCall("c", "refund", '{"order": "o1"}'))
+
+    policy = PolicyEngine([ToolPolicy(["refund"], allowed_scopes=["acme"], reason="only acme gives refunds")])
+    app = office.app(policy)
+    engine = ExecutionEngine(ScriptedProvider(answer))
+    app.llm_agent("questions", engine, name="support", tools=[refund], sink="answers", scope="tenant")
+    async with started(app):
+        office.ask(tenant="guests", text="my money!")
+        office.ask(tenant="acme", text="my money!")
+        office.ask(text="whose?")
+        await until(lambda: len(office.answers()) == 2 and office.records("questions.dlq"))
+        jobs = await app.jobs.find()
+    said = sorted(each["content"] for each in office.answers())
+    denied = "PolicyDenied: refund was not done: only acme gives refunds (rule ToolPolicy refund)"
+    assert said == [denied, "refunded o1"]
+    assert refunded == ["o1"]
+    assert {job.scope_id for job in jobs} == {"guests", "acme"}
+    (letter,) = office.records("questions.dlq")
+    assert "field 'tenant' names no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_a_model_that_needs_approval_is_asked_after_it_also_over_a_crash(office: Office, approved: bool) -> None:
+    policy = PolicyEngine([ModelPolicy(["scripted*"], require_approval=True)])
+    provider = ScriptedProvider("fine")
+    engine = ExecutionEngine(provider)
+
+    def app() -> App:
+        app = office.app(policy)
+
+        @app.agent("questions", sink="answers", durable=True)
+        async def handle(ctx: Any) -> Any:
+            try:
+                return (await ctx.llm(engine).complete(ctx.message["text"])).content
+            except PolicyDenied as error:
+                return error.message
+
+        return app
+
+    first = app()
+    await first.start()
+    office.ask(text="hello")
+    action = await parked(first)
+    assert (action.type, action.payload["effect"], provider.requests) == ("confirm", provider.model, [])
+    first.agent_runtime.checkpoint_coordinator.refuse("the process died")
+    with pytest.raises(CheckpointFailed):
+        await first.stop()
+    second = app()
+    async with started(second):
+        action = await parked(second)
+        with pytest.raises(UserError, match="may be done"):
+            await second.actions.resolve(action.resume_token, {"choice": 1})
+        await second.actions.resolve(action.resume_token, {"approved": approved}, by="ada")
+        await until(lambda: len(office.answers()) == 1)
+    refused = f"{provider.model} was not done: it was rejected by ada"
+    assert office.answers() == ["fine" if approved else refused]
+    assert len(provider.requests) == int(approved)
+
+
+async def test_a_model_is_asked_as_the_policy_has_it(office: Office) -> None:
+    policy = PolicyEngine([ModelPolicy(["large"], degrade_to="small"), RedactionPolicy([r"\d{16}"])])
+    provider = ScriptedProvider("fine")
+    app, engine = office.app(policy), ExecutionEngine(provider)
+
+    @app.agent("questions", sink="answers", durable=True)
+    async def handle(ctx: Any) -> Any:
+        return (await ctx.llm(engine).complete(ctx.message["text"], model="large")).content
+
+    async with started(app):
+        office.ask(text="my card is 1234567812345678")
+        await until(lambda: office.answers() == ["fine"])
+    (spec,) = provider.requests
+    assert (spec.model, spec.messages[0].text) == ("small", "my card is ***")
+
+
+async def test_a_label_goes_with_the_output_to_the_next_agent(office: Office) -> None:
+    sent: list[str] = []
+
+    @tool(effect="read", open_world=True)
+    async def web(page: str) -> str:
+        return f"text of {page}"
+
+    @tool
+    async def mail(text: str) -> None:
+        sent.append(text)
+
+    app = office.app(PolicyEngine([LabelPolicy()]))
+
+    @app.agent("questions", sink="pages", durable=True)
+    async def read(ctx: Any) -> Any:
+        found = await ctx.call(web, ctx.message["page"]) if "page" in ctx.message else ctx.message["text"]
+        return {"text": found, "labels": sorted(ctx.labels)}
+
+    @app.agent("pages", durable=True)
+    async def tell(ctx: Any) -> None:
+        await ctx.call(mail, ctx.message["text"])
+
+    async with started(app):
+        office.ask(text="plain")
+        await until(lambda: sent == ["plain"])
+        office.ask(page="a")
+        action = await parked(app)
+        assert action.payload["reason"] == "its job has read what is untrusted"
+        await app.actions.resolve(action.resume_token, {"approved": True})
+        await until(lambda: sent == ["plain", "text of a"])
+    plain, labelled = office.records("pages")
+    assert (plain.value["labels"], dict(plain.headers).get("sabot.labels")) == ([], None)
+    assert (labelled.value["labels"], dict(labelled.headers)["sabot.labels"]) == (["untrusted"], b"untrusted")
+
+
+async def test_the_records_of_an_agent_may_be_untrusted(office: Office) -> None:
+    app = office.app(PolicyEngine([LabelPolicy(otherwise="deny")]))
+
+    @app.agent("questions", sink="answers", durable=True, labels=["untrusted"])
+    async def handle(ctx: Any) -> Any:
+        try:
+            await ctx.step(print, "hello")
+        except PolicyDenied as error:
+            return error.message
+
+    async with started(app):
+        office.ask(text="x")
+        await until(lambda: len(office.answers()) == 1)
+    assert office.answers()[0].startswith("print was not done: its job has read what is untrusted")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scope": "t"}, {"principal": "p", "durable": True, "batch": True}, {"labels": "untrusted", "durable": True}],
+)
+def test_options_that_cannot_be_meant_are_refused(office: Office, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        office.app(PolicyEngine()).agent("questions", **options)(print)
