@@ -243,7 +243,7 @@ class PolicyEngine:
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`. A policy reserves nothing."""
 
-    def settle(self, effect: EffectId, kind: CallKind, outcome: str, body: bytes, at_ms: int) -> bytes:
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """As `EffectGate.settle`. A policy counts nothing."""
         return b""
 
