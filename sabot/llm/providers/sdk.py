@@ -46,6 +46,7 @@ _TOO_LONG = re.compile(
     r"context.?length|context window|prompt is too long|input is too long|too many tokens", re.IGNORECASE
 )
 _FILTERED = re.compile(r"content.?(filter|policy|management)|responsible.?ai", re.IGNORECASE)
+_WRONG_KEY = "it is the argument api_key, else that of the environment; may it use this model?"
 _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx, under any of its names
@@ -317,7 +318,7 @@ class SdkCalls:
         wait = _retry_after_s(headers or {})
         if status in (401, 403):  # the vendor's words may have parts of the key
             return AuthenticationFailed(
-                f"the key is not accepted ({', '.join([*kinds, str(status)])})", hint="see api_key=", **where
+                f"the key is not accepted ({', '.join([*kinds, str(status)])})", hint=_WRONG_KEY, **where
             )
         if status == 429:
             if _NO_CREDIT.search(text):

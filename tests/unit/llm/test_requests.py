@@ -32,6 +32,7 @@ from sabot.llm import (
 from sabot.llm.providers.openai_chat import ChatGathering, chat_request
 from sabot.llm.providers.openai_responses import responses_request
 from sabot.llm.providers.sdk import SdkCalls, is_strict
+from sabot.redaction import scrubbed
 from sabot.testing import FakeModelServer
 
 STRICT = {
@@ -484,3 +485,9 @@ def test_a_server_of_one_s_own_needs_no_key_also_where_the_environment_names_it(
 def test_a_parameter_that_a_model_does_not_take_can_be_left_out(calls):
     said = {"error": {"code": "unsupported_value", "message": "'temperature' does not support 0.7 with this model."}}
     assert "temperature=None leaves it out" in str(calls.error_of(said, "o9", "r-1", 400))
+
+
+def test_what_is_said_of_a_wrong_key_is_whole_also_where_secrets_are_hidden(calls):
+    said = str(calls.error_of({"error": {"code": "invalid_api_key"}}, "m", "r-1", 401))
+    assert "api_key" in said
+    assert scrubbed(said) == said
