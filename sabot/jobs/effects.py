@@ -92,7 +92,7 @@ class Effects:
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask, again=False)
+                self._begin_child(live, ask)
 
     def _go_on(self, live: Live, ask: Ask) -> None:
         """It was asked before, and nothing has come of it."""
@@ -111,7 +111,7 @@ class Effects:
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask, again=True)
+                self._begin_child(live, ask)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
         """entry: of this attempt. The call waits until it is durable, if the class wants that."""
@@ -297,7 +297,7 @@ class Effects:
             self._refused(live, ask, f"it was rejected{by}")
         elif ask.kind == "child":
             ask.attempt = 1
-            self._begin_child(live, ask, again=True)
+            self._begin_child(live, ask)
         else:
             self._again(live, ask)
 
@@ -403,15 +403,15 @@ class Effects:
 
     # -- children -----------------------------------------------------------------------------------------------------
 
-    def _begin_child(self, live: Live, ask: Ask, *, again: bool) -> None:
-        child = child_id(live.job.job_id, ask.ordinal)
+    def _begin_child(self, live: Live, ask: Ask) -> None:
+        child, failed = child_id(live.job.job_id, ask.ordinal), ask.ordinal in live.job.history.failed_children
         if self._desk.is_open(child):
             return  # it tells its end
         try:
             owner = self._desk.owner_of(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
-            owner.begin_child(child, unpack(ask.body), again=again, behalf=live.job.behalf)
+            owner.begin_child(child, unpack(ask.body), failed=failed, behalf=live.job.behalf)
         except (UserError, DataError) as error:
             self._result(live, ask, type(error).__name__, pack_error(error))
 

@@ -46,7 +46,8 @@ class History:
 
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
-    the answers to such questions, by token. base: the last ordinal before the last BEGIN. last_ordinal: of all.
+    the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
+    base: the last ordinal before the last BEGIN. last_ordinal: of all.
     """
 
     begin: Begin
@@ -60,6 +61,7 @@ class History:
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
+    failed_children: set[int] = field(default_factory=set)
     verdicts: dict[str, Answer] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
@@ -136,6 +138,9 @@ class History:
         for entry in self.deliveries:
             if self._given_up(entry):
                 self.intents.pop(entry.ordinal, None)  # type: ignore[union-attr]  # it is of an effect
+        results = [each for each in self.deliveries if isinstance(each, EffectResult) and self._asked_again(each)]
+        children = {at for at, each in self.intents.items() if each.kind == "child"}
+        self.failed_children |= children.intersection(each.ordinal for each in results)
         self.deliveries = [each for each in self.deliveries if not self._asked_again(each)]
         self.kept = len(self.deliveries)
         fired = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from sabot.clock import Clock
-from sabot.errors import NonDeterminism
+from sabot.errors import NonDeterminism, SabotError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
 from sabot.jobs.effects import Effects
@@ -192,6 +192,10 @@ class JobHost:
 
     def _run_of(self, history: History, owner: JobOwner) -> JobRun:
         return JobRun(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
+
+    def refuse_child(self, job_id: str, error: SabotError) -> None:
+        """It cannot begin: its parent is told, as of one that has failed."""
+        self.put(partial(self._effects.over, job_id, "failed", pack_error(error)))
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""

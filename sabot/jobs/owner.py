@@ -71,12 +71,12 @@ class JobOwner(Protocol):
     def backoff_s(self, attempt: int) -> float:
         """How long to wait before the attempt behind this one."""
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         """A job with this id and this input, asked for by another job (`ctx.child`), whose behalf is its own: in the order of its key.
         Raises UserError.
 
-        again: it was asked for before. It may have failed, which another attempt of the other job does not take for an answer: then it is
-        tried once more, over what it has done.
+        failed: it had begun, and failed, which another attempt of the other job does not take for an answer: it is tried once more, over
+        what it has done.
         """
 
     def continued(self, job: JobRun, message: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs, orders
 
-from sabot import secret
+from sabot import App, UserError, secret
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
@@ -196,6 +196,101 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
         await until(lambda: runs == [1, 1, 2, 1])
         await until(lambda: figures(app)["rows"] == 0)
     assert shop.calls == [1, 2]
+
+
+# -- jobs that made, or asked for, other jobs -------------------------------------------------------------------------------
+
+
+async def test_a_row_that_is_handed_on_once_more_is_no_new_job_where_a_checkpoint_covers_the_first_one(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second life the job that had handed the row on waited for a place, while the job of the row was run over its history, and a
+    checkpoint covered that one alone. In the third life the row came again, and nothing said that its job was over: a second refund.
+    """
+    gate = asyncio.Event()
+    monkeypatch.setitem(host.JobHost.__init__.__kwdefaults__, "stop_grace_s", 0.0)
+
+    @tool(effect="read")
+    async def look(order: int) -> int:
+        await gate.wait()
+        return order
+
+    def chain(concurrency: int) -> App:
+        app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+        @app.agent(sink="answers", durable=True)
+        async def second(ctx: Any) -> Any:
+            return {"order": ctx.message["order"], "said": await ctx.call(shop.refund, ctx.message["order"])}
+
+        @app.agent("tickets", sink=second, durable=True, concurrency=concurrency)
+        async def first(ctx: Any) -> Any:
+            return ctx.message if ctx.message["order"] else {"order": await ctx.call(look, 0)}
+
+        return app
+
+    app = chain(2)
+    await app.start()
+    shop.ticket("ann", 0)
+    shop.ticket("ann", 1)
+    await until(lambda: orders(shop.answers()) == [1])
+    await crash(app)
+    app = chain(1)  # the job that looks has the only place
+    await app.start()
+    await until(lambda: orders(shop.answers()) == [1, 1])
+    await checkpoint(app)
+    await crash(app)
+    async with started(app := chain(2)):
+        gate.set()
+        await until(lambda: 0 in orders(shop.answers()))
+        await until(lambda: (jobs(app)["running"], jobs(app)["waiting"]) == (0, 0))
+    assert shop.calls == [1, 0]
+
+
+async def test_a_failed_child_that_the_journal_has_forgotten_is_not_begun_anew(shop: Shop) -> None:
+    """Its parent was tried again when the time of `dedupe=` was over: the child had no history, and its effects were made again."""
+    app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock, dedupe="60s")
+
+    @app.agent(durable=True, on_error="skip")
+    async def child(ctx: Any) -> Any:
+        await ctx.call(shop.refund, ctx.message)
+        raise ValueError("no")
+
+    @app.agent("tickets", durable=True, on_error="retry", retries=1, backoff="1ms")
+    async def handle(ctx: Any) -> Any:
+        try:
+            await ctx.child("child", ctx.message["order"])
+        except EffectError as error:
+            if "forgotten" not in error.message:
+                await ctx.sleep("1h")
+            raise
+
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: jobs(app)["parked"] == 1 and shop.calls)
+        await until(lambda: jobs(app)["ended"] == 1)
+        shop.clock.advance(61)
+        for _ in range(4):
+            await checkpoint(app)
+        await until(lambda: not any(entry.job.endswith("~1") for entry in shop.entries()))
+        shop.clock.advance(3600)
+        await until(lambda: shop.letters())
+        assert "the journal has forgotten what it had done" in dict(shop.letters()[0].headers)["sabot.message"].decode()
+    assert shop.calls == [1]
+
+
+async def test_an_agent_that_has_lost_its_key_is_refused_while_rows_wait_in_its_mailboxes(shop: Shop) -> None:
+    """All but the first row of each mailbox waited for ever."""
+    app = shop.app(shop.sleepy)
+    await app.start()
+    for order in range(3):
+        shop.ticket("ann", order, sleeps=not order)
+    await until(lambda: figures(app)["mailbox_rows"] == 2)
+    await app.stop()
+    with pytest.raises(UserError, match=r"has no key=, and 2 records wait .*go on with that key="):
+        await shop.app(shop.sleepy, key=None).start()
+    async with started(shop.app(shop.sleepy)):
+        shop.clock.advance(3600)
+        await until(lambda: orders(shop.answers()) == [0, 1, 2])
 
 
 # -- the journal's disk -------------------------------------------------------------------------------------------------------

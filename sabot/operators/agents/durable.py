@@ -38,7 +38,6 @@ from sabot.journal import MAY_BEGIN_AGAIN, digest
 from sabot.operators.agents.job_batches import is_batch
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (
-    FROM_HEADER,
     LABELS_HEADER,
     LAST_RUN,
     JobCall,
@@ -47,6 +46,7 @@ from sabot.operators.agents.job_rows import (
     decode_record,
     encode,
     of_job,
+    of_result,
     payload_from,
     row_of,
     version_of,
@@ -226,6 +226,9 @@ class DurableAgentOperator(AgentOperator):
         """A record that cannot be a job."""
         self.counters.errors_count += 1
         assert call.record is not None
+        if call.record.offset < 0:  # a child
+            self.host.refuse_child(call.job_id, error)
+            return
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
             return
@@ -297,24 +300,24 @@ class DurableAgentOperator(AgentOperator):
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
         await self.host.journal.flush()  # what ended just now
         mark = await self.host.known(call.job_id)
-        if mark is None or not self._started:
+        if not self._started or (mark is None and not call.is_failed_child):
             call.named = not self._started
             self._looked(call)
             return
-        may_begin = call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest
+        may_begin = mark is None or (call.failed_run and mark.outcome in MAY_BEGIN_AGAIN and mark.digest == call.digest)
         begin = await answered(last_begin, self.host.journal, call.job_id) if may_begin else None
-        if not may_begin or (begin is not None and call.failed_run < begin.run):
-            self._drop(call, mark.digest)  # the latter: it has run again since the letter was written
-        elif begin is not None:
+        if begin is not None and call.failed_run >= begin.run:
             call.named, call.run = False, begin.run + 1
             self._looked(call)
             return
+        if mark is not None and (begin is not None or not may_begin):
+            self._drop(call, mark.digest)  # it has succeeded, or run again since the letter was written
         else:
-            gone = UserError(
-                f"job {call.job_id} has {mark.outcome} so long ago that the journal has forgotten what it had done",
-                hint="what must be done still is a new record, without the header sabot.job",
+            forgotten = UserError(
+                f"job {call.job_id} failed or was cancelled so long ago that the journal has forgotten what it had done",
+                hint="dedupe= says how long that is known; what must be done still is a new record, without the header sabot.job",
             )
-            self.refuse(call, gone)
+            self.refuse(call, forgotten)
         if self.failure is None:
             self._over(call)
 
@@ -378,8 +381,7 @@ class DurableAgentOperator(AgentOperator):
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None
-        assert ctx is not None
-        if self._keyed:
+        if self._keyed and ctx is not None:
             try:
                 apply_writes(ctx)
             except (Exception, *EXITS) as error:
@@ -389,7 +391,7 @@ class DurableAgentOperator(AgentOperator):
             for number, (payload, key, headers) in enumerate(output):
                 headers = (*headers, *carried)
                 if self.hands_on:
-                    headers = (*headers, (FROM_HEADER, f"{job.job_id}>{number}".encode()))
+                    headers = (*headers, *of_result(job.job_id, number, replayed=call.before is not None))
                 key = record.key if key is None else key
                 self.results.add(payload, key, record.timestamp, record.partition, record.offset, headers)
         self.counters.messages_processed += 1
@@ -427,7 +429,7 @@ class DurableAgentOperator(AgentOperator):
         record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message)))
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         """As `JobOwner.begin_child`."""
         if job_id in self.order.children or job_id in self.calls:
             return
@@ -437,8 +439,7 @@ class DurableAgentOperator(AgentOperator):
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         self.order.children.add(job_id)
-        failed_run = LAST_RUN if again else 0
-        call = JobCall(job_id, row.scope, self._digest(record), record, again, failed_run, behalf=behalf)
+        call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         self._come(call)
         self.go_on()
 

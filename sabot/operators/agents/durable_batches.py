@@ -43,7 +43,7 @@ from sabot.operators.agents.job_batches import (
     read_batch,
     to_ipc,
 )
-from sabot.operators.agents.job_rows import FROM_HEADER, JOB_HEADER, JobCall, encode, failed_run, of_job, without_ours
+from sabot.operators.agents.job_rows import JOB_HEADER, JobCall, encode, failed_run, of_job, of_result, without_ours
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.held import HeldRows
 
@@ -316,13 +316,15 @@ class DurableBatchOperator(DurableAgentOperator):
                 self.dead_letter(row, reason, 1)
         if rows is not None and rows.num_rows and self.results is not None:
             if self.hands_on:
-                rows = rows.set_column(_HEADERS, RECORD_SCHEMA.field(_HEADERS), _origins(job.job_id, rows.num_rows))
+                replayed = self.calls[job.job_id].before is not None
+                origins = [of_result(job.job_id, number, replayed=replayed) for number in range(rows.num_rows)]
+                rows = with_headers(rows, origins)
             self.results.put(Batch(rows, None, self.spec.agent_id))
         self.counters.messages_processed += ctx.message.num_rows
         self.counters.last_message_time = self.clock.time()
         return packed
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         raise UserError(
             f"ctx.child: agent {self.spec.agent_id} takes batches", hint="a child is a job of a record agent"
         )
@@ -371,14 +373,3 @@ def _without(batch: Batch, dropped: Any) -> Batch:
     rejected = [BadRow(int(places[bad.row]), bad.reason) for bad in batch.rejected if kept[bad.row]]
     data = batch.data.filter(pa.array(kept[good]))
     return Batch(data, batch.offsets, batch.topic, records.filter(pa.array(kept)), rejected, bad=batch.bad)
-
-
-def _origins(job_id: str, rows: int) -> pa.Array:
-    """Headers that say which job has made each row, for a durable agent behind this one."""
-    numbers = pa.array(np.arange(rows)).cast(pa.string())
-    values = pc.binary_join_element_wise(f"{job_id}>", numbers, "").cast(pa.binary())
-    names = pa.repeat(pa.scalar(FROM_HEADER), rows)
-    pairs = pa.StructArray.from_arrays([names, values], fields=list(RECORD_SCHEMA.field(_HEADERS).type.value_type))
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1), pa.int32()), pairs).cast(
-        RECORD_SCHEMA.field(_HEADERS).type
-    )

@@ -36,6 +36,7 @@ __all__ = [
     "failed_run",
     "labels_of",
     "of_job",
+    "of_result",
     "payload_from",
     "row_of",
     "version_of",
@@ -46,7 +47,7 @@ JOB_HEADER = "sabot.job"
 """The header of a record that says which job it is: of a dead letter, and of what is made of it."""
 
 RUN_HEADER = "sabot.run"
-"""The header beside it: the run of the job (`Begin.run`) that the letter is about. 0: none."""
+"""The header beside either of them: the run of the job (`Begin.run`) that has failed. 0: none has, and the job may have begun."""
 
 LAST_RUN = 1 << 62
 """Whichever run was the last one."""
@@ -115,6 +116,11 @@ class JobCall:
     ctx: DurableContext | None = None
     behalf: Behalf = NOBODY
 
+    @property
+    def is_failed_child(self) -> bool:
+        """Another job asks for it once more, as it has failed."""
+        return self.failed_run > 0 and self.record is not None and self.record.offset < 0
+
 
 class JobNames:
     """Says which job a row of an agent is, and on whose behalf it runs. logs: the identity of the log of each topic. parents: the durable
@@ -141,6 +147,7 @@ class JobNames:
                 return
             if name == FROM_HEADER and row.topic in self.parents:
                 call.job_id = f"{self._agent_id}/{value.decode(errors='replace')}"
+                call.named = failed_run(row.headers) == 0
                 return
         if self._field is not None:
             wanted = _word(row, self._field, "job_id")
@@ -202,6 +209,14 @@ def without_ours(headers: Headers) -> Headers:
 def of_job(job_id: str, run: int) -> Headers:
     """The headers of a record that is sent back, or will be: its job, and the run of it that has failed."""
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
+
+
+def of_result(job_id: str, number: int, *, replayed: bool) -> Headers:
+    """The headers of a result that a durable agent hands to another one. replayed: its job is run over its history, so it may have been
+    handed over before.
+    """
+    again = ((RUN_HEADER, b"0"),) if replayed else ()
+    return ((FROM_HEADER, f"{job_id}>{number}".encode()), *again)
 
 
 def failed_run(headers: Headers) -> int:

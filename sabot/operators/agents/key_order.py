@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sabot.api.agent import AgentSpec
-from sabot.errors import MailboxFull, SabotError
+from sabot.errors import MailboxFull, SabotError, UserError
 from sabot.operators.agents.job_rows import JobCall, WaitingInput, decode_waiting, encode
 from sabot.operators.agents.mailbox import Mailboxes, MailRoom
 from sabot.operators.agents.timers import key_of
@@ -70,7 +70,12 @@ class KeyOrder:
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
-        """The open jobs of the journal, in the order in which they began; then the mailboxes. Before any row comes."""
+        """The open jobs of the journal, in the order in which they began; then the mailboxes. Before any row comes. Raises UserError."""
+        if self._spec.job_key is None and self.boxes.rows:
+            raise UserError(
+                f"agent {self._spec.agent_id} has no key=, and {self.boxes.rows:,} records wait in mailboxes behind the keys that it had",
+                hint="go on with that key= until its jobs are over",
+            )
         for call in calls:
             queue = self._queues.get(call.scope)
             if self._spec.job_key is None or queue is None:

@@ -68,7 +68,7 @@ class Agent:
     def backoff_s(self, attempt: int) -> float:
         return 0.0
 
-    def begin_child(self, job_id: str, message: Any, *, again: bool, behalf: Behalf) -> None:
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         assert self.host is not None
         self.host.begin(AGENT, job_id, record=pack(message, "input"), key=b"", digest=b"", behalf=behalf)
 
