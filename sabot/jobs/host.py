@@ -195,7 +195,7 @@ class JobHost:
 
     def refuse_child(self, job_id: str, error: SabotError) -> None:
         """It cannot begin: its parent is told, as of one that has failed."""
-        self.put(partial(self._effects.over, job_id, "failed", pack_error(error)))
+        self.put(partial(self._effects.over, job_id, "failed", pack_error(error), ()))
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
