@@ -45,6 +45,10 @@ class Person:
         """Answers no more. Raises the error by which the thread has ended, if any."""
         self._over.set()
         self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises the error by which the thread has ended, if any."""
         if self._error is not None:
             raise self._error
 

@@ -3,31 +3,18 @@
 tickets.ndjson ──▶ support (durable, a conversation per customer) ──▶ answers.ndjson
                      the model: HTTP, at MODEL_URL
                      look_up: reads orders.json           refund: calls the bank, the witness at BANK_URL
-                     more than LIMIT: asks a person, through the journal's inbox
+                     policy: more than LIMIT waits for a person, who answers through the journal's inbox
 """
 
 import json
 import sys
-from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sabot.agents import ConstraintPolicy, PolicyEngine
 from sabot.app import App
 from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.llm import (
-    Agent,
-    Completion,
-    Conversation,
-    Effect,
-    ExecutionEngine,
-    OpenAIProvider,
-    Piece,
-    Price,
-    PriceTable,
-    RequestSpec,
-    Tool,
-    tool,
-)
+from sabot.llm import AgentResult, Effect, ExecutionEngine, OpenAIProvider, Price, PriceTable, tool
 from sabot.testing import WitnessClient
 
 __all__ = ["LIMIT", "MODEL", "PRICES", "answers", "build"]
@@ -48,35 +35,15 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-class _Asking:
-    """How the agent of a job reaches the world: as the job does, and a person is asked before a large refund is made."""
-
-    def __init__(self, ctx: Any, engine: ExecutionEngine) -> None:
-        self._ctx = ctx
-        self._job = ctx.llm(engine)
-
-    def of(self, engine: ExecutionEngine) -> "_Asking":
-        return _Asking(self._ctx, engine)
-
-    async def complete(self, spec: RequestSpec) -> Completion:
-        answer: Completion = await self._job.complete(spec)
-        return answer
-
-    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
-        pieces: AsyncGenerator[Piece, None] = self._job.stream(spec)
-        return pieces
-
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        if tool.name == "refund" and arguments["amount"] > LIMIT:
-            reply = await self._ctx.ask("approval", dict(arguments))
-            if not reply.approved:
-                return "refused by a colleague: no money was given back"
-        return await self._job.call(tool, arguments)
+def _reply(ticket: dict[str, Any], result: AgentResult) -> dict[str, Any]:
+    said = {"ticket": ticket["ticket"], "answer": result.content}
+    return {**said, "tokens": result.usage.total_tokens, "model_calls": result.turns}
 
 
 def build(folder: Path, bank_url: str, model_url: str) -> App:
     """The app. state, journal, input and output are in the folder."""
-    app = App("agents-demo", state=str(folder / "state"), checkpoint_interval="200ms")
+    policy = PolicyEngine([ConstraintPolicy(["refund"], field="amount", max=LIMIT, otherwise="ask")])
+    app = App("agents-demo", state=str(folder / "state"), checkpoint_interval="200ms", policy=policy)
     bank = WitnessClient(bank_url)
     orders = json.loads((folder / "orders.json").read_text())
 
@@ -93,27 +60,18 @@ def build(folder: Path, bank_url: str, model_url: str) -> App:
         return f"payment {done['number']}"
 
     engine = ExecutionEngine(OpenAIProvider(MODEL, base_url=model_url, api_key="none"), prices=PRICES)
-    agent = Agent(engine, name="support", tools=[look_up, refund], instructions=_INSTRUCTIONS, temperature=0)
-
-    @app.agent(
+    app.llm_agent(
         NdjsonSource(folder / "tickets.ndjson"),
-        sink=NdjsonSink(folder / "answers.ndjson"),
+        engine,
+        name="support",
         key="customer",
-        durable=True,
         concurrency=8,
+        tools=[look_up, refund],
+        instructions=_INSTRUCTIONS,
+        temperature=0,
+        reply=_reply,
+        sink=NdjsonSink(folder / "answers.ndjson"),
     )
-    async def support(ctx: Any) -> dict[str, Any]:
-        kept = await ctx.state().get("conversation")
-        conversation = Conversation() if kept is None else Conversation.from_bytes(kept)
-        result = await agent.run(ctx.message["text"], conversation=conversation, doing=_Asking(ctx, engine))
-        await ctx.state().put("conversation", conversation.to_bytes())
-        return {
-            "ticket": ctx.message["ticket"],
-            "answer": result.content,
-            "tokens": result.usage.total_tokens,
-            "model_calls": result.turns,
-        }
-
     return app
 
 

@@ -8,18 +8,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from sabot.agents.store import JobsOfJournal
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
 from sabot.demos.person import Person
 from sabot.errors import SabotError, UserError
-from sabot.journal import EffectId, Intent
+from sabot.journal import EffectId, Intent, open_reader
 from sabot.testing import FakeModelServer, Witness
 
 __all__ = ["run"]
@@ -125,13 +127,14 @@ class _KilledDesk:
         self._server = server
         self._model = model
         self._console = console
+        self._person = Person(str(folder / "state"), self._decide)
         self._doubts = self._kills = 0
         self._until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
 
     def outcome(self) -> dict[str, Any]:
         """Runs it, and returns the figures."""
         began = SYSTEM_CLOCK.monotonic()
-        person = Person(str(self._folder / "state"), self._decide)
+        person = self._person
         person.start()
         try:
             self._work()
@@ -183,7 +186,7 @@ class _KilledDesk:
         """Starts the worker, kills it in two bad moments, starts it again, and waits for its end."""
         shop, bank = self._shop, self._bank
         self._say(f"A model answers {shop.tickets} tickets, with two tools: look_up reads, refund moves money.")
-        self._say(f"Refunds above {LIMIT} dollars wait for a person, who is asked by an action.")
+        self._say(f"A policy has refunds above {LIMIT} dollars wait for a person.")
         worker = self._start()
         try:
             self._wait(worker, lambda: self._model.kept_back == len(shop.middle))
@@ -214,6 +217,7 @@ class _KilledDesk:
     def _wait(self, worker: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
         """Returns when it is so. Raises SabotError where the worker has ended before, and where that takes too long."""
         while not until():
+            self._person.check()
             code = worker.poll()
             if code is not None and not until():
                 raise SabotError(f"the app of the demo ended too early, with exit code {code}")
@@ -229,8 +233,7 @@ class _KilledDesk:
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
         """A person: refunds are approved, but for some. One of which nobody knows whether it was made is looked up at the bank."""
         if question.name != "in_doubt":
-            assert isinstance(question.body, bytes)  # a small one
-            approved = json.loads(question.body)["order"] not in self._shop.refused
+            approved = self._order(question) not in self._shop.refused
             return _ANSWERED_AFTER, lambda: {"approved": approved}
         self._doubts += 1
         key = EffectId(question.job, question.ordinal).key
@@ -242,6 +245,15 @@ class _KilledDesk:
             return {"outcome": "done", "result": f"payment {found['number']}"}
 
         return _ANSWERED_AFTER, look
+
+    def _order(self, question: Intent) -> str:
+        """Which order's refund is to be approved, as `sabot actions list` would show it."""
+        with closing(open_reader(str(self._folder / "state"))) as reader:
+            action = JobsOfJournal(reader, question.job).of_token(question.token)
+        assert action is not None
+        _, arguments = action.payload["arguments"]
+        order: str = arguments["order"]
+        return order
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False)
