@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sabot.agents.actions import ActionSpec as ActionSpec
     from sabot.agents.actions import ActionStatus as ActionStatus
     from sabot.agents.actions import ActionStore as ActionStore
+    from sabot.agents.auditing import AuditRecord as AuditRecord
+    from sabot.agents.auditing import audit_job as audit_job
     from sabot.agents.budgets import Budget as Budget
     from sabot.agents.budgets import BudgetDecision as BudgetDecision
     from sabot.agents.context import BudgetSpec as BudgetSpec
@@ -125,6 +127,7 @@ __all__ = [
     "AgentRuntime",
     "AgentState",
     "AgentStep",
+    "AuditRecord",
     "Budget",
     "BudgetDecision",
     "BudgetExceededError",
@@ -217,6 +220,7 @@ __all__ = [
     "Verified",
     "Workflow",
     "WorkflowState",
+    "audit_job",
     "code_of",
     "record_job",
     "tool",
@@ -224,6 +228,7 @@ __all__ = [
 
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
+    "sabot.agents.auditing": ("AuditRecord", "audit_job"),
     "sabot.agents.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
     "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),

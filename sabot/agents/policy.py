@@ -34,7 +34,7 @@ from sabot.operators.agents.job_rows import version_of
 
 __all__ = ["PolicyEngine", "PolicyResult"]
 
-_NAMES = 4096  # of tools and models for which is known which rules match them
+_NAMES = 4096  # of calls, by name and scope, for which is known which rules match
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class PolicyEngine:
         self.default = default
         self._timeout_s = parse_seconds(timeout, name="timeout", zero=False)
         self._rules: list[PolicyRule] = []
-        self._by_name: dict[tuple[CallKind, str], tuple[PolicyRule, ...]] = {}
+        self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GateVerdict | None]]] = {}
         self._version: str | None = None
         for rule in rules:
             self.add_rule(rule)
@@ -167,19 +167,19 @@ class PolicyEngine:
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """As `EffectGate.decide`."""
         verdict, later = None, []
-        for rule in self._matching(call.kind, call.name):
+        for rule, known in self._matching(call):
             try:
-                found = rule.decide(call)
+                found = known or rule.decide(call)
             except Exception as error:  # the rule may be the user's code
-                return self._failed(rule, error)
-            if found is Decision.ALLOW:
-                verdict = verdict or self._verdict(rule, found)
-            elif found is not None and not isinstance(found, GateVerdict | Decision) and inspect.isawaitable(found):
+                found = self._failed(rule, error)
+            if found is None:
+                continue
+            if not isinstance(found, GateVerdict | Decision) and inspect.isawaitable(found):
                 later.append((rule, found))
-            elif found is not None:
-                verdict = self._joined(verdict, self._verdict(rule, found))
-                if verdict.decision is Decision.DENY:
-                    break
+                continue
+            verdict = self._joined(verdict, known or self._verdict(rule, found))
+            if verdict.decision is Decision.DENY:
+                break
         if not later:
             return self._final(call, verdict)
         if verdict is not None and verdict.decision is Decision.DENY:
@@ -206,13 +206,23 @@ class PolicyEngine:
                 return verdict
         return self._final(call, verdict)
 
-    def _matching(self, kind: CallKind, name: str) -> tuple[PolicyRule, ...]:
-        found = self._by_name.get((kind, name))
+    def _matching(self, call: GatedCall) -> list[tuple[PolicyRule, GateVerdict | None]]:
+        """The rules that have to do with it, with what is known of their answers. Of those that allow it by name the first is enough."""
+        key = (call.kind, call.name, call.scope, call.principal)
+        found = self._by_name.get(key)
         if found is None:
-            found = tuple(rule for rule in self._rules if rule.matches(kind, name))
+            found, allowed = [], False
+            for rule in self._rules:
+                if not rule.matches(call.kind, call.name):
+                    continue
+                answer = rule.decide(call) if rule.by_name else None
+                if answer is Decision.ALLOW and allowed:
+                    continue
+                allowed = allowed or answer is Decision.ALLOW
+                found.append((rule, None if answer is None else self._verdict(rule, answer)))
             if len(self._by_name) >= _NAMES:
                 self._by_name.clear()
-            self._by_name[kind, name] = found
+            self._by_name[key] = found
         return found
 
     def _verdict(self, rule: PolicyRule, found: Any) -> GateVerdict:
@@ -229,8 +239,10 @@ class PolicyEngine:
         return GateVerdict(Decision.DENY, name, self.version, reason)
 
     def _joined(self, verdict: GateVerdict | None, other: GateVerdict) -> GateVerdict:
-        if verdict is None or (verdict.decision is Decision.ALLOW and not verdict.notes):
+        if verdict is None:
             return other
+        if Decision.ALLOW in (verdict.decision, other.decision) and not (verdict.notes or other.notes):
+            return other if other.decision.strictness > verdict.decision.strictness else verdict
         return msgspec.structs.replace(verdict.and_then(other), version=self.version)
 
     def _final(self, call: GatedCall, verdict: GateVerdict | None) -> GateVerdict:

@@ -42,6 +42,11 @@ class PolicyRule(ABC):
 
     name: str = ""
 
+    @property
+    def by_name(self) -> bool:
+        """What it says goes by kind, name, scope and principal alone, so it is asked once for each of them."""
+        return False
+
     def matches(self, kind: CallKind, name: str) -> bool:
         """Whether calls of this tool, model or agent are any of its business. Asked once for each name."""
         return True
@@ -90,6 +95,10 @@ class _NameRule(PolicyRule):
     _patterns_field: ClassVar[str] = ""
     _kind: ClassVar[CallKind] = "tool"
     _wait_s = 0.0
+
+    @property
+    def by_name(self) -> bool:
+        return type(self).__module__ == __name__  # a subclass may go by anything
 
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == self._kind and _fits(getattr(self, self._patterns_field), name)

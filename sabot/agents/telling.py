@@ -19,6 +19,7 @@ import msgspec
 from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
+from sabot.jobs.gate import decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass
@@ -125,6 +126,7 @@ class JobEvents:
             "effect": intent.effect_class,
             "arguments": as_plain(kwargs) if not args else as_plain([*args, kwargs] if kwargs else args),
         }
+        data |= _decided(intent)
         await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
 
     async def _piece(self, job: _ToldJob, piece: Fragment) -> None:
@@ -149,6 +151,7 @@ class JobEvents:
             data |= _answer(value)
         else:
             data["result"] = as_plain(value)
+        data |= _decided(intent)
         name = f"{result.ordinal}/{result.attempt}"
         await self._publish(job, kind, result.job, result.at_ms, name, data)
 
@@ -199,6 +202,20 @@ def _said(entry: Any) -> Any:
     """What its body says; None where that is long, and stands elsewhere."""
     body = body_of(entry)
     return None if body is None or isinstance(body, StoredBody) else value_of(entry, body)
+
+
+def _decided(intent: Intent) -> dict[str, Any]:
+    """What rules and budgets have decided of it, if there were any."""
+    verdict = decode_verdict(intent.note)
+    if verdict is None:
+        return {}
+    said = {
+        "decision": verdict.decision.value,
+        "rule": verdict.rule,
+        "version": verdict.version,
+        "reason": verdict.reason,
+    }
+    return {"policy": said}
 
 
 def _error(value: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sabot
 from sabot.app import App
 from sabot.cli.actions import actions
 from sabot.cli.agent_jobs import jobs
+from sabot.cli.auditing import audit
 from sabot.cli.checkpoints import checkpoints, savepoint
 from sabot.cli.jobs import find_job
 from sabot.cli.journal import journal
@@ -41,6 +42,7 @@ _cli.add_typer(_demos, name="demo")
 _cli.command()(plan)
 _cli.command("state")(read_state)
 _cli.command()(plugins)
+_cli.command()(audit)
 _cli.add_typer(checkpoints, name="checkpoints")
 _cli.add_typer(savepoint, name="savepoint")
 _cli.add_typer(dlq, name="dlq")

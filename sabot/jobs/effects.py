@@ -234,6 +234,8 @@ class Effects:
         self._desk.settle(live)
 
     def _decided(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
+        if ask.model:
+            verdict = msgspec.structs.replace(verdict, about=ask.model)
         ask.change(verdict)
         if verdict.decision is Decision.ASK:
             ask.attempt = 0

@@ -92,7 +92,8 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     rule: which one decided; "": none has matched. version: of the rules. reason: for people. model: is asked in place of the call's own.
     hide: regular expressions of texts that the call is made without. wait_s: how long a person may answer; 0: for ever. error: the type of
-    the error that a denial is. tokens, cost: what is reserved for the call, at most. notes: what milder rules say.
+    the error that a denial is. tokens, cost: what is reserved for the call, at most. notes: what milder rules say. about: the
+    model that the call itself asks.
     """
 
     decision: Decision = Decision.ALLOW
@@ -106,6 +107,7 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: int = 0
     cost: str = ""
     notes: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def changes(self) -> bool:

@@ -1,0 +1,86 @@
+"""Who was allowed what, and why: the decisions in the entries of a job, with the answers of people and what came of the calls."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sabot.agents.reading import as_plain, value_of
+from sabot.jobs.effects import is_approved
+from sabot.jobs.gate import CONFIRM, GateVerdict, decode_verdict
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import Answer, Begin, EffectResult, Intent, StoredBody
+
+__all__ = ["AuditRecord", "audit_job"]
+
+
+@dataclass(slots=True)
+class AuditRecord:
+    """A call of a tool or a model, or a child, that a job has asked for. asked_at: epoch seconds.
+
+    scope, principal: on whose behalf. decision: "" where the app had no policy and no budget. rule: that has decided; "": none has matched.
+    version: of the rules. notes: what milder rules said. model: that was asked in place of the one that is named. hidden: texts were.
+    approval: "": nobody was asked; "waiting", "approved", "rejected", "expired" or "cancelled", by whom. outcome: "ok", or the type of the
+    error; "": none yet. arguments: as they were given on, unless they are long.
+    """
+
+    job_id: str
+    ordinal: int
+    kind: str
+    name: str
+    asked_at: float
+    scope: str
+    principal: str
+    decision: str = ""
+    rule: str = ""
+    version: str = ""
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+    model: str = ""
+    hidden: bool = False
+    approval: str = ""
+    by: str = ""
+    outcome: str = ""
+    arguments: Any = None
+
+
+def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
+    """The calls of a job, in the order in which they were asked for. Blocks. A journal has the jobs that its checkpoints may need."""
+    begin = Begin(job_id, 0)
+    found: dict[int, AuditRecord] = {}
+    for _, entry in reader.read(job_id):
+        match entry:
+            case Begin():
+                begin = entry
+            case Intent(kind="call" | "child"):
+                found[entry.ordinal] = _record(entry, begin, decode_verdict(entry.note))
+            case Intent(kind="ask", name=name) if name == CONFIRM and entry.ordinal in found:
+                found[entry.ordinal].approval = "waiting"
+            case Answer() if entry.ordinal in found and found[entry.ordinal].approval == "waiting":
+                record = found[entry.ordinal]
+                record.by = entry.by if entry.outcome == "resolved" else ""
+                record.approval = entry.outcome
+                if entry.outcome == "resolved":
+                    record.approval = "approved" if is_approved(entry) else "rejected"
+            case EffectResult() if entry.ordinal in found:
+                found[entry.ordinal].outcome = entry.outcome
+    yield from (record for _, record in sorted(found.items()))
+
+
+def _record(intent: Intent, begin: Begin, verdict: GateVerdict | None) -> AuditRecord:
+    body = b"" if isinstance(intent.body, StoredBody) else intent.body
+    name = intent.name if verdict is None else verdict.about or intent.name
+    record = AuditRecord(
+        intent.job,
+        intent.ordinal,
+        intent.kind,
+        name,
+        intent.at_ms / 1000,
+        begin.scope or begin.agent.rpartition(".")[0],
+        begin.principal,
+        arguments=as_plain(value_of(intent, body)),
+    )
+    if verdict is not None:
+        record.decision, record.rule, record.version = verdict.decision.value, verdict.rule, verdict.version
+        record.reason, record.notes = verdict.reason, list(verdict.notes)
+        record.model, record.hidden = verdict.model, bool(verdict.hide)
+    return record

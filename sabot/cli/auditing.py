@@ -1,0 +1,50 @@
+"""`sabot audit`: who was allowed what, and why."""
+
+from dataclasses import asdict
+
+from sabot.agents.auditing import AuditRecord, audit_job
+from sabot.cli.agent_jobs import JobId
+from sabot.cli.journal import Json, Place, arguments_text, quietly, reading
+from sabot.cli.options import Kafka
+from sabot.cli.printing import columns, json_line, moment, shortened
+from sabot.errors import UserError
+
+__all__ = ["audit"]
+
+_WIDTH = 60
+
+
+def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
+    """What a job was allowed to do, by which rule, and who has approved it. --json gives arguments and all notes."""
+
+    def work() -> None:
+        with reading(place, kafka) as reader:
+            found = list(audit_job(reader, job))
+            if not found and next(iter(reader.read(job)), None) is None:
+                raise UserError(f"{reader.where} has no entry of job {job}", hint="sabot jobs list shows the jobs")
+        if json:
+            for each in found:
+                json_line(asdict(each))
+            return
+        rows = [[*_asked(each), *_decided(each), each.outcome or "open"] for each in found]
+        columns(["effect", "asked", "what", "for", "decision", "rule", "version", "why", "outcome"], rows)
+
+    quietly(work)
+
+
+def _asked(each: AuditRecord) -> list[object]:
+    said = arguments_text(each.arguments) if each.kind == "call" and isinstance(each.arguments, list) else ""
+    if said[:1] != "(":  # what a model is asked is no list of arguments
+        said = ""
+    who = "/".join(filter(None, (each.scope, each.principal)))
+    return [each.ordinal, moment(round(each.asked_at * 1000)), shortened(each.name + said, _WIDTH), who]
+
+
+def _decided(each: AuditRecord) -> list[object]:
+    decision = each.decision or "none"
+    if each.approval:
+        decision = f"{decision}: {each.approval}" + (f" by {each.by}" if each.by else "")
+    elif each.model:
+        decision = f"{decision} to {each.model}"
+    why = "; ".join(filter(None, (each.reason, *each.notes)))
+    return [decision, each.rule, each.version, shortened(why, _WIDTH)]

@@ -1,0 +1,110 @@
+"""`sabot audit`: who was allowed what, and why, of a job in a journal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+from unit.jobs.hosting import Agent, hosting
+
+from sabot.agents import ConstraintPolicy, DurableContext, PolicyDenied, PolicyEngine, SqliteJournal, ToolPolicy, tool
+from sabot.cli import commands
+from sabot.jobs.gate import Behalf
+from sabot.journal import Letter
+
+
+@tool(effect="read")
+async def look(order: str) -> str:
+    return f"order {order}"
+
+
+@tool
+async def refund(order: str, amount: int) -> str:
+    return "refunded"
+
+
+@tool
+async def delete(order: str) -> None: ...
+
+
+async def handle(ctx: DurableContext) -> list[str]:
+    said = [await ctx.call(look, "o1")]
+    asked: list[Any] = [
+        lambda: ctx.call(delete, "o1"),
+        lambda: ctx.call(refund, order="o1", amount=500),
+        lambda: ctx.call(refund, "o2", 600),
+    ]
+    for each in asked:
+        try:
+            said.append(str(await each()))
+        except PolicyDenied as error:
+            said.append(error.type)
+    return said
+
+
+async def a_job(folder: Path) -> PolicyEngine:
+    """A job that is denied one call, allowed another by a person, and waits for a third."""
+    policy = PolicyEngine([ToolPolicy(["look"]), ToolPolicy(["delete"], denied=True, reason="never")])
+    policy.add_rule(ConstraintPolicy(["refund"], "amount", max=100, otherwise="ask"))
+    journal = SqliteJournal(folder / "journal")
+    async with hosting(journal, Agent(handle), gate=policy) as jobs:
+        jobs.begin("j", behalf=Behalf("acme", "ada"))
+        await jobs.parks("j")
+        await journal.flush()
+        (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", folder)]
+        journal.post(Letter("answer", token, body=b'{"approved": true}', by="bob"))
+        await jobs.parks("j", wakes=1)
+        await journal.flush()
+    journal.close()
+    return policy
+
+
+def printed(*words: object) -> str:
+    done = CliRunner().invoke(commands._cli, list(map(str, words)))
+    assert done.exit_code == 0, done.output + done.stderr
+    return done.stdout
+
+
+def objects(*words: object) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed(*words, "--json").splitlines()]
+
+
+async def test_an_audit_says_who_was_allowed_what_by_which_rule_and_who_has_approved_it(tmp_path: Path) -> None:
+    policy = await a_job(tmp_path)
+    found = objects("audit", "j", "--journal", tmp_path)
+    assert {(each["job_id"], each["scope"], each["principal"], each["version"]) for each in found} == {
+        ("j", "acme", "ada", policy.version)
+    }
+    names = ("ordinal", "name", "decision", "rule", "approval", "by", "outcome")
+    assert [tuple(each[name] for name in names) for each in found] == [
+        (1, "look", "allow", "ToolPolicy look", "", "", "ok"),
+        (2, "delete", "deny", "ToolPolicy delete", "", "", "PolicyDenied"),
+        (3, "refund", "ask", "ConstraintPolicy amount", "approved", "bob", "ok"),
+        (4, "refund", "ask", "ConstraintPolicy amount", "waiting", "", ""),
+    ]
+    assert [each["reason"] for each in found[1:3]] == ["never", "amount is 500, and at most 100 is allowed"]
+    assert found[2]["arguments"] == [[], {"order": "o1", "amount": 500}]
+    rows = [line.split() for line in printed("audit", "j", "--journal", tmp_path).splitlines()]
+    assert rows[0] == ["effect", "asked", "what", "for", "decision", "rule", "version", "why", "outcome"]
+    assert "ask: approved by bob" in " ".join(rows[3])
+    assert rows[4][-1] == "open"
+
+
+async def test_the_questions_of_a_policy_are_listed_with_what_they_are_about(tmp_path: Path) -> None:
+    await a_job(tmp_path)
+    listed = printed("actions", "list", "--journal", tmp_path)
+    assert "may refund('o2', 600) be done? amount is 600, and at most 100 is allowed" in listed
+    (job,) = objects("jobs", "list", "--journal", tmp_path)
+    assert (job["scope_id"], job["principal_id"], job["open"][0]["needs_approval"]) == ("acme", "ada", True)
+    assert "to approve: call refund" in printed("jobs", "list", "--journal", tmp_path)
+    (token,) = [line["resume_token"] for line in objects("actions", "list", "--journal", tmp_path)]
+    wrong = CliRunner().invoke(commands._cli, ["actions", "resolve", token, "--journal", str(tmp_path), "--done"])
+    assert (wrong.exit_code, "--approve, or --reject" in wrong.stderr) == (2, True)
+    words = ["actions", "resolve", token, "--journal", tmp_path, "--reject", "--by", "eve"]
+    assert printed(*words) == "answered\n"
+
+
+def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "journal").close()
+    done = CliRunner().invoke(commands._cli, ["audit", "nobody", "--journal", str(tmp_path)])
+    assert (done.exit_code, "has no entry of job nobody" in done.stderr) == (1, True)
