@@ -41,8 +41,6 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
-from sabot.jobs.gate import EffectGate
-from sabot.jobs.log import Listener
 from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
 from sabot.operators.base import without_marks
@@ -56,7 +54,9 @@ from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
+    from sabot.agents.budgets import Budget
     from sabot.agents.events import EventBus
+    from sabot.agents.ledger import Ledger
     from sabot.agents.policy import PolicyEngine
 
 __all__ = ["App", "StateView"]
@@ -64,14 +64,6 @@ __all__ = ["App", "StateView"]
 _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _listener(events: "EventBus | None") -> Listener | None:
-    if events is None:
-        return None
-    from sabot.agents.telling import JobEvents  # only for who listens
-
-    return JobEvents(events)
 
 
 class App(DeclaresAgents):
@@ -83,6 +75,7 @@ class App(DeclaresAgents):
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
     events: an EventBus (`sabot.agents`), which is told what happens in the jobs of durable agents.
     policy: a PolicyEngine (`sabot.agents`), which decides what durable agents may do (docs/agent-runtime/policy.md).
+    budgets: what scopes may use, or a Ledger; [] only records what is used. None: there is no ledger (docs/agent-runtime/budgets.md).
     dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
@@ -103,6 +96,7 @@ class App(DeclaresAgents):
         dedupe: Duration = "7d",
         events: "EventBus | None" = None,
         policy: "PolicyEngine | None" = None,
+        budgets: "Sequence[Budget] | Ledger | None" = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
@@ -135,8 +129,7 @@ class App(DeclaresAgents):
         self.journal_home: MemoryHome | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
-        self.listener = _listener(events)
-        self.gates: Sequence[EffectGate] = () if policy is None else (policy,)  # the first one decides first
+        self.surround_jobs(events, policy, budgets)
         self.broker = broker
         self.state_place = state
         self.journal_place: str | Path | None = None

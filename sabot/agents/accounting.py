@@ -7,25 +7,28 @@ The journal is the authority. A row is made of a RESULT and named by its effect 
 have been paid: it is a row of type "doubt", with what was reserved for it.
 """
 
-import asyncio
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from sabot.agents.budgets import Amounts, BudgetDecision
+from sabot.agents.budgets import Amounts, Budget, BudgetDecision
 from sabot.agents.ledger import Ledger, LedgerEvent
-from sabot.errors import UNREADABLE, CorruptJournal
-from sabot.jobs.gate import Behalf, CallKind, Decision, GatedCall, GateVerdict
+from sabot.agents.ledger_rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.clock import Clock
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
+from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
 from sabot.jobs.values import unpack, unpack_error
-from sabot.journal import EffectId
+from sabot.journal import EffectId, JournalReader
 from sabot.journal.entries import EffectResult, Entry
 from sabot.llm.middleware import tokens_asked
-from sabot.llm.prices import Prices
 from sabot.llm.results import Completion, Usage
+from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "LedgerGate", "brought_up", "rows_of"]
+__all__ = ["ASSUMED_TOKENS", "LedgerGate", "brought_up", "ledger_of", "rows_of"]
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
@@ -37,6 +40,7 @@ _DECISIONS = {
     BudgetDecision.ASK: Decision.ASK,
     BudgetDecision.DENY: Decision.DENY,
 }
+_AT_ONCE = 1000  # rows
 _VERSION = "budget"
 _FREE = frozenset(
     {"AuthenticationFailed", "CircuitOpen", "ContextLengthExceeded", "NotSent", "RateLimited", "RequestRefused"}
@@ -52,12 +56,11 @@ class _Open(NamedTuple):
     wanted: Amounts
 
 
-class LedgerGate:
-    """An `EffectGate` over a ledger. prices: for reservations of money; None: what a call costs is known when it has a result."""
+class LedgerGate(EffectGate):
+    """Judges calls by a ledger. Money is reserved where the engine of a call has prices; else a cost is known when there is a result."""
 
-    def __init__(self, ledger: Ledger, *, prices: Prices | None = None) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self._prices = prices
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
         self._ready: set[str] = set()  # scopes whose accounts are loaded
 
@@ -108,7 +111,7 @@ class LedgerGate:
             return Amounts()
         read, written = tokens_asked(call.spec), call.spec.max_tokens
         usage = Usage(read, ASSUMED_TOKENS if written is None else written)
-        cost = None if self._prices is None else self._prices.cost("", call.name, usage)
+        cost = None if call.price is None else call.price(call.name, usage)
         return Amounts(usage.total_tokens, cost or Decimal(0), 1)
 
     def drop(self, effect: EffectId) -> None:
@@ -144,6 +147,18 @@ class LedgerGate:
         """As `EffectGate.over`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
             self.ledger.release(_name(EffectId(job_id, ordinal)), opened.scope)
+
+    async def open(self, journal: JournalReader) -> None:
+        """As `EffectGate.open`: rows that a crash has left out are written."""
+        await brought_up(self.ledger, journal)
+
+    async def flush(self) -> None:
+        """As `EffectGate.flush`."""
+        await self.ledger.flush()
+
+    async def close(self) -> None:
+        """As `EffectGate.close`."""
+        await self.ledger.close()
 
     def _close(self, effect: EffectId) -> _Open | None:
         job = self._open.get(effect.job)
@@ -220,18 +235,24 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
         yield row
 
 
-async def brought_up(ledger: Ledger, entries: Iterable[Entry]) -> int:
+async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     """Gives the ledger the rows of a journal that it does not have, as after a crash; those that it has stay as they are. -> how many rows
-    the entries are.
+    the journal has.
     """
-    count, rows = 0, list[LedgerEvent]()
-    for row in rows_of(entries):
-        rows.append(row)
-        count += 1
-        if len(rows) >= 1000:
-            await ledger.writer.write(rows)
-            rows = []
-            await asyncio.sleep(0)
-    if rows:
-        await ledger.writer.write(rows)
+    count, rows = 0, rows_of(entry for _, entry in journal.read())
+    while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
+        await ledger.writer.write(chunk)
+        count += len(chunk)
     return count
+
+
+def ledger_of(budgets: "Sequence[Budget] | Ledger", directory: Path | None, clock: Clock) -> Ledger:
+    """A ledger with these budgets: in a file of the directory, or in memory where there is none."""
+    if isinstance(budgets, Ledger):
+        return budgets
+    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
+        raise UserError(
+            f"budgets={short_repr(budgets)}", hint='[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger'
+        )
+    writer = InMemoryLedgerWriter() if directory is None else SqliteLedgerWriter(directory / DATABASE)
+    return Ledger(writer, budgets=budgets, clock=clock)

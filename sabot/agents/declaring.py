@@ -1,14 +1,22 @@
 """How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.clock import Clock
 from sabot.config import checked_name
 from sabot.errors import UserError
+from sabot.state import state_directory
 
 if TYPE_CHECKING:
+    from sabot.agents.budgets import Budget
+    from sabot.agents.events import EventBus
+    from sabot.agents.ledger import Ledger
+    from sabot.agents.policy import PolicyEngine
+    from sabot.jobs.gate import EffectGate
+    from sabot.jobs.log import Listener
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
 
@@ -22,7 +30,45 @@ class DeclaresAgents:
 
     id: str
     start_at: str | int
+    state_place: str | None
+    clock: Clock
     agent_runtime: AgentRuntime
+    listener: "Listener | None"
+    _policy: "PolicyEngine | None"
+    _budgets: "Sequence[Budget] | Ledger | None"
+    _ledger: "Ledger | None"
+
+    def surround_jobs(
+        self,
+        events: "EventBus | None",
+        policy: "PolicyEngine | None",
+        budgets: "Sequence[Budget] | Ledger | None",
+    ) -> None:
+        """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
+        self._policy, self._budgets, self._ledger, self.listener = policy, budgets, None, None
+        if events is not None:
+            from sabot.agents.telling import JobEvents
+
+            self.listener = JobEvents(events)
+
+    @property
+    def ledger(self) -> "Ledger | None":
+        """What scopes have used, and may use: in the state directory, or in memory where there is none. None: the app has no budgets=."""
+        if self._ledger is None and self._budgets is not None:
+            from sabot.agents.accounting import ledger_of
+
+            self._ledger = ledger_of(self._budgets, state_directory(self.state_place), self.clock)
+        return self._ledger
+
+    @property
+    def gates(self) -> "Sequence[EffectGate]":
+        """The policy, then the ledger: the first one decides first."""
+        ledger = self.ledger
+        if ledger is None:
+            return () if self._policy is None else (self._policy,)
+        from sabot.agents.accounting import LedgerGate
+
+        return (LedgerGate(ledger),) if self._policy is None else (self._policy, LedgerGate(ledger))
 
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.

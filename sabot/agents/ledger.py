@@ -65,13 +65,15 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows together. group: by what they were put together, in the order that was asked for."""
+    """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens: the most that calls have used of
+    which nobody knows whether they were paid. unpriced: calls of models whose price is not known.
+    """
 
     group: tuple[str, ...]
     calls: int
     input_tokens: int
     output_tokens: int
-    reserved_tokens: int
+    doubt_tokens: int
     cost: Decimal
     unpriced: int
 

@@ -2,8 +2,8 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +16,11 @@ from sabot.errors import UserError, short_repr
 from sabot.journal.tables import connected, explained, transaction
 from sabot.threads import aside, to_the_end
 
-__all__ = ["GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups"]
+__all__ = ["DATABASE", "GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups"]
+
+
+DATABASE = "ledger.db"
+"""Of an app, in its state directory."""
 
 
 def _day(event: LedgerEvent) -> str:
@@ -91,7 +95,7 @@ class InMemoryLedgerWriter:
                 calls=len(events),
                 input_tokens=sum(each.input_tokens for each in events),
                 output_tokens=sum(each.output_tokens for each in events),
-                reserved_tokens=sum(each.reserved_tokens for each in events),
+                doubt_tokens=sum(each.reserved_tokens for each in events if each.type == "doubt"),
                 cost=sum((each.cost or Decimal(0) for each in events), Decimal(0)),
                 unpriced=sum(each.type == "model" and each.cost is None for each in events),
             )
@@ -115,8 +119,8 @@ _USED = (
     "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
 )
 _SUMS = (
-    "count(*), sum(input_tokens), sum(output_tokens), sum(reserved_tokens), exact_sum(cost), sum(type = 'model' AND cost IS NULL) "
-    "FROM runtime_ledger WHERE timestamp >= ?"
+    "count(*), sum(input_tokens), sum(output_tokens), sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END), exact_sum(cost), "
+    "sum(type = 'model' AND cost IS NULL) FROM runtime_ledger WHERE timestamp >= ?"
 )
 
 
@@ -135,35 +139,46 @@ class _ExactSum:
 
 
 class SqliteLedgerWriter:
-    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. Raises UserError where it is no
-    database.
+    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. Calls raise UserError where it is
+    no database.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._where = f"ledger {self.path}"
+        self._opened: sqlite3.Connection | None = None
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """It is opened when it is needed, also again after a close."""
+        with explained(self._where), self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            yield self._opened
+
+    def _open(self) -> sqlite3.Connection:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError), open(self.path, "xb", opener=private):
                 pass
-        with explained(self._where):
-            self._connection = connected(self.path, "rw")
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.executescript(_SCHEMA)
-                self._connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
-            except sqlite3.Error:
-                self._connection.close()
-                raise
+        connection = connected(self.path, "rw")
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(_SCHEMA)
+            connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction."""
         await to_the_end(aside(self._write, [_row(event) for event in events]))
 
     def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        with explained(self._where), self._lock, transaction(self._connection):
-            self._connection.executemany(_INSERT, rows)
+        with self._connection() as connection, transaction(connection):
+            connection.executemany(_INSERT, rows)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -179,13 +194,15 @@ class SqliteLedgerWriter:
         return [_sum(row, len(words)) for row in rows]
 
     def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        with explained(self._where), self._lock:
-            return self._connection.execute(statement, values).fetchall()
+        with self._connection() as connection:
+            return connection.execute(statement, values).fetchall()
 
     async def close(self) -> None:
-        """As `LedgerWriter.close`."""
+        """As `LedgerWriter.close`; the next use opens it again."""
         with self._lock:
-            self._connection.close()
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
 
 
 def _row(event: LedgerEvent) -> tuple[Any, ...]:
@@ -206,13 +223,13 @@ def _row(event: LedgerEvent) -> tuple[Any, ...]:
 
 
 def _sum(row: tuple[Any, ...], words: int) -> LedgerSum:
-    calls, read, written, reserved, cost, unpriced = row[words:]
+    calls, read, written, doubt, cost, unpriced = row[words:]
     return LedgerSum(
         group=tuple(row[:words]),
         calls=calls,
         input_tokens=read,
         output_tokens=written,
-        reserved_tokens=reserved,
+        doubt_tokens=doubt,
         cost=Decimal(cost),
         unpriced=unpriced,
     )

@@ -25,7 +25,7 @@ from sabot.agents.rules import PolicyRule, RuleAnswer
 from sabot.api.durable import DurableContext
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
-from sabot.jobs.gate import NOBODY, Behalf, CallKind, Decision, GatedCall, GateVerdict
+from sabot.jobs.gate import NOBODY, Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
@@ -63,7 +63,7 @@ class _FunctionRule(PolicyRule):
         return f"{self.name} {version_of(self._function)}"
 
 
-class PolicyEngine:
+class PolicyEngine(EffectGate):
     """Rules, and what they say of a call. It is a gate of jobs (`App(policy=…)`), and may be asked by itself."""
 
     def __init__(
@@ -251,19 +251,6 @@ class PolicyEngine:
         if self.default == "deny" and call.kind != "child":
             return GateVerdict(Decision.DENY, "default", self.version, "no rule allows it")
         return GateVerdict(version=self.version)
-
-    def drop(self, effect: EffectId) -> None:
-        """As `EffectGate.drop`. A policy reserves nothing."""
-
-    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGate.settle`. A policy counts nothing."""
-        return b""
-
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
-        """As `EffectGate.reopen`."""
-
-    def over(self, job_id: str) -> None:
-        """As `EffectGate.over`."""
 
 
 def _close(awaited: Any) -> None:

@@ -51,6 +51,7 @@ class JobModel(AgentModel):
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
         super().__init__(engine)
         self._model = engine.provider.model or "default"
+        self._price = engine.price
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
         """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
@@ -59,7 +60,8 @@ class JobModel(AgentModel):
         spec, schema = request_of(prompt, output, fields)
         body = pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
         try:
-            said = await self._job.call(self._tool, (spec,), {}, body, model=spec.model or self._model)
+            model = spec.model or self._model
+            said = await self._job.call(self._tool, (spec,), {}, body, model=model, price=self._price)
         except EffectError as error:
             raise model_error(error.type, error.message) or error from error
         return with_output(msgspec.convert(said, Completion), schema)

@@ -15,6 +15,7 @@ from sabot.cli.auditing import audit
 from sabot.cli.checkpoints import checkpoints, savepoint
 from sabot.cli.jobs import find_job
 from sabot.cli.journal import journal
+from sabot.cli.ledger import budgets, ledger
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan
@@ -43,6 +44,8 @@ _cli.command()(plan)
 _cli.command("state")(read_state)
 _cli.command()(plugins)
 _cli.command()(audit)
+_cli.command()(ledger)
+_cli.command()(budgets)
 _cli.add_typer(checkpoints, name="checkpoints")
 _cli.add_typer(savepoint, name="savepoint")
 _cli.add_typer(dlq, name="dlq")

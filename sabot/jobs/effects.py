@@ -16,10 +16,11 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
+from sabot.jobs.derived import question_token
 from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.owner import Desk, Live, OpenJob
-from sabot.jobs.run import Ask, JobRun, question_token
+from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import copied, pack, pack_error, type_of, unpack
@@ -210,6 +211,7 @@ class Effects:
             args=(unpack(ask.body),) if kind == "child" else ask.args,
             kwargs=ask.kwargs,
             spec=ask.args[0] if kind == "model" else None,
+            price=ask.price,
             labels=frozenset(job.labels),
         )
         found = judged(gate, call)

@@ -11,20 +11,22 @@ has denied to the one before, and is judged anew; what a person has refused stay
 """
 
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
+from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
+from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 from sabot.redaction import HIDDEN
@@ -39,6 +41,7 @@ __all__ = [
     "EffectGates",
     "GateVerdict",
     "GatedCall",
+    "Price",
     "decode_verdict",
     "encode_verdict",
     "gate_of",
@@ -48,6 +51,9 @@ __all__ = [
 ]
 
 CallKind = Literal["tool", "model", "child"]
+
+Price = Callable[[str, Usage], Decimal | None]
+"""What so many tokens of a model cost, in US dollars; None: nobody knows."""
 
 CONFIRM = "confirm"
 """The type of the question that asks a person whether an effect may be made. Its intent has the ordinal of that effect."""
@@ -134,7 +140,7 @@ class GatedCall:
     """A call that a job asks for.
 
     kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
-    child its message. spec: what a model is asked. labels: of what the job has seen so far.
+    child its message. spec: what a model is asked. price: of its tokens. labels: of what the job has seen so far.
     """
 
     effect: EffectId
@@ -147,6 +153,7 @@ class GatedCall:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     spec: RequestSpec | None = None
+    price: Price | None = None
     labels: frozenset[str] = frozenset()
 
     @property
@@ -184,17 +191,19 @@ class GatedCall:
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
 
 
-class EffectGate(Protocol):
-    """Decides what jobs may do. On the event loop of the host; no method but an awaitable of `decide` may suspend."""
+class EffectGate:
+    """Decides what jobs may do. On the event loop of the host; no method but an awaitable of `decide` and coroutines may suspend."""
 
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
+        raise NotImplementedError
 
     def drop(self, effect: EffectId) -> None:
         """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
+        return b""
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
         """An earlier run has decided so, and the call has no result yet: what was reserved is reserved again."""
@@ -202,8 +211,17 @@ class EffectGate(Protocol):
     def over(self, job_id: str) -> None:
         """The job has ended: what of it is open will have no result."""
 
+    async def open(self, journal: JournalReader) -> None:
+        """No job has begun. What it must know of results of earlier runs, it reads there."""
 
-class EffectGates:
+    async def flush(self) -> None:
+        """Returns when what it keeps of all results so far is safe, so that the journal may forget them."""
+
+    async def close(self) -> None:
+        """The run is over, and all jobs are dropped."""
+
+
+class EffectGates(EffectGate):
     """Several gates, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds."""
 
     def __init__(self, gates: Sequence[EffectGate]) -> None:
@@ -260,6 +278,21 @@ class EffectGates:
         """As `EffectGate.over`."""
         for gate in self._gates:
             gate.over(job_id)
+
+    async def open(self, journal: JournalReader) -> None:
+        """As `EffectGate.open`."""
+        for gate in self._gates:
+            await gate.open(journal)
+
+    async def flush(self) -> None:
+        """As `EffectGate.flush`."""
+        for gate in self._gates:
+            await gate.flush()
+
+    async def close(self) -> None:
+        """As `EffectGate.close`."""
+        for gate in self._gates:
+            await gate.close()
 
 
 def gate_of(gates: Sequence[EffectGate]) -> EffectGate | None:

@@ -20,6 +20,7 @@ from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.exits import EXITS
 from sabot.jobs.asking import answered
+from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.gate import NOBODY, Behalf, EffectGate
 from sabot.jobs.history import Delivery, History
@@ -28,7 +29,7 @@ from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
-from sabot.jobs.run import ContinueAs, JobRun, question_token
+from sabot.jobs.run import ContinueAs, JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest

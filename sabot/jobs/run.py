@@ -14,11 +14,21 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Protocol
 
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
-from sabot.jobs.gate import Behalf, CallKind, Decision, GateVerdict, decode_verdict, encode_verdict, hidden, with_model
+from sabot.jobs.derived import job_seed, question_token
+from sabot.jobs.gate import (
+    Behalf,
+    CallKind,
+    Decision,
+    GateVerdict,
+    Price,
+    decode_verdict,
+    encode_verdict,
+    hidden,
+    with_model,
+)
 from sabot.jobs.history import TIMEOUT, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.values import copied, pack, unpack, unpack_error
@@ -35,8 +45,6 @@ __all__ = [
     "JobRun",
     "Pieces",
     "effect_words",
-    "job_seed",
-    "question_token",
 ]
 
 MOST_EFFECTS = 10_000
@@ -80,6 +88,7 @@ class Ask:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    price: Price | None = None
     timer: JobTimer | None = None
     noted: bool = False
     dropped: bool = False
@@ -282,14 +291,21 @@ class JobRun:
     # -- what the function asks ---------------------------------------------------------------------------------------
 
     def call(
-        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes, *, model: str = ""
+        self,
+        tool: Tool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        body: bytes,
+        *,
+        model: str = "",
+        price: Price | None = None,
     ) -> "asyncio.Future[Any]":
         """A call of the tool with these arguments, which `body` has packed. The function may go on changing them. model: the one that the
-        call asks, if it asks one; then the first argument is the RequestSpec.
+        call asks, if it asks one; then the first argument is the RequestSpec. price: of its tokens.
         """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
-        ask.tool, ask.args, ask.kwargs, ask.model = tool, args, kwargs, model
+        ask.tool, ask.args, ask.kwargs, ask.model, ask.price = tool, args, kwargs, model, price
         assert ask.future is not None
         return ask.future
 
@@ -521,17 +537,6 @@ class JobRun:
             if ask.future is not None:
                 ask.future.cancel()  # of a dead loop: nobody hears of it
         self._by_timer.clear()
-
-
-def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
-    """What a job draws by lot comes of this. runs: how many histories it has begun. key: of the journal."""
-    return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
-
-
-def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
-    """The secret word of a question, fit for a command line. Derived, so a crash before INTENT changes nothing. key: of the journal."""
-    name = f"token\0{job_id}\0{ordinal}\0{about}"
-    return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
 
 
 def effect_words(kind: str, name: str) -> str:

@@ -254,6 +254,10 @@ class ExecutionEngine:
         parts: list[Any] = await _all(self._through(call, 1) for call in calls)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
+    def price(self, model: str, usage: Usage) -> Decimal | None:
+        """What so many tokens of a model of the first provider cost, in US dollars; None where that is not known."""
+        return self._routes[0].price(model, usage)
+
     async def close(self) -> None:
         """Ends shared calls and streams, the providers and the cache. Afterwards no call is made. Repeated calls do nothing."""
         if self._closed:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import Completion
+from sabot.llm.results import Completion, Usage
 from sabot.llm.spec import RequestSpec
 
 __all__ = ["Route"]
@@ -98,6 +99,10 @@ class Route:
         if answer is None:
             raise ModelUnavailable("the stream ended before the answer", provider=call.provider, model=call.model)
         return answer
+
+    def price(self, model: str, usage: Usage) -> Decimal | None:
+        """What these tokens cost; None: nobody knows."""
+        return None if self._prices is None else self._prices.cost(self.provider.name, model, usage)
 
     def _priced(self, outcome: Outcome, call: ModelCall) -> Outcome:
         prices, usage = self._prices, outcome.usage

@@ -32,7 +32,6 @@ class AppSettings(Protocol):
     checkpoint_timeout_s: float
     dedupe_s: float
     listener: Listener | None
-    gates: Sequence[EffectGate]
     reprocess: set[str]
     metrics_port: int | None
     parallelism: int
@@ -43,6 +42,10 @@ class AppSettings(Protocol):
     redeliver: str | None
     from_: str | None
     fresh: bool
+
+    @property
+    def gates(self) -> Sequence[EffectGate]:
+        """What decides on what jobs ask, the first one first."""
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""

@@ -26,8 +26,8 @@ from sabot.agents.reading import as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.jobs.derived import job_seed
 from sabot.jobs.recovery import whole_entries
-from sabot.jobs.run import job_seed
 from sabot.journal import JournalReader, digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 

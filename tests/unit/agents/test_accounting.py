@@ -11,7 +11,7 @@ from sabot.agents.accounting import LedgerGate, brought_up, rows_of
 from sabot.agents.budgets import Amounts
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import EffectResult, Intent, MemoryHome
+from sabot.journal import EffectResult, Intent, MemoryHome, MemoryReader
 from sabot.llm import (
     BudgetExceeded,
     Completion,
@@ -61,7 +61,7 @@ class World:
 def gate(writer: Any = None, clock: ManualClock | None = None, **budget: Any) -> LedgerGate:
     budgets = [Budget("app", **budget)] if budget else []
     ledger = Ledger(writer or InMemoryLedgerWriter(), budgets=budgets, clock=clock or ManualClock(1_000_000.0))
-    return LedgerGate(ledger, prices=PRICES)
+    return LedgerGate(ledger)
 
 
 def rows(of: LedgerGate) -> dict[str, tuple[str, str, int, str | None]]:
@@ -199,8 +199,12 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
         world, cut = World(), prefix(home, count)
         writer = SqliteLedgerWriter(tmp_path / f"{count}.db")
         by = gate(writer, max_tokens_daily=10_000)
-        assert await brought_up(by.ledger, entries(cut)) == sum(isinstance(entry, EffectResult) for entry in before)
-        assert await brought_up(by.ledger, entries(cut)) == sum(isinstance(entry, EffectResult) for entry in before)
+        assert await brought_up(by.ledger, MemoryReader(cut)) == sum(
+            isinstance(entry, EffectResult) for entry in before
+        )
+        assert await brought_up(by.ledger, MemoryReader(cut)) == sum(
+            isinstance(entry, EffectResult) for entry in before
+        )
         asked = {entry.ordinal for entry in before if isinstance(entry, Intent) and entry.name == "llm"}
         answered = {entry.ordinal for entry in before if isinstance(entry, EffectResult)}
         async with hosting(cut, Agent(world.job), gate=by) as running:
@@ -211,7 +215,7 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
         assert len(world.provider.requests) == 2 - len(asked & answered)
         doubts = len(asked - answered)
         assert (sums.calls, sums.input_tokens) == (3 + doubts, 200), count
-        assert sums.reserved_tokens == 202 + doubts * 101
+        assert sums.doubt_tokens == doubts * 101
         assert by.ledger._accounts["app"].reserved == Amounts()
         await writer.close()
 

@@ -248,7 +248,7 @@ async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> N
     assert list(found) == [("other", ""), ("tenant", "big"), ("tenant", "small")]
     big, small = found["tenant", "big"], found["tenant", "small"]
     assert (big.calls, big.input_tokens, big.output_tokens, big.cost) == (2, 30, 1, Decimal("0.3"))
-    assert (small.calls, small.reserved_tokens, small.unpriced, small.cost) == (2, 70, 1, Decimal(0))
+    assert (small.calls, small.doubt_tokens, small.unpriced, small.cost) == (2, 70, 1, Decimal(0))
     assert [each.group for each in await writer.sums(["day"], 0)] == [("2026-03-31",), ("2026-04-01",)]
     assert [each.group for each in await writer.sums(["tool", "type"], next_day)] == [("", "model")]
     assert [each.calls for each in await writer.sums([], 0)] == [5]
@@ -308,5 +308,9 @@ async def test_the_database_of_a_ledger_is_for_its_owner_and_may_be_read_by_othe
     await first.close()
     await second.close()
     (tmp_path / "text").write_text("no database, but long enough to be taken for one" * 100)
+    third = SqliteLedgerWriter(tmp_path / "text")
     with pytest.raises(UserError, match="text"):
-        SqliteLedgerWriter(tmp_path / "text")
+        await third.used("tenant", 0)
+    await first.write([row("2", input_tokens=5)])  # it is opened again
+    assert (await first.used("tenant", 0)).tokens == 10
+    await first.close()

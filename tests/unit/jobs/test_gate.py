@@ -14,7 +14,17 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
-from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGates, GatedCall, GateVerdict, decode_verdict, hidden
+from sabot.jobs.gate import (
+    Behalf,
+    CallKind,
+    Decision,
+    EffectGate,
+    EffectGates,
+    GatedCall,
+    GateVerdict,
+    decode_verdict,
+    hidden,
+)
 from sabot.jobs.values import unpack
 from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
 from sabot.llm.messages import user
@@ -26,7 +36,7 @@ ASK = GateVerdict(Decision.ASK, rule="people first", version="v1", reason="mail 
 
 
 @dataclass
-class Judge:
+class Judge(EffectGate):
     """A gate that says what it is told, and notes what it is asked."""
 
     says: Callable[[GatedCall], Any] = lambda _: GateVerdict()

@@ -1,0 +1,122 @@
+"""`sabot ledger`: what was used, put together; `sabot budgets`: what the scopes of an app may use, and have used."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sabot.agents.budgets import Amounts, Budget, Window
+from sabot.agents.ledger_rows import DATABASE, SqliteLedgerWriter
+from sabot.app import App
+from sabot.cli.journal import Json, quietly
+from sabot.cli.loading import load_app
+from sabot.cli.printing import columns, json_line
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import parse_seconds
+from sabot.errors import UserError
+
+__all__ = ["budgets", "ledger"]
+
+Place = Annotated[
+    Path, typer.Argument(metavar="PLACE", help=f"A state directory, which has a {DATABASE}, or the database itself.")
+]
+
+
+def _database(place: Path) -> Path:
+    found = place / DATABASE if place.is_dir() else place
+    if not found.is_file():
+        raise UserError(f"{place} has no ledger", hint=f"give a state directory with a {DATABASE}, or its path")
+    return found
+
+
+def ledger(
+    place: Place,
+    by: Annotated[
+        str, typer.Option(metavar="WORDS", help="scope, principal, job, type, model, tool, day; several with commas.")
+    ] = "scope,model",
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 1d, 6h, 30m.")] = None,
+    json: Json = False,
+) -> None:
+    """What jobs have used. A doubt is a call of which nobody knows whether it was paid, with the most that it used."""
+
+    def work() -> None:
+        words = [each.strip() for each in by.split(",") if each.strip()]
+        since_ms = 0 if since is None else round((SYSTEM_CLOCK.time() - parse_seconds(since, name="--since")) * 1000)
+
+        async def sums() -> list[Any]:
+            writer = SqliteLedgerWriter(_database(place))
+            try:
+                return await writer.sums(words, since_ms)
+            finally:
+                await writer.close()
+
+        found = asyncio.run(sums())
+        rows = [
+            {
+                **dict(zip(words, each.group, strict=True)),
+                "calls": each.calls,
+                "read": each.input_tokens,
+                "written": each.output_tokens,
+                "in_doubt": each.doubt_tokens,
+                "cost": str(each.cost),
+                "unpriced": each.unpriced,
+            }
+            for each in found
+        ]
+        _print(rows, json, [*words, "calls", "read", "written", "in_doubt", "cost", "unpriced"])
+
+    quietly(work)
+
+
+def budgets(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
+    json: Json = False,
+) -> None:
+    """What the scopes of an app may use, and what is used in the windows of now."""
+
+    def work() -> None:
+        app = load_app(target)
+        rows = asyncio.run(_used(app))
+        _print(rows, json, ["scope", "window", "limit", "used", "of", "part"])
+
+    quietly(work)
+
+
+async def _used(app: App) -> list[dict[str, Any]]:
+    if app.ledger is None or not app.ledger.budgets:
+        raise UserError(f"app {app.id} has no budgets", hint='App(…, budgets=[Budget("scope", max_cost_daily=…)])')
+    try:
+        return [row for each in app.ledger.budgets for row in _rows(each, await app.ledger.used(each.scope_id))]
+    finally:
+        await app.ledger.close()
+
+
+def _rows(budget: Budget, used: Any) -> list[dict[str, Any]]:
+    rows = []
+    for window, measure, limit in budget.limits():
+        so_far = getattr(_of(used, window), measure)
+        rows.append(
+            {
+                "scope": budget.scope_id,
+                "window": window,
+                "limit": measure,
+                "used": str(so_far),
+                "of": str(limit),
+                "part": f"{so_far / limit:.0%}" if limit else "100%",
+            }
+        )
+    return rows
+
+
+def _of(used: Any, window: Window) -> Amounts:
+    found: Amounts = used[window]
+    return found
+
+
+def _print(rows: list[dict[str, Any]], json: bool, titles: list[str]) -> None:
+    if json:
+        for row in rows:
+            json_line(row)
+    else:
+        columns(titles, [list(row.values()) for row in rows])
