@@ -24,6 +24,7 @@ SabotError(message, *, hint=)
 │   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
 ├── JournalFailed          an entry could not be made durable; the run ends
+├── JobCancelled           a job of a kernel was cancelled; raised by `ExecutionHandle.result()`
 ├── EffectError            what a job sees of an effect that has failed: the error's type and message
 │   └── PolicyDenied       a rule, or a person whom it has asked, does not allow it: nothing was done
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
@@ -52,6 +53,7 @@ __all__ = [
     "IllegalTransition",
     "InputChanged",
     "InternalError",
+    "JobCancelled",
     "JobLocked",
     "JournalFailed",
     "JournalFull",
@@ -224,6 +226,10 @@ class JournalFailed(SabotError):
     """An entry of a journal could not be made durable. Nothing goes on without its journal: the run ends, and a new start goes on from what
     is there.
     """
+
+
+class JobCancelled(SabotError):
+    """Somebody has cancelled the job whose result was waited for."""
 
 
 class EffectError(SabotError):

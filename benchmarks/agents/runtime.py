@@ -1,25 +1,38 @@
 """What the parts of the agent runtime cost by themselves.
 
-    python benchmarks/agents/runtime.py --rows 200000
+    python benchmarks/agents/runtime.py --rows 200000 --jobs 20000
 
     events_per_s           events that one publisher hands to --subscribers handlers in memory, half of them coroutine functions, until all
                            have handled all
     policy_us              of the processor, for one decision with --rules rules, of which a tenth match: by scope, argument, label
     policy_all_us          for one that each of as many rules matches, by name and scope
+    jobs_per_s             jobs of a kernel over a journal in SQLite, each with one step that does nothing, at most --at-once at a time,
+                           from `execute` to `result`; jobs_per_cpu_s: for each second of the processor
 
-Checked: each handler got each event once, in order; each decision is the one that the rules say. The last line is one JSON object.
+Checked: each handler got each event once, in order; each decision is the one that the rules say; what each job returned, and what the
+journal has. The last line is one JSON object.
 """
 
 import argparse
 import asyncio
 import gc
 import json
+import sys
+import tempfile
 import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from journal import fsync_ms
 
 from sabot.agents import (
     ConstraintPolicy,
     Decision,
+    DurableContext,
+    ExecutionRequest,
     GatedCall,
     GateVerdict,
     InMemoryEventBus,
@@ -27,13 +40,14 @@ from sabot.agents import (
     PolicyEngine,
     RuntimeEvent,
     RuntimeEventType,
+    RuntimeKernel,
     ToolPolicy,
 )
 from sabot.jobs.gate import Behalf
-from sabot.journal import EffectId
+from sabot.journal import EffectId, open_reader
 
 
-class Counter:
+class Order:
     """Handlers that check the order of what they get."""
 
     def __init__(self) -> None:
@@ -49,7 +63,7 @@ class Counter:
 
 async def events(rows: int, subscribers: int) -> dict[str, float]:
     """Of an InMemoryEventBus."""
-    bus, counters = InMemoryEventBus(), [Counter() for _ in range(subscribers)]
+    bus, counters = InMemoryEventBus(), [Order() for _ in range(subscribers)]
     for number, counter in enumerate(counters):
         await bus.subscribe(counter.take_later if number % 2 else counter.take)
     gc.collect()
@@ -112,15 +126,51 @@ def policy(rows: int, rules: int) -> dict[str, float]:
     return figures
 
 
+async def nothing(number: int) -> int:
+    return number + 1
+
+
+async def step(ctx: DurableContext) -> int:
+    """The function of a job."""
+    made: int = await ctx.step(nothing, ctx.message, effect="read")
+    return made
+
+
+async def jobs(count: int, at_once: int, folder: Path) -> dict[str, float]:
+    """Of a RuntimeKernel. As many callers wait for a result and ask for the next job as may run at once."""
+    numbers, found = iter(range(count)), []
+
+    async def caller(kernel: RuntimeKernel) -> None:
+        for number in numbers:
+            handle = await kernel.execute(ExecutionRequest(prompt=number))
+            found.append((number, (await handle.result()).output))
+
+    async with RuntimeKernel.create(agent=step, journal=folder, max_jobs=at_once, keep_jobs=count) as kernel:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(caller(kernel) for _ in range(at_once)))
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    assert sorted(found) == [(number, number + 1) for number in range(count)], "a job has returned something else"
+    with closing(open_reader(folder)) as reader:
+        entries = Counter(type(entry).__name__ for _, entry in reader.read())
+    assert entries == dict.fromkeys(("Begin", "Intent", "EffectResult", "End"), count), f"the journal has {entries}"
+    return {"jobs_per_s": round(count / seconds), "jobs_per_cpu_s": round(count / cpu_seconds)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="events")
     parser.add_argument("--subscribers", type=int, default=10, help="of the events")
     parser.add_argument("--rules", type=int, default=100, help="of the policy")
+    parser.add_argument("--jobs", type=int, default=20_000, help="of the kernel")
+    parser.add_argument("--at-once", type=int, default=256, help="jobs at a time")
     options = parser.parse_args()
     outcome: dict[str, Any] = {"benchmark": "runtime", "rows": options.rows, "subscribers": options.subscribers}
+    outcome |= {"jobs": options.jobs, "at_once": options.at_once}
     outcome |= asyncio.run(events(options.rows, options.subscribers))
     outcome |= {"rules": options.rules, **policy(max(1, options.rows // 10), options.rules)}
+    with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
+        outcome["fsync_ms"] = round(fsync_ms(Path(folder)), 3)
+        outcome |= asyncio.run(jobs(options.jobs, options.at_once, Path(folder)))
     print(json.dumps(outcome))
 
 

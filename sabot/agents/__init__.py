@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from sabot.agents.jobs import JobStatus as JobStatus
     from sabot.agents.jobs import JobStore as JobStore
     from sabot.agents.jobs import OpenEffect as OpenEffect
+    from sabot.agents.kernel import ExecutionHandle as ExecutionHandle
+    from sabot.agents.kernel import ExecutionRequest as ExecutionRequest
+    from sabot.agents.kernel import ExecutionResult as ExecutionResult
+    from sabot.agents.kernel import RuntimeKernel as RuntimeKernel
     from sabot.agents.ledger import BudgetExceededError as BudgetExceededError
     from sabot.agents.ledger import Ledger as Ledger
     from sabot.agents.ledger import LedgerEvent as LedgerEvent
@@ -146,6 +150,9 @@ __all__ = [
     "EventBus",
     "ExecutionContext",
     "ExecutionGraph",
+    "ExecutionHandle",
+    "ExecutionRequest",
+    "ExecutionResult",
     "FlowCycle",
     "FlowError",
     "FlowFailed",
@@ -212,6 +219,7 @@ __all__ = [
     "RunVersions",
     "RuntimeEvent",
     "RuntimeEventType",
+    "RuntimeKernel",
     "SqliteInbox",
     "SqliteJournal",
     "SqliteLedgerWriter",
@@ -232,6 +240,7 @@ _HOMES = {
     "sabot.agents.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
     "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
+    "sabot.agents.kernel": ("ExecutionHandle", "ExecutionRequest", "ExecutionResult", "RuntimeKernel"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
     "sabot.agents.ledger": ("BudgetExceededError", "Ledger", "LedgerEvent", "LedgerSum", "LedgerWriter"),
     "sabot.agents.ledger_rows": ("InMemoryLedgerWriter", "SqliteLedgerWriter"),

@@ -12,11 +12,11 @@ job with the time of its entry, of a piece with its number. So an event that is 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events import RuntimeEvent, RuntimeEventType
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
 from sabot.jobs.gate import decode_verdict
@@ -25,7 +25,7 @@ from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Intent, StoredBody, body_of
 
-__all__ = ["JobEvents"]
+__all__ = ["JobEvents", "Publishing"]
 
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
@@ -43,10 +43,20 @@ class _ToldJob(msgspec.Struct):
     questions: dict[str, Intent] = {}
 
 
+class Publishing(Protocol):
+    """What is needed of an EventBus here."""
+
+    async def publish(self, event: RuntimeEvent) -> None:
+        """As of an EventBus."""
+
+    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
+        """As of an EventBus."""
+
+
 class JobEvents:
     """A `jobs.log.Listener` that publishes on a bus."""
 
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: Publishing) -> None:
         self._bus = bus
         self._jobs: dict[str, _ToldJob] = {}  # that have not ended
 

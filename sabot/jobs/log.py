@@ -72,7 +72,7 @@ class JobLog:
         self._desk = desk
         self._ends: dict[int, int] = {}  # of each partition
         self._flushing = 0
-        self._untold: deque[tuple[Position | None, News]] = deque()
+        self._untold: deque[tuple[Position | None, News | asyncio.Future[None]]] = deque()
         self._telling: asyncio.Task[None] | None = None
         self._roomless: asyncio.Future[None] | None = None
         self._leaving = False
@@ -136,7 +136,10 @@ class JobLog:
                     await self.journal.durable(position)
                 for _ in range(count):
                     _, news = untold[0]
-                    await listener.told(news)
+                    if not isinstance(news, asyncio.Future):
+                        await listener.told(news)
+                    elif not news.done():
+                        news.set_result(None)
                     untold.popleft()
                 self._has_room()
         finally:
@@ -161,6 +164,13 @@ class JobLog:
         """The host is to stop: it waits for no listener."""
         self._leaving = True
         self._has_room()
+
+    async def caught_up(self) -> None:
+        """Returns when the listener was told of all that has happened before the call."""
+        if self._telling is not None:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._untold.append((None, told))
+            await asyncio.wait([told, self._telling], return_when=asyncio.FIRST_COMPLETED)
 
     async def told(self) -> None:
         """Returns when the listener was told of all, or after a while."""

@@ -52,11 +52,10 @@ class JobOwner(Protocol):
     """What a job is a run of: an agent. All methods are called on the event loop, and must not suspend.
 
     leaves_at_once: its output is seen before a checkpoint covers it, so the journal must be durable first. code: the version of the
-    function. timeout_s: how long an attempt may run without being parked; None: as long as it likes.
+    function.
     """
 
     leaves_at_once: bool
-    timeout_s: float | None
     code: str
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
@@ -67,6 +66,9 @@ class JobOwner(Protocol):
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
         """The function has raised, in attempt `job.history.attempt`. "end": the owner has dealt with it (dead letter)."""
+
+    def time_left_s(self, job: JobRun) -> float | None:
+        """How long it may run from now on without being parked; None: as long as it likes."""
 
     def backoff_s(self, attempt: int) -> float:
         """How long to wait before the attempt behind this one."""
@@ -101,7 +103,7 @@ class JobOwner(Protocol):
 @dataclass(slots=True, eq=False)
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal. due_ms: when its time is over; 0: it may run on.
+    in the journal. due_ms: when its time is over; 0: it may run on. limit_s: how long it may run.
     """
 
     job: JobRun
@@ -111,6 +113,7 @@ class Live:
     safe: bool = False
     noting: int = 0
     due_ms: int = 0
+    limit_s: float | None = None
 
     def awaits(self, ordinal: int) -> bool:
         """Whether the timer of this ordinal counts: 0 is the time of the attempt."""

@@ -70,7 +70,6 @@ class DurableAgentOperator(AgentOperator):
         """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once = leaves_at_once
-        self.timeout_s = spec.calls.timeout_s
         self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
         self.hands_on = False  # it writes into a durable agent
@@ -165,9 +164,7 @@ class DurableAgentOperator(AgentOperator):
     @property
     def unprocessed(self) -> bool:
         """Jobs run or are about to. Those that are parked count too, unless the app is leaving; those that are blocked do not."""
-        if self._ready or self._woken or self._running:
-            return True
-        return not self.leaving and self._parked > 0
+        return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
 
     # -- rows in ------------------------------------------------------------------------------------------------------
 
@@ -239,8 +236,7 @@ class DurableAgentOperator(AgentOperator):
         return digest(self.host.journal.key, "input", self.spec.agent_id, [record.payload, record.key])
 
     @property
-    def has_room(self) -> bool:
-        """Rows may come: not while a mailbox is full whose rows are to be held."""
+    def has_room(self) -> bool:  # not while a mailbox is full whose rows are to be held
         return not self.order.crowded and super().has_room
 
     # -- the order of keys: what it asks (`key_order.OrderOwner`) -----------------------------------------------------
@@ -419,6 +415,10 @@ class DurableAgentOperator(AgentOperator):
         told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
         self.bury(record, job.job_id, job.history.begin.run, (told.type, told.message), attempts)
         return "end"
+
+    def time_left_s(self, job: JobRun) -> float | None:
+        """As `JobOwner.time_left_s`."""
+        return self.spec.calls.timeout_s
 
     def backoff_s(self, attempt: int) -> float:
         """As `JobOwner.backoff_s`."""

@@ -65,6 +65,9 @@ class Agent:
         self.errors[job.job_id] = error
         return self.verdict
 
+    def time_left_s(self, job: JobRun) -> float | None:
+        return self.timeout_s
+
     def backoff_s(self, attempt: int) -> float:
         return 0.0
 

@@ -1,0 +1,18 @@
+"""Agents as jobs over a journal, without an app.
+
+    execute ─▶ a free place ─▶ BEGIN, durable ─▶ ExecutionHandle: events, result, cancel, actions
+                                  │
+                                  └─▶ runs ◀──▶ parked ─▶ END
+    resume ─▶ open jobs of the journal ─▶ run over their histories
+
+kernel     RuntimeKernel: what a program uses
+jobs       a request, an agent as the owner of jobs, the limits of one job
+handle     ExecutionHandle: a job that others wait for
+hosting    which jobs run, and which wait for a place
+"""
+
+from sabot.agents.kernel.handle import ExecutionHandle
+from sabot.agents.kernel.jobs import ExecutionRequest, ExecutionResult
+from sabot.agents.kernel.kernel import RuntimeKernel
+
+__all__ = ["ExecutionHandle", "ExecutionRequest", "ExecutionResult", "RuntimeKernel"]

@@ -1,0 +1,209 @@
+"""What `RuntimeKernel.execute` gives: a job that others may wait for, watch, answer and cancel."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol
+
+from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
+from sabot.agents.events import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
+from sabot.agents.kernel.jobs import ExecutionResult, KernelAgent
+from sabot.agents.store import cancel_letter
+from sabot.errors import EffectError, JobCancelled, UserError
+from sabot.jobs.values import unpack_error
+from sabot.journal.entries import Letter
+from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded, model_error
+
+__all__ = ["EARLY_PIECES", "ExecutionHandle", "outcome_of"]
+
+EARLY_PIECES = 1_000
+"""Pieces of answers that are kept of a job until somebody listens."""
+
+_FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
+_PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)
+_LIMITS = {each.__name__: each for each in (BudgetExceeded, TurnLimitExceeded, TimeoutError)}
+
+
+class _Kernel(Protocol):
+    """What a handle needs of its kernel."""
+
+    events: InMemoryEventBus
+    actions: ActionManager
+
+    async def recorded_events(self, job_id: str) -> list[RuntimeEvent]: ...
+
+    async def post(self, letter: Letter) -> None: ...
+
+
+class ExecutionHandle:
+    """A job of a kernel. Any number of tasks may wait on it."""
+
+    __slots__ = (
+        "_answered",
+        "_begins",
+        "_early",
+        "_ended",
+        "_kernel",
+        "_listening",
+        "_outcome",
+        "agent",
+        "digest",
+        "job_id",
+    )
+
+    def __init__(self, kernel: _Kernel, job_id: str, agent: KernelAgent, digest: bytes = b"") -> None:
+        """digest: of the request. A kernel makes handles."""
+        self.job_id = job_id
+        self.digest = digest
+        self._kernel = kernel
+        self.agent = agent
+        self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: of END
+        self._ended = False  # it has an END
+        self._answered: asyncio.Future[None] | None = None  # for who waits for the outcome
+        self._begins: asyncio.Future[bool] | None = None  # for who waits for BEGIN
+        self._listening: list[Subscription] = []
+        self._early: Subscription | list[RuntimeEvent] | None = None  # pieces that came before somebody listened
+
+    def __repr__(self) -> str:
+        return f"<ExecutionHandle {self.job_id}>"
+
+    @property
+    def done(self) -> bool:
+        """The job has ended, or is blocked, or its kernel has stopped."""
+        return self._outcome is not None
+
+    async def result(self) -> ExecutionResult:
+        """What came of the job, when it has ended. Raises what has ended it: ModelError, BudgetExceeded, TurnLimitExceeded, TimeoutError
+        (`max_runtime_seconds`), JobCancelled, EffectError with the class and the words of any other error; NonDeterminism where it is
+        blocked; SabotError where the kernel has stopped before its end.
+        """
+        if self._outcome is None:
+            if self._answered is None:
+                self._answered = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._answered)
+        if isinstance(self._outcome, bytes):
+            self._outcome = self.agent.result(self.job_id, self._outcome)
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome.with_traceback(None)
+        assert self._outcome is not None
+        return self._outcome
+
+    async def events(self) -> AsyncIterator[RuntimeEvent]:
+        """The events of the job from its beginning, then as they come, until `final.result` or `final.error`. Pieces of answers that came
+        before are told to the first who asks, and so many only as EARLY_PIECES, as no journal has them. Raises what `result` raises where
+        the job does not come to its end.
+        """
+        live, told = self._kernel.events.listen(job_id=self.job_id), set[str]()
+        self._listening.append(live)
+        self.stop_collecting()
+        early = self._early if isinstance(self._early, list) else []
+        self._early = None
+        if self.done and not self._ended:
+            live.close()
+        try:
+            while True:
+                missed = live.dropped  # what a slow reader has missed is in the journal
+                recorded = await self._kernel.recorded_events(self.job_id)
+                waiting = list(live.queue)
+                early += [event for event in waiting if event.type in _PIECES]
+                live.queue.clear()
+                live.queue.extend(event for event in waiting if event.type not in _PIECES)
+                if not recorded and self._ended:
+                    raise UserError(f"job {self.job_id} has ended so long ago that its events are forgotten")
+                for event in recorded:
+                    for piece in _of(early, event):
+                        yield piece
+                    if event.event_id not in told:
+                        told.add(event.event_id)
+                        yield event
+                    if event.type in _FINAL:
+                        return
+                for piece in _of(early, None):
+                    yield piece
+                while live.queue or live.dropped == missed:
+                    try:
+                        event = await anext(live)
+                    except StopAsyncIteration:
+                        await self.result()
+                        return
+                    if event.event_id not in told:
+                        if event.type not in _PIECES:
+                            told.add(event.event_id)
+                        yield event
+                    if event.type in _FINAL:
+                        return
+        finally:
+            live.close()
+            self._listening.remove(live)
+
+    async def cancel(self, reason: str = "") -> None:
+        """Asks the job to end: a CancelledError is raised where it waits. Durable when this returns. Raises LetterRefused where it has
+        ended, or was asked before.
+        """
+        await self._kernel.post(cancel_letter(self.job_id, reason))
+
+    async def get_pending_actions(self) -> list[ActionRecord]:
+        """The questions of the job that nobody has answered."""
+        return await self._kernel.actions.find(job_id=self.job_id, statuses=[ActionStatus.PENDING])
+
+    async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
+        """Answers a question, by its `resume_token`. Durable when this returns. Raises LetterRefused."""
+        return await self._kernel.actions.resolve(token, resolution, by=by)
+
+    # -- pieces of answers, for who comes later ---------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Keeps pieces of answers until somebody listens, or `stop_collecting`."""
+        self._early = self._kernel.events.listen(_PIECES, job_id=self.job_id, capacity=EARLY_PIECES, loud=False)
+
+    def stop_collecting(self) -> None:
+        """No further piece comes."""
+        collecting = self._early
+        if isinstance(collecting, Subscription):
+            self._early = list(collecting.queue)
+            collecting.close()
+
+    # -- what its kernel says -------------------------------------------------------------------------------------------
+
+    def begins(self) -> "asyncio.Future[bool]":
+        """Whether BEGIN is appended; False: it will not be."""
+        if self._begins is None:
+            self._begins = asyncio.get_running_loop().create_future()
+        return self._begins
+
+    def begun(self, has: bool = True) -> None:
+        """BEGIN is appended, or will not be."""
+        if not (begins := self.begins()).done():
+            begins.set_result(has)
+
+    def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
+        """It is over: whoever waits is told. ended: it has an END, so its last event comes."""
+        if self._outcome is not None:
+            return
+        self._outcome, self._ended = outcome, ended
+        if not ended:
+            for live in self._listening:
+                live.close()
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+
+def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
+    """Those of the answer that this event has; None: all that are left. They are taken out."""
+    if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
+        return
+    mine = [each for each in pieces if event is None or each.data["ordinal"] == event.data["ordinal"]]
+    pieces[:] = [each for each in pieces if each not in mine]
+    yield from mine
+
+
+def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:
+    """What a handle settles with, from the END of its job."""
+    if outcome == "succeeded":
+        return body
+    if outcome == "cancelled":
+        return JobCancelled(f"job {job_id} was cancelled")
+    error = unpack_error(body)
+    limit = _LIMITS.get(error.type)
+    if limit is not None:
+        return limit(error.message)
+    return model_error(error.type, error.message) or EffectError(error.type, error.message)

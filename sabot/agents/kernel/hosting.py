@@ -1,0 +1,349 @@
+"""The jobs of a kernel while it has its journal: which of them run, which wait for a place, which handle hears of their ends.
+
+caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, asked for by a job: these go first
+                              │
+                              └─▶ parked, or over: the place is free
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from sabot.agents.events import InMemoryEventBus
+from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
+from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
+from sabot.agents.telling import JobEvents
+from sabot.clock import Clock
+from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
+from sabot.jobs.asking import answered
+from sabot.jobs.gate import Behalf, EffectGate
+from sabot.jobs.host import JobHost
+from sabot.jobs.log import News
+from sabot.jobs.owner import OpenJob
+from sabot.jobs.recovery import last_begin, whole_entries
+from sabot.jobs.values import pack_error
+from sabot.journal import End, Journal, digest
+from sabot.threads import aside
+from sabot.watch import unexpected
+
+__all__ = ["KernelHost"]
+
+_TRIMS = 10  # times while as many jobs end as are kept
+
+
+class KernelHost:
+    """On the event loop of its kernel. open: jobs that the start has found, and nobody has resumed."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        agents: Mapping[str, KernelAgent],
+        handle: Callable[[str, KernelAgent, bytes], ExecutionHandle],
+        events: InMemoryEventBus,
+        *,
+        clock: Clock,
+        max_jobs: int,
+        keep_jobs: int,
+        dedupe_s: float,
+        grace_s: float,
+        policy: EffectGate | None,
+    ) -> None:
+        """agents: by their ids. handle: makes one. Other arguments as of `RuntimeKernel`."""
+        self.journal = journal
+        self.open: dict[str, OpenJob] = {}
+        self.handles: dict[str, ExecutionHandle] = {}  # of jobs that have not ended
+        self.failure: SabotError | None = None
+        self._agents, self._new, self._clock = agents, handle, clock
+        self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
+        self._collecting: dict[str, ExecutionHandle] = {}  # of jobs whose END was not told
+        listener = _KernelEvents(events, self._end_told)
+        how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "gate": policy}
+        self._host = JobHost(journal, on_broken=self._broke, **how)
+        for agent in agents.values():
+            agent.watch = self
+            self._host.register(agent.agent_id, agent)
+        self._places: set[str] = set()  # jobs that run
+        self._ready: deque[tuple[str, Callable[[], object]]] = deque()
+        self._callers: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._said: dict[str, bytes | BaseException] = {}  # what END will say, of jobs that are about to end
+        self._ended = 0
+        self._marks: deque[tuple[int, Mapping[int, int]]] = deque()  # so many had ended, and there the journal was
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Reads which jobs are open, and serves. Raises UserError where an agent of some is not here."""
+        found = await self._host.open(await aside(self.journal.positions))
+        found = [job for job in found if job.agent]  # others are a JobManager's
+        gone = sorted({job.agent for job in found if job.agent not in self._agents})
+        if gone:
+            raise UserError(
+                f"{self.journal.where} has open jobs of agents that this kernel does not have: {', '.join(gone)}",
+                hint="give it these agents too, and the name= that the kernel had",
+            )
+        self.open = {job.job_id: job for job in found}
+        self._host.start()
+
+    async def close(self, why: SabotError) -> None:
+        """Stops. Handles of jobs that have not ended raise `why`."""
+        await self._host.close()
+        self._end_all(self.failure or why)
+
+    def _broke(self, what: str, error: BaseException) -> None:
+        """Nothing can go on."""
+        if self.failure is None:
+            self.failure = unexpected(what, error)
+            self._host.stopping = True
+            self._end_all(self.failure)
+
+    def _end_all(self, error: SabotError) -> None:
+        for handle in list(self.handles.values()):
+            handle.settle(error, ended=False)
+            handle.begun(False)
+        self.handles.clear()
+        self._ready.clear()
+        for _, caller in self._callers:
+            if not caller.done():
+                caller.set_exception(error)
+        self._callers.clear()
+
+    def check(self) -> None:
+        """Raises the failure that has ended it."""
+        if self.failure is not None:
+            raise self.failure
+
+    def statistics(self) -> dict[str, Any]:
+        """Those of the host; `waiting`: jobs and callers that wait for a place."""
+        return {**self._host.statistics(), "waiting": len(self._ready) + len(self._callers)}
+
+    # -- jobs begin ---------------------------------------------------------------------------------------------------
+
+    async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
+        """As `RuntimeKernel.execute`."""
+        record = encode_request(request)
+        asked = msgspec.to_builtins(request.content, enc_hook=str)
+        name = digest(self.journal.key, "request", agent.agent_id, asked)
+        while (other := self.handles.get(job_id)) is not None:
+            _check_same(request, job_id, other.digest, name)
+            if await asyncio.shield(other.begins()):
+                await self.journal.flush()
+                return other
+            self.check()
+        handle = self.handles[job_id] = self._new(job_id, agent, name)
+        try:
+            if request.idempotency_key:
+                before = await self._before(handle, request)
+                if before is not None:
+                    return before
+            await self._place(job_id)
+            self._collect(handle)
+            self._host.begin(agent.agent_id, job_id, record=record, key=b"", digest=name, behalf=request.behalf)
+        except BaseException:
+            if self.handles.get(job_id) is handle:
+                del self.handles[job_id]
+            self._leave(job_id)
+            handle.begun(False)
+            raise
+        if not await asyncio.shield(handle.begins()):
+            self.check()
+            raise UserError("the kernel was closed before the job had begun")
+        await self.journal.flush()
+        return handle
+
+    async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
+        """The handle of a job that the journal has already; None: it has none."""
+        job_id = handle.job_id
+        job = self.open.pop(job_id, None)
+        if job is not None:
+            try:
+                _check_same(request, job_id, job.digest, handle.digest)
+            except IdempotencyConflict:
+                self.open[job_id] = job
+                raise
+            self._resume(job, handle)
+            return handle
+        mark = await self._host.known(job_id)
+        if mark is None:
+            return None
+        _check_same(request, job_id, mark.digest, handle.digest)
+        await self.settle_from_journal(handle)
+        del self.handles[job_id]
+        handle.begun()
+        return handle
+
+    async def caught_up(self) -> None:
+        """Returns when all events up to now are published."""
+        await self._host.log.caught_up()
+
+    async def settle_from_journal(self, handle: ExecutionHandle) -> None:
+        """The handle of a job that has ended. Raises UserError where its END is forgotten."""
+        await self.journal.flush()
+        for _, entry in reversed(await answered(whole_entries, self.journal, handle.job_id)):
+            if isinstance(entry, End):
+                assert isinstance(entry.body, bytes)
+                handle.settle(outcome_of(handle.job_id, entry.outcome, entry.body), ended=True)
+                return
+        raise UserError(
+            f"job {handle.job_id} has ended so long ago that its result is forgotten",
+            hint="keep_jobs= says how many are kept; another idempotency key makes another job",
+        )
+
+    def resume(self) -> list[ExecutionHandle]:
+        """All open jobs go on, in the order in which they began. Returns their handles."""
+        jobs, handles = list(self.open.values()), []
+        self.open.clear()
+        for job in jobs:
+            handle = self.handles[job.job_id] = self._new(job.job_id, self._agents[job.agent], job.digest)
+            self._resume(job, handle)
+            handles.append(handle)
+        return handles
+
+    def _resume(self, job: OpenJob, handle: ExecutionHandle) -> None:
+        handle.begun()
+        self._collect(handle)
+        self._when_free(job.job_id, partial(self._host.resume, job))
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    async def _place(self, job_id: str) -> None:
+        """Returns when the job may run."""
+        if len(self._places) < self._max_jobs and not self._ready and not self._callers:
+            self._places.add(job_id)
+            return
+        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._callers.append((job_id, free))
+        await free
+
+    def _when_free(self, job_id: str, go: Callable[[], object]) -> None:
+        self._ready.append((job_id, go))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while len(self._places) < self._max_jobs and (self._ready or self._callers):
+            if self._ready:
+                job_id, go = self._ready.popleft()
+                self._places.add(job_id)
+                go()
+                continue
+            job_id, free = self._callers.popleft()
+            if not free.done():  # who waited was cancelled
+                self._places.add(job_id)
+                free.set_result(None)
+
+    def _collect(self, handle: ExecutionHandle) -> None:
+        """Who gets this handle is told of pieces of answers, though he cannot listen before he has it."""
+        if handle.agent.asks_model:
+            handle.collect()
+            self._collecting[handle.job_id] = handle
+
+    def _end_told(self, job_id: str) -> None:
+        handle = self._collecting.pop(job_id, None)
+        if handle is not None:
+            handle.stop_collecting()
+
+    def _leave(self, job_id: str) -> None:
+        if job_id in self._places:
+            self._places.remove(job_id)
+            self._go_on()
+
+    # -- what its agents say (`jobs.JobWatch`) ----------------------------------------------------------------------------
+
+    def began(self, job_id: str) -> None:
+        """As `JobWatch.began`."""
+        handle = self.handles.get(job_id)
+        if handle is not None:
+            handle.begun()
+
+    def rests(self, job_id: str) -> None:
+        """As `JobWatch.rests`."""
+        self._leave(job_id)
+
+    def wakes(self, job_id: str) -> None:
+        """As `JobWatch.wakes`."""
+        self._when_free(job_id, partial(self._host.parking.wake, job_id))
+
+    def child(self, agent: KernelAgent, job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
+        """As `JobWatch.child`."""
+        if job_id in self.handles:
+            return
+        record = encode_request(request)
+        name = digest(self.journal.key, "request", agent.agent_id, msgspec.to_builtins(request.content, enc_hook=str))
+        self.handles[job_id] = self._new(job_id, agent, name)
+        inputs: dict[str, Any] = {"record": record, "key": b"", "digest": name, "behalf": behalf}
+        begin = partial(self._host.begin, agent.agent_id, job_id, **inputs)
+
+        async def look() -> (
+            None
+        ):  # if it ended, and a crash came before its parent was told, it runs over what it has done
+            before = await answered(last_begin, self.journal, job_id)
+            self._when_free(job_id, partial(begin, run=1 if before is None else before.run + 1))
+
+        self._host.beside(look(), f"the look for job {job_id}")
+
+    def says(self, job_id: str, said: bytes | BaseException) -> None:
+        """As `JobWatch.says`."""
+        self._said[job_id] = said
+
+    def over(self, job_id: str, outcome: str) -> None:
+        """As `JobWatch.over`."""
+        said = self._said.pop(job_id, None)
+        handle = self.handles.pop(job_id, None)
+        if handle is not None:
+            if outcome == "cancelled":
+                handle.settle(outcome_of(job_id, outcome, b""), ended=True)
+            elif isinstance(said, BaseException):
+                handle.settle(outcome_of(job_id, outcome, pack_error(said)), ended=True)
+            elif said is not None:
+                handle.settle(said, ended=True)
+            else:
+                handle.settle(InternalError(f"job {job_id} has ended ({outcome}), and nobody said how"), ended=True)
+        self._leave(job_id)
+        self._trim()
+
+    def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """As `JobWatch.is_blocked`."""
+        handle = self.handles.pop(job_id, None)
+        if handle is not None:
+            handle.settle(error, ended=False)
+        self._leave(job_id)
+
+    def asked_to_exit(self, job_id: str, error: BaseException) -> None:
+        """As `JobWatch.asked_to_exit`."""
+        self._broke(f"job {job_id}", error)
+
+    def _trim(self) -> None:
+        """Now and then the journal forgets the histories of jobs that are not kept."""
+        self._ended += 1
+        if self._ended % max(1, self._keep_jobs // _TRIMS):
+            return
+        self._marks.append((self._ended, dict(self._host.log.facts()["positions"])))
+        before: Mapping[int, int] | None = None
+        while self._marks and self._ended - self._marks[0][0] >= self._keep_jobs:
+            _, before = self._marks.popleft()
+        if before is not None:
+            found = before
+            self._host.log.trim(lambda: found, max(1, round((self._clock.time() - self._dedupe_s) * 1000)))
+
+
+class _KernelEvents(JobEvents):
+    def __init__(self, events: InMemoryEventBus, end_told: Callable[[str], None]) -> None:
+        """end_told: the last events of a job were published."""
+        super().__init__(events)
+        self._end_told = end_told
+
+    async def told(self, news: News) -> None:
+        await super().told(news)
+        if isinstance(news, End):
+            self._end_told(news.job)
+
+
+def _check_same(request: ExecutionRequest, job_id: str, before: bytes, name: bytes) -> None:
+    if before != name:
+        raise IdempotencyConflict(
+            f"idempotency key {request.idempotency_key!r} of scope {request.scope_id} is that of job {job_id}, with another request",
+            hint="give this request another key, or ask for the same",
+        )

@@ -1,0 +1,396 @@
+"""What a job of a kernel is: a request in its BEGIN, an agent or a function that runs over it, within the limits of the request.
+
+ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=limits over ctx.llm(engine)), or f(ctx) ─▶ END: what it has returned
+"""
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Protocol
+
+import msgspec
+
+from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
+from sabot.api.durable import DurableContext, durable_context
+from sabot.api.models import JobModel
+from sabot.calls.functions import awaitable
+from sabot.clock import Clock
+from sabot.config import checked_name
+from sabot.errors import NonDeterminism, UserError, short_repr
+from sabot.exits import EXITS
+from sabot.jobs.gate import Behalf
+from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.run import JobRun
+from sabot.jobs.values import pack, unpack
+from sabot.llm.agent import Agent, AgentResult
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded
+from sabot.llm.messages import ChatMessage
+from sabot.llm.middleware import Budget
+from sabot.llm.providers.scripted import tokens_of
+from sabot.llm.results import Completion, Piece, Usage
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import Tool
+from sabot.operators.agents.job_rows import version_of
+from sabot.state.backends.memory import MemoryBackend
+
+__all__ = ["ExecutionRequest", "ExecutionResult", "JobWatch", "KernelAgent", "encode_request"]
+
+_NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionRequest:
+    """A run of an agent that is asked for.
+
+    prompt: a text, a ChatMessage, or several of them; where the agent is a function, anything that msgpack can say: its `ctx.message`.
+    scope_id: the tenant. principal_id: the actor. session_id, run_id, metadata, versions, policy_ref: go along with the job. budgets: what
+    this job may use. idempotency_key: the same key of a scope is the same job, however often it is asked for. agent: its name, where the
+    kernel has several.
+    """
+
+    prompt: Any
+    scope_id: str = "default"
+    principal_id: str = ""
+    session_id: str = ""
+    run_id: str = ""
+    budgets: BudgetSpec = field(default_factory=BudgetSpec)
+    policy_ref: PolicyRef | None = None
+    versions: RunVersions = field(default_factory=RunVersions)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str = ""
+    agent: str = ""
+
+    def __post_init__(self) -> None:
+        checked_word(self.scope_id, "scope_id", empty=False)
+        for name in ("principal_id", "session_id", "run_id", "idempotency_key", "agent"):
+            checked_word(getattr(self, name), name)
+
+    def context(self, job_id: str = "") -> ExecutionContext:
+        """On whose behalf the job runs, and within which limits."""
+        shared = {name: getattr(self, name) for name in ExecutionContext.__dataclass_fields__ if name != "job_id"}
+        return ExecutionContext(**shared, job_id=job_id)
+
+    @property
+    def behalf(self) -> Behalf:
+        """For whom the job runs."""
+        return Behalf(self.scope_id, self.principal_id)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What must be equal where two share an idempotency key."""
+        left_out = ("run_id", "versions", "idempotency_key")
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionResult:
+    """What came of a job.
+
+    content: the agent's last answer; of a function its result as text. output: the answer as the type that the agent is asked for; the
+    result of a function. usage, cost: of all its model calls; cost is None where a price is not known. turns, tool_calls, finish_reason: as
+    of an AgentResult.
+    """
+
+    job_id: str
+    content: str = ""
+    output: Any = None
+    usage: Usage = field(default_factory=Usage)
+    cost: Decimal | None = None
+    turns: int = 0
+    tool_calls: int = 0
+    finish_reason: str = "stop"
+
+
+class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of an agent in END."""
+
+    content: str
+    usage: Usage = Usage()
+    cost: Decimal | None = None
+    turns: int = 0
+    tool_calls: int = 0
+    finish_reason: str = "stop"
+
+
+def encode_request(request: ExecutionRequest) -> bytes:
+    """The request as BEGIN has it. Raises UserError."""
+    prompt = request.prompt
+    if isinstance(prompt, ChatMessage):
+        prompt = [prompt]
+    return pack(
+        replace(request, prompt=msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt), "the request"
+    )
+
+
+def _has_messages(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and any(isinstance(each, ChatMessage) for each in prompt)
+
+
+def _request(job: JobRun) -> ExecutionRequest:
+    return msgspec.convert(unpack(job.history.begin.body), ExecutionRequest, strict=False)  # type: ignore[arg-type]
+
+
+class JobWatch(Protocol):
+    """Who lets the jobs of a kernel run, and hears how they end. On the event loop."""
+
+    def began(self, job_id: str) -> None:
+        """BEGIN is appended, or was before."""
+
+    def rests(self, job_id: str) -> None:
+        """It is parked, and holds no place among those that run."""
+
+    def wakes(self, job_id: str) -> None:
+        """It has something to go on with, once it may run."""
+
+    def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
+        """It is to begin, once it may run. behalf: with the labels of what asks for it."""
+
+    def says(self, job_id: str, said: bytes | BaseException) -> None:
+        """Its function has returned this, as END will have it, or raised."""
+
+    def over(self, job_id: str, outcome: str) -> None:
+        """END is appended."""
+
+    def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """It cannot go on with this code."""
+
+    def asked_to_exit(self, job_id: str, error: BaseException) -> None:
+        """Its function asks for the end of the process."""
+
+
+class KernelAgent:
+    """The owner of the jobs of one agent of a kernel (`jobs.owner.JobOwner`).
+
+    agent: an Agent, or a function of a DurableContext.
+    """
+
+    leaves_at_once = True
+
+    def __init__(
+        self,
+        kernel: str,
+        agent: "Agent | Callable[[DurableContext], Any]",
+        engine: ExecutionEngine | None,
+        clock: Clock,
+        version: str,
+    ) -> None:
+        """engine: by which an Agent asks, in place of its own. version: of the code; "": a digest of it. Its host sets `watch`."""
+        if not isinstance(agent, Agent) and not callable(agent):
+            raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
+        self.agent = agent
+        self.name = checked_name(agent.name if isinstance(agent, Agent) else agent.__name__, "agent: name")
+        self.agent_id = f"{kernel}.{self.name}"
+        self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
+        self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None
+        self._clock = clock
+        self.asks_model = isinstance(agent, Agent)
+        self.watch: JobWatch
+        self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
+        self._ran_s: dict[str, float] = {}  # of open jobs that have a limit, up to when they were parked
+        self._since: dict[str, float] = {}
+
+    # -- as a JobOwner ------------------------------------------------------------------------------------------------
+
+    def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
+        """As `JobOwner.call`."""
+        self.watch.began(job.job_id)
+        request = self._asked(job)
+        fields = _Fields(request.prompt, job.history.begin.at_ms, job.history.begin.key)
+        ctx = durable_context(job, fields, _NO_STATE, self.agent_id, "", self._clock)
+        return self._run(ctx, request)
+
+    def _asked(self, job: JobRun) -> ExecutionRequest:
+        if self._decoded is None or self._decoded[0] is not job:
+            self._decoded = job, _request(job)
+        return self._decoded[1]
+
+    async def _run(self, ctx: DurableContext, request: ExecutionRequest) -> Any:
+        if not isinstance(self.agent, Agent):
+            value, pending = awaitable(self.agent(ctx))
+            return await value if pending else value
+        assert self._engine is not None
+        said = request.prompt
+        if not isinstance(said, str):
+            said = msgspec.convert(said, list[ChatMessage])
+        return await self.agent.run(said, doing=_Limited(ctx.llm(self._engine), _JobUse(request.budgets)))
+
+    def time_left_s(self, job: JobRun) -> float | None:
+        """As `JobOwner.time_left_s`: what `max_runtime_seconds` leaves."""
+        most = self._asked(job).budgets.max_runtime_seconds
+        if most is None:
+            return None
+        self._since[job.job_id] = self._clock.monotonic()
+        return max(0.001, most - self._ran_s.get(job.job_id, 0.0))
+
+    def _stops(self, job_id: str) -> None:
+        since = self._since.pop(job_id, None)
+        if since is not None:
+            self._ran_s[job_id] = self._ran_s.get(job_id, 0.0) + self._clock.monotonic() - since
+
+    def ended(self, job: JobRun, value: Any) -> bytes:
+        """As `JobOwner.ended`."""
+        body = pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
+        self.watch.says(job.job_id, body)
+        return body
+
+    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+        """As `JobOwner.failed`."""
+        if isinstance(error, EXITS):
+            self.watch.asked_to_exit(job.job_id, error)
+            return "stop"
+        self.watch.says(job.job_id, error)
+        return "end"
+
+    def backoff_s(self, attempt: int) -> float:
+        """As `JobOwner.backoff_s`. Jobs are not tried again."""
+        return 0.0
+
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
+        """As `JobOwner.begin_child`."""
+        request = ExecutionRequest(
+            prompt=message, scope_id=behalf.scope, principal_id=behalf.principal, agent=self.name
+        )
+        self.watch.child(self, job_id, request, behalf)
+
+    def continued(self, job: JobRun, message: Any) -> bytes:
+        """As `JobOwner.continued`."""
+        return encode_request(replace(self._asked(job), prompt=message))
+
+    def parked(self, job_id: str) -> None:
+        """As `JobOwner.parked`."""
+        self._stops(job_id)
+        self.watch.rests(job_id)
+
+    def woken(self, job_id: str) -> None:
+        """As `JobOwner.woken`."""
+        self.watch.wakes(job_id)
+
+    def blocked(self, job_id: str, error: NonDeterminism) -> None:
+        """As `JobOwner.blocked`."""
+        self.watch.is_blocked(job_id, error)
+
+    def over(self, job_id: str, outcome: str) -> None:
+        """As `JobOwner.over`."""
+        self._since.pop(job_id, None)
+        self._ran_s.pop(job_id, None)
+        self.watch.over(job_id, outcome)
+
+    def had_ended(self, job: OpenJob) -> None:
+        """As `JobOwner.had_ended`. What has ended is over for a kernel, which has no checkpoint."""
+
+    # -- what came of its jobs ------------------------------------------------------------------------------------------
+
+    def result(self, job_id: str, body: bytes) -> ExecutionResult:
+        """The result that this END of a job has. Raises Mismatch where it is not of the type that the agent is asked for now."""
+        value = unpack(body)
+        if not isinstance(self.agent, Agent):
+            content = value if isinstance(value, str) else _text(value)
+            return ExecutionResult(job_id=job_id, content=content, output=value)
+        said, shape = msgspec.convert(value, _Ended, strict=False), self.agent.output
+        facts = {name: getattr(said, name) for name in said.__struct_fields__}
+        return ExecutionResult(job_id=job_id, output=None if shape is None else shape.decode(said.content), **facts)
+
+
+@dataclass(slots=True)
+class _Fields:
+    """What a context shows of the input (`api.context.RecordFields`)."""
+
+    value: Any
+    timestamp: int
+    scope: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    topic: str = ""
+    partition: int = -1
+    offset: int = -1
+
+
+def _ended(result: AgentResult) -> _Ended:
+    facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason
+    return _Ended(result.content, *facts)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
+
+
+# -- limits of one job ----------------------------------------------------------------------------------------------------
+
+
+class _JobUse:
+    """What a job has used, by the results that its journal has: the same in every replay."""
+
+    def __init__(self, limits: BudgetSpec) -> None:
+        self.limits = limits
+        self.budget = Budget(max_tokens=limits.max_tokens, max_cost=limits.max_cost)
+        self.turns = self.tool_calls = 0
+        self._reserved = 0
+
+    def reserve(self, spec: RequestSpec) -> tuple[RequestSpec, int]:
+        """The request, which may not write more than there is left to, and how many tokens are reserved for it. Raises BudgetExceeded,
+        TurnLimitExceeded.
+        """
+        limits, most = self.limits, self.limits.max_tokens
+        if limits.max_turns is not None and self.turns >= limits.max_turns:
+            raise TurnLimitExceeded(
+                f"the job may ask models {limits.max_turns} times", hint="BudgetSpec(max_turns=…) gives it more"
+            )
+        tokens = tokens_of(spec.messages)
+        if most is not None:
+            left = most - self.budget.tokens - self._reserved - tokens
+            if left <= 0:
+                raise BudgetExceeded(
+                    f"the job may use {most:,} tokens: {self.budget.tokens:,} are used, {self._reserved:,} may be by calls in flight, and"
+                    f" this one would read {tokens:,}"
+                )
+            if spec.max_tokens is None or spec.max_tokens > left:
+                spec = msgspec.structs.replace(spec, max_tokens=left)
+        tokens += spec.max_tokens or 0
+        self.budget.reserve(tokens)
+        self.turns += 1
+        self._reserved += tokens
+        return spec, tokens
+
+    def settle(self, tokens: int, outcome: Completion | None) -> None:
+        """The call has ended."""
+        self._reserved -= tokens
+        self.budget.settle(tokens, outcome)
+
+    def call(self, tool: Tool) -> None:
+        """A tool is about to be called. Raises BudgetExceeded."""
+        most = self.limits.max_tool_calls
+        if most is not None and self.tool_calls >= most:
+            raise BudgetExceeded(f"{tool.name} is not called: the job may call tools {most} times")
+        self.tool_calls += 1
+
+
+class _Limited:
+    """A `Doing` within the limits of a job."""
+
+    def __init__(self, model: JobModel, used: _JobUse) -> None:
+        self._model = model
+        self._used = used
+
+    def of(self, engine: ExecutionEngine) -> "_Limited":
+        """The same job, with another engine."""
+        return _Limited(self._model.of(engine), self._used)
+
+    async def complete(self, spec: RequestSpec, /) -> Completion:
+        """As `Doing.complete`."""
+        spec, tokens = self._used.reserve(spec)
+        outcome = None
+        try:
+            outcome = await self._model.complete(spec)
+            return outcome
+        finally:
+            self._used.settle(tokens, outcome)
+
+    async def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
+        """As `Doing.stream`."""
+        yield Piece(completion=await self.complete(spec))
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """As `Doing.call`."""
+        self._used.call(tool)
+        return await self._model.call(tool, arguments)

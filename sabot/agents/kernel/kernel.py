@@ -1,0 +1,280 @@
+"""RuntimeKernel: the face of a kernel."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from sabot.agents.actions import ActionManager
+from sabot.agents.events import InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.kernel.handle import ExecutionHandle
+from sabot.agents.kernel.hosting import KernelHost
+from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
+from sabot.agents.outside import AppJobs, OutsideStore
+from sabot.agents.telling import JobEvents
+from sabot.calls.options import checked_whole
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.errors import UserError
+from sabot.jobs.asking import answered
+from sabot.jobs.gate import EffectGate
+from sabot.jobs.host import STOP_GRACE_SECONDS
+from sabot.jobs.recovery import whole_entries
+from sabot.journal import Begin, Journal, JournalReader, MemoryHome, MemoryJournal
+from sabot.journal.entries import Letter
+from sabot.journal.memory import MemoryInbox, MemoryReader
+from sabot.journal.opening import open_inbox, open_journal, open_reader
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.threads import aside, to_the_end
+
+__all__ = ["RuntimeKernel"]
+
+
+class RuntimeKernel:
+    """Agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs.db")`.
+
+    It belongs to one event loop, and opens its journal when it is first used, or with `async with`; no other process has it then. What is
+    open there waits for `resume`. `jobs` and `actions` need no claim: they work in any process that reaches the journal, whoever has it.
+    """
+
+    def __init__(
+        self,
+        engine: ExecutionEngine | None,
+        agent: "Agent | Callable[..., Any] | Sequence[Agent | Callable[..., Any]]",
+        *,
+        journal: str | Path | Journal | None = None,
+        policy: EffectGate | None = None,
+        name: str = "kernel",
+        events: InMemoryEventBus | None = None,
+        max_jobs: int = 256,
+        keep_jobs: int = 10_000,
+        dedupe: Duration = "7d",
+        stop_grace: Duration = STOP_GRACE_SECONDS,
+        version: str = "",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """engine: by which agents ask models, in place of their own. agent: an Agent, or a function of a DurableContext; or several, of
+        which requests name one, and which `ctx.child` reaches. journal: a folder (SQLite), postgresql://… or kafka://…; a Journal, which
+        the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. name: of the kernel, before those of its
+        agents; jobs in a journal are found by it. events: the bus where it publishes. max_jobs: that run at once. keep_jobs: ended jobs
+        whose history the journal keeps. dedupe: how long it keeps their ids, and the history of what has failed. stop_grace: for calls
+        that run when it is closed. version: of the code. Raises UserError.
+        """
+        self.name = checked_name(name, "RuntimeKernel: name")
+        checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
+        checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
+        self.events = events if events is not None else InMemoryEventBus()
+        self._options: dict[str, Any] = {
+            "max_jobs": max_jobs,
+            "keep_jobs": keep_jobs,
+            "dedupe_s": parse_seconds(dedupe, name="dedupe", zero=False),
+            "policy": policy,
+            "grace_s": parse_seconds(stop_grace, name="stop_grace"),
+            "clock": journal.clock if isinstance(journal, Journal) else clock,
+        }
+        version, clock = checked_text(version, "version"), self._options["clock"]
+        agents = [agent] if isinstance(agent, Agent) or callable(agent) else list(agent)
+        made = [KernelAgent(self.name, each, engine, clock, version) for each in agents]
+        self._agents = {each.name: each for each in made}
+        if not made or len(self._agents) < len(made):
+            names = ", ".join(each.name for each in made)
+            raise UserError(
+                f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
+            )
+        self._place = MemoryHome(clock) if journal is None else journal
+        self._store = _KernelStore(self._place, self.name, clock)
+        self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
+        self._host: KernelHost | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    @classmethod
+    def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
+        """A kernel. options: as of `RuntimeKernel`."""
+        return cls(engine, agent, **options)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "RuntimeKernel":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Opens the journal. Raises JobLocked where another owner has it; UserError where it has open jobs of agents that are not here.
+        Idempotent.
+        """
+        await self._started()
+
+    async def _started(self) -> KernelHost:
+        if self._host is None:
+            async with self._opening:
+                if self._host is None:
+                    self._host = await self._opened()
+        if self._closed:
+            raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
+        self._host.check()
+        return self._host
+
+    async def _opened(self) -> KernelHost:
+        if self._closed:
+            raise UserError(f"kernel {self.name} is closed", hint="make another one over its journal")
+        place = self._place
+        if isinstance(place, Journal):
+            journal = place
+        elif isinstance(place, MemoryHome):
+            journal = MemoryJournal(place)
+        else:
+            clock = self._options["clock"]
+            journal = await to_the_end(aside(partial(open_journal, place, app=self.name, clock=clock)))
+        agents = {each.agent_id: each for each in self._agents.values()}
+        try:
+            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, **self._options)
+            await host.start()
+        except BaseException:
+            if journal is not place:
+                await to_the_end(aside(journal.close))
+            raise
+        self._store.journal = journal
+        return host
+
+    async def close(self) -> None:
+        """Stops: calls under way have `stop_grace`; open jobs stay in the journal, and go on when a kernel over it is resumed; their
+        handles raise. The engine stays open. Raises the failure that has ended it before. Idempotent.
+        """
+        async with self._opening:
+            was_closed, self._closed = self._closed, True
+            if self._host is None or was_closed:
+                return
+            why = UserError(
+                f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
+            )
+            await to_the_end(self._host.close(why))
+            self._store.journal = None
+            journal = self._host.journal
+            if journal is not self._place:
+                await to_the_end(aside(journal.close))
+        self._host.check()
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def execute(self, request: ExecutionRequest) -> ExecutionHandle:
+        """Begins a job, or finds the one that its scope has under the same idempotency key, also one that has ended. Waits for a place
+        among the jobs that run; when it returns the job is durable. Raises IdempotencyConflict, UserError, JournalFailed.
+        """
+        host = await self._started()
+        agent = self._agents.get(request.agent) if request.agent else next(iter(self._agents.values()))
+        if agent is None:
+            raise UserError(
+                f"kernel {self.name} has no agent {request.agent!r}", hint=f"it has {', '.join(self._agents)}"
+            )
+        return await host.execute(agent, _job_id(agent, request), request)
+
+    async def resume(self) -> list[ExecutionHandle]:
+        """All jobs that were open when the journal was opened go on: what they have done is not done again, what is in doubt is judged.
+        Returns their handles, in the order in which they began; [] when it is called again.
+        """
+        host = await self._started()
+        return host.resume()
+
+    async def handle(self, job_id: str) -> ExecutionHandle:
+        """Of a job of this journal that runs, or has ended. Raises UserError where there is none, where it is open and not resumed, or
+        where its end is forgotten.
+        """
+        host = await self._started()
+        known = host.handles.get(job_id)
+        if known is not None:
+            return known
+        if job_id in host.open:
+            raise UserError(f"job {job_id} is open, and not resumed", hint="await kernel.resume()")
+        begin = next((entry for entry in await self._entries(job_id) if isinstance(entry, Begin)), None)
+        agent = None if begin is None else self._agents.get(begin.agent.removeprefix(f"{self.name}."))
+        if agent is None:
+            raise UserError(f"job {job_id}: there is none of this name in {host.journal.where}")
+        handle = ExecutionHandle(self, job_id, agent)
+        await host.settle_from_journal(handle)
+        return handle
+
+    async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
+        """The events of a job that its journal knows of, when those who listen were told of them."""
+        await (await self._started()).caught_up()
+        collected = _Collected()
+        teller = JobEvents(collected)
+        for entry in await self._entries(job_id):
+            await teller.told(entry)
+        return collected.events
+
+    async def _entries(self, job_id: str) -> list[Any]:
+        host = await self._started()
+        await host.journal.flush()
+        return [entry for _, entry in await answered(whole_entries, host.journal, job_id)]
+
+    async def post(self, letter: Letter) -> None:
+        """Into the inbox of the journal. Raises LetterRefused."""
+        await aside(self._store.post, letter)
+
+    def statistics(self) -> dict[str, Any]:
+        """Jobs: `running`, `parked`, `waiting` for a place, `blocked` by id with the reason; `begun`, `ended`, `effects` and `doubts` since
+        the start; calls in flight; the journal. {} before the start.
+        """
+        return {} if self._host is None else self._host.statistics()
+
+
+class _Collected:
+    """An EventBus that keeps what is published."""
+
+    def __init__(self) -> None:
+        self.events: list[RuntimeEvent] = []
+
+    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
+        return True
+
+    async def publish(self, event: RuntimeEvent) -> None:
+        self.events.append(event)
+
+
+class _KernelStore(OutsideStore):
+    """Jobs and actions in the journal of a kernel, from here or from elsewhere. journal: while a kernel here has it."""
+
+    def __init__(self, place: "str | Path | Journal | MemoryHome", name: str, clock: Clock) -> None:
+        self.clock = clock
+        self.journal: Journal | None = place if isinstance(place, Journal) else None
+        self._place = place
+        self._name = name
+
+    @contextmanager
+    def reader(self) -> Iterator[JournalReader]:
+        if self.journal is not None:
+            yield self.journal
+            return
+        place = self._place
+        assert not isinstance(place, Journal)
+        opened = MemoryReader(place) if isinstance(place, MemoryHome) else open_reader(place, app=self._name)
+        with closing(opened) as reader:
+            yield reader
+
+    def post(self, letter: Letter) -> None:
+        if self.journal is not None:
+            self.journal.post(letter)
+            return
+        place = self._place
+        assert not isinstance(place, Journal)
+        where: Mapping[str, Any] = {"app": self._name, "clock": self.clock}
+        opened = MemoryInbox(place) if isinstance(place, MemoryHome) else open_inbox(place, **where)
+        with closing(opened) as inbox:
+            inbox.post(letter)
+
+
+def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
+    """The same for the same key of a scope, so a journal knows it for as long as it knows ended jobs."""
+    if not request.idempotency_key:
+        return f"{agent.agent_id}/{uuid.uuid4().hex}"
+    name = f"{request.scope_id}\0{request.idempotency_key}"
+    return f"{agent.agent_id}/{blake2b(name.encode(), digest_size=16).hexdigest()}"

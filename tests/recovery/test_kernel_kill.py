@@ -1,0 +1,89 @@
+"""A kernel killed with SIGKILL between two answers of its model, and the one that goes on."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.agents import ExecutionRequest, RuntimeKernel
+from sabot.llm import RequestSpec, ToolCall, assistant, tool
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.providers.scripted import ScriptedProvider
+
+JOBS = 8
+ROOT = Path(__file__).parents[2]
+
+
+class World:
+    """What the jobs have done outside, one word for each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "world"
+
+    def note(self, word: str) -> None:
+        with open(self.file, "ab") as file:
+            file.write(f"{word}\n".encode())
+
+    def words(self, kind: str) -> list[str]:
+        return sorted(word for word in self.file.read_text().split() if word.startswith(kind))
+
+
+def kernel_in(folder: Path, *, deadly: bool = False) -> RuntimeKernel:
+    """Its agent pays an order, and then says so. deadly: once all are paid, asking the model again is the end of the process."""
+    world = World(folder)
+
+    @tool
+    async def pay(order: str) -> str:
+        """Pays an order."""
+        world.note(f"paid-{order}")
+        return "paid"
+
+    async def answer(spec: RequestSpec) -> Any:
+        order, told = spec.messages[0].text, spec.messages[-1].role == "tool"
+        if told and deadly:
+            if len(world.words("paid")) == JOBS:
+                os.kill(os.getpid(), signal.SIGKILL)
+            await asyncio.Event().wait()
+        world.note(f"asked-{order}-{int(told)}")
+        return f"order {order} is paid" if told else assistant("", ToolCall("c", "pay", f'{{"order": "{order}"}}'))
+
+    engine = ExecutionEngine(ScriptedProvider(answer))
+    return RuntimeKernel.create(agent=Agent(engine, tools=[pay], name="payer"), journal=folder / "jobs.db")
+
+
+def requests() -> list[ExecutionRequest]:
+    return [ExecutionRequest(prompt=str(number), idempotency_key=str(number)) for number in range(JOBS)]
+
+
+async def until_killed(folder: Path) -> None:
+    async with kernel_in(folder, deadly=True) as kernel:
+        handles = await asyncio.gather(*map(kernel.execute, requests()))
+        await asyncio.gather(*(handle.result() for handle in handles))
+
+
+@pytest.mark.slow  # it starts an interpreter; `tests/unit/agents/test_kernel.py` cuts the journal at each entry
+async def test_a_kernel_that_was_killed_goes_on_with_what_is_not_done(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(tmp_path)]
+    killed = await asyncio.to_thread(subprocess.run, command, env=environment, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    async with kernel_in(tmp_path) as kernel:
+        handles = await kernel.resume()
+        assert len(handles) == JOBS
+        answers = sorted([(await handle.result()).content for handle in handles])
+        assert answers == [f"order {number} is paid" for number in range(JOBS)]
+        again = await asyncio.gather(*map(kernel.execute, requests()))
+        assert {handle.job_id for handle in again} == {handle.job_id for handle in handles}
+    world = World(tmp_path)
+    assert world.words("paid") == [f"paid-{number}" for number in range(JOBS)]
+    assert world.words("asked") == [f"asked-{number}-{turn}" for number in range(JOBS) for turn in (0, 1)]
+
+
+if __name__ == "__main__":
+    asyncio.run(until_killed(Path(sys.argv[1])))

@@ -1,0 +1,627 @@
+"""RuntimeKernel: jobs without an app, their handles, and what they do after a crash."""
+
+import asyncio
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+
+from sabot.agents import (
+    ActionStatus,
+    BudgetSpec,
+    ExecutionRequest,
+    IdempotencyConflict,
+    JobStatus,
+    LetterRefused,
+    PolicyEngine,
+    RuntimeKernel,
+    ToolPolicy,
+)
+from sabot.errors import EffectError, JobCancelled, JobLocked, JournalFailed, NonDeterminism, UserError
+from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
+from sabot.llm import ChatMessage, Completion, ToolCall, TurnLimitExceeded, Usage, assistant, tool
+from sabot.llm.agent import Agent
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import BudgetExceeded, RequestRefused
+from sabot.llm.providers.scripted import ScriptedProvider
+from tools.agent_tools import until
+
+
+def model(answers, **options):
+    provider = ScriptedProvider(answers)
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+    return engine, Agent(engine, **options), provider
+
+
+def ask(prompt, **fields):
+    return ExecutionRequest(prompt=prompt, **fields)
+
+
+def calls(*names):
+    return assistant("", *(ToolCall(f"c{number}", name, "{}") for number, name in enumerate(names)))
+
+
+async def run(kernel, prompt=None, **fields):
+    return await (await kernel.execute(ask(prompt, **fields))).result()
+
+
+# -- a job and its handle -------------------------------------------------------------------------------------------------
+
+
+async def test_the_handle_of_a_job_has_its_result():
+    @tool(effect="read")
+    async def look() -> str:
+        return "gold"
+
+    said = Completion(message=assistant("It is gold."), usage=Usage(10, 4), cost=Decimal("0.25"))
+    engine, agent, provider = model([calls("look"), said], tools=[look])
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        handle = await kernel.execute(ask("What is it?", scope_id="tenant-123", principal_id="user-456"))
+        result = await handle.result()
+        assert (result.content, result.turns, result.tool_calls) == ("It is gold.", 2, 1)
+        assert result.usage.output_tokens > 4
+        assert (handle.done, (await kernel.handle(handle.job_id)).done) == (True, True)
+    assert [each.role for each in provider.requests[0].messages] == ["user"]
+
+
+async def test_the_output_of_a_handle_has_the_type_that_the_agent_is_asked_for():
+    engine, agent, _ = model(['{"city": "Paris"}'], output={"city": "string"})
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        handle = await kernel.execute(ask([ChatMessage("user", "Where?")]))
+        assert (await handle.result()).output == {"city": "Paris"}
+        assert (await (await kernel.handle(handle.job_id)).result()).output == {"city": "Paris"}
+
+
+async def test_a_function_is_an_agent_too_and_calls_others_as_children():
+    async def double(ctx):
+        return ctx.message * 2
+
+    async def both(ctx):
+        first = await ctx.child(double, ctx.message)
+        return first + await ctx.child("double", first)
+
+    async with RuntimeKernel.create(agent=[both, double], max_jobs=1) as kernel:
+        assert (await run(kernel, 5)).output == 30
+        assert (await run(kernel, 5, agent="double")).content == "10"
+        with pytest.raises(UserError, match="no agent 'other'"):
+            await run(kernel, 5, agent="other")
+
+
+async def test_several_wait_on_one_handle_and_one_that_gives_up_disturbs_nobody():
+    engine, agent, provider = model(["done"])
+    provider.hold()
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        handle = await kernel.execute(ask("go"))
+        waiting = [asyncio.create_task(handle.result()) for _ in range(3)]
+        await provider.arrived(1)
+        waiting[0].cancel()
+        provider.release()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert [each.content for each in results[1:]] == ["done", "done"]
+
+
+async def test_the_events_of_a_handle_are_those_of_its_job_with_pieces_of_answers():
+    engine, agent, _ = model(("Once ", "upon ", "a time"))
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        other = await kernel.execute(ask("other"))
+        handle = await kernel.execute(ask("a tale"))
+        events = [event async for event in handle.events()]
+        assert [str(event.type) for event in events] == [
+            "job.started",
+            *["model.token"] * 3,
+            "model.done",
+            "job.completed",
+            "final.result",
+        ]
+        assert "".join(event.data.get("text", "") for event in events) == "Once upon a time"
+        assert {event.job_id for event in events} == {handle.job_id}
+        again = [event async for event in handle.events()]
+        assert [each.event_id for each in again] == [each.event_id for each in events if "token" not in each.type]
+        await other.result()
+
+
+async def test_events_end_with_the_error_of_a_job_that_does_not_come_to_its_end():
+    async def waits(ctx):
+        await ctx.wait("never")
+
+    kernel = RuntimeKernel.create(agent=waits)
+    handle = await kernel.execute(ask(1))
+    seen = []
+
+    async def read():
+        async for event in handle.events():
+            seen.append(str(event.type))
+
+    reader = asyncio.create_task(read())
+    await until(lambda: seen)
+    await kernel.close()
+    with pytest.raises(UserError, match="was closed"):
+        await reader
+    with pytest.raises(UserError, match="was closed"):
+        await handle.result()
+    with pytest.raises(UserError, match="is closed"):
+        await kernel.execute(ask(2))
+    assert seen == ["job.started"]
+
+
+async def test_a_reader_that_is_slow_misses_nothing_that_is_in_the_journal():
+    async def many(ctx):
+        for number in range(40):
+            await ctx.step(_same, number, effect="read")
+
+    async with RuntimeKernel.create(agent=many) as kernel:
+        listen = kernel.events.listen
+        kernel.events.listen = lambda *args, **options: listen(*args, **{**options, "capacity": 3})
+        handle = await kernel.execute(ask(1))
+        seen = []
+        async for event in handle.events():
+            seen.append(event.event_id)
+            await handle.result()
+        assert len(seen) == len(set(seen)) == 1 + 40 * 2 + 2
+
+
+async def _same(value):
+    return value
+
+
+# -- how a job fails ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_job_raises_what_has_ended_it():
+    async def fails(ctx):
+        raise ValueError("no such thing")
+
+    engine, agent, _ = model([RequestRefused("not this")])
+    async with RuntimeKernel.create(engine=engine, agent=[agent, fails]) as kernel:
+        with pytest.raises(RequestRefused, match="not this"):
+            await run(kernel, "go")
+        handle = await kernel.execute(ask(1, agent="fails"))
+        with pytest.raises(EffectError, match="no such thing") as raised:
+            await handle.result()
+        assert raised.value.type == "ValueError"
+        with pytest.raises(EffectError, match="no such thing"):
+            await (await kernel.handle(handle.job_id)).result()
+        [job] = [job for job in await kernel.jobs.find() if job.job_id == handle.job_id]
+        assert (job.status, job.error, job.scope_id) == (JobStatus.FAILED, "ValueError: no such thing", "default")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+async def test_a_job_is_cancelled_at_each_step(steps):
+    """It waits in a call, for an answer, or for a signal when the cancel comes."""
+    made, at = [], asyncio.Event()
+
+    @tool(effect="read")
+    async def hangs():
+        at.set()
+        await asyncio.Event().wait()
+
+    async def f(ctx):
+        try:
+            if steps == 0:
+                await ctx.call(hangs)
+            if steps == 1:
+                await ctx.ask("confirm", {})
+            await ctx.wait("never")
+        finally:
+            made.append(ctx.job_id)
+
+    async with RuntimeKernel.create(agent=f, stop_grace=0) as kernel:
+        handle = await kernel.execute(ask(1))
+        if steps:
+            await until(lambda: kernel.statistics()["parked"])
+        else:
+            await at.wait()
+        await handle.cancel("not wanted")
+        with pytest.raises(JobCancelled):
+            await handle.result()
+        with pytest.raises(LetterRefused):
+            await handle.cancel()
+        assert [event.data["reason"] async for event in handle.events() if event.type == "job.cancelled"] == [
+            "not wanted"
+        ]
+        assert await handle.get_pending_actions() == []
+
+
+async def test_a_job_whose_code_has_changed_is_blocked_and_its_handle_says_so(tmp_path):
+    async def first(ctx):
+        await ctx.ask("confirm", {})
+
+    async def second(ctx):
+        await ctx.wait("something else")
+
+    first.__name__ = second.__name__ = "f"
+    async with RuntimeKernel.create(agent=first, journal=tmp_path) as kernel:
+        await kernel.execute(ask(1))
+        await until(lambda: kernel.statistics()["parked"])
+    async with RuntimeKernel.create(agent=second, journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        with pytest.raises(NonDeterminism):
+            await handle.result()
+
+
+# -- limits of one job ----------------------------------------------------------------------------------------------------
+
+
+def spends(tokens, cost="0.1"):
+    def answer(spec):
+        said = calls("look") if spec.tools else assistant("done")
+        return Completion(message=said, usage=Usage(tokens, 0), cost=Decimal(cost))
+
+    return answer
+
+
+@tool(effect="read")
+async def look() -> str:
+    """Looks."""
+    return "gold"
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "asked"),
+    [
+        ({"max_tokens": 250}, BudgetExceeded, 3),
+        ({"max_cost": 0.35}, BudgetExceeded, 4),
+        ({"max_turns": 2}, TurnLimitExceeded, 2),
+    ],
+)
+async def test_a_job_ends_at_the_limits_of_its_budget(limits, error, asked):
+    engine, agent, provider = model(spends(100), tools=[look])
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        with pytest.raises(error):
+            await run(kernel, "go", budgets=BudgetSpec(**limits))
+    assert len(provider.requests) == asked
+
+
+async def test_a_request_may_write_no_more_than_is_left_of_the_budget():
+    engine, agent, provider = model("done")
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        await run(kernel, "one two three", budgets=BudgetSpec(max_tokens=1000))
+        await run(kernel, "one two three")
+    first, second = (each.max_tokens for each in provider.requests)
+    assert (0 < first < 1000, second) == (True, 4096)
+
+
+async def test_the_model_is_told_that_no_more_tools_are_called():
+    engine, agent, provider = model([calls("look", "look", "look"), "done"], tools=[look])
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        result = await run(kernel, "go", budgets=BudgetSpec(max_tool_calls=2))
+    told = [each.content for each in provider.requests[1].messages if each.role == "tool"]
+    assert (result.content, told[:2]) == ("done", ["gold", "gold"])
+    assert "may call tools 2 times" in told[2]
+
+
+async def test_a_job_that_runs_too_long_is_ended():
+    @tool(effect="read")
+    async def hangs() -> str:
+        """Hangs."""
+        await asyncio.Event().wait()
+        return ""
+
+    engine, agent, _ = model([calls("hangs")], tools=[hangs])
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        with pytest.raises(TimeoutError, match="ran longer"):
+            await run(kernel, "go", budgets=BudgetSpec(max_runtime_seconds=0.01))
+
+
+async def test_a_policy_decides_what_jobs_of_a_scope_may_do():
+    policy = PolicyEngine([ToolPolicy(tool_patterns=["look"], allowed_scopes=["internal"])])
+    engine, agent, _ = model(
+        lambda spec: spec.messages[-1].text if len(spec.messages) > 1 else calls("look"), tools=[look]
+    )
+    async with RuntimeKernel.create(engine=engine, agent=agent, policy=policy) as kernel:
+        assert (await run(kernel, "go", scope_id="internal")).content == "gold"
+        assert "PolicyDenied" in (await run(kernel, "go", scope_id="tenant-123")).content
+
+
+# -- idempotency ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_key_of_a_scope_is_the_same_job():
+    engine, agent, provider = model("done")
+    async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
+        key = {"idempotency_key": "k", "scope_id": "a"}
+        provider.hold()
+        both = await asyncio.gather(*(kernel.execute(ask("go", **key)) for _ in range(5)))
+        assert len({id(handle) for handle in both}) == 1
+        provider.release()
+        assert [(await handle.result()).content for handle in both] == ["done"] * 5
+        later = await kernel.execute(ask("go", **key))
+        assert (later.job_id, (await later.result()).content) == (both[0].job_id, "done")
+        with pytest.raises(IdempotencyConflict):
+            await kernel.execute(ask("go on", **key))
+        other = await kernel.execute(ask("go", idempotency_key="k", scope_id="b"))
+        assert other.job_id != later.job_id
+        await other.result()
+    assert len(provider.requests) == 2
+
+
+async def test_a_key_whose_first_caller_gave_up_before_the_job_had_begun_begins_it_with_the_next():
+    held = asyncio.Event()
+
+    async def f(ctx):
+        await ctx.step(held.wait, effect="read")
+        return ctx.message
+
+    async with RuntimeKernel.create(agent=f, max_jobs=1) as kernel:
+        await kernel.execute(ask(1))
+        first = asyncio.create_task(kernel.execute(ask(2, idempotency_key="k")))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(kernel.execute(ask(2, idempotency_key="k")))
+        await until(lambda: kernel.statistics()["waiting"] == 1)
+        first.cancel()
+        held.set()
+        assert (await (await second).result()).output == 2
+        assert first.cancelled()
+
+
+# -- places ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_no_more_jobs_run_at_once_than_may_and_execute_waits():
+    running = most = 0
+
+    @tool(effect="read")
+    async def work():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async def f(ctx):
+        await ctx.call(work)
+        await ctx.sleep(0.001)
+        await ctx.call(work)
+
+    async with RuntimeKernel.create(agent=f, max_jobs=3) as kernel:
+        handles = await asyncio.gather(*(kernel.execute(ask(number)) for number in range(30)))
+        await asyncio.gather(*(handle.result() for handle in handles))
+        assert most <= 3
+        assert kernel.statistics()["waiting"] == 0
+
+
+async def test_jobs_that_are_parked_hold_no_place():
+    async def f(ctx):
+        return (await ctx.ask("confirm", {"n": ctx.message})).approved
+
+    async with RuntimeKernel.create(agent=f, max_jobs=2) as kernel:
+        handles = [await kernel.execute(ask(number)) for number in range(10)]
+        await until(lambda: kernel.statistics()["parked"] == 10)
+        for handle in handles:
+            [action] = await handle.get_pending_actions()
+            await handle.resolve_action(action.resume_token, {"approved": True})
+        assert [(await handle.result()).output for handle in handles] == [True] * 10
+
+
+async def test_jobs_that_have_ended_leave_the_kernel_and_after_a_while_its_journal():
+    home = MemoryHome()
+
+    async def f(ctx):
+        return ctx.message
+
+    async with RuntimeKernel.create(agent=f, journal=MemoryJournal(home), keep_jobs=20, dedupe="1ms") as kernel:
+        first = await kernel.execute(ask(0))
+        await first.result()
+        for number in range(1, 100):
+            await run(kernel, number)
+        await until(lambda: len(home.marks) <= 25)
+        assert len(home.entries) <= 2 * 25
+        assert kernel._host.handles == {}
+        assert (await first.result()).output == 0
+        with pytest.raises(UserError, match="none of this name"):
+            await kernel.handle(first.job_id)
+        with pytest.raises(UserError, match="forgotten"):
+            [event async for event in first.events()]
+
+
+# -- crashes --------------------------------------------------------------------------------------------------------------
+
+
+def cut(home, count):
+    """A journal with the first entries of another one, as a crash leaves it."""
+    copy = MemoryHome(home.clock)
+    copy.identity, copy.key = home.identity, home.key
+    whole = MemoryJournal(copy)
+    for _, entry in list(MemoryReader(home).read())[:count]:
+        whole.append(entry)
+    whole.close()
+    return copy
+
+
+class Shop:
+    """An agent that looks, pays and answers, and how often it has done so."""
+
+    def __init__(self):
+        self.paid = 0
+
+        @tool(in_doubt="assume_done")
+        async def pay() -> str:
+            """Pays."""
+            self.paid += 1
+            return "paid"
+
+        said = [calls("look"), calls("pay"), "all done"]
+        self.engine, self.agent, self.provider = model(
+            lambda spec: said[sum(each.role == "tool" for each in spec.messages)], tools=[look, pay], name="shop"
+        )
+
+    def kernel(self, journal):
+        return RuntimeKernel.create(engine=self.engine, agent=self.agent, journal=journal, stop_grace=0)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+async def test_after_a_crash_at_each_entry_nothing_unsafe_is_done_twice_and_no_answer_is_paid_twice(count):
+    home, shop = MemoryHome(), Shop()
+    async with shop.kernel(MemoryJournal(home)) as kernel:
+        whole = await run(kernel, "buy it", idempotency_key="k")
+    recorded = [type(entry).__name__ for _, entry in MemoryReader(home).read()]
+    assert recorded == ["Begin", *["Intent", "EffectResult"] * 5, "End"]
+    after, journal = Shop(), MemoryJournal(cut(home, count))
+    answered = sum(1 for at in (3, 7, 11) if count >= at)  # models' answers that the journal has
+    async with after.kernel(journal) as kernel:
+        [handle] = await kernel.resume()
+        result = await handle.result()
+        assert (result.content, result.turns, result.usage) == (whole.content, 3, whole.usage)
+        assert len(after.provider.requests) == 3 - answered
+        assert after.paid == (1 if count < 8 else 0)
+        assert await kernel.resume() == []
+        assert (await kernel.execute(ask("buy it", idempotency_key="k"))).job_id == handle.job_id
+    journal.close()
+
+
+async def test_an_abandoned_kernel_leaves_its_jobs_to_the_next_one(tmp_path):
+    """The first is never closed, as after a crash; only its claim is gone."""
+    place = tmp_path / "jobs.db"
+    shop = Shop()
+    shop.provider.hold()
+    kernel = shop.kernel(place)
+    handle = await kernel.execute(ask("buy it"))
+    await shop.provider.arrived(1)
+    hosting = kernel._host._host
+    hosting.stopping = True
+    hosting.journal.close()
+    after = Shop()
+    async with after.kernel(place) as second:
+        [found] = await second.resume()
+        assert found.job_id == handle.job_id
+        assert (await found.result()).content == "all done"
+    assert after.paid == 1
+    with suppress(UserError):  # of the journal, which is closed
+        await kernel.close()
+
+
+async def test_a_job_that_is_open_and_not_resumed_stays_so_until_it_is(tmp_path):
+    async def f(ctx):
+        return (await ctx.ask("confirm", {})).approved
+
+    async with RuntimeKernel.create(agent=f, journal=tmp_path) as kernel:
+        first = await kernel.execute(ask(1, idempotency_key="a"))
+        second = await kernel.execute(ask(2))
+        await until(lambda: kernel.statistics()["parked"] == 2)
+    async with RuntimeKernel.create(agent=f, journal=tmp_path) as kernel:
+        with pytest.raises(UserError, match="not resumed"):
+            await kernel.handle(first.job_id)
+        found = await kernel.execute(ask(1, idempotency_key="a"))
+        assert found.job_id == first.job_id
+        with pytest.raises(UserError, match="none of this name"):
+            await kernel.handle("kernel.f/other")
+        [resumed] = await kernel.resume()
+        assert resumed.job_id == second.job_id
+        for action in await kernel.actions.find(statuses=[ActionStatus.PENDING]):
+            await kernel.actions.resolve(action.resume_token, {"approved": True})
+        assert [(await each.result()).output for each in (found, resumed)] == [True, True]
+
+
+async def test_a_child_that_had_ended_before_its_parent_was_told_is_not_done_again():
+    home, made = MemoryHome(), []
+
+    async def pays():
+        made.append(1)
+        return "paid"
+
+    async def child(ctx):
+        return await ctx.step(pays, effect="idempotent")
+
+    async def parent(ctx):
+        return await ctx.child(child, 1)
+
+    async with RuntimeKernel.create(agent=[parent, child], journal=MemoryJournal(home)) as kernel:
+        await run(kernel, 1)
+    words = [type(entry).__name__ for _, entry in MemoryReader(home).read()]
+    assert words == ["Begin", "Intent", "Begin", "Intent", "EffectResult", "End", "EffectResult", "End"]
+    for count in range(1, len(words)):
+        made.clear()
+        async with RuntimeKernel.create(agent=[parent, child], journal=MemoryJournal(cut(home, count))) as kernel:
+            handles = await kernel.resume()
+            assert (await handles[0].result()).output == "paid"
+        assert len(made) == (1 if count < 5 else 0), count
+
+
+# -- other kernels --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_question_is_answered_by_a_kernel_that_has_not_the_journal(tmp_path):
+    async def f(ctx):
+        return (await ctx.ask("confirm", {"amount": 5}, timeout="1h")).by
+
+    async with RuntimeKernel.create(agent=f, journal=tmp_path / "jobs.db") as kernel:
+        handle = await kernel.execute(ask(1))
+        await until(lambda: kernel.statistics()["parked"])
+        other = RuntimeKernel.create(agent=f, journal=tmp_path / "jobs.db")
+        [action] = await other.actions.find(job_id=handle.job_id)
+        assert (action.status, action.payload) == (ActionStatus.PENDING, {"amount": 5})
+        await other.actions.resolve(action.resume_token, {"approved": True}, by="ann")
+        with pytest.raises(LetterRefused):
+            await other.actions.resolve(action.resume_token, {"approved": False})
+        assert (await handle.result()).output == "ann"
+        with pytest.raises(JobLocked, match=r"jobs\.db belongs to process"):
+            await other.execute(ask(2))
+    async with other:
+        assert (await (await other.handle(handle.job_id)).result()).output == "ann"
+
+
+async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start(tmp_path):
+    async def f(ctx):
+        await ctx.wait("never")
+
+    async def g(ctx):
+        return None
+
+    async with RuntimeKernel.create(agent=f, journal=tmp_path) as kernel:
+        await kernel.execute(ask(1))
+    with pytest.raises(UserError, match=r"kernel\.f"):
+        await RuntimeKernel.create(agent=g, journal=tmp_path).start()
+    async with RuntimeKernel.create(agent=[g, f], journal=tmp_path) as kernel:
+        assert len(await kernel.resume()) == 1
+
+
+async def test_a_journal_that_fails_ends_the_kernel_and_all_who_wait_are_told():
+    class Breaks(MemoryJournal):
+        broken = False
+
+        def append(self, entry):
+            if self.broken:
+                raise JournalFailed("the disk is gone")
+            return super().append(entry)
+
+    async def f(ctx):
+        await ctx.ask("confirm", {})
+
+    journal = Breaks()
+    kernel = RuntimeKernel.create(agent=f, journal=journal, max_jobs=1)
+    handle = await kernel.execute(ask(1))
+    await until(lambda: kernel.statistics()["parked"])
+    waiting = asyncio.create_task(handle.result())
+    await asyncio.sleep(0)
+    journal.broken = True
+    with pytest.raises(JournalFailed):
+        await kernel.execute(ask(2))
+    with pytest.raises(JournalFailed):
+        await waiting
+    with pytest.raises(JournalFailed):
+        await kernel.execute(ask(3))
+    with pytest.raises(JournalFailed):
+        await kernel.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"agent": 5}, "is not iterable|no agent"),
+        ({"agent": []}, "its agents are none"),
+        ({"agent": [_same, _same]}, "its agents are _same, _same"),
+        ({"agent": _same, "max_jobs": 0}, "max_jobs"),
+        ({"agent": _same, "dedupe": "soon"}, "dedupe"),
+    ],
+)
+def test_a_wrong_kernel_is_refused_with_what_is_wrong(options, said):
+    with pytest.raises((UserError, TypeError), match=said):
+        RuntimeKernel.create(**options)
+
+
+def test_a_request_without_a_scope_has_the_default_one_and_a_wrong_one_is_refused():
+    context = ask("go", principal_id="me").context("job-1")
+    assert (context.scope_id, context.principal_id, context.job_id) == ("default", "me", "job-1")
+    with pytest.raises(UserError, match="scope_id"):
+        ask("go", scope_id="")
