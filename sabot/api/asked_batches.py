@@ -12,7 +12,7 @@ from sabot.api.asking import Asking
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
 from sabot.errors import SabotError, UserError
-from sabot.llm.agent import Alone
+from sabot.llm.alone import Alone
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.results import Completion, Piece

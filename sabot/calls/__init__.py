@@ -6,6 +6,8 @@ limits     when another call may begin: a rate, and what a service takes that sa
 functions  what is behind the user's functions, and those that give their results in pieces
 cache      equal questions asked once, answers kept
 handover   calls of an operator that has a thread of its own
+pool       threads for calls of sync functions
+steps      who holds the event loop up
 """
 
 from sabot.calls.crew import Calls, Crew, Worker

@@ -5,6 +5,5 @@ run         a job in memory, over its history
 loop        the event loop that each of them runs on
 values      what they ask and get, as bytes
 runner      makes the calls of tools
-pool        the threads for those of sync tools
 certainty   what a tool's error says of its call
 """

@@ -24,12 +24,13 @@ from typing import Any
 
 from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.functions import awaitable, behind
+from sabot.calls.pool import ThreadPool
+from sabot.calls.steps import watched
 from sabot.clock import Clock
 from sabot.config import Secret
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
-from sabot.jobs.pool import ThreadPool
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool
@@ -252,7 +253,7 @@ class EffectRunner:
                 await call.ready()
             args, kwargs = self._sent(call)
             if tool.is_async:
-                value = await tool.func(*args, **kwargs)
+                value = await watched(tool.func(*args, **kwargs), f"tool {tool.name}", self._clock)
             else:
                 value, pending = awaitable(await self._in_thread(call, partial(tool.func, *args, **kwargs)))
                 if pending:

@@ -9,7 +9,6 @@ an effect, so that after a crash the loop runs again over what the journal has.
 """
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -20,10 +19,9 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from sabot.calls.options import checked_whole
-from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, checked_name, checked_text
-from sabot.errors import UNREADABLE, EffectError, NotSent, UserError, short_repr, words_of
-from sabot.journal.effects import RULES, EffectId
+from sabot.errors import UNREADABLE, EffectError, UserError, short_repr, words_of
+from sabot.llm.alone import Alone
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
 from sabot.llm.engine import ExecutionEngine
@@ -33,16 +31,15 @@ from sabot.llm.errors import (
     MalformedAnswer,
     ModelError,
     ToolError,
-    ToolTimeout,
     TurnLimitExceeded,
 )
 from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
-from sabot.llm.tools import Effect, Tool, as_tool
+from sabot.llm.tools import Tool, as_tool
 from sabot.redaction import scrubbed
 
-__all__ = ["Agent", "AgentEvent", "AgentResult", "Alone", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
+__all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 
@@ -271,59 +268,6 @@ def _schema_of(tool: "Tool | Agent") -> ToolSchema:
         return tool.schema
     parameters = {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]}
     return ToolSchema(tool.name, tool.instructions or f"Hands over to {tool.name}.", parameters)
-
-
-class Alone:
-    """Outside of a job: things are done at once, and again only if the program says so."""
-
-    def __init__(self, engine: ExecutionEngine, context: RequestContext) -> None:
-        self._engine = engine
-        self._context = context
-        self._calls = 0
-
-    def of(self, engine: ExecutionEngine) -> "Alone":
-        """The same for another engine."""
-        return Alone(engine, self._context.child())
-
-    async def complete(self, spec: RequestSpec) -> Completion:
-        """Asks the model."""
-        return await self._engine.complete(spec, context=self._context.child())
-
-    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
-        """Asks the model."""
-        return self._engine.stream(spec, context=self._context.child())
-
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """Calls the tool, again after an error where its class allows."""
-        self._calls += 1
-        number, attempt = self._calls, 1
-        while True:
-            try:
-                return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
-            except Exception as error:
-                again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
-                if attempt > tool.retry.retries or not again:
-                    raise
-            await asyncio.sleep(tool.retry.wait_s(attempt - 1))
-            attempt += 1
-
-    async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], effect: EffectId) -> Any:
-        seconds = tool.timeout_s
-        assert seconds is not None
-        if tool.takes_effect:
-            deadline = SYSTEM_CLOCK.time() + seconds
-            arguments = {**arguments, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                if tool.is_async:
-                    return await tool.func(**arguments)
-                value = await asyncio.to_thread(tool.func, **arguments)
-                return await value if inspect.isawaitable(value) else value
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise ToolTimeout(f"{tool.name} did not return within {seconds:g} s") from error
 
 
 class _Turns:

@@ -11,6 +11,7 @@ import msgspec
 import openai
 import pytest
 
+from sabot.clock import ManualClock
 from sabot.errors import IdempotencyConflict
 from sabot.llm import (
     AnswerTooLarge,
@@ -26,6 +27,7 @@ from sabot.llm import (
     ModelTimeout,
     ModelUnavailable,
     OpenAIProvider,
+    RequestContext,
     ScriptedProvider,
     SqliteCache,
     ToolCall,
@@ -34,6 +36,8 @@ from sabot.llm import (
     tool,
 )
 from sabot.llm.agent import Agent
+from sabot.llm.alone import Alone
+from sabot.llm.tools import as_tool
 from sabot.testing import FakeModelServer
 
 # -- calls of tools -----------------------------------------------------------------------------------------------------------
@@ -376,3 +380,51 @@ async def test_a_sync_tool_that_blocks_holds_up_its_own_run_alone() -> None:
     assert not blocked.done()
     free.set()
     assert (await blocked).content == "done"
+
+
+async def test_sync_tools_that_never_return_are_told_and_hold_up_nobody_else() -> None:
+    free = threading.Event()
+
+    @tool(effect="read", timeout="10ms", retries=0)
+    def hangs() -> None:
+        free.wait(30)
+
+    @tool(effect="read")
+    def quick() -> str:
+        return "here"
+
+    asked = [ToolCall(f"c{number}", "hangs", "{}") for number in range(40)]
+    provider = ScriptedProvider([assistant("", *asked), assistant("", ToolCall("c0", "quick", "{}")), "done"])
+    agent = Agent(ExecutionEngine(provider), tools=[hangs, quick], max_concurrent_tools=40)
+    try:
+        result = await agent.run("go")
+        assert await asyncio.to_thread(str, 7) == "7", "the threads that look addresses up are others"
+    finally:
+        free.set()
+    told = [message.text for message in result.messages if message.role == "tool"]
+    assert told == ["ToolTimeout: hangs did not return within 0.01 s"] * 40 + ["here"]
+
+
+async def test_an_async_tool_that_blocks_the_loop_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+
+    @tool(effect="read")
+    async def polite() -> str:
+        for _ in range(5):
+            clock.advance(0.9)
+            await asyncio.sleep(0)
+        return "fine"
+
+    @tool(effect="read", retries=0)
+    async def blocks() -> None:
+        await asyncio.sleep(0)
+        clock.advance(3.0)
+        raise OSError("gone")
+
+    alone = Alone(ExecutionEngine(ScriptedProvider("yes")), RequestContext(), clock)
+    assert await alone.call(as_tool(polite, timeout="30s"), {}) == "fine"
+    assert caplog.records == []
+    with pytest.raises(OSError, match="gone"):
+        await alone.call(as_tool(blocks, timeout="30s"), {})
+    (record,) = caplog.records
+    assert "tool blocks held the event loop up for 3.0 s" in record.getMessage()

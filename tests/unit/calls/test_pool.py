@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sabot.calls.pool import ThreadPool
 from sabot.clock import ManualClock
-from sabot.jobs.pool import ThreadPool
 from sabot.threads import Turn, threads
 
 

@@ -1,0 +1,127 @@
+"""How an agent reaches the world outside of a job: things are done at once, and again only if the program says so."""
+
+import asyncio
+import contextvars
+import inspect
+import weakref
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from sabot.calls.pool import ThreadPool
+from sabot.calls.steps import watched
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import NotSent
+from sabot.journal.effects import RULES, EffectId
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.errors import ToolTimeout
+from sabot.llm.results import Completion, Piece
+from sabot.llm.spec import RequestContext, RequestSpec
+from sabot.llm.tools import Effect, Tool
+from sabot.threads import tell
+
+__all__ = ["Alone"]
+
+_MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
+
+
+class Alone:
+    """A `Doing` without a journal, for one run."""
+
+    def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._engine = engine
+        self._context = context
+        self._clock = clock
+        self._calls = 0
+
+    def of(self, engine: ExecutionEngine) -> "Alone":
+        """The same, for an agent with another engine."""
+        return Alone(engine, self._context.child(), self._clock)
+
+    async def complete(self, spec: RequestSpec) -> Completion:
+        """Asks the model."""
+        return await self._engine.complete(spec, context=self._context.child())
+
+    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        """Asks the model; the last piece has the completion."""
+        return self._engine.stream(spec, context=self._context.child())
+
+    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
+        self._calls += 1
+        number, attempt = self._calls, 1
+        while True:
+            try:
+                return await self._attempt(tool, arguments, EffectId(self._context.request_id, number, attempt))
+            except Exception as error:
+                again = RULES[tool.effect].repeatable or isinstance(error, NotSent)
+                if attempt > tool.retry.retries or not again:
+                    raise
+            await asyncio.sleep(tool.retry.wait_s(attempt - 1))
+            attempt += 1
+
+    async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], effect: EffectId) -> Any:
+        seconds = tool.timeout_s
+        assert seconds is not None
+        if tool.takes_effect:
+            deadline = self._clock.time() + seconds
+            arguments = {**arguments, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                if tool.is_async:
+                    value = tool.func(**arguments)
+                else:
+                    value = await _threads().call(partial(tool.func, **arguments))
+                return await watched(value, f"tool {tool.name}", self._clock) if inspect.isawaitable(value) else value
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ToolTimeout(f"{tool.name} did not return within {seconds:g} s") from error
+
+
+class _Threads:
+    """Threads for the sync tools of one event loop. Not those of asyncio: a few tools that never return would hold all of them, and so the
+    addresses of servers would no longer be looked up, and the process would not end.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(SYSTEM_CLOCK)
+        self._room = asyncio.Semaphore(_MOST_THREADS)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """What the function returns. Who is cancelled meanwhile does not wait for the thread."""
+        await self._room.acquire()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def work() -> Callable[[], None]:
+            value, error = None, None
+            try:
+                value = context.run(function)
+            except BaseException as raised:
+                error = raised
+            return partial(tell, loop, self._returned, ended, value, error)
+
+        self._pool.run(work)
+        value, error = await ended
+        if error is not None:
+            raise error
+        return value
+
+    def _returned(self, ended: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
+        self._room.release()
+        if not ended.done():
+            ended.set_result((value, error))
+
+
+_of_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads]" = weakref.WeakKeyDictionary()
+
+
+def _threads() -> _Threads:
+    loop = asyncio.get_running_loop()
+    found = _of_loops.get(loop)
+    if found is None:
+        found = _of_loops[loop] = _Threads()
+    return found
