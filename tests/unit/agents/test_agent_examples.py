@@ -29,6 +29,23 @@ def said_by(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+def test_an_agent_is_a_job_of_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by("01_simple.py", capsys) == [
+        "Two spaces, four, a colon too:",
+        "the snake has drawn the line for you.",
+    ]
+
+
+def test_a_job_that_does_not_fit_into_its_budget_is_not_made(capsys: pytest.CaptureFixture[str]) -> None:
+    fits, not_made = said_by("02_budget.py", capsys)
+    assert fits.endswith("settled after it. (34 tokens)")
+    assert not_made.startswith("not made: the job may use 100 tokens")
+
+
+def test_a_tool_deploys_when_a_person_has_approved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by("03_approval.py", capsys) == ["Deploy to production? yes", "It is deployed."]
+
+
 def test_research_plans_asks_and_puts_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert said_by("04_research.py", capsys) == [
         "From China. People in Turkey. At 80 to 100 degrees.",
