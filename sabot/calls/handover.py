@@ -86,9 +86,9 @@ Call = tuple[Work, int, Any, int]
 class Handover:
     """Between an operator in its thread and its crew. Calls are made in the order in which they are given.
 
-    name: of the step, for errors; argument: what a call is made for. on_ready: called on the loop when calls have ended; with `ordered`
-    only when the first of those that had not ended is among them. With on_error="skip" the outcome of a call that fails is a `Failed`;
-    else `settled` raises the first error, and no more calls are made.
+    name: of the step, for errors; argument: what a call is made for; again: how it is made again. on_ready: called on the loop when calls
+    have ended; with `ordered` only when the first of those that had not ended is among them. With on_error="skip" the outcome of a call
+    that fails is a `Failed`; else `settled` raises the first error, and no more calls are made.
     """
 
     def __init__(
@@ -102,11 +102,12 @@ class Handover:
         ordered: bool,
         clock: Clock,
         argument: str = "row",
+        again: str = "retries= calls again",
     ) -> None:
         self.left_behind = 0  # calls that had not ended when `close` gave up
         self._name, self._function, self._loop, self._on_ready = name, function, loop, on_ready
         self._ordered, self._skip = ordered, options.on_error == "skip"
-        self._argument = argument
+        self._argument, self._again = argument, again
         self._crew: Crew[Call] = Crew(name, self, options, clock=clock, loop=loop, refill=self._refill)
         self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
         self._told = False  # loop: sets; operator: clears, before it looks
@@ -257,7 +258,7 @@ class Handover:
         text = failure.message if isinstance(failure, SabotError) else f"{type(failure).__name__}: {failure}"
         if not self._skip or isinstance(failure, EXITS):
             times = f" ({attempts} attempts)" if attempts > 1 else ""
-            hint = getattr(failure, "hint", "") or "retries= calls again; on_error='skip' goes on without the row"
+            hint = getattr(failure, "hint", "") or f"{self._again}; on_error='skip' goes on without the row"
             error = UserError(f"{self._name}: {text}{times}; {shown(argument, self._argument)}", hint=hint)
             error.__cause__ = failure
             self._fail(error)

@@ -37,7 +37,7 @@ from flows import (
     windowed,
 )
 from jobs import SHARE, Jobs
-from steps import append_step, called, changes_step, enriched, looked_up, slim
+from steps import append_step, called, changes_step, enriched, looked_up, slim, told
 
 import sabot
 from sabot import App, Batch, Sink, Source, col
@@ -219,8 +219,10 @@ def make_program(flows: list[Flow], plain: list[Flow], dice: Dice) -> Output:
     flow = unified(flows) if dice.random() < 0.3 else dice.choice(flows)
     if dice.random() < 0.25 and set(flow.columns) <= set(SCHEMA.names):
         flow = called(flow, dice)
-    elif dice.random() < 0.15:
+    elif (drawn := dice.random()) < 0.15:
         flow = looked_up(flow, dice)
+    elif drawn < 0.25:
+        flow = told(flow, dice)
     reference = dice.random() < 0.15
     if reference:
         flow = enriched(flow, slim(dice.choice(plain), dice), dice)

@@ -13,6 +13,7 @@ from flows import SCHEMA, Computed, Dice, Flow, Row, grouped, narrow
 
 import sabot
 from sabot import Stream, col, hopping, tumbling
+from sabot.llm import ExecutionEngine, Limits, RequestRefused, RequestSpec, ScriptedProvider
 
 _FAR_MS = 4_000_000_000_000  # behind all rows: what is due then is due when the input ends
 _SQL_HOW = {"full": "full outer"}
@@ -696,6 +697,32 @@ def called(flow: Flow, dice: Dice) -> Flow:
 
     left_out = "" if by_batch else " where n % 11 <> 3" + (" and n % 4 <> 0" if skips else "")
     return flow.then(make, f"select *, n * 2 as {name} from {{rows}}{left_out}", name, ordered=flow.ordered and ordered)
+
+
+def told(flow: Flow, dice: Dice) -> Flow:
+    """`map_llm`: what a model says of a key, and nothing of null. Some keys are refused."""
+    waits = dice.choice([0.0, 0.05, 1.0])
+    name, seed = flow.new("told"), dice.random()
+    ordered, cache, skips = dice.random() < 0.5, dice.choice([1, 3, 100]), dice.random() < 0.3
+    limits = Limits(concurrency=dice.choice([1, 10]))
+
+    def make(stream: Stream) -> Stream:
+        own = random.Random(seed)
+
+        async def answer(spec: RequestSpec) -> str:
+            await asyncio.sleep(own.random() * waits)
+            text = spec.messages[-1].text
+            if skips and text.endswith("b"):
+                raise RequestRefused("not this key")
+            return text.upper()
+
+        engine = ExecutionEngine(ScriptedProvider(answer), limits=limits)
+        on_error: Any = "skip" if skips else "fail"
+        return stream.map_llm("Say {k}", engine, output=name, ordered=ordered, cache=cache, on_error=on_error)
+
+    left_out = " where k is null or k not like '%b'" if skips else ""
+    made = f"select *, upper('Say ' || k) as {name} from {{rows}}{left_out}"
+    return flow.then(make, made, name, ordered=flow.ordered and ordered)
 
 
 def looked_up(flow: Flow, dice: Dice) -> Flow:

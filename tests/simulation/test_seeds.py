@@ -70,6 +70,7 @@ def test_the_seeds_are_of_many_kinds() -> None:
         "rules",
         "called",
         "length",
+        "told",
     ):
         assert word in text
     assert {seed.crashes for seed in seeds} == {0, 1, 2, 3}

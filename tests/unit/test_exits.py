@@ -15,6 +15,7 @@ from sabot import App, SabotError, SqlSink, UserAggregate
 from sabot.connectors.files import NdjsonSource, files
 from sabot.connectors.memory import MemorySource
 from sabot.exits import carried, exit_in
+from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.state import MemoryBackend, open_backend
 from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 
@@ -325,7 +326,14 @@ def lookup(stream: Any, leave: Leaves) -> Any:
     return stream.lookup(f, on="x", schema={"y": "int64"}, on_error="skip")
 
 
-STREAMS = [map_batches, aggregate, reduce, process, process_batches, map_async, lookup]
+def prompts_of_map_llm(stream: Any, leave: Leaves) -> Any:
+    def prompts(batch: pa.RecordBatch) -> list[str]:
+        return [str(leave(x)) for x in batch["x"].to_pylist()]
+
+    return stream.map_llm(prompts, ExecutionEngine(ScriptedProvider("yes")), on_error="skip")
+
+
+STREAMS = [map_batches, aggregate, reduce, process, process_batches, map_async, lookup, prompts_of_map_llm]
 
 
 @pytest.mark.parametrize("asked", leaving())

@@ -57,6 +57,7 @@ class HeldCalls(Operator):
     holds = True
     kind = "calls"
     argument = "row"  # what a call is made for, as errors say it
+    hint_of_failure = "retries= calls again"
     hint_of_misfit = "what it returns has the types of schema="
 
     def __init__(
@@ -143,6 +144,7 @@ class HeldCalls(Operator):
                 ordered=self._ordered,
                 clock=self._context.clock,
                 argument=self.argument,
+                again=self.hint_of_failure,
             )
         works, self._new = self._new, []
         self._handover.give(works)

@@ -13,7 +13,6 @@ from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, text_of
 from sabot.errors import UserError
-from sabot.exits import EXITS
 from sabot.operators.base import OperatorContext
 from sabot.operators.calls.answers import Answers
 from sabot.operators.calls.chunks import Done
@@ -57,6 +56,7 @@ class MapLlm(AskedRows):
     kind = "map_llm"
     argument = "prompt"
     hint_of_clash = "rename the column before, or give the answer's another name in output="
+    hint_of_failure = "ExecutionEngine(retries=…) asks again"
     hint_of_misfit = "another type in output="
 
     def __init__(self, asked: PromptCall, **wiring: Any) -> None:
@@ -95,8 +95,6 @@ class MapLlm(AskedRows):
         where = f"{self.name}: {text_of(function)}"
         try:
             given = function(data)
-        except EXITS:
-            raise
         except Exception as error:
             raise UserError(f"{where}: {type(error).__name__}: {error}") from error
         return given_prompts(given, data.num_rows, where)
