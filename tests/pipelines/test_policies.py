@@ -191,7 +191,13 @@ async def test_the_records_of_an_agent_may_be_untrusted(office: Office) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scope": "t"}, {"principal": "p", "durable": True, "batch": True}, {"labels": "untrusted", "durable": True}],
+    [
+        {"scope": "t"},
+        {"principal": "p", "durable": True, "batch": True},
+        {"labels": "untrusted", "durable": True},
+        {"labels": ["untrusted"], "durable": True, "batch": True},
+        {"labels": ["a,b"], "durable": True},
+    ],
 )
 def test_options_that_cannot_be_meant_are_refused(office: Office, options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
