@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sabot.agents.actions import ActionSpec as ActionSpec
     from sabot.agents.actions import ActionStatus as ActionStatus
     from sabot.agents.actions import ActionStore as ActionStore
+    from sabot.agents.adapters import KafkaConfig as KafkaConfig
+    from sabot.agents.adapters import KafkaEventAdapter as KafkaEventAdapter
+    from sabot.agents.adapters import RedisStreamsAdapter as RedisStreamsAdapter
+    from sabot.agents.adapters import RedisStreamsConfig as RedisStreamsConfig
     from sabot.agents.auditing import AuditRecord as AuditRecord
     from sabot.agents.auditing import audit_job as audit_job
     from sabot.agents.budgets import Budget as Budget
@@ -176,6 +180,8 @@ __all__ = [
     "JobStatus",
     "JobStore",
     "JournalStore",
+    "KafkaConfig",
+    "KafkaEventAdapter",
     "KafkaInbox",
     "KafkaJournal",
     "LabelPolicy",
@@ -209,6 +215,8 @@ __all__ = [
     "Reconciled",
     "Recording",
     "RedactionPolicy",
+    "RedisStreamsAdapter",
+    "RedisStreamsConfig",
     "ReplayDifference",
     "ReplayMode",
     "ReplayPlayer",
@@ -236,6 +244,7 @@ __all__ = [
 
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
+    "sabot.agents.adapters": ("KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"),
     "sabot.agents.auditing": ("AuditRecord", "audit_job"),
     "sabot.agents.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
@@ -274,6 +283,7 @@ _HOMES = {
         "WorkflowState",
     ),
     "sabot.agents.plugins": ("Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"),
+    "sabot.agents.policy": ("PolicyEngine", "PolicyResult"),
     "sabot.agents.replay": (
         "JobCode",
         "Recording",
@@ -286,7 +296,6 @@ _HOMES = {
         "code_of",
         "record_job",
     ),
-    "sabot.agents.policy": ("PolicyEngine", "PolicyResult"),
     "sabot.agents.rules": (
         "AgentPolicy",
         "ConstraintPolicy",

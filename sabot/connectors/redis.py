@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sabot.errors import MissingExtra, TransientError, UserError
+from sabot.errors import MissingExtra, TransientError, UserError, short_repr
 from sabot.redaction import clean_cause, keep_url, redacted_url
 
 __all__ = ["RedisServer"]
@@ -32,7 +32,7 @@ class RedisServer:
         """The address without user and password, for messages."""
         if not url.startswith(_SCHEMES):
             raise UserError(f"{what}: {self.where} is no address of a Redis server", hint=_ADDRESS)
-        self._what = what
+        self._what, self._ours = what, True
         self._errors: Any = redis.exceptions
         retry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1)
         try:
@@ -49,22 +49,43 @@ class RedisServer:
         self.client: Any = redis.asyncio.Redis(connection_pool=pool, retry=retry)
         """A `redis.asyncio.Redis`, for the event loop of its first command. Calls of it belong into `explained`."""
 
+    @classmethod
+    def of(cls, client: Any, what: str, feature: str) -> "RedisServer":
+        """The server that a client of the caller's speaks to. `close` leaves the client open. Raises UserError for what is no client."""
+        try:
+            import redis.asyncio
+        except ImportError as error:
+            raise MissingExtra(feature, "redis") from error
+        if not isinstance(client, redis.asyncio.Redis):
+            raise UserError(
+                f"{what}: {short_repr(client)} is no client", hint=f"a redis.asyncio.Redis, or an address: {_ADDRESS}"
+            )
+        made = cls.__new__(cls)
+        facts = client.connection_pool.connection_kwargs
+        made.where = f"{facts.get('host', facts.get('path', 'a server'))}:{facts.get('port', '')}".rstrip(":")
+        made._what, made._errors, made.client, made._ours = what, redis.exceptions, client, False
+        return made
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Wraps calls of the client, and turns its errors into ours: TransientError for one that may pass, UserError for the others."""
-        errors = self._errors
         try:
             yield
-        except (errors.RedisError, OSError) as error:
-            message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
-            if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
-                raise UserError(message, hint="see user and password in the address") from clean_cause(error)
-            passing = errors.ConnectionError | errors.TimeoutError | errors.ReadOnlyError | errors.OutOfMemoryError
-            if isinstance(error, passing | OSError):
-                raise TransientError(message) from clean_cause(error)
-            raise UserError(message) from clean_cause(error)
+        except (self._errors.RedisError, OSError) as error:
+            raise self.error_of(error) from clean_cause(error)
+
+    def error_of(self, error: Exception) -> TransientError | UserError:
+        """An error of the client as ours."""
+        errors = self._errors
+        message = f"{self._what} at {self.where}: {type(error).__name__}: {error}"
+        if isinstance(error, errors.AuthenticationError | errors.AuthorizationError | errors.NoPermissionError):
+            return UserError(message, hint="see user and password in the address")
+        passing = errors.ConnectionError | errors.TimeoutError | errors.ReadOnlyError | errors.OutOfMemoryError
+        return TransientError(message) if isinstance(error, passing | OSError) else UserError(message)
 
     async def close(self) -> None:
-        """Ends the connections. Repeated calls do nothing."""
+        """Ends the connections, if they are ours. Repeated calls do nothing."""
+        if not self._ours:
+            return
         await self.client.aclose()
         await self.client.connection_pool.aclose()

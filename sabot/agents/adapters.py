@@ -1,0 +1,266 @@
+"""Events outside of the process: Kafka topics, Redis Streams. Each event goes to the topic, or the stream, of its category.
+
+    bus ─▶ adapter: `at_once` on their way ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …       (Redis: {prefix}:job, …)
+
+An adapter holds its bus up where the server is slower than the events (`slow="hold"`), or leaves events out and counts them ("drop"). One
+that could not be sent is tried again for `patience`; then it is counted as lost, and told in the log once. An event that comes twice has
+the same event_id.
+"""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
+from sabot.calls.options import checked_whole
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import Duration, parse_seconds
+from sabot.connectors.redis import RedisServer
+from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr
+from sabot.kafka import RecordSender
+
+__all__ = ["KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"]
+
+_log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 0.05  # before the second attempt; then twice as long each time
+_LONGEST_SECONDS = 5.0
+_READ = 1000  # entries of a stream at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaConfig:
+    """bootstrap_servers: "host:port"; or an address with kafka:// or memory://. topic_prefix: before ".job" and the other categories.
+    kafka: further settings of the client.
+    """
+
+    bootstrap_servers: str
+    topic_prefix: str
+    kafka: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisStreamsConfig:
+    """stream_prefix: before ":job" and the other categories. max_len: entries that a stream keeps, about."""
+
+    stream_prefix: str
+    max_len: int = 100_000
+
+    def __post_init__(self) -> None:
+        checked_whole("RedisStreamsConfig", "max_len", self.max_len, 1)
+
+
+class _Adapter(ABC):
+    """sent, lost: events. last_error: why one was lost."""
+
+    def __init__(
+        self,
+        event_bus: EventBus,
+        *,
+        event_types: Iterable[RuntimeEventType | str] | None = None,
+        slow: Slow = "hold",
+        at_once: int = 500,
+        patience: Duration = "2m",
+    ) -> None:
+        checked_whole(type(self).__name__, "at_once", at_once, 1)
+        self.sent = self.lost = 0
+        self.last_error: SabotError | None = None
+        self._bus = event_bus
+        self._event_types = event_types
+        self._slow: Slow = slow
+        self._most = at_once
+        self._patience_s = parse_seconds(patience, name="patience")
+        self._subscription: Subscription | None = None
+        self._waiting: list[RuntimeEvent] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Events go out from now on. Raises UserError where it has been started."""
+        if self._subscription is not None:
+            raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
+        self._subscription = await self._bus.subscribe(self._take, self._event_types, slow=self._slow)
+
+    async def stop(self) -> None:
+        """Sends what the bus has handed over, and closes the connection. Repeated calls do nothing."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            return
+        await subscription.flush()
+        await subscription.unsubscribe()
+        while self._sending is not None:
+            await asyncio.shield(self._sending)
+        await self._close()
+
+    async def __aenter__(self) -> "_Adapter":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _take(self, event: RuntimeEvent) -> None:
+        while len(self._waiting) >= self._most and self._sending is not None:
+            await asyncio.shield(self._sending)
+        self._waiting.append(event)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._deliver(), name=f"events to {type(self).__name__}")
+
+    async def _deliver(self) -> None:
+        """What waits goes out together, then what has come meanwhile: so events stay in order."""
+        try:
+            while self._waiting:
+                events, self._waiting = self._waiting, []
+                await self._patiently([(event, data) for event in events if (data := self._encoded(event))])
+        finally:
+            self._sending = None
+
+    def _encoded(self, event: RuntimeEvent) -> bytes:
+        try:
+            return msgspec.json.encode(event, enc_hook=str)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {error}"))
+            return b""
+
+    async def _patiently(self, events: list[tuple[RuntimeEvent, bytes]]) -> None:
+        until, wait_s = SYSTEM_CLOCK.monotonic() + self._patience_s, _AGAIN_SECONDS
+        while events:
+            again = []
+            for each, error in zip(events, await self._send(events), strict=True):
+                if error is None:
+                    self.sent += 1
+                elif isinstance(error, TransientError) and SYSTEM_CLOCK.monotonic() + wait_s <= until:
+                    again.append(each)
+                else:
+                    self._lose(each[0], error)
+            events = again
+            if events:
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_SECONDS)
+
+    def _lose(self, event: RuntimeEvent, error: SabotError) -> None:
+        self.lost += 1
+        if self.last_error is None:
+            _log.warning("event %s is lost: %s", event.event_id, error)
+        self.last_error = error
+
+    @abstractmethod
+    async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
+        """Returns when the server has them: for each why it does not, or None."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Nothing more is sent."""
+
+    def statistics(self) -> dict[str, int]:
+        """`sent` and `lost` events, those that are `waiting`, and `dropped`: that the bus has left out."""
+        dropped = 0 if self._subscription is None else self._subscription.dropped
+        return {"sent": self.sent, "lost": self.lost, "waiting": len(self._waiting), "dropped": dropped}
+
+
+class KafkaEventAdapter(_Adapter):
+    """Events as records of Kafka topics: JSON, with the job's id as the key, so those of a job stay in order."""
+
+    def __init__(self, event_bus: EventBus, config: KafkaConfig, **how: Any) -> None:
+        """how: event_types: of these types only. slow: "hold" or "drop". at_once: events that wait. patience: for the broker."""
+        super().__init__(event_bus, **how)
+        servers = config.bootstrap_servers
+        self.config = config
+        self._sender: Callable[[], RecordSender] = lambda: RecordSender(
+            servers if "://" in servers else f"kafka://{servers}", config.kafka
+        )
+        self._open: RecordSender | None = None
+        self._known: set[str] = set()  # topics of this sender
+
+    def topic(self, event_type: RuntimeEventType) -> str:
+        """Where events of this type go."""
+        return f"{self.config.topic_prefix}.{event_type.category}"
+
+    async def start(self) -> None:
+        """As of each adapter. Topics are made where they are missing, and the broker lets them be."""
+        self._open, self._known = self._sender(), set()
+        await super().start()
+
+    async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
+        assert self._open is not None
+        said: list[object] = []
+        calls: list[Coroutine[Any, Any, int]] = []
+        for event, data in events:
+            topic = self.topic(event.type)
+            call = self._open.send(topic, data, event.job_id.encode(), timestamp=round(event.at * 1000))
+            if topic not in self._known:  # it may have to be made, and what is sent meanwhile has no order
+                said += await asyncio.gather(*calls, call, return_exceptions=True)
+                calls = []
+                self._known.add(topic)
+            else:
+                calls.append(call)
+        said += await asyncio.gather(*calls, return_exceptions=True)
+        return [_error(each) for each in said]
+
+    async def _close(self) -> None:
+        if self._open is not None:
+            await asyncio.to_thread(self._open.close)
+        self._open = None
+
+
+def _error(said: object) -> SabotError | None:
+    if isinstance(said, BaseException) and not isinstance(said, SabotError):
+        raise said
+    return said if isinstance(said, SabotError) else None
+
+
+class RedisStreamsAdapter(_Adapter):
+    """Events as entries of Redis Streams, with the fields `id` and `event` (JSON)."""
+
+    def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
+        """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server. how: as of KafkaEventAdapter."""
+        super().__init__(event_bus, **how)
+        self.config = config
+        feature = "RedisStreamsAdapter"
+        self._server = (
+            RedisServer(client, "events", feature)
+            if isinstance(client, str)
+            else RedisServer.of(client, "events", feature)
+        )
+
+    def stream(self, event_type: RuntimeEventType) -> str:
+        """Where events of this type go."""
+        return f"{self.config.stream_prefix}:{event_type.category}"
+
+    async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
+        pipeline = self._server.client.pipeline(transaction=False)
+        for event, data in events:
+            fields = {"id": event.event_id, "event": data}
+            pipeline.xadd(self.stream(event.type), fields, maxlen=self.config.max_len, approximate=True)
+        try:
+            with self._server.explained():
+                said = await pipeline.execute(raise_on_error=False)
+        except SabotError as error:
+            return [error] * len(events)
+        return [self._server.error_of(each) if isinstance(each, Exception) else None for each in said]
+
+    async def _close(self) -> None:
+        await self._server.close()
+
+    async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
+        """The events of a stream, the oldest first. after: the id of an entry. follow: waits for further ones, for ever.
+
+        Raises DataError for an entry that is no event, naming it; TransientError, UserError.
+        """
+        while True:
+            with self._server.explained():
+                found = await self._server.client.xread({stream: after}, count=_READ, block=1000 if follow else None)
+            entries = found[0][1] if found else []
+            for name, fields in entries:
+                after = name.decode() if isinstance(name, bytes) else name
+                data = fields.get(b"event", fields.get("event"))
+                try:
+                    yield msgspec.json.decode(data or b"", type=RuntimeEvent)
+                except UNREADABLE as error:
+                    raise DataError(f"entry {after} of {stream} is no event: {short_repr(data)}: {error}") from error
+            if not entries and not follow:
+                return

@@ -1,0 +1,205 @@
+"""Events in Kafka topics and Redis Streams: in order, counted, and through a server that goes and comes back."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from sabot.agents import (
+    InMemoryEventBus,
+    KafkaConfig,
+    KafkaEventAdapter,
+    RedisStreamsAdapter,
+    RedisStreamsConfig,
+    RuntimeEvent,
+    RuntimeEventType,
+)
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import DataError, SabotError, TransientError, UserError
+from tools.agent_tools import until
+from tools.redis_server import Redis, server_or_skip
+
+Type = RuntimeEventType
+
+
+def events(count: int, jobs: int = 3) -> list[RuntimeEvent]:
+    kinds = [Type.JOB_STARTED, Type.TOOL_START, Type.TOOL_END]
+    return [RuntimeEvent(kinds[n % 3], f"job {n % jobs}", {"n": n}, f"e{n}", 1000.0 + n) for n in range(count)]
+
+
+async def published(bus: InMemoryEventBus, told: list[RuntimeEvent]) -> None:
+    for event in told:
+        await bus.publish(event)
+
+
+# -- Kafka -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_records_of_the_topic_of_their_category(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    config = KafkaConfig(bootstrap_servers=memory_url, topic_prefix="shop.events")
+    async with KafkaEventAdapter(bus, config) as adapter:
+        await published(bus, events(30))
+    assert adapter.statistics() == {"sent": 30, "lost": 0, "waiting": 0, "dropped": 0}
+    broker = MemoryBroker.get(memory_url)
+    jobs, tools = broker.records("shop.events.job"), broker.records("shop.events.tool")
+    assert (len(jobs), len(tools)) == (10, 20)
+    for job in {record.key for record in tools}:
+        numbers = [record.value["data"]["n"] for record in tools if record.key == job]
+        assert numbers == sorted(numbers)
+    assert jobs[0].value == {
+        "type": "job.started",
+        "job_id": "job 0",
+        "data": {"n": 0},
+        "event_id": "e0",
+        "at": 1000.0,
+    } | {name: "" for name in ("scope_id", "principal_id")}
+
+
+async def test_an_adapter_may_be_stopped_and_started_again(memory_url: str) -> None:
+    bus = InMemoryEventBus()
+    adapter = KafkaEventAdapter(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"))
+    await adapter.stop()
+    await adapter.start()
+    with pytest.raises(UserError, match="has been started"):
+        await adapter.start()
+    await published(bus, events(3))
+    await adapter.stop()
+    await published(bus, events(3))
+    await adapter.start()
+    await published(bus, events(6))
+    await adapter.stop()
+    assert adapter.sent == 9
+
+
+class Broken(KafkaEventAdapter):
+    """Fails so often, with such an error, at each event."""
+
+    failures: list[SabotError]
+
+    async def _send(self, events: Any) -> Any:
+        return [
+            self.failures.pop() if self.failures else (await super(Broken, self)._send([each]))[0] for each in events
+        ]
+
+
+async def test_what_cannot_be_sent_is_tried_again_or_counted(memory_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    bus = InMemoryEventBus()
+    adapter = Broken(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"))
+    adapter.failures = [TransientError("away")]
+    async with adapter:
+        await published(bus, events(3, jobs=1))
+    assert (adapter.sent, adapter.lost) == (3, 0)
+    told = [record.value["event_id"] for record in MemoryBroker.get(memory_url).records("e.tool")]
+    assert told == ["e1", "e2"]
+    adapter.failures = [DataError("too large"), DataError("too large")]
+    async with adapter:
+        await published(bus, events(3, jobs=1))
+    assert (adapter.sent, adapter.lost) == (4, 2)
+    assert str(adapter.last_error) == "too large"
+    assert caplog.text.count("is lost") == 1
+    impatient = Broken(bus, KafkaConfig(bootstrap_servers=memory_url, topic_prefix="e"), patience=0)
+    impatient.failures = [TransientError("away")]
+    async with impatient:
+        await published(bus, events(1))
+    assert impatient.lost == 1
+
+
+@pytest.mark.kafka
+async def test_a_real_broker_has_them_in_order(kafka_url: str, topic: str) -> None:
+    bus = InMemoryEventBus()
+    config = KafkaConfig(bootstrap_servers=kafka_url.removeprefix("kafka://"), topic_prefix=topic)
+    async with KafkaEventAdapter(bus, config) as adapter:
+        await published(bus, events(300, jobs=1))
+    assert (adapter.sent, adapter.lost) == (300, 0)
+    numbers = await asyncio.to_thread(_numbers, kafka_url, f"{topic}.tool", 200)
+    assert numbers == [n for n in range(300) if n % 3]
+
+
+def _numbers(url: str, topic: str, count: int) -> list[int]:
+    from confluent_kafka import Consumer
+
+    settings = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": topic, "auto.offset.reset": "earliest"}
+    consumer = Consumer(settings)
+    consumer.subscribe([topic])
+    found: list[int] = []
+    try:
+        while len(found) < count:
+            message = consumer.poll(10)
+            assert message is not None, found[-3:]
+            if message.error() is None:
+                found.append(json.loads(message.value())["data"]["n"])
+    finally:
+        consumer.close()
+    return found
+
+
+# -- Redis -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Redis:
+    return server_or_skip()
+
+
+@pytest.fixture
+async def client(server: Redis) -> AsyncIterator[Any]:
+    made = redis.asyncio.from_url(server.url)
+    yield made
+    await made.aclose()
+
+
+async def test_events_are_entries_of_a_stream_and_are_read_back(client: Any, topic: str) -> None:
+    bus = InMemoryEventBus()
+    adapter = RedisStreamsAdapter(client, bus, RedisStreamsConfig(stream_prefix=topic))
+    told = events(30, jobs=1)
+    async with adapter:
+        await published(bus, told)
+    assert (adapter.sent, adapter.lost) == (30, 0)
+    found = [event async for event in adapter.read_events(f"{topic}:tool")]
+    assert found == [event for event in told if event.type.category == "tool"]
+    assert [event async for event in adapter.read_events(f"{topic}:nothing")] == []
+    assert await client.ping(), "the client is the caller's"
+    await client.xadd(f"{topic}:tool", {"event": b"{}"})
+    with pytest.raises(DataError, match=f"of {topic}:tool is no event"):
+        [event async for event in adapter.read_events(f"{topic}:tool")]
+    with pytest.raises(UserError, match="is no client"):
+        RedisStreamsAdapter(7, bus, RedisStreamsConfig(stream_prefix=topic))
+    with pytest.raises(UserError, match="max_len"):
+        RedisStreamsConfig(stream_prefix=topic, max_len=0)
+
+
+async def test_a_stream_is_followed_and_bounded(server: Redis, client: Any, topic: str) -> None:
+    bus = InMemoryEventBus()
+    adapter = RedisStreamsAdapter(server.url, bus, RedisStreamsConfig(stream_prefix=topic, max_len=100))
+    async with adapter:
+        await published(bus, events(3000))
+    async with adapter:
+        followed = adapter.read_events(f"{topic}:job", after="$", follow=True)
+        waiting = asyncio.create_task(anext(followed))
+        while not waiting.done():  # it may begin to read behind an entry that comes now
+            await bus.publish(RuntimeEvent(Type.JOB_STARTED, "late"))
+            await asyncio.wait([waiting], timeout=0.01)
+        assert (await waiting).job_id == "late"
+        await followed.aclose()  # type: ignore[attr-defined]
+    assert await client.xlen(f"{topic}:tool") < 400
+
+
+async def test_events_wait_for_a_server_that_goes_and_comes_back(topic: str) -> None:
+    own = server_or_skip(password="open sesame")
+    try:
+        bus = InMemoryEventBus()
+        adapter = RedisStreamsAdapter(own.url, bus, RedisStreamsConfig(stream_prefix=topic), patience="60s")
+        await adapter.start()
+        own.stop()
+        await published(bus, events(30, jobs=1))
+        await until(lambda: adapter._sending is not None)
+        assert adapter.sent == 0
+        own.start()
+        await adapter.stop()
+        assert (adapter.sent, adapter.lost) == (30, 0)
+    finally:
+        own.remove()
