@@ -28,6 +28,8 @@ AHEAD_MOST = 10_000
 LAST_SECONDS = 5.0
 """At a close, for a listener that takes its time."""
 
+_SILENT_SECONDS = 5.0  # a stop waits no longer for a journal in which nothing becomes durable
+
 
 class Fragment(NamedTuple):
     """A piece of a model's answer, as it comes. No journal has it. number: of the pieces of this attempt, from 0."""
@@ -195,9 +197,16 @@ class JobLog:
         return asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> Mapping[str, int]:
+        flushed = asyncio.get_running_loop().create_task(self.journal.flush())
         try:
-            await self.journal.flush()
+            while not flushed.done():
+                before = self.journal.positions()
+                await asyncio.wait([flushed], timeout=_SILENT_SECONDS)
+                if self._desk.stopping and not flushed.done() and self.journal.positions() == before:
+                    raise TransientError(f"{self.journal.where} has not answered for {_SILENT_SECONDS:g} s")
+            flushed.result()
         finally:
+            flushed.cancel()
             self._flushing -= 1
         return {}
 

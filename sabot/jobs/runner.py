@@ -43,6 +43,7 @@ __all__ = ["Certainty", "EffectRunner", "Outcome"]
 
 _log = logging.getLogger(__name__)
 
+_UNSENT_SECONDS = 5.0  # for which a stop waits for calls of which none is sent
 _RECONCILE_SECONDS = 60.0  # for the reconciling function of a tool without a time-out
 _CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation
 _LEFT_PER_THREAD = 4  # calls left behind in threads, for each thread that calls may have
@@ -208,13 +209,19 @@ class EffectRunner:
 
     async def close(self, grace_s: float) -> None:
         """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Nobody is told of these: a stop is no
-        outcome. Their intents are in the journal, and the next start judges them.
+        outcome. Their intents are in the journal, and the next start judges them. Where none is sent, it does not wait for long: what they
+        wait for, the journal, does not come.
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
-        until = self._loop.time() + grace_s
-        while self._jobs and (left_s := until - self._loop.time()) > 0:
-            await asyncio.wait([call.task for call in self._under_way() if call.task is not None], timeout=left_s)
+        began = self._loop.time()
+        while self._jobs:
+            is_sent = any(call.began != math.inf for call in self._under_way())
+            left_s = began + (grace_s if is_sent else min(grace_s, _UNSENT_SECONDS)) - self._loop.time()
+            if left_s <= 0:
+                break
+            tasks = [call.task for call in self._under_way() if call.task is not None]
+            await asyncio.wait(tasks, timeout=min(left_s, _UNSENT_SECONDS))
         for call in list(self._under_way()):
             call.done = None
             self._give_up(call, asyncio.CancelledError("the worker stops"))

@@ -73,6 +73,7 @@ _COPY_SLACK_BYTES = 64 << 20  # that may be of no use before anything is written
 _OVERHEAD_BYTES = 2048  # of a record and its batch, beside the piece
 _TAKE_SECONDS = 2.0
 _GOODBYE_SECONDS = 5.0
+_AT_THE_END = 5.0  # seconds for which `close` waits for a broker that does not answer
 _GONE = "bring back a copy of the topic; or give another journal, and effects may be made again"
 
 
@@ -426,6 +427,7 @@ class KafkaJournal(TablesReader, SqlJournal):
     def close(self) -> None:
         if self._closed:
             return
+        self._appender.hurry(_AT_THE_END)
         self.writer.close()
         self._closed = True
         with self._frames:

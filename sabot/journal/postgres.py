@@ -54,7 +54,7 @@ _LONGEST_KEY = 600  # characters of an id or a token; an index holds 2,704 bytes
 _RENEWALS = 5  # in the time of a lease
 _MARGIN = 0.1  # of a lease, that its owner does not count on
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # seconds between tries
-_AT_THE_END = 10.0  # seconds for which `close` waits for a server that does not answer
+_AT_THE_END = 5.0  # seconds for which `close` waits for a server that does not answer
 
 _TAKE_CLAIM = (  # of an owner that is gone for sure, or whose lease is over; who knows whether that one still sends?
     "UPDATE claim SET epoch = epoch + 1, owner = %(mine)s, described = %(described)s, life = %(life)s, "

@@ -1,6 +1,7 @@
 """A topic as a log: read from one offset to another, and appended to by somebody who waits for the offsets. No group, no transaction."""
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -165,6 +166,7 @@ class TopicAppender:
         self._topic = topic
         self._patience_s = patience_s
         self._lock = threading.Lock()
+        self._until = math.inf  # by the clock: what is not acknowledged by then is given up
         settings = {
             "linger.ms": 0,
             "acks": "all",
@@ -175,6 +177,10 @@ class TopicAppender:
         }
         self._producer = producer_of(link, kafka, **settings)
         self._fatal: KafkaError | None = None  # nothing is appended after it
+
+    def hurry(self, seconds: float) -> None:
+        """What is being appended, and all that will be, waits for the broker no longer than this from now on."""
+        self._until = SYSTEM_CLOCK.monotonic() + seconds
 
     def append(self, partition: int, records: Sequence[bytes], seconds: float | None = None) -> list[int]:
         """Returns the offsets when all replicas in sync have the records. When it raises SabotError, nobody knows whether they have.
@@ -210,7 +216,7 @@ class TopicAppender:
                 if faults:
                     raise KafkaException(faults[0])
                 now = SYSTEM_CLOCK.monotonic()
-                if now > deadline:
+                if now > min(deadline, self._until):
                     raise self._fault(KafkaError(KafkaError._MSG_TIMED_OUT))
                 if now > look_at:
                     look_at = now + _LOOK_SECONDS

@@ -268,6 +268,44 @@ async def test_while_the_journals_server_is_gone_nothing_is_done_and_then_all_of
     assert sorted(looked) == sorted(refunded) == list(range(6))
 
 
+@pytest.mark.slow  # it starts servers, and waits for one that is gone; the parts: test_runner, test_host
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+async def test_a_stop_while_the_journals_server_is_gone_ends_soon_and_says_why(
+    server: tuple[Any, str], memory_url: str, tmp_path: Path
+) -> None:
+    """It waited for calls that were not sent (30 s), for the last checkpoint (60 s), and for the journal (10 s; Kafka: five minutes)."""
+    machine, journal = server
+    refunded: list[int] = []
+
+    @tool(effect="unsafe")
+    async def refund(order: int) -> None:
+        refunded.append(order)
+
+    async def handle(ctx: Any) -> Any:
+        await ctx.call(refund, ctx.message["order"])
+        return ctx.message
+
+    def shop() -> App:
+        app = App("shop", memory_url, state=str(tmp_path / "state"), checkpoint_interval=3600, journal=journal)
+        app.agent("tickets", sink="answers", durable=True, concurrency=8)(handle)
+        return app
+
+    app, broker = shop(), MemoryBroker.get(memory_url)
+    await app.start()
+    broker.publish("tickets", [{"order": 0}])
+    await until(lambda: len(broker.records("answers")) == 1)
+    await asyncio.to_thread(machine.stop)
+    broker.publish("tickets", [{"order": 1}])
+    await until(lambda: jobs(app)["in_flight"] == 1)
+    with pytest.raises(CheckpointFailed, match=r"no last checkpoint: .*has not answered for 5 s"):
+        await asyncio.wait_for(app.stop(), 55)  # 15, where the machine has nothing else to do
+    assert refunded == [0]
+    await asyncio.to_thread(machine.start)
+    async with started(shop()):
+        await until(lambda: len({record.value["order"] for record in broker.records("answers")}) == 2, patience=60)
+    assert refunded == [0, 1]
+
+
 # -- what is lost -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.errors import EffectError, UserError
+from sabot.errors import EffectError, TransientError, UserError
 from sabot.jobs.values import unpack
 from sabot.journal import (
     Attempt,
@@ -944,3 +944,21 @@ async def test_another_attempt_has_the_time_of_its_time_outs_anew_and_sleeps_no_
         clock.advance(7200)
         await jobs.over("j")
         assert agent.done["j"] == [2, True]
+
+
+async def test_the_last_barrier_waits_no_longer_for_a_journal_in_which_nothing_becomes_durable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its server was away when the app was stopped: the last checkpoint took all of its time-out."""
+    monkeypatch.setattr("sabot.jobs.log._SILENT_SECONDS", 0.01)
+
+    async def f(ctx: DurableContext) -> None:
+        """Nothing."""
+
+    async with hosting(MemoryHome(), Agent(f)) as jobs:
+        monkeypatch.setattr(jobs.journal, "flush", asyncio.Event().wait)
+        running = jobs.host.log.barrier(1)
+        await jobs.host.quiesce()
+        with pytest.raises(TransientError, match="has not answered for"):
+            await running
+        assert not jobs.host.log.flushing

@@ -1032,6 +1032,21 @@ async def test_a_stop_leaves_no_thread_to_calls_that_waited_for_one() -> None:
     await until(lambda: not runner.left_behind)
 
 
+async def test_a_stop_does_not_wait_for_calls_of_which_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their journal was away, and they waited for their intents for all of the grace."""
+    monkeypatch.setattr("sabot.jobs.runner._UNSENT_SECONDS", 0.01)
+    wait, calls, go = gate()
+    runner, told, unsent = EffectRunner(clock=SYSTEM_CLOCK), Told(), Told()
+    runner.make(effect(1), wait, (1,), {}, told)
+    runner.make(effect(2), wait, (2,), {}, unsent, asyncio.Event().wait)
+    await until(lambda: calls == [1])
+    stop = asyncio.create_task(runner.close(1e6))
+    go.set()
+    assert value_of(await told.one()) == 1  # that one is waited for
+    await asyncio.wait_for(stop, SECONDS)
+    assert (calls, unsent.all) == ([1], [])
+
+
 async def test_a_stop_without_calls_returns_at_once() -> None:
     await EffectRunner(clock=SYSTEM_CLOCK).close(1e6)
 
