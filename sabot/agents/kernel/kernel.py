@@ -9,11 +9,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from sabot.agents.accounting import LedgerGate, brought_up, ledger_of
 from sabot.agents.actions import ActionManager
+from sabot.agents.budgets import Budget
 from sabot.agents.events import InMemoryEventBus, RuntimeEvent, RuntimeEventType
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
+from sabot.agents.ledger import Ledger, LedgerWriter
 from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.telling import JobEvents
 from sabot.calls.options import checked_whole
@@ -21,7 +24,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import UserError
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import EffectGate
+from sabot.jobs.gate import EffectGate, gate_of
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.recovery import whole_entries
 from sabot.journal import Begin, Journal, JournalReader, MemoryHome, MemoryJournal
@@ -49,6 +52,8 @@ class RuntimeKernel:
         *,
         journal: str | Path | Journal | None = None,
         policy: EffectGate | None = None,
+        budgets: Sequence[Budget] | Ledger | None = None,
+        ledger_writer: LedgerWriter | None = None,
         name: str = "kernel",
         events: InMemoryEventBus | None = None,
         max_jobs: int = 256,
@@ -60,10 +65,11 @@ class RuntimeKernel:
     ) -> None:
         """engine: by which agents ask models, in place of their own. agent: an Agent, or a function of a DurableContext; or several, of
         which requests name one, and which `ctx.child` reaches. journal: a folder (SQLite), postgresql://… or kafka://…; a Journal, which
-        the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. name: of the kernel, before those of its
-        agents; jobs in a journal are found by it. events: the bus where it publishes. max_jobs: that run at once. keep_jobs: ended jobs
-        whose history the journal keeps. dedupe: how long it keeps their ids, and the history of what has failed. stop_grace: for calls
-        that run when it is closed. version: of the code. Raises UserError.
+        the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. budgets: what scopes may use, or a Ledger,
+        which the kernel does not close; [] only records what is used. ledger_writer: where that is kept; by default beside the journal, if
+        that is a folder. name: of the kernel, before those of its agents; jobs in a journal are found by it. events: the bus where it
+        publishes. max_jobs: that run at once. keep_jobs: ended jobs whose history the journal keeps. dedupe: how long it keeps their ids,
+        and the history of what has failed. stop_grace: for calls that run when it is closed. version: of the code. Raises UserError.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
@@ -73,7 +79,6 @@ class RuntimeKernel:
             "max_jobs": max_jobs,
             "keep_jobs": keep_jobs,
             "dedupe_s": parse_seconds(dedupe, name="dedupe", zero=False),
-            "policy": policy,
             "grace_s": parse_seconds(stop_grace, name="stop_grace"),
             "clock": journal.clock if isinstance(journal, Journal) else clock,
         }
@@ -87,6 +92,10 @@ class RuntimeKernel:
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
         self._place = MemoryHome(clock) if journal is None else journal
+        self._policy, self._budgets, self._writer = policy, budgets, ledger_writer
+        self.ledger: Ledger | None = budgets if isinstance(budgets, Ledger) else None
+        if budgets is None and ledger_writer is not None:
+            self._budgets = []
         self._store = _KernelStore(self._place, self.name, clock)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
         self._host: KernelHost | None = None
@@ -136,7 +145,9 @@ class RuntimeKernel:
             journal = await to_the_end(aside(partial(open_journal, place, app=self.name, clock=clock)))
         agents = {each.agent_id: each for each in self._agents.values()}
         try:
-            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, **self._options)
+            policy = gate_of(await self._gates(journal))
+            how = {**self._options, "policy": policy}
+            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, **how)
             await host.start()
         except BaseException:
             if journal is not place:
@@ -144,6 +155,22 @@ class RuntimeKernel:
             raise
         self._store.journal = journal
         return host
+
+    async def _gates(self, journal: Journal) -> list[EffectGate]:
+        """The policy, then the ledger, which knows what its journal knows: the first one decides first."""
+        gates = [] if self._policy is None else [self._policy]
+        if self._budgets is None:
+            return gates
+        if self.ledger is None:
+            clock, place = self._options["clock"], self._place
+            if self._writer is not None and not isinstance(self._budgets, Ledger):
+                self.ledger = Ledger(self._writer, budgets=self._budgets, clock=clock)
+            else:
+                in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
+                folder = Path(str(place)) if in_folder else None
+                self.ledger = await to_the_end(aside(ledger_of, self._budgets, folder, clock))
+        await brought_up(self.ledger, journal)
+        return [*gates, LedgerGate(self.ledger)]
 
     async def close(self) -> None:
         """Stops: calls under way have `stop_grace`; open jobs stay in the journal, and go on when a kernel over it is resumed; their
@@ -158,6 +185,8 @@ class RuntimeKernel:
             )
             await to_the_end(self._host.close(why))
             self._store.journal = None
+            if self.ledger is not None:
+                await (self.ledger.flush() if self.ledger is self._budgets else self.ledger.close())
             journal = self._host.journal
             if journal is not self._place:
                 await to_the_end(aside(journal.close))

@@ -8,10 +8,13 @@ import pytest
 
 from sabot.agents import (
     ActionStatus,
+    Budget,
     BudgetSpec,
     ExecutionRequest,
     IdempotencyConflict,
+    InMemoryLedgerWriter,
     JobStatus,
+    Ledger,
     LetterRefused,
     PolicyEngine,
     RuntimeKernel,
@@ -312,6 +315,32 @@ async def test_a_policy_decides_what_jobs_of_a_scope_may_do():
     async with RuntimeKernel.create(engine=engine, agent=agent, policy=policy) as kernel:
         assert (await run(kernel, "go", scope_id="internal")).content == "gold"
         assert "PolicyDenied" in (await run(kernel, "go", scope_id="tenant-123")).content
+
+
+async def test_what_a_scope_uses_is_recorded_and_its_budget_ends_further_jobs(tmp_path):
+    budgets = [Budget("tenant-123", max_cost_daily=Decimal("0.25"))]
+    for open_again in (False, True):
+        engine, agent, _ = model(spends(100, "0.2"))
+        async with RuntimeKernel.create(engine=engine, agent=agent, budgets=budgets, journal=tmp_path) as kernel:
+            if not open_again:
+                assert (await run(kernel, "go", scope_id="tenant-123")).cost == Decimal("0.2")
+                assert (await run(kernel, "go", scope_id="tenant-123")).cost == Decimal("0.2")
+            with pytest.raises(BudgetExceeded):
+                await run(kernel, "go", scope_id="tenant-123")
+            assert (await run(kernel, "go", scope_id="another")).content == "done"
+            await kernel.ledger.flush()
+            [used] = [each for each in await kernel.ledger.writer.sums(["scope"], 0) if each.group == ("tenant-123",)]
+            assert used.cost == Decimal("0.4")
+
+
+async def test_a_ledger_of_ones_own_stays_open():
+    ledger = Ledger(InMemoryLedgerWriter())
+    engine, agent, _ = model(spends(100))
+    for _ in range(2):
+        async with RuntimeKernel.create(engine=engine, agent=agent, budgets=ledger) as kernel:
+            await run(kernel, "go")
+    [used] = await ledger.writer.sums(["scope"], 0)
+    assert used.input_tokens == 200
 
 
 # -- idempotency ----------------------------------------------------------------------------------------------------------
