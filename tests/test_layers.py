@@ -57,6 +57,7 @@ THIRD_PARTIES = {
     "confluent_kafka": {"kafka"},
     "genai_prices": {"llm"},
     "openai": {"llm"},
+    "opentelemetry": {"agents"},
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
     "redis": {"connectors"},

@@ -75,6 +75,8 @@ if TYPE_CHECKING:
     from sabot.agents.orchestration import Router as Router
     from sabot.agents.orchestration import Workflow as Workflow
     from sabot.agents.orchestration import WorkflowState as WorkflowState
+    from sabot.agents.otel import OpenTelemetryAdapter as OpenTelemetryAdapter
+    from sabot.agents.otel import OTelConfig as OTelConfig
     from sabot.agents.plugins import Plugin as Plugin
     from sabot.agents.plugins import PluginCapability as PluginCapability
     from sabot.agents.plugins import PluginManifest as PluginManifest
@@ -193,7 +195,9 @@ __all__ = [
     "MapReduceOperator",
     "ModelPolicy",
     "NotSent",
+    "OTelConfig",
     "OpenEffect",
+    "OpenTelemetryAdapter",
     "Operator",
     "OperatorContext",
     "OperatorResult",
@@ -282,6 +286,7 @@ _HOMES = {
         "Workflow",
         "WorkflowState",
     ),
+    "sabot.agents.otel": ("OTelConfig", "OpenTelemetryAdapter"),
     "sabot.agents.plugins": ("Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"),
     "sabot.agents.policy": ("PolicyEngine", "PolicyResult"),
     "sabot.agents.replay": (

@@ -120,7 +120,7 @@ class JobEvents:
         job.agent, job.scope, job.principal = begin.agent, begin.scope, begin.principal
         job.calls, job.questions = {}, {}
         if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
-            data = {"agent": begin.agent, "code": begin.code}
+            data = {"agent": begin.agent, "code": begin.code, "input": _input(_said(begin))}
             name = f"0/{job.attempt}/{begin.at_ms}"
             await self._publish(job, _TYPE.JOB_STARTED, begin.job, begin.at_ms, name, data)
 
@@ -226,6 +226,13 @@ def _decided(intent: Intent) -> dict[str, Any]:
         "reason": verdict.reason,
     }
     return {"policy": said}
+
+
+def _input(value: Any) -> Any:
+    """What a job is about: the prompt of a request, the message of a record."""
+    if isinstance(value, dict):
+        value = value.get("prompt", value.get("message", value))
+    return as_plain(value)
 
 
 def _error(value: Any) -> dict[str, Any]:

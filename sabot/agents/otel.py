@@ -1,0 +1,265 @@
+"""Spans and metrics of OpenTelemetry, made of events (`pip install sabot[otel]`).
+
+    agent.job                 from job.started to its end
+    ├── agent.run             a request to a model
+    ├── agent.tool            an attempt of a call
+    └── agent.action          a question to a person, from the asking to its answer
+
+The ids of a trace and its spans are made of the job and the events, so all of a job is one trace: across an approval of two days, and
+across a crash, after which an event that is told again gives the same span. A span is made when what it is about has ended. Names and
+attributes follow the semantic conventions for generative AI; what was said and asked is left out unless the configuration wants it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType, Subscription
+from sabot.errors import MissingExtra, UserError, short_repr
+
+__all__ = ["OTelConfig", "OpenTelemetryAdapter"]
+
+_TYPE = RuntimeEventType
+_WANTED = (
+    _TYPE.JOB_STARTED,
+    _TYPE.MODEL_DONE,
+    _TYPE.TOOL_START,
+    _TYPE.TOOL_END,
+    _TYPE.TOOL_ERROR,
+    _TYPE.ACTION_REQUIRED,
+    _TYPE.ACTION_RESOLVED,
+    _TYPE.ACTION_EXPIRED,
+    _TYPE.ACTION_CANCELLED,
+    _TYPE.FINAL_RESULT,
+    _TYPE.FINAL_ERROR,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OTelConfig:
+    """tracer_name: of the tracer and the meter. service_name: an attribute of each span; "": that of the provider's resource says it.
+    capture_input, capture_output, capture_tool_args: prompts, answers and results, arguments. record_exceptions: what errors said, and not
+    only their class. sampling_rate: the part of the jobs that are traced, each of them whole.
+    """
+
+    tracer_name: str = "agent_runtime"
+    service_name: str = ""
+    capture_input: bool = False
+    capture_output: bool = False
+    capture_tool_args: bool = False
+    record_exceptions: bool = True
+    sampling_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        rate = self.sampling_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise UserError(f"OTelConfig: sampling_rate={short_repr(rate)}", hint="from 0.0, none, to 1.0, all")
+
+
+@dataclass(slots=True)
+class _Trace:
+    """A job that has not ended. began: epoch seconds. asked: when and for what it waits, by action. started: calls, by ordinal."""
+
+    began: float
+    agent: str = ""
+    input: Any = None
+    asked: dict[str, RuntimeEvent] = field(default_factory=dict)
+    started: dict[int, RuntimeEvent] = field(default_factory=dict)
+
+
+class OpenTelemetryAdapter:
+    """Makes spans and metrics of what is published on a bus: `await OpenTelemetryAdapter(bus).start()`."""
+
+    def __init__(
+        self,
+        event_bus: EventBus,
+        config: OTelConfig | None = None,
+        *,
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+    ) -> None:
+        """tracer_provider, meter_provider: by default those of the process (`trace.set_tracer_provider`). Raises MissingExtra."""
+        try:
+            from opentelemetry import context, metrics, trace
+        except ImportError as error:
+            raise MissingExtra("OpenTelemetryAdapter", "otel") from error
+        self.config = config if config is not None else OTelConfig()
+        self._bus = event_bus
+        self._provider = tracer_provider
+        self._trace = trace
+        self._nothing = context.Context()
+        self._meters = meter_provider if meter_provider is not None else metrics
+        self._tracer: Any = None
+        self._ids = _Ids()
+        self._jobs: dict[str, _Trace] = {}
+        self._subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Listens from now on. A publisher waits for it: no span is left out. Idempotent."""
+        if self._subscription is not None:
+            return
+        provider = self._provider if self._provider is not None else self._trace.get_tracer_provider()
+        self._tracer = provider.get_tracer(self.config.tracer_name)
+        if hasattr(self._tracer, "id_generator"):  # of the SDK; the API alone makes no spans
+            self._tracer.id_generator = self._ids
+        meter = self._meters.get_meter(self.config.tracer_name)
+        self._tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens of a request")
+        self._seconds = meter.create_histogram("gen_ai.client.operation.duration", "s", "How long a request took")
+        self._subscription = await self._bus.subscribe(self.take, _WANTED, slow="hold")
+
+    async def stop(self) -> None:
+        """Makes spans of what waits, and listens no more. Idempotent."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.flush()
+            await subscription.unsubscribe()
+
+    def take(self, event: RuntimeEvent) -> None:
+        """The next event."""
+        if not self._samples(event.job_id):
+            return
+        job = self._jobs.get(event.job_id)
+        if job is None:
+            job = self._jobs[event.job_id] = _Trace(event.at)
+        data = event.data
+        match event.type:
+            case _TYPE.JOB_STARTED:
+                job.began, job.agent, job.input = min(job.began, event.at), data.get("agent", ""), data.get("input")
+            case _TYPE.TOOL_START:
+                job.started[data["ordinal"]] = event
+            case _TYPE.ACTION_REQUIRED:
+                job.asked[data["action_id"]] = event
+            case _TYPE.MODEL_DONE:
+                self._run(event)
+            case _TYPE.TOOL_END | _TYPE.TOOL_ERROR:
+                self._tool(event, job.started.pop(data["ordinal"], None))
+            case _TYPE.ACTION_RESOLVED | _TYPE.ACTION_EXPIRED | _TYPE.ACTION_CANCELLED:
+                self._action(event, job.asked.pop(data.get("action_id", ""), None))
+            case _TYPE.FINAL_RESULT | _TYPE.FINAL_ERROR:
+                del self._jobs[event.job_id]
+                self._job(event, job)
+
+    def _samples(self, job_id: str) -> bool:
+        rate = self.config.sampling_rate
+        return rate >= 1 or _number(f"sample {job_id}", 8) < rate * 2**64
+
+    # -- spans --------------------------------------------------------------------------------------------------------
+
+    def _run(self, event: RuntimeEvent) -> None:
+        data = event.data
+        model = data.get("model", "")
+        about = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": data.get("provider", ""),
+            "gen_ai.response.model": model,
+            "gen_ai.response.id": data.get("request_id", ""),
+        }
+        usage = data.get("usage") or {}
+        for kind in ("input", "output"):
+            tokens = usage.get(f"{kind}_tokens")
+            if tokens is not None:
+                about[f"gen_ai.usage.{kind}_tokens"] = tokens
+                self._tokens.record(tokens, {"gen_ai.token.type": kind, "gen_ai.response.model": model})
+        self._seconds.record(event.at - data["began_at"], {"gen_ai.response.model": model})
+        if "finish_reason" in data:
+            about["gen_ai.response.finish_reasons"] = (data["finish_reason"],)
+        if "cost" in data:
+            about["sabot.cost"] = str(data["cost"])
+        if self.config.capture_output and "content" in data:
+            about["gen_ai.output.messages"] = _text(data["content"])
+        self._span("agent.run", event, data["began_at"], about)
+
+    def _tool(self, event: RuntimeEvent, started: RuntimeEvent | None) -> None:
+        data = event.data
+        about = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": data["tool"]}
+        about["gen_ai.tool.call.id"] = f"{event.job_id}/{data['ordinal']}"
+        if self.config.capture_tool_args and started is not None:
+            about["gen_ai.tool.call.arguments"] = _text(started.data["arguments"])
+        if self.config.capture_output and "result" in data:
+            about["gen_ai.tool.call.result"] = _text(data["result"])
+        self._span("agent.tool", event, data["began_at"] if started is None else started.at, about)
+
+    def _action(self, event: RuntimeEvent, asked: RuntimeEvent | None) -> None:
+        about = {"sabot.action.id": event.data.get("action_id", ""), "sabot.action.type": event.data.get("type", "")}
+        about["sabot.action.outcome"] = event.type.partition(".")[2]
+        if self.config.capture_input and asked is not None:
+            about["sabot.action.payload"] = _text(asked.data["payload"])
+        if self.config.capture_output:
+            about["sabot.action.resolution"] = _text(event.data["resolution"])
+        self._span("agent.action", event, event.at if asked is None else asked.at, about)
+
+    def _job(self, event: RuntimeEvent, job: _Trace) -> None:
+        about = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": job.agent}
+        about["sabot.job.outcome"] = event.data.get("outcome", "")
+        if self.config.capture_input and job.input is not None:
+            about["gen_ai.input.messages"] = _text(job.input)
+        if self.config.capture_output and "result" in event.data:
+            about["gen_ai.output.messages"] = _text(event.data["result"])
+        self._span("agent.job", event, job.began, about, is_root=True)
+
+    def _span(
+        self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_root: bool = False
+    ) -> None:
+        """A span that has ended with this event. began: epoch seconds."""
+        trace, job_id, data = self._trace, event.job_id, event.data
+        trace_id, root_id = _number(f"trace {job_id}", 16), _number(f"span {job_id}", 8)
+        context = self._nothing
+        if not is_root:
+            parent = trace.SpanContext(trace_id, root_id, is_remote=False, trace_flags=trace.TraceFlags(1))
+            context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
+        attributes = {"sabot.job.id": job_id, "sabot.scope": event.scope_id, "sabot.principal": event.principal_id}
+        attributes |= {"service.name": self.config.service_name, **about}
+        kept = {key: value for key, value in attributes.items() if value != ""}
+        with self._ids.next(trace_id, root_id if is_root else _number(f"span {event.event_id}", 8)):
+            span = self._tracer.start_span(name, context=context, attributes=kept, start_time=_ns(began))
+        if "error" in data:
+            self._fails(span, data, event.at)
+        span.end(_ns(event.at))
+
+    def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
+        span.set_attribute("error.type", data["error"])
+        said = str(data.get("message", "")) if self.config.record_exceptions else ""
+        span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, said or None))
+        if self.config.record_exceptions:
+            span.add_event("exception", {"exception.type": data["error"], "exception.message": said}, timestamp=_ns(at))
+
+
+class _Ids:
+    """An id generator of the SDK that gives the ids that are wanted next."""
+
+    def __init__(self) -> None:
+        self._trace_id = self._span_id = 0
+
+    @contextmanager
+    def next(self, trace_id: int, span_id: int) -> Iterator[None]:
+        """The ids of the span that is made inside."""
+        self._trace_id, self._span_id = trace_id, span_id
+        yield
+
+    def generate_trace_id(self) -> int:
+        """As of the SDK's IdGenerator."""
+        return self._trace_id
+
+    def generate_span_id(self) -> int:
+        """As of the SDK's IdGenerator."""
+        return self._span_id
+
+    def is_trace_id_random(self) -> bool:
+        """As of the SDK's IdGenerator: they are made of the job."""
+        return False
+
+
+def _number(name: str, size: int) -> int:
+    """Of so many bytes, never 0, the same for the same name."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=size).digest(), "big") or 1
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1_000_000) * 1000
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
