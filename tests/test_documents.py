@@ -227,6 +227,7 @@ def lines_until_interrupt(process: "subprocess.Popen[str]", count: int) -> list[
     return lines
 
 
+@pytest.mark.one_in(3, "what the examples call is tested by itself")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_until_ctrl_c_and_exits_0(name: str, tmp_path: Path) -> None:
     with running(*SABOT, "run", f"examples.{name}:app", "--loglevel", "warning", folder=tmp_path) as process:

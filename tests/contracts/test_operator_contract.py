@@ -176,6 +176,7 @@ def check(case: Case, run: Run, once: Path) -> None:
     )
 
 
+@pytest.mark.one_in(2, "each operator is in one of its cases")
 @pytest.mark.parametrize("seed", range(2))
 @each_case
 def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folder: Path, once: Path) -> None:

@@ -752,22 +752,11 @@ async def other(ctx):
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "text", "said"),
-    [
-        ("twice:app", TWICE, "there is an agent shop.check already (give this one another name=)"),
-        ("nowhere:app", "", "there is no module named 'nowhere'"),
-        ("twice:nothing", "app = 1\n", "twice has no 'nothing' (there is no App in twice"),
-        ("twice:app", "app = 1\n", "twice:app is a int and no App (there is no App in twice"),
-    ],
-    ids=["two_agents_with_one_name", "missing_module", "missing_attribute", "no_app"],
-)
-def test_a_program_that_is_wrong_is_refused_in_one_line(tmp_path, module, text, said):
-    (tmp_path / "twice.py").write_text(text)
-    line = one_line(sabot_run(module, folder=tmp_path), 2)
-    assert said in line
-    if text == TWICE:
-        assert f"{tmp_path / 'twice.py'}:10" in line
+def test_a_program_that_is_wrong_is_refused_in_one_line(tmp_path):
+    (tmp_path / "twice.py").write_text(TWICE)
+    line = one_line(sabot_run("twice:app", folder=tmp_path), 2)
+    assert "there is an agent shop.check already (give this one another name=)" in line
+    assert f"{tmp_path / 'twice.py'}:10" in line
 
 
 # kill -9

@@ -169,6 +169,7 @@ async def _refused_everywhere(url: str, kafka: dict[str, Any], topic: str, words
         assert hint in error.hint
 
 
+@pytest.mark.one_in(2, "all of them make their clients from the same settings")
 @pytest.mark.parametrize("face", FACES)
 def test_tls_with_the_right_authority_works(secure: SecureBroker, filled: str, face: Callable[..., None]) -> None:
     face(secure.url_of("TLS"), secure.tls(), filled)
@@ -261,6 +262,7 @@ def test_an_appender_names_the_right_that_it_lacks_at_each_append(secure: Secure
     appender.close()
 
 
+@pytest.mark.one_in(3, "what they say of a right that is missing is one function")
 @pytest.mark.parametrize(
     ("face", "rights", "may_not", "command"),
     [
@@ -317,6 +319,7 @@ def test_a_right_that_is_missing_is_named_with_the_command_that_gives_it(
     assert command in error.hint
 
 
+@pytest.mark.one_in(3, "what they say of a right that is missing is one function")
 @pytest.mark.parametrize("face", [write_once, send_once, deliver_once])
 def test_the_right_to_make_a_topic_is_named(
     secure: SecureBroker, user: str, topic: str, face: Callable[..., None]
@@ -391,6 +394,7 @@ def test_an_app_needs_the_rights_that_the_documentation_lists_and_no_more(
     assert sorted(json.loads(record.payload)["n"] for record in read(secure.url, {}, out, 2)) == [1, 2]
 
 
+@pytest.mark.one_in(3, "a login that is refused is told in full above")
 @pytest.mark.parametrize("verb", ["run", "start", "send"])
 async def test_an_app_with_a_wrong_password_ends_with_the_reason(
     secure: SecureBroker, user: str, filled: str, tmp_path: Path, verb: str
@@ -438,6 +442,7 @@ async def _end(app: App, running: "asyncio.Task[None]") -> str:
     return str(caught.value)
 
 
+@pytest.mark.one_in(2, "both rights are taken away, and under both deliveries")
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("taken", ["read", "write"])
 async def test_a_right_that_is_taken_away_while_a_job_runs_ends_it_with_the_reason(

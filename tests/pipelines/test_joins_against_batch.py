@@ -504,7 +504,7 @@ async def test_a_join_gives_the_batch_answer(program: Joined, seed: int, tmp_pat
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(3, "each program is run under any split above")
+@pytest.mark.one_in(6, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer_in_another_way(program: Joined, seed: int, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
     assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
-@pytest.mark.one_in(3, "what each file holds is read above, and the jobs go on from it below")
+@pytest.mark.one_in(6, "what each file holds is read above, and the jobs go on from it below")
 @each_way
 async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
     """It takes a checkpoint before any further row has come, and that holds the same."""
@@ -117,7 +117,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
         await app.stop()
 
 
-@pytest.mark.one_in(2, "each kind of state is in several jobs")
+@pytest.mark.one_in(4, "each kind of state is in several jobs")
 @each_way
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)

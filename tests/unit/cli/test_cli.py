@@ -56,6 +56,7 @@ def test_version_is_printed(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"sabot {sabot.__version__}\n")
 
 
+@pytest.mark.one_in(3, "three ways to write one command")
 @pytest.mark.parametrize("words", [["run", "hello:app"], ["-A", "hello:app", "worker"], ["run", "hello"]])
 def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) -> None:
     with sabot_running(write(tmp_path, hello=HELLO), *words, "--loglevel", "warning") as process:
