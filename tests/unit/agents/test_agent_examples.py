@@ -53,6 +53,13 @@ def test_research_plans_asks_and_puts_together(capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_a_lead_hands_parts_of_a_query_to_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by("lead_agent.py", capsys) == [
+        "Tea sold [12,15,11,19]. Tea is made of leaves.",
+        "3 jobs, 5 calls of the model",
+    ]
+
+
 def test_a_stream_is_labelled_and_equal_texts_are_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
     said = said_by("label_stream.py", capsys)
     assert [line.split()[-2:] for line in said[1:6]] == [
