@@ -125,8 +125,10 @@ class KernelHost:
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         """As `RuntimeKernel.execute`."""
         record = encode_request(request)
-        asked = msgspec.to_builtins(request.content, enc_hook=str)
-        name = digest(self.journal.key, "request", agent.agent_id, asked)
+        name = b""  # only who may ask for it again needs to know it by its content
+        if request.idempotency_key:
+            asked = msgspec.to_builtins(request.content, enc_hook=str)
+            name = digest(self.journal.key, "request", agent.agent_id, asked)
         while (other := self.handles.get(job_id)) is not None:
             _check_same(request, job_id, other.digest, name)
             if await asyncio.shield(other.begins()):
@@ -271,9 +273,8 @@ class KernelHost:
         if job_id in self.handles:
             return
         record = encode_request(request)
-        name = digest(self.journal.key, "request", agent.agent_id, msgspec.to_builtins(request.content, enc_hook=str))
-        self.handles[job_id] = self._new(job_id, agent, name)
-        inputs: dict[str, Any] = {"record": record, "key": b"", "digest": name, "behalf": behalf}
+        self.handles[job_id] = self._new(job_id, agent, b"")
+        inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf}
         begin = partial(self._host.begin, agent.agent_id, job_id, **inputs)
 
         async def look() -> (

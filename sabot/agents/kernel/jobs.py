@@ -102,6 +102,13 @@ class ExecutionResult:
     finish_reason: str = "stop"
 
 
+_DEFAULTS = {
+    name: getattr(ExecutionRequest(prompt=""), name)
+    for name in ExecutionRequest.__dataclass_fields__
+    if name != "prompt"
+}
+
+
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of an agent in END."""
 
@@ -114,13 +121,10 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
-    """The request as BEGIN has it. Raises UserError."""
-    prompt = request.prompt
-    if isinstance(prompt, ChatMessage):
-        prompt = [prompt]
-    return pack(
-        replace(request, prompt=msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt), "the request"
-    )
+    """The request as BEGIN has it: what is not as by default. Raises UserError."""
+    prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
+    said = {name: value for name in _DEFAULTS if (value := getattr(request, name)) != _DEFAULTS[name]}
+    return pack({**said, "prompt": msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt}, "the request")
 
 
 def _has_messages(prompt: Any) -> bool:
