@@ -26,12 +26,13 @@ from sabot.jobs.log import News
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.values import pack_error
-from sabot.journal import End, Journal, digest
+from sabot.journal import Begin, End, Entry, Journal, Position, digest
 from sabot.threads import aside
 from sabot.watch import unexpected
 
 __all__ = ["KernelHost"]
 
+_RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again
 _TRIMS = 10  # times while as many jobs end as are kept
 
 
@@ -71,13 +72,15 @@ class KernelHost:
         self._callers: deque[tuple[str, asyncio.Future[None]]] = deque()
         self._said: dict[str, bytes | BaseException] = {}  # what END will say, of jobs that are about to end
         self._ended = 0
+        self._positions: dict[int, int] = {}  # where the journal ended at the start
         self._marks: deque[tuple[int, Mapping[int, int]]] = deque()  # so many had ended, and there the journal was
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Reads which jobs are open, and serves. Raises UserError where an agent of some is not here."""
-        found = await self._host.open(await aside(self.journal.positions))
+        self._positions = await aside(self.journal.positions)
+        found = await self._host.open(self._positions)
         found = [job for job in found if job.agent]  # others are a JobManager's
         gone = sorted({job.agent for job in found if job.agent not in self._agents})
         if gone:
@@ -193,6 +196,20 @@ class KernelHost:
             f"job {handle.job_id} has ended so long ago that its result is forgotten",
             hint="keep_jobs= says how many are kept; another idempotency key makes another job",
         )
+
+    async def tell_again(self) -> None:
+        """Tells of the jobs that had ended last before the start, of which nobody may have been told. Once."""
+        ends, self._positions = self._positions, {}
+        start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
+
+        def histories() -> list[list[tuple[Position, Entry]]]:
+            tail = self.journal.read(start=start)
+            ended = {each.job: at for at, each in tail if isinstance(each, End) and at.offset < ends[at.partition]}
+            return [whole_entries(self.journal, job_id) for job_id in ended]
+
+        for entries in await answered(histories) if any(ends.values()) else []:
+            if entries and isinstance(begin := entries[0][1], Begin) and begin.agent in self._agents:
+                self._host.log.again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
         """All open jobs go on, in the order in which they began. Returns their handles."""

@@ -208,9 +208,11 @@ class RuntimeKernel:
 
     async def resume(self) -> list[ExecutionHandle]:
         """All jobs that were open when the journal was opened go on: what they have done is not done again, what is in doubt is judged.
-        Returns their handles, in the order in which they began; [] when it is called again.
+        Returns their handles, in the order in which they began; [] when it is called again. Events are told again, with the ids that they
+        had: of these jobs, and of those that had ended last.
         """
         host = await self._started()
+        await host.tell_again()
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:

@@ -12,6 +12,7 @@ from sabot.agents import (
     BudgetSpec,
     ExecutionRequest,
     IdempotencyConflict,
+    InMemoryEventBus,
     InMemoryLedgerWriter,
     JobStatus,
     Ledger,
@@ -497,6 +498,25 @@ async def test_after_a_crash_at_each_entry_nothing_unsafe_is_done_twice_and_no_a
         assert await kernel.resume() == []
         assert (await kernel.execute(ask("buy it", idempotency_key="k"))).job_id == handle.job_id
     journal.close()
+
+
+async def test_the_events_of_jobs_that_had_ended_last_are_told_again_after_a_crash(tmp_path):
+    async def f(ctx):
+        return await ctx.step(_same, ctx.message, effect="read")
+
+    bus, told = InMemoryEventBus(), []
+    bus.on(told.append)
+    async with RuntimeKernel.create(agent=f, journal=tmp_path, events=bus) as kernel:
+        await run(kernel, 1)
+    await bus.flush()
+    again, told_again = InMemoryEventBus(), []
+    again.on(told_again.append)
+    async with RuntimeKernel.create(agent=f, journal=tmp_path, events=again) as kernel:
+        assert await kernel.resume() == []
+        assert await kernel.resume() == []
+    await again.flush()
+    assert len(told) == 5
+    assert [event.event_id for event in told_again] == [event.event_id for event in told]
 
 
 async def test_an_abandoned_kernel_leaves_its_jobs_to_the_next_one(tmp_path):
