@@ -17,6 +17,7 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
+from sabot.jobs.values import rows_of_answer
 
 __all__ = [
     "ACTION_TYPES",
@@ -94,7 +95,7 @@ class ActionRecord:
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
     """Raises UserError where a job asks whether an effect was made, or may be made, and the answer does not say it: the job would take it
-    for "abandon", or for a refusal.
+    for "abandon", or for a refusal. Likewise where the effect gives rows, and the answer says that it was done, and not which rows it gave.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -110,6 +111,8 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                 f"and {short_repr(dict(resolution))} does not say it",
                 hint='{"outcome": "done"}, "not_done" (it is made again), or "abandon"',
             )
+        if said == "done" and action.payload.get("gives") == "rows":
+            rows_of_answer(resolution.get("result"))  # which the job needs: it would have no output for them
 
 
 class ActionStore(ABC):

@@ -23,7 +23,7 @@ from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.values import copied, pack, pack_error, type_of, unpack
+from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answer, type_of, unpack
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
@@ -376,6 +376,8 @@ class Effects:
         job, journal = live.job, self._desk.journal
         ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
         payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(VERDICTS)}
+        if ask.tool is not None and gives_rows(ask.tool.func):
+            payload["gives"] = "rows"
         name = digest(journal.key, "ask", IN_DOUBT, payload)
         body = msgspec.json.encode(payload)
         question = Intent(job.job_id, self._desk.now_ms(), ask.ordinal, "ask", IN_DOUBT, name, "", body, ask.doubt)
@@ -399,6 +401,11 @@ class Effects:
         del live.job.history.doubts[ask.ordinal]
         said, result = _said(answer)
         if said == "done":
+            try:
+                result = rows_of_answer(result) if ask.tool is not None and gives_rows(ask.tool.func) else result
+            except UserError as error:  # nobody has checked the answer: it came straight into the inbox
+                self._result(live, ask, type(error).__name__, pack_error(error))
+                return
             self._result(live, ask, "ok", pack(result, ask.name))
         elif said == "not_done":
             self._again(live, ask)

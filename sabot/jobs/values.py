@@ -5,19 +5,32 @@ datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a
 class's name and its message; nothing that is read can run.
 """
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pyarrow as pa
 
+from sabot.calls.functions import behind
 from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, words_of
 from sabot.redaction import scrubbed
 
-__all__ = ["MAX_RESULT_BYTES", "copied", "in_order", "pack", "pack_error", "type_of", "unpack", "unpack_error"]
+__all__ = [
+    "MAX_RESULT_BYTES",
+    "copied",
+    "gives_rows",
+    "in_order",
+    "pack",
+    "pack_error",
+    "rows_of_answer",
+    "type_of",
+    "unpack",
+    "unpack_error",
+]
 
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""
@@ -221,3 +234,22 @@ _error = msgspec.msgpack.Decoder(tuple[str, str])
 def _legal(text: str) -> str:
     """Without halves of surrogate pairs, which no encoding has."""
     return text.encode(errors="replace").decode()
+
+
+def gives_rows(function: Any) -> bool:
+    """Whether the annotations of a function say that it returns an Arrow batch or table. They may be text."""
+    said = getattr(behind(function), "__annotations__", {}).get("return")
+    if isinstance(said, str):
+        return re.search(r"\b(RecordBatch|Table)\b", said) is not None
+    return not {pa.RecordBatch, pa.Table}.isdisjoint((said, *get_args(said)))
+
+
+def rows_of_answer(value: Any) -> pa.RecordBatch:
+    """The batch that a person gives as what an effect has returned: a list of objects, with the same fields in each. Raises UserError."""
+    try:
+        if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
+            return pa.RecordBatch.from_pylist(value)
+        why = "no list of objects with the same fields"
+    except pa.ArrowException as error:
+        why = f"no columns: {error}"
+    raise UserError(f"the rows that it gave are {why}", hint='[{"id": 1, "paid": 10}]; [] where there were none')

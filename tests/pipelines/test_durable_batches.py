@@ -97,6 +97,16 @@ def figures(app: App) -> dict[str, Any]:
     return found
 
 
+async def asked(app: App) -> Any:
+    """The one question that waits for an answer."""
+    await until(lambda: app.statistics()["jobs"]["parked"] == 1)
+    journal = app.agent_runtime.job.journal
+    assert journal is not None
+    await journal.flush()
+    (action,) = await app.actions.find(statuses=["pending"])  # type: ignore[list-item]
+    return action
+
+
 def hold_sources(patch: pytest.MonkeyPatch) -> list[AgentSource]:
     """Sources of apps that start now give nothing before they `go_on`."""
     start, held = AgentSource.start, []
@@ -297,6 +307,39 @@ async def test_a_batch_that_was_sent_back_is_one_more_run_however_often_its_rows
         send_back(shop.letters()[3])
         await until(lambda: runs == [1, 3, 3, 1, 3])
     assert shop.calls == [[100], [0, 1, 2], [9]]
+
+
+async def test_a_person_who_says_that_a_batch_was_done_says_which_rows_it_gave(shop: Shop) -> None:
+    """ctx.call returned None, and the output of the batch was lost in silence."""
+
+    @tool(effect="unsafe")
+    async def pay_out(rows: pa.RecordBatch) -> pa.RecordBatch:
+        raise TimeoutError("nobody knows")
+
+    async def pay(batch: pa.RecordBatch, ctx: Any) -> Any:
+        paid = await ctx.call(pay_out, batch.select(["id"]))
+        return paid.filter(pc.greater(paid.column("paid"), 10))
+
+    async with started(app := shop.app(pay)):
+        shop.order(1, 2)
+        action = await asked(app)
+        for rows in (
+            {},
+            {"result": None},
+            {"result": {"id": 1}},
+            {"result": [{"id": 1}, 2]},
+            {"result": [{"a": 1}, {}]},
+        ):
+            with pytest.raises(UserError, match="the rows that it gave are no list of objects"):
+                await app.actions.resolve(action.resume_token, {"outcome": "done", **rows})
+        with pytest.raises(UserError, match="the rows that it gave are no columns"):
+            await app.actions.resolve(action.resume_token, {"outcome": "done", "result": [{"id": 1}, {"id": "b"}]})
+        rows = [{"id": 1, "paid": 10}, {"id": 2, "paid": 20}]
+        await app.actions.resolve(action.resume_token, {"outcome": "done", "result": rows})
+        await until(lambda: shop.paid() == [2])
+        shop.order(3)
+        action = await asked(app)
+        await app.actions.resolve(action.resume_token, {"outcome": "not_done"})  # other answers need no rows
 
 
 async def test_a_failed_batch_is_not_called_after_a_restore_and_its_letters_come_again(shop: Shop) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from sabot import secret
 from sabot.errors import CorruptJournal, EffectError, SabotError, UserError
-from sabot.jobs.values import MAX_RESULT_BYTES, in_order, pack, pack_error, unpack, unpack_error
+from sabot.jobs.values import MAX_RESULT_BYTES, gives_rows, in_order, pack, pack_error, unpack, unpack_error
 from sabot.redaction import keep_secret
 
 PLAIN = st.recursive(
@@ -296,3 +297,23 @@ def test_sets_come_out_in_order_wherever_they_stand_and_nothing_else_changes() -
     assert in_order(Order({2, 1})) == {"tags": [1, 2]}
     assert in_order(frozenset({(1, frozenset({"b", "a"})), (1, "a")})) == [[1, ["a", "b"]], (1, "a")]
     assert in_order({1, "a", None, 2.5}) == in_order({None, 2.5, "a", 1})
+
+
+def test_annotations_say_whether_a_function_gives_rows() -> None:
+    def batch() -> pa.RecordBatch:
+        raise AssertionError
+
+    def table() -> pa.Table | None:
+        raise AssertionError
+
+    def text() -> "pa.RecordBatch":
+        raise AssertionError
+
+    def plain() -> list[int]:
+        raise AssertionError
+
+    def nothing():  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+    assert [gives_rows(each) for each in (batch, table, text, plain, nothing)] == [True, True, True, False, False]
+    assert gives_rows(partial(batch))
