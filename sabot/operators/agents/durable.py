@@ -111,7 +111,7 @@ class DurableAgentOperator(AgentOperator):
             )
         self._note_begun(self.read_input(self.host.journal.load(job.body), job.job_id))
         self.function.opened(job.job_id, job.begun_ms)
-        return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job)
+        return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
         """Up to which place rows may have jobs that this checkpoint covers. A source may be behind it: where jobs were run over their
@@ -136,6 +136,7 @@ class DurableAgentOperator(AgentOperator):
 
     def start(self) -> None:
         self._started = True
+        self.order.start(self.calls.values())
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
@@ -387,7 +388,7 @@ class DurableAgentOperator(AgentOperator):
             for number, (payload, key, headers) in enumerate(output):
                 headers = (*headers, *carried)
                 if self.hands_on:
-                    headers = (*headers, *of_result(job.job_id, number, replayed=call.before is not None))
+                    headers = (*headers, *of_result(job.job_id, number, replayed=call.reopened))
                 key = record.key if key is None else key
                 self.results.add(payload, key, record.timestamp, record.partition, record.offset, headers)
         self.counters.messages_processed += 1
@@ -402,11 +403,8 @@ class DurableAgentOperator(AgentOperator):
         where = f"{self.place(record)} (job {job.job_id})"
         if self.failure is not None:
             return "stop"
-        if isinstance(error, EXITS):
-            self.fail(error, where)
-            return "stop"
         options = self.spec.calls
-        if options.on_error == "fail" and (call.before is None or call.renewed):
+        if isinstance(error, EXITS) or (options.on_error == "fail" and (not call.reopened or call.renewed)):
             self.fail(error, where)
             return "stop"
         if options.on_error == "fail" or (options.on_error == "retry" and attempts <= options.retry.retries):

@@ -11,7 +11,6 @@ again, over all rows of its BEGIN, so what it had done is not done twice.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,8 +54,7 @@ _PIECE_ROWS = 4096  # … of which each may have effects of its own: a history h
 _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
-@dataclass(slots=True, eq=False)
-class _BatchCall(JobCall):
+class _BatchCall(JobCall, eq=False, gc=False):
     """held, rows: where its rows are held; None: nowhere. records, columns: they, until the job begins. body: of BEGIN, where the journal
     has it already. begun: BEGIN is in the journal.
     """
@@ -94,7 +92,7 @@ class DurableBatchOperator(DurableAgentOperator):
             )
         if job.fresh:
             self._pin(job)
-        return _BatchCall(job.job_id, b"", job.digest, before=job)
+        return _BatchCall(job.job_id, b"", job.digest, before=job, reopened=True)
 
     def _pin(self, job: OpenJob) -> None:
         batch = self.read_input(self.host.journal.load(job.body), job.job_id)
@@ -316,7 +314,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 self.dead_letter(row, reason, 1)
         if rows is not None and rows.num_rows and self.results is not None:
             if self.hands_on:
-                replayed = self.calls[job.job_id].before is not None
+                replayed = self.calls[job.job_id].reopened
                 origins = [of_result(job.job_id, number, replayed=replayed) for number in range(rows.num_rows)]
                 rows = with_headers(rows, origins)
             self.results.put(Batch(rows, None, self.spec.agent_id))

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 from types import CodeType
 from typing import Any
@@ -88,15 +87,16 @@ decode_record = msgspec.msgpack.Decoder(JobInput).decode
 decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
-@dataclass(slots=True, eq=False)
-class JobCall:
+class JobCall(
+    msgspec.Struct, eq=False, gc=False
+):  # nothing that it holds refers to it; of 100,000 parked jobs each has one
     """A row, or an open job of the journal, from where it comes in to its end.
 
     digest: of the record. named: the journal is asked whether it has the job already, as its id does not say where the record stands,
-    or jobs of rows behind it have begun.
-    failed_run: the run of the job that has failed, where the record was sent back for another one; else 0. row: where it is held; None:
-    nowhere. mailed: it is the first one of its key's mailbox. before: the open job of the journal that it is. run: of its BEGIN; above 1 it
-    goes on with what it has done. runs: it counts for `concurrency=`. renewed: it was tried again since then. behalf: on whose it runs.
+    or jobs of rows behind it have begun. failed_run: the run of the job that has failed, where the record was sent back for another one;
+    else 0. row: where it is held; None: nowhere. mailed: it is the first one of its key's mailbox. before: the open job of the journal that
+    it is, until it rests. reopened: it is one. run: of its BEGIN; above 1 it goes on with what it has done. runs: it counts for
+    `concurrency=`. renewed: it was tried again since then. behalf: on whose it runs.
     """
 
     job_id: str
@@ -108,6 +108,7 @@ class JobCall:
     row: Row | None = None
     mailed: bool = False
     before: OpenJob | None = None
+    reopened: bool = False
     runs: bool = False
     parked: bool = False
     blocked: bool = False

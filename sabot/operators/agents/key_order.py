@@ -8,8 +8,9 @@ mailbox until its job is parked or over.
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from sabot.api.agent import AgentSpec
 from sabot.errors import MailboxFull, SabotError, UserError
@@ -42,13 +43,14 @@ class OrderOwner(Protocol):
         """No mailbox holds up who brings rows any more."""
 
 
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """Of a key that has a job. before: its open jobs of the journal."""
+class _Queue(msgspec.Struct, eq=False, gc=False):
+    """Of a key that has a job. before: its open jobs of the journal. waiting: rows behind it in memory. None: there was none so far, as for
+    most keys; an empty deque has 600 bytes, and the garbage collector would look at each.
+    """
 
     call: JobCall
-    before: deque[JobCall] = field(default_factory=deque)
-    waiting: deque[JobCall] = field(default_factory=deque)
+    before: deque[JobCall] | None = None
+    waiting: deque[JobCall] | None = None
 
     @property
     def takes_long(self) -> bool:
@@ -67,6 +69,7 @@ class KeyOrder:
         self._spec = spec
         self._owner = owner
         self._queues: dict[bytes, _Queue] = {}
+        self._started = False
         room.on_room.append(self.unpack)
 
     def restore(self, calls: Iterable[JobCall]) -> None:
@@ -81,7 +84,7 @@ class KeyOrder:
             if self._spec.job_key is None or queue is None:
                 self._turn(call)
             else:
-                queue.before.append(call)
+                queue.before = _with(queue.before, call)
         for scope in list(self.boxes):
             # Rows of jobs that have begun are the first ones of their mailbox. They go at once: were one still there at the next
             # barrier, when its job is over again, it would begin anew after a restore.
@@ -89,6 +92,13 @@ class KeyOrder:
                 pass
             if scope in self.boxes and scope not in self._queues:
                 self._turn(self._mailed(scope))
+
+    def start(self, calls: Iterable[JobCall]) -> None:
+        """The facts of the checkpoint, which may be about open jobs of the journal, were taken: those that rest need no more of it."""
+        self._started = True
+        for call in calls:
+            if call.parked:
+                call.before = None
 
     def come(self, call: JobCall) -> None:
         """A row takes its place behind those that came before it."""
@@ -98,7 +108,7 @@ class KeyOrder:
         elif queue.takes_long or call.scope in self.boxes:
             self._post(queue, call)
         else:
-            queue.waiting.append(call)
+            queue.waiting = _with(queue.waiting, call)
 
     def _turn(self, call: JobCall) -> None:
         self.children.discard(call.job_id)
@@ -112,6 +122,8 @@ class KeyOrder:
 
     def rests(self, call: JobCall) -> None:
         """Its job takes long: what waits behind it in memory goes into the mailbox."""
+        if self._started:
+            call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
@@ -147,7 +159,7 @@ class KeyOrder:
         assert call.record is not None
         scope = call.scope
         if call.job_id in self.children:
-            queue.waiting.append(call)  # whoever asked for it asks again after a restart
+            queue.waiting = _with(queue.waiting, call)  # whoever asked for it asks again after a restart
         elif scope not in self.crowded and self.boxes.has_room(scope):
             waiting = WaitingInput(call.job_id, call.digest, call.named, call.failed_run, call.record, call.behalf)
             self.boxes.add(scope, encode(waiting))
@@ -156,12 +168,12 @@ class KeyOrder:
             full = f"the mailbox of {self._spec.key} {key_of(scope)!r} is full: job {queue.call.job_id} is not over"
             self._owner.refuse(call, MailboxFull(full))
         else:
-            queue.waiting.append(call)
+            queue.waiting = _with(queue.waiting, call)
             self.crowded[scope] = None
 
     def _spill(self, queue: _Queue) -> None:
-        waiting, queue.waiting = queue.waiting, deque()
-        for call in waiting:
+        waiting, queue.waiting = queue.waiting, None
+        for call in waiting or ():
             self._post(queue, call)
 
     def unpack(self) -> None:
@@ -175,3 +187,10 @@ class KeyOrder:
                 self._spill(queue)
         if not self.crowded:
             self._owner.mail_room()
+
+
+def _with(calls: deque[JobCall] | None, call: JobCall) -> deque[JobCall]:
+    if calls is None:
+        return deque((call,))
+    calls.append(call)
+    return calls
