@@ -9,8 +9,12 @@
     jobs_per_s             jobs of a kernel over a journal in SQLite, each with one step that does nothing, at most --at-once at a time,
                            from `execute` to `result`; jobs_per_cpu_s: for each second of the processor
 
+    settled_per_s          calls that are judged by a budget with three limits, reserved, and settled by a row in SQLite, until all rows are
+                           written
+    verified_per_s         of these jobs, recorded and run over their entries with today's code, without a call
+
 Checked: each handler got each event once, in order; each decision is the one that the rules say; what each job returned, and what the
-journal has. The last line is one JSON object.
+journal has; what the ledger has used, and each of its rows; that a verified job asks what is recorded. The last line is one JSON object.
 """
 
 import argparse
@@ -20,8 +24,9 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from journal import fsync_ms
 
 from sabot.agents import (
+    Budget,
+    BudgetDecision,
     ConstraintPolicy,
     Decision,
     DurableContext,
@@ -37,14 +44,20 @@ from sabot.agents import (
     GateVerdict,
     InMemoryEventBus,
     LabelPolicy,
+    Ledger,
+    LedgerEvent,
     PolicyEngine,
     RuntimeEvent,
     RuntimeEventType,
     RuntimeKernel,
+    SqliteLedgerWriter,
     ToolPolicy,
+    record_job,
 )
+from sabot.agents.budgets import Amounts
+from sabot.agents.replay.player import hash_of_steps, verified
 from sabot.jobs.gate import Behalf
-from sabot.journal import EffectId, open_reader
+from sabot.journal import Begin, EffectId, open_reader
 
 
 class Order:
@@ -156,6 +169,58 @@ async def jobs(count: int, at_once: int, folder: Path) -> dict[str, float]:
     return {"jobs_per_s": round(count / seconds), "jobs_per_cpu_s": round(count / cpu_seconds)}
 
 
+async def ledger(rows: int, folder: Path) -> dict[str, float]:
+    """Of a Ledger over SQLite. 100 calls are in flight at a time."""
+    budget = Budget("acme", max_tokens_daily=10**12, max_tokens_monthly=10**12, max_cost_daily=Decimal(10**9))
+    accounts = Ledger(SqliteLedgerWriter(folder / "ledger.db"), budgets=[budget])
+    await accounts.ready("acme")
+    wanted, cost, now = Amounts(1000, Decimal("0.01"), 1), Decimal("0.005"), round(time.time() * 1000)
+    gc.collect()
+    began, open_calls = time.perf_counter(), deque[str]()
+
+    def settle() -> None:
+        call = open_calls.popleft()
+        used = {"input_tokens": 400, "output_tokens": 100, "cost": cost, "at_ms": now}
+        accounts.record(LedgerEvent(event_id=call, type="model", scope_id="acme", name="m", **used), call)
+
+    for number in range(rows):
+        name = f"job/{number}/1"
+        judged = accounts.reserve(name, "acme", wanted)
+        assert judged.decision is BudgetDecision.ALLOW
+        open_calls.append(name)
+        if len(open_calls) > 100:
+            settle()
+        if number % 256 == 0:
+            await asyncio.sleep(0)
+        if accounts.full:
+            await accounts.flush()
+    while open_calls:
+        settle()
+    await accounts.flush()
+    seconds = time.perf_counter() - began
+    used = (await accounts.used("acme"))["daily"]
+    assert used == Amounts(500 * rows, cost * rows, rows), f"the ledger has used {used}"
+    (kept,) = await accounts.writer.sums([], 0)
+    assert (kept.calls, kept.cost) == (rows, cost * rows), f"the rows are {kept}"
+    await accounts.close()
+    return {"settled_per_s": round(rows / seconds)}
+
+
+def replayed(count: int, folder: Path) -> dict[str, float]:
+    """Of the jobs that `jobs` has left."""
+    kernel = RuntimeKernel.create(agent=step, journal=folder)
+    with closing(open_reader(folder)) as reader:
+        names = [entry.job for _, entry in reader.read() if isinstance(entry, Begin)][:count]
+        began = time.perf_counter()
+        for name in names:
+            recording = record_job(reader, name)
+            found = verified(recording, kernel.code())
+            assert found.same, found.difference
+            assert found.events_hash == hash_of_steps(recording)
+        seconds = time.perf_counter() - began
+    return {"verified": len(names), "verified_per_s": round(len(names) / seconds)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="events")
@@ -171,6 +236,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
         outcome["fsync_ms"] = round(fsync_ms(Path(folder)), 3)
         outcome |= asyncio.run(jobs(options.jobs, options.at_once, Path(folder)))
+        outcome |= replayed(min(options.jobs, 1000), Path(folder))
+        outcome |= asyncio.run(ledger(max(1, options.rows // 2), Path(folder)))
     print(json.dumps(outcome))
 
 

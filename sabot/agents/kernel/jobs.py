@@ -199,6 +199,10 @@ class KernelAgent:
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """As `JobOwner.call`."""
         self.watch.began(job.job_id)
+        return self.coroutine(job)
+
+    def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
+        """What runs for this job."""
         request = self._asked(job)
         fields = _Fields(request.prompt, job.history.begin.at_ms, job.history.begin.key)
         ctx = durable_context(job, fields, _NO_STATE, self.agent_id, "", self._clock)
@@ -234,9 +238,13 @@ class KernelAgent:
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
-        body = pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
+        body = self.packed(job, value)
         self.watch.says(job.job_id, body)
         return body
+
+    def packed(self, job: JobRun, value: Any) -> bytes:
+        """A result, as END has it. Raises UserError."""
+        return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
         """As `JobOwner.failed`."""

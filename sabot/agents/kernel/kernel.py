@@ -18,6 +18,7 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.ledger import Ledger, LedgerWriter
 from sabot.agents.outside import AppJobs, OutsideStore
+from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.telling import JobEvents
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -232,6 +233,19 @@ class RuntimeKernel:
         handle = ExecutionHandle(self, job_id, agent)
         await host.settle_from_journal(handle)
         return handle
+
+    async def record(self, job_id: str) -> Recording:
+        """What the journal has of a job, to be saved and replayed. Raises UserError for one that it does not have."""
+        host = await self._started()
+        await host.journal.flush()
+        return await answered(record_job, host.journal, job_id)
+
+    def code(self, agent: str = "") -> JobCode:
+        """The code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`. Raises UserError."""
+        found = self._agents.get(agent) if agent else next(iter(self._agents.values()))
+        if found is None:
+            raise UserError(f"kernel {self.name} has no agent {agent!r}", hint=f"it has {', '.join(self._agents)}")
+        return JobCode(found.coroutine, found.packed)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
         """The events of a job that its journal knows of, when those who listen were told of them."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sabot.agents import (
+    ExecutionRequest,
     InMemoryEventBus,
     Recording,
     ReplayDifference,
@@ -16,6 +17,7 @@ from sabot.agents import (
     RunMetadata,
     RuntimeEvent,
     RuntimeEventType,
+    RuntimeKernel,
     record_job,
 )
 from sabot.agents.replay.player import JobCode, hash_of_steps, steps_of, verified
@@ -24,7 +26,8 @@ from sabot.clock import ManualClock
 from sabot.errors import DataError, UserError
 from sabot.journal import MemoryHome, MemoryReader
 from sabot.journal.entries import Letter
-from sabot.llm import ExecutionEngine, ScriptedProvider, tool
+from sabot.llm import Agent as ModelAgent
+from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
 from tests.unit.jobs.hosting import Agent, hosting
 
 Type = RuntimeEventType
@@ -256,3 +259,27 @@ async def test_a_job_that_failed_is_verified_too() -> None:
 async def test_a_job_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="has no job nobody"):
         record_job(MemoryReader(MemoryHome(ManualClock(1.0))), "nobody")
+
+
+async def test_jobs_of_a_kernel_are_verified_by_its_own_code() -> None:
+    provider = ScriptedProvider([assistant("", ToolCall("1", "look", "{}")), "seen"])
+
+    @tool(effect="read")
+    def look() -> str:
+        """Looks."""
+        return "x"
+
+    engine = ExecutionEngine(provider)
+    kernel = RuntimeKernel.create(engine=engine, agent=ModelAgent(engine, tools=[look]))
+    async with kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="go"))
+        await handle.result()
+        recording = await kernel.record(handle.job_id)
+        player = ReplayPlayer(recording)
+        assert (await player.replay(mode="verify", code=kernel.code())).steps == 3
+        with pytest.raises(UserError, match="has no agent 'other'"):
+            kernel.code("other")
+    assert len(provider.requests) == 2
+    changed = RuntimeKernel.create(engine=engine, agent=ModelAgent(engine, tools=[look], instructions="Be brief."))
+    with pytest.raises(ReplayDifference, match="at step 1, it asks for call llm with other arguments"):
+        await player.replay(mode="verify", code=changed.code())
