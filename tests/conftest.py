@@ -156,6 +156,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Neither is what the tests of a file have left, in modules and caches: each `sabot run` inside this process collects garbage, and
+    took 0.2 s for it behind 2,000 tests.
+    """
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _log_level_of_before() -> Iterator[None]:
     """The command line sets the level of our logger, for the process."""
