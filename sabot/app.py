@@ -54,10 +54,10 @@ from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
-    from sabot.agents.budgets import Budget
-    from sabot.agents.events import EventBus
-    from sabot.agents.ledger import Ledger
-    from sabot.agents.policy import PolicyEngine
+    from sabot.agents.accounts.budgets import Budget
+    from sabot.agents.accounts.ledger import Ledger
+    from sabot.agents.events.bus import EventBus
+    from sabot.agents.policy.engine import PolicyEngine
 
 __all__ = ["App", "StateView"]
 

@@ -54,7 +54,7 @@ from sabot.agents import (
     ToolPolicy,
     record_job,
 )
-from sabot.agents.budgets import Amounts
+from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.replay.player import hash_of_steps, verified
 from sabot.jobs.gate import Behalf
 from sabot.journal import Begin, EffectId, open_reader

@@ -9,28 +9,35 @@ from typing import TYPE_CHECKING, Any
 from sabot.agents.runtime import AgentProcess, AgentRuntime, AgentState
 
 if TYPE_CHECKING:
+    from sabot.agents.accounts.budgets import Budget as Budget
+    from sabot.agents.accounts.budgets import BudgetDecision as BudgetDecision
+    from sabot.agents.accounts.ledger import BudgetExceededError as BudgetExceededError
+    from sabot.agents.accounts.ledger import Ledger as Ledger
+    from sabot.agents.accounts.ledger import LedgerEvent as LedgerEvent
+    from sabot.agents.accounts.ledger import LedgerSum as LedgerSum
+    from sabot.agents.accounts.ledger import LedgerWriter as LedgerWriter
+    from sabot.agents.accounts.rows import InMemoryLedgerWriter as InMemoryLedgerWriter
+    from sabot.agents.accounts.rows import SqliteLedgerWriter as SqliteLedgerWriter
     from sabot.agents.actions import ActionManager as ActionManager
     from sabot.agents.actions import ActionRecord as ActionRecord
     from sabot.agents.actions import ActionSpec as ActionSpec
     from sabot.agents.actions import ActionStatus as ActionStatus
     from sabot.agents.actions import ActionStore as ActionStore
-    from sabot.agents.adapters import KafkaConfig as KafkaConfig
-    from sabot.agents.adapters import KafkaEventAdapter as KafkaEventAdapter
-    from sabot.agents.adapters import RedisStreamsAdapter as RedisStreamsAdapter
-    from sabot.agents.adapters import RedisStreamsConfig as RedisStreamsConfig
-    from sabot.agents.auditing import AuditRecord as AuditRecord
-    from sabot.agents.auditing import audit_job as audit_job
-    from sabot.agents.budgets import Budget as Budget
-    from sabot.agents.budgets import BudgetDecision as BudgetDecision
     from sabot.agents.context import BudgetSpec as BudgetSpec
     from sabot.agents.context import ExecutionContext as ExecutionContext
     from sabot.agents.context import PolicyRef as PolicyRef
     from sabot.agents.context import RunVersions as RunVersions
-    from sabot.agents.events import EventBus as EventBus
-    from sabot.agents.events import InMemoryEventBus as InMemoryEventBus
-    from sabot.agents.events import RuntimeEvent as RuntimeEvent
-    from sabot.agents.events import RuntimeEventType as RuntimeEventType
-    from sabot.agents.events import Subscription as Subscription
+    from sabot.agents.events.brokers import KafkaConfig as KafkaConfig
+    from sabot.agents.events.brokers import KafkaEventAdapter as KafkaEventAdapter
+    from sabot.agents.events.brokers import RedisStreamsAdapter as RedisStreamsAdapter
+    from sabot.agents.events.brokers import RedisStreamsConfig as RedisStreamsConfig
+    from sabot.agents.events.bus import EventBus as EventBus
+    from sabot.agents.events.bus import InMemoryEventBus as InMemoryEventBus
+    from sabot.agents.events.bus import RuntimeEvent as RuntimeEvent
+    from sabot.agents.events.bus import RuntimeEventType as RuntimeEventType
+    from sabot.agents.events.bus import Subscription as Subscription
+    from sabot.agents.events.otel import OpenTelemetryAdapter as OpenTelemetryAdapter
+    from sabot.agents.events.otel import OTelConfig as OTelConfig
     from sabot.agents.jobs import JobManager as JobManager
     from sabot.agents.jobs import JobRecord as JobRecord
     from sabot.agents.jobs import JobSpec as JobSpec
@@ -41,13 +48,6 @@ if TYPE_CHECKING:
     from sabot.agents.kernel import ExecutionRequest as ExecutionRequest
     from sabot.agents.kernel import ExecutionResult as ExecutionResult
     from sabot.agents.kernel import RuntimeKernel as RuntimeKernel
-    from sabot.agents.ledger import BudgetExceededError as BudgetExceededError
-    from sabot.agents.ledger import Ledger as Ledger
-    from sabot.agents.ledger import LedgerEvent as LedgerEvent
-    from sabot.agents.ledger import LedgerSum as LedgerSum
-    from sabot.agents.ledger import LedgerWriter as LedgerWriter
-    from sabot.agents.ledger_rows import InMemoryLedgerWriter as InMemoryLedgerWriter
-    from sabot.agents.ledger_rows import SqliteLedgerWriter as SqliteLedgerWriter
     from sabot.agents.orchestration import AgentNode as AgentNode
     from sabot.agents.orchestration import AgentStep as AgentStep
     from sabot.agents.orchestration import ChainOperator as ChainOperator
@@ -75,14 +75,22 @@ if TYPE_CHECKING:
     from sabot.agents.orchestration import Router as Router
     from sabot.agents.orchestration import Workflow as Workflow
     from sabot.agents.orchestration import WorkflowState as WorkflowState
-    from sabot.agents.otel import OpenTelemetryAdapter as OpenTelemetryAdapter
-    from sabot.agents.otel import OTelConfig as OTelConfig
     from sabot.agents.plugins import Plugin as Plugin
     from sabot.agents.plugins import PluginCapability as PluginCapability
     from sabot.agents.plugins import PluginManifest as PluginManifest
     from sabot.agents.plugins import PluginRegistry as PluginRegistry
-    from sabot.agents.policy import PolicyEngine as PolicyEngine
-    from sabot.agents.policy import PolicyResult as PolicyResult
+    from sabot.agents.policy.auditing import AuditRecord as AuditRecord
+    from sabot.agents.policy.auditing import audit_job as audit_job
+    from sabot.agents.policy.engine import PolicyEngine as PolicyEngine
+    from sabot.agents.policy.engine import PolicyResult as PolicyResult
+    from sabot.agents.policy.rules import AgentPolicy as AgentPolicy
+    from sabot.agents.policy.rules import ConstraintPolicy as ConstraintPolicy
+    from sabot.agents.policy.rules import DataAccessPolicy as DataAccessPolicy
+    from sabot.agents.policy.rules import LabelPolicy as LabelPolicy
+    from sabot.agents.policy.rules import ModelPolicy as ModelPolicy
+    from sabot.agents.policy.rules import PolicyRule as PolicyRule
+    from sabot.agents.policy.rules import RedactionPolicy as RedactionPolicy
+    from sabot.agents.policy.rules import ToolPolicy as ToolPolicy
     from sabot.agents.replay import JobCode as JobCode
     from sabot.agents.replay import Recording as Recording
     from sabot.agents.replay import ReplayDifference as ReplayDifference
@@ -93,14 +101,6 @@ if TYPE_CHECKING:
     from sabot.agents.replay import Verified as Verified
     from sabot.agents.replay import code_of as code_of
     from sabot.agents.replay import record_job as record_job
-    from sabot.agents.rules import AgentPolicy as AgentPolicy
-    from sabot.agents.rules import ConstraintPolicy as ConstraintPolicy
-    from sabot.agents.rules import DataAccessPolicy as DataAccessPolicy
-    from sabot.agents.rules import LabelPolicy as LabelPolicy
-    from sabot.agents.rules import ModelPolicy as ModelPolicy
-    from sabot.agents.rules import PolicyRule as PolicyRule
-    from sabot.agents.rules import RedactionPolicy as RedactionPolicy
-    from sabot.agents.rules import ToolPolicy as ToolPolicy
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
@@ -248,15 +248,15 @@ __all__ = [
 
 _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
-    "sabot.agents.adapters": ("KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"),
-    "sabot.agents.auditing": ("AuditRecord", "audit_job"),
-    "sabot.agents.budgets": ("Budget", "BudgetDecision"),
+    "sabot.agents.events.brokers": ("KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"),
+    "sabot.agents.policy.auditing": ("AuditRecord", "audit_job"),
+    "sabot.agents.accounts.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
-    "sabot.agents.events": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
+    "sabot.agents.events.bus": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
     "sabot.agents.kernel": ("ExecutionHandle", "ExecutionRequest", "ExecutionResult", "RuntimeKernel"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
-    "sabot.agents.ledger": ("BudgetExceededError", "Ledger", "LedgerEvent", "LedgerSum", "LedgerWriter"),
-    "sabot.agents.ledger_rows": ("InMemoryLedgerWriter", "SqliteLedgerWriter"),
+    "sabot.agents.accounts.ledger": ("BudgetExceededError", "Ledger", "LedgerEvent", "LedgerSum", "LedgerWriter"),
+    "sabot.agents.accounts.rows": ("InMemoryLedgerWriter", "SqliteLedgerWriter"),
     "sabot.agents.orchestration": (
         "AgentNode",
         "AgentStep",
@@ -286,9 +286,9 @@ _HOMES = {
         "Workflow",
         "WorkflowState",
     ),
-    "sabot.agents.otel": ("OTelConfig", "OpenTelemetryAdapter"),
+    "sabot.agents.events.otel": ("OTelConfig", "OpenTelemetryAdapter"),
     "sabot.agents.plugins": ("Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"),
-    "sabot.agents.policy": ("PolicyEngine", "PolicyResult"),
+    "sabot.agents.policy.engine": ("PolicyEngine", "PolicyResult"),
     "sabot.agents.replay": (
         "JobCode",
         "Recording",
@@ -301,7 +301,7 @@ _HOMES = {
         "code_of",
         "record_job",
     ),
-    "sabot.agents.rules": (
+    "sabot.agents.policy.rules": (
         "AgentPolicy",
         "ConstraintPolicy",
         "DataAccessPolicy",

@@ -11,10 +11,10 @@ from sabot.errors import UserError
 from sabot.state import state_directory
 
 if TYPE_CHECKING:
-    from sabot.agents.budgets import Budget
-    from sabot.agents.events import EventBus
-    from sabot.agents.ledger import Ledger
-    from sabot.agents.policy import PolicyEngine
+    from sabot.agents.accounts.budgets import Budget
+    from sabot.agents.accounts.ledger import Ledger
+    from sabot.agents.events.bus import EventBus
+    from sabot.agents.policy.engine import PolicyEngine
     from sabot.jobs.gate import EffectGate
     from sabot.jobs.log import Listener
     from sabot.llm.agent import Agent, AgentResult
@@ -47,7 +47,7 @@ class DeclaresAgents:
         """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
         self._policy, self._budgets, self._ledger, self.listener = policy, budgets, None, None
         if events is not None:
-            from sabot.agents.telling import JobEvents
+            from sabot.agents.events.telling import JobEvents
 
             self.listener = JobEvents(events)
 
@@ -55,7 +55,7 @@ class DeclaresAgents:
     def ledger(self) -> "Ledger | None":
         """What scopes have used, and may use: in the state directory, or in memory where there is none. None: the app has no budgets=."""
         if self._ledger is None and self._budgets is not None:
-            from sabot.agents.accounting import ledger_of
+            from sabot.agents.accounts.gate import ledger_of
 
             self._ledger = ledger_of(self._budgets, state_directory(self.state_place), self.clock)
         return self._ledger
@@ -66,7 +66,7 @@ class DeclaresAgents:
         ledger = self.ledger
         if ledger is None:
             return () if self._policy is None else (self._policy,)
-        from sabot.agents.accounting import LedgerGate
+        from sabot.agents.accounts.gate import LedgerGate
 
         return (LedgerGate(ledger),) if self._policy is None else (self._policy, LedgerGate(ledger))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from sabot.agents.auditing import AuditRecord, audit_job
+from sabot.agents.policy.auditing import AuditRecord, audit_job
 from sabot.cli.agent_jobs import JobId
 from sabot.cli.journal import Json, Place, arguments_text, quietly, reading
 from sabot.cli.options import Kafka

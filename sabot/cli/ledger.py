@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.budgets import Amounts, Budget, Window
-from sabot.agents.ledger_rows import DATABASE, SqliteLedgerWriter
+from sabot.agents.accounts.budgets import Amounts, Budget, Window
+from sabot.agents.accounts.rows import DATABASE, SqliteLedgerWriter
 from sabot.app import App
 from sabot.cli.journal import Json, quietly
 from sabot.cli.loading import load_app

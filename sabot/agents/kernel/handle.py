@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
-from sabot.agents.events import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
+from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.agents.kernel.jobs import ExecutionResult, KernelAgent
 from sabot.agents.store import cancel_letter
 from sabot.errors import EffectError, JobCancelled, UserError

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.events import InMemoryEventBus
+from sabot.agents.events.bus import InMemoryEventBus
+from sabot.agents.events.telling import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
-from sabot.agents.telling import JobEvents
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.asking import answered

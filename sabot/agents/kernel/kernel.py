@@ -9,17 +9,17 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sabot.agents.accounting import LedgerGate, brought_up, ledger_of
+from sabot.agents.accounts.budgets import Budget
+from sabot.agents.accounts.gate import LedgerGate, brought_up, ledger_of
+from sabot.agents.accounts.ledger import Ledger, LedgerWriter
 from sabot.agents.actions import ActionManager
-from sabot.agents.budgets import Budget
-from sabot.agents.events import InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events.telling import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
-from sabot.agents.ledger import Ledger, LedgerWriter
 from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.replay import JobCode, Recording, record_job
-from sabot.agents.telling import JobEvents
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.events import EventBus, InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events.bus import EventBus, InMemoryEventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events.telling import JobEvents
 from sabot.agents.reading import as_plain, value_of
 from sabot.agents.replay.recording import Recording
-from sabot.agents.telling import JobEvents
 from sabot.api.agent import AgentSpec
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, words_of

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.events import EventBus, RuntimeEvent, Subscription
+from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
 from sabot.agents.reading import as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private, sync

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
-from sabot.agents.accounting import LedgerGate, brought_up, rows_of
-from sabot.agents.budgets import Amounts
+from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.accounts.gate import LedgerGate, brought_up, rows_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.journal import EffectResult, Intent, MemoryHome, MemoryReader

@@ -20,7 +20,7 @@ from sabot.agents import (
     LedgerWriter,
     SqliteLedgerWriter,
 )
-from sabot.agents.budgets import Amounts
+from sabot.agents.accounts.budgets import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.llm import BudgetExceeded, Usage

@@ -9,7 +9,7 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot import App
 from sabot.agents import InMemoryEventBus
-from sabot.agents.telling import JobEvents
+from sabot.agents.events.telling import JobEvents
 from sabot.errors import NotSent
 from sabot.jobs import log
 from sabot.journal import Letter, MemoryHome, MemoryJournal

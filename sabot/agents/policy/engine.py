@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.agents.context import ExecutionContext
-from sabot.agents.rules import PolicyRule, RuleAnswer
+from sabot.agents.policy.rules import PolicyRule, RuleAnswer
 from sabot.api.durable import DurableContext
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr, words_of

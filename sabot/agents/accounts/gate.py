@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from sabot.agents.budgets import Amounts, Budget, BudgetDecision
-from sabot.agents.ledger import Ledger, LedgerEvent
-from sabot.agents.ledger_rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
+from sabot.agents.accounts.ledger import Ledger, LedgerEvent
+from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict

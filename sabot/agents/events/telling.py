@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from sabot.agents.events import RuntimeEvent, RuntimeEventType
+from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
 from sabot.jobs.gate import decode_verdict

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
+from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import Duration, parse_seconds

@@ -15,7 +15,16 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from sabot.agents.budgets import WINDOWS, Account, Amounts, Budget, BudgetDecision, Judgement, Window, window_start
+from sabot.agents.accounts.budgets import (
+    WINDOWS,
+    Account,
+    Amounts,
+    Budget,
+    BudgetDecision,
+    Judgement,
+    Window,
+    window_start,
+)
 from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds

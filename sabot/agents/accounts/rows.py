@@ -9,8 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sabot.agents.budgets import Amounts
-from sabot.agents.ledger import LedgerEvent, LedgerSum
+from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
 from sabot.disk import private
 from sabot.errors import UserError, short_repr
 from sabot.journal.tables import connected, explained, transaction

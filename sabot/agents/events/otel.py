@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from sabot.agents.events import EventBus, RuntimeEvent, RuntimeEventType, Subscription
+from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.errors import MissingExtra, UserError, short_repr
 
 __all__ = ["OTelConfig", "OpenTelemetryAdapter"]
