@@ -235,6 +235,7 @@ def give(secure: SecureBroker, user: str, topic: str, *rights: str) -> None:
         secure.allow(user, "group" if kind == "token" else kind, names[kind], operation)
 
 
+@pytest.mark.slow  # eight clients one after the other, 20 s; what a refusal says is tested above
 def test_a_journal_needs_what_docs_jobs_lists_and_no_more(
     secure: SecureBroker, user: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:

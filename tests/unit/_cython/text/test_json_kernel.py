@@ -122,13 +122,13 @@ def objects(draw):
     return f"{space}{{{','.join(parts)}}}{space}".encode()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(objects() | st.none() | st.binary(max_size=8), max_size=8))
 def test_decoded_rows_are_what_json_loads_and_pyarrow_give(payloads):
     check(WIDE, payloads)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(objects(), st.data())
 def test_a_damaged_payload_is_bad_exactly_when_json_loads_refuses_it(payload, data):
     at = data.draw(st.integers(0, len(payload) - 1))
@@ -143,7 +143,7 @@ def test_a_damaged_payload_is_bad_exactly_when_json_loads_refuses_it(payload, da
     check(WIDE, [payload, broken, payload, payload[:at], payload])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @example(5e-324)
 @example(2.2250738585072011e-308)
@@ -158,7 +158,7 @@ def test_floats_are_read_exactly_however_they_are_written(number):
     assert repr(batch.column(0).to_pylist()) == repr([float(text) for text in texts])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?", fullmatch=True))
 @example(
     "179769313486231580793728971405303415079934132710037826936173778980444968292764750946649017977587207096330286416692887910946555547851940402630657488671505820681908902000708383676273854845817711531764475730270069855571366959622842914819860834936475292719074168444365510704342711559699508093042880"
@@ -699,7 +699,7 @@ def test_rows_that_do_not_agree_are_named_with_both_types(rows, named):
         infer_schema(rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=5), anything, max_size=4), max_size=5))
 def test_rows_fit_the_schema_inferred_from_them(rows):
     payloads = [json.dumps(row).encode() for row in rows]
