@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
+    from sabot.agents.stores.ledger import PostgresLedgerWriter as PostgresLedgerWriter
     from sabot.api.durable import DurableContext as DurableContext
     from sabot.api.durable import Reply as Reply
     from sabot.errors import EffectError as EffectError
@@ -216,6 +217,7 @@ __all__ = [
     "PolicyRule",
     "PostgresInbox",
     "PostgresJournal",
+    "PostgresLedgerWriter",
     "Reconciled",
     "Recording",
     "RedactionPolicy",
@@ -312,6 +314,7 @@ _HOMES = {
         "ToolPolicy",
     ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
+    "sabot.agents.stores.ledger": ("PostgresLedgerWriter",),
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": (
         "EffectError",

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from sabot.connectors.sql.database import quoted
@@ -14,7 +14,7 @@ from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
 from sabot.steps import step
 
-__all__ = ["JournalSchema", "PostgresSession", "Statements"]
+__all__ = ["JournalSchema", "PostgresSession", "Statements", "TablesPlace"]
 
 _FORMAT = 1
 _LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
@@ -154,10 +154,20 @@ class JournalSchema:
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
 
+class TablesPlace(Protocol):
+    """Of tables on a server. where: for messages."""
+
+    where: str
+    server: PostgresServer
+
+    def connect(self) -> Any:
+        """A new connection."""
+
+
 class PostgresSession:
     """One connection at a time, made anew after an error. Used by one thread at a time: others wait."""
 
-    def __init__(self, place: JournalSchema) -> None:
+    def __init__(self, place: TablesPlace) -> None:
         self._place = place
         self._lock = threading.Lock()
         self._connection: Any = None

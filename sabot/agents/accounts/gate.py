@@ -239,6 +239,7 @@ async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     """Gives the ledger the rows of a journal that it does not have, as after a crash; those that it has stay as they are. -> how many rows
     the journal has.
     """
+    await ledger.writer.write([])  # a server that is missing is told of now, and not by the first call
     count, rows = 0, rows_of(entry for _, entry in journal.read())
     while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
         await ledger.writer.write(chunk)

@@ -16,7 +16,7 @@ from sabot.errors import UserError, short_repr
 from sabot.journal.tables import connected, explained, transaction
 from sabot.threads import aside, to_the_end
 
-__all__ = ["DATABASE", "GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups"]
+__all__ = ["DATABASE", "GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups", "sum_of_row"]
 
 
 DATABASE = "ledger.db"
@@ -191,7 +191,7 @@ class SqliteLedgerWriter:
         groups = ", ".join(words)
         tail = f" GROUP BY {groups} ORDER BY {groups}" if words else " HAVING count(*) > 0"
         rows = await to_the_end(aside(self._asked, f"SELECT {groups}{', ' if words else ''}{_SUMS}{tail}", (since_ms,)))
-        return [_sum(row, len(words)) for row in rows]
+        return [sum_of_row(row, len(words)) for row in rows]
 
     def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with self._connection() as connection:
@@ -222,7 +222,8 @@ def _row(event: LedgerEvent) -> tuple[Any, ...]:
     )
 
 
-def _sum(row: tuple[Any, ...], words: int) -> LedgerSum:
+def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
+    """A row of a query: so many words of the group, then the figures in their order."""
     calls, read, written, doubt, cost, unpriced = row[words:]
     return LedgerSum(
         group=tuple(row[:words]),

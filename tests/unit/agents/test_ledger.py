@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -18,22 +19,31 @@ from sabot.agents import (
     Ledger,
     LedgerEvent,
     LedgerWriter,
+    PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.llm import BudgetExceeded, Usage
+from tools.postgres import server_or_skip
 
 NOON = datetime(2026, 3, 31, 12, 0, tzinfo=UTC).timestamp()
 TENANT = ExecutionContext(scope_id="tenant", principal_id="ann", job_id="job")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
-    made = InMemoryLedgerWriter() if request.param == "memory" else SqliteLedgerWriter(tmp_path / "a" / "ledger.db")
-    yield made
-    await made.close()
+    with ExitStack() as open_now:
+        made: LedgerWriter
+        if request.param == "memory":
+            made = InMemoryLedgerWriter()
+        elif request.param == "sqlite":
+            made = SqliteLedgerWriter(tmp_path / "a" / "ledger.db")
+        else:
+            made = PostgresLedgerWriter(open_now.enter_context(server_or_skip().database()))
+        yield made
+        await made.close()
 
 
 def ledger(clock: ManualClock | None = None, writer: LedgerWriter | None = None, **limits: Any) -> Ledger:

@@ -1,0 +1,111 @@
+"""Rows of a ledger in PostgreSQL, the table `runtime_ledger`."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from operator import attrgetter
+from typing import Any
+
+from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
+from sabot.agents.accounts.rows import GROUPS, checked_groups, sum_of_row
+from sabot.agents.stores.tables import PostgresTables
+from sabot.threads import aside, to_the_end
+
+__all__ = ["PostgresLedgerWriter"]
+
+_TABLES = {
+    "runtime_ledger": """
+CREATE TABLE runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT NOT NULL, job_id TEXT NOT NULL, scope_id TEXT NOT NULL,
+    principal_id TEXT NOT NULL, name TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    total_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL, cost NUMERIC, timestamp TIMESTAMPTZ NOT NULL);
+CREATE INDEX ledger_of_scope ON runtime_ledger (scope_id, timestamp);
+CREATE INDEX ledger_by_time ON runtime_ledger (timestamp)
+"""
+}
+_TIME = "to_timestamp({} / 1000.0)"
+_SINCE = _TIME.format("%s::bigint")
+_INSERT = (  # as arrays, in one statement
+    "INSERT INTO runtime_ledger (event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, total_tokens, "
+    f"reserved_tokens, cost, timestamp) SELECT r.a, r.b, r.c, r.d, r.e, r.f, r.g, r.h, r.g + r.h, r.i, r.j, {_TIME.format('r.k')} "
+    "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], "
+    "%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) ON CONFLICT (event_id) DO NOTHING"
+)
+_USED = (
+    "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
+    f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
+)
+_SUMS = (
+    "count(*), sum(input_tokens)::bigint, sum(output_tokens)::bigint, "
+    "sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END)::bigint, coalesce(sum(cost), 0), "
+    f"count(*) FILTER (WHERE type = 'model' AND cost IS NULL) FROM runtime_ledger WHERE timestamp >= {_SINCE}"
+)
+_WORDS = {word: group.sql for word, group in GROUPS.items()} | {
+    "day": "to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+}
+_NAME = attrgetter("event_id")
+
+
+class PostgresLedgerWriter:
+    """Rows in the table `runtime_ledger` of a database, which is made where it is missing; several processes may write, and other
+    programs read. A row counts as written when the server has answered its commit.
+
+    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        """url: postgresql://user@host:5432/database. Raises UserError for what is none, MissingExtra without psycopg."""
+        self._tables = PostgresTables(url, "ledger", "PostgresLedgerWriter", _TABLES)
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
+        rows = [
+            _row(event) for event in sorted(events, key=_NAME)
+        ]  # two writers of equal rows lock them in the same order
+        await to_the_end(aside(self._write, rows))
+
+    def _write(self, rows: list[tuple[Any, ...]]) -> None:
+        with self._tables.transaction() as connection:
+            if rows:
+                connection.execute(_INSERT, [list(values) for values in zip(*rows, strict=True)])
+
+    async def used(self, scope_id: str, since_ms: int) -> Amounts:
+        """As `LedgerWriter.used`."""
+        ((tokens, cost, calls),) = await self._asked(_USED, (scope_id, since_ms))
+        return Amounts(tokens, Decimal(cost), calls)
+
+    async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
+        """As `LedgerWriter.sums`."""
+        words = [_WORDS[word] for word in checked_groups(by)]
+        groups = "".join(f"{word}, " for word in words)
+        order = ", ".join(f'({word}) COLLATE "C"' for word in words)
+        tail = f" GROUP BY {groups[:-2]} ORDER BY {order}" if words else " HAVING count(*) > 0"
+        rows = await self._asked(f"SELECT {groups}{_SUMS}{tail}", (since_ms,))
+        return [sum_of_row(row, len(words)) for row in rows]
+
+    async def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        def ask() -> list[tuple[Any, ...]]:
+            with self._tables.transaction() as connection:
+                rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
+                return rows
+
+        return await to_the_end(aside(ask))
+
+    async def close(self) -> None:
+        """As `LedgerWriter.close`; the next use connects again."""
+        await to_the_end(aside(self._tables.close))
+
+
+def _row(event: LedgerEvent) -> tuple[Any, ...]:
+    return (
+        event.event_id,
+        event.type,
+        event.job_id,
+        event.scope_id,
+        event.principal_id,
+        event.name,
+        event.input_tokens,
+        event.output_tokens,
+        event.reserved_tokens,
+        event.cost,
+        event.at_ms,
+    )

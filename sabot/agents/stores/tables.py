@@ -1,0 +1,69 @@
+"""Tables in a PostgreSQL database: made where they are missing, used over one connection that is made anew when it breaks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sabot.connectors.sql.server import PostgresServer
+from sabot.errors import UserError, short_repr
+from sabot.journal.schemas import PostgresSession
+
+__all__ = ["PostgresTables"]
+
+_LOCK = 0x5AB08  # held while tables are made, so that two processes do not make one
+_MISSING = (  # asked of the catalog: `to_regclass` does not see at once what another session has made
+    "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid "
+    "WHERE relname = name AND nspname = ANY (current_schemas(false)))"
+)
+
+
+class PostgresTables:
+    """By their names, with the statement that makes each of them; in the first schema of the address's user. Its methods block.
+
+    A user who may not make tables can be given them. Raises UserError for what is no address, MissingExtra without psycopg.
+    """
+
+    def __init__(self, url: str, what: str, feature: str, made_by: dict[str, str]) -> None:
+        if not isinstance(url, str):
+            raise UserError(
+                f"{feature}: {short_repr(url)} is no address of a database",
+                hint="postgresql://user@host:5432/database; connections are our own, so a pool is not taken",
+            )
+        self.server = PostgresServer(url, what, feature)
+        self.where = f"{what} in {self.server.where}"
+        self._made_by = made_by
+        self._made = False
+        self._session: PostgresSession | None = None
+
+    def connect(self) -> Any:
+        """A new connection. What it does in a transaction is ended by the server when it hangs there."""
+        return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """A connection, what is done over which is durable at the end, or not done. Raises BrokerUnavailable or TransientError while the
+        server does not answer, when what was done may be durable all the same; UserError where it refuses.
+        """
+        if self._session is None:
+            self._session = PostgresSession(self)
+        with self._session.using("BEGIN") as connection:
+            if not self._made:
+                self._make(connection)
+            yield connection
+            connection.execute("COMMIT")
+        self._made = True
+
+    def _make(self, connection: Any) -> None:
+        names = list(self._made_by)
+        if not connection.execute(_MISSING, (names,)).fetchall():
+            return
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        for (name,) in connection.execute(_MISSING, (names,)).fetchall():
+            for statement in filter(str.strip, self._made_by[name].split(";")):
+                connection.execute(statement)
+
+    def close(self) -> None:
+        """The next use connects again."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
