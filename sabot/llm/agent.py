@@ -23,7 +23,7 @@ from sabot.config import Duration, checked_name, checked_text
 from sabot.errors import UNREADABLE, EffectError, UserError, short_repr, words_of
 from sabot.llm.alone import Alone
 from sabot.llm.asking import request_of, with_output
-from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
+from sabot.llm.conversation import Conversation, Gauge, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import (
     AgentError,
@@ -381,7 +381,10 @@ class _Turns:
         return completion
 
     async def _spec(self, room: int) -> RequestSpec:
-        """The next request. What has no room is left out: first of earlier runs, the oldest first, then of the turns of this one."""
+        """The next request. What has no room is left out: first of earlier runs, the oldest first, then of the turns of this one.
+
+        The newest turn stays, or the model would make its calls again; of their results what has no room is cut off.
+        """
         agent, gauge, history = self._agent, self._gauge, self._conversation.messages
         head = (system(agent.instructions),) if agent.instructions else ()
         request = agent.request
@@ -394,10 +397,12 @@ class _Turns:
                 kept = [await self._summary(left, room), *kept]
             history[:] = kept
             if fixed + said > room:
-                _, self._said = without_oldest(self._said, fixed, room, gauge)
+                _, newest = without_oldest(self._said, fixed, room, gauge)
+                self._said = newest or with_shorter_results(groups_of(self._said)[-1], room - fixed, gauge)
+                self._check_room(fixed + gauge.tokens(self._said), room)
         return msgspec.structs.replace(request, messages=(*head, *history, *self._prompt, *self._said))
 
-    def _check_room(self, fixed: int, room: int, said: int) -> None:
+    def _check_room(self, fixed: int, room: int, said: int = 0) -> None:
         window = self._agent.context_window
         if fixed > room or self._agent.trim == "refuse":
             raise ContextLengthExceeded(
@@ -481,5 +486,4 @@ class _Turns:
     def _shown(self, value: Any) -> str:
         """A result as the model gets it: text as it is, else JSON."""
         text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
-        text, most = scrubbed(text), self._agent.tool_chars
-        return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"
+        return cut(scrubbed(text), self._agent.tool_chars)

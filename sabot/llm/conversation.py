@@ -5,7 +5,7 @@ groups            ─┬──   ────────────┬──�
                    └ a group is sent whole or not at all: no tool call without its result, no result without its call
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
 
 import msgspec
@@ -15,11 +15,12 @@ from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.results import Completion
 from sabot.llm.spec import ToolSchema
 
-__all__ = ["Conversation", "Gauge", "groups_of", "without_oldest"]
+__all__ = ["Conversation", "Gauge", "cut", "groups_of", "with_shorter_results", "without_oldest"]
 
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4
 _TOKENS_OF_AN_IMAGE = 1000
+_CHARACTERS_OF_A_CUT = 60  # of the words which say that something was cut off
 
 Group = tuple[ChatMessage, ...]
 
@@ -92,6 +93,10 @@ class Gauge:
         characters += sum(len(msgspec.json.encode(tool)) for tool in tools)
         return round(characters / self._a_token) + fixed
 
+    def characters(self, tokens: int) -> int:
+        """How many characters have at most so many tokens, by the estimate."""
+        return max(int((tokens - 1) * self._a_token), 0)
+
     def learn(self, messages: Iterable[ChatMessage], tools: Sequence[ToolSchema], completion: Completion) -> None:
         """The provider has counted the tokens of a request."""
         if completion.usage is None or completion.cached or not completion.usage.input_tokens:
@@ -125,3 +130,34 @@ def without_oldest(
     first = len(groups) - sum(sum_ <= room for sum_ in sums) + 1
     first = min(max(first, 0), len(groups))
     return [each for group in groups[:first] for each in group], [each for group in groups[first:] for each in group]
+
+
+def cut(text: str, most: int) -> str:
+    """The first characters of the text, at most so many, and how many more there were."""
+    return text if len(text) <= most else f"{text[:most]}\n… ({len(text) - most:,} more characters were cut off)"
+
+
+def with_shorter_results(group: Iterable[ChatMessage], room: int, gauge: Gauge) -> list[ChatMessage]:
+    """The group with the longest results of its calls cut off, so that it has `room` tokens; more only where the calls themselves have."""
+    messages = list(group)
+    told = [each for each in messages if each.role == "tool"]
+    calls = [each if each.role != "tool" else msgspec.structs.replace(each, content="") for each in messages]
+    most = _share([len(each.text) for each in told], gauge.characters(room - gauge.tokens(calls)))
+    shorter = max(most - _CHARACTERS_OF_A_CUT, 0)
+    return [
+        msgspec.structs.replace(each, content=cut(each.text, shorter))
+        if each.role == "tool" and len(each.text) > most
+        else each
+        for each in messages
+    ]
+
+
+def _share(sizes: Collection[int], room: int) -> int:
+    """The greatest length to which all sizes can be cut for their sum to be at most `room`."""
+    most = room
+    for number, size in enumerate(sorted(sizes)):
+        most = room // (len(sizes) - number)
+        if size > most:
+            break
+        room -= size
+    return most

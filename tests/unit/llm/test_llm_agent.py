@@ -337,6 +337,41 @@ async def test_where_the_provider_finds_it_too_long_half_of_it_is_sent() -> None
     assert len(provider.requests[1].messages) < len(provider.requests[0].messages)
 
 
+async def test_a_model_is_told_of_its_newest_calls_however_long_their_results_are() -> None:
+    paid: list[int] = []
+
+    @tool(effect="unsafe")
+    async def pay(amount: int) -> str:
+        """Pays, and says much or little of it."""
+        paid.append(amount)
+        return f"paid {amount} " + "x" * (50_000 if amount > 5 else 10)
+
+    def answer(spec: RequestSpec) -> ChatMessage | str:  # calls what it has not been told of
+        if spec.messages[-1].role == "tool":
+            return "done"
+        return calls(*(("pay", f'{{"amount": {amount}}}') for amount in (5, 6, 7)))
+
+    agent, provider = agent_of(answer, tools=[pay], context_window=2000, max_tokens=500)
+    conversation = long_conversation(5)
+    assert (await agent.run("pay", conversation=conversation)).content == "done"
+    assert (len(provider.requests), paid) == (2, [5, 6, 7])
+    *_, prompt, asked, little, much, more = sent(provider)
+    assert (prompt, len(asked.tool_calls)) == (user("pay"), 3)
+    assert little.text == "paid 5 xxxxxxxxxx", "a short result is whole"
+    assert all(each.text.endswith("more characters were cut off)") for each in (much, more))
+    assert 1400 < Gauge().tokens(sent(provider)) <= 1500
+    assert conversation.messages == [prompt, asked, little, much, more, assistant("done")]
+
+
+async def test_calls_that_have_no_room_even_without_their_results_end_the_run() -> None:
+    agent, provider = agent_of(
+        calls(("weather", f'{{"city": "{"x" * 20_000}"}}')), tools=[weather], context_window=2000, max_tokens=500
+    )
+    with pytest.raises(ContextLengthExceeded, match="room for 1,500"):
+        await agent.run("go")
+    assert len(provider.requests) == 1
+
+
 def test_messages_of_a_broken_conversation_are_left_out() -> None:
     whole = [user("a"), calls(("x", "{}")), tool_result("c0", "1")]
     broken = [tool_result("c9", "?"), *whole, calls(("x", "{}"), ("y", "{}")), tool_result("c0", "1"), user("b")]
