@@ -117,6 +117,11 @@ class SdkCalls:
                 f"{provider}: {self.base_url or 'the empty text'} is no address of a server",
                 hint='base_url="http://localhost:11434/v1"',
             )
+        if owned and client.base_url.userinfo:
+            raise UserError(
+                f"{provider}: base_url={self.base_url} with a user or password, which the vendor's library would write into logs",
+                hint="give api_key=, or a client= that is authenticated otherwise",
+            )
         if isinstance(client.api_key, str):
             keep_secret(client.api_key)
 
@@ -360,12 +365,18 @@ class SdkCalls:
 
 def api_key_of(given: str | None, variables: str, provider: str, base_url: str | None) -> str:
     """The key that is given, or that of the environment, `{variables}_API_KEY`. A server of one's own, named by base_url or by
-    `{variables}_BASE_URL`, may need none; the vendor's does: UserError.
+    `{variables}_BASE_URL`, may need none; the vendor's does: UserError. So is a key that no HTTP header takes, since libraries log headers
+    that they refuse.
     """
     key = given or os.environ.get(f"{variables}_API_KEY", "")
     if not key and base_url is None and not os.environ.get(f"{variables}_BASE_URL"):
         raise UserError(f"{provider}: there is no key", hint=f"give api_key=, or set {variables}_API_KEY")
     keep_secret(key)
+    if not all("!" <= each <= "~" for each in key):
+        raise UserError(
+            f"{provider}: the key has a space, a line break or another character that no key has",
+            hint=f"api_key=text.strip(), or mend {variables}_API_KEY",
+        )
     return key or "none"
 
 

@@ -456,6 +456,17 @@ def test_an_address_that_is_none_is_refused_when_the_provider_is_made(make, url)
 
 
 @pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider])
+def test_what_a_library_would_write_into_logs_is_refused_when_the_provider_is_made(make):
+    for key in ("sk-1234567890\n", "sk-12345 67890", "sk-123456789\u00e9"):
+        with pytest.raises(UserError, match="the key has a space, a line break") as caught:
+            make("m", api_key=key)
+        assert "sk-12345" not in str(caught.value)
+    with pytest.raises(UserError, match="with a user or password") as caught:
+        make("m", base_url="http://me:sk-1234567890@localhost:11434/v1", api_key="any")
+    assert "sk-12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider])
 @pytest.mark.parametrize("model", ["", 3])
 def test_a_model_has_a_name(make, model):
     with pytest.raises(UserError, match="model"):
