@@ -75,6 +75,7 @@ def alerts(directory: Path) -> list[str]:
     return [json.dumps(json.loads(line)) for line in (directory / "alerts.ndjson").read_text().splitlines()]
 
 
+@pytest.mark.slow  # kills of windows and of agents: test_stream_kill, test_kill_minus_nine
 @pytest.mark.integration
 def test_a_kill_in_the_middle_changes_neither_state_nor_alerts(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -312,6 +312,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.one_in(2, "each signal and each way to run is in one of its cases")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("run", ["app.main()", "import asyncio; asyncio.run(app.run())"])
 def test_an_agent_that_blocks_the_loop_is_ended_by_the_second_signal(

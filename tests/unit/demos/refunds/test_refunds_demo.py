@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow  # the same with one stop: the example of refunds in test_documents
 @pytest.mark.integration
 def test_refunds_are_made_once_though_the_app_is_killed_twice(tmp_path: Path) -> None:
     words = [
