@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 _CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
+_UNAWAITED = GateVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
@@ -219,6 +220,7 @@ class Effects:
             self._decided(live, ask, found)
             return
         ask.judging = True
+        live.judging[ask.ordinal] = ask
 
         async def wait() -> None:
             self._desk.put(partial(self._decided_later, live, ask, gate, await found))
@@ -228,12 +230,23 @@ class Effects:
     def _decided_later(self, live: Live, ask: Ask, gate: EffectGate, verdict: GateVerdict) -> None:
         """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
         ask.judging = False
-        if self._desk.runs(live) and not self._desk.stopping and not ask.dropped:
+        live.judging.pop(ask.ordinal, None)
+        runs = self._desk.runs(live) and not self._desk.stopping
+        if ask.dropped or not runs:
+            gate.drop(live.job.effect_id(ask))
+            verdict = _UNAWAITED
+        if runs:
             self._decided(live, ask, verdict)
-            return
-        gate.drop(live.job.effect_id(ask))
-        live.job.open.pop(ask.ordinal, None)
-        self._desk.settle(live)
+        else:
+            live.job.open.pop(ask.ordinal, None)
+
+    def leave(self, live: Live) -> None:
+        """The job is about to end, or to begin anew. What is being decided is not made; it has its intent all the same, as what
+        the function has asked is counted.
+        """
+        for ask in live.judging.values():
+            ask.verdict, ask.noted = _UNAWAITED, True
+            self._desk.append(ask.intent(live.job.job_id, self._desk.now_ms()), live)
 
     def _decided(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
         if ask.model:

@@ -317,19 +317,18 @@ class JobHost:
                     partial(self._noted, live),
                 ]
             )
-        elif not live.noting:
+        else:
             self.settle(live)
 
     def _noted(self, live: Live) -> None:
         """What a turn has asked is in the journal. Another letter of the same step may have made a turn meanwhile."""
         live.noting -= 1
-        if not live.noting:
-            self.settle(live)
+        self.settle(live)
 
     def settle(self, live: Live) -> None:
         """As `Desk.settle`."""
         job = live.job
-        if not self.runs(live) or live.ending:
+        if not self.runs(live) or live.ending or live.noting:
             return
         if job.over:
             self._end(live)
@@ -454,6 +453,7 @@ class JobHost:
         job_id = live.job.job_id
         labels = live.job.behalf.labels
         if live.job.history.end is None:
+            self._effects.leave(live)
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels), live)
         self._forget(live)
         del self._agents[job_id]
@@ -498,12 +498,14 @@ class JobHost:
         if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
             self.put_later(_AGAIN_SECONDS, partial(self._attempt, live))
             return
+        self._effects.leave(live)
         self.append(Attempt(job_id, self.now_ms(), 0, live.job.history.attempt + 1), live)
         self._forget(live)
         self.parking.load(job_id)
 
     def _continue(self, live: Live, message: Any) -> None:
         """A new history of the same job."""
+        self._effects.leave(live)
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf

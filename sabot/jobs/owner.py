@@ -7,14 +7,14 @@ Desk       the host, as `effects`, `parking` and `timers` see it
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
 from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.history import Delivery
-from sabot.jobs.run import JobRun
+from sabot.jobs.run import Ask, JobRun
 from sabot.journal import Body, End, Entry, Journal, Position
 
 __all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
@@ -103,7 +103,8 @@ class JobOwner(Protocol):
 @dataclass(slots=True, eq=False)
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal. due_ms: when its time is over; 0: it may run on. limit_s: how long it may run.
+    in the journal. due_ms: when its time is over; 0: it may run on. limit_s: how long it may run. judging: what it has asked for and is
+    being decided, by ordinal.
     """
 
     job: JobRun
@@ -114,6 +115,7 @@ class Live:
     noting: int = 0
     due_ms: int = 0
     limit_s: float | None = None
+    judging: dict[int, Ask] = field(default_factory=dict)
 
     def awaits(self, ordinal: int) -> bool:
         """Whether the timer of this ordinal counts: 0 is the time of the attempt."""
@@ -160,7 +162,7 @@ class Desk(Protocol):
         """A turn of the job, and what follows of it."""
 
     def settle(self, live: Live) -> None:
-        """The job is quiet: it goes on to wait, parks, or ends."""
+        """The job is quiet: it goes on to wait, parks, or ends; not before all that it has asked is in the journal."""
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job: it is told, or woken. What comes of that stands behind it in the journal, and is told behind it."""

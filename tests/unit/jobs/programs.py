@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from unit.jobs.hosting import AGENT, Agent
+from unit.jobs.rules import ANSWER_TOKENS, DENIED, SECRET, Judges, Law
 
 from sabot.api.durable import DurableContext
 from sabot.clock import SYSTEM_CLOCK
@@ -46,6 +47,8 @@ from sabot.journal import (
     Reconciled,
     SqliteJournal,
 )
+from sabot.llm import BudgetExceeded, ExecutionEngine, ModelError, ScriptedProvider
+from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Effect, Tool, tool
 from sabot.testing.lives import temporary_directory
 from sabot.testing.loop import SimulatedLoop
@@ -64,8 +67,10 @@ ATTEMPTS = 3
 class Programs:
     """Draws programs. Each step has a number of its own, `n`, so what the world sees of it is known."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, *, gated: bool = False) -> None:
+        """gated: they ask models too, whose calls have a budget."""
         self.dice = dice
+        self.gated = gated
         self.numbers = 0
 
     def program(self, deep: int = 0) -> dict[str, Any]:
@@ -96,6 +101,8 @@ class Programs:
             kinds |= {"gather": 2, "group": 2, "first": 2, "timeout": 2, "aside": 1, "child": 1 if deep < 2 else 0}
         kind = dice.choices(list(kinds), list(kinds.values()))[0]
         if kind == "call":
+            if self.gated and dice.random() < 0.3:
+                return {"kind": "model", "n": self.number()}
             return self.call(tried)
         step: dict[str, Any] = {"kind": kind, "n": self.number()}
         match kind:
@@ -112,7 +119,7 @@ class Programs:
             case "aside":
                 step |= {"steps": self.steps(deep, tried), "beside": self.steps(deep, tried)}
             case "child":
-                step["program"] = self.program(deep + 1)
+                step["program"] = {**self.program(deep + 1), "n": step["n"]}
         return step
 
     def call(self, tried: bool = False) -> dict[str, Any]:
@@ -205,12 +212,15 @@ class Person:
 
     def answer(self, token: str, intent: Intent, world: World) -> Letter:
         said = json.loads(bytes(intent.body))  # type: ignore[arg-type]
+        if is_approval(said):
+            body: dict[str, Any] = {"approved": self.dice.random() < 0.7}
+            return Letter("answer", token, body=json.dumps(body).encode(), by="ann")
         if intent.name != "in_doubt":
             return Letter("answer", token, body=json.dumps({"approved": True, "for": said["name"]}).encode(), by="ann")
         name, _ = world.names.get((intent.job, said["ordinal"]), ("", ""))
         if self.dice.random() < 0.15:
             self.abandoned.add(name or f"{intent.job}/{said['ordinal']}")
-            body: dict[str, Any] = {"outcome": "abandon"}
+            body = {"outcome": "abandon"}
         elif name and world.done[name]:
             body = {"outcome": "done", "result": {"did": name}}
         else:
@@ -223,8 +233,9 @@ class Person:
             case "answer":
                 self.answered[letter.token] = letter
                 assert intent is not None
-                if intent.name != "in_doubt":
-                    self.said[json.loads(bytes(intent.body))["name"]] = json.loads(letter.body)  # type: ignore[arg-type]
+                said = json.loads(bytes(intent.body))  # type: ignore[arg-type]
+                if intent.name != "in_doubt" and not is_approval(said):
+                    self.said[said["name"]] = json.loads(letter.body)  # type: ignore[arg-type]
             case "signal":
                 self.signals.append(letter)
             case "cancel":
@@ -233,6 +244,11 @@ class Person:
     @property
     def letters(self) -> list[Letter]:
         return [*self.answered.values(), *self.signals, *self.cancels.values()]
+
+
+def is_approval(payload: dict[str, Any]) -> bool:
+    """Whether this question asks whether an effect may be made."""
+    return payload.get("answers") == ["approve", "reject"]
 
 
 # -- a life -------------------------------------------------------------------------------------------------------------
@@ -309,6 +325,7 @@ class InMemory:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+            self._journal = None  # else the next life is over before it begins
 
 
 class InSqlite:
@@ -369,13 +386,16 @@ class Notes(dict[str, bytes]):
 class Seed:
     """The jobs of a seed, from their first life to the last."""
 
-    def __init__(self, number: int, kind: str, folder: Path | None = None) -> None:
+    def __init__(self, number: int, kind: str, folder: Path | None = None, *, gated: bool = False) -> None:
+        """gated: rules and a budget decide what the jobs may do."""
         self.number = number
         self.dice = random.Random(f"jobs {number} {kind}")
-        programs = Programs(self.dice)
+        programs = Programs(self.dice, gated=gated)
         self.plan = {f"job{at}": programs.program() for at in range(self.dice.randint(1, 3))}
         self.world = World(self.dice.random() < 0.5)
         self.person = Person(self.dice)
+        steps = (step for program in self.plan.values() for step in walk_program(program))
+        self.law = Law(self.dice, steps, self.world.wrong) if gated else None
         self.home = InMemory(self.dice) if folder is None else InSqlite(self.dice, folder)
         self.traces: dict[tuple[str, int, int], list[tuple[int, Any]]] = {}  # what was seen, and when: entries so far
         self.values: dict[str, Any] = {}
@@ -433,6 +453,8 @@ class Seed:
                 self.wrong(f"{name}: done {count} times")
             if step["does"] in ("fails", "not sent") and step["does"] == "fails" and count:
                 self.wrong(f"{name}: done, and it always fails")
+        if self.law is not None:
+            self.law.check()
         assert not self.world.wrong, "\n".join(self.world.wrong)
 
     def _check_values(self, job: str, program: dict[str, Any], value: Any) -> None:
@@ -447,6 +469,12 @@ class Seed:
     def _check(self, job: str, round_: int, step: dict[str, Any], value: Any) -> None:
         name = f"{job}/{step['n']}.{round_}"
         match step["kind"], value:
+            case "call" | "model" | "child", ["error", str() as error] if self.law is not None and error in DENIED:
+                if not self.law.may_deny(name, error):
+                    self.wrong(f"{job}: {name} got {error}, and {self.law.of(name)}")
+            case "model", ["ok", said]:
+                if said != name:
+                    self.wrong(f"{job}: a model was asked {name}, and the answer is {said}")
             case "call", [outcome, what]:
                 self._check_call(name, step, outcome, what)
             case "sleep", "slept":
@@ -549,6 +577,8 @@ class LifeOf:
         self.first = 0
         self.agent = AgentOf(self)
         self.notes = Notes(seed.notes)
+        self.gate = None if seed.law is None else Judges(seed.law)
+        self.engine = ExecutionEngine(ScriptedProvider(self._model), retries=0)
 
     def live(self) -> bool:
         """-> whether all jobs are over."""
@@ -586,12 +616,15 @@ class LifeOf:
         self.journal = seed.home.open(self.crash)
         self.first = self.journal.positions().get(0, 0)
         self._check_inbox()
+        if self.gate is not None:
+            await self.gate.open(self.journal)
         host = self.agent.host = JobHost(
             self.journal,
             clock=SYSTEM_CLOCK,
             on_broken=lambda what, error: self.broken.append((what, error)),
             stop_grace_s=self.dice.choice((0.0, 0.1)),
             notes=self.notes,
+            gate=self.gate,
         )
         host.register(AGENT, self.agent)
         found = await host.open(None)
@@ -624,6 +657,8 @@ class LifeOf:
             self._check_journal()
         self.closing = True
         await host.close()
+        if self.gate is not None:
+            await self.gate.close()
         seed.notes = self.notes.restored(self.now_entries(), self.dice)
         for job in before.values():
             ended = job.ended if over else None
@@ -661,16 +696,21 @@ class LifeOf:
             self.seed.wrong(f"left in memory at the end: {left}; {self.agent.begun} {self.agent.outcomes}")
         if host.statistics()["blocked"]:
             self.seed.wrong(f"blocked: {host.statistics()['blocked']}")
+        if self.gate is not None and self.seed.law is not None:
+            self.gate.check_nothing_reserved(self.seed.law)
 
     def _check_journal(self) -> None:
         """Questions that functions ask stand in the journal once, but for those that an attempt of the job has withdrawn."""
+        if self.seed.law is not None:
+            self.seed.law.look(entry for _, entry in self.journal.read())
         asked: dict[tuple[str, str], str] = {}
         withdrawn: set[str] = set()
         for _, entry in self.journal.read():
             if isinstance(entry, Answer) and entry.outcome == "cancelled":
                 withdrawn.add(entry.token)
             if isinstance(entry, Intent) and entry.kind == "ask" and entry.name != "in_doubt":
-                name = json.loads(bytes(entry.body))["name"]  # type: ignore[arg-type]
+                payload = json.loads(bytes(entry.body))  # type: ignore[arg-type]
+                name = f"whether {payload['ordinal']}" if is_approval(payload) else payload["name"]
                 before = asked.get((entry.job, name))
                 asked[entry.job, name] = entry.token
                 if before is not None and before not in withdrawn:
@@ -703,6 +743,9 @@ class LifeOf:
                     if token in person.answered:
                         self.seed.wrong(f"an answer was taken twice: {letter}")
                     person.sent(letter, intent)
+                    payload = json.loads(bytes(intent.body))  # type: ignore[arg-type]
+                    if self.seed.law is not None and is_approval(payload):
+                        self.seed.law.answered(intent, json.loads(letter.body)["approved"])
                 if dice.random() < 0.9:
                     del open_[token]  # else it is answered twice
             if jobs:
@@ -745,6 +788,8 @@ class LifeOf:
         def began(ask: dict[str, Any], effect: Effect) -> tuple[str, bool]:
             if self.dead:
                 raise Dead
+            if self.seed.law is not None:
+                self.seed.law.made(ask["name"], ask["word"])
             time_ = world.called(ask["name"], kind, effect, json.dumps(ask["given"]))
             return ask["does"], time_ <= ask["times"]
 
@@ -786,6 +831,16 @@ class LifeOf:
             return after(ask, effect, does, breaks)
 
         return make_sync if sync else make
+
+    async def _model(self, spec: RequestSpec) -> str:
+        assert self.seed.law is not None
+        if self.dead:
+            raise Dead
+        name = self.seed.law.asked(spec)
+        await asyncio.sleep(len(name) % 3 * 0.1)
+        if self.dead:
+            raise Dead
+        return name
 
     async def _look(self, effect: Effect, ask: dict[str, Any]) -> Any:
         if self.dead:
@@ -888,6 +943,8 @@ class Run:
         match step["kind"]:
             case "call":
                 value = await self.call(step, name)
+            case "model":
+                value = await self.model(name)
             case "sleep":
                 await (ctx.sleep(step["seconds"]) if step["n"] % 2 else asyncio.sleep(step["seconds"]))
                 value = "slept"
@@ -936,6 +993,13 @@ class Run:
             for task in tasks:
                 task.cancel()
 
+    async def model(self, name: str) -> Any:
+        try:
+            said = await self.ctx.llm(self.life.engine).complete(f"{name} {SECRET}", max_tokens=ANSWER_TOKENS)
+        except (ModelError, EffectError, BudgetExceeded) as error:
+            return ["error", error.type if isinstance(error, EffectError) else type(error).__name__]
+        return ["ok", said.content]
+
     async def call(self, step: dict[str, Any], name: str) -> Any:
         ctx = self.ctx
         given: Callable[[], Any] = {
@@ -945,7 +1009,8 @@ class Run:
             "now": ctx.now,
             "seen": lambda: self.last,
         }[step["given"]]
-        ask = {"name": name, "does": step["does"], "times": step["times"], "pauses": step["pauses"], "given": given()}
+        ask = {"name": name, "word": SECRET, "does": step["does"], "times": step["times"], "pauses": step["pauses"]}
+        ask["given"] = given()
         try:
             return ["ok", await ctx.call(self.life.tool_of(step), ask)]
         except EffectError as error:
@@ -963,16 +1028,16 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def run_seed(number: int, kind: str) -> Seed:
+def run_seed(number: int, kind: str, *, gated: bool = False) -> Seed:
     """An error gets the seed as a note."""
     try:
         with quiet():
             if kind == "memory":
-                return Seed(number, kind).run()
+                return Seed(number, kind, gated=gated).run()
             with temporary_directory() as folder:
-                return Seed(number, kind, folder).run()
+                return Seed(number, kind, folder, gated=gated).run()
     except BaseException as error:
-        error.add_note(f"seed {number} over {kind}")
+        error.add_note(f"seed {number} over {kind}{', gated' if gated else ''}")
         raise
 
 
@@ -983,12 +1048,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--journal", choices=("memory", "sqlite", "both"), default="both")
+    parser.add_argument("--gated", action="store_true", help="rules and a budget decide what jobs may do")
     given = parser.parse_args()
     began, failed, lives, calls, turns = time.perf_counter(), [], 0, 0, 0
     for number in range(given.start, given.start + given.seeds):
         for kind in ("memory", "sqlite") if given.journal == "both" else (given.journal,):
             try:
-                seed = run_seed(number, kind)
+                seed = run_seed(number, kind, gated=given.gated)
             except Exception:
                 failed.append(f"{number} {kind}")
                 if len(failed) <= 5:

@@ -1,6 +1,7 @@
 """What a gate decides is in the intent, before the effect, and holds from then on: over restarts, in a replay, whoever asks."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -509,7 +510,8 @@ async def test_others_go_on_while_a_rule_takes_its_time_and_a_job_that_is_gone_i
         await jobs.over("slow", "gone")
     assert mail.sent == {"bob": 2}
     assert gate.dropped == [EffectId("gone", 1)]
-    assert not [entry for entry in entries(home) if isinstance(entry, Intent) and entry.job == "gone"]
+    (gone,) = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.job == "gone"]
+    assert decode_verdict(gone.note).decision is Decision.DENY  # type: ignore[union-attr]
 
 
 def call_of(name: str = "send") -> GatedCall:
@@ -553,3 +555,58 @@ async def test_without_a_gate_no_intent_has_a_note() -> None:
 def test_a_denial_is_an_error_of_an_effect() -> None:
     assert issubclass(PolicyDenied, EffectError)
     assert str(PolicyDenied("no")) == "PolicyDenied: no"
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["ends", "continues"])
+async def test_what_is_decided_too_late_is_not_made_and_a_restart_asks_the_same(goes_on: bool) -> None:
+    """What nobody waited for had an ordinal and no intent: behind a restart, the job asked for something else than it had."""
+    home, looked, decided = MemoryHome(), Counter[str](), asyncio.Event()
+
+    async def later(_: GatedCall) -> GateVerdict:
+        await decided.wait()
+        return GateVerdict()
+
+    @tool(effect="read")
+    async def look() -> None:
+        looked["there"] += 1
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "again":
+            return await ctx.sleep("5ms")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.005):
+                await ctx.call(look)
+        if goes_on:
+            ctx.continue_as("again")
+        return "over"
+
+    for restarted in (False, True):
+        async with hosting(home, Agent(f), gate=Judge(later)) as jobs:
+            if not restarted:
+                jobs.begin("j")
+            await jobs.over("j")
+            assert (jobs.agent.outcomes, jobs.agent.blocks) == ({"j": "succeeded"}, {})
+    asked = [entry for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "call"]
+    assert [decode_verdict(entry.note).decision for entry in asked] == [Decision.DENY]  # type: ignore[union-attr]
+    assert not looked
+
+
+async def test_a_job_does_not_go_on_as_another_before_all_that_it_has_asked_has_an_intent() -> None:
+    """The question about the first call let the job go on before the second one was noted; a restart then missed an ordinal."""
+    home, mail = MemoryHome(), Mail("read")
+
+    async def f(ctx: DurableContext) -> Any:
+        if ctx.message == "again":
+            await ctx.wait("go")
+            return "over"
+        calls = [asyncio.ensure_future(ctx.call(mail.send, to)) for to in ("ann", "bob")]
+        await asyncio.wait(calls, timeout=0)
+        ctx.continue_as("again")
+
+    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+        jobs.begin("j")
+        await jobs.parks("j")
+    async with hosting(home, Agent(f), gate=says(ASK)) as jobs:
+        jobs.journal.post(Letter("signal", "1", job="j", name="go"))
+        await jobs.over("j")
+        assert (jobs.agent.done, jobs.agent.blocks) == ({"j": "over"}, {})

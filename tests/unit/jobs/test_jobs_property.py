@@ -5,16 +5,21 @@ they have found or do not reach.
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from unit.jobs.hosting import Agent, Hosting, entries, hosting, prefix
 from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 
+from sabot.agents.accounts import gate
+from sabot.agents.accounts.ledger import LedgerEvent
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
-from sabot.journal import Attempt, Begin, End, Intent, Letter, MemoryHome
+from sabot.jobs import run
+from sabot.journal import Attempt, Begin, End, Entry, Intent, Letter, MemoryHome
 from sabot.llm.tools import tool
 
 # -- random programs ----------------------------------------------------------------------------------------------------
@@ -37,12 +42,60 @@ def test_many_random_jobs_that_crash(start: int) -> None:
         run_seed(number, "sqlite" if number % 4 == 0 else "memory")
 
 
-@pytest.mark.parametrize("number", [3, pytest.param(17, marks=pytest.mark.slow)])
-def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int) -> None:
+@pytest.mark.parametrize("number", range(12))
+def test_random_jobs_that_crash_do_what_rules_and_a_budget_allow(number: int) -> None:
+    run_seed(number, "sqlite" if number < 2 else "memory", gated=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(3000, 3500, 100))
+def test_many_random_jobs_do_what_rules_and_a_budget_allow(start: int) -> None:
+    for number in range(start, start + 100):
+        run_seed(number, "sqlite" if number % 4 == 0 else "memory", gated=True)
+
+
+def some_seed_finds(words: str) -> bool:
+    """Whether the oracle says so of one of the first seeds."""
+    for number in range(20):
+        try:
+            run_seed(number, "memory", gated=True)
+        except AssertionError as error:
+            if words in str(error):
+                return True
+    return False
+
+
+def test_a_verdict_that_a_restart_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "encode_verdict", lambda _: b"")
+    assert some_seed_finds("was denied, and made") or some_seed_finds("nobody has allowed it")
+
+
+def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, rows = iter(range(1000)), gate.rows_of
+
+    def counted_anew(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
+        start = next(starts)
+        for row in rows(entries):
+            yield msgspec.structs.replace(row, event_id=f"{row.event_id} in life {start}")
+
+    monkeypatch.setattr(gate, "rows_of", counted_anew)
+    assert some_seed_finds("and the ledger has")
+
+
+@pytest.mark.parametrize(
+    ("number", "gated"),
+    [
+        (3, False),
+        (16, True),
+        pytest.param(17, False, marks=pytest.mark.slow),
+        pytest.param(11, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_crash_behind_each_entry_and_another_one_soon_after(number: int, gated: bool) -> None:
     at, over = 1, False
     with quiet():
         while not over:
-            seed = Seed(number, "memory")
+            seed = Seed(number, "memory", gated=gated)
             over = LifeOf(seed, Crash(entries=at)).live()
             if not over:
                 LifeOf(seed, Crash(entries=3)).live()

@@ -1,0 +1,168 @@
+"""What random jobs (`programs`) may do: rules and a budget that decide, a person who allows or refuses, and what must hold of it all."""
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Any
+
+from sabot.agents.accounts.budgets import Amounts, Budget
+from sabot.agents.accounts.gate import LedgerGate
+from sabot.agents.accounts.ledger import Ledger
+from sabot.agents.accounts.rows import InMemoryLedgerWriter
+from sabot.jobs.gate import Decision, EffectGate, EffectGates, GatedCall, GateVerdict
+from sabot.journal import Attempt, EffectId, EffectResult, Entry, Intent, JournalReader
+from sabot.llm.spec import RequestSpec
+from sabot.redaction import HIDDEN
+
+SCOPE = "app"
+SECRET = "4111-1111"
+CHEAP = "cheap"
+ANSWER_TOKENS = 20
+DENIED = ("PolicyDenied", "BudgetExceeded")
+
+
+def some_verdict(dice: random.Random, kind: str) -> dict[str, Any]:
+    """What is decided of a step of this kind: "call", "model" or "child"."""
+    decisions = {"allow": 6, "warn": 1, "deny": 1, "ask": 2}
+    if kind != "child":
+        decisions["redact"] = 1
+    if kind == "model":
+        decisions["degrade"] = 1
+    decision = dice.choices(list(decisions), list(decisions.values()))[0]
+    late_s = dice.choice((None, None, 0.0, 0.02))
+    return {"verdict": decision, "wait_s": dice.choice((0.0, 0.0, 0.5, 3.0)), "late_s": late_s}
+
+
+class Law:
+    """The rules of a seed, its ledger, and what has come of them in all lives. wrong: where things that must not be are told."""
+
+    def __init__(self, dice: random.Random, steps: Iterator[dict[str, Any]], wrong: list[str]) -> None:
+        self.wrong = wrong
+        self.limit = dice.choice((None, 100, 400, 1500))  # tokens
+        self.writer = InMemoryLedgerWriter()
+        self.of_step = {step["n"]: some_verdict(dice, step["kind"]) for step in steps}
+        self.names: dict[tuple[str, int], str] = {}  # of effects that were decided
+        self.approved: set[str] = set()
+        self.paid: Counter[str] = Counter()  # calls of models, by job
+        self.given_up: Counter[str] = Counter()  # of these, at most, the job did not wait for the answer
+
+    def of(self, name: str) -> dict[str, Any]:
+        """What is decided of the step of this name."""
+        found: dict[str, Any] = self.of_step[int(name.rpartition("/")[2].partition(".")[0])]
+        return found
+
+    def answered(self, intent: Intent, approved: bool) -> None:
+        """A person's answer was accepted."""
+        if approved:
+            self.approved.add(self.names[intent.job, intent.ordinal])
+
+    def made(self, name: str, word: str) -> None:
+        """The world sees a call of this step."""
+        verdict = self.of(name)["verdict"]
+        if verdict == "deny":
+            self.wrong.append(f"{name} was denied, and made")
+        if verdict == "ask" and name not in self.approved:
+            self.wrong.append(f"{name} was made, and nobody has allowed it")
+        if word != (HIDDEN if verdict == "redact" else SECRET):
+            self.wrong.append(f"{name} ({verdict}) was made with {word!r}")
+
+    def asked(self, spec: RequestSpec) -> str:
+        """A model is asked. -> the name of the step."""
+        name, word = spec.messages[-1].text.split()
+        self.made(name, word)
+        if (spec.model == CHEAP) != (self.of(name)["verdict"] == "degrade"):
+            self.wrong.append(f"{name} ({self.of(name)['verdict']}) asks model {spec.model!r}")
+        self.paid[name.partition("/")[0]] += 1
+        return name
+
+    def may_deny(self, name: str, error: str) -> bool:
+        """Whether a job may see this error of a step."""
+        verdict = self.of(name)["verdict"]
+        if error == "BudgetExceeded":
+            return self.limit is not None
+        return verdict == "deny" or (verdict == "ask" and name not in self.approved)
+
+    def look(self, entries: Iterable[Entry]) -> None:
+        """All jobs are over, and this is the journal. A call that is under way when its job ends has no result, and no row."""
+        open_: Counter[tuple[str, int]] = Counter()
+        for entry in entries:
+            match entry:
+                case Intent(kind="call", name="llm") | Attempt():
+                    if entry.ordinal and (isinstance(entry, Intent) or (entry.job, entry.ordinal) in open_):
+                        open_[entry.job, entry.ordinal] += 1
+                case EffectResult():
+                    open_.pop((entry.job, entry.ordinal), None)
+        for (job, _), calls in open_.items():
+            self.given_up[job] += calls
+
+    def check(self) -> None:
+        """All jobs are over: what the ledger says against what the world has seen."""
+        rows = [row for row in self.writer.events if row.type != "tool"]
+        answered = Counter(row.job_id for row in rows if row.type == "model")
+        counted = Counter(row.job_id for row in rows)
+        for job in {*counted, *self.paid}:
+            if not answered[job] <= self.paid[job] <= counted[job] + self.given_up[job]:
+                told = f"{answered[job]} answers and {counted[job] - answered[job]} doubts"
+                self.wrong.append(f"{job} has asked models {self.paid[job]} times, and the ledger has {told}")
+        used = sum(row.total_tokens for row in rows if row.type == "model")
+        if self.limit is not None and used > self.limit:
+            self.wrong.append(f"{used} tokens were used, and the budget has {self.limit}")
+
+
+class Judges(EffectGates):
+    """The gate of one life: the ledger, and behind it the rules."""
+
+    def __init__(self, law: Law) -> None:
+        self.ledger = LedgerGate(Ledger(law.writer, budgets=[Budget(SCOPE, max_tokens_monthly=law.limit)]))
+        super().__init__((self.ledger, _Rules(law)))
+
+    def check_nothing_reserved(self, law: Law) -> None:
+        """All jobs are over."""
+        reserved = self.ledger.ledger._accounts[SCOPE].reserved
+        if reserved != Amounts() or self.ledger._open:
+            law.wrong.append(f"reserved at the end: {reserved}, of {self.ledger._open}")
+
+
+class _Rules(EffectGate):
+    def __init__(self, law: Law) -> None:
+        self._law = law
+        self._decided: set[tuple[str, int]] = set()  # what the journal has, or will have
+
+    async def open(self, journal: JournalReader) -> None:
+        kinds = ("call", "child")
+        entries = [entry for _, entry in journal.read()]
+        self._decided = {(e.job, e.ordinal) for e in entries if isinstance(e, Intent) and e.kind in kinds}
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        effect = call.effect.job, call.effect.ordinal
+        match call.kind:
+            case "model":
+                assert call.spec is not None
+                name = call.spec.messages[-1].text.split()[0]
+            case "tool":
+                name = call.args[0]["name"]
+            case "child":
+                name = f"{call.effect.job}/{call.args[0]['n']}.0"
+        if effect in self._decided:
+            self._law.wrong.append(f"{name} ({effect}) was decided twice")
+        self._decided.add(effect)
+        self._law.names[effect] = name
+        said = self._law.of(name)
+        verdict = GateVerdict(
+            Decision(said["verdict"]),
+            rule="of the step",
+            version="1",
+            model=CHEAP if said["verdict"] == "degrade" else "",
+            hide=(re.escape(SECRET),) if said["verdict"] == "redact" else (),
+            wait_s=said["wait_s"],
+        )
+        return verdict if said["late_s"] is None else self._later(verdict, said["late_s"])
+
+    async def _later(self, verdict: GateVerdict, seconds: float) -> GateVerdict:
+        await asyncio.sleep(seconds)
+        return verdict
+
+    def drop(self, effect: EffectId) -> None:
+        self._decided.discard((effect.job, effect.ordinal))
