@@ -15,7 +15,7 @@ The two users differ in this:
   too, between watermarks, and are saved beside the rows (`calls.held_calls`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -78,11 +78,16 @@ class HeldRows:
             return np.arange(self._first, self.rows)
         return np.flatnonzero(self.waits())
 
-    def waiting_data(self) -> pa.RecordBatch | None:
-        """Returns the rows that have not ended, as columns. None: there are none, or no checkpoint keeps them."""
-        if self.data is None or not self.left:
+    def waiting_data(self, without: Collection[int] = ()) -> pa.RecordBatch | None:
+        """Returns the rows that have not ended, as columns. None: there are none, or no checkpoint keeps them. without: rows that wait, and
+        are left out.
+        """
+        if self.data is None or self.left == len(without):
             return None
-        return self.data if self.left == self.rows else self.data.take(pa.array(self.waiting()))
+        if self.left == self.rows and not without:
+            return self.data
+        waiting = self.waiting()
+        return self.data.take(pa.array(waiting[~np.isin(waiting, list(without))] if without else waiting))
 
 
 H = TypeVar("H", bound=HeldRows)

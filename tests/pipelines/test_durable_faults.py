@@ -5,10 +5,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pipelines.test_durable_agents import Shop, checkpoint, crash, figures, jobs, orders
 
 from sabot import App, UserError, secret
+from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import EffectError, SabotError
 from sabot.jobs import host
@@ -196,6 +198,44 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
         await until(lambda: runs == [1, 1, 2, 1])
         await until(lambda: figures(app)["rows"] == 0)
     assert shop.calls == [1, 2]
+
+
+# -- rows in a checkpoint ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_checkpoint_repeats_only_the_rows_whose_jobs_have_not_begun(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are in the journal: a file of them cost each checkpoint three syncs."""
+    monkeypatch.setitem(host.JobHost.__init__.__kwdefaults__, "stop_grace_s", 0.0)
+    gate, looked = asyncio.Event(), []
+
+    @tool(effect="read")
+    async def look(order: int) -> int:
+        looked.append(order)
+        await gate.wait()
+        return order
+
+    async def handle(ctx: Any) -> Any:
+        return {"order": await ctx.call(look, ctx.message["order"])}
+
+    app = shop.app(handle, key=None, concurrency=2)
+    await app.start()
+    shop.tickets([{"order": order} for order in (1, 2, 3)])
+    await until(lambda: looked == [1, 2] and figures(app)["rows"] == 3)
+    await checkpoint(app)
+    manifest = CheckpointStorage(shop.directory / "checkpoints").latest()
+    assert manifest is not None
+    (kept,) = manifest.tasks["agents"].meta["agents"]["shop.handle"]["unfinished"]
+    rows = pa.ipc.open_stream(manifest.read_file("agents", kept["file"])).read_all()
+    assert rows.column("offset").to_pylist() == [2]
+    await crash(app)
+    gate.set()
+    async with started(app := shop.app(handle, key=None, concurrency=2)):
+        await until(lambda: len(shop.answers()) == 3)
+        await until(lambda: figures(app)["rows"] == 0)
+    assert looked == [1, 2, 1, 2, 3]
+    assert sorted(orders(shop.answers())) == [1, 2, 3]
 
 
 # -- jobs that made, or asked for, other jobs -------------------------------------------------------------------------------

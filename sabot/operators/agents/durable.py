@@ -5,8 +5,8 @@
              └─ behind its key: in memory; where that is parked, in the mailbox ◀─┘ the next one's turn
 
 With `key=` there is one job of a key at a time, parked or not. `concurrency=` counts those that run. Rows are held until their job is
-parked or over: until then a checkpoint repeats them, and the row of a job that has begun is known by the job's id when it comes again, and
-dropped. A job that is parked, blocked or over is in the journal, so its row is needed no more.
+parked or over. A checkpoint repeats those whose job has not begun: the others are in the journal, which is durable up to the barrier before
+the checkpoint counts. The row of a job that has begun is known by the job's id when its source gives it again, and dropped.
 
 The id of a job says where its record stands: the agent, the identity of the log (`Source.identity`), partition and offset. Rows that a
 durable agent hands to another one are called by the job that made them. With `job_id=` a field of the record says which request it is. A
@@ -49,6 +49,7 @@ from sabot.operators.agents.job_rows import (
     of_result,
     payload_from,
     row_of,
+    rows_of_begun,
     version_of,
     without_ours,
 )
@@ -366,9 +367,8 @@ class DurableAgentOperator(AgentOperator):
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """As `JobOwner.call`."""
         call = self.calls[job.job_id]
-        call.ctx, record = self.function.context(job)
-        assert isinstance(record, JobInput)
-        call.record = record
+        call.begun = True
+        call.ctx, call.record = self.function.context(job)  # type: ignore[assignment]  # a batch has its own
         return self.function.call(call.ctx)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
@@ -542,7 +542,8 @@ class DurableAgentOperator(AgentOperator):
         }
 
     def unfinished(self) -> list[Batch]:
-        return waiting_batches(self.held)
+        """As in the base, without rows whose jobs have begun: the journal has them, and is durable when the checkpoint counts."""
+        return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 
     def earliest_read_ms(self) -> int:
         return min(self.function.begun.values(), default=self.now_ms())

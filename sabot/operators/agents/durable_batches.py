@@ -56,7 +56,7 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 class _BatchCall(JobCall, eq=False, gc=False):
     """held, rows: where its rows are held; None: nowhere. records, columns: they, until the job begins. body: of BEGIN, where the journal
-    has it already. begun: BEGIN is in the journal.
+    has it already.
     """
 
     held: HeldRows | None = None
@@ -66,7 +66,6 @@ class _BatchCall(JobCall, eq=False, gc=False):
     records: pa.RecordBatch | None = None
     columns: pa.RecordBatch | None = None
     body: bytes = b""
-    begun: bool = False
 
 
 class DurableBatchOperator(DurableAgentOperator):

@@ -1,7 +1,7 @@
 """Records as jobs: which job a record is, and the form in which the journal and the mailboxes have it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from types import CodeType
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "of_result",
     "payload_from",
     "row_of",
+    "rows_of_begun",
     "version_of",
     "without_ours",
 ]
@@ -96,7 +97,7 @@ class JobCall(
     or jobs of rows behind it have begun. failed_run: the run of the job that has failed, where the record was sent back for another one;
     else 0. row: where it is held; None: nowhere. mailed: it is the first one of its key's mailbox. before: the open job of the journal that
     it is, until it rests. reopened: it is one. run: of its BEGIN; above 1 it goes on with what it has done. runs: it counts for
-    `concurrency=`. renewed: it was tried again since then. behalf: on whose it runs.
+    `concurrency=`. renewed: it was tried again since then. begun: its BEGIN is in the journal. behalf: on whose it runs.
     """
 
     job_id: str
@@ -114,6 +115,7 @@ class JobCall(
     blocked: bool = False
     renewed: bool = False
     run: int = 1
+    begun: bool = False
     ctx: DurableContext | None = None
     behalf: Behalf = NOBODY
 
@@ -121,6 +123,15 @@ class JobCall(
     def is_failed_child(self) -> bool:
         """Another job asks for it once more, as it has failed."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
+
+
+def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
+    """The rows whose jobs have begun: their places, by the id of what they came with."""
+    begun: dict[int, list[int]] = {}
+    for call in calls:
+        if call.begun and call.row is not None:
+            begun.setdefault(id(call.row.held), []).append(call.row.place)
+    return begun
 
 
 class JobNames:

@@ -1,7 +1,7 @@
 """Records on their way through an agent: decoded where they come in, and what becomes of them on the way out."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ Result = tuple[bytes, bytes | None, Headers]
 
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = HeldRows(0)
+_NONE: Mapping[int, Collection[int]] = {}
 
 
 @dataclass(slots=True)
@@ -163,11 +164,13 @@ def with_headers(data: pa.RecordBatch, headers: Sequence[Headers]) -> pa.RecordB
     return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, headers)
 
 
-def waiting_batches(held: Iterable[HeldRows]) -> list[Batch]:
-    """The rows that have not ended, one batch a topic, in order."""
+def waiting_batches(held: Iterable[HeldRows], without: Mapping[int, Collection[int]] = _NONE) -> list[Batch]:
+    """The rows that have not ended, one batch a topic, in order. without: places of rows that are left out, by the id of what they came
+    with.
+    """
     by_topic: dict[str, list[pa.RecordBatch]] = {}
     for each in held:
-        if (rows := each.waiting_data()) is not None:
+        if (rows := each.waiting_data(without.get(id(each), ()))) is not None:
             by_topic.setdefault(each.topic, []).append(rows)
     return [Batch(pa.concat_batches(pieces), None, topic) for topic, pieces in by_topic.items()]
 
