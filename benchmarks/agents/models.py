@@ -1,13 +1,15 @@
 """What an engine adds to a call of a model, and how it holds many of them.
 
-    python benchmarks/agents/models.py --rows 2000 --in-flight 1000 --streams 200
+    python benchmarks/agents/models.py --rows 2000 --in-flight 1000 --streams 200 --long-run 20000 --peers pydantic_ai
 
 alone       one call after the other of a provider that answers at once in this process, then of the same provider through an engine: in
             turns, so that what else the machine does meets both. By what the engine has: nothing, output=, an idempotency key, a cache.
-over_http   the same against FakeModelServer, through the OpenAI provider; the server has a thread of this process, so only the
-            difference says something
 in_flight   --in-flight calls at once, which the provider holds until all have come
 streams     --streams answers of 200 words, streamed at once
+over_http   against FakeModelServer, each client in a process of its own on one core: the vendor's library alone ("sdk"), an engine, an
+            agent, and with --peers pydantic_ai an agent of Pydantic AI. One call after the other; --in-flight calls at once, which the
+            server answers after a second, with how many of them it saw at most; --streams streams at once; and the memory in a run of
+            --long-run calls. The peer is installed into .venv-peers/.
 
 Times in microseconds; cpu is that of this process for each call. Checked: the answers, and how many requests were made. The last line is
 one JSON object.
@@ -16,24 +18,33 @@ one JSON object.
 import argparse
 import asyncio
 import json
+import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
+from venvs import python_of
 
 from sabot.llm import (
     ExecutionEngine,
     IdempotencyTracker,
     Limits,
     MemoryCache,
-    OpenAIProvider,
     RequestSpec,
     ScriptedProvider,
     user,
 )
 from sabot.testing import FakeModelServer
 
+PEERS = Path(__file__).parents[1] / "peers"
+PATIENCE_SECONDS = 1800
+HELD_SECONDS = 1.0
 ANSWER = '{"label": "good"}'
 WORDS = "word " * 200
 MOST_ROWS = 2000
@@ -88,18 +99,41 @@ async def alone(calls: int) -> dict[str, Any]:
     return figures
 
 
-async def over_http(calls: int) -> dict[str, Any]:
-    """One call after the other, over HTTP."""
-    with FakeModelServer(ANSWER) as server:
-        provider = OpenAIProvider("any", base_url=server.openai_url, api_key="any")
-        spec = RequestSpec(messages=(user("hello"),))
-        async with ExecutionEngine(provider) as engine:
-            figures = await in_turns(
-                calls,
-                {"provider": lambda number: provider.complete(spec), "engine": lambda number: engine.complete(spec)},
+async def answered(spec: RequestSpec) -> str:
+    """What the server answers to the prompts of models_client.py."""
+    match spec.messages[-1].text:
+        case "wait":
+            await asyncio.sleep(HELD_SECONDS)
+        case "words":
+            return WORDS
+    return ANSWER
+
+
+def over_http(options: argparse.Namespace, pythons: dict[str, str]) -> dict[str, Any]:
+    """Each client in a process of its own on one core; the server has this process, and the other core."""
+    found: dict[str, Any] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[1:] or cores)  # before the server's thread, which inherits it
+    asked = {"--calls": min(options.rows, 1000), "--in-flight": options.in_flight}
+    asked |= {"--streams": options.streams, "--long-run": options.long_run}
+    words = [str(word) for pair in asked.items() for word in pair]
+    for kind, python in pythons.items():
+        with FakeModelServer(answered) as server:
+            done = subprocess.run(
+                [python, PEERS / "models_client.py", kind, server.openai_url, *words],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                timeout=PATIENCE_SECONDS,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores[:1]),
             )
-        assert len(server.requests) == 2 * calls, len(server.requests)
-    return figures
+            figures = found[kind] = json.loads(done.stdout.splitlines()[-1])
+            figures["in_flight"]["most"] = server.most_in_flight
+            print(kind, figures, file=sys.stderr)
+            answered_calls = asked["--calls"] + options.in_flight - figures["in_flight"]["failed"]
+            calls = 50 + answered_calls + options.streams + figures["long_run"]["calls"]
+            assert len(server.requests) >= calls, (kind, len(server.requests), calls)
+    return found
 
 
 async def in_flight(calls: int) -> dict[str, float]:
@@ -144,11 +178,10 @@ async def streams(count: int) -> dict[str, float]:
     return figures
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def in_process(options: argparse.Namespace) -> dict[str, Any]:
     rows = min(options.rows, MOST_ROWS)
     return {
         "alone": await alone(rows),
-        "over_http": await over_http(min(rows, 1000)),
         "in_flight": await in_flight(options.in_flight),
         "streams": await streams(options.streams),
     }
@@ -159,7 +192,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=MOST_ROWS, help=f"calls of each side, {MOST_ROWS} at most")
     parser.add_argument("--in-flight", type=int, default=1000, help="calls at once")
     parser.add_argument("--streams", type=int, default=200, help="streams at once")
-    print(json.dumps({"benchmark": "models"} | asyncio.run(measure(parser.parse_args()))))
+    parser.add_argument("--long-run", type=int, default=20_000, help="calls of each client")
+    parser.add_argument("--peers", default="none", choices=("none", "pydantic_ai"))
+    options = parser.parse_args()
+    pythons = dict.fromkeys(("sdk", "engine", "agent"), sys.executable)
+    if options.peers != "none":
+        pythons[options.peers] = python_of(options.peers)
+    figures = asyncio.run(in_process(options))
+    print(json.dumps({"benchmark": "models", **figures, "over_http": over_http(options, pythons)}))
 
 
 if __name__ == "__main__":
