@@ -157,15 +157,15 @@ class Agent:
         checked_text(instructions, f"{where}: instructions")
         if trim not in get_args(Trim):
             raise UserError(f"{where}: trim={short_repr(trim)}", hint=f"one of {', '.join(get_args(Trim))}")
-        checked_whole(where, "max_tool_retries", max_tool_retries, 0)
-        for what, value in {
+        counted = {
             "max_turns": max_turns,
             "max_concurrent_tools": max_concurrent_tools,
             "context_window": context_window,
-            "max_tool_chars": max_tool_chars,
-        }.items():
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{where}: {what}={short_repr(value)}", hint="a whole number, at least 1")
+        }
+        for what, value in {**counted, "max_tool_chars": max_tool_chars}.items():
+            checked_whole(where, what, value, 1)
+        checked_whole(where, "max_tool_retries", max_tool_retries, 0)
+        checked_whole(where, "repairs", repairs, 0)
         self.engine = engine
         self.name = name
         self.instructions = instructions

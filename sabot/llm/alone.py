@@ -11,7 +11,7 @@ from typing import Any
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import NotSent
+from sabot.errors import EffectError, NotSent, words_of
 from sabot.journal.effects import RULES, EffectId
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ToolTimeout
@@ -78,6 +78,13 @@ class Alone:
             if not limit.expired():
                 raise
             raise ToolTimeout(f"{tool.name} did not return within {seconds:g} s") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise EffectError(
+                "CancelledError", words_of(error)
+            ) from error  # of something in the tool: nobody cancels the run
 
 
 class _Threads:

@@ -147,6 +147,43 @@ async def test_a_tool_that_takes_too_long_is_told_and_a_call_that_may_be_repeate
     ]
 
 
+async def test_a_tool_in_which_something_was_cancelled_is_told_and_a_run_that_is_cancelled_ends() -> None:
+    began = asyncio.Event()
+
+    @tool(retries=0)
+    async def inner() -> None:
+        task = asyncio.ensure_future(asyncio.Event().wait())
+        task.cancel("enough")
+        await task
+
+    @tool
+    def thread() -> None:
+        raise asyncio.CancelledError("in a thread")
+
+    @tool
+    async def waits() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    asked = [calls(("inner", "{}"), ("thread", "{}")), calls(("waits", "{}")), "done"]
+    agent, provider = agent_of(asked, tools=[inner, thread, waits])
+    run = asyncio.create_task(agent.run("go"))
+    await asyncio.wait({run, asyncio.create_task(began.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    assert [each.text for each in sent(provider)[-2:]] == ["CancelledError: enough", "CancelledError: in a thread"]
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+
+@pytest.mark.parametrize(
+    "what", ["max_turns", "max_concurrent_tools", "context_window", "max_tool_chars", "max_tool_retries", "repairs"]
+)
+@pytest.mark.parametrize("value", [-1, True, 1.5, "2"])
+def test_what_counts_is_a_whole_number(what: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"{what}=.*whole number"):
+        agent_of("yes", **{what: value})
+
+
 class Gone(NotSent):
     """Nothing was sent."""
 
