@@ -56,6 +56,7 @@ from tools.postgres import Postgres
 PATIENCE = 120.0  # seconds that the last life of a round may take
 MANNERS = {"moment": 4, "failpoint": 4, "pause": 2, "outage": 1}
 OUTAGE_SECONDS = 3.0  # at most, that the server of the journal stays away; its start takes longer
+WORKS = 0.7  # the share of kills at a moment that come when the app has started: on a busy machine that takes seconds
 LONGEST = 2.5  # seconds of a life that is killed at a moment
 LONGEST_ON_TOPICS = 5.0  # a client of a broker takes a second to begin
 WOKEN_SECONDS = 60.0  # until a worker that was stopped has found out that its job is another's
@@ -170,7 +171,7 @@ class Round:
         seconds = {"to the end": PATIENCE, "failpoint": self._longest}.get(
             manner, self._dice.uniform(0.05, self._longest)
         )
-        if manner in ("pause", "outage"):
+        if manner in ("pause", "outage") or (manner == "moment" and self._dice.random() < WORKS):
             self._begun(process)
         if manner == "outage":
             self._outage()

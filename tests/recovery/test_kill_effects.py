@@ -48,7 +48,7 @@ def test_on_topics_all_is_done_once_and_a_stopped_worker_that_was_succeeded_does
 
 
 def test_agents_that_are_not_durable_do_things_twice_and_are_found_out() -> None:
-    code, figures, _ = killed("--kills", "12", "--jobs", "60", "--seed", "1", "--variant", "plain")
+    code, figures, _ = killed("--kills", "4", "--jobs", "60", "--seed", "1", "--variant", "plain")
     assert figures["twice"] > 0
     assert code == 1
 

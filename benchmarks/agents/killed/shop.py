@@ -272,8 +272,9 @@ def build(world: World) -> App:
 
     block_bytes = random.Random(os.getpid()).randint(40, 400)  # of three rows or thirty
     payouts = NdjsonSource(world.payouts, block_bytes=block_bytes)
+    side_by_side: dict[str, Any] = {"concurrency": AT_ONCE} if durable else {}  # others take one batch at a time
 
-    @app.agent(payouts, batch=True, schema={"order": "int64"}, sink=paid, concurrency=AT_ONCE, **common)
+    @app.agent(payouts, batch=True, schema={"order": "int64"}, sink=paid, **common, **side_by_side)
     async def pay(batch: pa.RecordBatch, ctx: Any) -> pa.RecordBatch:
         numbers = batch.column("order").to_pylist()
         if not durable:
