@@ -20,7 +20,10 @@ demo: $(STAMP)
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 # The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
+# In a fresh clone two processes compile the tests before each worker would.
 test: $(STAMP)
+	@test -d tests/unit/__pycache__ || { $(BIN)/pytest -q --collect-only tests/unit >/dev/null & \
+		$(BIN)/pytest -q --collect-only --ignore=tests/unit tests >/dev/null; wait; }
 	@$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: 2,000 simulated programs, which compute, beside the tests that mostly wait.
