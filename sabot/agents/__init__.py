@@ -104,6 +104,9 @@ if TYPE_CHECKING:
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
+    from sabot.agents.stores.jobs import PostgresActionStore as PostgresActionStore
+    from sabot.agents.stores.jobs import PostgresJobStore as PostgresJobStore
+    from sabot.agents.stores.jobs import PostgresJobViews as PostgresJobViews
     from sabot.agents.stores.ledger import PostgresLedgerWriter as PostgresLedgerWriter
     from sabot.api.durable import DurableContext as DurableContext
     from sabot.api.durable import Reply as Reply
@@ -215,7 +218,10 @@ __all__ = [
     "PolicyRef",
     "PolicyResult",
     "PolicyRule",
+    "PostgresActionStore",
     "PostgresInbox",
+    "PostgresJobStore",
+    "PostgresJobViews",
     "PostgresJournal",
     "PostgresLedgerWriter",
     "Reconciled",
@@ -314,6 +320,7 @@ _HOMES = {
         "ToolPolicy",
     ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
+    "sabot.agents.stores.jobs": ("PostgresActionStore", "PostgresJobStore", "PostgresJobViews"),
     "sabot.agents.stores.ledger": ("PostgresLedgerWriter",),
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": (

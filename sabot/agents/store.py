@@ -57,9 +57,9 @@ def as_json(value: object, what: str) -> bytes:
 class JobsOfJournal:
     """What the entries of a journal say of jobs and actions. Only reads; `JournalStore` adds."""
 
-    def __init__(self, reader: JournalReader, job_id: str | None = None) -> None:
-        """job_id: only of this job."""
-        self._reader = reader
+    def __init__(self, reader: JournalReader, job_id: str | None = None, *, blank: bool = False) -> None:
+        """job_id: only of this job. blank: nothing is read; who made it gives it the entries."""
+        self.reader = reader
         self.jobs: dict[str, JobRecord] = {}
         self.actions: dict[str, ActionRecord] = {}
         self.cancelled: dict[str, str] = {}  # jobs that somebody outside wants to end, and that have not: why
@@ -68,7 +68,7 @@ class JobsOfJournal:
         self._open: dict[str, set[str]] = {}
         self._ordinals: dict[str, int] = {}
         self._progress: dict[str, Progress] = {}  # of jobs of agents
-        for _, entry in reader.read(job_id):
+        for _, entry in () if blank else reader.read(job_id):
             self.apply(entry)
 
     def seen(self) -> Iterator[JobRecord]:
@@ -145,9 +145,9 @@ class JobsOfJournal:
 
     def _decoded(self, body: Any, kind: Any, what: str) -> Any:
         try:
-            return msgspec.json.decode(self._reader.load(body) or b"{}", type=kind)
+            return msgspec.json.decode(self.reader.load(body) or b"{}", type=kind)
         except (*UNREADABLE, UserError) as error:
-            raise CorruptJournal(f"{self._reader.where}: {what}: what it was asked cannot be read: {error}") from error
+            raise CorruptJournal(f"{self.reader.where}: {what}: what it was asked cannot be read: {error}") from error
 
     def _ask(self, entry: Intent, at: float) -> None:
         action_id = f"{entry.job}/{entry.ordinal}"
@@ -199,7 +199,7 @@ class JobsOfJournal:
         """What was answered. Who has a token may put any bytes into the inbox, and they must not make the journal unreadable: what is no
         JSON object is the text of an answer.
         """
-        answered = self._reader.load(body)
+        answered = self.reader.load(body)
         try:
             resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])
         except UNREADABLE:
@@ -227,7 +227,7 @@ class JobsOfJournal:
 
     def _why(self, end: End) -> str:
         """Of a job of an agent that has failed, the class of its error and the message."""
-        error = value_of(end, self._reader.load(end.body)) if end.outcome == JobStatus.FAILED else None
+        error = value_of(end, self.reader.load(end.body)) if end.outcome == JobStatus.FAILED else None
         return f"{error.type}: {error.message}" if isinstance(error, EffectError) else end.result
 
 
@@ -433,6 +433,10 @@ class JournalStore(JobStore, ActionStore):
             await self.journal.durable(position)
             if self._positions.get(job_id) == position:
                 del self._positions[job_id]
+            await self.became_durable()
+
+    async def became_durable(self) -> None:
+        """Called when an entry is durable, before what it says is told. A store that shows entries elsewhere does it here."""
 
 
 class InMemoryJobStore(JournalStore):

@@ -3,17 +3,37 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
-from sabot.agents import Ledger, LedgerEvent, PostgresLedgerWriter
+from sabot.agents import (
+    ActionManager,
+    ActionSpec,
+    BudgetSpec,
+    IllegalTransition,
+    JobManager,
+    JobSpec,
+    JobStatus,
+    JournalStore,
+    Ledger,
+    LedgerEvent,
+    LetterRefused,
+    PolicyRef,
+    PostgresJobStore,
+    PostgresJobViews,
+    PostgresLedgerWriter,
+)
 from sabot.agents.accounts.gate import brought_up
-from sabot.errors import SabotError, TransientError, UserError
+from sabot.clock import ManualClock
+from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.journal import MemoryJournal
+from sabot.journal.entries import Begin, End, Entry, Intent
+from sabot.journal.memory import MemoryHome, MemoryReader
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
@@ -121,6 +141,175 @@ async def test_rows_wait_for_a_server_that_is_away() -> None:
         server.remove()
 
 
+# -- jobs and actions ------------------------------------------------------------------------------------------------------
+
+SPEC = JobSpec(
+    scope_id="tenant",
+    principal_id="ann",
+    idempotency_key="k",
+    budgets=BudgetSpec(max_cost=10.0),  # type: ignore[arg-type]
+    policy_ref=PolicyRef("production"),
+    metadata={"n": [1]},
+    tags={"a": "b\0c"},
+    deadline=5000.0,
+)
+JOBS = "SELECT job_id, status, scope_id, principal_id, progress, deadline, metadata, tags, policy_ref FROM runtime_jobs ORDER BY job_id"
+ALL = ["SELECT * FROM runtime_jobs ORDER BY job_id", "SELECT * FROM runtime_actions ORDER BY action_id"]
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[tuple[PostgresJobStore, JobManager, ActionManager]]:
+    store = await asyncio.to_thread(PostgresJobStore, url, clock=ManualClock(1000.0))
+    try:
+        yield store, JobManager(store), ActionManager(store)
+    finally:
+        await store.close()
+
+
+async def test_the_tables_of_jobs_and_actions_are_as_documented(database: str) -> None:
+    views = PostgresJobViews(database)
+    assert await views.refresh(MemoryJournal()) == 0
+    await views.close()
+    time = "timestamp with time zone"
+    assert columns(database, "runtime_jobs") == {
+        **dict.fromkeys(["job_id", "scope_id", "principal_id", "session_id", "run_id", "status"], "text"),
+        **dict.fromkeys(["created_at", "updated_at", "started_at", "completed_at"], time),
+        **dict.fromkeys(["deadline", "progress"], "double precision"),
+        **dict.fromkeys(["budgets", "policy_ref", "versions", "metadata", "tags"], "jsonb"),
+    }
+    assert columns(database, "runtime_actions") == {
+        **dict.fromkeys(["action_id", "job_id", "type", "status"], "text"),
+        **dict.fromkeys(["payload", "resolution"], "jsonb"),
+        "resume_token": "text",
+        **dict.fromkeys(["created_at", "expires_at", "resolved_at"], time),
+    }
+    assert keys(database, "runtime_jobs") == {("PRIMARY KEY", "job_id")}
+    assert keys(database, "runtime_actions") == {("PRIMARY KEY", "action_id"), ("UNIQUE", "resume_token")}
+
+
+async def test_a_store_in_postgres_keeps_jobs_and_shows_them(database: str) -> None:
+    async with opened(database) as (store, jobs, actions):
+        job = await jobs.create(SPEC)
+        assert run(database, JOBS)[0][1] == "queued"
+        await jobs.start(job.job_id)
+        action = await actions.require_action(ActionSpec(job_id=job.job_id, payload={"sum": 7}, timeout_seconds=1e17))
+        assert run(database, JOBS)[0][1] == "waiting_action"
+        asked = run(
+            database, "SELECT action_id, job_id, type, status, payload, resolution, resume_token FROM runtime_actions"
+        )
+        assert asked == [(action.action_id, job.job_id, "confirm", "pending", {"sum": 7}, None, action.resume_token)]
+        await actions.resolve(action.resume_token, {"approved": True}, by="bob")
+        assert (await jobs.complete(job.job_id, "s3://result")).status is JobStatus.SUCCEEDED
+        found = run(database, JOBS)
+        told = {"n": [1], "sabot": {"idempotency_key": "k", "result_ref": "s3://result"}}
+        tags = {"a": "b\N{REPLACEMENT CHARACTER}c"}
+        assert found == [
+            (job.job_id, "succeeded", "tenant", "ann", 1.0, 5000.0, told, tags, {"name": "production", "version": ""})
+        ]
+        assert run(database, "SELECT status, resolution FROM runtime_actions") == [("resolved", {"approved": True})]
+        other = await jobs.create(JobSpec(scope_id="other"))
+        await jobs.start(other.job_id)
+        await jobs.fail(other.job_id, "no disk")
+        before = [run(database, each) for each in ALL]
+        run(database, "DROP TABLE runtime_jobs")
+        run(database, "DELETE FROM runtime_actions")
+        assert await store.rebuild() == 2
+        assert [run(database, each) for each in ALL] == before
+    async with opened(database) as (store, jobs, actions):  # as after a crash: all is read from the journal
+        assert (await jobs.create(SPEC)).job_id == job.job_id
+        assert await store.views.refresh(store.journal) == 0, "nothing is newer than what is shown"
+        with pytest.raises(IllegalTransition):
+            await jobs.start(job.job_id)
+        with pytest.raises(LetterRefused):
+            await actions.resolve(action.resume_token, {"approved": False})
+
+
+async def test_who_has_read_less_of_the_journal_does_not_win(database: str) -> None:
+    home = MemoryHome(ManualClock(1000.0))
+    journal, slow, fast = (
+        MemoryJournal(home, clock=ManualClock(1000.0)),
+        PostgresJobViews(database),
+        PostgresJobViews(database),
+    )
+    store = JournalStore(journal)
+    jobs = JobManager(store)
+    job = await jobs.create(SPEC)
+
+    class Early(MemoryReader):
+        """Reads what stood there when it was made."""
+
+        def __init__(self) -> None:
+            super().__init__(home)
+            self._seen = list(super().read())
+
+        def read(self, *_: Any, **__: Any) -> Any:
+            return iter(self._seen)
+
+    early = Early()
+    await jobs.start(job.job_id)
+    await jobs.complete(job.job_id)
+    assert await fast.refresh(journal) == 1
+    assert await slow.refresh(early) == 0
+    assert run(database, "SELECT status FROM runtime_jobs") == [("succeeded",)]
+    run(database, "UPDATE runtime_jobs SET status = 'queued'")
+    await jobs.create(JobSpec(scope_id="another"))
+    assert await fast.refresh(journal) == 1, "only what is new"
+    assert await fast.rebuild(journal) == 2
+    assert sorted(run(database, "SELECT status FROM runtime_jobs")) == [("queued",), ("succeeded",)]
+    for each in (slow, fast):
+        await each.close()
+
+
+async def test_jobs_of_agents_are_shown_as_they_go_on_and_run_again(database: str) -> None:
+    journal, views = MemoryJournal(), PostgresJobViews(database)
+    look = "SELECT status, scope_id, metadata, extract(epoch FROM created_at)::int FROM runtime_jobs"
+
+    async def shown(*entries: Entry) -> list[tuple[Any, ...]]:
+        for entry in entries:
+            journal.append(entry)
+        await journal.flush()
+        await views.refresh(journal)
+        return run(database, look)
+
+    begin = Begin("refunds/1", 1000, agent="refund", scope="tenant")
+    assert await shown(begin) == [("running", "tenant", {"sabot": {"agent": "refund"}}, 1)]
+    question = Intent("refunds/1", 2000, 1, "ask", "confirm", b"d", "", b"{}", "token")
+    assert (await shown(question))[0][0] == "waiting_action"
+    ended = await shown(End("refunds/1", 3000, "failed", "no money"))
+    assert ended == [("failed", "tenant", {"sabot": {"agent": "refund", "error": "no money"}}, 1)]
+    assert run(database, "SELECT action_id, status FROM runtime_actions") == [("refunds/1/1", "cancelled")]
+    assert await shown(msgspec.structs.replace(begin, at_ms=9000)) == [
+        ("running", "tenant", {"sabot": {"agent": "refund"}}, 1)
+    ]
+    assert await views.refresh(journal) == 0
+    await views.close()
+
+
+async def test_journals_share_the_tables_and_each_is_made_anew_alone(database: str) -> None:
+    views, made = PostgresJobViews(database), []
+    for scope in ("one", "two"):
+        store = JournalStore(MemoryJournal())
+        await JobManager(store).create(JobSpec(scope_id=scope))
+        await views.refresh(store.journal)
+        made.append(store)
+    run(database, "UPDATE runtime_jobs SET status = 'lost'")
+    assert await views.rebuild(made[0].journal) == 1
+    assert sorted(run(database, "SELECT scope_id, status FROM runtime_jobs")) == [("one", "queued"), ("two", "lost")]
+    await views.close()
+
+
+async def test_a_job_does_not_wait_for_its_tables(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(database) as (store, jobs, _):
+        failing = PostgresJobViews(f"postgresql://u@127.0.0.1:{free_ports(1)[0]}/none")
+        sound, store.views = store.views, failing
+        job = await jobs.create(SPEC)
+        await jobs.start(job.job_id)
+        assert caplog.text.count("the tables of jobs are behind") == 1
+        store.views = sound
+        await jobs.complete(job.job_id)
+        assert run(database, "SELECT status FROM runtime_jobs") == [("succeeded",)]
+
+
 # -- what is missing -------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +319,12 @@ async def test_a_missing_server_is_told_of_at_the_start() -> None:
     with pytest.raises(SabotError, match=f"PostgreSQL at 127.0.0.1:{port}/none") as refused:
         await brought_up(ledger, MemoryJournal())
     assert "s3cret" not in str(refused.value)
+
+
+async def test_a_store_whose_server_is_missing_does_not_begin() -> None:
+    url = f"postgresql://u:s3cret@127.0.0.1:{free_ports(1)[0]}/none"
+    with pytest.raises(BrokerUnavailable, match="PostgreSQL at 127"):
+        await asyncio.to_thread(PostgresJobStore, url)
 
 
 def test_a_pool_is_no_address() -> None:

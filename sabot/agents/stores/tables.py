@@ -40,14 +40,17 @@ class PostgresTables:
         return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
-        """A connection, what is done over which is durable at the end, or not done. Raises BrokerUnavailable or TransientError while the
-        server does not answer, when what was done may be durable all the same; UserError where it refuses.
+    def transaction(self, *, look: bool = False) -> Iterator[Any]:
+        """A connection, what is done over which is durable at the end, or not done. look: for the tables, also where they were there.
+
+        Raises BrokerUnavailable or TransientError while the server does not answer, when what was done may be durable all the same;
+        UserError where it refuses.
         """
         if self._session is None:
             self._session = PostgresSession(self)
+        made, self._made = self._made and not look, False
         with self._session.using("BEGIN") as connection:
-            if not self._made:
+            if not made:
                 self._make(connection)
             yield connection
             connection.execute("COMMIT")

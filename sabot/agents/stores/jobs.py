@@ -1,0 +1,232 @@
+"""Jobs and actions in PostgreSQL: a journal there, which is what is true; `runtime_jobs` and `runtime_actions`, which show it.
+
+    journal ─▶ entries behind those that were read ─▶ records of their jobs ─▶ `runtime_sequence` ─▶ the tables
+                                                        written where (job, sequence) is newer than what stands there
+
+So the tables may be written by anybody who reads the journal, twice or late; and dropped, they are made anew by `rebuild`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from sabot.agents.actions import ActionRecord, ActionStatus
+from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.store import JobsOfJournal, JournalStore
+from sabot.agents.stores.tables import PostgresTables
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import TransientError, UserError
+from sabot.journal.base import JournalReader
+from sabot.journal.postgres import PostgresJournal
+from sabot.threads import aside, to_the_end
+
+__all__ = ["PostgresActionStore", "PostgresJobStore", "PostgresJobViews"]
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 1000  # jobs in a statement
+_LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one
+
+_TABLES = {
+    "runtime_jobs": """
+CREATE TABLE runtime_jobs (job_id TEXT PRIMARY KEY, scope_id TEXT NOT NULL, principal_id TEXT NOT NULL, session_id TEXT NOT NULL,
+    run_id TEXT NOT NULL, status TEXT NOT NULL, created_at TIMESTAMPTZ NOT NULL, updated_at TIMESTAMPTZ NOT NULL, started_at TIMESTAMPTZ,
+    completed_at TIMESTAMPTZ, deadline FLOAT, progress FLOAT, budgets JSONB NOT NULL, policy_ref JSONB, versions JSONB NOT NULL,
+    metadata JSONB NOT NULL, tags JSONB NOT NULL);
+CREATE INDEX runtime_jobs_of_scope ON runtime_jobs (scope_id, status)
+""",
+    "runtime_actions": """
+CREATE TABLE runtime_actions (action_id TEXT PRIMARY KEY, job_id TEXT NOT NULL, type TEXT NOT NULL, status TEXT NOT NULL,
+    payload JSONB NOT NULL, resolution JSONB, resume_token TEXT NOT NULL UNIQUE, created_at TIMESTAMPTZ NOT NULL, expires_at TIMESTAMPTZ,
+    resolved_at TIMESTAMPTZ);
+CREATE INDEX runtime_actions_of_job ON runtime_actions (job_id)
+""",
+    "runtime_sequence": """
+CREATE TABLE runtime_sequence (job_id TEXT PRIMARY KEY, journal TEXT NOT NULL, sequence BIGINT NOT NULL);
+CREATE INDEX runtime_sequence_of_journal ON runtime_sequence (journal)
+""",
+}
+_NEWER = (
+    "INSERT INTO runtime_sequence AS s SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[]) ON CONFLICT (job_id) DO UPDATE "
+    "SET journal = excluded.journal, sequence = excluded.sequence "
+    "WHERE s.sequence < excluded.sequence OR s.journal <> excluded.journal RETURNING job_id"
+)
+_TIMES = "to_timestamp(%s)"
+_JOB = (
+    f"INSERT INTO runtime_jobs AS j VALUES (%s, %s, %s, %s, %s, %s, {_TIMES}, {_TIMES}, {_TIMES}, {_TIMES}, %s, %s, %s::jsonb, %s::jsonb, "
+    "%s::jsonb, %s::jsonb, %s::jsonb) ON CONFLICT (job_id) DO UPDATE SET (scope_id, principal_id, session_id, run_id, status, "
+    "updated_at, completed_at, deadline, progress, budgets, policy_ref, versions, metadata, tags) = (excluded.scope_id, "
+    "excluded.principal_id, excluded.session_id, excluded.run_id, excluded.status, excluded.updated_at, excluded.completed_at, "
+    "excluded.deadline, excluded.progress, excluded.budgets, excluded.policy_ref, excluded.versions, excluded.metadata, excluded.tags), "
+    "created_at = least(j.created_at, excluded.created_at), started_at = least(j.started_at, excluded.started_at)"
+)
+_ACTION = (
+    f"INSERT INTO runtime_actions VALUES (%s, %s, %s, %s, %s::jsonb, %s::jsonb, %s, {_TIMES}, {_TIMES}, {_TIMES}) ON CONFLICT (action_id) "
+    "DO UPDATE SET status = excluded.status, resolution = excluded.resolution, resolved_at = excluded.resolved_at"
+)
+_FORGET = (
+    "DELETE FROM runtime_actions a USING runtime_sequence s WHERE a.job_id = s.job_id AND s.journal = %s",
+    "DELETE FROM runtime_jobs j USING runtime_sequence s WHERE j.job_id = s.job_id AND s.journal = %s",
+    "DELETE FROM runtime_sequence WHERE journal = %s",
+)
+
+
+class PostgresJobViews:
+    """The tables `runtime_jobs` and `runtime_actions` of a database, made of the entries of a journal, wherever that is; several journals
+    may be shown in the same tables. They are made where they are missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError for what is no address of a PostgreSQL database, MissingExtra without psycopg."""
+        self._tables = PostgresTables(url, "jobs", "PostgresJobViews", _TABLES)
+        self._known: JobsOfJournal | None = None
+        self._ends: dict[int, int] = {}
+        self._turn = asyncio.Lock()
+
+    async def refresh(self, journal: JournalReader) -> int:
+        """The tables show what is durable of this journal. Reads what stands behind the last call's; the first call, and the first after
+        one that failed, reads all. -> how many jobs were newer.
+
+        Raises TransientError while a server does not answer, UserError, CorruptJournal.
+        """
+        async with self._turn:
+            return await to_the_end(aside(self._refresh, journal))
+
+    async def rebuild(self, journal: JournalReader) -> int:
+        """As `refresh`, of all; what the tables had of this journal goes, also jobs that are trimmed from it. -> how many jobs."""
+        async with self._turn:
+            return await to_the_end(aside(self._refresh, journal, True))
+
+    def _refresh(self, journal: JournalReader, anew: bool = False) -> int:
+        known = self._known
+        self._known = None
+        if known is None or known.reader is not journal or anew:
+            known, self._ends = JobsOfJournal(journal, blank=True), {}
+        last: dict[str, int] = {}
+        for position, entry in journal.read(start=self._ends):
+            known.apply(entry)
+            last[entry.job] = position.offset
+            self._ends[position.partition] = position.offset + 1
+        actions: dict[str, list[ActionRecord]] = {}
+        for action in known.actions.values():
+            if action.job_id in last:
+                actions.setdefault(action.job_id, []).append(action)
+        newer = 0
+        with self._tables.transaction(look=anew) as connection:
+            for statement in _FORGET if anew else ():
+                connection.execute(statement, (journal.identity,))
+            ordered = sorted(last.items())  # two that write lock jobs in the same order
+            for part in (ordered[begin : begin + _AT_ONCE] for begin in range(0, len(ordered), _AT_ONCE)):
+                columns = [list(values) for values in zip(*part, strict=True)]
+                rows = (columns[0], [journal.identity] * len(part), columns[1])
+                written = {job_id for (job_id,) in connection.execute(_NEWER, rows).fetchall()}
+                newer += len(written)
+                jobs = [job for job_id in written if (job := known.job(job_id)) is not None]
+                _each(connection, _JOB, map(_job_row, jobs))
+                _each(connection, _ACTION, (_action_row(one) for job_id in written for one in actions.get(job_id, ())))
+        known.forget_ended()
+        self._known = known
+        return newer
+
+    async def close(self) -> None:
+        """The next use connects again."""
+        await to_the_end(aside(self._tables.close))
+
+
+def _each(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany(statement, list(rows))
+
+
+def _json(value: object) -> str:
+    """JSON as the database takes it: it knows no NUL in a text."""
+    text = msgspec.json.encode(value).decode()
+    return msgspec.json.encode(_shown(msgspec.json.decode(text))).decode() if r"\u0000" in text else text
+
+
+def _shown(value: Any) -> Any:
+    match value:
+        case str():
+            return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        case list():
+            return [_shown(each) for each in value]
+        case dict():
+            return {_shown(name): _shown(each) for name, each in value.items()}
+    return value
+
+
+def _at(seconds: float | None) -> float | None:
+    return None if seconds is None else min(seconds, _LATEST)
+
+
+def _job_row(job: JobRecord) -> tuple[Any, ...]:
+    ours = {name: getattr(job, name) for name in ("agent", "error", "result_ref", "idempotency_key")}
+    said: Mapping[str, Any] = {name: value for name, value in ours.items() if value}
+    return (
+        *(_shown(each) for each in (job.job_id, job.scope_id, job.principal_id, job.session_id, job.run_id)),
+        str(job.status),
+        *(_at(each) for each in (job.created_at, job.updated_at, job.started_at, job.completed_at)),
+        job.deadline,
+        1.0 if job.status is JobStatus.SUCCEEDED else None,
+        _json(job.budgets),
+        None if job.policy_ref is None else _json(job.policy_ref),
+        _json(job.versions),
+        _json({**job.metadata, "sabot": said} if said else job.metadata),
+        _json(job.tags),
+    )
+
+
+def _action_row(action: ActionRecord) -> tuple[Any, ...]:
+    return (
+        action.action_id,
+        action.job_id,
+        action.type,
+        str(action.status),
+        _json(action.payload),
+        _json(action.resolution) if action.status is ActionStatus.RESOLVED else None,
+        action.resume_token,
+        *(_at(each) for each in (action.created_at, action.expires_at, action.resolved_at)),
+    )
+
+
+class PostgresJobStore(JournalStore):
+    """Jobs, and actions too, in a journal in a PostgreSQL database, whose owner this store is until `close`; and in its tables
+    `runtime_jobs` and `runtime_actions`. Give the same store to a JobManager and an ActionManager.
+
+    What a call returns is durable in the journal. The tables show it too by then, or, where they could not be written, after a later call.
+    """
+
+    def __init__(self, url: str, *, app: str = "runtime", clock: Clock = SYSTEM_CLOCK) -> None:
+        """app: the name of the journal. Blocks. Raises BrokerUnavailable where no server answers, JobLocked for a journal of another
+        process, UserError.
+        """
+        self.views = PostgresJobViews(url)
+        super().__init__(PostgresJournal(url, app, clock=clock))
+        self._told = False
+
+    async def became_durable(self) -> None:
+        """The tables show it, or the log says that they do not."""
+        try:
+            await self.views.refresh(self.journal)
+            self._told = False
+        except (TransientError, UserError) as error:  # they are a view: what was asked for is durable
+            if not self._told:
+                _log.warning("%s: the tables of jobs are behind: %s", self.journal.where, error)
+            self._told = True
+
+    async def rebuild(self) -> int:
+        """Makes the tables anew, as after a loss. -> how many jobs they show."""
+        await self.journal.flush()
+        return await self.views.rebuild(self.journal)
+
+    async def close(self) -> None:
+        """Ends the connections; the journal may have another owner. Repeated calls do nothing."""
+        await to_the_end(aside(self.journal.close))
+        await self.views.close()
+
+
+class PostgresActionStore(PostgresJobStore):
+    """The same, under the name that it has where only actions are kept."""
