@@ -108,6 +108,9 @@ if TYPE_CHECKING:
     from sabot.agents.stores.jobs import PostgresJobStore as PostgresJobStore
     from sabot.agents.stores.jobs import PostgresJobViews as PostgresJobViews
     from sabot.agents.stores.ledger import PostgresLedgerWriter as PostgresLedgerWriter
+    from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
+    from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
+    from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
     from sabot.api.durable import DurableContext as DurableContext
     from sabot.api.durable import Reply as Reply
     from sabot.errors import EffectError as EffectError
@@ -227,6 +230,9 @@ __all__ = [
     "Reconciled",
     "Recording",
     "RedactionPolicy",
+    "RedisActionStore",
+    "RedisJobCache",
+    "RedisSignalChannel",
     "RedisStreamsAdapter",
     "RedisStreamsConfig",
     "ReplayDifference",
@@ -322,6 +328,7 @@ _HOMES = {
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.agents.stores.jobs": ("PostgresActionStore", "PostgresJobStore", "PostgresJobViews"),
     "sabot.agents.stores.ledger": ("PostgresLedgerWriter",),
+    "sabot.agents.stores.redis": ("RedisActionStore", "RedisJobCache", "RedisSignalChannel"),
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": (
         "EffectError",

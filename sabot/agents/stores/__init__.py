@@ -1,1 +1,1 @@
-"""What a runtime knows, in the tables of a PostgreSQL server that other programs may read."""
+"""Stores on servers: tables in PostgreSQL, which other programs may read; signals, a cache and actions in Redis."""

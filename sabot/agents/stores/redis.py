@@ -1,0 +1,337 @@
+"""Redis beside a store: who waits for an answer hears of it at once, jobs that are over are read once, and actions are kept there.
+
+ActionManager A ─ resolve ─▶ store      the server keeps nothing of a signal: one that is missed is found by the poll
+      └─ notify ─▶ PUBLISH ─▶ ActionManager B ─ wait_for_resolution ─▶ looks into the store
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, LocalSignals, check_resolution
+from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
+from sabot.agents.store import as_json
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_seconds
+from sabot.connectors.redis import RedisServer
+from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
+
+__all__ = ["RedisActionStore", "RedisJobCache", "RedisSignalChannel"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 5.0  # seconds between tries
+
+
+def _server(client: Any, what: str, feature: str) -> RedisServer:
+    return RedisServer(client, what, feature) if isinstance(client, str) else RedisServer.of(client, what, feature)
+
+
+def _text(value: Any) -> str:
+    """What a client gives as bytes or as text, as it was made."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class RedisSignalChannel:
+    """A SignalChannel between processes, by one channel of Redis. While the server does not answer, answers are found by the poll of
+    `ActionManager`; the log says so once.
+    """
+
+    def __init__(self, client: Any, *, channel: str = "sabot:actions") -> None:
+        """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server."""
+        self._server = _server(client, "signals", "RedisSignalChannel")
+        self._channel = channel
+        self._local = LocalSignals()
+        self._hearing: asyncio.Task[None] | None = None
+        self._silent = False
+
+    async def start(self) -> None:
+        """Hears from now on. Raises TransientError where no server answers, UserError where it refuses, or this was started."""
+        if self._hearing is not None:
+            raise UserError("RedisSignalChannel has been started", hint="await channel.stop() first")
+        heard = await self._subscribed()
+        self._hearing = asyncio.create_task(self._hear(heard), name="signals of Redis")
+
+    async def stop(self) -> None:
+        """Hears no more. Repeated calls do nothing."""
+        hearing, self._hearing = self._hearing, None
+        if hearing is not None:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
+            await self._server.close()
+
+    async def __aenter__(self) -> "RedisSignalChannel":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def notify(self, action_id: str) -> None:
+        """As of a SignalChannel: it never raises for the server's sake, since the answer is durable."""
+        await self._local.notify(action_id)
+        try:
+            with self._server.explained():
+                await self._server.client.publish(self._channel, action_id)
+        except (TransientError, UserError) as error:
+            self._tell(error)
+
+    async def wait(self, action_id: str, seconds: float) -> None:
+        """As of a SignalChannel. Raises UserError before `start`."""
+        if self._hearing is None:
+            raise UserError("RedisSignalChannel hears nothing yet", hint="await channel.start()")
+        await self._local.wait(action_id, seconds)
+
+    async def _subscribed(self) -> Any:
+        """Returns when the server has said that it will tell."""
+        heard = self._server.client.pubsub()
+        try:
+            with self._server.explained():
+                await heard.subscribe(self._channel)
+                while await heard.get_message(timeout=1.0) is None:
+                    pass
+        except BaseException:
+            await heard.aclose()
+            raise
+        return heard
+
+    async def _hear(self, heard: Any) -> None:
+        wait_s = _FIRST_WAIT
+        while True:
+            try:
+                if heard is None:
+                    heard = await self._subscribed()
+                    self._silent = False
+                wait_s = _FIRST_WAIT
+                while True:
+                    with self._server.explained():
+                        message = await heard.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                    if message is not None:
+                        await self._local.notify(_text(message["data"]))
+            except (TransientError, UserError) as error:
+                self._tell(error)
+                await _closed(heard)
+                heard = None
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT)
+            except asyncio.CancelledError:
+                await _closed(heard)
+                raise
+
+    def _tell(self, error: Exception) -> None:
+        if not self._silent:
+            _log.warning("answers are found by polling only: %s", error)
+        self._silent = True
+
+
+async def _closed(heard: Any) -> None:
+    if heard is not None:
+        await heard.aclose()
+
+
+class RedisJobCache(JobStore):
+    """A store of jobs, before which Redis keeps what is read of jobs that have ended: those change no more, so nothing that is told is old.
+    Where the server does not answer, the store is asked.
+    """
+
+    def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
+        """client: as of RedisSignalChannel. ttl: for how long a job is kept; so long one of an agent is told as ended also when
+        its dead letter was sent back.
+        """
+        self.store, self.clock = store, store.clock
+        self._server = _server(client, "cache of jobs", "RedisJobCache")
+        self._prefix = prefix
+        self._ttl_ms = max(1, round(parse_seconds(ttl, name="ttl") * 1000))
+        self._silent = False
+        self.hits = self.misses = 0
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        name, data = f"{self._prefix}:{job_id}", None
+        try:
+            with self._server.explained():
+                data = await self._server.client.get(name)
+            self._silent = False
+        except TransientError as error:
+            self._tell(error)
+        if data is not None:
+            try:
+                known = msgspec.json.decode(data, type=JobRecord)
+            except UNREADABLE:  # of another version
+                _log.warning("%s in Redis is no job, and is read anew", name)
+            else:
+                self.hits += 1
+                return known
+        self.misses += 1
+        job = await self.store.get(job_id)
+        if job is not None and job.ended:
+            await self._keep(job)
+        return job
+
+    async def _keep(self, job: JobRecord) -> None:
+        try:
+            with self._server.explained():
+                await self._server.client.set(f"{self._prefix}:{job.job_id}", msgspec.json.encode(job), px=self._ttl_ms)
+        except TransientError as error:
+            self._tell(error)
+
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        return await self.store.create(spec)
+
+    async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        return await self.store.move(job_id, status, result_ref=result_ref, error=error)
+
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        return await self.store.find(scope_id=scope_id, statuses=statuses)
+
+    async def close(self) -> None:
+        """Ends the connections, if they are its own; the store stays open."""
+        await self._server.close()
+
+    def _tell(self, error: Exception) -> None:
+        if not self._silent:
+            _log.warning("jobs are read from their store: %s", error)
+        self._silent = True
+
+
+class _Closing(msgspec.Struct, kw_only=True):
+    """once: of this call, by which the script knows one that the client has sent twice."""
+
+    once: str
+    resolution: dict[str, Any] = {}
+    resolved_at: float = 0.0
+    by: str = ""
+
+
+_CLOSE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if redis.call('HGET', KEYS[1], 'closing') == ARGV[2] then return '' end
+if status ~= 'pending' then return status end
+if ARGV[1] == 'resolved' and tonumber(ARGV[3]) > tonumber(redis.call('HGET', KEYS[1], 'expires')) then return 'late' end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], 'closing', ARGV[2])
+return ''
+"""
+
+
+class RedisActionStore(ActionStore):
+    """Actions in Redis, of jobs that it does not know; any number of processes may ask and answer, and one answer is accepted. What a call
+    returns is as durable as the server's settings make it (`appendfsync always`).
+
+    Calls raise TransientError while the server does not answer: whether an answer has come is then found by asking again.
+    """
+
+    def __init__(self, client: Any, *, prefix: str = "sabot:actions", clock: Clock = SYSTEM_CLOCK) -> None:
+        """client: as of RedisSignalChannel."""
+        self.clock = clock
+        self._server = _server(client, "actions", "RedisActionStore")
+        self._prefix = f"{{{prefix}}}"  # one slot of a cluster
+        self._pending: dict[str, ActionRecord] = {}  # handles of this process
+
+    def _key(self, action_id: str) -> str:
+        return f"{self._prefix}:action:{action_id}"
+
+    async def start(self) -> None:
+        """Raises TransientError where no server answers, UserError where it refuses."""
+        with self._server.explained():
+            await self._server.client.ping()
+
+    async def require(self, spec: ActionSpec) -> ActionRecord:
+        payload = msgspec.json.decode(as_json(spec.payload, "payload"))
+        now, seconds = self.clock.time(), spec.timeout_seconds
+        with self._server.explained():
+            number = await self._server.client.incr(f"{self._prefix}:count")
+            action = ActionRecord(
+                action_id=f"{spec.job_id}/{number}",
+                job_id=spec.job_id,
+                type=spec.type,
+                payload=payload,
+                resume_token=secrets.token_hex(20),
+                created_at=now,
+                expires_at=None if seconds is None else now + parse_seconds(seconds, name="timeout_seconds"),
+            )
+            expires = "inf" if action.expires_at is None else repr(action.expires_at)
+            fields = {"action": msgspec.json.encode(action), "status": "pending", "expires": expires}
+            pipeline = self._server.client.pipeline(transaction=True)
+            pipeline.hset(self._key(action.action_id), mapping=fields)
+            pipeline.hset(f"{self._prefix}:tokens", action.resume_token, action.action_id)
+            pipeline.zadd(f"{self._prefix}:order", {action.action_id: number})
+            await pipeline.execute()
+        self._pending[action.action_id] = action
+        return action
+
+    async def action(self, action_id: str) -> ActionRecord | None:
+        (found,) = await self._read([action_id])
+        return found
+
+    async def _read(self, action_ids: Sequence[str]) -> list[ActionRecord | None]:
+        pipeline = self._server.client.pipeline(transaction=False)
+        for action_id in action_ids:
+            pipeline.hmget(self._key(action_id), "action", "status", "closing")
+        with self._server.explained():
+            rows = await pipeline.execute()
+        return [self._seen(*pair) for pair in zip(action_ids, rows, strict=True)]
+
+    def _seen(self, action_id: str, row: Sequence[Any]) -> ActionRecord | None:
+        asked, status, closing = row
+        if asked is None:
+            return None
+        action = self._pending.get(action_id)
+        try:
+            if action is None:
+                action = msgspec.json.decode(asked, type=ActionRecord)
+            if closing is not None:
+                said = msgspec.json.decode(closing, type=_Closing)
+                action.status = ActionStatus(_text(status))
+                action.resolution, action.resolved_at, action.by = said.resolution, said.resolved_at, said.by
+                self._pending.pop(action_id, None)
+        except UNREADABLE as error:
+            raise DataError(f"{self._key(action_id)} in Redis is no action: {error}") from error
+        return action
+
+    async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        said = msgspec.json.decode(as_json(dict(resolution), "resolution"))
+        with self._server.explained():
+            named = await self._server.client.hget(f"{self._prefix}:tokens", token)
+        action = None if named is None else await self.action(_text(named))
+        if action is None:
+            raise LetterRefused("nobody has asked a question with this token", reason="unknown")
+        check_resolution(action, said)
+        status = await self._close(action.action_id, ActionStatus.RESOLVED, self._closing(said, by))
+        if status:
+            reason = "expired" if status == "late" else "second"
+            raise LetterRefused(f"action {action.action_id} takes no answer: it is {status}", reason=reason)
+        return await self._known(action.action_id)
+
+    async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        await self._known(action_id)
+        await self._close(action_id, status, self._closing({}))
+        return await self._known(action_id)
+
+    def _closing(self, resolution: dict[str, Any], by: str = "") -> _Closing:
+        return _Closing(once=secrets.token_hex(8), resolution=resolution, resolved_at=self.clock.time(), by=by)
+
+    async def _close(self, action_id: str, status: ActionStatus, closing: _Closing) -> str:
+        """-> "", or why it could not be: its status, or "late"."""
+        words = (str(status), msgspec.json.encode(closing), repr(self.clock.time()))
+        with self._server.explained():
+            return _text(await self._server.client.eval(_CLOSE, 1, self._key(action_id), *words))
+
+    async def _known(self, action_id: str) -> ActionRecord:
+        action = await self.action(action_id)
+        if action is None:
+            raise UserError(f"action {action_id}: there is none of this name")
+        return action
+
+    async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        with self._server.explained():
+            names = [_text(name) for name in await self._server.client.zrange(f"{self._prefix}:order", 0, -1)]
+        wanted = [name for name in names if job_id in (None, name.rpartition("/")[0])]
+        found = [action for action in await self._read(wanted) if action is not None] if wanted else []
+        return [action for action in found if not statuses or action.status in statuses]
+
+    async def close(self) -> None:
+        """Ends the connections, if they are its own."""
+        await self._server.close()

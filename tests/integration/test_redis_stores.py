@@ -1,0 +1,231 @@
+"""Redis beside stores: signals, the cache of jobs that are over, actions; what happens without a server (rows 1.28, 2.19)."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from sabot.agents import (
+    ActionManager,
+    ActionSpec,
+    ActionStatus,
+    ActionStore,
+    IllegalTransition,
+    InMemoryActionStore,
+    InMemoryJobStore,
+    JobManager,
+    JobSpec,
+    LetterRefused,
+    RedisActionStore,
+    RedisJobCache,
+    RedisSignalChannel,
+)
+from sabot.clock import ManualClock
+from sabot.errors import TransientError, UserError
+from tools.broker import free_ports
+from tools.redis_server import Redis, server_or_skip
+
+SPEC = ActionSpec(job_id="job-123", type="confirm", payload={"message": "Proceed?"}, timeout_seconds=300)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Any]:
+    made = redis.asyncio.Redis.from_url(server_or_skip().url)
+    await made.flushdb()
+    yield made
+    await made.aclose()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def waits(channel: RedisSignalChannel) -> bool:
+    return bool(channel._local._waiting)
+
+
+async def refused(actions: ActionManager, token: str) -> str:
+    with pytest.raises(LetterRefused) as error:
+        await actions.resolve(token, {"confirmed": True})
+    return error.value.reason
+
+
+# -- actions ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "redis", "redis, texts"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ActionStore]:
+    if request.param == "memory":
+        yield InMemoryActionStore(clock=ManualClock())
+        return
+    made = redis.asyncio.Redis.from_url(server_or_skip().url, decode_responses=request.param != "redis")
+    await made.flushdb()
+    yield RedisActionStore(made, clock=ManualClock())
+    await made.aclose()
+
+
+async def test_an_action_is_asked_and_answered_once(store: ActionStore) -> None:
+    actions = ActionManager(store)
+    action = await actions.require_action(SPEC)
+    assert (action.status, action.job_id, dict(action.payload)) == ("pending", "job-123", {"message": "Proceed?"})
+    assert await refused(actions, "wrong") == "unknown"
+    await actions.resolve(action.resume_token, {"confirmed": True, "none": [], "n": 2**60}, by="ann")
+    assert (await actions.wait_for_resolution(action.action_id)).by == "ann"
+    assert (action.status, action.resolution) == ("resolved", {"confirmed": True, "none": [], "n": 2**60})
+    assert await refused(actions, action.resume_token) == "second"
+    assert await actions.get(action.action_id) == action
+    with pytest.raises(IllegalTransition):
+        await actions.cancel(action.action_id)
+    with pytest.raises(UserError, match="there is none of this name"):
+        await actions.get("job-123/99")
+
+
+async def test_a_late_answer_and_one_to_a_cancelled_action_are_refused(store: ActionStore) -> None:
+    actions, clock = ActionManager(store), store.clock
+    assert isinstance(clock, ManualClock)
+    late, other = await actions.require_action(SPEC), await actions.require_action(ActionSpec(job_id="b"))
+    clock.advance(300)
+    assert (await actions.get(late.action_id)).status is ActionStatus.PENDING, "exactly in time"
+    clock.advance(0.001)
+    assert await refused(actions, late.resume_token) == "expired"
+    assert late.status is ActionStatus.EXPIRED
+    assert await refused(actions, late.resume_token) == "second"
+    assert (await actions.cancel(other.action_id)).status is ActionStatus.CANCELLED
+    assert await refused(actions, other.resume_token) == "second"
+    assert await actions.expire() == []
+
+
+async def test_actions_are_found_in_the_order_in_which_they_were_asked(store: ActionStore) -> None:
+    actions = ActionManager(store)
+    asked = [await actions.require_action(ActionSpec(job_id=job)) for job in "abca" * 3]
+    await actions.resolve(asked[0].resume_token, {})
+    assert [each.action_id for each in await actions.find()] == [each.action_id for each in asked]
+    assert [each.action_id for each in await actions.find(job_id="a", statuses=[ActionStatus.PENDING])] == [
+        each.action_id for each in asked if each.job_id == "a"
+    ][1:]
+    assert await actions.find(job_id="none") == []
+    with pytest.raises(UserError, match="payload cannot be written as JSON"):
+        await actions.require_action(ActionSpec(job_id="j", payload={"socket": object()}))
+
+
+async def test_of_many_answers_one_is_accepted_and_all_see_it(client: Any) -> None:
+    stores = [RedisActionStore(client) for _ in range(8)]
+    managers = [ActionManager(each) for each in stores]
+    action = await managers[0].require_action(SPEC)
+
+    async def answer(number: int) -> int | str:
+        try:
+            await managers[number].resolve(action.resume_token, {"n": number})
+        except LetterRefused as error:
+            return error.reason
+        return number
+
+    said = await asyncio.gather(*map(answer, range(8)))
+    (accepted,) = [each for each in said if each != "second"]
+    seen = await asyncio.gather(*(each.get(action.action_id) for each in managers))
+    assert {(each.status, each.resolution["n"]) for each in seen} == {("resolved", accepted)}
+    assert action.resolution == {"n": accepted}
+
+
+async def test_an_answer_that_the_client_sends_twice_is_accepted_once(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the connection breaks when the server has taken it."""
+    store, send = RedisActionStore(client), client.eval
+
+    async def twice(*words: Any) -> Any:
+        await send(*words)
+        return await send(*words)
+
+    actions = ActionManager(store)
+    action = await actions.require_action(SPEC)
+    monkeypatch.setattr(client, "eval", twice)
+    assert (await actions.resolve(action.resume_token, {"n": 1})).resolution == {"n": 1}
+    assert await refused(actions, action.resume_token) == "second"
+
+
+# -- signals ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_of_another_process_wakes_who_waits(client: Any) -> None:
+    async with RedisSignalChannel(client) as mine, RedisSignalChannel(server_or_skip().url) as theirs:
+        waiting_for = ActionManager(RedisActionStore(client), mine, poll="1h")
+        answering = ActionManager(RedisActionStore(client), theirs, poll="1h")
+        action = await waiting_for.require_action(SPEC)
+        waiting = asyncio.ensure_future(waiting_for.wait_for_resolution(action.action_id))
+        await until(lambda: waits(mine))
+        await answering.resolve(action.resume_token, {"approved": True})
+        async with asyncio.timeout(60):
+            assert (await waiting).resolution == {"approved": True}
+        with pytest.raises(UserError, match="has been started"):
+            await mine.start()
+    with pytest.raises(UserError, match="hears nothing yet"):
+        await mine.wait("a", 1)
+
+
+async def test_who_waits_hears_again_when_the_server_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    server_or_skip()
+    server = Redis()
+    store = InMemoryActionStore()
+    try:
+        async with RedisSignalChannel(server.url) as mine, RedisSignalChannel(server.url) as theirs:
+            server.stop()
+            asking, answering = ActionManager(store, mine, poll="20ms"), ActionManager(store, theirs)
+            action = await asking.require_action(SPEC)
+            await answering.resolve(action.resume_token, {"n": 1})  # nothing comes over Redis
+            assert (await asking.wait_for_resolution(action.action_id)).resolution == {"n": 1}
+            await until(lambda: "answers are found by polling only" in caplog.text)
+            server.start()
+            heard = asyncio.ensure_future(mine.wait("a", 3600))
+            async with asyncio.timeout(60):
+                while not heard.done():
+                    await theirs.notify("a")
+                    await asyncio.sleep(0.02)
+    finally:
+        server.remove()
+
+
+# -- the cache of jobs -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_is_over_is_read_from_its_store_once(client: Any) -> None:
+    store = InMemoryJobStore(clock=ManualClock(1000.0))
+    cache, other = RedisJobCache(store, client), RedisJobCache(InMemoryJobStore(), client)
+    jobs = JobManager(cache)
+    job = await jobs.create(JobSpec(scope_id="s", metadata={"a": [1]}, deadline=5000.0))
+    await jobs.start(job.job_id)
+    assert (await jobs.get(job.job_id)).status == "running"
+    await jobs.complete(job.job_id, "s3://r")
+    assert cache.hits == 0, "it changed"
+    ended = await jobs.get(job.job_id)
+    assert await jobs.get(job.job_id) == ended == await store.get(job.job_id)
+    assert await other.get(job.job_id) == ended, "of another process"
+    assert (cache.hits, other.hits, other.misses) == (1, 1, 0)
+    assert await jobs.find() == [ended]
+    assert 0 < await client.pttl(f"sabot:jobs:{job.job_id}") <= 3_600_000
+    await client.set(f"sabot:jobs:{job.job_id}", b"{")
+    assert await jobs.get(job.job_id) == ended
+
+
+# -- without a server ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_missing_server_is_told_of_at_the_start_and_a_cache_does_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = f"redis://:s3cret@127.0.0.1:{free_ports(1)[0]}/0"
+    for made in (RedisSignalChannel(url), RedisActionStore(url)):
+        with pytest.raises(TransientError, match=r"at redis://127\.0\.0\.1") as error:
+            await made.start()
+        assert "s3cret" not in str(error.value)
+    jobs = JobManager(RedisJobCache(InMemoryJobStore(), url))
+    job = await jobs.create(JobSpec(scope_id="s"))
+    await jobs.cancel(job.job_id)
+    assert (await jobs.get(job.job_id)).status == "cancelled"
+    assert caplog.text.count("jobs are read from their store") == 1
+    with pytest.raises(UserError, match="is no client"):
+        RedisSignalChannel(object())
