@@ -136,6 +136,7 @@ class Agent:
         temperature: float | None = 0.7,
         max_tokens: int | None = 4096,
         options: Mapping[str, Any] | None = None,
+        use_middleware: bool = True,
     ) -> None:
         """tools: functions that the model may call; a plain function is an unsafe tool, another agent a tool that takes a prompt.
         output: the type of the answer (see `Schema`); the model is told it and, `repairs` times, what was wrong with its answer.
@@ -144,13 +145,19 @@ class Agent:
         class lets a call be made again, or nothing was sent. max_tool_chars: of a result that the model is given, and of the arguments of a
         call; a longer call is not made, and the model is told. context_window: tokens of the model's. trim: what is done when a
         conversation does not fit in it: "drop_oldest" leaves the oldest turns out, "summarize" has the model summarize them, "refuse"
-        raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec.
+        raises ContextLengthExceeded. model, temperature, max_tokens, options: of each request, as in RequestSpec. use_middleware: the
+        middleware of the engine stands around each call; an agent without it has an engine without it, so False is a UserError.
         """
         where = f"agent {checked_name(name, 'Agent: name')}"
         if not isinstance(engine, ExecutionEngine):
             raise UserError(
                 f"{where}: {short_repr(engine)} is no engine",
                 hint='Agent(ExecutionEngine(OpenAIProvider("gpt-4o-mini")), …)',
+            )
+        if use_middleware is not True:
+            raise UserError(
+                f"{where}: use_middleware={short_repr(use_middleware)}, but what stands around its calls is said by the engine",
+                hint="Agent(ExecutionEngine(provider, middleware=()), …)",
             )
         if not isinstance(tools, Sequence) or isinstance(tools, str):
             raise UserError(f"{where}: tools={short_repr(tools)}", hint="a list of functions, tools and agents")

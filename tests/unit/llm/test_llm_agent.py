@@ -9,10 +9,12 @@ import pytest
 
 from sabot.errors import NotSent, UserError
 from sabot.llm import (
+    MIDDLEWARE,
     ChatMessage,
     ContextLengthExceeded,
     MalformedAnswer,
     ModelUnavailable,
+    RequestContext,
     RequestSpec,
     ToolCall,
     TurnLimitExceeded,
@@ -25,6 +27,7 @@ from sabot.llm.agent import Agent, AgentResult, ToolEnded, ToolStarted
 from sabot.llm.conversation import Conversation, Gauge, groups_of, without_oldest
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import tool_result
+from sabot.llm.middleware import Forward, ModelCall, Outcome
 from sabot.llm.providers.scripted import ScriptedProvider
 
 
@@ -182,6 +185,21 @@ async def test_a_tool_in_which_something_was_cancelled_is_told_and_a_run_that_is
 def test_what_counts_is_a_whole_number(what: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{what}=.*whole number"):
         agent_of("yes", **{what: value})
+
+
+async def test_the_middleware_of_an_agent_is_that_of_its_engine() -> None:
+    context, seen = RequestContext(tenant_id="acme"), []
+
+    async def look(call: ModelCall, forward: Forward) -> Outcome:
+        seen.append(call.context.tenant_id)
+        return await forward(call)
+
+    engine = ExecutionEngine(ScriptedProvider("Hello"), middleware=(*MIDDLEWARE, look))
+    agent = Agent(engine=engine, tools=[weather], use_middleware=True)
+    assert ((await agent.run("Hello!", context=context)).content, seen) == ("Hello", ["acme"])
+    with pytest.raises(UserError, match="is said by the engine") as caught:
+        Agent(engine, use_middleware=False)
+    assert caught.value.hint == "Agent(ExecutionEngine(provider, middleware=()), …)"
 
 
 class Gone(NotSent):
