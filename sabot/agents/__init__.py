@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from sabot.agents.policy.rules import PolicyRule as PolicyRule
     from sabot.agents.policy.rules import RedactionPolicy as RedactionPolicy
     from sabot.agents.policy.rules import ToolPolicy as ToolPolicy
+    from sabot.agents.replay import Forked as Forked
     from sabot.agents.replay import JobCode as JobCode
     from sabot.agents.replay import Recording as Recording
     from sabot.agents.replay import ReplayDifference as ReplayDifference
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from sabot.agents.replay import RunMetadata as RunMetadata
     from sabot.agents.replay import Verified as Verified
     from sabot.agents.replay import code_of as code_of
+    from sabot.agents.replay import fork as fork
     from sabot.agents.replay import record_job as record_job
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
@@ -304,6 +306,7 @@ _HOMES = {
     "sabot.agents.plugins": ("Plugin", "PluginCapability", "PluginManifest", "PluginRegistry"),
     "sabot.agents.policy.engine": ("PolicyEngine", "PolicyResult"),
     "sabot.agents.replay": (
+        "Forked",
         "JobCode",
         "Recording",
         "ReplayDifference",
@@ -313,6 +316,7 @@ _HOMES = {
         "RunMetadata",
         "Verified",
         "code_of",
+        "fork",
         "record_job",
     ),
     "sabot.agents.policy.rules": (

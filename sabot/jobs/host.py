@@ -60,15 +60,18 @@ class JobHost:
         notes: ParkedNotes | None = None,
         listener: Listener | None = None,
         gate: EffectGate | None = None,
+        make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
         """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped.
         notes: of parked jobs, as the restored checkpoint has them. listener: is told what happens in jobs. gate: decides what they may do.
+        make_run: makes a JobRun of its arguments.
         """
         self.journal = journal
         self.stopping = False
         self._clock = clock
         self._on_broken = on_broken
         self._stop_grace_s = stop_grace_s
+        self._make_run = make_run
         self._loop = asyncio.get_running_loop()
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
@@ -192,7 +195,7 @@ class JobHost:
         self.run(live, live.job.start, owner.call)
 
     def _run_of(self, history: History, owner: JobOwner) -> JobRun:
-        return JobRun(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
+        return self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
 
     def refuse_child(self, job_id: str, error: SabotError) -> None:
         """It cannot begin: its parent is told, as of one that has failed."""

@@ -2,12 +2,16 @@
 
 recording   what is kept, saved, loaded; of a bus, or of a journal
 player      how it is played
+fork        a job goes on from one of its steps, otherwise than it did
 """
 
+from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
 from sabot.agents.replay.player import JobCode, ReplayDifference, ReplayMode, ReplayPlayer, Verified, code_of, verified
 from sabot.agents.replay.recording import Recording, ReplayRecorder, RunMetadata, record_job
 
 __all__ = [
+    "FORK_ALLOWS",
+    "Forked",
     "JobCode",
     "Recording",
     "ReplayDifference",
@@ -17,6 +21,7 @@ __all__ = [
     "RunMetadata",
     "Verified",
     "code_of",
+    "fork",
     "record_job",
     "verified",
 ]

@@ -2,10 +2,11 @@
 
 FAST, TIMED, STEP   the events go to a bus, at once, at their pace, one by one
 VERIFY              the function runs over the entries, strictly, and nothing is called
+FORK                it runs over the first of them, and goes on (`fork`)
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -60,6 +61,7 @@ class ReplayMode(StrEnum):
     TIMED = "timed"
     STEP = "step"
     VERIFY = "verify"
+    FORK = "fork"
 
 
 class ReplayDifference(SabotError):
@@ -97,11 +99,19 @@ class ReplayPlayer:
         self.event_bus = event_bus
         self._sleep = sleep
 
-    async def replay(self, mode: ReplayMode | str = ReplayMode.FAST, *, code: JobCode | None = None) -> Any:
+    async def replay(
+        self,
+        mode: ReplayMode | str = ReplayMode.FAST,
+        *,
+        code: JobCode | None = None,
+        at: int | None = None,
+        answers: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Plays it to its end. Returns the result that is recorded: of its last `final.result`; None where it has none.
 
         VERIFY returns a Verified; `code` is what runs over the entries, of a durable agent `code_of(spec)`. Raises ReplayDifference at the
-        first thing that the code does otherwise, UserError for a mode that there is not.
+        first thing that the code does otherwise, UserError for a mode that there is not. FORK returns a Forked: `code` goes on behind step
+        `at`, as of `fork`, which has `answers` and says what is raised.
         """
         try:
             mode = ReplayMode(mode)
@@ -116,6 +126,15 @@ class ReplayPlayer:
             if not found.same:
                 raise ReplayDifference(f"job {found.job_id}, behind {found.steps} steps: {found.difference}")
             return found
+        if mode is ReplayMode.FORK:
+            from sabot.agents.replay.fork import fork
+
+            if code is None or at is None:
+                raise UserError(
+                    "FORK runs code from a step on",
+                    hint="replay(mode=ReplayMode.FORK, code=…, at=<the step's ordinal>)",
+                )
+            return await fork(self.recording, code, at=at, answers=answers)
         result, before = None, None
         async for event in self.step():
             if mode is ReplayMode.TIMED and before is not None:

@@ -125,7 +125,7 @@ async def test_a_recorder_says_how_it_is_used() -> None:
         await recorder.stop()
     with pytest.raises(UserError, match="one by one"):
         await ReplayPlayer(Recording(RunMetadata.create())).replay(mode=ReplayMode.STEP)
-    with pytest.raises(UserError, match="one of fast, timed, step, verify"):
+    with pytest.raises(UserError, match="one of fast, timed, step, verify, fork"):
         await ReplayPlayer(Recording(RunMetadata.create())).replay(mode="slow")
     with pytest.raises(UserError, match="has events only"):
         await ReplayPlayer(Recording(RunMetadata.create())).replay(mode="verify", code=JobCode(Agent(World().job).call))

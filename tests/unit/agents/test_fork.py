@@ -1,0 +1,185 @@
+"""A fork: a recorded job goes on from one of its steps otherwise than it did, and nothing outside changes."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sabot.agents import Recording, ReplayDifference, ReplayMode, ReplayPlayer, RunMetadata, record_job
+from sabot.agents.replay import JobCode, fork, verified
+from sabot.agents.replay.player import steps_of
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import PolicyDenied, UserError
+from sabot.journal import MemoryHome, MemoryReader
+from sabot.llm import tool
+from tests.unit.agents.test_replay import World, recorded
+from tests.unit.jobs.hosting import Agent, hosting
+
+
+class Shop:
+    """A job of a model, a look, a payment, and a second model. model: what answers."""
+
+    def __init__(self, answer: str = "old", prompt: str = "what next?") -> None:
+        self.world = World()
+        self.world.provider = type(self.world.provider)(lambda _: answer)
+        self.world.engine = type(self.world.engine)(self.world.provider)
+        self.prompt = prompt
+        self.looked: list[str] = []
+        looked = self.looked
+
+        @tool(effect="read")
+        def look(at: str) -> str:
+            """Looks."""
+            looked.append(at)
+            return f"{at} is there"
+
+        self.look = look
+
+    @property
+    def asked(self) -> list[str]:
+        return [spec.messages[-1].text for spec in self.world.provider.requests]
+
+    async def job(self, ctx: DurableContext) -> Any:
+        model = ctx.llm(self.world.engine)
+        first = (await model.complete("first")).content
+        seen = await ctx.call(self.look, first)
+        then = (await model.complete(self.prompt)).content
+        try:
+            paid = await ctx.call(self.world.pay, cents=7)
+        except PolicyDenied as error:
+            paid = error.message
+        return {"first": first, "seen": seen, "then": then, "paid": paid, "lot": ctx.random().random()}
+
+    @property
+    def code(self) -> JobCode:
+        return JobCode(Agent(self.job).call)
+
+
+async def shop_recorded() -> Recording:
+    home = MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(Shop().job)) as running:
+        running.begin("job", "hello")
+        await running.over("job")
+        assert running.agent.done["job"]["paid"] == "paid 7"
+    return record_job(MemoryReader(home), "job")
+
+
+async def test_up_to_the_step_nothing_is_called_and_behind_it_another_model_answers() -> None:
+    recording = await shop_recorded()
+    shop = Shop("new", "what now?")
+    found = await ReplayPlayer(recording).replay(mode=ReplayMode.FORK, code=shop.code, at=2)
+    assert found.outcome == "succeeded"
+    assert (found.result["first"], found.result["seen"], found.result["then"]) == ("old", "old is there", "new")
+    assert "this is a fork of job job, and it is an effect of class unsafe" in found.result["paid"]
+    assert (shop.asked, shop.looked, shop.world.paid) == (["what now?"], [], [])
+    assert found.first_difference == 3
+    assert found.result["lot"] == steps_lot(recording)
+    assert [step["outcome"] for step in steps_of(found.recording)] == ["ok", "ok", "ok", "PolicyDenied"]
+    assert verified(found.recording, shop.code).same
+
+
+def steps_lot(recording: Recording) -> float:
+    """What the recorded job drew by lot."""
+    shop, lots = Shop(), list[float]()
+
+    async def job(ctx: DurableContext) -> Any:
+        result = await shop.job(ctx)
+        lots.append(result["lot"])
+        return result
+
+    assert verified(recording, JobCode(Agent(job).call)).same
+    return lots[0]
+
+
+@pytest.mark.parametrize(
+    ("at", "asked", "looked"),
+    [(0, ["first", "what next?"], ["new"]), (1, ["what next?"], ["old"]), (3, [], []), (4, [], [])],
+)
+async def test_only_what_stands_behind_the_step_is_called(at: int, asked: list[str], looked: list[str]) -> None:
+    shop = Shop("new")
+    found = await fork(await shop_recorded(), shop.code, at=at)
+    assert (shop.asked, shop.looked, shop.world.paid) == (asked, looked, [])
+    assert found.first_difference == {0: 1, 1: 3, 3: 4, 4: None}[at]
+    assert (found.result["paid"] == "paid 7") == (at == 4)
+
+
+async def test_a_tool_may_have_a_stand_in_or_be_allowed_by_name() -> None:
+    recording, shop = await shop_recorded(), Shop()
+    found = await fork(recording, shop.code, at=3, answers={"pay": "paid by nobody"})
+    assert (found.result["paid"], found.first_difference, shop.world.paid) == ("paid by nobody", 4, [])
+    found = await fork(recording, shop.code, at=3, allow=("pay",))
+    assert (found.result["paid"], found.first_difference, shop.world.paid) == ("paid 7", None, [7])
+    found = await fork(recording, shop.code, at=2, allow=())
+    assert (found.outcome, type(found.error), shop.asked) == ("failed", PolicyDenied, [])
+
+
+async def test_a_question_is_answered_or_the_fork_waits() -> None:
+    recording, _ = await recorded(World())
+    world = World()
+    code = JobCode(Agent(world.job).call)
+    found = await fork(recording, code, at=3)
+    assert (found.outcome, found.result, found.first_difference) == ("waits", None, 4)
+    found = await fork(recording, code, at=3, answers={"confirm": {"approved": False}})
+    assert (found.outcome, found.result["approved"], found.result["paid"]) == ("succeeded", False, "paid 7")
+    assert (world.provider.requests, world.paid) == ([], [])
+
+
+async def test_what_had_no_result_by_then_is_asked_anew_and_an_unsafe_call_is_not_in_doubt() -> None:
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        paying = asyncio.ensure_future(ctx.call(world.pay, cents=7))
+        await ctx.sleep("1ms")
+        try:
+            return await paying
+        except PolicyDenied:
+            return "denied"
+
+    home = MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(job)) as running:
+        running.begin("job", "hello")
+        await running.over("job")
+    recording, paid = record_job(MemoryReader(home), "job"), list(world.paid)
+    found = await fork(recording, JobCode(Agent(job).call), at=0)
+    assert (found.result, world.paid) == ("denied", paid)
+
+
+async def test_a_child_is_not_begun() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.sleep("1ms")
+        if ctx.message == "child":
+            return "child"
+        return await ctx.child("agent", "child")
+
+    home = MemoryHome()
+    async with hosting(home, Agent(job)) as running:
+        running.begin("job", "hello")
+        await running.over("job")
+    found = await fork(record_job(MemoryReader(home), "job"), JobCode(Agent(job).call), at=1, allow=("agent", "unsafe"))
+    assert (found.outcome, type(found.error), found.first_difference) == ("failed", PolicyDenied, 2)
+    assert "it is a child" in str(found.error)
+
+
+async def test_a_fork_says_what_it_cannot_do() -> None:
+    recording, shop = await shop_recorded(), Shop()
+    with pytest.raises(UserError, match="has no result of step 9: its steps are 1 to 4"):
+        await fork(recording, shop.code, at=9)
+    with pytest.raises(UserError, match="has events only"):
+        await fork(Recording(RunMetadata.create()), shop.code, at=1)
+    with pytest.raises(UserError, match="from a step on"):
+        await ReplayPlayer(recording).replay(mode="fork", code=shop.code)
+
+    async def other(ctx: DurableContext) -> Any:
+        return await ctx.call(shop.look, "elsewhere")
+
+    with pytest.raises(ReplayDifference, match=r"before the fork: .*the function asks for call look"):
+        await fork(recording, JobCode(Agent(other).call), at=2)
+
+    async def goes_on(ctx: DurableContext) -> Any:
+        await shop.job(ctx)
+        ctx.continue_as("again")
+
+    with pytest.raises(UserError, match="a fork is of one history"):
+        await fork(recording, JobCode(Agent(goes_on).call), at=4)
+    assert (shop.asked, shop.looked, shop.world.paid) == ([], [], [])
