@@ -237,6 +237,7 @@ class Effects:
             verdict = _UNAWAITED
         if runs:
             self._decided(live, ask, verdict)
+            self._desk.settle(live)
         else:
             live.job.open.pop(ask.ordinal, None)
 

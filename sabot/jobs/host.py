@@ -339,7 +339,7 @@ class JobHost:
             return  # what it has asked last is not in the journal
         elif (stuck := job.stuck) is not None:
             self._failed(live, stuck)
-        elif job.may_park(self._clock.time()):
+        elif not live.judging and job.may_park(self._clock.time()):
             del self._live[job.job_id]
             self.parking.park(live, self._agents[job.job_id])
 
