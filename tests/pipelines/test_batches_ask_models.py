@@ -101,7 +101,7 @@ class Reviews:
 @pytest.fixture
 def reviews(memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reviews:
     """A stop cuts calls off that are under way, as a crash does."""
-    monkeypatch.setattr(JobHost.__init__, "__kwdefaults__", {"stop_grace_s": 0.0})
+    monkeypatch.setitem(JobHost.__init__.__kwdefaults__, "stop_grace_s", 0.0)
     return Reviews(memory_url, tmp_path / "state")
 
 

@@ -50,7 +50,7 @@ async def test_a_deployment_while_a_hundred_effects_run_makes_none_of_them_twice
             await ctx.step(lambda: "thanks", effect="read")
         return {"order": await ctx.call(pay, ctx.message["order"])}
 
-    monkeypatch.setattr(host.JobHost.__init__, "__kwdefaults__", {"stop_grace_s": 0.5})
+    monkeypatch.setitem(host.JobHost.__init__.__kwdefaults__, "stop_grace_s", 0.5)
     app = shop.app(handle, key=None, concurrency=100)
     await app.start()
     for order in range(100):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
@@ -26,7 +27,6 @@ from sabot.llm import (
     assistant,
     tool,
 )
-from tests.unit.jobs.hosting import Agent, entries, hosting, prefix
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
 

@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from unit.agents.test_replay import World, recorded
+from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import Recording, ReplayDifference, ReplayMode, ReplayPlayer, RunMetadata, record_job
 from sabot.agents.replay import JobCode, fork, verified
@@ -13,8 +15,6 @@ from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
 from sabot.journal import MemoryHome, MemoryReader
 from sabot.llm import tool
-from tests.unit.agents.test_replay import World, recorded
-from tests.unit.jobs.hosting import Agent, hosting
 
 
 class Shop:

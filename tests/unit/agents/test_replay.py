@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import (
     ExecutionRequest,
@@ -28,7 +29,6 @@ from sabot.journal import MemoryHome, MemoryReader
 from sabot.journal.entries import Letter
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
-from tests.unit.jobs.hosting import Agent, hosting
 
 Type = RuntimeEventType
 

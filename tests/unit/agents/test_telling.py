@@ -194,7 +194,7 @@ async def test_after_a_crash_at_each_entry_all_events_have_come_at_least_once_wi
     async with whole.hosting(home, Agent(_steps)) as jobs:
         jobs.begin("j")
         await jobs.parks("j")
-        await whole.bus.flush()
+        await jobs.until(lambda: whole.data("action.required"))  # it is told when it is durable
         token = whole.data("action.required")[0]["resume_token"]
         jobs.journal.post(Letter("answer", token, body=b"{}"))
         await jobs.over("j")

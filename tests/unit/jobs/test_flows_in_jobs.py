@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import (
     AgentNode,
@@ -19,7 +20,6 @@ from sabot.clock import ManualClock
 from sabot.journal import EffectResult, Intent, MemoryHome
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import ExecutionEngine, RequestSpec, ScriptedProvider, tool
-from tests.unit.jobs.hosting import Agent, entries, hosting, prefix
 
 
 def answer(spec: RequestSpec) -> str:
