@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=MOST_ROWS, help=f"calls of each side, {MOST_ROWS} at most")
     parser.add_argument("--in-flight", type=int, default=1000, help="calls at once")
     parser.add_argument("--streams", type=int, default=200, help="streams at once")
-    parser.add_argument("--long-run", type=int, default=20_000, help="calls of each client")
+    parser.add_argument("--long-run", type=int, default=640, help="calls of each client")
     parser.add_argument("--peers", default="none", choices=("none", "pydantic_ai"))
     options = parser.parse_args()
     pythons = dict.fromkeys(("sdk", "engine", "agent"), sys.executable)
