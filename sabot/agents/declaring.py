@@ -68,7 +68,8 @@ class DeclaresAgents:
             return () if self._policy is None else (self._policy,)
         from sabot.agents.accounts.gate import LedgerGate
 
-        return (LedgerGate(ledger),) if self._policy is None else (self._policy, LedgerGate(ledger))
+        gate = LedgerGate(ledger, closes=ledger is not self._budgets)
+        return (gate,) if self._policy is None else (self._policy, gate)
 
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.

@@ -1,6 +1,7 @@
 """`sabot ledger`: what was used, put together; `sabot budgets`: what the scopes of an app may use, and have used."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,10 +93,10 @@ async def _used(app: App) -> list[dict[str, Any]]:
         await app.ledger.close()
 
 
-def _rows(budget: Budget, used: Any) -> list[dict[str, Any]]:
+def _rows(budget: Budget, used: Mapping[Window, Amounts]) -> list[dict[str, Any]]:
     rows = []
     for window, measure, limit in budget.limits():
-        so_far = getattr(_of(used, window), measure)
+        so_far = getattr(used[window], measure)
         rows.append(
             {
                 "scope": budget.scope_id,
@@ -107,11 +108,6 @@ def _rows(budget: Budget, used: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _of(used: Any, window: Window) -> Amounts:
-    found: Amounts = used[window]
-    return found
 
 
 def _print(rows: list[dict[str, Any]], json: bool, titles: list[str]) -> None:

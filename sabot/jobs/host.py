@@ -83,7 +83,8 @@ class JobHost:
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
-        self.log = JobLog(self, journal, listener)
+        self._gate = gate or EffectGate()
+        self.log = JobLog(self, journal, listener, kept=self._gate.flush)
         self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
         self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
@@ -105,6 +106,7 @@ class JobHost:
         positions: of the journal, in that checkpoint; None: there was none, and all jobs are open. unapplied: jobs whose END (there) stands
         before those positions, and which the checkpoint does not cover all the same (`facts`).
         """
+        await self._gate.open(self.journal)
         found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
         self._agents.update((job.job_id, job.agent) for job in found)
@@ -147,6 +149,10 @@ class JobHost:
         for live in self._live.values():
             live.job.discard()
         self._live.clear()
+        try:
+            await self._gate.close()
+        except (SabotError, OSError) as error:  # the journal has it, and the next start reads it there
+            _log.warning("%s: what its results have used is not kept elsewhere: %s", self.journal.where, error)
 
     @property
     def left_behind(self) -> list[str]:

@@ -9,18 +9,21 @@ order. It is not the host's task that waits for a listener, but the host goes no
 """
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from sabot.errors import NonDeterminism, TransientError
+from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.owner import Desk
 from sabot.journal import EffectId, Journal, Position
 from sabot.journal.entries import Entry
 from sabot.threads import aside, to_the_end
 
 __all__ = ["AHEAD_MOST", "LAST_SECONDS", "Blocked", "Fragment", "JobLog", "Listener", "News"]
+
+_log = logging.getLogger(__name__)
 
 AHEAD_MOST = 10_000
 """Entries and pieces that nobody was told of yet, when the host waits for its listener."""
@@ -67,7 +70,11 @@ class Listener(Protocol):
 class JobLog:
     """All on the event loop of the host."""
 
-    def __init__(self, desk: Desk, journal: Journal, listener: Listener | None) -> None:
+    def __init__(
+        self, desk: Desk, journal: Journal, listener: Listener | None, kept: Callable[[], Awaitable[None]]
+    ) -> None:
+        """kept: returns when what is made of results is kept elsewhere, so that the journal may forget them."""
+        self._kept = kept
         self.journal = journal
         self.listener = listener
         self.unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
@@ -229,4 +236,13 @@ class JobLog:
                 with suppress(TransientError):  # the next checkpoint trims
                     self.journal.trim(positions, forget_before_ms)
 
-        self._desk.beside(aside(trim), "the trimming of the journal")
+        async def when_kept() -> None:
+            try:
+                await self._kept()
+            except (SabotError, OSError) as error:
+                where = self.journal.where
+                _log.warning("%s is not trimmed: what its results have used is not kept elsewhere: %s", where, error)
+                return
+            await aside(trim)
+
+        self._desk.beside(when_kept(), "the trimming of the journal")

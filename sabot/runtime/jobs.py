@@ -155,7 +155,6 @@ class DurableJobs:
         """
         self.journal = journal
         self._notes = NotesOfParked()
-        self._gate = gate
         self.host = JobHost(journal, clock=clock, on_broken=on_broken, notes=self._notes, listener=listener, gate=gate)
         self.mail = MailRoom(mail)
         self.known = known
@@ -169,8 +168,6 @@ class DurableJobs:
 
     async def open(self, restored: Manifest | None, task: str) -> None:
         """Reads the jobs that the checkpoint does not cover whole, and its mailboxes. task: of the agents."""
-        if self._gate is not None:
-            await self._gate.open(self.journal)
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
             self._positions[restored.checkpoint_id] = _needed(facts)
@@ -230,16 +227,7 @@ class DurableJobs:
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
             forget_before_ms = max(0, round((self._clock.time() - self._dedupe_s) * 1000))
-            self.host.beside(self._trim(positions, forget_before_ms), "the trimming of the journal")
-
-    async def _trim(self, positions: Mapping[int, int], forget_before_ms: int) -> None:
-        try:
-            if self._gate is not None:
-                await self._gate.flush()
-        except (SabotError, OSError) as error:
-            _log.warning("the journal is not trimmed: what its results have used is not kept elsewhere: %s", error)
-            return
-        self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
+            self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
         """From where on these checkpoints and the savepoints need the journal; None: nobody knows now. Blocks."""
@@ -269,11 +257,6 @@ class DurableJobs:
     async def close(self) -> None:
         """Drops the jobs in memory; the journal has them. Idempotent."""
         await self.host.close()
-        if self._gate is not None:
-            try:
-                await self._gate.close()
-            except (SabotError, OSError) as error:  # the journal has it, and the next start reads it there
-                _log.warning("what results have used is not kept: %s", error)
         await aside(self.mail.shut)
 
     def statistics(self) -> dict[str, Any]:

@@ -90,8 +90,9 @@ class Settings:
     dedupe_s: float = 7 * 86_400.0
     """How long the id of a durable agent's job is known after its end."""
     listener: Listener | None = None
-    gates: Sequence[EffectGate] = ()
     """Is told what happens in the jobs of durable agents."""
+    gates: Sequence[EffectGate] = ()
+    """What decides on what they ask, the first one first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
     stop_asked: Callable[[], bool] = lambda: False

@@ -59,8 +59,10 @@ class _Open(NamedTuple):
 class LedgerGate(EffectGate):
     """Judges calls by a ledger. Money is reserved where the engine of a call has prices; else a cost is known when there is a result."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
+        """closes: the ledger belongs to who runs the jobs, and is closed with them."""
         self.ledger = ledger
+        self._closes = closes
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
         self._ready: set[str] = set()  # scopes whose accounts are loaded
 
@@ -158,7 +160,7 @@ class LedgerGate(EffectGate):
 
     async def close(self) -> None:
         """As `EffectGate.close`."""
-        await self.ledger.close()
+        await (self.ledger.close() if self._closes else self.ledger.flush())
 
     def _close(self, effect: EffectId) -> _Open | None:
         job = self._open.get(effect.job)

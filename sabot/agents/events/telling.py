@@ -11,7 +11,7 @@ The id of an event is made of the job, the ordinal and attempt of the effect, an
 job with the time of its entry, of a piece with its number. So an event that is told again after a crash has the id that it had.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +23,7 @@ from sabot.jobs.gate import decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass
-from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Intent, StoredBody, body_of
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of
 
 __all__ = ["JobEvents", "Publishing"]
 
@@ -202,6 +202,30 @@ class JobEvents:
             value = _said(end)
             said = {"result": as_plain(value)} if final is _TYPE.FINAL_RESULT else _error(value)
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
+
+
+class _Collected:
+    """A bus that keeps what is published."""
+
+    def __init__(self) -> None:
+        self.events: list[RuntimeEvent] = []
+
+    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
+        """True."""
+        return True
+
+    async def publish(self, event: RuntimeEvent) -> None:
+        """Keeps it."""
+        self.events.append(event)
+
+
+async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
+    """The events that these entries are."""
+    collected = _Collected()
+    told = JobEvents(collected)
+    for entry in entries:
+        await told.told(entry)
+    return collected.events
 
 
 def _asks_model(intent: Intent) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
-from sabot.agents.accounts.gate import LedgerGate, brought_up, ledger_of
+from sabot.agents.accounts.gate import LedgerGate, ledger_of
 from sabot.agents.accounts.ledger import Ledger, LedgerWriter
 from sabot.agents.actions import ActionManager
-from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType
-from sabot.agents.events.telling import JobEvents
+from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
+from sabot.agents.events.telling import events_of
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
@@ -146,7 +146,7 @@ class RuntimeKernel:
             journal = await to_the_end(aside(partial(open_journal, place, app=self.name, clock=clock)))
         agents = {each.agent_id: each for each in self._agents.values()}
         try:
-            policy = gate_of(await self._gates(journal))
+            policy = gate_of(await self._gates())
             how = {**self._options, "policy": policy}
             host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, **how)
             await host.start()
@@ -157,8 +157,8 @@ class RuntimeKernel:
         self._store.journal = journal
         return host
 
-    async def _gates(self, journal: Journal) -> list[EffectGate]:
-        """The policy, then the ledger, which knows what its journal knows: the first one decides first."""
+    async def _gates(self) -> list[EffectGate]:
+        """The policy, then the ledger: the first one decides first."""
         gates = [] if self._policy is None else [self._policy]
         if self._budgets is None:
             return gates
@@ -170,8 +170,7 @@ class RuntimeKernel:
                 in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
                 folder = Path(str(place)) if in_folder else None
                 self.ledger = await to_the_end(aside(ledger_of, self._budgets, folder, clock))
-        await brought_up(self.ledger, journal)
-        return [*gates, LedgerGate(self.ledger)]
+        return [*gates, LedgerGate(self.ledger, closes=self.ledger is not self._budgets)]
 
     async def close(self) -> None:
         """Stops: calls under way have `stop_grace`; open jobs stay in the journal, and go on when a kernel over it is resumed; their
@@ -186,8 +185,6 @@ class RuntimeKernel:
             )
             await to_the_end(self._host.close(why))
             self._store.journal = None
-            if self.ledger is not None:
-                await (self.ledger.flush() if self.ledger is self._budgets else self.ledger.close())
             journal = self._host.journal
             if journal is not self._place:
                 await to_the_end(aside(journal.close))
@@ -250,11 +247,7 @@ class RuntimeKernel:
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
         """The events of a job that its journal knows of, when those who listen were told of them."""
         await (await self._started()).caught_up()
-        collected = _Collected()
-        teller = JobEvents(collected)
-        for entry in await self._entries(job_id):
-            await teller.told(entry)
-        return collected.events
+        return await events_of(await self._entries(job_id))
 
     async def _entries(self, job_id: str) -> list[Any]:
         host = await self._started()
@@ -270,19 +263,6 @@ class RuntimeKernel:
         the start; calls in flight; the journal. {} before the start.
         """
         return {} if self._host is None else self._host.statistics()
-
-
-class _Collected:
-    """An EventBus that keeps what is published."""
-
-    def __init__(self) -> None:
-        self.events: list[RuntimeEvent] = []
-
-    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        return True
-
-    async def publish(self, event: RuntimeEvent) -> None:
-        self.events.append(event)
 
 
 class _KernelStore(OutsideStore):

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.events.bus import EventBus, InMemoryEventBus, RuntimeEvent, RuntimeEventType
-from sabot.agents.events.telling import JobEvents
+from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType
+from sabot.agents.events.telling import events_of
 from sabot.agents.reading import as_plain, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
@@ -35,7 +35,6 @@ __all__ = [
     "ReplayPlayer",
     "Verified",
     "code_of",
-    "events_of",
     "hash_of_steps",
     "steps_of",
     "verified",
@@ -148,20 +147,8 @@ class ReplayPlayer:
 
     async def step(self) -> AsyncIterator[RuntimeEvent]:
         """The events, one by one."""
-        for event in self.recording.events or await events_of(self.recording):
+        for event in self.recording.events or await events_of(self.recording.entries):
             yield event
-
-
-async def events_of(recording: Recording) -> tuple[RuntimeEvent, ...]:
-    """The events that the entries of a recording are."""
-    bus, events = InMemoryEventBus(), list[RuntimeEvent]()
-    bus.on(events.append, slow="hold")
-    told = JobEvents(bus)
-    for entry in recording.entries:
-        await told.told(entry)
-    await bus.flush()
-    await bus.close()
-    return tuple(events)
 
 
 def code_of(spec: AgentSpec) -> JobCode:

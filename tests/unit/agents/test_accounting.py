@@ -237,3 +237,28 @@ def test_the_rows_of_a_journal_are_those_of_its_results() -> None:
     with pytest.raises(CorruptJournal, match="what effect 3 has used cannot be read"):
         list(rows_of([EffectResult("job", 1, 3, usage=b"\xc1")]))
     assert LedgerEvent(event_id="1", type="tool", scope_id="a").amounts == Amounts()
+
+
+async def test_a_journal_forgets_no_result_whose_row_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(InMemoryLedgerWriter):
+        full = True
+
+        async def write(self, events: Any) -> None:
+            if self.full and events:
+                raise OSError("the disk is full")
+            await super().write(events)
+
+    writer, world = Full(), World()
+    by = gate(writer)
+    home, agent = MemoryHome(ManualClock(1.0)), Agent(world.job)
+    async with hosting(home, agent, gate=by) as running:
+        running.begin("job")
+        await running.over("job")
+        end = dict(running.journal.positions())
+        running.host.log.trim(lambda: end, 2**60)
+        await running.until(lambda: "is not trimmed" in caplog.text)
+        assert len(entries(home)) == 8
+        writer.full = False
+        running.host.log.trim(lambda: end, 2**60)
+        await running.until(lambda: not entries(home))
+        assert len(writer.events) == 3
