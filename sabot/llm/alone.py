@@ -20,31 +20,18 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
 from sabot.threads import tell
 
-__all__ = ["Alone"]
+__all__ = ["Alone", "ToolsAlone"]
 
 _MOST_THREADS = 64  # of sync tools, in one event loop; those that do not return are among them
 
 
-class Alone:
-    """A `Doing` without a journal, for one run."""
+class ToolsAlone:
+    """Calls tools without a journal, for one run."""
 
-    def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._engine = engine
+    def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context
         self._clock = clock
         self._calls = 0
-
-    def of(self, engine: ExecutionEngine) -> "Alone":
-        """The same, for an agent with another engine."""
-        return Alone(engine, self._context.child(), self._clock)
-
-    async def complete(self, spec: RequestSpec) -> Completion:
-        """Asks the model."""
-        return await self._engine.complete(spec, context=self._context.child())
-
-    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
-        """Asks the model; the last piece has the completion."""
-        return self._engine.stream(spec, context=self._context.child())
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
@@ -62,9 +49,8 @@ class Alone:
 
     async def _attempt(self, tool: Tool, arguments: Mapping[str, Any], effect: EffectId) -> Any:
         seconds = tool.timeout_s
-        assert seconds is not None
         if tool.takes_effect:
-            deadline = self._clock.time() + seconds
+            deadline = None if seconds is None else self._clock.time() + seconds
             arguments = {**arguments, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
         limit = asyncio.timeout(seconds)
         try:
@@ -85,6 +71,26 @@ class Alone:
             raise EffectError(
                 "CancelledError", words_of(error)
             ) from error  # of something in the tool: nobody cancels the run
+
+
+class Alone(ToolsAlone):
+    """A `Doing` without a journal, for one run."""
+
+    def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(context, clock)
+        self._engine = engine
+
+    def of(self, engine: ExecutionEngine) -> "Alone":
+        """The same, for an agent with another engine."""
+        return Alone(engine, self._context.child(), self._clock)
+
+    async def complete(self, spec: RequestSpec) -> Completion:
+        """Asks the model."""
+        return await self._engine.complete(spec, context=self._context.child())
+
+    def stream(self, spec: RequestSpec) -> AsyncGenerator[Piece, None]:
+        """Asks the model; the last piece has the completion."""
+        return self._engine.stream(spec, context=self._context.child())
 
 
 class _Threads:

@@ -19,10 +19,11 @@ from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
 from sabot.llm.agent import Agent, Doing, current_doing
+from sabot.llm.alone import ToolsAlone
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import AgentError, BudgetExceeded, ModelError, ToolError
 from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestSpec
+from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Tool, as_tool
 
 __all__ = [
@@ -149,13 +150,8 @@ class OperatorContext:
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
         """Calls a tool: in a job an effect of the tool's class, alone a call. A plain function counts as unsafe."""
-        made = as_tool(tool)
-        if self.doing is not None:
-            return await self.doing.call(made, arguments)
-        if made.takes_effect:
-            raise UserError(f"{made.name} wants to know of its effect, and there is none outside of a job")
-        value = made.func(**arguments) if made.is_async else await asyncio.to_thread(made.func, **arguments)
-        return await value if inspect.isawaitable(value) else value
+        doing = ToolsAlone(RequestContext()) if self.doing is None else self.doing
+        return await doing.call(as_tool(tool), arguments)
 
 
 class _InJob:

@@ -13,6 +13,7 @@ from sabot.agents import (
     ConditionalNode,
     DebateOperator,
     DepthExceeded,
+    Effect,
     EndNode,
     ExecutionContext,
     ExecutionGraph,
@@ -520,3 +521,21 @@ async def test_an_agent_of_another_engine_is_asked_by_its_own() -> None:
 
     assert (await ChainOperator([Agent(ExecutionEngine(one)), step]).execute("go")).content == "other"
     assert (len(one.requests), len(other.requests)) == (1, 1)
+
+
+async def test_tools_of_a_flow_are_called_as_those_of_an_agent_are() -> None:
+    tried: list[int] = []
+
+    @tool(effect="read", retries=1, timeout="5s")
+    def look(effect: Effect) -> int:
+        """Fails once."""
+        tried.append(effect.attempt)
+        if len(tried) == 1:
+            raise OSError("not yet")
+        return effect.attempt
+
+    async def step(given: Any, context: OperatorContext) -> Any:
+        return await context.call(look)
+
+    assert (await ChainOperator([step]).execute({})).content == 2
+    assert tried == [1, 2]
