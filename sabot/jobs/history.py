@@ -21,7 +21,7 @@ from sabot.jobs.gate import Decision, decode_verdict
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-__all__ = ["ACTION_TYPES", "IN_DOUBT", "TIMEOUT", "VERDICTS", "Delivery", "History"]
+__all__ = ["ACTION_TYPES", "IN_DOUBT", "PARKS_MS", "TIMEOUT", "VERDICTS", "WAITS_LONG", "Delivery", "History"]
 
 IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
@@ -38,6 +38,11 @@ Delivery = EffectResult | Answer | Signal | Cancel
 TIMEOUT = "timeout"
 """The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
 
+WAITS_LONG = ("ask", "wait", "child")
+"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
+
+PARKS_MS = 1_000
+
 
 @dataclass(slots=True)
 class History:
@@ -47,7 +52,8 @@ class History:
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
     the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
-    base: the last ordinal before the last BEGIN. last_ordinal: of all.
+    base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms: the time up to the last entry (`last_ms`), in all histories
+    of the job, without that in which it was parked.
     """
 
     begin: Begin
@@ -65,6 +71,14 @@ class History:
     verdicts: dict[str, Answer] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
+    ran_ms: int = 0
+    last_ms: int = 0
+    _open: dict[int, Intent] = field(
+        default_factory=dict
+    )  # what had no result, or is a timer that nobody awaits any more
+
+    def __post_init__(self) -> None:
+        self.last_ms = self.begin.at_ms
 
     @classmethod
     def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
@@ -87,19 +101,22 @@ class History:
         """The one that another BEGIN of the job begins, or goes on with."""
         if self.end is None:
             return self.anew(begin)
-        self.begin, self.end = begin, None
+        self.begin, self.end, self.last_ms = begin, None, begin.at_ms
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
         self._try(self.attempt + 1, begin.at_ms)
         return self
 
     def anew(self, begin: Begin) -> "History":
         """The one that another BEGIN of the job begins."""
-        return History(begin, self.runs + 1, base=self.last_ordinal, last_ordinal=self.last_ordinal)
+        ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
+        return History(begin, self.runs + 1, base=last, last_ordinal=last, ran_ms=ran_ms)
 
     def add(self, entry: Entry) -> None:
         """The next entry. What comes behind END changes nothing."""
         if self.end is not None:
             return
+        self.ran_ms, self.last_ms = self.ran_until(entry.at_ms), max(entry.at_ms, self.last_ms)
+        self._open_or_close(entry)
         match entry:
             case Intent():
                 self._intend(entry)
@@ -114,6 +131,33 @@ class History:
                 self.deliveries.append(entry)
             case End():
                 self.end = entry
+
+    def ran_until(self, now_ms: int) -> int:
+        """`ran_ms`, up to now."""
+        return self.ran_ms if self._is_parked() else self.ran_ms + max(0, now_ms - self.last_ms)
+
+    def _is_parked(self) -> bool:
+        """Whether the job waited behind its last entry for nothing but what may take long."""
+        waiting = [each for each in self._open.values() if each.kind != "sleep" or each.due_ms > self.last_ms]
+        return bool(waiting) and all(map(self._parks, waiting))
+
+    def _parks(self, intent: Intent) -> bool:
+        if intent.kind == "sleep":
+            return intent.due_ms - self.last_ms > PARKS_MS
+        questions = (self.doubts.get(intent.ordinal), self.approvals.get(intent.ordinal))
+        return intent.kind in WAITS_LONG or any(each and each.token not in self.verdicts for each in questions)
+
+    def _open_or_close(self, entry: Entry) -> None:
+        match entry:
+            case Intent() if entry.kind != "patch":
+                self._open.setdefault(entry.ordinal, entry)
+            case EffectResult():
+                self._open.pop(entry.ordinal, None)
+            case Answer() if not self._is_about_effect(entry):
+                self._open.pop(entry.ordinal, None)
+            case Signal():
+                waits = (at for at, each in self._open.items() if (each.kind, each.name) == ("wait", entry.name))
+                self._open.pop(next(waits, 0), None)
 
     def _is_about_effect(self, answer: Answer) -> bool:
         """The question was about an effect, and none of the function's own."""

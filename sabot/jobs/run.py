@@ -29,7 +29,7 @@ from sabot.jobs.gate import (
     hidden,
     with_model,
 )
-from sabot.jobs.history import TIMEOUT, Delivery, History
+from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
@@ -52,9 +52,6 @@ MOST_EFFECTS = 10_000
 
 PYTHON_MARK = " on Python "
 """In the version of a job's code, before that of Python: 3.12, say."""
-
-_WAITS_LONG = ("ask", "wait", "child")
-_PARKS_S = 1.0  # a timer that is due sooner does not park its job
 
 
 class ContinueAs(BaseException):
@@ -119,8 +116,8 @@ class Ask:
     def may_park(self, now_s: float) -> bool:
         """Whether it may take long, so that its job need not stay in memory."""
         if self.kind == "sleep":
-            return self.due_ms / 1000 - now_s > _PARKS_S
-        return not self.judging and (self.kind in _WAITS_LONG or bool(self.doubt or self.token))
+            return self.due_ms - now_s * 1000 > PARKS_MS
+        return not self.judging and (self.kind in WAITS_LONG or bool(self.doubt or self.token))
 
     def intent(self, job_id: str, at_ms: int) -> Intent:
         """Its entry."""

@@ -1,7 +1,7 @@
 """From the entries of a journal to events: what the listener of a host publishes.
 
     BEGIN                job.started
-    INTENT, ATTEMPT      tool.start; action.required, job.status_changed
+    INTENT, ATTEMPT      tool.start, unless it is denied, or a person has to allow it first; action.required, job.status_changed
     pieces               model.token, model.reasoning
     RESULT               model.done, tool.end, tool.error
     ANSWER               action.resolved, .expired, .cancelled; job.status_changed
@@ -19,7 +19,7 @@ import msgspec
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.reading import as_plain, value_of
 from sabot.errors import EffectError
-from sabot.jobs.gate import decode_verdict
+from sabot.jobs.gate import Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.journal.effects import EffectClass
@@ -74,7 +74,12 @@ class JobEvents:
                 await self._began(job, news)
             case Intent(kind="call"):
                 job.calls[news.ordinal] = news
-                await self._call(job, news, 1)
+                verdict = decode_verdict(news.note)
+                if verdict is None or verdict.decision not in (
+                    Decision.DENY,
+                    Decision.ASK,
+                ):  # allowed, it has an ATTEMPT
+                    await self._call(job, news, 1)
             case Intent(kind="ask"):
                 await self._asked(job, news)
             case Attempt(ordinal=0):

@@ -22,6 +22,7 @@ from sabot.jobs.gate import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
+from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded
@@ -191,8 +192,6 @@ class KernelAgent:
         self.asks_model = isinstance(agent, Agent)
         self.watch: JobWatch
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
-        self._ran_s: dict[str, float] = {}  # of open jobs that have a limit, up to when they were parked
-        self._since: dict[str, float] = {}
 
     # -- as a JobOwner ------------------------------------------------------------------------------------------------
 
@@ -224,17 +223,12 @@ class KernelAgent:
         return await self.agent.run(said, doing=_Limited(ctx.llm(self._engine), _JobUse(request.budgets)))
 
     def time_left_s(self, job: JobRun) -> float | None:
-        """As `JobOwner.time_left_s`: what `max_runtime_seconds` leaves."""
+        """As `JobOwner.time_left_s`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
         most = self._asked(job).budgets.max_runtime_seconds
-        if most is None:
+        told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
+        if most is None or told:  # what the function does when its time is over is not cut short
             return None
-        self._since[job.job_id] = self._clock.monotonic()
-        return max(0.001, most - self._ran_s.get(job.job_id, 0.0))
-
-    def _stops(self, job_id: str) -> None:
-        since = self._since.pop(job_id, None)
-        if since is not None:
-            self._ran_s[job_id] = self._ran_s.get(job_id, 0.0) + self._clock.monotonic() - since
+        return max(0.001, most - job.history.ran_until(round(self._clock.time() * 1000)) / 1000)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
@@ -271,7 +265,6 @@ class KernelAgent:
 
     def parked(self, job_id: str) -> None:
         """As `JobOwner.parked`."""
-        self._stops(job_id)
         self.watch.rests(job_id)
 
     def woken(self, job_id: str) -> None:
@@ -284,8 +277,6 @@ class KernelAgent:
 
     def over(self, job_id: str, outcome: str) -> None:
         """As `JobOwner.over`."""
-        self._since.pop(job_id, None)
-        self._ran_s.pop(job_id, None)
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:

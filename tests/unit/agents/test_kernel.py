@@ -1,7 +1,7 @@
 """RuntimeKernel: jobs without an app, their handles, and what they do after a crash."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, closing, suppress
 from decimal import Decimal
 
 import pytest
@@ -21,6 +21,7 @@ from sabot.agents import (
     RuntimeKernel,
     ToolPolicy,
 )
+from sabot.clock import ManualClock
 from sabot.errors import EffectError, JobCancelled, JobLocked, JournalFailed, NonDeterminism, UserError
 from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
 from sabot.llm import ChatMessage, Completion, ToolCall, TurnLimitExceeded, Usage, assistant, tool
@@ -306,6 +307,57 @@ async def test_a_job_that_runs_too_long_is_ended():
     async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
         with pytest.raises(TimeoutError, match="ran longer"):
             await run(kernel, "go", budgets=BudgetSpec(max_runtime_seconds=0.01))
+
+
+async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_not_while_it_is_parked():
+    clock, gate = ManualClock(), asyncio.Event()
+    home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=60)
+
+    @tool(effect="read")
+    async def waits() -> str:
+        """Waits."""
+        await gate.wait()
+        return "there"
+
+    async def f(ctx):
+        if ctx.message == "sleeps":
+            await ctx.sleep("1h")
+        try:
+            return await ctx.call(waits)
+        except asyncio.CancelledError:
+            await ctx.sleep("2s")  # what it does when its time is over is not cut short
+            raise
+
+    @asynccontextmanager
+    async def kernel():
+        with closing(MemoryJournal(home)) as journal:
+            async with RuntimeKernel.create(agent=f, journal=journal, stop_grace=0) as started:
+                yield started
+
+    async with kernel() as first:
+        await first.execute(ask("runs", budgets=limits))
+        await first.execute(ask("sleeps", budgets=limits))
+        await until(lambda: (found := first.statistics())["parked"] == 1 and found["in_flight"] == 1)
+        clock.advance(50)
+    clock.advance(5)
+    async with kernel() as second:
+        runs, _ = await second.resume()
+        await until(lambda: (found := second.statistics())["parked"] == 1 and found["in_flight"] == 1)
+        clock.advance(4)
+        gate.set()
+        gate.clear()
+        assert (await runs.result()).output == "there"
+        clock.advance(3_600)
+        await until(lambda: second.statistics()["in_flight"] == 1)
+        clock.advance(59)
+    async with kernel() as third:
+        [late] = await third.resume()
+        await until(lambda: third.statistics()["in_flight"] == 1)
+        clock.advance(1.1)
+        await until(lambda: third.statistics()["parked"] == 1)
+        clock.advance(2)
+        with pytest.raises(TimeoutError, match="ran longer"):
+            await late.result()
 
 
 async def test_a_policy_decides_what_jobs_of_a_scope_may_do():

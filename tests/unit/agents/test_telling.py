@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from unit.jobs.hosting import Agent, entries, hosting, prefix
@@ -10,8 +10,9 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 from sabot import App
 from sabot.agents import InMemoryEventBus
 from sabot.agents.events.telling import JobEvents
-from sabot.errors import NotSent
+from sabot.errors import NotSent, PolicyDenied
 from sabot.jobs import log
+from sabot.jobs.gate import Decision, EffectGate, GateVerdict
 from sabot.journal import Letter, MemoryHome, MemoryJournal
 from sabot.llm import ChatMessage, Completion, ModelUnavailable, Usage
 from sabot.llm.engine import ExecutionEngine
@@ -330,3 +331,32 @@ async def test_an_app_tells_what_happens_in_the_jobs_of_its_durable_agents():
         "final.result",
     ]
     assert heard.data("job.started")[0]["agent"] == "tells.handle"
+
+
+async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allows_has_started_then():
+    heard, home, verdicts = Heard(), MemoryHome(), iter([Decision.DENY, Decision.ASK, Decision.ASK])
+
+    class Judge(EffectGate):
+        def decide(self, call):
+            return GateVerdict(next(verdicts), reason="so")
+
+    @tool(effect="read")
+    async def look_at(number):
+        return number
+
+    async def f(ctx):
+        for number in range(3):
+            with suppress(PolicyDenied):
+                await ctx.call(look_at, number)
+
+    agent = Agent(f)
+    async with hosting(home, agent, listener=JobEvents(heard.bus), gate=Judge()) as jobs:
+        jobs.begin("j")
+        for ordinal, approved in ((2, b"true"), (3, b"false")):
+            await jobs.parks("j", ordinal - 2)
+            token = next(each.token for each in reversed(entries(home)) if getattr(each, "ordinal", 0) == ordinal)
+            jobs.journal.post(Letter("answer", token, body=b'{"approved": %s}' % approved))
+        await jobs.over("j")
+    await heard.bus.flush()
+    calls = [each.event_id for each in heard.events if str(each.type).startswith("tool")]
+    assert calls == ["j/1/1/tool.error", "j/2/1/tool.start", "j/2/1/tool.end", "j/3/0/tool.error"]
