@@ -35,6 +35,7 @@ ORDER = [
     "kafka",
     "journal",
     "llm",
+    "mcp",
     "jobs",
     "api",
     "operators",

@@ -1,0 +1,439 @@
+"""What agents remember: texts under a scope, found again by their words. No model is asked.
+
+    memory = Memory(MemoryFile("memories"))                a file that agents and servers of several processes use at once
+    memory = Memory(StateMemories(ctx.map_state("notes")))  keyed state of an agent: saved with its checkpoints, exactly once
+    agent = Agent(engine, tools=[*memory.tools("support")])
+    sabot mcp serve --memory memories --scope support       the same four tools for any MCP client
+
+A home keeps a dict per scope, an id for each memory. An id is made of the text, so the same text is one memory, however often it is
+stored. `consolidate` puts memories of nearly the same words together: the newest stands, the wordings before it stay below it, and their
+ids lead to it. Nothing that was stored is lost by that.
+"""
+
+import hashlib
+import math
+import os
+import re
+import sqlite3
+import threading
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypedDict
+
+import msgspec
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_name, checked_text
+from sabot.disk import own_folder, private
+from sabot.errors import UNREADABLE, TransientError, UserError, short_repr
+from sabot.faults import hint_of
+from sabot.llm.tools import Tool, tool
+from sabot.redaction import without_secrets
+from sabot.state import MapState
+from sabot.threads import aside
+
+__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryHome", "Remembered", "StateMemories"]
+
+StoredMemory: TypeAlias = dict[str, Any]
+"""A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
+
+MemoryChange: TypeAlias = Callable[[dict[str, StoredMemory]], Mapping[str, StoredMemory | None]]
+"""From records by id to those that change; None removes one."""
+
+_TEXT_MOST = 65_536
+_TAGS_MOST = 20
+_MEMORIES_MOST = 10_000
+_FOUND_MOST = 50
+_FOUND_TEXT = 2_000  # characters of a text that a search shows
+_WAIT_SECONDS = 10.0
+_WORD = re.compile(r"\w+")
+_PREFIX_LEAST = 3  # a word of a query that is as long also finds longer ones
+_PREFIX_WEIGHT = 0.5
+_SATURATION, _BY_LENGTH = 1.2, 0.75  # k1 and b of BM25
+
+
+class FoundMemory(TypedDict):
+    """A memory that a search has found. score: above 0, of this search alone. cut: the text goes on; `retrieve` gives all of it."""
+
+    id: str
+    text: str
+    tags: list[str]
+    stored_ms: int
+    score: float
+    cut: bool
+
+
+class Remembered(TypedDict):
+    """A memory. earlier: the wordings that were stored before and are consolidated into it, the newest first."""
+
+    id: str
+    text: str
+    tags: list[str]
+    stored_ms: int
+    earlier: list[str]
+
+
+class MemoryHome(Protocol):
+    """Keeps records by scope and id."""
+
+    async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
+        """The records of these ids that are there; None: all of the scope."""
+
+    async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
+        """Reads as `read` does and keeps what `change` returns, nothing else having changed in between. If it raises, nothing is kept."""
+
+
+class StateMemories:
+    """Memories in keyed state, which `ctx.map_state(...)` gives: the scope is the key. They are durable with the next checkpoint."""
+
+    def __init__(self, state: MapState) -> None:
+        self._state = state
+
+    async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
+        if ids is None:
+            return await self._state.items(scope)
+        found = {each: await self._state.get(scope, each) for each in ids}
+        return {each: record for each, record in found.items() if record is not None}
+
+    async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
+        for each, record in change(await self.read(scope, ids)).items():
+            await self._state.put(scope, each, record)
+
+
+class MemoryFile:
+    """Memories in `DIRECTORY/memory.db`, a database of SQLite that any number of processes use at the same time. A change is on the disk
+    when it returns (a commit, synchronous=FULL).
+
+    Raises UserError for a directory that cannot be made, and for a file that is something else.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.path = Path(directory).absolute() / "memory.db"
+        self._lock = threading.Lock()
+        try:
+            own_folder(self.path.parent)
+            open(self.path, "ab", opener=private).close()
+        except OSError as error:
+            raise UserError(f"memory {self.path}: {error.strerror or error}", hint=hint_of(error)) from error
+        self._connection = sqlite3.connect(
+            self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            with self._explained():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS memories(scope TEXT, id TEXT, record BLOB NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID"
+                )
+        except BaseException:
+            self._connection.close()
+            raise
+
+    async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
+        return await aside(self._locked, lambda: self._read(scope, ids))
+
+    async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
+        await aside(self._locked, lambda: self._change(scope, ids, change))
+
+    def close(self) -> None:
+        """Closes the file. Idempotent; a call that is under way ends first."""
+        with self._lock:
+            self._connection.close()
+
+    def _locked(self, work: Callable[[], Any]) -> Any:
+        with self._lock, self._explained():
+            return work()
+
+    def _read(self, scope: str, ids: Collection[str] | None) -> dict[str, StoredMemory]:
+        if ids is None:
+            rows = self._connection.execute("SELECT id, record FROM memories WHERE scope = ?", (scope,)).fetchall()
+        else:
+            sql = "SELECT id, record FROM memories WHERE scope = ? AND id = ?"
+            rows = [row for each in ids for row in self._connection.execute(sql, (scope, each))]
+        return {each: self._decoded(each, data) for each, data in rows}
+
+    def _decoded(self, each: str, data: bytes) -> StoredMemory:
+        try:
+            return msgspec.msgpack.decode(data, type=dict[str, Any])
+        except UNREADABLE as error:
+            raise UserError(
+                f"memory {self.path}: {each} cannot be read: {error}", hint="was it written by us?"
+            ) from error
+
+    def _change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
+        run = self._connection.execute
+        run("BEGIN IMMEDIATE")
+        try:
+            for each, record in change(self._read(scope, ids)).items():
+                if record is None:
+                    run("DELETE FROM memories WHERE scope = ? AND id = ?", (scope, each))
+                else:
+                    run(
+                        "INSERT OR REPLACE INTO memories VALUES (?, ?, ?)",
+                        (scope, each, msgspec.msgpack.encode(record)),
+                    )
+            run("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                run("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise TransientError(
+                    f"memory {self.path}: another process has held it for {_WAIT_SECONDS:g} s"
+                ) from error
+            raise UserError(f"memory {self.path}: {error}", hint=hint_of(error)) from error
+
+
+class Memory:
+    """What is remembered in a home. All calls take the scope, and see nothing of another one.
+
+    A scope holds 10,000 memories, a text 65,536 characters; known secrets of this process are hidden in what is stored.
+    """
+
+    def __init__(self, home: MemoryHome, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._home = home
+        self._clock = clock
+
+    async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
+        """Keeps the text and returns its id. The same text again has the same id, and gets the new tags too. Raises UserError."""
+        scope, text = _scope(scope), without_secrets(_text(text))
+        labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
+        id, found = await self._standing(scope, id_of(text))
+        if found is None and len(await self._home.read(scope)) >= _MEMORIES_MOST:
+            raise UserError(
+                f"memory {scope!r} holds {_MEMORIES_MOST:,} texts, the most that it may", hint="forget some"
+            )
+        new: StoredMemory = {"text": text, "tags": [], "stored_ms": now_ms, "also": []}
+
+        def add(found: dict[str, StoredMemory]) -> Mapping[str, StoredMemory]:
+            record = found.get(id, new)
+            merged = "into" in record  # since it was looked up, by another process
+            return {} if merged else {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}}
+
+        await self._home.change(scope, [id], add)
+        return id
+
+    async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
+        """The memories that have words of the query, the best first, by BM25; of equal ones the newest. Letter case and accents written in
+        another way count as equal; a word of three letters or more also finds words that begin with it, for half the weight.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
+            raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
+        standing = _standing_in(await self._home.read(_scope(scope)))
+        scores = await aside(
+            _ranked, {each: _words_of(record) for each, record in standing.items()}, _words(_text(query))
+        )
+        order = sorted(scores, key=lambda each: (-scores[each], -standing[each]["stored_ms"], each))
+        return [_found(each, standing[each], scores[each]) for each in order[:limit]]
+
+    async def retrieve(self, scope: str, id: str) -> Remembered:
+        """The memory of this id, or the one into which it was consolidated. Raises UserError where there is none."""
+        scope = _scope(scope)
+        standing, record = await self._standing(scope, checked_text(id, "memory: id"))
+        if record is None:
+            raise UserError(f"memory {scope!r} has nothing under {id[:64]!r}", hint="search gives the ids")
+        earlier = [text for _, text, _ in record["also"]]
+        return Remembered(
+            id=standing, text=record["text"], tags=record["tags"], stored_ms=record["stored_ms"], earlier=earlier
+        )
+
+    async def consolidate(self, scope: str, similarity: float = 0.8) -> dict[str, int]:
+        """Puts memories of nearly the same words together, and returns `before` and `after`, how many there are.
+
+        similarity: words that two texts share, of all that they have (Jaccard), from 0.5 to 1. The newest stands; each older one goes to
+        the one that it is most like. The same memories give the same result.
+        """
+        if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not 0.5 <= similarity <= 1:
+            raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
+        scope = _scope(scope)
+        standing = _standing_in(await self._home.read(scope))
+        leaders = await aside(_leaders, standing, similarity)
+        wanted = {*leaders, *leaders.values()}
+        await self._home.change(scope, wanted, lambda found: _merged(_standing_in(found), leaders))
+        return {"before": len(standing), "after": len(standing) - len(leaders)}
+
+    async def forget(self, scope: str, id: str) -> bool:
+        """Removes the memory of this id, with its earlier wordings; False where there is none."""
+        scope = _scope(scope)
+        standing, record = await self._standing(scope, checked_text(id, "memory: id"))
+        if record is None:
+            return False
+        gone = [standing, *(each for each, _, _ in record["also"])]
+        await self._home.change(scope, gone, dict.fromkeys)
+        return True
+
+    def tools(self, scope: str = "default") -> list[Tool]:
+        """The tools `cortex_search`, `cortex_store`, `cortex_retrieve` and `cortex_consolidate`, on this scope."""
+        scope = _scope(scope)
+
+        @tool(effect="read")
+        async def cortex_search(query: str, limit: int = 10) -> list[FoundMemory]:
+            """Search what was remembered, by words; the best come first.
+
+            Args:
+                query: Words to look for.
+                limit: The most that are returned, from 1 to 50.
+            """
+            return await self.search(scope, query, limit)
+
+        @tool(effect="idempotent")
+        async def cortex_store(text: str, tags: list[str] | None = None) -> dict[str, str]:
+            """Remember a text for later; the same text is remembered once. Returns its id.
+
+            Args:
+                text: What to remember, in words by which it can be found again.
+                tags: Words to find it by, beside its own.
+            """
+            return {"id": await self.store(scope, text, tags or ())}
+
+        @tool(effect="read")
+        async def cortex_retrieve(id: str) -> Remembered:
+            """Get one memory in full, by its id.
+
+            Args:
+                id: As cortex_search and cortex_store return it.
+            """
+            return await self.retrieve(scope, id)
+
+        @tool(effect="idempotent")
+        async def cortex_consolidate(similarity: float = 0.8) -> dict[str, int]:
+            """Put memories of nearly the same words together: the newest stands, earlier wordings are kept below it.
+
+            Args:
+                similarity: The share of words that two texts have in common, from 0.5 to 1.
+            """
+            return await self.consolidate(scope, similarity)
+
+        return [cortex_search, cortex_store, cortex_retrieve, cortex_consolidate]
+
+    async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
+        """The id under which a memory stands now, and its record. Those of earlier wordings lead straight to it, unless another process
+        consolidates at this moment.
+        """
+        while True:
+            record = (await self._home.read(scope, [id])).get(id)
+            if record is None or "into" not in record:
+                return id, record
+            id = record["into"]
+
+
+def id_of(text: str) -> str:
+    """16 hexadecimal digits, the same for the same text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _scope(scope: str) -> str:
+    return checked_name(scope, "memory: scope")
+
+
+def _text(text: str) -> str:
+    text = checked_text(text, "memory: text").strip()
+    if not text:
+        raise UserError("memory: the text is empty")
+    if len(text) > _TEXT_MOST:
+        raise UserError(
+            f"memory: the text has {len(text):,} characters", hint=f"{_TEXT_MOST:,} are the most: store parts of it"
+        )
+    return text
+
+
+def _tags(tags: Collection[str]) -> list[str]:
+    if isinstance(tags, str) or len(tags) > _TAGS_MOST:
+        raise UserError(f"memory: tags={short_repr(tags)}", hint=f"a list of at most {_TAGS_MOST} words")
+    return [checked_name(each, "memory: tag", longest=64) for each in tags]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _words_of(record: StoredMemory) -> list[str]:
+    return _words(" ".join([record["text"], *record["tags"], *(text for _, text, _ in record["also"])]))
+
+
+def _standing_in(found: Mapping[str, StoredMemory]) -> dict[str, StoredMemory]:
+    return {each: record for each, record in found.items() if "into" not in record}
+
+
+def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
+    text = record["text"]
+    return FoundMemory(
+        id=each,
+        text=text[:_FOUND_TEXT],
+        tags=record["tags"],
+        stored_ms=record["stored_ms"],
+        score=round(score, 4),
+        cut=len(text) > _FOUND_TEXT,
+    )
+
+
+def _ranked(texts: Mapping[str, list[str]], query: list[str]) -> dict[str, float]:
+    """The score of each text that has a word of the query: BM25 (Robertson and Zaragoza, 2009), its idf as Lucene has it."""
+    usual = sum(map(len, texts.values())) / max(len(texts), 1)
+    known = set().union(*texts.values())
+    scores: defaultdict[str, float] = defaultdict(float)
+    for wanted in dict.fromkeys(query):
+        weights = {wanted: 1.0}
+        if len(wanted) >= _PREFIX_LEAST:
+            weights |= {word: _PREFIX_WEIGHT for word in known if word.startswith(wanted) and word != wanted}
+        hits = {each: times for each, words in texts.items() if (times := sum(weights.get(word, 0) for word in words))}
+        rarity = math.log(1 + (len(texts) - len(hits) + 0.5) / (len(hits) + 0.5))
+        for each, times in hits.items():
+            length = 1 - _BY_LENGTH + _BY_LENGTH * len(texts[each]) / usual
+            scores[each] += rarity * times * (_SATURATION + 1) / (times + _SATURATION * length)
+    return scores
+
+
+def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:
+    """For each memory that is to be a part of another one: which.
+
+    Two sets of words can be that similar only if they share one of the first few in an order that all sets have; with the rarest words
+    first, few sets do (Chaudhuri, Ganti and Kaushik, 2006).
+    """
+    sets = {each: frozenset(_words(record["text"])) for each, record in standing.items()}
+    common = Counter(word for words in sets.values() for word in words)
+    by_word: defaultdict[str, list[str]] = defaultdict(list)
+    leaders: dict[str, str] = {}
+    for each in sorted(standing, key=lambda each: (-standing[each]["stored_ms"], each)):
+        words = sets[each]
+        first = sorted(words, key=lambda word: (common[word], word))[
+            : len(words) - math.ceil(similarity * len(words) - 1e-9) + 1
+        ]
+        alike = {other: _jaccard(words, sets[other]) for other in {other for word in first for other in by_word[word]}}
+        near = {other: share for other, share in alike.items() if share >= similarity}
+        if near:
+            leaders[each] = min(near, key=lambda other: (-near[other], -standing[other]["stored_ms"], other))
+            continue
+        for word in first:
+            by_word[word].append(each)
+    return leaders
+
+
+def _jaccard(some: frozenset[str], others: frozenset[str]) -> float:
+    shared = len(some & others)
+    return shared / (len(some) + len(others) - shared)
+
+
+def _merged(standing: Mapping[str, StoredMemory], leaders: Mapping[str, str]) -> dict[str, StoredMemory]:
+    changed: dict[str, StoredMemory] = {}
+    for each, leader in leaders.items():
+        if each not in standing or leader not in standing:  # it has gone, or was merged, in another process meanwhile
+            continue
+        part = standing[each]
+        whole = changed.get(leader, standing[leader])
+        also = [*whole["also"], [each, part["text"], part["stored_ms"]], *part["also"]]
+        also.sort(key=lambda entry: (-entry[2], entry[0]))
+        tags = sorted({*whole["tags"], *part["tags"]})[:_TAGS_MOST]
+        changed[leader] = whole | {"also": also, "tags": tags}
+        for earlier in (each, *(earlier for earlier, _, _ in part["also"])):
+            changed[earlier] = {"into": leader}
+    return changed

@@ -1,0 +1,233 @@
+"""The memory of agents, over a file and over keyed state."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabot.clock import ManualClock
+from sabot.errors import UserError
+from sabot.mcp import Memory, MemoryFile, MemoryHome, StateMemories
+from sabot.mcp.memory import _leaders
+from sabot.redaction import HIDDEN, keep_secret
+from sabot.state import BackendConfig, MapState, MemoryBackend
+
+
+@pytest.fixture(params=["file", "state"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryHome]:
+    if request.param == "state":
+        yield StateMemories(MapState(MemoryBackend(BackendConfig()), "notes"))
+        return
+    file = MemoryFile(tmp_path / "memories")
+    yield file
+    file.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def memory(home: MemoryHome, clock: ManualClock) -> Memory:
+    return Memory(home, clock=clock)
+
+
+async def told(memory: Memory, clock: ManualClock, *texts: str) -> list[str]:
+    """Stores the texts of scope "s", a second after one another."""
+    ids = []
+    for text in texts:
+        ids.append(await memory.store("s", text))
+        clock.advance(1)
+    return ids
+
+
+async def test_a_search_gives_the_memories_with_the_words_the_best_first(memory: Memory, clock: ManualClock) -> None:
+    rare, common, _ = await told(
+        memory, clock, "Login uses a TOKEN of the gateway", "The gateway is in Oslo", "Lunch is at noon"
+    )
+    found = await memory.search("s", "token gateway")
+    assert [each["id"] for each in found] == [rare, common]
+    assert found[0]["score"] > found[1]["score"] > 0
+    assert await memory.search("s", "bicycle") == []
+
+
+async def test_of_equal_memories_the_newest_comes_first_and_the_limit_cuts(memory: Memory, clock: ManualClock) -> None:
+    ids = await told(memory, clock, "apples one", "apples two", "apples three")
+    assert [each["id"] for each in await memory.search("s", "apples", 2)] == [ids[2], ids[1]]
+
+
+async def test_a_word_finds_longer_words_and_the_tags(memory: Memory, clock: ManualClock) -> None:
+    (login,) = await told(memory, clock, "Authentication goes by certificate")
+    tagged = await memory.store("s", "Ask Grace", ["billing"])
+    assert [each["id"] for each in await memory.search("s", "auth")] == [login]
+    assert [each["id"] for each in await memory.search("s", "Billing")] == [tagged]
+
+
+async def test_the_same_text_is_one_memory_with_all_of_its_tags(memory: Memory, clock: ManualClock) -> None:
+    first = await memory.store("s", "The key is under the mat", ["house"])
+    clock.advance(5)
+    again = await memory.store("s", "The key is under the mat ", ["garden", "house"])
+    assert first == again
+    kept = await memory.retrieve("s", first)
+    assert kept["tags"] == ["garden", "house"]
+    assert kept["stored_ms"] == 1_700_000_000_000
+
+
+async def test_scopes_do_not_see_one_another(memory: Memory) -> None:
+    kept = await memory.store("ada", "Salary is 5")
+    assert await memory.search("grace", "salary") == []
+    with pytest.raises(UserError, match=f"memory 'grace' has nothing under '{kept}'"):
+        await memory.retrieve("grace", kept)
+    assert not await memory.forget("grace", kept)
+    assert (await memory.retrieve("ada", kept))["text"] == "Salary is 5"
+
+
+async def test_consolidated_the_newest_wording_stands_and_all_others_are_kept(
+    memory: Memory, clock: ManualClock
+) -> None:
+    old, other, new = await told(
+        memory, clock, "deploy the shop on friday at noon", "the cat sleeps", "Deploy the shop on Friday, at noon today"
+    )
+    assert await memory.consolidate("s") == {"before": 3, "after": 2}
+    kept = await memory.retrieve("s", old)
+    assert kept["id"] == new
+    assert kept["text"] == "Deploy the shop on Friday, at noon today"
+    assert kept["earlier"] == ["deploy the shop on friday at noon"]
+    assert (await memory.retrieve("s", other))["earlier"] == []
+    assert [each["id"] for each in await memory.search("s", "deploy")] == [new]
+
+
+async def test_ids_lead_to_what_stands_after_several_consolidations(memory: Memory, clock: ManualClock) -> None:
+    ids = await told(memory, clock, "a b c d e f g h", "a b c d e f g i")
+    await memory.consolidate("s", 0.7)
+    ids += await told(memory, clock, "a b c d e f g j")
+    assert await memory.consolidate("s", 0.7) == {"before": 2, "after": 1}
+    assert [(await memory.retrieve("s", each))["id"] for each in ids] == [ids[2]] * 3
+    assert (await memory.retrieve("s", ids[0]))["earlier"] == ["a b c d e f g i", "a b c d e f g h"]
+    assert await memory.store("s", "a b c d e f g h", ["letters"]) == ids[2]
+    assert (await memory.retrieve("s", ids[2]))["tags"] == ["letters"]
+
+
+async def test_what_is_forgotten_is_gone_with_its_earlier_wordings(memory: Memory, clock: ManualClock) -> None:
+    ids = await told(memory, clock, "a b c d e", "a b c d e!")
+    await memory.consolidate("s")
+    assert await memory.forget("s", ids[0])
+    for each in ids:
+        with pytest.raises(UserError, match="has nothing under"):
+            await memory.retrieve("s", each)
+    assert await memory.search("s", "a") == []
+
+
+async def test_known_secrets_are_hidden_in_what_is_stored(memory: Memory) -> None:
+    keep_secret("hunter2-of-the-memory")
+    kept = await memory.store("s", "log in with hunter2-of-the-memory")
+    assert (await memory.retrieve("s", kept))["text"] == f"log in with {HIDDEN}"
+
+
+async def test_a_long_text_is_shown_in_part_and_given_whole(memory: Memory) -> None:
+    kept = await memory.store("s", "long " * 1000)
+    (found,) = await memory.search("s", "long")
+    assert (len(found["text"]), found["cut"]) == (2000, True)
+    assert len((await memory.retrieve("s", kept))["text"]) == 4999
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.store("", "a"), "memory: scope is empty"),
+        (lambda m: m.store("s", "  "), "memory: the text is empty"),
+        (lambda m: m.store("s", "x" * 65_537), "has 65,537 characters"),
+        (lambda m: m.store("s", "a", "word"), "tags='word'"),
+        (lambda m: m.search("s", "a", 0), "limit=0"),
+        (lambda m: m.search("s", "a", 51), "limit=51"),
+        (lambda m: m.consolidate("s", 0.1), "similarity=0.1"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(memory: Memory, call: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        await call(memory)  # type: ignore[operator]
+
+
+async def test_a_full_scope_takes_what_it_knows_and_nothing_new(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.mcp.memory._MEMORIES_MOST", 2)
+    for text in ("one", "two", "one"):
+        await memory.store("s", text)
+    with pytest.raises(UserError, match="memory 's' holds 2 texts"):
+        await memory.store("s", "three")
+
+
+async def test_a_file_is_used_by_several_at_once_and_outlives_them(tmp_path: Path) -> None:
+    files = [MemoryFile(tmp_path), MemoryFile(tmp_path)]
+    memories = [Memory(each) for each in files]
+    await asyncio.gather(*(memories[n % 2].store("s", "shared", [f"t{n}"]) for n in range(10)))
+    (kept,) = await memories[0].search("s", "shared")
+    assert kept["tags"] == [f"t{n}" for n in range(10)]
+    for file in files:
+        file.close()
+    again = MemoryFile(tmp_path)
+    assert (await Memory(again).retrieve("s", kept["id"]))["text"] == "shared"
+    again.close()
+    assert (tmp_path / "memory.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_no_memory_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "memory.db").write_text("a diary, " * 1000)
+    with pytest.raises(UserError, match=rf"memory {tmp_path}/memory.db: file is not a database"):
+        MemoryFile(tmp_path)
+
+
+async def test_the_four_tools_work_on_one_scope(memory: Memory) -> None:
+    search, store, retrieve, consolidate = memory.tools("team")
+    names = [each.name for each in (search, store, retrieve, consolidate)]
+    assert names == ["cortex_search", "cortex_store", "cortex_retrieve", "cortex_consolidate"]
+    kept = await store(**store.arguments('{"text": "Ada likes tea", "tags": ["ada"]}'))
+    assert [each["id"] for each in await search(**search.arguments('{"query": "tea", "limit": 5}'))] == [kept["id"]]
+    assert (await retrieve(id=kept["id"]))["text"] == "Ada likes tea"
+    assert await consolidate() == {"before": 1, "after": 1}
+    assert [str(each.effect) for each in (search, store, retrieve, consolidate)] == [
+        "read",
+        "idempotent",
+        "read",
+        "idempotent",
+    ]
+
+
+texts = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8).map(" ".join), max_size=12, unique=True)
+
+
+@given(texts, st.sampled_from([0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0]))
+def test_the_leaders_are_those_that_a_comparison_of_all_with_all_finds(texts: list[str], similarity: float) -> None:
+    standing = {text: {"text": text, "stored_ms": n % 5} for n, text in enumerate(texts)}
+    expected: dict[str, str] = {}
+    alone: list[str] = []
+    for each in sorted(standing, key=lambda each: (-standing[each]["stored_ms"], each)):
+        mine = set(each.split())
+        shares = [(len(mine & set(o.split())) / len(mine | set(o.split())), o) for o in alone]
+        near = [(-share, -standing[o]["stored_ms"], o) for share, o in shares if share >= similarity]
+        if near:
+            expected[each] = min(near)[2]
+        else:
+            alone.append(each)
+    assert _leaders(standing, similarity) == expected
+
+
+@given(texts, st.randoms(use_true_random=False))
+def test_consolidation_loses_no_text_and_does_not_depend_on_the_order(texts: list[str], random: object) -> None:
+    async def consolidated(order: list[str]) -> list[tuple[str, list[str]]]:
+        clock = ManualClock()
+        memory = Memory(StateMemories(MapState(MemoryBackend(BackendConfig()), "n")), clock=clock)
+        ids = [await memory.store("s", text) for text in order]
+        await memory.consolidate("s", 0.6)
+        return sorted({(m["text"], tuple(m["earlier"])) for m in [await memory.retrieve("s", each) for each in ids]})
+
+    shuffled = list(texts)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    result = asyncio.run(consolidated(texts))
+    assert result == asyncio.run(consolidated(shuffled))
+    assert sorted(text for whole, earlier in result for text in (whole, *earlier)) == sorted(texts)
