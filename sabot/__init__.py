@@ -63,6 +63,7 @@ from sabot.errors import (
     Overloaded,
     RowErrors,
     SabotError,
+    StorageLost,
     TransientError,
     UserError,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "Sink",
     "Source",
     "SqlSink",
+    "StorageLost",
     "Stream",
     "Timer",
     "Token",

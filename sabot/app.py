@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -59,7 +60,10 @@ if TYPE_CHECKING:
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
 
-__all__ = ["App", "StateView"]
+__all__ = ["IMPORTING", "App", "StateView"]
+
+IMPORTING = ContextVar("IMPORTING", default=False)
+"""Whether a program is being imported by somebody who will start its app."""
 
 _log = logging.getLogger(__name__)
 
@@ -391,6 +395,11 @@ class App(DeclaresAgents):
 
         SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it in good order, unless other code handles them; Python handles a second one.
         """
+        if IMPORTING.get():
+            raise UserError(
+                f"app {self.id} would run while its program is imported, and then once more",
+                hint="`sabot run` starts it: put app.main() under if __name__ == '__main__'",
+            )
         self._warn_of_loose_ends()
         try:
             await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop))

@@ -5,6 +5,7 @@ SabotError(message, *, hint=)
 │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
 │   ├── JobLocked          another worker runs this job, or holds this directory
+│   ├── StorageLost        the directory of a running job's checkpoints was removed
 │   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
 │   ├── CorruptJournal     a journal that cannot be read; names the place
@@ -68,6 +69,7 @@ __all__ = [
     "PolicyDenied",
     "RowErrors",
     "SabotError",
+    "StorageLost",
     "TransientError",
     "UserError",
     "short_repr",
@@ -129,6 +131,10 @@ class MissingExtra(UserError, ImportError):
 
 class JobLocked(UserError):
     """Another live process owns the directory or the job."""
+
+
+class StorageLost(UserError):
+    """The directory of the checkpoints was removed, or emptied, while its job ran: nothing of the run can be saved any more."""
 
 
 class CorruptCheckpoint(UserError):

@@ -6,7 +6,8 @@ from typing import Any
 
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.node import walk
+from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Coordinator
 from sabot.errors import UserError
 from sabot.runtime.job import Job
@@ -49,6 +50,12 @@ class AgentRuntime:
         """A stream that runs with the app."""
         if self.job.started:
             raise UserError("the app runs already", hint="say where streams go (.to) before the start")
+        sources = [node.source for node in walk([end]) if isinstance(node, Read)]
+        if isinstance(end, Write) and isinstance(end.sink, str) and end.sink in sources:
+            raise UserError(
+                f"to({end.sink!r}): this stream reads {end.sink}, so each of its results would be its input again, without end",
+                hint="write into another topic",
+            )
         self.writes.append(end)
 
     async def start_all(self) -> None:

@@ -30,7 +30,7 @@ from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
-from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
+from sabot.errors import CheckpointFailed, JobLocked, SabotError, StorageLost, UserError
 from sabot.exits import EXITS, carried
 from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
@@ -418,7 +418,7 @@ class Coordinator:
             if isinstance(error, SabotError):
                 why, hint = error.message, error.hint
             self._fail(flight, why, hint=hint, cause=error)
-            if isinstance(error, JobLocked):
+            if isinstance(error, JobLocked | StorageLost):
                 self.on_lost(error)
             elif isinstance(error, EXITS):
                 self.on_lost(carried(error, "the user's snapshot"))

@@ -2,7 +2,7 @@
 
 import uuid
 
-from sabot.checkpoint.places import Place, this_worker
+from sabot.checkpoint.places import LocalPlace, Place, this_worker
 from sabot.checkpoint.protocol import (
     Claim,
     Mark,
@@ -16,7 +16,7 @@ from sabot.checkpoint.protocol import (
     stale_claims,
 )
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import InternalError, JobLocked
+from sabot.errors import InternalError, JobLocked, StorageLost
 
 __all__ = ["Ownership", "claims_in", "marks_in"]
 
@@ -66,10 +66,28 @@ class Ownership:
                 return
 
     def check(self) -> None:
-        """Raises JobLocked when another worker has taken the job over since."""
+        """Raises JobLocked when another worker has taken the job over since, and StorageLost as `check_place`."""
+        self.check_place()
         owner = overtaken_by(self.mine, claims_in(self._place))
         if owner is not None:
             raise self._taken(owner)
+
+    def check_place(self) -> None:
+        """Raises StorageLost where the claim of this worker is no more in its directory: somebody has removed it, or what it held.
+
+        In an object store a rule on the age of objects may have removed the claim, which costs nothing there.
+        """
+        if self.claim is None or not isinstance(self._place, LocalPlace):
+            return
+        try:
+            there = self.claim in claims_in(self._place)
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise StorageLost(
+                f"{self._place.where} was removed, or emptied, while the job ran: nothing of this run can be saved any more",
+                hint="start the job again: it begins with what is there then",
+            )
 
     def tidy(self) -> None:
         """Removes the claims that nobody needs any more."""

@@ -214,6 +214,8 @@ class CheckpointStorage:
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._job.check_place()
             raise CheckpointFailed(
                 f"it could not be written to {self.directory}: {error.strerror or error}",
                 hint=f"{hint}; the next checkpoint tries again" if (hint := hint_of(error)) else "",

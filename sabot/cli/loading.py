@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from sabot.app import App
+from sabot.app import IMPORTING, App
 from sabot.errors import UserError
 
 __all__ = ["WrongUse", "load_app"]
@@ -48,9 +48,13 @@ def load_app(target: str) -> App:
         ) from None
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    with _explained_coroutines():
-        module = _import(name)
-        gc.collect()  # so that a coroutine in a reference cycle is reported here, and not at exit
+    importing = IMPORTING.set(True)
+    try:
+        with _explained_coroutines():
+            module = _import(name)
+            gc.collect()  # so that a coroutine in a reference cycle is reported here, and not at exit
+    finally:
+        IMPORTING.reset(importing)
     _refuse_another(module, Path(folder, *name.split(".")))
     return _app_of(module, attribute)
 

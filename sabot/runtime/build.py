@@ -228,7 +228,7 @@ class Build:
         inferred = source.infer_schema()
         if inferred is not None:
             return inferred
-        return wait_for_columns(node.name, source, self.settings.clock, self._is_stopped)
+        return wait_for_columns(node.name, source, self.settings.clock, self._is_stopped, self.settings.first_record_s)
 
     def _is_stopped(self) -> bool:
         return self.cancelled.is_set() or self.settings.stop_asked()

@@ -23,17 +23,21 @@ class StoppedEarly(SabotError):
     """The app was stopped while it waited for the first records of a stream."""
 
 
-def wait_for_columns(name: str, source: Source, clock: Clock, stopped: Callable[[], bool]) -> pa.Schema:
+def wait_for_columns(
+    name: str, source: Source, clock: Clock, stopped: Callable[[], bool], first_record_s: float
+) -> pa.Schema:
     """The columns of the first records of a topic, read by a source of its own, which is closed again. Blocking, until they come.
 
-    name: of the stream. Raises StoppedEarly when `stopped()`, UserError for records that are no JSON objects.
+    name: of the stream. Raises StoppedEarly when `stopped()`; UserError for records that are no JSON objects, and where none has come
+    after so many seconds.
     """
     codec = JsonCodec()
     source.open(None, "earliest")
     try:
         rows: list[pa.RecordBatch] = []
         count, deadline = 0, float("inf")
-        patience = clock.monotonic() + _PATIENCE_SECONDS
+        begun = clock.monotonic()
+        patience = begun + _PATIENCE_SECONDS
         while count < _INFERENCE_ROWS and clock.monotonic() < deadline:
             if stopped():
                 raise StoppedEarly(f"stream {name}: stopped before its first record came")
@@ -44,6 +48,11 @@ def wait_for_columns(name: str, source: Source, clock: Clock, stopped: Callable[
                 deadline = min(deadline, clock.monotonic() + _SETTLE_SECONDS)
             elif source.exhausted:
                 break
+            elif not rows and clock.monotonic() > begun + first_record_s:
+                raise UserError(
+                    f"stream {name}: no record has come in {first_record_s:g} s, and without one its columns are not known",
+                    hint="give it schema=, or send a record first; app.run() and `sabot run` wait for it",
+                )
             elif not rows and clock.monotonic() > patience:
                 patience = float("inf")
                 _log.warning("stream %s: waiting for its first record, to learn its columns (schema= says them)", name)

@@ -8,6 +8,7 @@ checkpoints of agents and streams together. What is open from a start to its sto
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -33,6 +34,9 @@ __all__ = ["Job"]
 
 _log = logging.getLogger(__name__)
 
+_FIRST_RECORD_SECONDS = (
+    10.0  # `start` waits for the first record of a stream without a schema; `run` as long as it takes
+)
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
 
 
@@ -148,6 +152,7 @@ class Job:
                 origin=self._origin,
                 metrics=self.metrics,
                 stop_asked=self._stop_asked,
+                first_record_s=math.inf if self._in_run else _FIRST_RECORD_SECONDS,
                 heed=self._heed,
             )
             try:

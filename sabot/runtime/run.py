@@ -63,13 +63,13 @@ class Run:
         origin: Origin,
         metrics: Metrics,
         stop_asked: asyncio.Event,
+        first_record_s: float,
         heed: Callable[[BaseException | None], None],
     ) -> None:
-        """stop_asked: set when the user asks for a stop. heed: gets every failure, as a failure may be the user's request to exit."""
+        """stop_asked: set when the user asks for a stop. first_record_s: see Settings. heed: gets every failure, which may be an exit."""
         self.app = app
         self.agents = agents
-        # The failure that ended the run, if it did not come from one of its tasks.
-        self.failure: SabotError | None = None
+        self.failure: SabotError | None = None  # that ended the run, if it did not come from one of its tasks
         # The first agent's failure that made linked streams stand still, where nobody waits for the run to end.
         self.stalled_by: SabotError | None = None
         self.running = False  # everything is open, and the stop has not begun
@@ -86,14 +86,14 @@ class Run:
         self._origin = origin
         self._metrics = metrics
         self._stop_asked = stop_asked
+        self._first_record_s = first_record_s
         self._heed = heed
         self._loop = asyncio.get_running_loop()
         self._engines = RunEngines()
         self._broken: asyncio.Future[None] = self._loop.create_future()
         self._over = False  # a failure from now on does not concern the next run
         self._awaited = False  # `until_over` waits, and will raise what sets `_broken`
-        # The agents' state or a sink has failed, so no further checkpoint is possible.
-        self._agents_broken = asyncio.Event()
+        self._agents_broken = asyncio.Event()  # their state or a sink has failed: no further checkpoint is possible
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
@@ -198,6 +198,7 @@ class Run:
             gates=app.gates,
             reprocess=app.reprocess,
             stop_asked=self._stop_asked.is_set,
+            first_record_s=self._first_record_s,
         )
 
     async def _open_jobs(self, manifest: Manifest | None, settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The settings of an app, and those of one run, which its parts share and which do not change."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,4 +96,6 @@ class Settings:
     """What decides on what they ask, the first one first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
+    first_record_s: float = math.inf
+    """How long a start waits for the first record of a stream whose columns nobody has said."""
     stop_asked: Callable[[], bool] = lambda: False

@@ -4,15 +4,16 @@ import asyncio
 import io
 import json
 import logging
+import shutil
 import threading
 
 import pytest
 import rich.console
 
 import sabot
-from sabot import App, CsvSink, NdjsonSource, UserError, col, files, tumbling
+from sabot import App, CsvSink, NdjsonSource, SabotError, StorageLost, UserError, col, files, tumbling
 from sabot.cli.running import _run
-from sabot.testing import ListSink, MemoryBroker
+from sabot.testing import ListSink, ManualClock, MemoryBroker
 from tools.agent_tools import bounded, until
 
 ROWS = [{"x": n % 7, "m": n % 5, "y": n, "ts": n * 100} for n in range(700)]
@@ -225,3 +226,48 @@ async def test_a_service_that_does_not_answer_gathers_no_channel_full_of_rows_at
     await until(lambda: sum(answered) == rows)
     await app.stop(drain=True)
     assert sorted(row["k"] for row in sink.rows) == list(range(rows))
+
+
+def test_a_stream_into_its_own_source_is_refused():
+    """It filled its topic for ever; also behind a union, where the topic is one of two."""
+    app = App("round")
+    orders = app.stream("orders", schema={"a": "int64"})
+    with pytest.raises(UserError, match=r"to\('orders'\): this stream reads orders"):
+        orders.union(app.stream("more", schema={"a": "int64"})).filter(col("a") > 1).to("orders")
+    orders.to("copies")
+
+
+async def test_a_start_without_a_record_says_what_it_lacks(memory_url):
+    """`start()` on an empty topic waited for ever for columns that only its caller could send."""
+    clock = ManualClock(1_000.0)
+    app = App("first", broker=memory_url, clock=clock)
+    app.stream("orders").to("copies")
+    starting = asyncio.ensure_future(app.start())
+    await until(lambda: app.agent_runtime.job.starting)
+
+    def refused():
+        clock.advance(1.0)
+        return starting.done()
+
+    await until(refused)
+    with pytest.raises(UserError, match=r"stream orders: no record has come in 10 s.*schema="):
+        await starting
+    await bounded(app.stop())
+
+
+@pytest.mark.parametrize("made_again", [False, True], ids=["gone", "empty"])
+async def test_a_state_directory_that_is_removed_ends_the_run(memory_url, tmp_path, made_again):
+    """It went on without results, and said at each checkpoint that the job goes on."""
+    app = App("gone", broker=memory_url, state=tmp_path / "state", checkpoint_interval=3600)
+    app.stream("orders", schema={"k": "string"}).key_by("k").aggregate(n=sabot.count()).to("counts")
+    await app.start()
+    await app.send("orders", {"k": "a"})
+    await app.agent_runtime.trigger_checkpoint()
+    shutil.rmtree(tmp_path / "state")
+    if made_again:
+        (tmp_path / "state" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(SabotError, match=r"checkpoints was removed, or emptied, while the job ran"):
+        await app.agent_runtime.trigger_checkpoint()
+    assert isinstance(app.agent_runtime.job.failure, StorageLost)
+    with pytest.raises(StorageLost):
+        await bounded(app.stop())

@@ -121,7 +121,9 @@ def _stated(path: str, number: int) -> DataFile:
     except OSError as error:
         raise UserError(
             f"file {path!r} cannot be read: {error.strerror}",
-            hint=hint_of(error, f"the current folder is {os.getcwd()!r}"),
+            hint=hint_of(
+                error, f"the current folder is {os.getcwd()!r}; files are written by NdjsonSink, CsvSink, ParquetSink"
+            ),
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise UserError(
