@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sabot.mcp.memory import FoundMemory, Memory, MemoryFile, MemoryHome, Remembered, StateMemories
+    from sabot.mcp.memory import FoundMemory, Memory, MemoryFile, MemoryKeeping, Remembered, StateMemories
 
-__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryHome", "Remembered", "StateMemories"]
+__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"]
 
 _HOMES = {
-    "sabot.mcp.memory": ("FoundMemory", "Memory", "MemoryFile", "MemoryHome", "Remembered", "StateMemories"),
+    "sabot.mcp.memory": ("FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"),
 }
 
 

@@ -35,7 +35,7 @@ from sabot.redaction import without_secrets
 from sabot.state import MapState
 from sabot.threads import aside
 
-__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryHome", "Remembered", "StateMemories"]
+__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"]
 
 StoredMemory: TypeAlias = dict[str, Any]
 """A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
@@ -76,7 +76,7 @@ class Remembered(TypedDict):
     earlier: list[str]
 
 
-class MemoryHome(Protocol):
+class MemoryKeeping(Protocol):
     """Keeps records by scope and id."""
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
@@ -199,7 +199,7 @@ class Memory:
     A scope holds 10,000 memories, a text 65,536 characters; known secrets of this process are hidden in what is stored.
     """
 
-    def __init__(self, home: MemoryHome, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, home: MemoryKeeping, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._home = home
         self._clock = clock
 

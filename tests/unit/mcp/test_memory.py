@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.mcp import Memory, MemoryFile, MemoryHome, StateMemories
+from sabot.mcp import Memory, MemoryFile, MemoryKeeping, StateMemories
 from sabot.mcp.memory import _leaders
 from sabot.redaction import HIDDEN, keep_secret
 from sabot.state import BackendConfig, MapState, MemoryBackend
 
 
 @pytest.fixture(params=["file", "state"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryHome]:
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryKeeping]:
     if request.param == "state":
         yield StateMemories(MapState(MemoryBackend(BackendConfig()), "notes"))
         return
@@ -32,7 +32,7 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def memory(home: MemoryHome, clock: ManualClock) -> Memory:
+def memory(home: MemoryKeeping, clock: ManualClock) -> Memory:
     return Memory(home, clock=clock)
 
 
