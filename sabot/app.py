@@ -141,6 +141,7 @@ class App(DeclaresAgents):
         self.reprocess: set[str] = set()
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
+        self.metrics_host = "127.0.0.1"
         self.agent_runtime = AgentRuntime(self)
         self.jobs, self.actions = outside(self)
         self._begun: list[Read] = []  # streams that were begun, over the life of the app
@@ -167,6 +168,7 @@ class App(DeclaresAgents):
         parallelism: int | None = None,
         fresh: bool | None = None,
         metrics_port: int | None = None,
+        metrics_host: str | None = None,
         restart: str | None = None,
         redeliver: str | None = None,
         from_: str | None = None,
@@ -179,7 +181,8 @@ class App(DeclaresAgents):
         reprocess: durable agents whose records are read again, each as a new job: what they do is done again.
         from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
         redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
-        metrics_port: serves figures to Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
+        metrics_port: serves `/metrics` for Prometheus, `/healthz` and `/ready` while the app runs (0: a free port, see the log), on
+        127.0.0.1 unless metrics_host names another address of this machine (0.0.0.0: all). Nobody is asked who they are.
         """
         if broker is not None:
             parse_broker(broker)
@@ -217,6 +220,8 @@ class App(DeclaresAgents):
             if not 0 <= metrics_port <= 65535:
                 raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
             self.metrics_port = metrics_port
+        if metrics_host is not None:
+            self.metrics_host = checked_text(metrics_host, "metrics_host")
 
     @property
     def state_backend(self) -> StateBackend | None:

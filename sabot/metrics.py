@@ -11,17 +11,16 @@ Durations are kept as a histogram (`Durations`), to which each batch adds one. R
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sabot.errors import MissingExtra, UserError
+from sabot.probes import Page, PageServer
 
 __all__ = ["Durations", "Metrics", "Sample", "Value", "minus", "plus"]
 
 _log = logging.getLogger(__name__)
-
-_HOST = "127.0.0.1"
 
 Value = float | tuple[float, ...]  # a tuple is the result of Durations.read
 _Key = tuple[str, str, str, str]  # name, operator, topic, partition
@@ -126,19 +125,24 @@ class Metrics:
 
     `lasting` yields the samples of objects that live as long as the app; `follow` adds those of a job. When that job is over (`settle`)
     its counters are kept, so that no counter ever goes back within a process, whatever a restore did. The scraping thread calls both,
-    one scrape at a time. All methods may be called from any thread.
+    one scrape at a time. All methods may be called from any thread. probes: further paths of the port, and what makes their pages.
     """
 
-    def __init__(self, app: str, lasting: Callable[[], Iterable[Sample]]) -> None:
+    def __init__(
+        self,
+        app: str,
+        lasting: Callable[[], Iterable[Sample]],
+        probes: Mapping[str, Callable[[], Page]] | None = None,
+    ) -> None:
         self.port: int | None = None  # of the server; None while there is none
         self._app = app
         self._lasting = lasting
+        self._probes = dict(probes or {})
         self._job: Callable[[], Iterable[Sample]] | None = None
         self._past: dict[_Key, Value] = {}
         self._scrapes = 0
         self._lock = threading.Lock()
-        self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._server: PageServer | None = None
 
     def follow(self, job: Callable[[], Iterable[Sample]]) -> None:
         """From now on each scrape includes the samples of this job."""
@@ -157,32 +161,35 @@ class Metrics:
         client = _client()
         return str(client.generate_latest(self._registry(client)).decode())
 
-    def serve(self, port: int) -> int:
-        """Answers scrapes on 127.0.0.1:`port` in a thread until `close`; 0 takes a free port. Returns the port.
+    def serve(self, port: int, host: str = "127.0.0.1") -> int:
+        """Answers scrapes of `/metrics`, and the probes, on host:port in threads until `close`; 0 takes a free port. Returns the port.
 
-        Raises MissingExtra, and UserError for a port that cannot be had.
+        Raises MissingExtra, and UserError for an address that cannot be had.
         """
         client = _client()
+        registry = self._registry(client)
+
+        def figures(accept: str) -> Page:
+            encoded, content_type = client.exposition.choose_encoder(accept)
+            return Page(200, content_type, encoded(registry))
+
+        pages = {path: lambda accept, make=make: make() for path, make in self._probes.items()}
         try:
-            self._server, self._thread = client.start_http_server(port, addr=_HOST, registry=self._registry(client))
+            self._server = PageServer(host, port, {"/metrics": figures, **pages})
         except OSError as error:
             raise UserError(
-                f"metrics cannot be served on {_HOST}:{port}: {error.strerror or error}",
-                hint="give another --metrics-port; 0 takes a free one",
+                f"metrics cannot be served on {host}:{port}: {error.strerror or error}",
+                hint="give another --metrics-port (0 takes a free one), or --metrics-host",
             ) from error
-        self.port = int(self._server.server_port)
-        _log.info("metrics of app %s: http://%s:%d/metrics", self._app, _HOST, self.port)
+        self.port = self._server.port
+        _log.info("metrics of app %s: http://%s:%d/metrics", self._app, host, self.port)
         return self.port
 
     def close(self) -> None:
         """Ends the server and frees the port; blocks up to half a second. Idempotent."""
-        server, thread = self._server, self._thread
-        self._server = self._thread = self.port = None
+        server, self._server, self.port = self._server, None, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
-        if thread is not None:
-            thread.join()
+            server.close()
 
     def statistics(self) -> dict[str, int]:
         """`scrapes` so far; `port` of the server, 0 without one."""
@@ -234,6 +241,7 @@ def _client() -> Any:
     try:
         import prometheus_client
         import prometheus_client.core
+        import prometheus_client.exposition
     except ImportError as error:
         raise MissingExtra("--metrics-port", "metrics") from error
     return prometheus_client

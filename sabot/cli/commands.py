@@ -84,7 +84,10 @@ Reprocess = Annotated[
     typer.Option(metavar="AGENT", help="Read the records of this durable agent again: what it does is done again."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
-MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve /metrics, /healthz, /ready.")
+]
+MetricsHost = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where: 127.0.0.1 by default.")]
 From = Annotated[
     str | None,
     typer.Option("--from", metavar="SAVEPOINT", help="Start from this savepoint; DIR@ID for one of several in it."),
@@ -132,6 +135,7 @@ def run(
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     from_: From = None,
     redeliver: Redeliver = None,
     restart: Restart = None,
@@ -148,6 +152,7 @@ def run(
         "forget_effects": forget_effects or None,
         "reprocess": reprocess or None,
         "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
         "from_": from_,
         "redeliver": redeliver,
         "restart": restart,
@@ -170,6 +175,7 @@ def worker(
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     from_: From = None,
     redeliver: Redeliver = None,
     restart: Restart = None,

@@ -9,6 +9,7 @@ checkpoints of agents and streams together. What is open from a start to its sto
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,21 +23,21 @@ from sabot.exits import Exit, exit_in
 from sabot.journal import Journal
 from sabot.kafka import open_source
 from sabot.metrics import Metrics, Sample
+from sabot.probes import Page, page_of
 from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
-from sabot.threads import Handle, to_the_end
+from sabot.threads import Handle, tell, to_the_end
 
 __all__ = ["Job"]
 
 _log = logging.getLogger(__name__)
 
-_FIRST_RECORD_SECONDS = (
-    10.0  # `start` waits for the first record of a stream without a schema; `run` as long as it takes
-)
+_ANSWER_SECONDS = 5.0  # for the event loop to answer a probe
+_FIRST_RECORD_SECONDS = 10.0  # that `start` waits for the first record of a stream without a schema; `run` waits on
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
 
 
@@ -51,7 +52,7 @@ class Job:
         self.coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
         self.coordinator.on_complete.append(lambda manifest: self._followed())
         self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_failed()
-        self.metrics = Metrics(app.id, self._samples)
+        self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
@@ -418,6 +419,31 @@ class Job:
         yield Sample("sabot_restarts_total", self.restarts)
         if self._run is not None:
             yield from self._run.samples()
+
+    # -- probes, called from the threads of their server --------------------------------------------------------------
+
+    def _healthz(self) -> Page:
+        """Whether this process should live on: the event loop answers, and nothing has ended the run."""
+        why = "" if self.failure is None else self.failure.message
+        loop, answered = self._loop, threading.Event()
+        if loop is None or loop.is_closed():
+            why = why or "the event loop has ended"
+        else:
+            tell(loop, answered.set)
+            if not answered.wait(_ANSWER_SECONDS):
+                why = why or f"the event loop has not answered for {_ANSWER_SECONDS:g} s: a function blocks it"
+        return page_of({"app": self.app.id, "healthy": not why, "why": why}, good=not why)
+
+    def _readiness(self) -> Page:
+        """Whether everything is open and works: not while it starts or stops, nor with an agent that has failed."""
+        failed = self.failure or self.stalled_by
+        why = "" if failed is None else failed.message
+        if not self.started:
+            why = why or ("the app is starting" if self.starting else "the app is stopping")
+        if broken := [name for name, agent in self.agents.items() if agent.error is not None]:
+            why = why or f"agents have failed: {', '.join(broken)}"
+        checkpoint = self.coordinator.statistics()["last_id"]
+        return page_of({"app": self.app.id, "ready": not why, "why": why, "checkpoint": checkpoint}, good=not why)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

@@ -113,7 +113,7 @@ class Run:
         for agent in self.agents.values():
             agent.starts(app.broker, app.kafka)
         if app.metrics_port is not None:
-            self._metrics.serve(app.metrics_port)
+            self._metrics.serve(app.metrics_port, app.metrics_host)
         self._origin.begin()
         # Not on the event loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await to_the_end(aside(self._open))

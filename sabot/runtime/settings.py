@@ -35,6 +35,7 @@ class AppSettings(Protocol):
     listener: Listener | None
     reprocess: set[str]
     metrics_port: int | None
+    metrics_host: str
     parallelism: int
     memory_budget_bytes: int
     start_at: str | int

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import http.client
 import itertools
+import json
 import sys
 import threading
 from pathlib import Path
@@ -247,6 +248,66 @@ async def test_the_figures_are_served_while_the_app_runs_and_no_longer(app: App)
     with pytest.raises(ConnectionRefusedError):
         http.client.HTTPConnection("127.0.0.1", port, timeout=10).connect()
     assert app.statistics()["metrics"]["port"] == 0
+
+
+async def asked(port: int, path: str, method: str = "GET") -> tuple[int, Any]:
+    """Status and body of a page."""
+
+    def ask() -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            body = answer.read().decode()
+            return answer.status, json.loads(body) if answer.headers["Content-Type"] == "application/json" else body
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(ask)
+
+
+async def test_health_and_readiness_are_told_beside_the_figures(app: App) -> None:
+    @app.agent("orders", on_error="fail")
+    async def work(ctx: Any) -> None:
+        raise ValueError("no luck")
+
+    app.configure(metrics_port=0)
+    async with started(app):
+        port = app.statistics()["metrics"]["port"]
+        assert await asked(port, "/healthz") == (200, {"app": "shop", "healthy": True, "why": ""})
+        assert await asked(port, "/ready?verbose") == (
+            200,
+            {"app": "shop", "ready": True, "why": "", "checkpoint": 0},
+        )
+        assert (await asked(port, "/metrics", "HEAD")) == (200, "")
+        status, body = await asked(port, "/")
+        assert (status, body) == (404, "there is /healthz, /metrics, /ready\n")
+        assert (await asked(port, "/metrics", "POST"))[0] == 501
+        publish(app, "orders", [1])
+        await until(lambda: state_of(app, "work") == "failed")
+        status, report = await asked(port, "/ready")
+        assert (status, report["ready"], report["why"]) == (503, False, "agents have failed: shop.work")
+
+
+async def test_an_event_loop_that_is_blocked_is_not_healthy(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.runtime.job._ANSWER_SECONDS", 0.05)
+    sorting_out(app)
+    app.configure(metrics_port=0)
+    async with started(app):
+        port = app.statistics()["metrics"]["port"]
+        found: list[Any] = []
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            found.append((answer.status, json.loads(answer.read())["why"]))
+            connection.close()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()  # on the loop, which is blocked by this
+    assert found == [(503, "the event loop has not answered for 0.05 s: a function blocks it")]
 
 
 async def test_a_port_that_is_taken_is_an_error_that_names_it_and_nothing_stays_open(app: App, memory_url: str) -> None:

@@ -1,0 +1,81 @@
+"""The small HTTP server of a worker: pages that are made when they are asked for, such as figures and the state of its health."""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+__all__ = ["Page", "PageServer", "page_of"]
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 10.0  # for a client that sends nothing, or takes nothing
+
+
+class Page(NamedTuple):
+    """What a path answers."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def page_of(report: Mapping[str, Any], *, good: bool) -> Page:
+    """A report as JSON: 200 where all is good, else 503, which makes Kubernetes and load balancers act."""
+    status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+    return Page(status, "application/json", json.dumps(report).encode() + b"\n")
+
+
+class PageServer:
+    """Answers GET and HEAD of the given paths, each request in a thread; other paths are 404, other methods 501.
+
+    pages: path -> what makes its page of the value of the request's Accept header. Raises OSError where the address cannot be had.
+    """
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[str], Page]]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = _PATIENCE_SECONDS
+            server_version, sys_version = "sabot", ""
+
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                make = pages.get(path)
+                if make is None:
+                    there = ", ".join(sorted(pages))
+                    page = Page(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", f"there is {there}\n".encode())
+                else:
+                    page = make(self.headers.get("Accept", ""))
+                self.send_response(page.status)
+                self.send_header("Content-Type", page.content_type)
+                self.send_header("Content-Length", str(len(page.body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(page.body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """A scrape each few seconds is no news."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                error = sys.exception()
+                if not isinstance(error, OSError):  # a client that went away is no news either
+                    _log.error("a page could not be made", exc_info=error)
+
+        self._server = Server((host, port), Handler)
+        self.port = int(self._server.server_port)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="sabot-probes", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the server and frees the port; blocks up to half a second. Call it once."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
