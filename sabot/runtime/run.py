@@ -290,7 +290,7 @@ class Run:
             tell(self._loop, self._coordinator.beat)
 
     def _streams_over(self, over: asyncio.Future[None]) -> None:
-        failure = _failure_of(over)
+        failure = None if over.cancelled() else over.exception()
         self._heed(failure)
         if failure is not None and self._agents is not None:
             self._agents.task.streams_failed()
@@ -545,7 +545,3 @@ async def _all_over(running: list[asyncio.Future[None]]) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in done:
             one.result()
-
-
-def _failure_of(over: asyncio.Future[None]) -> BaseException | None:
-    return None if over.cancelled() else over.exception()
