@@ -61,11 +61,12 @@ def ledger(
                 "written": each.output_tokens,
                 "in_doubt": each.doubt_tokens,
                 "cost": str(each.cost),
+                "cost_in_doubt": str(each.doubt_cost),
                 "unpriced": each.unpriced,
             }
             for each in found
         ]
-        _print(rows, json, [*words, "calls", "read", "written", "in_doubt", "cost", "unpriced"])
+        _print(rows, json, [*words, "calls", "read", "written", "in_doubt", "cost", "cost_in_doubt", "unpriced"])
 
     quietly(work)
 

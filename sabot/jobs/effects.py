@@ -17,7 +17,7 @@ import msgspec
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.derived import question_token
-from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, judged
+from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun
@@ -71,7 +71,7 @@ class Effects:
         if not desk.runs(live) or (desk.stopping and not ask.noted):
             return
         if ask.noted:
-            if ask.ordinal in live.job.open:
+            if ask.ordinal in live.job.open and live.job.history.end is None:  # else nobody waits for it
                 self._go_on(live, ask)
         elif self._gate is not None and (kind := ask.gated) is not None:
             self._decide(live, ask, kind, self._gate)
@@ -105,6 +105,10 @@ class Effects:
             except UserError as error:  # the function asks for it with something else than it did
                 self._refused(live, ask, error.message)
                 return
+            if self._gate is not None and verdict.decision is not Decision.DENY:
+                job = live.job
+                told = job.history.told.get(ask.ordinal, 0)
+                self._gate.reopen(job.effect_id(ask), job.history.begin.agent, job.behalf, verdict, told)
             if not self._allowed(live, ask, verdict):
                 return
         match ask.kind:
@@ -179,6 +183,8 @@ class Effects:
             return
         ask.attempt += 1
         ask.doubt = ""
+        if self._gate is not None:
+            self._gate.again(live.job.effect_id(ask))
         entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
         self._make(live, ask, self._desk.append(entry, live))
 
@@ -191,12 +197,12 @@ class Effects:
 
     def reopen(self, job: OpenJob) -> None:
         """What was decided of the open effects of a job in an earlier run holds."""
-        if self._gate is None:
+        if self._gate is None or job.ended is not None:
             return
-        for ordinal, note in job.decided.items():
-            verdict = decode_verdict(note)
-            if verdict is not None and verdict.decision is not Decision.DENY:
-                self._gate.reopen(EffectId(job.job_id, ordinal), job.agent, job.behalf, verdict)
+        for ordinal, each in job.decided.items():
+            if each.verdict.decision is not Decision.DENY:
+                effect = EffectId(job.job_id, ordinal, each.attempt)
+                self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told)
 
     def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:
         """What may become of it is decided, now or, where that takes time, beside."""

@@ -24,7 +24,7 @@ import msgspec
 
 from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
-from sabot.journal.base import JournalReader
+from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
@@ -205,13 +205,22 @@ class EffectGate:
         """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
         return b""
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
-        """An earlier run has decided so, and the call has no result yet: what was reserved is reserved again."""
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+        """It was decided so before, and the call, whose last attempt this is (0: none was made), may be made again: what was reserved is
+        reserved again. told: the last attempt whose use is recorded. A call that is open already is left as it is.
+        """
+
+    def again(self, effect: EffectId) -> None:
+        """This attempt of an open call is about to be made; those before it have no result."""
+
+    def ended(self, job_id: str, at_ms: int) -> bytes:
+        """END of the job is about to be recorded: calls of it that are open have no result. Returns what they may have used, for it."""
+        return b""
 
     def over(self, job_id: str) -> None:
-        """The job has ended: what of it is open will have no result."""
+        """The job has ended, now or before the start: what was decided of its open calls does not count any more."""
 
-    async def open(self, journal: JournalReader) -> None:
+    async def open(self, journal: Journal) -> None:
         """No job has begun. What it must know of results of earlier runs, it reads there."""
 
     async def flush(self) -> None:
@@ -269,17 +278,27 @@ class EffectGates(EffectGate):
         used = [gate.settle(effect, kind, name, outcome, body, at_ms) for gate in self._gates]
         return next(filter(None, used), b"")
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
         """As `EffectGate.reopen`."""
         for gate in self._gates:
-            gate.reopen(effect, agent, behalf, verdict)
+            gate.reopen(effect, agent, behalf, verdict, told)
+
+    def again(self, effect: EffectId) -> None:
+        """As `EffectGate.again`."""
+        for gate in self._gates:
+            gate.again(effect)
+
+    def ended(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGate.ended`. One of them says what may have been used."""
+        used = [gate.ended(job_id, at_ms) for gate in self._gates]
+        return next(filter(None, used), b"")
 
     def over(self, job_id: str) -> None:
         """As `EffectGate.over`."""
         for gate in self._gates:
             gate.over(job_id)
 
-    async def open(self, journal: JournalReader) -> None:
+    async def open(self, journal: Journal) -> None:
         """As `EffectGate.open`."""
         for gate in self._gates:
             await gate.open(journal)

@@ -52,8 +52,8 @@ class History:
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
     the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
-    base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms: the time up to the last entry (`last_ms`), in all histories
-    of the job, without that in which it was parked.
+    told: of each effect the last attempt whose use is recorded. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
+    the time up to the last entry (`last_ms`), in all histories of the job, without that in which it was parked.
     """
 
     begin: Begin
@@ -69,6 +69,7 @@ class History:
     approvals: dict[int, Intent] = field(default_factory=dict)
     failed_children: set[int] = field(default_factory=set)
     verdicts: dict[str, Answer] = field(default_factory=dict)
+    told: dict[int, int] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
     ran_ms: int = 0
@@ -129,8 +130,17 @@ class History:
                 self.verdicts[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():
                 self.deliveries.append(entry)
+                if isinstance(entry, EffectResult) and entry.usage:
+                    self.told[entry.ordinal] = entry.attempt
             case End():
                 self.end = entry
+                if entry.usage:
+                    self._tell_open()
+
+    def _tell_open(self) -> None:
+        """END has recorded what calls without a result may have used."""
+        over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
+        self.told |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def ran_until(self, now_ms: int) -> int:
         """`ran_ms`, up to now."""
@@ -163,6 +173,12 @@ class History:
         """The question was about an effect, and none of the function's own."""
         asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
         return any(each is not None and each.token == answer.token for each in asked)
+
+    def attempt_of(self, intent: Intent) -> int:
+        """The last one of this effect; 0: a person has to allow it first."""
+        verdict = decode_verdict(intent.note)
+        asks = verdict is not None and verdict.decision is Decision.ASK
+        return self.tries.get(intent.ordinal, 0 if asks else 1)
 
     def approval(self, ordinal: int) -> Answer | None:
         """What a person has said to the question whether this effect may be made; None: nothing yet, or nobody was asked."""

@@ -459,11 +459,11 @@ class JobHost:
 
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
-        job_id = live.job.job_id
-        labels = live.job.behalf.labels
+        job_id, labels = live.job.job_id, live.job.behalf.labels
         if live.job.history.end is None:
             self._effects.leave(live)
-            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels), live)
+            used = self._gate.ended(job_id, self.now_ms())
+            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
         del self._agents[job_id]
         self.log.unapplied.pop(job_id, None)

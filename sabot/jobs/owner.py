@@ -12,12 +12,12 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
-from sabot.jobs.gate import NOBODY, Behalf
+from sabot.jobs.gate import NOBODY, Behalf, GateVerdict
 from sabot.jobs.history import Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.journal import Body, End, Entry, Journal, Position
 
-__all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
+__all__ = ["DecidedEffect", "Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
 
 Verdict = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
@@ -26,10 +26,20 @@ Item = Callable[[], Awaitable[None] | None]
 """Something that the host's task does in its turn."""
 
 
+class DecidedEffect(NamedTuple):
+    """An effect that was decided, and has no result. attempt: its last one; 0: a person has to allow it first. told: the last attempt whose
+    use an END of the job has recorded.
+    """
+
+    verdict: GateVerdict
+    attempt: int
+    told: int = 0
+
+
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
     ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
-    behalf, run: of its last BEGIN. decided: the notes of its intents that have no result, by ordinal.
+    behalf, run: of its last BEGIN. decided: what was decided of its effects that have no result, by ordinal.
     """
 
     job_id: str
@@ -44,7 +54,7 @@ class OpenJob(NamedTuple):
     last: Position | None = None
     begun_ms: int = 0
     behalf: Behalf = NOBODY
-    decided: Mapping[int, bytes] = MappingProxyType({})
+    decided: Mapping[int, DecidedEffect] = MappingProxyType({})
     run: int = 1
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from sabot.jobs.gate import Behalf
-from sabot.jobs.owner import OpenJob
-from sabot.journal import Begin, EffectResult, End, Intent, JournalReader, Position, StoredBody
+from sabot.jobs.gate import Behalf, Decision, decode_verdict
+from sabot.jobs.owner import DecidedEffect, OpenJob
+from sabot.journal import Attempt, Begin, EffectResult, End, Intent, JournalReader, Position, StoredBody
+from sabot.journal.base import MAY_BEGIN_AGAIN
 
 __all__ = ["last_begin", "open_jobs", "unapplied_jobs", "whole_entries"]
 
@@ -24,19 +25,28 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
-    decided: dict[str, dict[int, bytes]] = {}
+    decided: dict[str, dict[int, DecidedEffect]] = {}
     for position, entry in reader.read():
         lasts[entry.job] = position
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
             ends.pop(entry.job, None)
-        elif isinstance(entry, Intent) and entry.note:
-            decided.setdefault(entry.job, {})[entry.ordinal] = entry.note
+        elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
+            attempt = 0 if verdict.decision is Decision.ASK else 1
+            decided.setdefault(entry.job, {})[entry.ordinal] = DecidedEffect(verdict, attempt)
+        elif isinstance(entry, Attempt) and entry.job in decided and entry.ordinal in decided[entry.job]:
+            before = decided[entry.job][entry.ordinal]
+            decided[entry.job][entry.ordinal] = DecidedEffect(before.verdict, entry.attempt, before.told)
         elif isinstance(entry, EffectResult) and entry.job in decided:
             decided[entry.job].pop(entry.ordinal, None)
         elif isinstance(entry, End) and entry.job in begun:
-            decided.pop(entry.job, None)
+            left = {
+                at: DecidedEffect(each.verdict, each.attempt, told=each.attempt)
+                for at, each in decided.pop(entry.job, {}).items()
+            }
+            if left and entry.outcome in MAY_BEGIN_AGAIN:
+                decided[entry.job] = left
             covered = position.offset < positions.get(position.partition, 0)
             if covered and unapplied.get(entry.job) != position:
                 del begun[entry.job], lasts[entry.job]

@@ -21,7 +21,6 @@ from sabot.jobs.derived import job_seed, question_token
 from sabot.jobs.gate import (
     Behalf,
     CallKind,
-    Decision,
     GateVerdict,
     Price,
     decode_verdict,
@@ -391,8 +390,7 @@ class JobRun:
         if intent is not None:
             ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
             ask.verdict = decode_verdict(intent.note)
-            unasked = ask.verdict is not None and ask.verdict.decision is Decision.ASK
-            ask.attempt = self.history.tries.get(ordinal, 0 if unasked else 1)
+            ask.attempt = self.history.attempt_of(intent)
             if not ask.attempt and ordinal in self.history.approvals and self.history.approval(ordinal) is None:
                 ask.token = self.history.approvals[ordinal].token
         if awaited:

@@ -157,13 +157,16 @@ class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
 
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
-    """The job is over. result: a short reference to what came of it; body: the output, or the error; labels: of what it has seen."""
+    """The job is over. result: a short reference to what came of it; body: the output, or the error; labels: of what it has seen. usage:
+    what its calls that have no result may have used, as the ledger encodes it.
+    """
 
     outcome: str
     result: str = ""
     digest: bytes = b""
     body: Body = b""
     labels: tuple[str, ...] = ()
+    usage: bytes = b""
 
 
 Entry = Begin | Attempt | Intent | EffectResult | Answer | Signal | Cancel | End

@@ -136,6 +136,7 @@ async def test_the_command_line_says_what_was_used_and_what_may_be(
         "written": 50,
         "in_doubt": 0,
         "cost": "0.000600",
+        "cost_in_doubt": "0",
         "unpriced": 0,
     }
     assert [row["calls"] for row in rows] == [1] * 4

@@ -3,27 +3,28 @@
     decide ─▶ reserved, in the INTENT ─▶ RESULT, with the row as its usage ─▶ the ledger
 
 The journal is the authority. A row is made of a RESULT and named by its effect and attempt, so the ledger can be made anew from the journal
-(`rows_of`), and no crash or replay counts a call twice. An attempt of which no result is recorded (a crash, a connection that broke) may
-have been paid: it is a row of type "doubt", with what was reserved for it.
+(`rows_of`), and no crash or replay counts a call twice: a row is written when its entry is durable, and so none outlives it. An attempt of
+which no result is recorded (a crash, a connection that broke, a job that has ended meanwhile: then END has it) may have been paid: it is a
+row of type "doubt", with what was reserved for it.
 """
 
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
-from sabot.agents.accounts.ledger import Ledger, LedgerEvent
+from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
 from sabot.jobs.values import unpack, unpack_error
-from sabot.journal import EffectId, JournalReader
-from sabot.journal.entries import EffectResult, Entry
+from sabot.journal import EffectId, Journal, JournalReader
+from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
@@ -48,12 +49,41 @@ _FREE = frozenset(
 """Errors of calls that no vendor is paid for."""
 
 
-class _Open(NamedTuple):
-    """A call without a result."""
+@dataclass(slots=True)
+class _Open:
+    """A call without a result. attempt: the last one; 0: a person has to allow it first. told: the last one that has a row. wanted: what
+    an attempt may use.
+    """
 
     scope: str
     principal: str
+    agent: str
+    kind: CallKind
+    name: str
     wanted: Amounts
+    attempt: int = 1
+    told: int = 0
+
+    def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
+        """Of an attempt of which nobody knows what it has used."""
+        return LedgerEvent(
+            event_id=f"{_name(effect)}/{attempt}",
+            type="tool" if self.kind == "tool" else "doubt",
+            scope_id=self.scope,
+            agent=self.agent,
+            job_id=effect.job,
+            principal_id=self.principal,
+            name=self.name,
+            reserved_tokens=self.wanted.tokens,
+            cost=self.wanted.cost or None,
+            at_ms=at_ms,
+        )
+
+    def doubts(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
+        """Rows of attempts of a model before this one that have none: they have no result, and may have been paid."""
+        if self.kind != "model":
+            return []
+        return [self.row(effect, attempt, at_ms) for attempt in range(self.told + 1, before)]
 
 
 class LedgerGate(EffectGate):
@@ -63,6 +93,7 @@ class LedgerGate(EffectGate):
         """closes: the ledger belongs to who runs the jobs, and is closed with them."""
         self.ledger = ledger
         self._closes = closes
+        self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
         self._ready: set[str] = set()  # scopes whose accounts are loaded
 
@@ -94,7 +125,8 @@ class LedgerGate(EffectGate):
             else:
                 self.ledger.hold(name, call.scope, wanted)
         if decision is not Decision.DENY:
-            opened = _Open(call.scope, call.principal, wanted)
+            attempt = 0 if decision is Decision.ASK else 1
+            opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
         return GateVerdict(
             decision,
@@ -130,29 +162,64 @@ class LedgerGate(EffectGate):
         if effect.attempt == 0:  # a person has refused it
             self.ledger.release(_name(effect), opened.scope)
             return b""
-        row = _row(effect, kind, name, opened, outcome, body, at_ms)
-        rows = [*_doubts(row, effect), row]
-        for each in rows[:-1]:
-            self.ledger.record(each)
-        self.ledger.record(row, _name(effect))
-        return msgspec.msgpack.encode(row)
+        doubt = opened.row(effect, effect.attempt, at_ms)
+        row = _settled(doubt, kind, name, outcome, body)
+        if kind == "model" and opened.told >= effect.attempt:
+            row = msgspec.structs.replace(row, settles=doubt.amounts)
+        self._reserve(effect, opened, 0)
+        return self._recorded([*opened.doubts(effect, effect.attempt, at_ms), row])
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
-        """As `EffectGate.reopen`: what the earlier attempt may have used, and what the next one may."""
-        scope = behalf.scope or agent.rpartition(".")[0]
-        wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), int(verdict.tokens > 0))
-        opened = _Open(scope, behalf.principal, wanted)
-        self._open.setdefault(effect.job, {})[effect.ordinal] = opened
-        self.ledger.hold(_name(effect), scope, wanted.plus(wanted))
+    def _recorded(self, rows: list[LedgerEvent]) -> bytes:
+        """The rows count, and are written when what has them as its usage is durable. -> that."""
+        for each in rows:
+            self.ledger.record(each, durable=self._durable)
+        return _encode(rows) if rows else b""
+
+    def _reserve(self, effect: EffectId, opened: _Open, attempts: int) -> None:
+        """What so many attempts may use, in place of what was reserved."""
+        if attempts > 0:
+            tokens, cost, calls = opened.wanted
+            self.ledger.hold(_name(effect), opened.scope, Amounts(tokens * attempts, cost * attempts, calls * attempts))
+        else:
+            self.ledger.release(_name(effect), opened.scope)
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+        """As `EffectGate.reopen`: what earlier attempts may have used, and what the next one may."""
+        job = self._open.setdefault(effect.job, {})
+        if effect.ordinal in job:
+            return
+        scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
+        wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), int(bool(name)))
+        kind: CallKind = "model" if name else "tool"
+        opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, told)
+        job[effect.ordinal] = opened
+        self._reserve(effect, opened, effect.attempt + 1 - told)
+
+    def again(self, effect: EffectId) -> None:
+        """As `EffectGate.again`."""
+        opened = self._open.get(effect.job, {}).get(effect.ordinal)
+        if opened is not None:
+            opened.attempt = effect.attempt
+            self._reserve(effect, opened, effect.attempt - opened.told)
+
+    def ended(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGate.ended`: each attempt of a call of a model that has no row is one in doubt."""
+        rows = []
+        for ordinal, opened in self._open.get(job_id, {}).items():
+            effect = EffectId(job_id, ordinal)
+            rows += opened.doubts(effect, opened.attempt + 1, at_ms)
+            self._reserve(effect, opened, 0)
+        return self._recorded(rows)
 
     def over(self, job_id: str) -> None:
         """As `EffectGate.over`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
-            self.ledger.release(_name(EffectId(job_id, ordinal)), opened.scope)
+            self._reserve(EffectId(job_id, ordinal), opened, 0)
 
-    async def open(self, journal: JournalReader) -> None:
+    async def open(self, journal: Journal) -> None:
         """As `EffectGate.open`: rows that a crash has left out are written."""
         await brought_up(self.ledger, journal)
+        self._durable = journal.flush
 
     async def flush(self) -> None:
         """As `EffectGate.flush`."""
@@ -160,7 +227,13 @@ class LedgerGate(EffectGate):
 
     async def close(self) -> None:
         """As `EffectGate.close`."""
-        await (self.ledger.close() if self._closes else self.ledger.flush())
+        try:
+            await self.ledger.flush()
+        finally:  # rows whose entries are not durable may be in no journal
+            if self._durable is not None:
+                self.ledger.leave(self._durable)
+            if self._closes:
+                await self.ledger.close()
 
     def _close(self, effect: EffectId) -> _Open | None:
         job = self._open.get(effect.job)
@@ -174,67 +247,37 @@ def _name(effect: EffectId) -> str:
     return f"{effect.job}/{effect.ordinal}"
 
 
-def _row(
-    effect: EffectId, kind: CallKind, name: str, opened: _Open, outcome: str, body: bytes, at_ms: int
-) -> LedgerEvent:
-    """What this call has used. An answer that does not say its tokens counts with what was reserved."""
-    row = LedgerEvent(
-        event_id=f"{_name(effect)}/{effect.attempt}",
-        type="model" if kind == "model" else "tool",
-        scope_id=opened.scope,
-        job_id=effect.job,
-        principal_id=opened.principal,
-        name=name,
-        reserved_tokens=opened.wanted.tokens,
-        at_ms=at_ms,
-    )
+def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
+    """What the call has used, in place of what it may. An answer that does not say its tokens counts with what was reserved."""
     if kind != "model":
-        return row
+        return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
         free = unpack_error(body).type in _FREE
-        return msgspec.structs.replace(row, reserved_tokens=0) if free else msgspec.structs.replace(row, type="doubt")
+        return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
     if answer.cached:
-        return msgspec.structs.replace(row, name=answer.model or row.name, cost=Decimal(0), reserved_tokens=0)
-    usage = answer.usage or Usage(opened.wanted.tokens)
-    return msgspec.structs.replace(
-        row,
-        name=answer.model or row.name,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cost=answer.cost,
-    )
+        made = {"name": answer.model or name, "cost": Decimal(0), "reserved_tokens": 0}
+        return msgspec.structs.replace(row, type="model", **made)
+    usage = answer.usage or Usage(row.reserved_tokens)
+    made = {"name": answer.model or name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+    return msgspec.structs.replace(row, type="model", cost=answer.cost, **made)
 
 
-def _doubts(row: LedgerEvent, effect: EffectId) -> Iterator[LedgerEvent]:
-    """A row for each earlier attempt of a call of a model: it has no result of its own, and may have been paid."""
-    if row.type != "tool":
-        for attempt in range(1, effect.attempt):
-            yield LedgerEvent(
-                event_id=f"{_name(effect)}/{attempt}",
-                type="doubt",
-                scope_id=row.scope_id,
-                job_id=row.job_id,
-                principal_id=row.principal_id,
-                name=row.name,
-                reserved_tokens=row.reserved_tokens,
-                at_ms=row.at_ms,
-            )
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[LedgerEvent]).decode
 
 
 def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
     """The rows of a ledger that these entries are. Raises CorruptJournal."""
     for entry in entries:
-        if not isinstance(entry, EffectResult) or not entry.usage:
-            continue
-        try:
-            row = msgspec.msgpack.decode(entry.usage, type=LedgerEvent)
-        except UNREADABLE as error:
-            raise CorruptJournal(
-                f"job {entry.job}: what effect {entry.ordinal} has used cannot be read: {error}"
-            ) from error
-        yield from _doubts(row, EffectId(entry.job, entry.ordinal, entry.attempt))
-        yield row
+        if isinstance(entry, EffectResult | End) and entry.usage:
+            try:
+                yield from _decode(entry.usage)
+            except UNREADABLE as error:
+                what = (
+                    f"effect {entry.ordinal} has used" if isinstance(entry, EffectResult) else "its calls may have used"
+                )
+                raise CorruptJournal(f"job {entry.job}: what {what} cannot be read: {error}") from error
 
 
 async def brought_up(ledger: Ledger, journal: JournalReader) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -32,7 +32,7 @@ from sabot.errors import UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
-__all__ = ["BudgetExceededError", "Ledger", "LedgerEvent", "LedgerEventType", "LedgerSum", "LedgerWriter"]
+__all__ = ["BudgetExceededError", "Durable", "Ledger", "LedgerEvent", "LedgerEventType", "LedgerSum", "LedgerWriter"]
 
 BudgetExceededError = BudgetExceeded
 """As document 001 calls it."""
@@ -46,7 +46,8 @@ _MOST_WAITING = 10_000  # rows that wait for the writer
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A row. type: what was called; "doubt": nobody knows whether it was, so it may have been paid. name: of the model, or of the tool.
-    cost: in US dollars; None: the price is not known. reserved_tokens: of a doubt, the most that it used. at_ms: since 1970.
+    cost: in US dollars, of a doubt the most that it was; None: the price is not known. reserved_tokens: of a doubt, the most that it used.
+    at_ms: since 1970. agent: whose job it is; no table has it. settles: what a doubt of the same id counts, whose place it takes.
     """
 
     event_id: str
@@ -60,6 +61,8 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     cost: Decimal | None = None
     reserved_tokens: int = 0
     at_ms: int = 0
+    agent: str = ""
+    settles: Amounts | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -72,10 +75,15 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
+    @property
+    def adds(self) -> Amounts:
+        """What a budget counts with it that it did not count before: what settles a doubt takes that back."""
+        return self.amounts.minus(self.settles) if self.settles is not None else self.amounts
+
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens: the most that calls have used of
-    which nobody knows whether they were paid. unpriced: calls of models whose price is not known.
+    """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens, doubt_cost: the most that calls
+    have used of which nobody knows whether they were paid. unpriced: calls of models whose price is not known.
     """
 
     group: tuple[str, ...]
@@ -84,11 +92,16 @@ class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
     doubt_tokens: int
     cost: Decimal
+    doubt_cost: Decimal
     unpriced: int
 
 
+Durable = Callable[[], Awaitable[object]]
+"""Returns when all that was recorded in a journal so far is durable."""
+
+
 class LedgerWriter(Protocol):
-    """Where rows are kept. A row whose id is there already is not written again."""
+    """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for a row that is none."""
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """They are there when it returns."""
@@ -128,7 +141,7 @@ class Ledger:
         ] = {}  # reservations of check_budget, the oldest first
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
-        self._rows: list[LedgerEvent] = []
+        self._rows: list[tuple[LedgerEvent, Durable | None]] = []
         self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
         for budget in budgets:
@@ -279,18 +292,23 @@ class Ledger:
         await self.flush()
         return event
 
-    def record(self, event: LedgerEvent, call: str = "") -> None:
-        """A row, which counts at once and is written soon (`flush`). call: whose reservation it settles.
+    def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
+        """A row, which counts at once and is written soon (`flush`). call: whose reservation it settles. durable: what is waited for before
+        it is written: the journal that has it, so that no row outlives its entry.
 
         Who calls this gives each row once; it is kept once in any case.
         """
         account = self._accounts.get(event.scope_id)
         if account is not None:
             account.release(call)
-            account.add(event.amounts, self._clock.time())
+            account.add(event.adds, self._clock.time())
         self._recorded += 1
-        self._rows.append(event)
+        self._rows.append((event, durable))
         self._begin_writing()
+
+    def leave(self, durable: Durable) -> None:
+        """Rows that still wait for this are not written: their journal is about to be closed, and has them, or not."""
+        self._rows = [each for each in self._rows if each[1] != durable]
 
     def _begin_writing(self) -> None:
         if self._writing is None:
@@ -312,11 +330,13 @@ class Ledger:
 
     async def _write(self) -> Exception | None:
         """Writes what waits. -> why it could not."""
-        rows: list[LedgerEvent] = []
+        rows: list[tuple[LedgerEvent, Durable | None]] = []
         try:
             while self._rows:
                 rows, self._rows = self._rows, []
-                await self.writer.write(rows)
+                for durable in {each for _, each in rows if each is not None}:
+                    await durable()
+                await self.writer.write([event for event, _ in rows])
                 rows = []
         except Exception as error:
             _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), words_of(error))

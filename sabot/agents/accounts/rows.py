@@ -16,7 +16,15 @@ from sabot.errors import UserError, short_repr
 from sabot.journal.tables import connected, explained, transaction
 from sabot.threads import aside, to_the_end
 
-__all__ = ["DATABASE", "GROUPS", "InMemoryLedgerWriter", "SqliteLedgerWriter", "checked_groups", "sum_of_row"]
+__all__ = [
+    "DATABASE",
+    "GROUPS",
+    "SETTLES",
+    "InMemoryLedgerWriter",
+    "SqliteLedgerWriter",
+    "checked_groups",
+    "sum_of_row",
+]
 
 
 DATABASE = "ledger.db"
@@ -72,7 +80,9 @@ class InMemoryLedgerWriter:
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`."""
         for event in events:
-            self._rows.setdefault(event.event_id, event)
+            before = self._rows.get(event.event_id)
+            if before is None or (before.type == "doubt" and event.type != "doubt"):
+                self._rows[event.event_id] = event
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -96,7 +106,8 @@ class InMemoryLedgerWriter:
                 input_tokens=sum(each.input_tokens for each in events),
                 output_tokens=sum(each.output_tokens for each in events),
                 doubt_tokens=sum(each.reserved_tokens for each in events if each.type == "doubt"),
-                cost=sum((each.cost or Decimal(0) for each in events), Decimal(0)),
+                cost=sum((each.cost or Decimal(0) for each in events if each.type != "doubt"), Decimal(0)),
+                doubt_cost=sum((each.cost or Decimal(0) for each in events if each.type == "doubt"), Decimal(0)),
                 unpriced=sum(each.type == "model" and each.cost is None for each in events),
             )
             for group, events in sorted(groups.items())
@@ -113,13 +124,19 @@ CREATE TABLE IF NOT EXISTS runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT 
 CREATE INDEX IF NOT EXISTS ledger_of_scope ON runtime_ledger (scope_id, timestamp);
 CREATE INDEX IF NOT EXISTS ledger_by_time ON runtime_ledger (timestamp);
 """
-_INSERT = "INSERT INTO runtime_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING"
+SETTLES = (  # a doubt makes room for what is known
+    "ON CONFLICT (event_id) DO UPDATE SET type = excluded.type, name = excluded.name, input_tokens = excluded.input_tokens, "
+    "output_tokens = excluded.output_tokens, total_tokens = excluded.total_tokens, reserved_tokens = excluded.reserved_tokens, "
+    "cost = excluded.cost, timestamp = excluded.timestamp WHERE runtime_ledger.type = 'doubt' AND excluded.type <> 'doubt'"
+)
+_INSERT = f"INSERT INTO runtime_ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {SETTLES}"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), coalesce(exact_sum(cost), '0'), "
     "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
 )
 _SUMS = (
-    "count(*), sum(input_tokens), sum(output_tokens), sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END), exact_sum(cost), "
+    "count(*), sum(input_tokens), sum(output_tokens), sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END), "
+    "exact_sum(CASE type WHEN 'doubt' THEN NULL ELSE cost END), exact_sum(CASE type WHEN 'doubt' THEN cost END), "
     "sum(type = 'model' AND cost IS NULL) FROM runtime_ledger WHERE timestamp >= ?"
 )
 
@@ -224,7 +241,7 @@ def _row(event: LedgerEvent) -> tuple[Any, ...]:
 
 def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
     """A row of a query: so many words of the group, then the figures in their order."""
-    calls, read, written, doubt, cost, unpriced = row[words:]
+    calls, read, written, doubt, cost, doubt_cost, unpriced = row[words:]
     return LedgerSum(
         group=tuple(row[:words]),
         calls=calls,
@@ -232,5 +249,6 @@ def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
         output_tokens=written,
         doubt_tokens=doubt,
         cost=Decimal(cost),
+        doubt_cost=Decimal(doubt_cost),
         unpriced=unpriced,
     )

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
-from operator import attrgetter
 from typing import Any
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
-from sabot.agents.accounts.rows import GROUPS, checked_groups, sum_of_row
+from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
 from sabot.threads import aside, to_the_end
 
@@ -28,7 +27,7 @@ _INSERT = (  # as arrays, in one statement
     "INSERT INTO runtime_ledger (event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, total_tokens, "
     f"reserved_tokens, cost, timestamp) SELECT r.a, r.b, r.c, r.d, r.e, r.f, r.g, r.h, r.g + r.h, r.i, r.j, {_TIME.format('r.k')} "
     "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], "
-    "%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) ON CONFLICT (event_id) DO NOTHING"
+    f"%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) {SETTLES}"
 )
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
@@ -36,13 +35,13 @@ _USED = (
 )
 _SUMS = (
     "count(*), sum(input_tokens)::bigint, sum(output_tokens)::bigint, "
-    "sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END)::bigint, coalesce(sum(cost), 0), "
+    "sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END)::bigint, "
+    "coalesce(sum(cost) FILTER (WHERE type <> 'doubt'), 0), coalesce(sum(cost) FILTER (WHERE type = 'doubt'), 0), "
     f"count(*) FILTER (WHERE type = 'model' AND cost IS NULL) FROM runtime_ledger WHERE timestamp >= {_SINCE}"
 )
 _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
     "day": "to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
 }
-_NAME = attrgetter("event_id")
 
 
 class PostgresLedgerWriter:
@@ -58,9 +57,12 @@ class PostgresLedgerWriter:
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
-        rows = [
-            _row(event) for event in sorted(events, key=_NAME)
-        ]  # two writers of equal rows lock them in the same order
+        once: dict[str, LedgerEvent] = {}  # a statement may touch a row once
+        for event in events:
+            before = once.get(event.event_id)
+            if before is None or (before.type == "doubt" and event.type != "doubt"):
+                once[event.event_id] = event
+        rows = [_row(once[name]) for name in sorted(once)]  # two writers of equal rows lock them in the same order
         await to_the_end(aside(self._write, rows))
 
     def _write(self, rows: list[tuple[Any, ...]]) -> None:

@@ -1,23 +1,26 @@
 """The ledger of jobs: rows as often as calls, also over crashes, and never more than the budget has."""
 
+import asyncio
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.jobs.hosting import Agent, entries, hosting, prefix
+from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.gate import LedgerGate, brought_up, rows_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.journal import EffectResult, Intent, MemoryHome, MemoryReader
+from sabot.jobs.values import pack
+from sabot.journal import EffectResult, Intent, Letter, MemoryHome, MemoryJournal, MemoryReader
 from sabot.llm import (
     BudgetExceeded,
     Completion,
     ExecutionEngine,
     ModelUnavailable,
+    OpenAIProvider,
     Price,
     PriceTable,
     RateLimited,
@@ -27,6 +30,7 @@ from sabot.llm import (
     assistant,
     tool,
 )
+from sabot.testing import FakeModelServer
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
 
@@ -154,8 +158,6 @@ async def test_a_cheaper_model_answers_where_the_budget_says_so() -> None:
 
 
 async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
-    from sabot.journal.entries import Letter
-
     for approved in (True, False):
         world, home = World(), MemoryHome(ManualClock(1.0))
         by = gate(max_tokens_daily=200, warn_at=1, exhausted="ask")
@@ -175,7 +177,10 @@ async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("error", "row"),
-    [(RateLimited("slow down"), ("model", "m", 0, None)), (ModelUnavailable("it broke off"), ("doubt", "m", 0, None))],
+    [
+        (RateLimited("slow down"), ("model", "m", 0, None)),
+        (ModelUnavailable("it broke off"), ("doubt", "m", 0, "0.001001")),
+    ],
 )
 async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, row: Any) -> None:
     world = World([error])
@@ -228,6 +233,155 @@ async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> No
     by = gate(max_tokens_daily=10_000)
     async with hosting(cut, Agent(World().job), gate=by, resume=False):
         assert by.ledger._accounts["app"].reserved == Amounts(202, by.ledger._accounts["app"].reserved.cost, 2)
+
+
+# -- calls without a result ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed", "timed out"])
+async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(ends: str) -> None:
+    clock = ManualClock(1_000_000.0)
+    with FakeModelServer("an answer of some words") as server:
+        provider = OpenAIProvider("m", base_url=server.openai_url, api_key="key")
+        engine = ExecutionEngine(provider, retries=0, patience=0, prices=PRICES)
+
+        async def job(ctx: DurableContext) -> Any:
+            model = ctx.llm(engine)
+            await model.complete("one", max_tokens=50)
+            asking = [asyncio.ensure_future(model.complete(each, max_tokens=50)) for each in ("two", "three")]
+            await ctx.wait("go")
+            raise ValueError(f"{len(asking)} answers are not awaited")
+
+        by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+        agent = Agent(job, clock, timeout_s=60 if ends == "timed out" else None)
+        async with hosting(home, agent, gate=by) as running:
+            running.begin("job")
+            await running.until(lambda: len(server.requests) == 1)
+            server.hold()
+            await running.until(lambda: server.in_flight == 2)
+            if ends == "timed out":
+                clock.advance(60)
+            else:
+                kind = "cancel" if ends == "cancelled" else "signal"
+                running.journal.post(Letter(kind, "1" if kind == "signal" else "", job="job", name="go"))
+            await running.over("job")
+            server.release()
+            await running.until(lambda: server.in_flight == 0)
+        await by.ledger.flush()
+        found = [each for each in by.ledger.writer.events if each.type == "doubt"]
+        recorded = sum(each.total_tokens for each in by.ledger.writer.events)
+        counted = server.tokens.total_tokens
+    assert [each.event_id for each in found] == ["job/3/1", "job/4/1"]
+    assert 0 < recorded <= counted <= recorded + sum(each.reserved_tokens for each in found)
+    assert recorded < counted or ends == "timed out", "the calls of a job that is out of time are given up"
+    used = (await by.ledger.used("app"))["daily"]
+    assert used == Amounts(recorded + sum(each.reserved_tokens for each in found), used.cost, 3)
+    assert by.ledger._accounts["app"].reserved == Amounts()
+    anew = gate(clock=clock, max_tokens_daily=10_000)
+    assert await brought_up(anew.ledger, MemoryReader(home)) == 3, "the journal has them"
+    assert (await anew.ledger.used("app"))["daily"] == used
+    await engine.close()
+
+
+async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_twice() -> None:
+    world = World([ModelUnavailable("it broke off"), answer])
+
+    async def job(ctx: DurableContext) -> Any:
+        return (await ctx.llm(world.engine).complete("one", max_tokens=100)).model
+
+    clock = ManualClock(1_000_000.0)
+    by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    agent = Agent(job, clock, verdict="again")
+    async with hosting(home, agent, gate=by) as running:
+        running.begin("job")
+        await running.over("job")
+    await by.ledger.flush()
+    assert {name: row[0] for name, row in rows(by).items()} == {"job/1/1": "doubt", "job/1/2": "model"}
+    used = (await by.ledger.used("app"))["daily"]
+    assert (used.tokens, used.calls) == (101 + 150, 2)
+    anew = gate(clock=clock, max_tokens_daily=10_000)
+    await brought_up(anew.ledger, MemoryReader(home))
+    assert (await anew.ledger.used("app"))["daily"] == used
+
+
+async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None:
+    """Its job has failed, and is begun again in the process that makes the call."""
+    answering = asyncio.Event()
+
+    class Slow(ScriptedProvider):
+        async def complete(self, spec: RequestSpec, *given: Any, **how: Any) -> Completion:
+            await answering.wait()
+            return await super().complete(spec, *given, **how)
+
+    slow = Slow(answer, model="m")
+    engine = ExecutionEngine(slow, retries=0, prices=PRICES)
+    runs: list[int] = []
+
+    async def job(ctx: DurableContext) -> Any:
+        runs.append(1)
+        asking = asyncio.ensure_future(ctx.llm(engine).complete("one", max_tokens=100))
+        if len(runs) == 1:
+            await ctx.wait("go")
+            raise ValueError("not this time")
+        return (await asking).model
+
+    clock = ManualClock(1_000_000.0)
+    by, home = gate(clock=clock, max_tokens_daily=10_000), MemoryHome(clock)
+    agent = Agent(job, clock)
+    async with hosting(home, agent, gate=by) as running:
+        running.begin("job")
+        await running.until(lambda: running.host.statistics()["in_flight"] and running.host.journal.job("job"))
+        running.journal.post(Letter("signal", "1", job="job", name="go"))
+        await running.over("job")
+        assert agent.outcomes == {"job": "failed"}
+        assert (await by.ledger.used("app"))["daily"] == Amounts(101, Decimal("0.001001"), 1)
+        running.host.begin(AGENT, "job", record=pack(None, "input"), key=b"", digest=b"", run=2)
+        await running.until(lambda: len(runs) == 2)
+        answering.set()
+        await running.until(lambda: agent.outcomes == {"job": "succeeded"})
+    await by.ledger.flush()
+    assert rows(by) == {"job/2/1": ("model", "m", 150, "0.000600")}
+    used = Amounts(150, Decimal("0.0006"), 1)
+    assert (await by.ledger.used("app"))["daily"] == used
+    anew = gate(clock=clock, max_tokens_daily=10_000)
+    await brought_up(anew.ledger, MemoryReader(home))
+    assert (await anew.ledger.used("app"))["daily"] == used
+
+
+async def test_no_row_outlives_its_result() -> None:
+    by, home = gate(max_tokens_daily=1000), MemoryHome(ManualClock(1.0))
+    disk = asyncio.Event()
+
+    class SlowDisk(MemoryJournal):
+        async def flush(self) -> dict[int, int]:
+            await disk.wait()
+            return await super().flush()
+
+    journal, agent = SlowDisk(home), Agent(World().job)
+    async with hosting(journal, agent, gate=by) as running:
+        running.begin("job")
+        await running.over("job")
+        assert rows(by) == {}
+        disk.set()
+        await by.ledger.flush()
+        assert len(rows(by)) == 3
+    journal.close()
+
+
+async def test_a_job_that_has_ended_asks_no_model_again_when_it_is_run_over_its_history() -> None:
+    world, clock = World(), ManualClock(1.0)
+
+    async def job(ctx: DurableContext) -> Any:
+        asyncio.ensure_future(ctx.llm(world.engine).complete("not awaited", max_tokens=100))  # noqa: RUF006
+        await ctx.call(world.look, "x")
+
+    home = MemoryHome(clock)
+    await run(home, job, gate(), "job")
+    asked = len(world.provider.requests)
+    async with hosting(home, Agent(job, clock), gate=gate()) as running:  # no checkpoint covers its end
+        await running.over("job")
+        await running.until(lambda: not running.host.statistics()["in_flight"])
+    assert len(world.provider.requests) == asked
 
 
 def test_the_rows_of_a_journal_are_those_of_its_results() -> None:

@@ -243,6 +243,24 @@ async def test_a_row_is_kept_once(writer: LedgerWriter) -> None:
     assert (await writer.used("tenant", 0)).tokens == 3
 
 
+async def test_a_doubt_makes_room_for_what_is_known_and_for_no_other_doubt(writer: LedgerWriter) -> None:
+    doubt = row("1", type="doubt", name="big", reserved_tokens=70, cost=Decimal("0.7"))
+    known = row("1", name="big", input_tokens=10, cost=Decimal("0.1"))
+    await writer.write([doubt])
+    assert await writer.used("tenant", 0) == Amounts(70, Decimal("0.7"), 1)
+    await writer.write([row("1", type="doubt", reserved_tokens=90), known, doubt, row("2", type="doubt")])
+    await writer.write([doubt])
+    assert await writer.used("tenant", 0) == Amounts(10, Decimal("0.1"), 2)
+    _, sums = await writer.sums(["model"], 0)
+    assert (sums.calls, sums.input_tokens, sums.doubt_tokens, sums.cost, sums.doubt_cost) == (
+        1,
+        10,
+        0,
+        Decimal("0.1"),
+        0,
+    )
+
+
 async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> None:
     next_day = round((NOON + 86400) * 1000)
     await writer.write(
@@ -250,7 +268,7 @@ async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> N
             row("1", name="big", input_tokens=10, output_tokens=1, cost=Decimal("0.1")),
             row("2", name="big", input_tokens=20, cost=Decimal("0.2"), at_ms=next_day),
             row("3", name="small", input_tokens=5),
-            row("4", type="doubt", name="small", reserved_tokens=70),
+            row("4", type="doubt", name="small", reserved_tokens=70, cost=Decimal("0.9")),
             row("5", type="tool", name="look", scope_id="other"),
         ]
     )
@@ -259,6 +277,7 @@ async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> N
     big, small = found["tenant", "big"], found["tenant", "small"]
     assert (big.calls, big.input_tokens, big.output_tokens, big.cost) == (2, 30, 1, Decimal("0.3"))
     assert (small.calls, small.doubt_tokens, small.unpriced, small.cost) == (2, 70, 1, Decimal(0))
+    assert (small.doubt_cost, big.doubt_cost) == (Decimal("0.9"), Decimal(0))
     assert [each.group for each in await writer.sums(["day"], 0)] == [("2026-03-31",), ("2026-04-01",)]
     assert [each.group for each in await writer.sums(["tool", "type"], next_day)] == [("", "model")]
     assert [each.calls for each in await writer.sums([], 0)] == [5]

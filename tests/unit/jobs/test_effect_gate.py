@@ -46,7 +46,7 @@ class Judge(EffectGate):
     settled: list[tuple[EffectId, CallKind, str]] = field(default_factory=list)
     dropped: list[EffectId] = field(default_factory=list)
     reopened: list[tuple[EffectId, str, Behalf, GateVerdict]] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         self.asked.append(call)
@@ -59,11 +59,12 @@ class Judge(EffectGate):
         self.settled.append((effect, kind, outcome))
         return self.used
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict) -> None:
-        self.reopened.append((effect, agent, behalf, verdict))
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+        if effect not in [each for each, *_ in self.reopened]:  # told again when the job asks for it
+            self.reopened.append((effect, agent, behalf, verdict))
 
     def over(self, job_id: str) -> None:
-        self.ended.append(job_id)
+        self.gone.append(job_id)
 
 
 def says(verdict: GateVerdict) -> Judge:
@@ -136,7 +137,7 @@ async def test_deny_leaves_the_world_as_it_is_and_the_function_may_catch_it(tmp_
     assert kinds(home) == ["Begin", "Intent", "EffectResult", "End"]
     assert verdicts(home) == [DENY]
     assert gate.settled == [(EffectId("j", 1), "tool", "PolicyDenied")]
-    assert gate.ended == ["j"]
+    assert gate.gone == ["j"]
 
 
 async def test_deny_is_the_error_of_a_job_that_does_not_catch_it() -> None:
@@ -287,7 +288,7 @@ async def test_a_parked_question_is_noted_so_a_start_needs_no_replay() -> None:
     async with hosting(home, Agent(f), gate=gate, notes=notes) as jobs:
         assert jobs.rested == ["j"]
         assert runs["j"] == 1
-        assert [effect for effect, *_ in gate.reopened] == [EffectId("j", 1)]
+        assert [effect for effect, *_ in gate.reopened] == [EffectId("j", 1, 0)]
         await answers(jobs, b'{"approved": true}')
         await jobs.over("j")
         assert jobs.agent.done["j"] == "sent to bob"
