@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock, lasting
-from sabot.errors import JobLocked, JournalFailed, LetterRefused, SabotError, TransientError, UserError
+from sabot.errors import CorruptJournal, JobLocked, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
@@ -265,8 +265,14 @@ class KafkaJournal(TablesReader, SqlJournal):
             )
             seq, self._sure_at = replica.order.seq, lasting()
             with step("claim", replica.topic):
-                self._appender.append(FRAMES, encode_frame(self._me, seq, claim, self._piece_bytes))
+                (offset,) = self._appender.append(FRAMES, encode_frame(self._me, seq, claim, self._piece_bytes))
             replica.catch_up()
+            if replica.next <= offset:
+                raise CorruptJournal(
+                    f"{replica.where} does not give what is in it: the claim is at offset {offset} of {replica.topic}[{FRAMES}], "
+                    f"and {replica.next} is the last one that can be read",
+                    hint=_GONE,
+                )
             if replica.order.writer == self._me:
                 break  # else somebody has written since we looked
         self._claim = claim

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_topic, legal_topic, parse_broker
 from sabot.disk import TemporaryFolder, private
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
@@ -42,7 +43,7 @@ from sabot.journal.tables import (
     transaction,
 )
 from sabot.kafka.client import ANSWER_SECONDS, connection_of, link_of
-from sabot.kafka.log import TopicLog
+from sabot.kafka.log import RecordsGone, TopicLog
 
 __all__ = ["FRAMES", "LETTERS", "Replica", "journal_topic", "trimmed"]
 
@@ -135,15 +136,33 @@ class Replica:
     def catch_up(self) -> bool:
         """Reads what is new, letters first. False: the topic is empty, and has no journal yet."""
         with self._lock:
-            first, end = self.frames_log.bounds(self.topic, FRAMES)
-            if not (self._valid and self.identity) or first > self.next:
-                self._load(first, end)
-            else:
-                self._follow(end)
-            self.frames_log.rest()
-            if self.identity:
-                self.catch_up_letters()
-            return bool(self.identity)
+            deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
+            while True:
+                first, end = self.frames_log.bounds(self.topic, FRAMES)
+                try:
+                    self._catch_up(first, end)
+                except RecordsGone as error:
+                    if not self._is_trimmed(first) or SYSTEM_CLOCK.monotonic() > deadline:
+                        raise self._lost(error.message) from error
+                else:
+                    return bool(self.identity)
+
+    def _catch_up(self, first: int, end: int) -> None:
+        if not (self._valid and self.identity) or first > self.next:
+            self._load(first, end)
+        else:
+            self._follow(end)
+        self.frames_log.rest()
+        if self.identity:
+            self._new_letters(ANSWER_SECONDS)
+
+    def _is_trimmed(self, first: int) -> bool:
+        """Whether the owner deletes the beginning while we read: the frames no longer begin at `first`, or the letters are ahead."""
+        letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
+        return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
+
+    def _lost(self, what: str) -> CorruptJournal:
+        return CorruptJournal(f"{self.where} has lost records: {what}", hint=_ROWS_ARE_GONE)
 
     # -- frames ---------------------------------------------------------------------------------------------------------
 
@@ -213,15 +232,23 @@ class Replica:
                 yield offset, frame
 
     def _records(self, topic_log: TopicLog, partition: int, first: int, end: int) -> Iterator[Any]:
+        if end < first:
+            raise RecordsGone(f"{self.topic}[{partition}] went to offset {first}, and ends at {end} now")
         try:
             yield from topic_log.messages(self.topic, partition, first, end)
+        except RecordsGone:
+            raise
         except DataError as error:
             raise CorruptJournal(f"{self.where}: {error.message}", hint=_ROWS_ARE_GONE) from error
 
     def _apply(self, frames: list[tuple[int, Frame]]) -> None:
         named = max((number for _, frame in frames for number in _letters_of(frame)), default=0)
         if named > self.letters_next:
-            self.catch_up_letters()
+            self._new_letters(ANSWER_SECONDS)
+            if named > self.letters_next:
+                raise RecordsGone(
+                    f"a frame names letter {named}, and {self.topic}[{LETTERS}] ends at {self.letters_next}"
+                )
         with self.writes() as tables:
             for offset, frame in frames:
                 self._applied(tables, offset, frame)
@@ -253,6 +280,12 @@ class Replica:
 
     def catch_up_letters(self, seconds: float = ANSWER_SECONDS) -> None:
         """Reads the letters that are new. Raises BrokerUnavailable after so many seconds."""
+        try:
+            self._new_letters(seconds)
+        except RecordsGone as error:
+            raise self._lost(error.message) from error
+
+    def _new_letters(self, seconds: float) -> None:
         with self._letters_lock:
             _, end = self.frames_log.bounds(self.topic, LETTERS, seconds)  # which does not wait for letters
             letters = []

@@ -26,13 +26,19 @@ from sabot.kafka.client import (
 )
 from sabot.redaction import clean_cause
 
-__all__ = ["TopicAppender", "TopicLog"]
+__all__ = ["RecordsGone", "TopicAppender", "TopicLog"]
 
 log = logging.getLogger("sabot.kafka")
 
 _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
+_DAMAGED = {KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW}
+_OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+
+class RecordsGone(DataError):
+    """The partition has no record at an offset that it had."""
 
 
 class TopicLog:
@@ -109,10 +115,12 @@ class TopicLog:
     def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
         """The committed records with first <= offset < end. Where the last call ended at `first`, the consumer simply goes on.
 
-        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`).
+        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`); RecordsGone for an offset
+        that is before the partition's first one or behind its end (with `auto.offset.reset=error`).
         """
         if first >= end:
             return
+        reached = first
         went_on = self._at == (topic, index, first)
         if not went_on:
             self._consumer.assign([TopicPartition(topic, index, first)])  # replaces the partition that was read before
@@ -126,9 +134,14 @@ class TopicLog:
                 error = message.error()
                 if error is None and message.offset() < end:
                     yield message
+                    reached = message.offset() + 1
                 if error is None:
                     left = max(1, end - 1 - message.offset())
                 if error is None and message.offset() >= end - 1:
+                    if message.offset() >= end and message.offset() >= self.bounds(topic, index)[1]:
+                        raise DataError(
+                            f"{topic}[{index}] is damaged: a record at offset {reached} or behind it says that it is at {message.offset()}"
+                        )
                     if message.offset() == end - 1 and number == len(batch):
                         self._at = (topic, index, end)
                     return
@@ -138,12 +151,15 @@ class TopicLog:
                     if went_on and message.offset() <= first:
                         continue  # of the call before
                     return  # the last stable offset may be before `end` while a transaction is open
-                if error is not None and error.code() == KafkaError._BAD_MSG:
+                if error is not None and error.code() in _DAMAGED:
                     raise DataError(f"{topic}[{index}] is damaged: {said(error)}")
+                if error is not None and error.code() in _OUT_OF_RANGE:
+                    raise RecordsGone(f"{topic}[{index}] has no record at offset {reached}: {said(error)}")
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                     raise explain(error, self._link, topic)
         raise BrokerUnavailable(
-            f"kafka://{self._link.address} gives no records of {topic}[{index}]", hint="is the broker running?"
+            f"kafka://{self._link.address} gives no records of {topic}[{index}] from offset {reached} on",
+            hint="is the broker running, and is the partition whole on its disk? its log tells",
         )
 
 

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -662,24 +664,67 @@ def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(own_kafk
     assert len(found) == told[-1]
 
 
-def test_a_byte_that_changed_on_the_brokers_disk_is_told(own_kafka: Broker, topic: str) -> None:
-    address = f"{own_kafka.url}/{topic}"
-    journal = KafkaJournal(address)
-    for number in range(20):
-        written(journal, Begin(f"job-{number}", 0, body=random.Random(number).randbytes(1000)))
-    journal.close()
+def batches(data: bytes | bytearray) -> list[int]:
+    """Where each batch of a partition's file begins: its offset in 8 bytes, the length of what follows in 4, and that."""
+    starts = [0]
+    while starts[-1] < len(data):
+        starts.append(starts[-1] + 12 + int.from_bytes(data[starts[-1] + 8 : starts[-1] + 12]))
+    return starts
+
+
+def test_what_changed_on_the_brokers_disk_is_told(own_kafka: Broker, topic: str) -> None:
+    def file_of(name: str, partition: int) -> Path:
+        assert own_kafka.folder is not None
+        (file,) = own_kafka.folder.glob(f"data/{topic}-{name}-{partition}/*.log")
+        return file
+
+    def flipped(name: str, byte: int) -> int:
+        """Of the longest batch its version, its offset, or its records. Returns which offset it had."""
+        data = bytearray(file_of(name, FRAMES).read_bytes())
+        start, _ = max(pairwise(batches(data)), key=lambda ends: ends[1] - ends[0])
+        offset = int.from_bytes(data[start : start + 8])
+        data[start + byte] ^= 0x55
+        file_of(name, FRAMES).write_bytes(data)
+        return offset
+
+    def shortened(name: str, partition: int) -> None:
+        """By its last batch."""
+        data = file_of(name, partition).read_bytes()
+        file_of(name, partition).write_bytes(data[: batches(data)[-2]])
+
+    names = ("records", "offset", "version", "frames", "letters")
+    for name in names:
+        journal = KafkaJournal(f"{own_kafka.url}/{topic}-{name}")
+        written(journal, Begin("a", 0), Intent("a", 0, 1, "ask", token="t"))
+        journal.post(Letter("answer", "t"))
+        assert journal.wait_durable(journal.take()[0][0], WAIT)
+        written(journal, Begin("b", 0, body=random.Random(1).randbytes(3000)))
+        written(journal, Begin("c", 0))
+        journal.close()
+    opened_before = KafkaJournalReader(f"{own_kafka.url}/{topic}-frames")
     own_kafka.stop()
     assert own_kafka.folder is not None
-    (file,) = own_kafka.folder.glob(f"data/{topic}-0/*.log")
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x55
-    file.write_bytes(data)
+    assert (own_kafka.folder / "data" / ".kafka_cleanshutdown").exists()  # else it would cut the files itself
+    in_records, in_offset, in_version = flipped("records", 500), flipped("offset", 7), flipped("version", 16)
+    shortened("frames", FRAMES)
+    shortened("letters", LETTERS)
     own_kafka.start()
-    for opened in (KafkaJournal, KafkaJournalReader):
-        with pytest.raises(
-            CorruptJournal, match=rf"journal {address}: {topic}\[0\] is damaged: .* at offset \d+ .*CRC"
-        ):
-            opened(address)
+    for name, why in {
+        "records": rf": {topic}-NAME\[0\] is damaged: .* at offset {in_records} .*CRC",
+        "offset": rf": {topic}-NAME\[0\] is damaged: a record at offset {in_offset} or behind it says that it is at {in_offset ^ 0x55}",
+        "version": rf": {topic}-NAME\[0\] is damaged: .*Magic.* at offset {in_version}",
+        "letters": rf" has lost records: a frame names letter 1, and {topic}-letters\[1\] ends at 0",
+    }.items():
+        address = f"{own_kafka.url}/{topic}-{name}"
+        for opened in (KafkaJournal, KafkaJournalReader, KafkaInbox):
+            with pytest.raises(CorruptJournal, match=f"journal {address}{why.replace('NAME', name)}") as error:
+                opened(address)
+            assert "bring back a copy of the topic" in error.value.hint
+    with pytest.raises(
+        CorruptJournal, match=rf"has lost records: {topic}-frames\[0\] went to offset \d+, and ends at \d+ now"
+    ):
+        opened_before.job("a")
+    opened_before.close()
 
 
 # -- from a shell -----------------------------------------------------------------------------------------------------

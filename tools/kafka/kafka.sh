@@ -147,7 +147,7 @@ stop() {
         local pid
         pid=$(cat "$pid_file")
         kill "$pid"
-        for _ in $(seq 150); do
+        for _ in $(seq 600); do # one that is killed looks through its logs when it starts, and cuts them
             running || break
             sleep 0.1
         done
