@@ -140,7 +140,8 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "WithColumns",
 }
 
-SHARED_NAMES = {  # Budget, Ledger, Operator, OperatorContext: document 001 calls them so
+SHARED_NAMES = {  # AgentError, Budget, Ledger, Operator, OperatorContext: the documents call them so
+    "AgentError",
     "Budget",
     "Ledger",
     "Operator",

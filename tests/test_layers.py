@@ -26,6 +26,7 @@ ORDER = [
     "threads",
     "watch",
     "metrics",
+    "process",
     "arrays",
     "_cython",
     "codecs",

@@ -1,0 +1,64 @@
+"""Agents that are processes: a supervisor, itself a process, that starts and owns every child of a worker; their streams, limits and ends.
+
+`import sabot` loads nothing of it, and neither does the supervisor, which needs the standard library alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sabot.process.client import Child, Command, ExitStatus, ProcessUsage, Supervisor
+    from sabot.process.errors import (
+        AgentError,
+        CommunicationError,
+        ExecutionError,
+        InvalidContext,
+        IoError,
+        NotFound,
+        ProviderError,
+        SpawnFailed,
+        Timeout,
+    )
+    from sabot.process.streams import ChildInput, ChildOutput
+
+__all__ = [
+    "AgentError",
+    "Child",
+    "ChildInput",
+    "ChildOutput",
+    "Command",
+    "CommunicationError",
+    "ExecutionError",
+    "ExitStatus",
+    "InvalidContext",
+    "IoError",
+    "NotFound",
+    "ProcessUsage",
+    "ProviderError",
+    "SpawnFailed",
+    "Supervisor",
+    "Timeout",
+]
+
+_HOMES = {
+    "sabot.process.client": ("Child", "Command", "ExitStatus", "ProcessUsage", "Supervisor"),
+    "sabot.process.errors": (
+        "AgentError",
+        "CommunicationError",
+        "ExecutionError",
+        "InvalidContext",
+        "IoError",
+        "NotFound",
+        "ProviderError",
+        "SpawnFailed",
+        "Timeout",
+    ),
+    "sabot.process.streams": ("ChildInput", "ChildOutput"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

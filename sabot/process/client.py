@@ -1,0 +1,507 @@
+"""The worker's side of its supervisor: one for all event loops of the process, started with the first child."""
+
+import asyncio
+import atexit
+import errno
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sabot.errors import UserError
+from sabot.process.errors import AgentError, CommunicationError, SpawnFailed
+from sabot.process.streams import CAPACITY_BYTES, ChildInput, ChildOutput
+from sabot.process.supervisor import LENGTH
+from sabot.threads import aside, done, tell, to_the_end
+
+__all__ = ["INHERITED", "Child", "Command", "ExitStatus", "ProcessUsage", "Supervisor"]
+
+INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+)
+"""What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
+
+_STOP_SECONDS = 20.0
+# The package's own imports are not run: the supervisor is up in 30 ms, in 10 MB.
+_BOOT = """
+import sys, types
+package = types.ModuleType("sabot")
+package.__path__ = [sys.argv.pop(1)]
+sys.modules["sabot"] = package
+from sabot.process.supervisor import main
+main()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A program to be run.
+
+    argv: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
+    environment: variables that are set; their values are shown nowhere.
+    inherit: the names of the worker's variables that the child gets besides. It gets no others.
+    working_dir: the worker's current one, if None.
+    stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
+    output_bytes: how much that nobody has read is kept of stdout, and of stderr. lossless: the child waits for the reader instead.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inherit: Sequence[str] = INHERITED
+    working_dir: str | os.PathLike[str] | None = None
+    stdin: Literal["pipe", "null"] = "pipe"
+    stdout: Literal["pipe", "null"] = "pipe"
+    stderr: Literal["pipe", "null", "stdout"] = "pipe"
+    output_bytes: int = CAPACITY_BYTES
+    lossless: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.argv, str) or not self.argv or not all(isinstance(each, str) for each in self.argv):
+            raise UserError("a command is a sequence of words", hint='argv=["git", "status"]')
+        words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
+        if not self.argv[0] or any("\0" in each for each in words):
+            raise UserError("a command has an empty program, or a null character in it")
+        if wrong := [name for name in self.environment if not name or "=" in name]:
+            raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
+
+    def whole_environment(self) -> dict[str, str]:
+        """The environment that the child sees."""
+        return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a program ended: by itself with `code`, or by `signal`; the other one is None. cpu_seconds: what it and its descendants used."""
+
+    code: int | None
+    signal: int | None
+    cpu_seconds: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended by itself with 0."""
+        return self.code == 0
+
+
+@dataclass(frozen=True)
+class ProcessUsage:
+    """What a child and all its descendants use: resident memory now, CPU time since the beginning."""
+
+    processes: int
+    memory_bytes: int
+    cpu_seconds: float
+
+
+class Child:
+    """A program that runs, and all that it has started. Its streams belong to the event loop that spawned it; all else may be called from
+    any loop.
+
+    pid: the program's process, which leads a session of its own. started_at: seconds since 1970. stdin, stdout, stderr: None where the
+    command has no pipe for it.
+    """
+
+    def __init__(
+        self,
+        supervisor: "Supervisor",
+        number: int,
+        command: Command,
+        streams: "Sequence[ChildInput | ChildOutput | None]",
+    ) -> None:
+        self._supervisor = supervisor
+        self._number = number
+        self._ended: Future[ExitStatus] = Future()
+        self._loop = asyncio.get_running_loop()
+        self.argv = tuple(command.argv)
+        self.stdin: ChildInput | None
+        self.stdout: ChildOutput | None
+        self.stderr: ChildOutput | None
+        self.stdin, self.stdout, self.stderr = streams  # type: ignore[assignment]
+        self.pid = 0
+        self.started_at = 0.0
+        self.paused = False
+
+    def __repr__(self) -> str:
+        return f"<Child {self.argv[0]!r} pid={self.pid}{'' if self.status is None else f' {self.status}'}>"
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """None while it runs, or anything that it has started."""
+        return self._ended.result() if self._ended.done() and self._ended.exception() is None else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or its supervisor has."""
+        return self._ended.done()
+
+    async def wait(self) -> ExitStatus:
+        """How it ended. Returns when nothing is left of it: what it has started is ended with it. Its output can still be read.
+
+        Raises CommunicationError when the supervisor was killed.
+        """
+        await done(self._ended)
+        return self._ended.result()
+
+    def signal(self, number: int) -> None:
+        """A signal to the program and the others of its process group, as a terminal would send it. Does nothing when it has ended."""
+        self._ask("signal", signal=int(number))
+
+    def pause(self) -> None:
+        """Stops the program and all that it has started, where they are (SIGSTOP)."""
+        self._ask("signal_all", signal=int(signal.SIGSTOP))
+
+    def resume(self) -> None:
+        """Lets them go on (SIGCONT)."""
+        self._ask("signal_all", signal=int(signal.SIGCONT))
+
+    def kill(self) -> None:
+        """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
+        self._ask("stop", grace=0.0)
+
+    async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
+        """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later."""
+        if not self.is_over:
+            if self.stdin is not None:
+                self.stdin.close()
+            self._ask("stop", grace=grace_seconds)
+        return await self.wait()
+
+    async def usage(self) -> ProcessUsage:
+        """What it uses, measured now. When it has ended: no process and no memory."""
+        if self.is_over:
+            status = self.status
+            return ProcessUsage(0, 0, 0.0 if status is None else status.cpu_seconds)
+        return await self._supervisor.usage(self._number)
+
+    def _ask(self, what: str, **more: float) -> None:
+        if not self.is_over:
+            self._supervisor.tell({"do": what, "child": self._number, **more})
+
+    # -- told by the supervisor's thread --------------------------------------------------------------------------------
+
+    def told(self, message: Mapping[str, Any]) -> None:
+        """Takes what the supervisor says of this child. Called in its thread."""
+        match message["event"]:
+            case "began":
+                self.pid, self.started_at = message["pid"], message["at"]
+            case "stopped":
+                self.paused = True
+            case "continued":
+                self.paused = False
+            case "ended":
+                code = os.waitstatus_to_exitcode(message["status"])
+                status = ExitStatus(code if code >= 0 else None, -code if code < 0 else None, message["cpu"])
+                self.over(status)
+
+    def over(self, end: ExitStatus | AgentError) -> None:
+        """It has ended, or nobody knows any more how it goes on. Called in the supervisor's thread."""
+        if self._loop.is_closed():
+            self.close_streams()
+        elif self.stdin is not None:
+            tell(self._loop, self.stdin.abandon)
+        if isinstance(end, ExitStatus):
+            self._ended.set_result(end)
+        else:
+            self._ended.set_exception(end)
+
+    def close_streams(self) -> None:
+        """Nobody reads its output any more, or writes to it."""
+        if self.stdin is not None:
+            self.stdin.abandon()
+        for each in (self.stdout, self.stderr):
+            if each is not None:
+                each.close()
+
+    def forget(self) -> None:
+        """In a fork: the pipes are the worker's, whose child must see their end when the worker closes them."""
+        for each in (self.stdin, self.stdout, self.stderr):
+            if each is not None:
+                each.forget()
+
+
+class Supervisor:
+    """The supervisor process of this worker. `await Supervisor.running()` gives it; there is none before.
+
+    It ends every child, and what those have started, when this process ends, however it ends. A fork of this process does not share it.
+    """
+
+    _lock = threading.Lock()
+    _current: "Supervisor | None" = None
+
+    def __init__(self) -> None:
+        if sys.platform != "linux":
+            raise UserError(
+                f"children are owned by the kernel's subreaper, which {sys.platform} has not",
+                hint="run agents that are processes on Linux",
+            )
+        self._sending = threading.Lock()
+        self._socket, far = socket.socketpair()
+        with far:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _BOOT,
+                    str(Path(__file__).parents[1]),
+                    str(far.fileno()),
+                    str(os.getpid()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env=Command(argv=["-"]).whole_environment(),
+                pass_fds=[far.fileno()],
+                start_new_session=True,  # Ctrl-C does not reach it
+            )
+        self._numbers = itertools.count(1)
+        self._replies: dict[int, Future[dict[str, Any]]] = {}
+        self._children: dict[int, Child] = {}
+        self._over = False
+        self._reader = threading.Thread(target=self._listen, name="sabot-supervisor", daemon=True)
+        self._reader.start()
+
+    @classmethod
+    async def running(cls) -> "Supervisor":
+        """The supervisor of this process; starts it if there is none, or if it has ended."""
+        current = cls._current
+        return current if current is not None and not current._over else await aside(cls._started)
+
+    @classmethod
+    def _started(cls) -> "Supervisor":
+        with cls._lock:
+            if cls._current is None or cls._current._over:
+                cls._current = cls()
+            return cls._current
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process."""
+        return self._process.pid
+
+    @property
+    def children(self) -> list[Child]:
+        """The children that have not ended."""
+        return list(self._children.values())
+
+    async def spawn(self, command: Command) -> Child:
+        """Starts the program. Returns when it is executed.
+
+        Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there.
+        """
+        number = next(self._numbers)
+        reply = self._replies[number] = Future()
+        streams, far = _pipes(command)
+        child = self._children[number] = Child(self, number, command, streams)
+        try:
+            await to_the_end(aside(self.tell, _request(number, command), far))
+            await self._replied(reply)
+            began = reply.result()
+        except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
+            child.close_streams()
+            if not isinstance(error, AgentError):
+                child.kill()
+            raise
+        finally:
+            for each in set(far):
+                os.close(each)
+        if began["event"] == "failed":
+            child.close_streams()
+            raise _failure(command, began)
+        return child
+
+    async def usage(self, number: int) -> ProcessUsage:
+        """What a child uses, by its number."""
+        ask = next(self._numbers)
+        reply = self._replies[ask] = Future()
+        self.tell({"do": "usage", "child": number, "ask": ask})
+        await self._replied(reply)
+        found = reply.result()
+        return ProcessUsage(found["processes"], found["memory"], found["cpu"])
+
+    async def _replied(self, reply: "Future[dict[str, Any]]") -> None:
+        if self._over:  # perhaps before it knew of this reply
+            raise self._lost()
+        await done(reply)
+
+    def _lost(self) -> CommunicationError:
+        return CommunicationError(
+            f"the supervisor of this worker's children (pid {self._process.pid}) has ended, and its children with it",
+            hint="was it killed? The next spawn starts a new one",
+        )
+
+    def tell(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Sends a request. Does nothing when the supervisor has ended: that ends what waits for it."""
+        data = json.dumps(request).encode()
+        data = LENGTH.pack(len(data)) + data
+        with self._sending, suppress(OSError):
+            sent = socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else 0
+            self._socket.sendall(memoryview(data)[sent:])
+
+    def _listen(self) -> None:
+        """The life of the thread that takes what the supervisor says."""
+        received = bytearray()
+        while data := self._receive():
+            received += data
+            while len(received) >= LENGTH.size:
+                end = LENGTH.size + LENGTH.unpack_from(received)[0]
+                if len(received) < end:
+                    break
+                self._told(json.loads(received[LENGTH.size : end]))
+                del received[:end]
+        self._over = True
+        self._process.wait()
+        lost = self._lost()
+        for reply in list(self._replies.values()):
+            reply.set_exception(lost)
+        while self._children:
+            self._children.popitem()[1].over(lost)
+        self._socket.close()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except OSError:
+            return b""
+
+    def _told(self, message: dict[str, Any]) -> None:
+        match message["event"]:
+            case "began" | "failed":
+                child = self._children[message["child"]]
+                child.told(message)
+                if message["event"] == "failed":
+                    del self._children[message["child"]]
+                self._replies.pop(message["child"]).set_result(message)
+            case "usage":
+                self._replies.pop(message["ask"]).set_result(message)
+            case "ended":
+                self._children.pop(message["child"]).told(message)
+            case "stopped" | "continued":
+                self._children[message["child"]].told(message)
+
+    def close(self) -> None:
+        """Ends all children and the supervisor, and waits for it. For the end of the process, or of a test."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
+
+    def forget(self) -> None:
+        """In a fork: the supervisor is not this process's, and neither are the children."""
+        self._over = True
+        self._socket.close()
+        self._process.returncode = 0  # not a child of this process: nobody is to wait for it
+        for child in self._children.values():
+            child.forget()
+
+
+def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], list[int]]:
+    """Our ends, and the child's three descriptors."""
+    opened: list[int] = []
+    streams: list[ChildInput | ChildOutput | None] = []
+    far: list[int] = []
+    try:
+        for kind in (command.stdin, command.stdout, command.stderr):
+            if kind == "stdout":
+                streams.append(None)
+                far.append(far[1])
+                continue
+            if kind == "null":
+                opened.append(os.open(os.devnull, os.O_RDWR))
+                streams.append(None)
+                far.append(opened[-1])
+                continue
+            reader, writer = os.pipe()
+            opened += [reader, writer]
+            if not far:
+                streams.append(ChildInput(writer))
+                far.append(reader)
+            else:
+                streams.append(ChildOutput(reader, capacity_bytes=command.output_bytes, lossless=command.lossless))
+                far.append(writer)
+    except BaseException:
+        for stream in streams:
+            if isinstance(stream, ChildOutput):
+                stream.close()
+        for each in opened:
+            with suppress(OSError):
+                os.close(each)
+        raise
+    return streams, far
+
+
+def _request(number: int, command: Command) -> dict[str, Any]:
+    return {
+        "do": "spawn",
+        "child": number,
+        "argv": list(command.argv),
+        "environment": command.whole_environment(),
+        "directory": os.path.abspath(command.working_dir or os.getcwd()),
+    }
+
+
+def _failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
+    """Says which program did not start, why, and what to do."""
+    program, number, step = command.argv[0], said["errno"], said["step"]
+    why = os.strerror(number) if number else said.get("what", "")
+    hint = ""
+    match step, number:
+        case "directory", _:
+            why = f"its working directory {os.fspath(command.working_dir or os.getcwd())!r}: {why}"
+        case "interpreter", _:
+            why = "it is a script, and the interpreter that its first line names is not there"
+        case "program", errno.ENOENT if "/" in program:
+            why = "there is no such file"
+        case "program", errno.ENOENT:
+            why = f"not found on PATH ({command.whole_environment().get('PATH', os.defpath)})"
+            hint = "install it, or give its path"
+        case "program", errno.EACCES:
+            why = "it is not executable"
+        case "program", errno.ENOEXEC:
+            why = "it is neither a program for this machine nor a script with a first line that begins with #!"
+        case "program", errno.E2BIG:
+            why = "its arguments and environment are longer than the system takes"
+            hint = "give long input on stdin"
+        case "fork", _:
+            why = f"no process could be made for it: {why}"
+        case _:
+            why = f"{step}: {why}"
+    return SpawnFailed(f"{program}: {why}", hint=hint)
+
+
+@atexit.register
+def _end() -> None:
+    if (current := Supervisor._current) is not None:
+        current.close()
+
+
+def _forget() -> None:
+    """A fork of the process must not hold the socket open whose end tells the supervisor that the worker has ended."""
+    Supervisor._lock = threading.Lock()
+    current, Supervisor._current = Supervisor._current, None
+    if current is not None:
+        current.forget()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,63 @@
+"""What goes wrong with agents that are processes, by the names of document 003.
+
+SabotError
+└── AgentError              an agent that is a process, or what it was asked, cannot go on
+    ├── SpawnFailed         the program did not start; names the program and the reason
+    ├── ExecutionError      the program ended badly, or what it was asked for failed
+    ├── CommunicationError  a stream of the child, or the supervisor, does not answer any more
+    ├── NotFound            there is no agent of this id
+    ├── Timeout             it was not done in time (also a TimeoutError)
+    ├── InvalidContext      what the agent was given does not fit
+    ├── IoError             the system refused to read or to write (also an OSError)
+    └── ProviderError       the service behind the program has refused
+"""
+
+from sabot.errors import SabotError
+
+__all__ = [
+    "AgentError",
+    "CommunicationError",
+    "ExecutionError",
+    "InvalidContext",
+    "IoError",
+    "NotFound",
+    "ProviderError",
+    "SpawnFailed",
+    "Timeout",
+]
+
+
+class AgentError(SabotError):
+    """An agent that is a process, or what it was asked for, cannot go on."""
+
+
+class SpawnFailed(AgentError):
+    """The program did not start: no process of it is left. The message names the program and the reason."""
+
+
+class ExecutionError(AgentError):
+    """The program ended badly, or what it was asked for has failed."""
+
+
+class CommunicationError(AgentError):
+    """A stream of the child has broken, or the supervisor has ended."""
+
+
+class NotFound(AgentError):
+    """There is no agent of this id."""
+
+
+class Timeout(AgentError, TimeoutError):
+    """It was not done in the time that it had."""
+
+
+class InvalidContext(AgentError):
+    """What the agent was given does not fit: its name, its task, its environment."""
+
+
+class IoError(AgentError, OSError):
+    """The system refused to read or to write."""
+
+
+class ProviderError(AgentError):
+    """The service behind the program has refused, or is not there."""

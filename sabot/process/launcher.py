@@ -1,0 +1,91 @@
+"""What is done in a child between fork and exec, by the supervisor, which has one thread: so any Python may run here.
+
+Of the child it makes the leader of a session of its own, with default signals, its three streams, its limits and its directory, and
+executes the program. A step that fails is written to `report` as `step errno`, and the child ends; exec closes `report` unwritten.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["TAG", "become_subreaper", "candidates", "launch"]
+
+TAG = 10
+"""RLIMIT_LOCKS: a limit that the kernel keeps for each process and has not used since 2.4. Every descendant inherits it, whatever it does
+to its session, its parents and its environment; and anybody can read it from /proc. So its value says whose descendant a process is."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """From now on a descendant whose parent ends becomes a child of this process."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the system gives no subreaper")
+
+
+def candidates(program: str, path: str) -> Iterator[str]:
+    """The files that a program of this name may be: with a slash in it the name itself, else one for each folder of `path`."""
+    if "/" in program:
+        yield program
+    else:
+        for folder in path.split(os.pathsep):
+            yield os.path.join(folder or ".", program)
+
+
+def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
+    """Makes a child of this fork and executes its program. Never returns.
+
+    plan: argv, environment and directory. streams: the descriptors that become 0, 1 and 2. parent: the supervisor's pid.
+    """
+    step = "session"
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.setsid()
+        resource.setrlimit(TAG, (tag, tag))
+        step = "streams"
+        for wanted, given in enumerate(streams):
+            os.dup2(given, wanted)
+        step = "directory"
+        os.chdir(plan["directory"])
+        # After a change of the user, which would undo it; and the supervisor may have ended before it.
+        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(127)
+        step = "program"
+        _execute(plan["argv"], plan["environment"])
+    except _Failed as error:
+        os.write(report, f"{error.step} {error.number}".encode())
+    except OSError as error:
+        os.write(report, f"{step} {error.errno or 0}".encode())
+    except BaseException as error:  # a fork of the supervisor must never go on as a second supervisor
+        os.write(report, f"{step} 0 {type(error).__name__}: {error}".encode()[:4000])
+    finally:
+        os._exit(127)
+
+
+class _Failed(Exception):
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(step)
+        self.step = step
+        self.number = error.errno or 0
+
+
+def _execute(argv: list[str], environment: Mapping[str, str]) -> None:
+    refused: OSError | None = None
+    for path in candidates(argv[0], environment.get("PATH", os.defpath)):
+        try:
+            os.execve(path, argv, environment)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if os.path.exists(path):  # a script, and the program that its first line names is not there
+                raise _Failed("interpreter", error) from error
+        except PermissionError as error:
+            refused = error  # as a shell does: another folder may have it
+    raise refused or FileNotFoundError(2, "not found")

@@ -1,0 +1,254 @@
+"""The streams of a child, at the worker's end of their pipes. They belong to the event loop that spawned the child.
+
+What a child writes is read as soon as it comes, whether somebody asks for it or not: so a child is not held up by a reader that lags, and
+`wait` returns. What nobody has read is bounded: of more than `capacity_bytes` the newest are kept, and the others counted. A lossless
+stream is not read while it is full, which holds the child up.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from sabot.process.errors import CommunicationError
+
+__all__ = ["CAPACITY_BYTES", "ChildInput", "ChildOutput"]
+
+CAPACITY_BYTES = 1 << 20
+_PIECE = 1 << 16
+_MOST_WAITING = 64 << 20
+_ROOM = 1 << 16
+
+
+class ChildOutput:
+    """stdout or stderr of a child.
+
+    dropped_bytes: how many bytes nobody has read in time. total_bytes: how many the child has written.
+    """
+
+    def __init__(self, descriptor: int, *, capacity_bytes: int = CAPACITY_BYTES, lossless: bool = False) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = descriptor
+        self._capacity = capacity_bytes
+        self._lossless = lossless
+        self._kept = bytearray()
+        self._searched = 0  # of `_kept`, up to here there is no end of a line
+        self._torn = False  # the beginning of the first line was dropped
+        self._more = asyncio.Event()
+        self._held = False
+        self.dropped_bytes = 0
+        self.total_bytes = 0
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._receive)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the child, and all that had its stream, have closed it, and everything was read."""
+        return self._descriptor < 0 and not self._kept
+
+    async def read(self, most_bytes: int = _PIECE) -> bytes:
+        """What there is, at most so many bytes; waits for the first one. b"" at the end."""
+        while not self._kept and self._descriptor >= 0:
+            await self._wait()
+        return self._take(most_bytes)
+
+    def read_nowait(self, most_bytes: int = _PIECE) -> bytes | None:
+        """What there is, at most so many bytes; None when there is nothing now, b"" at the end."""
+        if not self._kept and self._descriptor >= 0:
+            self._receive()
+        return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The lines, without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`.
+
+        Raises CommunicationError for a line that is longer than the capacity of a lossless stream.
+        """
+        while True:
+            end = self._kept.find(b"\n", self._searched)
+            if end < 0:
+                self._searched = len(self._kept)
+                if self._descriptor >= 0:
+                    if self._held:
+                        raise CommunicationError(
+                            f"a line of the child is longer than {self._capacity} bytes",
+                            hint="give the stream more with output_bytes=",
+                        )
+                    await self._wait()
+                    continue
+                end = len(self._kept)
+                if not end:
+                    return
+            line = self._take(end)
+            self._take(1)
+            if self._torn:
+                self._torn = False
+                self.dropped_bytes += len(line)
+            else:
+                yield line
+
+    async def json_lines(self) -> AsyncIterator[Any]:
+        """The values of the lines, which are JSON. Empty lines are left out.
+
+        Raises CommunicationError for a line that is not JSON; the following ones can be read after that.
+        """
+        async for line in self.lines():
+            if line.strip():
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    said = line[:80].decode(errors="replace")
+                    raise CommunicationError(f"the child's line is not JSON: {said!r}") from error
+                yield value
+
+    def close(self) -> None:
+        """Reads no more; the child's next write fails. Does nothing when it is closed."""
+        if self._descriptor >= 0:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._more.set()
+
+    def forget(self) -> None:
+        """In a fork: closes the descriptor. The event loop is the worker's, and shares its registrations with the worker."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _receive(self) -> None:
+        if self._held:
+            return
+        try:
+            piece = os.read(self._descriptor, _PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        if not piece:
+            self.close()
+            return
+        self.total_bytes += len(piece)
+        self._kept += piece
+        excess = len(self._kept) - self._capacity
+        if self._lossless:
+            if excess >= 0:
+                self._held = True
+                self._loop.remove_reader(self._descriptor)
+        elif excess > 0:
+            self._torn = self._kept[excess - 1] != 0x0A
+            del self._kept[:excess]
+            self._searched = max(0, self._searched - excess)
+            self.dropped_bytes += excess
+        self._more.set()
+
+    def _take(self, most_bytes: int) -> bytes:
+        taken = bytes(self._kept[:most_bytes])
+        del self._kept[:most_bytes]
+        self._searched = 0
+        if self._held and len(self._kept) < self._capacity:
+            self._held = False
+            if self._descriptor >= 0:
+                self._loop.add_reader(self._descriptor, self._receive)
+        return taken
+
+    async def _wait(self) -> None:
+        self._more.clear()
+        await self._more.wait()
+
+
+class ChildInput:
+    """stdin of a child."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = descriptor
+        self._waiting = bytearray()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closing = False
+        self._broken = False
+        os.set_blocking(descriptor, False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the child can be written to."""
+        return not self._closing and not self._broken
+
+    def write(self, data: bytes) -> None:
+        """Gives the child these bytes, after those of before. What the pipe does not take now waits in memory: `await drain()` before the
+        next one.
+
+        Raises CommunicationError when the child does not read any more, or when 64 MB wait for it.
+        """
+        if not self.is_open:
+            raise self._error()
+        if len(self._waiting) > _MOST_WAITING:
+            raise CommunicationError(
+                f"{len(self._waiting)} bytes wait for a child that does not read its stdin",
+                hint="await drain() before the next write",
+            )
+        empty = not self._waiting
+        self._waiting += data
+        if empty:
+            self._send()
+            if self._waiting and self._descriptor >= 0:
+                self._loop.add_writer(self._descriptor, self._send)
+        if len(self._waiting) > _ROOM:
+            self._room.clear()
+        if self._broken:
+            raise self._error()
+
+    async def drain(self) -> None:
+        """Returns when at most 64 KB wait for the child. Raises CommunicationError when it does not read any more."""
+        await self._room.wait()
+        if self._broken:
+            raise self._error()
+
+    def close(self) -> None:
+        """The child sees the end, after what was written. Does nothing when it is closed."""
+        self._closing = True
+        if not self._waiting:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Closes it at once: what waits is lost."""
+        self._closing = True
+        self._broken |= bool(self._waiting)
+        self._waiting.clear()
+        if self._descriptor >= 0:
+            if not self._loop.is_closed():
+                self._loop.remove_writer(self._descriptor)
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = -1
+            self._room.set()
+
+    def forget(self) -> None:
+        """In a fork: closes the descriptor. The event loop is the worker's, and shares its registrations with the worker."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _send(self) -> None:
+        try:
+            while self._waiting:
+                with memoryview(self._waiting)[:_PIECE] as piece:
+                    sent = os.write(self._descriptor, piece)
+                del self._waiting[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._broken = True
+            self.abandon()
+            return
+        if len(self._waiting) <= _ROOM:
+            self._room.set()
+        if not self._waiting:
+            self._loop.remove_writer(self._descriptor)
+            if self._closing:
+                self.abandon()
+
+    def _error(self) -> CommunicationError:
+        return CommunicationError("the stdin of the child is closed: the child does not read it, or has ended")

@@ -1,0 +1,405 @@
+"""The supervisor: a process of its own beside a worker, that starts, owns, reaps and ends every child of that worker.
+
+The worker makes the pipes of a child and hands their far ends over with the request, so what a child writes never passes through here. As
+the subreaper of all that it starts, it becomes the parent of a descendant whose own parent has ended, whether that descendant left its
+session or not. When the worker ends, which closes the socket to it, the supervisor ends its tree: SIGTERM, a second, SIGKILL, until it has
+no child left.
+
+Messages, both ways: four bytes of length, then JSON. A request to spawn carries three descriptors.
+
+It has one thread and no event loop: a child that is forked here may run Python until it executes its program. It imports nothing but the
+standard library and this folder.
+"""
+
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from sabot.process.launcher import TAG, become_subreaper, launch
+
+__all__ = ["LENGTH", "Supervision", "main", "numbers_of"]
+
+LENGTH = struct.Struct("!I")
+_TAGS = 1 << 20  # children of one supervisor that are told apart
+_FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
+_PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel
+_AGAIN_SECONDS = 0.02  # between two looks at what was killed
+
+
+class _Child:
+    def __init__(self, number: int, tag: int) -> None:
+        self.number = number
+        self.tag = tag
+        self.pid = 0
+        self.is_known = False  # whether the program was executed, or why not
+        self.failure: dict[str, Any] | None = None
+        self.status: int | None = None  # of waitpid, when it has ended
+        self.cpu_seconds = 0.0  # of what has been reaped
+        self.deadline: float | None = None  # SIGKILL to all that is left of it
+
+
+class Supervision:
+    """What the supervisor knows of its children."""
+
+    def __init__(self, worker: socket.socket, worker_pid: int) -> None:
+        self._worker = worker
+        self._pid = os.getpid()
+        self._selector = selectors.DefaultSelector()
+        self._received = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._unsent = bytearray()
+        self._children: dict[int, _Child] = {}
+        self._leaders: dict[int, _Child] = {}
+        self._farewell: float | None = None  # when the worker ended
+        self._ask_to_end = False
+        become_subreaper()
+        self._tags = _own_tags()
+        self._woken, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _noted)
+        signal.signal(signal.SIGTERM, self._asked_to_end)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # they are for the worker, which ends the children in good order
+        worker.setblocking(False)
+        self._selector.register(worker, selectors.EVENT_READ, self._talk)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._drain_wakes)
+        self._watch(worker_pid)
+
+    def run(self) -> None:
+        """Returns when the worker has ended, and so have all children."""
+        self._say({"event": "ready", "pid": self._pid})
+        while True:
+            for key, _ in self._selector.select(self._wait_seconds()):
+                key.data(key.fileobj)
+            if self._ask_to_end:
+                self._say_farewell()
+            childless = self._reap()
+            if self._farewell is not None and (childless or time.monotonic() > self._farewell + _PATIENCE_SECONDS):
+                return
+            self._end_what_is_due()
+
+    # -- the worker ---------------------------------------------------------------------------------------------------
+
+    def _watch(self, worker_pid: int) -> None:
+        """A fork of the worker may hold the socket open longer than the worker lives."""
+        with suppress(OSError):
+            self._selector.register(os.pidfd_open(worker_pid), selectors.EVENT_READ, self._say_farewell)
+        if os.getppid() != worker_pid:
+            self._say_farewell()
+
+    def _talk(self, _: object) -> None:
+        self._send_more()
+        try:
+            data, descriptors, _flags, _address = socket.recv_fds(self._worker, 1 << 16, 64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        for each in descriptors:
+            os.set_inheritable(each, False)
+        self._descriptors.extend(descriptors)
+        if not data:
+            self._say_farewell(self._worker)
+            return
+        self._received += data
+        while len(self._received) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._received)[0]
+            if len(self._received) < end:
+                break
+            request = json.loads(self._received[LENGTH.size : end])
+            del self._received[:end]
+            self._answer(request)
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        number = request["child"]
+        if request["do"] == "spawn":
+            self._spawn(number, request)
+            return
+        child = self._children.get(number)
+        match request["do"]:
+            case "signal" if child is not None and child.status is None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, request["signal"])
+            case "signal_all" if child is not None:
+                _signal(self._members(child), request["signal"])
+            case "stop" if child is not None:
+                self._stop(child, request["grace"])
+            case "usage":
+                self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._farewell is None:
+            data = json.dumps(message).encode()
+            self._unsent += LENGTH.pack(len(data)) + data
+            self._send_more()
+
+    def _send_more(self) -> None:
+        """A worker that does not read, because a debugger holds it, does not hold the supervisor up."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._worker.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it has ended, which the end of what it sends says too
+            self._unsent.clear()
+        if self._farewell is None:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+            self._selector.modify(self._worker, wanted, self._talk)
+
+    def _say_farewell(self, over: Any = None) -> None:
+        """The worker has ended, or somebody ends the supervisor: so the whole tree ends."""
+        for each in (over, self._worker):
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(each)
+        if self._farewell is None:
+            self._farewell = time.monotonic()
+            for child in self._children.values():
+                child.deadline = self._farewell + _FAREWELL_SECONDS
+            _signal(_below(self._pid), signal.SIGTERM)
+            _signal(_below(self._pid), signal.SIGCONT)
+
+    def _asked_to_end(self, number: int, frame: object) -> None:
+        self._ask_to_end = True  # a handler runs between any two steps of the rest
+
+    # -- beginnings ---------------------------------------------------------------------------------------------------
+
+    def _spawn(self, number: int, plan: dict[str, Any]) -> None:
+        streams = [self._descriptors.popleft() for _ in range(3)]
+        child = _Child(number, self._tags + number % _TAGS)
+        report, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            child.pid = os.fork()
+        except OSError as error:  # no more processes, or no memory
+            os.close(report)
+            self._say({"event": "failed", "child": number, "step": "fork", "errno": error.errno})
+            return
+        finally:
+            if child.pid == 0 and os.getpid() != self._pid:
+                launch(plan, streams, child.tag, writer, self._pid)
+            for each in (writer, *streams):
+                os.close(each)
+        self._children[number] = self._leaders[child.pid] = child
+        self._selector.register(report, selectors.EVENT_READ, lambda _: self._began(child, report))
+
+    def _began(self, child: _Child, report: int) -> None:
+        """The program runs, or a step before it has failed."""
+        said = os.read(report, 4096).decode(errors="replace")
+        self._selector.unregister(report)
+        os.close(report)
+        child.is_known = True
+        if said:
+            step, number, *what = said.split(" ", 2)
+            child.failure = {"step": step, "errno": int(number), "what": "".join(what)}  # said when it is reaped
+        else:
+            self._say({"event": "began", "child": child.number, "pid": child.pid, "at": time.time()})
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _reap(self) -> bool:
+        """-> whether no process is left below this one: who is orphaned becomes its child."""
+        childless = False
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                childless = True
+                break
+            if pid == 0:
+                break
+            child = self._leaders.get(pid)
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                if child is not None:
+                    state = "stopped" if os.WIFSTOPPED(status) else "continued"
+                    self._say({"event": state, "child": child.number})
+                continue
+            if child is not None:
+                del self._leaders[pid]
+                child.status = status
+                child.cpu_seconds += used.ru_utime + used.ru_stime
+        self._end_strays()
+        return childless
+
+    def _end_strays(self) -> None:
+        """What a child has left, when it has ended, ends too; and with the last of it the child is over."""
+        strays = [pid for pid in _children_of(self._pid) if pid not in self._leaders]
+        owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
+        now = time.monotonic()
+        left = set()
+        for pid in strays:
+            owner = owners.get(_tag_of(pid))
+            if owner is None:  # of a supervisor below this one that was killed
+                _end([pid])
+            elif owner.status is not None and _may_be_signalled(pid):
+                left.add(owner.number)
+                if owner.deadline is None or now >= owner.deadline:
+                    _end([pid])
+        over = [each for each in self._children.values() if each.status is not None and each.is_known]
+        for child in [each for each in over if each.number not in left]:
+            del self._children[child.number]
+            if child.failure is not None:
+                self._say({"event": "failed", "child": child.number, **child.failure})
+            else:
+                self._say({"event": "ended", "child": child.number, "status": child.status, "cpu": child.cpu_seconds})
+
+    def _stop(self, child: _Child, grace: float) -> None:
+        members = self._members(child)
+        child.deadline = time.monotonic() + grace
+        if grace > 0:
+            _signal(members, signal.SIGTERM)
+            _signal(members, signal.SIGCONT)  # what is stopped hears nothing else
+        else:
+            _end(self._roots(child))
+
+    def _end_what_is_due(self) -> None:
+        now = time.monotonic()
+        if self._farewell is not None:
+            if now >= self._farewell + _FAREWELL_SECONDS:
+                _end(_children_of(self._pid))
+            return
+        for child in list(self._children.values()):
+            if child.deadline is not None and now >= child.deadline:
+                _end(self._roots(child))
+
+    def _wait_seconds(self) -> float | None:
+        now = time.monotonic()
+        if self._farewell is not None:
+            return max(_AGAIN_SECONDS, self._farewell + _FAREWELL_SECONDS - now)
+        due = [child.deadline for child in self._children.values() if child.deadline is not None]
+        return max(_AGAIN_SECONDS, min(due) - now) if due else None
+
+    def _drain_wakes(self, _: object) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._woken, 4096):
+                pass
+
+    # -- what belongs to a child --------------------------------------------------------------------------------------
+
+    def _roots(self, child: _Child) -> list[int]:
+        """The processes of the child whose parent is the supervisor: the program itself, and what was orphaned."""
+        roots = [] if child.status is not None else [child.pid]
+        others = (pid for pid in _children_of(self._pid) if pid not in self._leaders)
+        return [*roots, *(pid for pid in others if _tag_of(pid) == child.tag)]
+
+    def _members(self, child: _Child) -> list[int]:
+        roots = self._roots(child)
+        return [*roots, *(pid for root in roots for pid in _below(root))]
+
+    def _usage(self, child: _Child | None) -> dict[str, Any]:
+        members = [] if child is None else self._members(child)
+        figures = [found for pid in members if (found := numbers_of(pid)) is not None]
+        return {
+            "processes": len(figures),
+            "memory": sum(memory for memory, _ in figures),
+            "cpu": sum(cpu for _, cpu in figures) + (0.0 if child is None else child.cpu_seconds),
+        }
+
+
+def _noted(number: int, frame: object) -> None:
+    """A signal that has no other effect than to wake the selector."""
+
+
+def _own_tags() -> int:
+    """The first of the tags of this supervisor's children. Below another supervisor its tag is the limit, which can only be lowered."""
+    limit = resource.getrlimit(TAG)[1]
+    highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
+    return int.from_bytes(os.urandom(8)) % max(1, highest // _TAGS - 1) * _TAGS + 1
+
+
+def _tag_of(pid: int) -> int | None:
+    """None: it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
+        for line in limits:
+            if line.startswith("Max file locks"):
+                hard = line.split()[4]
+                return None if hard == "unlimited" else int(hard)
+    return None
+
+
+def _children_of(pid: int) -> list[int]:
+    """Children that have not been reaped."""
+    if not _CHILDREN_ARE_LISTED:
+        return [each for each in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent_of(each) == pid]
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as children:
+                found += map(int, children.read().split())
+    return found
+
+
+def _parent_of(pid: int) -> int | None:
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+        return int(stat.read().rpartition(b")")[2].split()[1])
+    return None
+
+
+def _below(pid: int) -> Iterator[int]:
+    """All descendants, parents before their children."""
+    waiting = deque(_children_of(pid))
+    while waiting:
+        following = waiting.popleft()
+        yield following
+        waiting.extend(_children_of(following))
+
+
+def numbers_of(pid: int) -> tuple[int, float] | None:
+    """(resident bytes, CPU seconds, with those of its children that it has reaped); None: it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            state, *figures = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if state == b"Z":
+        return None
+    return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
+
+
+def _signal(pids: "Iterator[int] | list[int]", number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _may_be_signalled(pid: int) -> bool:
+    """Not where it runs as another user: there is nothing to wait for then."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def _end(roots: list[int]) -> None:
+    """SIGKILL to these and all their descendants. All are stopped first, so that none forks meanwhile."""
+    stopped: set[int] = set()
+    for _ in range(100):
+        found = {*roots, *(pid for root in roots for pid in _below(root))} - stopped
+        if not found:
+            break
+        _signal(list(found), signal.SIGSTOP)
+        stopped |= found
+    _signal(list(stopped), signal.SIGKILL)
+
+
+_CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # a kernel may be built without
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """`descriptor of the socket` `pid of the worker`, as arguments."""
+    worker = socket.socket(fileno=int(sys.argv[1]))
+    worker.set_inheritable(False)
+    Supervision(worker, int(sys.argv[2])).run()

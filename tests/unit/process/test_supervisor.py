@@ -1,0 +1,307 @@
+"""A supervisor starts real programs, and leaves nothing of them behind."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sabot.errors import UserError
+from sabot.process import Child, Command, CommunicationError, SpawnFailed, Supervisor
+
+
+def sh(script: str, **more: object) -> Command:
+    return Command(argv=["sh", "-c", script], **more)  # type: ignore[arg-type]
+
+
+async def line(child: Child) -> str:
+    """The next line of its stdout."""
+    assert child.stdout is not None
+    async for each in child.stdout.lines():
+        return each.decode()
+    raise AssertionError("there is no more line")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -- a child and its streams --------------------------------------------------------------------------------------------
+
+
+async def test_a_program_gets_its_stdin_and_gives_its_output_and_its_code(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("cat; echo bad >&2; exit 3"))
+    assert child.stdin is not None
+    assert child.stderr is not None
+    child.stdin.write(b"one\ntwo")
+    child.stdin.close()
+    status = await child.wait()
+    assert (status.code, status.signal, status.success) == (3, None, False)
+    assert [each async for each in child.stdout.lines()] == [b"one", b"two"]  # type: ignore[union-attr]
+    assert await child.stderr.read() == b"bad\n"
+    assert await child.stderr.read() == b""
+    assert (await child.usage()).processes == 0
+
+
+async def test_streams_that_are_not_wanted_are_null_and_stderr_may_be_stdout(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("cat; echo out; echo err >&2", stdin="null", stderr="stdout"))
+    assert (child.stdin, child.stderr) == (None, None)
+    assert [await line(child), await line(child)] == ["out", "err"]
+    assert (await child.wait()).success
+    silent = await supervisor.spawn(sh("echo lost", stdout="null", stderr="null"))
+    assert (await silent.wait()).success
+    assert silent.stdout is None
+
+
+async def test_a_child_sees_only_the_variables_that_are_named(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("API_KEY_OF_THE_WORKER", "worker's own")
+    monkeypatch.setenv("PASSED_ON", "yes")
+    child = await supervisor.spawn(
+        Command(argv=["env"], environment={"GIVEN": "a b"}, inherit=["PATH", "PASSED_ON"], working_dir=tmp_path)
+    )
+    seen = [await line(child) for _ in range(3)]
+    assert sorted(seen) == sorted([f"PATH={os.environ['PATH']}", "PASSED_ON=yes", "GIVEN=a b"])
+    assert (await child.wait()).success
+    where = await supervisor.spawn(Command(argv=["pwd"], working_dir=tmp_path))
+    assert await line(where) == str(tmp_path)
+    await where.wait()
+
+
+async def test_a_child_leads_a_session_of_its_own_with_default_signals_and_no_file_of_the_worker(
+    supervisor: Supervisor,
+) -> None:
+    script = (
+        "import os, signal; print(os.getsid(0) == os.getpid(), signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,"
+    )
+    script += " [int(x) for x in os.listdir('/proc/self/fd') if int(x) > 2 and os.path.exists(f'/proc/self/fd/{x}')])"
+    child = await supervisor.spawn(Command(argv=[sys.executable, "-I", "-S", "-c", script]))
+    assert await line(child) == "True True []"
+    await child.wait()
+
+
+# -- what does not start ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "directory", "said"),
+    [
+        (["no-such-program"], None, r"no-such-program: not found on PATH \("),
+        (["/no/such/program"], None, "/no/such/program: there is no such file"),
+        (["/etc/passwd"], None, "/etc/passwd: it is not executable"),
+        (["true"], "/no/such/folder", "true: its working directory '/no/such/folder': No such file"),
+        (["true", "x" * 200_000], None, "true: its arguments and environment are longer than the system takes"),
+    ],
+    ids=["no program", "no file", "not executable", "no folder", "too long"],
+)
+async def test_a_program_that_does_not_start_is_named_with_the_reason(
+    supervisor: Supervisor, argv: list[str], directory: str | None, said: str
+) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(SpawnFailed, match=said):
+        await supervisor.spawn(Command(argv=argv, working_dir=directory))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_script_whose_interpreter_is_not_there_says_so(supervisor: Supervisor, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(SpawnFailed, match="the interpreter that its first line names is not there"):
+        await supervisor.spawn(Command(argv=[str(script)]))
+
+
+@pytest.mark.parametrize("argv", ["ls -l", [], [""], ["a\0b"]], ids=["a text", "nothing", "no program", "null"])
+def test_a_command_is_a_sequence_of_words(argv: object) -> None:
+    with pytest.raises(UserError):
+        Command(argv=argv)  # type: ignore[arg-type]
+
+
+def test_a_command_does_not_show_the_values_of_its_environment() -> None:
+    assert "sesame" not in repr(Command(argv=["true"], environment={"KEY": "sesame"}))
+
+
+# -- ends ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_signal_goes_to_the_program_and_its_process_group(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.01; done"))
+    assert await line(child) == "ready"
+    child.signal(signal.SIGINT)
+    assert await line(child) == "caught"
+    assert (await child.wait()).code == 7
+
+
+async def test_a_killed_child_says_by_which_signal(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(Command(argv=["sleep", "1000"]))
+    child.kill()
+    status = await child.wait()
+    assert (status.code, status.signal) == (None, signal.SIGKILL)
+    child.kill()
+    child.signal(signal.SIGTERM)
+    assert await child.stop() == status
+
+
+async def test_stop_closes_stdin_first(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("trap '' TERM; echo ready; cat; echo bye"))
+    assert await line(child) == "ready"
+    assert (await child.stop(30)).code == 0
+    assert await line(child) == "bye"
+
+
+async def test_who_ignores_sigterm_is_killed_after_the_grace_and_so_are_its_children(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000"))
+    grandchild = int(await line(child))
+    status = await child.stop(0.05)
+    assert status.signal == signal.SIGKILL
+    assert not alive(grandchild)
+
+
+async def test_what_a_child_has_left_outside_of_its_session_ends_with_it(supervisor: Supervisor) -> None:
+    """By setsid and a double fork, and with an empty environment: neither session, nor parent, nor a variable says whose it is."""
+    child = await supervisor.spawn(sh("setsid env -i sh -c 'setsid sleep 1000 & echo $!; exec sleep 1000' & read x"))
+    stray = int(await line(child))
+    await until(lambda: len(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()) == 1)
+    assert (await child.usage()).processes >= 3
+    assert alive(stray)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert (await child.wait()).code is not None
+    assert not alive(stray)
+
+
+async def test_a_stray_of_one_child_does_not_end_with_another(supervisor: Supervisor) -> None:
+    first = await supervisor.spawn(sh("(setsid sleep 1000 & echo $!); read x"))
+    stray = int(await line(first))
+    second = await supervisor.spawn(Command(argv=["true"]))
+    await second.wait()
+    assert alive(stray)
+    while (await first.usage()).processes != 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await first.stop(5)
+    assert not alive(stray)
+
+
+async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("sleep 1000 & echo $!; wait"))
+    inner = int(await line(child))
+
+    def state() -> str:
+        return Path(f"/proc/{inner}/stat").read_text().rpartition(")")[2].split()[0]
+
+    child.pause()
+    await until(lambda: child.paused and state() == "T")
+    child.resume()
+    await until(lambda: not child.paused and state() != "T")
+    child.pause()
+    await until(lambda: child.paused)
+    assert (await child.stop(10)).signal == signal.SIGTERM
+
+
+async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor) -> None:
+    spawning = asyncio.ensure_future(supervisor.spawn(Command(argv=["sleep", "1000"])))
+    await asyncio.sleep(0)
+    assert len(supervisor.children) == 1
+    spawning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
+    await until(lambda: not supervisor.children)
+
+
+# -- one supervisor for a worker ----------------------------------------------------------------------------------------
+
+
+def test_the_event_loops_of_a_worker_share_one_supervisor() -> None:
+    found: list[tuple[int, int | None]] = []
+
+    async def run() -> None:
+        supervisor = await Supervisor.running()
+        child = await supervisor.spawn(sh("exit 4"))
+        found.append((supervisor.pid, (await child.wait()).code))
+
+    threads = [threading.Thread(target=asyncio.run, args=(run(),)) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(set(found)) == 1
+    assert len(found) == 4
+
+
+def test_a_child_outlives_the_loop_that_spawned_it_and_can_be_awaited_on_another() -> None:
+    async def spawn() -> Child:
+        return await (await Supervisor.running()).spawn(Command(argv=["sleep", "1000"]))
+
+    child = asyncio.run(spawn())
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def end() -> int | None:
+        child.kill()
+        return (await child.wait()).signal
+
+    assert asyncio.run(end()) == signal.SIGKILL
+    assert len(os.listdir("/proc/self/fd")) < before, "its pipes are closed"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_fork_of_the_worker_holds_neither_the_supervisor_nor_a_childs_stdin(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(Command(argv=["cat"]))
+    reader, writer = os.pipe()
+    fork = os.fork()
+    if fork == 0:
+        os.write(writer, b"1" if Supervisor._current is None else b"0")
+        signal.pause()
+        os._exit(7)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"1"
+        assert child.stdin is not None
+        child.stdin.close()
+        async with asyncio.timeout(20):
+            assert (await child.wait()).success, "the fork does not keep its stdin open"
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        os.waitid(os.P_PID, fork, os.WEXITED)  # noqa: ASYNC222
+        os.close(reader)
+
+
+async def test_when_the_supervisor_is_killed_its_children_end_and_the_next_spawn_has_a_new_one() -> None:
+    first = await Supervisor.running()
+    child = await first.spawn(Command(argv=["sleep", "1000"]))
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(
+        CommunicationError, match=f"the supervisor of this worker's children .pid {first.pid}. has ended"
+    ):
+        await child.wait()
+    await until(lambda: not alive(child.pid))
+    assert child.is_over
+    with pytest.raises(CommunicationError):
+        await first.spawn(Command(argv=["true"]))
+    second = await Supervisor.running()
+    assert second.pid != first.pid
+    assert (await (await second.spawn(Command(argv=["true"]))).wait()).success
+
+
+async def test_a_supervisor_that_is_asked_to_end_ends_its_tree() -> None:
+    supervisor = await Supervisor.running()
+    child = await supervisor.spawn(sh("setsid sleep 1000 & echo $!; wait"))
+    stray = int(await line(child))
+    os.kill(supervisor.pid, signal.SIGTERM)
+    with pytest.raises(CommunicationError):
+        await child.wait()
+    assert not alive(child.pid)
+    assert not alive(stray)
