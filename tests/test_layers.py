@@ -25,6 +25,7 @@ ORDER = [
     "exits",
     "threads",
     "watch",
+    "probes",
     "metrics",
     "process",
     "arrays",
