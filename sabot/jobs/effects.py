@@ -8,7 +8,7 @@ asked ─▶ gate ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's nex
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -181,10 +181,13 @@ class Effects:
         """Another attempt."""
         if not self._desk.runs(live) or self._desk.stopping:
             return
+        if self._gate is not None:
+            refused = self._gate.again(EffectId(live.job.job_id, ask.ordinal, ask.attempt + 1))
+            if refused is not None:
+                self._refused(live, ask, refused.reason, refused.error, refused.rule)
+                return
         ask.attempt += 1
         ask.doubt = ""
-        if self._gate is not None:
-            self._gate.again(live.job.effect_id(ask))
         entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
         self._make(live, ask, self._desk.append(entry, live))
 
@@ -195,14 +198,16 @@ class Effects:
 
     # -- what may be made ---------------------------------------------------------------------------------------------
 
-    def reopen(self, job: OpenJob) -> None:
-        """What was decided of the open effects of a job in an earlier run holds."""
-        if self._gate is None or job.ended is not None:
+    async def reopen(self, jobs: Iterable[OpenJob]) -> None:
+        """What was decided of the open effects of these jobs in an earlier run holds."""
+        if self._gate is None:
             return
-        for ordinal, each in job.decided.items():
-            if each.verdict.decision is not Decision.DENY:
-                effect = EffectId(job.job_id, ordinal, each.attempt)
-                self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told)
+        for job in jobs:
+            for ordinal, each in job.decided.items() if job.ended is None else ():
+                if each.verdict.decision is not Decision.DENY:
+                    effect = EffectId(job.job_id, ordinal, each.attempt)
+                    self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told)
+        await self._gate.ready()
 
     def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:
         """What may become of it is decided, now or, where that takes time, beside."""

@@ -210,8 +210,12 @@ class EffectGate:
         reserved again. told: the last attempt whose use is recorded. A call that is open already is left as it is.
         """
 
-    def again(self, effect: EffectId) -> None:
-        """This attempt of an open call is about to be made; those before it have no result."""
+    async def ready(self) -> None:
+        """`reopen` was called for all that earlier runs have left open, and no job has begun."""
+
+    def again(self, effect: EffectId) -> GateVerdict | None:
+        """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied."""
+        return None
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
         """END of the job is about to be recorded: calls of it that are open have no result. Returns what they may have used, for it."""
@@ -283,10 +287,14 @@ class EffectGates(EffectGate):
         for gate in self._gates:
             gate.reopen(effect, agent, behalf, verdict, told)
 
-    def again(self, effect: EffectId) -> None:
-        """As `EffectGate.again`."""
+    async def ready(self) -> None:
+        """As `EffectGate.ready`."""
         for gate in self._gates:
-            gate.again(effect)
+            await gate.ready()
+
+    def again(self, effect: EffectId) -> GateVerdict | None:
+        """As `EffectGate.again`: the first one that refuses."""
+        return next((refused for gate in self._gates if (refused := gate.again(effect)) is not None), None)
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
         """As `EffectGate.ended`. One of them says what may have been used."""

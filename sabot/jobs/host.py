@@ -113,8 +113,7 @@ class JobHost:
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
-        for job in found:
-            self._effects.reopen(job)
+        await self._effects.reopen(found)
         return found
 
     def start(self) -> None:

@@ -42,6 +42,10 @@ class Amounts(NamedTuple):
         """The sum."""
         return Amounts(self.tokens + other.tokens, self.cost + other.cost, self.calls + other.calls)
 
+    def times(self, number: int) -> "Amounts":
+        """So often that much."""
+        return Amounts(self.tokens * number, self.cost * number, self.calls * number)
+
     def minus(self, other: "Amounts") -> "Amounts":
         """The difference."""
         return Amounts(self.tokens - other.tokens, self.cost - other.cost, self.calls - other.calls)

@@ -52,7 +52,7 @@ _FREE = frozenset(
 @dataclass(slots=True)
 class _Open:
     """A call without a result. attempt: the last one; 0: a person has to allow it first. told: the last one that has a row. wanted: what
-    an attempt may use.
+    an attempt may use. limited: it is made because it fits, and not although the budget is used up.
     """
 
     scope: str
@@ -63,6 +63,7 @@ class _Open:
     wanted: Amounts
     attempt: int = 1
     told: int = 0
+    limited: bool = True
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
         """Of an attempt of which nobody knows what it has used."""
@@ -127,6 +128,7 @@ class LedgerGate(EffectGate):
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
+            opened.limited = decision in (Decision.ALLOW, Decision.WARN)
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
         return GateVerdict(
             decision,
@@ -178,8 +180,7 @@ class LedgerGate(EffectGate):
     def _reserve(self, effect: EffectId, opened: _Open, attempts: int) -> None:
         """What so many attempts may use, in place of what was reserved."""
         if attempts > 0:
-            tokens, cost, calls = opened.wanted
-            self.ledger.hold(_name(effect), opened.scope, Amounts(tokens * attempts, cost * attempts, calls * attempts))
+            self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts))
         else:
             self.ledger.release(_name(effect), opened.scope)
 
@@ -191,16 +192,30 @@ class LedgerGate(EffectGate):
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
         wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), int(bool(name)))
         kind: CallKind = "model" if name else "tool"
-        opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, told)
+        beyond = verdict.decision in (Decision.ASK, Decision.DEGRADE) and _VERSION in verdict.version.split()
+        opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, told, not beyond)
         job[effect.ordinal] = opened
         self._reserve(effect, opened, effect.attempt + 1 - told)
 
-    def again(self, effect: EffectId) -> None:
-        """As `EffectGate.again`."""
+    async def ready(self) -> None:
+        """As `EffectGate.ready`: `again` must know what the scopes have used."""
+        for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
+            await self.ledger.ready(scope)
+
+    def again(self, effect: EffectId) -> GateVerdict | None:
+        """As `EffectGate.again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
-        if opened is not None:
-            opened.attempt = effect.attempt
-            self._reserve(effect, opened, effect.attempt - opened.told)
+        if opened is None:
+            return None
+        if opened.limited and opened.kind == "model" and effect.attempt > 1:
+            judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(effect.attempt - opened.told))
+            if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+                self._reserve(effect, opened, effect.attempt - 1 - opened.told)
+                reason = f"with attempts before it that may have been paid, {judged.reason}"
+                return GateVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
+        opened.attempt = effect.attempt
+        self._reserve(effect, opened, effect.attempt - opened.told)
+        return None
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
         """As `EffectGate.ended`: each attempt of a call of a model that has no row is one in doubt."""

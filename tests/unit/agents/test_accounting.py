@@ -384,6 +384,53 @@ async def test_a_job_that_has_ended_asks_no_model_again_when_it_is_run_over_its_
     assert len(world.provider.requests) == asked
 
 
+class Waits(World):
+    """A model that answers the first request, and no other: these have come in `asked`."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        super().__init__(self._answer)
+
+    async def _answer(self, spec: RequestSpec) -> Completion:
+        if spec.messages[0].text == "one":
+            return answer(spec)
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody lets it go on")
+
+
+@pytest.mark.parametrize("limit", [302, 303])
+async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_of_its_attempts(limit: int) -> None:
+    home, said = MemoryHome(ManualClock(1_000.0)), []
+
+    async def job(ctx: DurableContext) -> Any:
+        try:
+            said.append((await ctx.llm(world.engine).complete("two", max_tokens=100)).content)
+        except BudgetExceeded as error:
+            said.append(error.message)
+
+    for life in (1, 2):  # each dies while the model is asked, for 101 tokens
+        by, world = gate(max_tokens_daily=limit, warn_at=1), Waits()
+        async with hosting(home, Agent(job), gate=by) as running:
+            if life == 1:
+                running.begin("job")
+            await world.asked.wait()
+    by, world = gate(max_tokens_daily=limit, warn_at=1), World()
+    await run(home, job, by)
+    kinds = [(each.event_id, each.type) for each in by.ledger.writer.events]
+    if limit == 303:
+        assert said == ["yes"]
+        assert kinds == [("job/1/1", "doubt"), ("job/1/2", "doubt"), ("job/1/3", "model")]
+    else:
+        assert (
+            "m was not done: with attempts before it that may have been paid, the daily budget of app has 302"
+            in said[0]
+        )
+        assert kinds == [("job/1/1", "doubt"), ("job/1/2", "doubt")]
+    assert len(world.provider.requests) == limit - 302
+    assert by.ledger._accounts["app"].reserved == Amounts()
+
+
 def test_the_rows_of_a_journal_are_those_of_its_results() -> None:
     assert list(rows_of([])) == []
     from sabot.errors import CorruptJournal

@@ -701,8 +701,6 @@ class LifeOf:
 
     def _check_journal(self) -> None:
         """Questions that functions ask stand in the journal once, but for those that an attempt of the job has withdrawn."""
-        if self.seed.law is not None:
-            self.seed.law.look(entry for _, entry in self.journal.read())
         asked: dict[tuple[str, str], str] = {}
         withdrawn: set[str] = set()
         for _, entry in self.journal.read():
