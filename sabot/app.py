@@ -17,6 +17,7 @@ from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.arguments import Schema
+from sabot.api.lifespan import HasLifespan, Lifespan
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Node
@@ -70,7 +71,7 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class App(DeclaresAgents):
+class App(DeclaresAgents, HasLifespan):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the job; agents are called `<id>.<name>`.
@@ -142,6 +143,7 @@ class App(DeclaresAgents):
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.metrics_host = "127.0.0.1"
+        self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
         self.jobs, self.actions = outside(self)
         self._begun: list[Read] = []  # streams that were begun, over the life of the app

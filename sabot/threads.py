@@ -4,6 +4,7 @@ threads.spawn     makes a thread of control of the engine; it works in turns, so
 aside             called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
 tell              called from any thread: schedules a call on the loop
 done              called on the loop: waits for a future that a thread completes
+all_over          called on the loop: waits until all of these futures have ended
 to_the_end        called on the loop: finishes a step even if its caller is cancelled half way
 
 The pool of `aside` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it, checkpoints
@@ -19,7 +20,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sabot.exits import EXITS, carried
 
-__all__ = ["Handle", "Spawn", "Threads", "Turn", "aside", "done", "tell", "threads", "to_the_end"]
+__all__ = ["Handle", "Spawn", "Threads", "Turn", "all_over", "aside", "done", "tell", "threads", "to_the_end"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,3 +136,11 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     if cancelled:
         raise asyncio.CancelledError
     return step.result()
+
+
+async def all_over(running: "list[asyncio.Future[None]]") -> None:
+    """Returns when all have ended. Raises what the first one failed with."""
+    if running:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        for one in done:
+            one.result()

@@ -26,6 +26,7 @@ from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import TASK as AGENTS
 from sabot.runtime.agent_job import AgentJob, RunnableAgent
 from sabot.runtime.facts import check_facts
+from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.jobs import check_journal, stored_journal
 from sabot.runtime.origin import Origin, identity
 from sabot.runtime.restore import check_app
@@ -33,7 +34,7 @@ from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.base import LocalBackend
-from sabot.threads import Handle, aside, tell, threads, to_the_end
+from sabot.threads import Handle, all_over, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
 
 __all__ = ["LASTING", "Run", "Undelivered"]
@@ -138,6 +139,8 @@ class Run:
         if manifest is not None:
             await self._restore_state(manifest)
             self.restored_from = manifest.checkpoint_id
+        if not await app.lifespan.open(self._stop_asked):
+            raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
         await self._open_jobs(manifest, self._settings(self._delivery))
         self._delivery.check_restored()
         await to_the_end(self._delivery.open())
@@ -243,6 +246,7 @@ class Run:
         self.running = self._ran = True
         interval = checkpoint_interval(self.app, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
+        self._periodic += [self._beside(tick(), name) for name, tick in self.app.lifespan.ticking()]
         self._ask_for_another(0.0)
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -359,7 +363,7 @@ class Run:
         ends = (self._stop_asked.wait(), self._agents_broken.wait())
         waits: set[asyncio.Future[Any]] = {*map(asyncio.ensure_future, ends), broken}
         jobs = self._jobs()
-        over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
+        over = asyncio.ensure_future(all_over([job.running for job in jobs]))
         if self._streams is not None:
             self._streams.awaited = True
         if jobs:
@@ -478,6 +482,7 @@ class Run:
                 last.push_async_callback(aside, self.journal.close if self._ran else self.journal.abandon)
             if self._mail is not None:
                 last.push_async_callback(aside, self._mail.shut)
+            last.push_async_callback(self.app.lifespan.close)
             last.push_async_callback(aside, self._metrics.close)
             last.callback(self._metrics.settle)  # from here on no scrape reads the backend
             for agent in self.agents.values():
@@ -537,11 +542,3 @@ class Run:
             state = self._backend.statistics()
             yield Sample("sabot_state_bytes", state["bytes"])
             yield Sample("sabot_state_keys", state["keys"])
-
-
-async def _all_over(running: list[asyncio.Future[None]]) -> None:
-    """Returns when all have ended. Raises what the first one failed with."""
-    if running:
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
-        for one in done:
-            one.result()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.api.lifespan import Lifespan
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart
@@ -36,6 +37,7 @@ class AppSettings(Protocol):
     reprocess: set[str]
     metrics_port: int | None
     metrics_host: str
+    lifespan: Lifespan
     parallelism: int
     memory_budget_bytes: int
     start_at: str | int

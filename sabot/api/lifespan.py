@@ -1,0 +1,232 @@
+"""What lives as long as a run of an app: clients that its functions share, functions at its start and stop, and timers."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+from sabot.config import Duration, parse_seconds
+from sabot.errors import SabotError, UserError
+from sabot.exits import EXITS, carried
+
+__all__ = ["HasLifespan", "Lifespan", "Resource"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[[], Any])
+
+_CLOSE_SECONDS = 30.0  # that functions of the stop and the closing of resources may take
+
+_log = logging.getLogger(__name__)
+
+OnTimerError = Literal["fail", "skip"]
+
+
+class Resource(Generic[T]):
+    """Something that is opened before the first record and closed behind the last: calling it gives what was opened."""
+
+    def __init__(self, name: str, open_: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+        self.name = name
+        self._open = open_
+        self._opened: list[T] = []
+
+    def __call__(self) -> T:
+        """What was opened. Raises UserError while the app does not run."""
+        if not self._opened:
+            raise UserError(
+                f"resource {self.name} is not open", hint="it is open while the app runs, for its agents and functions"
+            )
+        return self._opened[0]
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[T]:
+        """Opens it, and closes it behind the block."""
+        async with self._open() as opened:
+            self._opened.append(opened)
+            try:
+                yield opened
+            finally:
+                self._opened.clear()
+
+
+class Lifespan:
+    """The functions and resources of one app. All methods run on its event loop."""
+
+    def __init__(self) -> None:
+        self.starts: list[Callable[[], Any]] = []
+        self.stops: list[Callable[[], Any]] = []
+        self.resources: list[Resource[Any]] = []
+        self.timers: list[tuple[float, Callable[[], Awaitable[Any]], OnTimerError]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._over: asyncio.Event | None = None
+
+    async def open(self, stop_asked: asyncio.Event) -> bool:
+        """Opens the resources, then calls the functions of the start, both in the order in which they were declared. False: a stop was
+        asked for meanwhile, and all is closed again.
+
+        An error of theirs is a UserError that names the function; what was open is closed again. One task opens and closes everything,
+        as libraries ask for whose scopes belong to a task.
+        """
+        self._over = asyncio.Event()
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = task = asyncio.create_task(self._live(opened, self._over), name="resources")
+        stopping = asyncio.ensure_future(stop_asked.wait())
+        try:
+            waits: list[asyncio.Future[Any]] = [opened, task, stopping]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not opened.done():
+                await self._ended(cancel=True)
+            return opened.done()
+        finally:
+            stopping.cancel()
+
+    async def close(self) -> None:
+        """Calls the functions of the stop in their order, then closes the resources, the last one first; each, whatever the others raise.
+
+        Idempotent, and nothing where `open` was not called or has failed. Raises the last error, as `open` does.
+        """
+        if self._task is not None:
+            assert self._over is not None
+            self._over.set()
+            await self._ended(cancel=False)
+
+    async def _ended(self, *, cancel: bool) -> None:
+        task, self._task = self._task, None
+        assert task is not None
+        if cancel:
+            task.cancel()
+        done, _ = await asyncio.wait([task], timeout=_CLOSE_SECONDS)
+        if not done:
+            _log.error("functions and resources of the app have not ended in %g s, and are cancelled", _CLOSE_SECONDS)
+            task.cancel()
+        elif not task.cancelled():
+            task.result()
+
+    async def _live(self, opened: "asyncio.Future[None]", over: asyncio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            for resource in self.resources:
+                with _told(f"resource {resource.name} could not be opened"):
+                    opening = resource.held()
+                    await opening.__aenter__()
+                stack.push_async_exit(partial(_left, resource.name, opening))
+            for function in self.starts:
+                with _told(f"on_start {_name(function)} has failed"):
+                    await _called(function)
+            for function in reversed(self.stops):
+                stack.push_async_callback(_stopped, function)
+            opened.set_result(None)
+            await over.wait()
+
+    def ticking(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """For each timer its name, and what makes the coroutine that runs it without end."""
+        for seconds, function, on_error in self.timers:
+            yield f"timer {_name(function)}", partial(_tick, seconds, function, on_error)
+
+
+class HasLifespan:
+    """The part of an App that says what lives as long as its run."""
+
+    lifespan: Lifespan
+
+    def on_start(self, function: F) -> F:
+        """Called without arguments, awaited where it is async, before the first record is read, at each start: `@app.on_start`."""
+        self.lifespan.starts.append(_callable(function, "on_start"))
+        return function
+
+    def on_stop(self, function: F) -> F:
+        """Called behind the last record and the last checkpoint, before the resources are closed, also after a failure: `@app.on_stop`.
+
+        A process that is killed calls nothing: what must happen belongs into a sink.
+        """
+        self.lifespan.stops.append(_callable(function, "on_stop"))
+        return function
+
+    def resource(self, function: Callable[[], AsyncIterator[T]]) -> Resource[T]:
+        """A client that agents and functions share, for example a pool of connections: an async generator that yields it once.
+
+            @app.resource
+            async def http():
+                async with httpx.AsyncClient(timeout=10) as client:
+                    yield client
+
+        `http()` is the client while the app runs. Opened before the first record, in the order of declaration; closed behind the last.
+        """
+        if not inspect.isasyncgenfunction(function):
+            raise UserError(
+                f"resource {_name(function)} is no async generator", hint="async def …: open it, yield it, close it"
+            )
+        made = Resource(_name(function), asynccontextmanager(function))
+        self.lifespan.resources.append(made)
+        return made
+
+    def timer(self, interval: Duration, *, on_error: OnTimerError = "fail") -> Callable[[F], F]:
+        """Calls an async function each `interval` of the clock on the wall while the app runs: `@app.timer("10s")`.
+
+        The first time after one interval; never twice at once: a call that takes longer delays the next one. A restart begins to count
+        anew. on_error: "fail" ends the run as the failure of an agent does, "skip" logs it and goes on.
+        """
+        seconds = parse_seconds(interval, name="timer", zero=False)
+        if on_error not in ("fail", "skip"):
+            raise UserError(f"timer: on_error={on_error!r}", hint="fail or skip")
+
+        def added(function: F) -> F:
+            if not inspect.iscoroutinefunction(function):
+                raise UserError(f"timer {_name(function)} is not async", hint="write async def")
+            self.lifespan.timers.append((seconds, function, on_error))
+            return function
+
+        return added
+
+
+async def _tick(seconds: float, function: Callable[[], Awaitable[Any]], on_error: OnTimerError) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            with _told(f"timer {_name(function)} has failed"):
+                await function()
+        except UserError as error:
+            if on_error == "fail":
+                raise
+            _log.error("%s; it goes on in %g s", error, seconds, exc_info=error.__cause__)
+
+
+async def _left(name: str, opening: AbstractAsyncContextManager[Any], *raised: Any) -> None:
+    with _told(f"resource {name} could not be closed"):
+        await opening.__aexit__(None, None, None)
+
+
+async def _stopped(function: Callable[[], Any]) -> None:
+    with _told(f"on_stop {_name(function)} has failed"):
+        await _called(function)
+
+
+async def _called(function: Callable[[], Any]) -> None:
+    made = function()
+    if inspect.isawaitable(made):
+        await made
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Around the user's code: its error becomes a UserError, its wish to exit an error that carries it."""
+    try:
+        yield
+    except EXITS as asked:
+        raise carried(asked, what) from asked
+    except SabotError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UserError(f"{what}: {said}") from error
+
+
+def _callable(function: Any, word: str) -> Any:
+    if not callable(function):
+        raise UserError(f"{word}: {function!r} is no function", hint=f"@app.{word} stands above a function")
+    return function
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", repr(function)))
