@@ -99,9 +99,13 @@ async def test_a_function_that_fails_is_named_and_the_others_run(app: App, where
         "on_stop": "on_stop end has failed: ValueError: no luck",
         "closing": "resource second could not be closed: ValueError: no luck",
     }
-    with pytest.raises(UserError, match=named[where]):
+
+    async def life() -> None:
         await app.start()
         await app.stop()
+
+    with pytest.raises(UserError, match=named[where]):
+        await life()
     assert said == ["first closed"]
     assert not app.agent_runtime.job.running
 
