@@ -13,11 +13,13 @@ import base64
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 __all__ = [
     "HIDDEN",
     "clean_cause",
+    "clean_value",
     "has_password",
     "keep_secret",
     "keep_settings",
@@ -37,6 +39,7 @@ _NAMES = "|".join(
         "private|assertion|signature|pem|api[_-]?key|access[_-]?key|account[_-]?key",
     )
 )
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
 # How many tokens of a model: no secret where its value is a number.
 _COUNT = re.compile(
@@ -216,6 +219,28 @@ def scrubbed(text: str) -> str:
 def without_secrets(text: str) -> str:
     """The text without registered secrets; all else stays as it is, unlike in `scrubbed`. For values, which are not only shown."""
     return _known.hide(text)
+
+
+def clean_value(value: Any, *, fields: bool = False) -> Any:
+    """A value of JSON without registered secrets, wherever they stand in it. fields: what stands under the name of a secret (`api_key`,
+    `access_token`) is hidden too, unless it is a number, a truth value or nothing.
+    """
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {
+            clean_value(name): HIDDEN if fields and _holds_secret(name, each) else clean_value(each, fields=fields)
+            for name, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [clean_value(each, fields=fields) for each in value]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return HIDDEN if number and without_secrets(str(value)) != str(value) else value
+
+
+def _holds_secret(name: object, value: object) -> bool:
+    named = isinstance(name, str) and _SECRET_NAME.search(name) is not None
+    return named and value is not None and not isinstance(value, bool | int | float)
 
 
 def clean_cause(error: BaseException) -> BaseException | None:

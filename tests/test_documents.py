@@ -21,10 +21,14 @@ from typing import Any
 
 import pytest
 import typer
+from mcp import Client
 
 from sabot import metrics
 from sabot.cli import commands
+from sabot.cli.jobs import find_job
+from sabot.cli.mcp import Checkpoints
 from sabot.connectors.memory import MemoryBroker
+from sabot.mcp import ToolServer, state_tools
 from tools.broker import Broker
 from tools.command_line import child
 
@@ -299,9 +303,22 @@ def test_the_refunds_example_refunds_once_and_is_answered_while_it_is_dead(tmp_p
     ]
 
 
+async def test_the_mcp_server_example_counts_and_what_it_keeps_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(*SABOT, "run", "examples.mcp_server:app", "--loglevel", "warning", folder=tmp_path) as process:
+        assert sorted(lines_until_interrupt(process, 3)) == ["ada 1", "ada 2", "grace 1"]
+    tools = state_tools(Checkpoints(find_job(str(tmp_path / "state")), None, 1 << 20))
+    async with Client(ToolServer("orders", tools).server) as client:
+        read = await client.call_tool("state_read", {"name": "customers", "prefix": "a"})
+    assert [(row["record_key"], row["value"]) for row in read.structured_content["rows"]] == [
+        ("ada", {"count": 2, "last": "pens"})
+    ]
+
+
 def test_every_example_is_run_here_and_has_less_than_30_lines() -> None:
     found = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "examples").glob("*.py")}
-    assert found.keys() == {*EXAMPLES, "__init__", "fraud", "files", "kafka_alerts", "refunds"}
+    assert found.keys() == {*EXAMPLES, "__init__", "fraud", "files", "kafka_alerts", "mcp_server", "refunds"}
     assert max(found.values()) < 30
 
 

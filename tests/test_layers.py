@@ -59,6 +59,8 @@ THIRD_PARTIES = {
     "anthropic": {"llm"},
     "confluent_kafka": {"kafka"},
     "genai_prices": {"llm"},
+    "mcp": {"mcp"},
+    "mcp_types": {"mcp"},
     "openai": {"llm"},
     "opentelemetry": {"agents"},
     "prometheus_client": {"metrics"},
@@ -66,7 +68,9 @@ THIRD_PARTIES = {
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},
+    "starlette": {"mcp"},
     "typer": {"cli"},
+    "uvicorn": {"mcp"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)

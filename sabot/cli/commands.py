@@ -18,6 +18,7 @@ from sabot.cli.journal import journal
 from sabot.cli.ledger import budgets, ledger
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.mcp import mcp
 from sabot.cli.planning import plan
 from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
@@ -55,6 +56,7 @@ jobs.command()(record)
 jobs.command()(replay)
 jobs.command("diff")(diff_jobs)
 _cli.add_typer(actions, name="actions")
+_cli.add_typer(mcp, name="mcp")
 
 
 def _log_level(value: str) -> str:

@@ -8,11 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sabot.mcp.memory import FoundMemory, Memory, MemoryFile, MemoryKeeping, Remembered, StateMemories
+    from sabot.mcp.server import ToolServer
+    from sabot.mcp.states import SavedState, StateInfo, StateRows, StateSource, state_tools
 
-__all__ = ["FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"]
+__all__ = [
+    "FoundMemory",
+    "Memory",
+    "MemoryFile",
+    "MemoryKeeping",
+    "Remembered",
+    "SavedState",
+    "StateInfo",
+    "StateMemories",
+    "StateRows",
+    "StateSource",
+    "ToolServer",
+    "state_tools",
+]
 
 _HOMES = {
     "sabot.mcp.memory": ("FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"),
+    "sabot.mcp.server": ("ToolServer",),
+    "sabot.mcp.states": ("StateInfo", "SavedState", "StateRows", "StateSource", "state_tools"),
 }
 
 

@@ -23,7 +23,7 @@ from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import READERS
 from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
 
-__all__ = ["OperatorInfo", "StateView", "operators_of", "parts_of", "state_of"]
+__all__ = ["OperatorInfo", "StateView", "keys_of", "operators_of", "parts_of", "state_of"]
 
 _AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
@@ -104,6 +104,14 @@ def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     if parts:
         raise UserError(f"{operator} keeps no state", hint=_there(manifest))
     return _agent_state(manifest, operator, key)
+
+
+def keys_of(manifest: SavedJob, operator: str, table: pa.Table) -> list[str]:
+    """The columns of `state_of`'s table that are the key; none where that is not known."""
+    for part in parts_of(manifest, operator).values():
+        if part.facts.get("reader"):
+            return list(part.facts["reader"].get("keys", ()))
+    return [name for name in ("record_key", "key") if name in table.schema.names]
 
 
 def _there(manifest: SavedJob) -> str:

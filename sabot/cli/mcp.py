@@ -1,0 +1,284 @@
+"""`sabot mcp serve`: what a job keeps, and what agents remember, offered to any MCP client."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pyarrow as pa
+import typer
+
+import sabot
+from sabot.checkpoint import Manifest, ask
+from sabot.cli.jobs import JobCheckpoints, find_job
+from sabot.cli.loading import WrongUse
+from sabot.cli.running import guarded, leave_at_once, set_up_logging
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import parse_bytes, parse_seconds
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.operators.reading import keys_of, operators_of, state_of
+
+if TYPE_CHECKING:
+    from sabot.mcp.states import StateInfo
+
+__all__ = ["mcp"]
+
+_ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
+_TOKEN = "SABOT_MCP_TOKEN"
+_PORT_MOST = 65_535
+_KEPT_MOST = 8  # tables that were read
+
+_STATE_TOLD = (
+    "state_list, state_schema and state_read read what a streaming job keeps, as of its newest checkpoint, which each answer names; "
+    "they change nothing."
+)
+_MEMORY_TOLD = (
+    "cortex_search, cortex_store, cortex_retrieve and cortex_consolidate are a memory that outlives this conversation."
+)
+
+mcp = typer.Typer(help="The Model Context Protocol.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@mcp.callback()
+def _mcp() -> None:
+    pass
+
+
+@mcp.command()
+def serve(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JOB]", help="module:app, a file app.py, or where checkpoints are; without one only --memory."
+        ),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="DIR", help="Offer the memory tools over this folder.")] = None,
+    scope: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose memory: all clients of this server share it.")
+    ] = "default",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Offer this state alone; may be repeated.")
+    ] = None,
+    fresh: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Ask a running job for a checkpoint when its newest is older.")
+    ] = None,
+    largest: Annotated[
+        str, typer.Option(metavar="SIZE", help="State beyond this size is read by key alone.")
+    ] = "256MB",
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve HTTP, on 127.0.0.1 if no host is given; 0: a free port."),
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help=f"The token of clients on HTTP; or in the variable {_TOKEN}.")
+    ] = None,
+) -> None:
+    """Offer the state of a job, running or not, and what agents remember, to an MCP client: on standard input and output, or on HTTP."""
+
+    def work() -> None:
+        if job is None and memory is None:
+            raise WrongUse("there is nothing to serve", hint="name a JOB, or --memory DIR")
+        if http is None and token_file is not None:
+            raise WrongUse("--token-file is for HTTP", hint="give --http PORT too, or leave it out")
+        address = None if http is None else (*_address(http), _token(token_file))
+        # An exception could be swallowed by an import, or wait for a thread that reads the client's next line.
+        with _on_interrupt(leave_at_once):
+            source = None if job is None else _checkpoints(job, fresh, largest)
+            _serve(source, only or (), memory, scope, address)
+
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+def _checkpoints(job: str, fresh: str | None, largest: str) -> "Checkpoints":
+    age_s = None if fresh is None else parse_seconds(fresh, name="--fresh")
+    most = parse_bytes(largest, name="--largest")
+    with redirect_stdout(sys.stderr):  # standard output is the client's, and the user's module may print
+        return Checkpoints(find_job(_module(job)), age_s, most)
+
+
+def _serve(
+    source: "Checkpoints | None",
+    only: Collection[str],
+    memory: str | None,
+    scope: str,
+    address: tuple[str, int, str | None] | None,
+) -> None:
+    from sabot.mcp import Memory, MemoryFile, ToolServer, state_tools  # only this command needs the SDK
+
+    told, tools = [], []
+    if source is not None:
+        tools += state_tools(source, only=only)
+        told.append(_STATE_TOLD)
+    with ExitStack() as open_:
+        if memory is not None:
+            file = open_.enter_context(closing(MemoryFile(memory)))
+            tools += Memory(file).tools(scope)
+            told.append(_MEMORY_TOLD)
+        server = ToolServer("sabot", tools, version=sabot.__version__, instructions=" ".join(told))
+        if address is None:
+            asyncio.run(server.serve_stdio())
+            return
+        host, port, token = address
+        with _on_interrupt(signal.default_int_handler):
+            asyncio.run(server.serve_http(host, port, token=token, on_start=_say))
+
+
+@contextmanager
+def _on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """What Ctrl-C does inside, unless this process was started to ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Checkpoints:
+    """The checkpoints of a job, each opened when it is asked for.
+
+    fresh_s: a running job is asked for a checkpoint when its newest is older; None: never. largest: of what is read whole, in bytes. What
+    was read last is kept up to that size, so that its next page is there when the job has removed the checkpoint.
+    """
+
+    def __init__(self, job: JobCheckpoints, fresh_s: float | None, largest: int) -> None:
+        self._job = job
+        self._fresh_s = fresh_s
+        self._largest = largest
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[int, str, str | None], tuple[Manifest, pa.Table]] = {}  # the oldest first
+
+    @contextmanager
+    def open(self, checkpoint_id: int | None) -> Iterator["SavedCheckpoint"]:
+        with self._lock:  # one at a time: each may be as large as memory allows
+            try:
+                yield SavedCheckpoint(self, self._manifest(checkpoint_id), checkpoint_id is not None)
+            finally:
+                self._job.storage.release_restored()
+
+    def newest(self) -> Manifest:
+        return self._job.manifest()
+
+    def has(self, checkpoint_id: int) -> bool:
+        return checkpoint_id in self._job.storage.ids()
+
+    def read(self, manifest: Manifest, name: str, key: str | None) -> pa.Table:
+        wanted = (manifest.checkpoint_id, name, key)
+        if wanted in self._kept:
+            return self._kept[wanted][1]
+        size = _size_of(manifest, name)
+        if key is None and size > self._largest:
+            raise UserError(
+                f"the state of {name} in {self._job.place} has {size:,} bytes at checkpoint {manifest.checkpoint_id}, and "
+                f"{self._largest:,} are read whole",
+                hint="ask by key; or serve with a higher --largest",
+            )
+        table = state_of(manifest, name, key)
+        self._kept[wanted] = (manifest, table)
+        while len(self._kept) > 1 and sum(table.nbytes for _, table in self._kept.values()) > self._largest:
+            del self._kept[next(iter(self._kept))]
+        while len(self._kept) > _KEPT_MOST:
+            del self._kept[next(iter(self._kept))]
+        return table
+
+    def _manifest(self, checkpoint_id: int | None) -> Manifest:
+        if checkpoint_id is not None:
+            for manifest, _ in self._kept.values():
+                if manifest.checkpoint_id == checkpoint_id:
+                    return manifest
+            if not self.has(checkpoint_id):
+                raise _gone(checkpoint_id)
+            return self._job.manifest(checkpoint_id)
+        if self._fresh_s is not None and self._job.runs() and not self._is_fresh(self._fresh_s):
+            return self._job.manifest(ask(self._job.place, {"checkpoint": True})["checkpoint"])
+        return self.newest()
+
+    def _is_fresh(self, age_s: float) -> bool:
+        has_one = bool(self._job.storage.ids())
+        return has_one and SYSTEM_CLOCK.time() - self.newest().created_ms / 1000 <= age_s
+
+
+class SavedCheckpoint:
+    """One of them. pinned: it is this one that is wanted; else a newer one takes its place where the job removes it meanwhile."""
+
+    def __init__(self, source: Checkpoints, manifest: Manifest, pinned: bool) -> None:
+        self._source = source
+        self._manifest = manifest
+        self._pinned = pinned
+
+    @property
+    def checkpoint_id(self) -> int:
+        return self._manifest.checkpoint_id
+
+    @property
+    def created_ms(self) -> int:
+        return self._manifest.created_ms
+
+    def kept(self) -> "list[StateInfo]":
+        return [{"name": e.id, "kind": e.kind, "rows": e.rows, "text": e.text} for e in operators_of(self._manifest)]
+
+    def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
+        try:
+            table = self._source.read(self._manifest, name, key)
+        except CorruptCheckpoint:
+            if self._source.has(self.checkpoint_id):
+                raise
+            if self._pinned:
+                raise _gone(self.checkpoint_id) from None
+            self._manifest = self._source.newest()
+            table = self._source.read(self._manifest, name, key)
+        return table, keys_of(self._manifest, name, table)
+
+
+def _gone(checkpoint_id: int) -> UserError:
+    return UserError(f"checkpoint {checkpoint_id} is gone: the job has newer ones", hint="begin anew, without cursor")
+
+
+def _size_of(manifest: Manifest, name: str) -> int:
+    """The bytes of the files in which this state is."""
+    folders = [task.states[name] for task in manifest.tasks.values() if name in task.states]
+    folders = folders or [task.states["state"] for task in manifest.tasks.values() if "state" in task.states]
+    return sum(
+        file.size for path, file in manifest.contents.items() if path.startswith(tuple(f"{each}/" for each in folders))
+    )
+
+
+def _module(word: str) -> str:
+    """`app.py` as `app:app`: the App called `app` of a file in the current folder, or below it."""
+    path = Path(word)
+    if path.suffix != ".py" or not path.is_file():
+        return word
+    try:
+        inside = path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        raise WrongUse(f"{word} is not below the current folder", hint="go there, and name it from there") from None
+    return ".".join(inside.with_suffix("").parts) + ":app"
+
+
+def _address(http: str) -> tuple[str, int]:
+    found = _ADDRESS.fullmatch(http)
+    if found is None or int(found["port"]) > _PORT_MOST:
+        raise WrongUse(f"--http {http!r} is no address", hint="PORT, HOST:PORT or [IPv6]:PORT")
+    return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
+
+
+def _token(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get(_TOKEN)
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongUse(f"--token-file {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _say(address: str) -> None:
+    typer.echo(f"sabot: MCP is served at {address}", err=True)

@@ -1,0 +1,257 @@
+"""Tools of Sabot, offered to any MCP client: on standard input and output, or on HTTP.
+
+    server = ToolServer("shop", [*memory.tools(), lookup])
+    await server.serve_stdio()                                     one client, which has started this process
+    await server.serve_http(port=8000)                             any number, on this machine alone
+    await server.serve_http("0.0.0.0", 8000, token=token)          from elsewhere, with `Authorization: Bearer …`
+
+A tool is an `@tool`: its schema checks the arguments, its class becomes the hints of the protocol, its time limit holds. What a tool
+raises is a result with `isError`, whose text says what happened and what to do, so that a model can mend its call. A result is JSON, at
+most `max_result_bytes` long, and known secrets of this process are hidden in it.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sabot.errors import MissingExtra, SabotError, UserError, short_repr, words_of
+from sabot.faults import hint_of
+from sabot.journal.effects import EffectClass
+from sabot.llm.tools import UNTRUSTED, Tool
+from sabot.redaction import clean_value, keep_secret, scrubbed
+from sabot.threads import aside
+
+try:
+    import mcp_types as types
+    import uvicorn
+    from mcp.server.lowlevel import Server
+    from mcp.server.stdio import stdio_server
+    from mcp.shared.exceptions import MCPError
+except ImportError as error:
+    raise MissingExtra("ToolServer", "mcp") from error
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["ToolServer"]
+
+_log = logging.getLogger(__name__)
+
+_TOKEN_LEAST = 16  # characters
+_CONNECTIONS_MOST = 64
+_GRACE_SECONDS = 5
+_READING = (EffectClass.READ, EffectClass.LOCAL)
+_REPEATABLE = (*_READING, EffectClass.METERED, EffectClass.IDEMPOTENT)
+
+
+class ToolServer:
+    """Serves `tools` under their names. name, version, instructions: what clients are told of the server.
+
+    concurrency: so many calls at a time, the others wait. max_result_bytes: of the JSON of a result. Raises UserError for two tools of one
+    name, and for a tool that takes an `Effect`: a call from outside has no journal, so it has no key.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tools: Iterable[Tool],
+        *,
+        version: str = "",
+        instructions: str = "",
+        concurrency: int = 8,
+        max_result_bytes: int = 262_144,
+    ) -> None:
+        self.name = name
+        self._tools: dict[str, Tool] = {}
+        self._places = asyncio.Semaphore(concurrency)
+        self._most = max_result_bytes
+        for each in tools:
+            if each.name in self._tools:
+                raise UserError(
+                    f"MCP server {name}: two tools are called {each.name}", hint="@tool(name=…) renames one"
+                )
+            if each.takes_effect:
+                raise UserError(
+                    f"MCP server {name}: tool {each.name} takes an Effect, and a call from outside has none",
+                    hint="offer a tool without that parameter",
+                )
+            self._tools[each.name] = each
+        self._offered = [_offered(each) for each in self._tools.values()]
+        self.server: Server[Any] = Server(
+            name, version=version, instructions=instructions or None, on_list_tools=self._list, on_call_tool=self._call
+        )
+        """The server as the SDK knows it: `mcp.Client(tool_server.server)` is connected to it inside this process."""
+
+    async def serve_stdio(self) -> None:
+        """Serves the client at standard input and output, until it closes the input. What else writes to standard output meanwhile goes to
+        standard error.
+        """
+        async with stdio_server() as (requests, answers):
+            await self.server.run(requests, answers, self.server.create_initialization_options())
+
+    async def serve_http(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        token: str | None = None,
+        on_start: Callable[[str], None] | None = None,
+    ) -> None:
+        """Serves clients at `http://host:port/mcp` (streamable HTTP) until it is cancelled; calls under way have 5 seconds to end then.
+
+        token: whom a request has to name. Without one, all who are on this machine may call, but no page in a browser (`Host` and `Origin`
+        are checked); a host that others can reach needs one. port: 0 takes a free one. on_start: gets the address once it is served.
+        Raises UserError for an address that is taken, and where a token is missing or shorter than 16 characters.
+        """
+        if token is not None:
+            keep_secret(token)
+            if len(token) < _TOKEN_LEAST:
+                raise UserError(
+                    f"MCP server {self.name}: a token of {len(token)} characters", hint=f"{_TOKEN_LEAST} or more"
+                )
+        elif not _is_loopback(host):
+            raise UserError(
+                f"MCP server {self.name}: others can reach {host}, and there is no token",
+                hint="give it one, or serve 127.0.0.1",
+            )
+        app: ASGIApp = self.server.streamable_http_app(host=host, json_response=True, stateless_http=True)
+        if token is not None:
+            app = _Guard(app, token)
+        with _listening(host, port, self.name) as listener:
+            where, at = listener.getsockname()[:2]
+            running = _Http(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    lifespan="on",
+                    ws="none",
+                    limit_concurrency=_CONNECTIONS_MOST,
+                    timeout_graceful_shutdown=_GRACE_SECONDS,
+                )
+            )
+            running.on_start = lambda: on_start(f"http://{_in_url(where)}:{at}/mcp") if on_start is not None else None
+            serving = asyncio.ensure_future(running.serve(sockets=[listener]))
+            try:
+                await asyncio.shield(serving)
+            finally:
+                running.should_exit = True
+                await serving
+
+    async def _list(self, context: Any, params: Any) -> "types.ListToolsResult":
+        return types.ListToolsResult(tools=self._offered)
+
+    async def _call(self, context: Any, params: "types.CallToolRequestParams") -> "types.CallToolResult":
+        tool = self._tools.get(params.name)
+        if tool is None:
+            names = ", ".join(self._tools)
+            raise MCPError(
+                types.INVALID_PARAMS, f"{self.name} has no tool {short_repr(params.name)}: there are {names}"
+            )
+        try:
+            arguments = tool.arguments(msgspec.json.encode(params.arguments or {}).decode())
+            async with self._places, asyncio.timeout(tool.timeout_s):
+                done = tool.func(**arguments) if tool.is_async else aside(tool.func, **arguments)
+                return self._result(tool, await done)
+        except SabotError as error:
+            return _failed(str(error))
+        except TimeoutError:
+            if tool.timeout_s is None:
+                return _failed(f"{tool.name} failed: TimeoutError")
+            return _failed(f"{tool.name} did not answer within {tool.timeout_s:g} s")
+        except Exception as error:
+            _log.exception("tool %s failed", tool.name)
+            return _failed(scrubbed(f"{tool.name} failed: {type(error).__name__}: {words_of(error)}"))
+
+    def _result(self, tool: Tool, value: Any) -> "types.CallToolResult":
+        try:
+            plain = clean_value(msgspec.to_builtins(value))
+            text = msgspec.json.encode(plain).decode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"the result of {tool.name} cannot be written as JSON: {error}") from error
+        if len(text) > self._most:
+            raise UserError(
+                f"the result of {tool.name} has {len(text):,} characters, and {self._most:,} are the most",
+                hint="ask for less",
+            )
+        structured = plain if isinstance(plain, dict) else {"result": plain}
+        return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=structured)
+
+
+class _Guard:
+    """Lets pass the requests that name the token."""
+
+    def __init__(self, app: "ASGIApp", token: str) -> None:
+        self._app = app
+        self._wanted = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._wanted):
+                headers = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
+                await send({"type": "http.response.start", "status": 401, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
+        await self._app(scope, receive, send)
+
+
+class _Http(uvicorn.Server):
+    """Says when it serves, and leaves signals to the program."""
+
+    on_start: Callable[[], object]
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_start()
+
+
+def _offered(tool: Tool) -> "types.Tool":
+    schema = tool.schema
+    hints = types.ToolAnnotations(
+        read_only_hint=tool.effect in _READING,
+        destructive_hint=False if tool.effect in _REPEATABLE else None,
+        idempotent_hint=tool.effect in _REPEATABLE,
+        open_world_hint=UNTRUSTED in tool.labels,
+    )
+    return types.Tool(
+        name=tool.name, description=schema.description, input_schema=dict(schema.parameters), annotations=hints
+    )
+
+
+def _failed(text: str) -> "types.CallToolResult":
+    return types.CallToolResult(content=[types.TextContent(text=text)], is_error=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _listening(host: str, port: int, name: str) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"MCP server {name}: cannot listen on {host}:{port}: {error.strerror or error}",
+            hint=hint_of(error) or "give another port; 0 takes a free one",
+        ) from error

@@ -1,0 +1,217 @@
+"""Tools that read what a job keeps, out of its checkpoints: keyed state of agents, aggregates and tables of streams.
+
+An answer says as of which checkpoint it is. It holds at most 1,000 rows and 64 KB; `next` in it, given back as `cursor`, goes on where it
+ended, in the same checkpoint. They only read: the job may run, elsewhere, or have stopped.
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Protocol, TypedDict
+
+import msgspec
+import pyarrow as pa
+
+from sabot.errors import UNREADABLE, UserError, short_repr
+from sabot.llm.tools import Tool, tool
+from sabot.redaction import clean_value
+
+__all__ = ["SavedState", "StateInfo", "StateRows", "StateSource", "state_tools"]
+
+_ROWS_MOST = 1000
+_PAGE_BYTES = 65_536
+_CELL_MOST = 8_192  # bytes of a value as JSON, beyond which its beginning is shown
+_SAMPLED = 1000  # values whose fields are told
+
+
+class StateInfo(TypedDict):
+    """Who keeps state: an operator of a stream, a table, an agent. rows: about how many; None: not known without reading them."""
+
+    name: str
+    kind: str
+    rows: int | None
+    text: str
+
+
+class StateRows(TypedDict):
+    """A page of rows. total: how many fit the question. next: the cursor of the next page; None: this is the last."""
+
+    as_of: dict[str, Any]
+    rows: list[dict[str, Any]]
+    total: int
+    next: str | None
+
+
+class SavedState(Protocol):
+    """The state of a job in one checkpoint. Its calls may block, and raise UserError with the names of the job and the state."""
+
+    @property
+    def checkpoint_id(self) -> int: ...
+    @property
+    def created_ms(self) -> int: ...
+
+    def kept(self) -> list[StateInfo]:
+        """Who keeps state in it."""
+
+    def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
+        """The rows of this state, or those of the key alone, and the columns that are the key, as far as they are known."""
+
+
+class StateSource(Protocol):
+    """Opens the checkpoints of a job."""
+
+    def open(self, checkpoint_id: int | None) -> AbstractContextManager[SavedState]:
+        """The checkpoint of this id, or the newest. May block. Raises UserError where there is none, or not any more."""
+
+
+def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool]:
+    """The tools `state_list`, `state_schema` and `state_read` of a job. only: the names that they offer; by default all that is kept.
+
+    Known secrets are hidden in values, and so is what stands under the name of one (`password`, `api_key`).
+    """
+
+    def checked(name: str) -> str:
+        if only and name not in only:
+            raise UserError(f"{short_repr(name)} is not offered", hint=f"there are {', '.join(sorted(only))}")
+        return name
+
+    @tool(effect="read")
+    def state_list() -> dict[str, Any]:
+        """List who keeps state in this streaming job: agents, aggregates, tables. Their names are what the other tools take."""
+        with source.open(None) as saved:
+            kept = [each for each in saved.kept() if not only or each["name"] in only]
+            return {"as_of": _as_of(saved), "state": kept}
+
+    @tool(effect="read")
+    def state_schema(name: str) -> dict[str, Any]:
+        """Tell the columns of a state with their types, which of them are the key, and the fields of values that are objects.
+
+        Args:
+            name: Whose state, as state_list gives it.
+        """
+        with source.open(None) as saved:
+            table, keys = saved.read(checked(name), None)
+            columns = {each: _described(table[each]) for each in table.column_names}
+            return {"as_of": _as_of(saved), "name": name, "key": keys, "columns": columns, "rows": table.num_rows}
+
+    @tool(effect="read")
+    def state_read(
+        name: str, key: str | None = None, prefix: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> StateRows:
+        """Read rows of a state, as of the job's newest checkpoint.
+
+        Args:
+            name: Whose state, as state_list gives it.
+            key: Only the rows of this key; of several key columns a JSON list.
+            prefix: Only rows whose key begins so (the first column of the key, as text).
+            limit: The most rows, from 1 to 1000.
+            cursor: What the page before gave as next; ask for the rest with the same words.
+        """
+        if isinstance(limit, bool) or not 1 <= limit <= _ROWS_MOST:
+            raise UserError(f"limit={short_repr(limit)}", hint=f"from 1 to {_ROWS_MOST:,}")
+        checkpoint_id, begin = (None, 0) if cursor is None else _place(cursor)
+        with source.open(checkpoint_id) as saved:
+            table, keys = saved.read(checked(name), key)
+            if prefix is not None:
+                table = _beginning(table, keys, prefix)
+            rows = _page(table, begin, limit)
+            end = begin + len(rows)
+            following = f"{saved.checkpoint_id}:{end}" if end < table.num_rows else None
+            return StateRows(as_of=_as_of(saved), rows=rows, total=table.num_rows, next=following)
+
+    return [state_list, state_schema, state_read]
+
+
+def _as_of(saved: SavedState) -> dict[str, Any]:
+    written = datetime.fromtimestamp(saved.created_ms / 1000, UTC)
+    return {"checkpoint": saved.checkpoint_id, "written": written.isoformat(timespec="milliseconds")}
+
+
+def _place(cursor: str) -> tuple[int, int]:
+    """The checkpoint and the row that a cursor means."""
+    checkpoint_id, _, begin = cursor.partition(":")
+    if not (checkpoint_id.isascii() and checkpoint_id.isdigit() and begin.isascii() and begin.isdigit()):
+        raise UserError(f"cursor={short_repr(cursor)}", hint="give back what stands under next, or leave it out")
+    return int(checkpoint_id), int(begin)
+
+
+def _beginning(table: pa.Table, keys: list[str], prefix: str) -> pa.Table:
+    """The rows whose first key column, as text, begins with the prefix."""
+    if not table.num_columns:
+        return table
+    column = table[keys[0] if keys else table.column_names[0]]
+    mask = [value is not None and _text(value).startswith(prefix) for value in column.to_pylist()]
+    return table.filter(pa.array(mask, pa.bool_()))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else str(value)
+
+
+def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
+    """Rows as JSON says them: as many as fit a page, and one at least."""
+    readers = {name: _reader(table[name]) for name in table.column_names}
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for row in table.slice(begin, limit).to_pylist():
+        shown = {
+            name: _bounded(clean_value({name: readers[name](value)}, fields=True)[name]) for name, value in row.items()
+        }
+        size += len(msgspec.json.encode(shown))
+        if rows and size > _PAGE_BYTES:
+            break
+        rows.append(shown)
+    return rows
+
+
+def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
+    """What makes JSON of a column's values. A column of text in which every value is a JSON object, list or text holds JSON (state of
+    agents whose values are mixed or nested is saved so), and is given as what it says.
+    """
+    if pa.types.is_string(column.type) and column.null_count < len(column):
+        texts = (value for value in column.to_pylist() if value is not None)
+        if all(_is_json(text) for text in texts) and any(text[:1] in '{["' for text in column.to_pylist() if text):
+            return lambda text: None if text is None else msgspec.json.decode(text)
+    return msgspec.to_builtins
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _bounded(value: Any) -> Any:
+    """The value; of a larger one the beginning of its JSON, and how long it is."""
+    text = msgspec.json.encode(value)
+    if len(text) <= _CELL_MOST:
+        return value
+    return {"cut": text[:_CELL_MOST].decode(errors="ignore"), "bytes": len(text)}
+
+
+def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
+    """The type of a column, and of objects in it the fields, each with the kinds of its values, in the first 1,000."""
+    read = _reader(column)
+    if read is msgspec.to_builtins:
+        return {"type": str(column.type)}
+    fields: dict[str, set[str]] = {}
+    kinds: set[str] = set()
+    for text in islice((each.as_py() for each in column), _SAMPLED):
+        value = read(text)
+        kinds.add(_kind(value))
+        for name, each in value.items() if isinstance(value, dict) else ():
+            fields.setdefault(name, set()).add(_kind(each))
+    described: dict[str, Any] = {"type": "json", "kinds": sorted(kinds)}
+    if fields:
+        described["fields"] = {name: sorted(found) for name, found in sorted(fields.items())[:100]}
+    return described
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object", list: "array"}
+    return names.get(type(value), "null")
