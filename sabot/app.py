@@ -16,7 +16,7 @@ from sabot.agents.declaring import DeclaresAgents
 from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
-from sabot.api.arguments import Schema
+from sabot.api.arguments import RowPolicy, Schema
 from sabot.api.lifespan import HasLifespan, Lifespan
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
@@ -247,6 +247,7 @@ class App(DeclaresAgents, HasLifespan):
         lateness: Duration = 0,
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
+        on_error: RowPolicy = "dead_letter",
     ) -> Stream:
         """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
 
@@ -255,9 +256,11 @@ class App(DeclaresAgents, HasLifespan):
 
         schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
         timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
-        time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded.
+        time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded, and
+        rows for which a step fails. on_error: what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
+        options["on_error"] = on_error
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:
@@ -277,6 +280,7 @@ class App(DeclaresAgents, HasLifespan):
         lateness: Duration = 0,
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
+        on_error: RowPolicy = "dead_letter",
     ) -> Stream:
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
@@ -297,6 +301,7 @@ class App(DeclaresAgents, HasLifespan):
             idle=idle,
             dead_letter=dead_letter,
             table=TableFormat(keys, format),
+            on_error=on_error,
         )
         table = Upsert(node, keys, deletes=True)
         table.check()

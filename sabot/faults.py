@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sabot.errors import CorruptCheckpoint, InternalError, SabotError, UserError
+from sabot.errors import CorruptCheckpoint, InternalError, SabotError, TransientError, UserError
 
-__all__ = ["fault_of", "hint_of", "taking_over", "unreadable"]
+__all__ = ["fault_of", "hint_of", "is_of_the_world", "taking_over", "unreadable"]
 
 _MOST_COUNTED = 65_536  # at most so many descriptors are looked at
 
@@ -130,6 +130,16 @@ def hint_of(error: object, otherwise: str = "") -> str:
     """What to do about an error that is a fault of the machine; `otherwise` for any other error."""
     fault = fault_of(error)
     return _HINTS[fault]() if fault else otherwise
+
+
+def is_of_the_world(error: BaseException) -> bool:
+    """Whether an error of the user's function says nothing of the row that it was called with: the network, the disk or the memory failed,
+    and the same call may pass later. A file that a row names and that is not there, or may not be read, is the row's own fault.
+    """
+    of_a_path = isinstance(
+        error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | PermissionError
+    )
+    return isinstance(error, OSError | TransientError | MemoryError) and not of_a_path
 
 
 def unreadable(what: str, error: BaseException) -> UserError:

@@ -42,7 +42,9 @@ _KINDS = {
     "sabot_records_out_total": _Kind(
         "counter", _ROWS, "Results that an agent handed to its sink, or to another agent."
     ),
-    "sabot_dead_letters_total": _Kind("counter", _ROWS, "Records of a topic that an agent set apart as dead letters."),
+    "sabot_dead_letters_total": _Kind(
+        "counter", _ROWS, "Records and rows that an agent, a source or a step set apart as dead letters."
+    ),
     "sabot_agent_errors_total": _Kind(
         "counter", ("operator",), "Calls that raised, and records that could not be decoded or had no key."
     ),

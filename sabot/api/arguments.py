@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import pyarrow as pa
 
@@ -12,6 +12,7 @@ from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
+    "RowPolicy",
     "Schema",
     "aggregates_of_keywords",
     "column_names",
@@ -25,17 +26,26 @@ __all__ = [
     "one_of",
     "optional_ms",
     "order_of",
+    "row_policy",
     "schema_of",
     "whole_ms",
 ]
 
 Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
+RowPolicy = Literal["dead_letter", "null", "fail"]
+"""What becomes of a row for which an expression or a function fails: it goes to the dead letters of its source; what could not be
+computed is null; or the job ends with an error that names the row."""
+
 
 def one_of(what: str, value: Any, among: Sequence[str]) -> Any:
     if value not in among:
         raise UserError(f"{what}={value!r}", hint=f"one of {', '.join(map(repr, among))}")
     return value
+
+
+def row_policy(where: str, on_error: Any) -> Any:
+    return one_of(f"{where}: on_error", on_error, get_args(RowPolicy))
 
 
 def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -144,16 +144,20 @@ def letters_of_rows(
     step: str,
     agent: str,
     version: str,
+    places: Sequence[tuple[int | None, int | None]] | None = None,
 ) -> pa.RecordBatch:
     """Makes the letters of rows that were in a step of a stream. The payload is the row as JSON. times: event times, if there are any.
 
-    Where a row was in its topic is not known any more; topic: where all rows come from, "" from several.
+    topic: where all rows come from, "" from several. places: the partition and the offset of the record that each row was made of, where
+    that is known.
     """
-    origin: dict[str, Any] = {"topic": topic, "partition": None, "offset": None, "agent": agent, "version": version}
+    origin: dict[str, Any] = {"topic": topic, "agent": agent, "version": version, "step": step}
     stamps = [None] * rows.num_rows if times is None else times
     made = [
-        letter_headers(error, timestamp=stamp, attempts=count, step=step, **origin)
-        for error, stamp, count in zip(errors, stamps, attempts, strict=True)
+        letter_headers(error, partition=partition, offset=offset, timestamp=stamp, attempts=count, **origin)
+        for error, stamp, count, (partition, offset) in zip(
+            errors, stamps, attempts, places or [(None, None)] * rows.num_rows, strict=True
+        )
     ]
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     return build_records(

@@ -85,6 +85,7 @@ class OperatorContext:
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     right: the columns of the second input, for an operator that has two. clock: processing time. loop: the event loop on which the
     user's coroutines run, in another thread than the operator's. agent, version: who made a dead letter, as the letter says it.
+    dead_letters: takes letters (RECORD_SCHEMA) of rows that the operator cannot process; None: there is no place for them.
     """
 
     input: pa.Schema
@@ -99,6 +100,7 @@ class OperatorContext:
     loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_event_loop
     agent: str = ""
     version: str = ""
+    dead_letters: Callable[[pa.RecordBatch], None] | None = None
 
 
 class Operator:

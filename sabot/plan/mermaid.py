@@ -30,8 +30,8 @@ def mermaid(plan: Plan) -> str:
             lines.append(f"    {_id(step.id)}[{_quoted(step.text)}]")
         lines.append("  end")
         _link(first[stage.id], stage.targets, first, links)
-        if stage.reading is not None and stage.reading.dead_letters is not None:
-            links.append(f"  {first[stage.id]} -. dead letters .-> {first[stage.reading.dead_letters.target.id]}")
+        if stage.dead_letters is not None:
+            links.append(f"  {first[stage.id]} -. dead letters .-> {first[stage.dead_letters.target.id]}")
     return "\n".join(lines + links)
 
 

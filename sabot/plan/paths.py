@@ -16,18 +16,21 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.calls import AsyncCall
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
+from sabot.api.nodes.rows import OnError
 from sabot.api.words import name_of
 from sabot.connectors.base import Sink, Source
 
 __all__ = ["path_of", "steps_of"]
 
 _GRAPH = ("input", "streams", "left", "right")
-_NO_MATTER = ("schema", "inferred", "id", "late", "dead_letter", "emit_every_ms", "lateness_ms", "idle_ms")
+_NO_MATTER = ("schema", "inferred", "id", "late", "dead_letter", "on_error", "emit_every_ms", "lateness_ms", "idle_ms")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
     """The digests of a node, which are equal for the same steps in another program. before: the paths of its inputs."""
     inputs = sorted(before)
+    if isinstance(node, OnError):
+        return inputs[0]
     words = [type(node).__name__, *sorted(map(steps_of, inputs))]
     code = [each.partition("+")[2] for each in inputs]
     for field in fields(node):

@@ -108,10 +108,9 @@ class _Planner:
         else:
             stage.parallelism = self._readers.get(stage.id) or layout.parallelism
         letters = node.dead_letter
-        reading.dead_letters = Edge(
-            layout.sink(dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters)
-        )
-        return Site(layout, stage, stage.targets, timed=timed)
+        letters = dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters
+        stage.dead_letters = Edge(layout.sink(letters))
+        return Site(layout, stage, stage.targets, timed=timed, on_error=node.on_error, dead_letter=letters)
 
 
 def _one_column(schema: pa.Schema) -> tuple[str, ...]:

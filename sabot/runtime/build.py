@@ -70,6 +70,17 @@ class _Built:
         return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
 
+@dataclass(frozen=True)
+class _Letters:
+    """The way of a task's dead letters to their sink. topic: of the source that the task reads; "": it reads none."""
+
+    output: Output
+    topic: str
+
+    def __call__(self, records: pa.RecordBatch) -> None:
+        self.output.put(Batch(records, None, self.topic))
+
+
 class _Branch:
     """The output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is open."""
 
@@ -144,11 +155,13 @@ class Build:
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
                     task.input = GateInput(built.gates[number], built.right[number], built.first[number])
-                task.chain = self._chain(built, number)
+                letters = self._dead_letters(stage, task)
+                task.chain = self._chain(built, number, letters)
                 if stage.reading is not None:
                     sources, codec = readers[stage.id]
                     own = None if codec is None else codec.another()
-                    self._open_reader(stage.reading, task, sources[number], own, watermarks, restored)
+                    assert letters is not None
+                    self._open_reader(stage.reading, task, sources[number], own, watermarks, restored, letters)
         for built in self.stages.values():
             if any(built.first):
                 self._wait_for_first(built)
@@ -263,6 +276,7 @@ class Build:
         codec: Codec | None,
         watermarks: Watermarks,
         restored: Manifest | None,
+        dead_letters: Callable[[pa.RecordBatch], None],
     ) -> None:
         node = reading.node
         assert reading.rows is not None
@@ -274,7 +288,7 @@ class Build:
             time=node.time,
             timed=reading.timed,
             watermarks=watermarks,
-            dead_letter=self._dead_letter(reading, task),
+            dead_letter=dead_letters,
             origin=self._origin(task),
             inferred=node.schema if node.inferred else None,
             clock=self.settings.clock,
@@ -303,12 +317,11 @@ class Build:
         except Exception as error:
             raise refused(f"source {node.name}", error) from error
 
-    def _dead_letter(self, reading: Reading, task: StreamTask) -> Callable[[pa.RecordBatch], None]:
-        edge = reading.dead_letters
-        assert edge is not None
-        output = self._output(edge, task, None)
-        task.chain.add_beside(output)
-        return lambda records: output.put(Batch(records, None, reading.node.name))
+    def _dead_letters(self, stage: Stage, task: StreamTask) -> "_Letters | None":
+        """Returns the way of a task's dead letters to their sink; None where its stage has none."""
+        if stage.dead_letters is None:
+            return None
+        return _Letters(self._output(stage.dead_letters, task, None), stage.reading.node.name if stage.reading else "")
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
         """Returns the fields that say in a dead letter which task set the row apart."""
@@ -316,18 +329,29 @@ class Build:
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
-    def _chain(self, built: _Built, number: int) -> Chain:
+    def _chain(self, built: _Built, number: int, letters: "_Letters | None") -> Chain:
         """Makes and opens the operators, from the first to the last, since each determines the columns of the next one's input."""
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
         if stage.sink is not None:
             return Chain([Link(self._sink_writer(built), [])], [])
         assert built.schema is not None
-        roots = [self._link(target, built.schema, task, number, stage, outputs) for target in stage.targets]
-        return Chain(roots, outputs)
+        link = partial(self._link, task=task, number=number, stage=stage, outputs=outputs, letters=letters)
+        chain = Chain([link(target, built.schema) for target in stage.targets], outputs)
+        if letters is not None:
+            chain.add_beside(letters.output)
+        return chain
 
     def _link(
-        self, target: Step | Edge, schema: pa.Schema, task: StreamTask, number: int, stage: Stage, outputs: list[Output]
+        self,
+        target: Step | Edge,
+        schema: pa.Schema,
+        *,
+        task: StreamTask,
+        number: int,
+        stage: Stage,
+        outputs: list[Output],
+        letters: "_Letters | None",
     ) -> Link | Output:
         if isinstance(target, Edge):
             output = self._output(target, task, schema)
@@ -345,6 +369,7 @@ class Build:
             right=self.stages[stage.id].right_schema if operator.inputs == 2 else None,
             clock=self.settings.clock,
             loop=lambda: self._loop,
+            dead_letters=letters if self.settings.has_dead_letters else None,
             **self._origin(task),
         )
         operator.wake = task.wake
@@ -353,15 +378,14 @@ class Build:
         branches = {name: _Branch() for name in target.branches}
         context.branches.update(branches)
         columns = operator.open(context)
+        link = partial(self._link, task=task, number=number, stage=stage, outputs=outputs, letters=letters)
         behind = {
-            name: [
-                self._link(each, operator.branch_schema(name, schema), task, number, stage, outputs) for each in steps
-            ]
+            name: [link(each, operator.branch_schema(name, schema)) for each in steps]
             for name, steps in target.branches.items()
         }
         for name, branch in branches.items():
             branch.receive = receiver_of(behind[name])
-        targets = [self._link(each, columns, task, number, stage, outputs) for each in target.targets]
+        targets = [link(each, columns) for each in target.targets]
         return Link(operator, targets, behind)
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
@@ -403,7 +427,8 @@ class Build:
                 channel.put_nowait(IDLE)
             gate.append(channel)
             channels.append(channel)
-        return Output(channels, edge.keys or (), task, everywhere=edge.everywhere, in_turn=edge.straight)
+        last = built.stage.sink is not None or built.stage.agent is not None
+        return Output(channels, edge.keys or (), task, everywhere=edge.everywhere, in_turn=edge.straight, last=last)
 
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel, Gate
+from sabot.operators.rows.origin import joined_origin
 
 __all__ = ["GateInput", "Input"]
 
@@ -107,7 +108,8 @@ class GateInput:
             rows += element.num_rows
         if len(parts) == 1:
             return first
-        return Batch(pa.concat_batches([part.taken() for part in parts]), None, first.topic)
+        data = pa.concat_batches([part.taken() for part in parts])
+        return Batch(data, None, first.topic, joined_origin(parts))
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -18,7 +18,15 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
 from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker
-from sabot.errors import AgentFailed, BrokerUnavailable, CheckpointFailed, SabotError, TransientError, UserError
+from sabot.errors import (
+    AgentFailed,
+    BrokerUnavailable,
+    CheckpointFailed,
+    DataError,
+    SabotError,
+    TransientError,
+    UserError,
+)
 from sabot.exits import Exit, exit_in
 from sabot.journal import Journal
 from sabot.kafka import open_source
@@ -312,10 +320,11 @@ class Job:
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
         """Waits as `restart=` says, and returns whether the job restarts from its last checkpoint.
 
-        It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside.
+        It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside, or
+        a row that cannot pass.
         """
         attempts, delay_s = self.app.restart
-        lasting = isinstance(error, UserError) and not isinstance(error.__cause__, OSError | TransientError)
+        lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
         if lasting or hanging or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
             return False
@@ -347,6 +356,7 @@ class Job:
             start=app.start_at,
             parallelism=app.parallelism,
             memory_budget=app.memory_budget_bytes,
+            has_dead_letters=False,
         )
         job = StreamJob(writes, settings)
         try:

@@ -26,6 +26,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.letters import letters_of
 from sabot.errors import TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
+from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.watermarks import Told, Watermarks
 from sabot.steps import step
 
@@ -280,19 +281,25 @@ class SourceInput(Reader):
             if OP_COLUMN in self._schema.names:
                 data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
         if self._timed:
-            data = self._with_time(data, records, batch)
+            data, records = self._with_time(data, records, batch)
         # No operator needs event time, but rows without it are refused all the same.
         elif self._time is not None:
-            data, _, _ = self._in_time(data, to_ms(data.column(self._time)), records, batch)
+            data, _, records = self._in_time(data, to_ms(data.column(self._time)), records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if not data.num_rows:
             return None
         if self._timed:
             self._watermarks.busy(self._positions)
-        return Batch(data, batch.offsets, batch.topic or self.source.name)
+        origin = (
+            None if records is None else RowOrigin.of_records(records.column("partition"), records.column("offset"))
+        )
+        return Batch(data, batch.offsets, batch.topic or self.source.name, origin)
 
-    def _with_time(self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> pa.RecordBatch:
+    def _with_time(
+        self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+        """Returns the rows that have event time, with it as their last column, and their records."""
         if self._time is not None:
             times: Any = to_ms(data.column(self._time))
         elif records is not None:
@@ -310,7 +317,7 @@ class SourceInput(Reader):
             for partition, greatest in self._greatest(times, places, batch):
                 self._watermarks.see(partition, greatest, now_ms)
         self._tell_time(now_ms)
-        return data
+        return data, records
 
     def _in_time(
         self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch

@@ -101,4 +101,6 @@ class Settings:
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
     first_record_s: float = math.inf
     """How long a start waits for the first record of a stream whose columns nobody has said."""
+    has_dead_letters: bool = True
+    """False: there is no place for rows that a step cannot process, so they end the run."""
     stop_asked: Callable[[], bool] = lambda: False

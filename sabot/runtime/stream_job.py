@@ -261,6 +261,9 @@ class StreamJob:
                 figures: Mapping[str, Any] = operator.statistics()
                 if "late_rows" in figures:
                     yield Sample("sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.id}", "")
+                if figures.get("dead_rows"):
+                    name = f"{task.name} {operator.id}"
+                    yield Sample("sabot_dead_letters_total", figures["dead_rows"], name, "")
                 if "rows_out" in figures:
                     yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
 

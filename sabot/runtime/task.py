@@ -21,6 +21,7 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
+from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.inputs import Input
 from sabot.runtime.reading import Reader
 from sabot.state.base import Cut, Saved
@@ -36,7 +37,8 @@ _WAIT_SECONDS = 0.05
 class Output:
     """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
 
-    everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next.
+    everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next. last: the rows leave the stream,
+    and nobody asks any more where they came from.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Output:
         *,
         everywhere: bool = False,
         in_turn: bool = False,
+        last: bool = False,
     ) -> None:
         self.channels = list(channels)
         self.rows_out = 0
@@ -54,6 +57,7 @@ class Output:
         self._task = task
         self._everywhere = everywhere
         self._in_turn = in_turn
+        self._last = last
         self._turn = 0
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
@@ -62,11 +66,13 @@ class Output:
         if batch.num_rows == 0:
             return
         self.rows_out += batch.num_rows
+        if self._last and batch.records is not None:
+            batch = batch.with_selection(batch.selection, batch.hashes)
         if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
-            batch = batch.with_data(batch.taken())  # else few rows would keep many alive while they wait
+            batch = of_selected(batch, batch.taken())
         if len(self.channels) == 1 or self._everywhere or self._in_turn:
             # the next keys may be others than those of the hashes
-            batch = batch if batch.hashes is None else batch.with_selection(batch.selection, None)
+            batch = batch if batch.hashes is None else reselected(batch, batch.selection, None)
             self._turn = (self._turn + 1) % len(self.channels)
             for channel in self.channels if self._everywhere else [self.channels[self._turn]]:
                 self.send(channel, batch)
@@ -77,9 +83,9 @@ class Output:
         if selection is not None:
             rows = selection.take(rows)
         for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
-            part = batch.with_selection(rows.slice(start, end - start), hashes)
+            part = reselected(batch, rows.slice(start, end - start), hashes)
             if 4 * len(self.channels) * part.num_rows < data.num_rows:
-                part = batch.with_data(part.taken())
+                part = of_selected(part, part.taken())
             if part.num_rows:
                 self.send(channel, part)
 

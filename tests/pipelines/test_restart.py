@@ -60,7 +60,7 @@ def through(
     """The numbers of the topic "in" through the trouble; counted on the way, so that lost or repeated state would be seen."""
     settings = {"restart": "fixed(3, 1ms)", "checkpoint_interval": "1h", **settings}
     app = App("restarts", url, checkpoint_dir=str(folder / "checkpoints"), **settings)
-    stream = app.stream("in", schema=SCHEMA).map_batches(trouble, schema=SCHEMA)
+    stream = app.stream("in", schema=SCHEMA).map_batches(trouble, schema=SCHEMA, on_error="fail")
     stream.with_columns(k=sabot.lit(0)).key_by("k").aggregate(n=sabot.count()).select("n").to(sink)
     return app
 

@@ -19,7 +19,7 @@ class Batch:
         data: Any,
         offsets: Mapping[Position, int] | None = None,
         topic: str = "",
-        records: pa.RecordBatch | None = None,
+        records: Any = None,
         rejected: Sequence[BadRow] = (),
         selection: pa.Int32Array | None = None,
         hashes: pa.UInt64Array | None = None,
@@ -32,8 +32,10 @@ class Batch:
     @property
     def topic(self) -> str: ...
     @property
-    def records(self) -> pa.RecordBatch | None:
-        """The undecoded records of a decoded batch, for dead letters and checkpoints."""
+    def records(self) -> Any:
+        """The undecoded records of a decoded batch (pa.RecordBatch), for dead letters and checkpoints; on the way through a stream, where
+        its rows come from (`operators.rows.origin.RowOrigin`). None: not known.
+        """
     @property
     def rejected(self) -> tuple[BadRow, ...]:
         """The rows of `records`, in order, that could not be decoded and are not in `data`. (The constructor raises ValueError where the

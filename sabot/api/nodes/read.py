@@ -6,7 +6,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from sabot.api.arguments import Schema, schema_of
+from sabot.api.arguments import RowPolicy, Schema, row_policy, schema_of
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
@@ -39,6 +39,7 @@ class Read(Node):
     dead_letter: str | Sink
     table: TableFormat | None = None
     inferred: bool = False  # `schema` was not given but found
+    on_error: RowPolicy = "dead_letter"
 
     @property
     def name(self) -> str:
@@ -103,8 +104,10 @@ def read_node(
     idle: Duration = "30s",
     dead_letter: str | Sink = "{topic}.dlq",
     table: TableFormat | None = None,
+    on_error: RowPolicy = "dead_letter",
 ) -> Read:
     """The checked first step of a stream."""
+    row_policy("stream", on_error)
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
     if time is not None and not isinstance(time, str):
@@ -113,7 +116,7 @@ def read_node(
     if time is not None and known is not None and time not in known.names:
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
-    return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table)
+    return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, on_error=on_error)
 
 
 def only_source(node: Node) -> str:

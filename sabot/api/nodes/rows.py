@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.api.arguments import RowPolicy, Schema, function_of, row_policy, schema_of
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.words import column_text, name_of, with_text
@@ -19,12 +20,15 @@ __all__ = [
     "FlatMap",
     "Head",
     "MapBatches",
+    "OnError",
     "Rename",
     "RowStep",
     "Sample",
     "Select",
     "Union",
     "WithColumns",
+    "flat_map_node",
+    "map_batches_node",
 ]
 
 
@@ -249,6 +253,7 @@ class MapBatches(Node):
     input: Node
     function: Callable[[pa.RecordBatch], Any]
     schema: pa.Schema | None
+    on_error: RowPolicy | None = None  # None: as the stream says
 
     def text(self) -> str:
         return f"map_batches {name_of(self.function)}"
@@ -266,6 +271,7 @@ class FlatMap(Node):
     input: Node
     function: Callable[[dict[str, Any]], Any]
     schema: pa.Schema
+    on_error: RowPolicy | None = None  # None: as the stream says
 
     def text(self) -> str:
         return f"flat_map {name_of(self.function)}"
@@ -303,6 +309,21 @@ class Union(Node):
     @cached_property
     def event_times(self) -> frozenset[str]:
         return frozenset().union(*(stream.event_times for stream in self.streams))
+
+
+@dataclass(frozen=True, eq=False)
+class OnError(RowStep):
+    """Says what becomes of rows for which a later step fails. A filter does not move past it, into the reach of another policy."""
+
+    word = "on_error"
+    policy: RowPolicy
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.input.unique
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,6 +378,21 @@ class Sample(Node):
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (wanted,)
+
+
+def map_batches_node(input: Node, function: Any, schema: Schema | None, on_error: RowPolicy | None) -> MapBatches:
+    """The node of `Stream.map_batches`. Raises UserError."""
+    columns = None if schema is None else schema_of(schema)
+    return MapBatches(input, function_of(function, "map_batches"), columns, _own_policy("map_batches", on_error))
+
+
+def flat_map_node(input: Node, function: Any, schema: Schema, on_error: RowPolicy | None) -> FlatMap:
+    """The node of `Stream.flat_map`. Raises UserError."""
+    return FlatMap(input, function_of(function, "flat_map"), schema_of(schema), _own_policy("flat_map", on_error))
+
+
+def _own_policy(where: str, on_error: RowPolicy | None) -> RowPolicy | None:
+    return None if on_error is None else row_policy(where, on_error)
 
 
 def _columns_of(columns: Iterable[tuple[str, Expr]]) -> frozenset[str]:

@@ -5,10 +5,11 @@ modules name each other's types, the others those of `base` under TYPE_CHECKING.
 `Steps`, which it hands to them, makes the streams that they return.
 """
 
-from sabot.api.stream.base import Owner, ProcessedStream, Stream
+from sabot.api.stream.base import ProcessedStream, Stream
 from sabot.api.stream.connected import ConnectedStreams
 from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.keyed import KeyedStream
+from sabot.api.stream.owner import Owner
 from sabot.api.stream.windowed import WindowedStream
 
 __all__ = ["ConnectedStreams", "GroupedStream", "KeyedStream", "Owner", "ProcessedStream", "Stream", "WindowedStream"]

@@ -11,21 +11,21 @@ nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
+    RowPolicy,
     Schema,
     column_names,
     expression_of,
     flat,
-    function_of,
     join_keys,
     named_columns_of,
-    schema_of,
+    row_policy,
 )
 from sabot.api.calls import AsyncCall
 from sabot.api.describe import aggregates_of, table_of
@@ -36,24 +36,26 @@ from sabot.api.nodes.changes import Changelog, Materialize, Upsert
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
 from sabot.api.nodes.node import Node, check_columns, with_id
-from sabot.api.nodes.read import StreamEnd, Write
+from sabot.api.nodes.read import Write
 from sabot.api.nodes.rows import (
     Broadcast,
     Drop,
     Filter,
-    FlatMap,
     Head,
-    MapBatches,
+    OnError,
     Rename,
     Sample,
     Select,
     Union,
     WithColumns,
+    flat_map_node,
+    map_batches_node,
 )
 from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
 from sabot.api.stream.keyed import KeyedStream
 from sabot.api.stream.outputs import check_takes_changes, shown
+from sabot.api.stream.owner import Owner
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
 from sabot.config import Duration, is_whole
@@ -63,26 +65,7 @@ from sabot.errors import UserError
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
 
-__all__ = ["Owner", "ProcessedStream", "Steps", "Stream"]
-
-
-class Owner(Protocol):
-    """The app, as its streams use it."""
-
-    def write(self, end: StreamEnd) -> None:
-        """Adds a stream that runs when the app runs."""
-
-    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """The agent that this function is. Raises UserError where it is none of the app's."""
-
-    def collect(self, node: Node) -> pa.Table:
-        """Runs the steps up to this node, now, over bounded inputs."""
-
-    def explain(self, node: Node) -> str:
-        """The plan of the steps up to this node."""
-
-    def schema(self, node: Node) -> pa.Schema:
-        """The columns of the rows of this node."""
+__all__ = ["ProcessedStream", "Steps", "Stream"]
 
 
 @dataclass(frozen=True)
@@ -147,19 +130,30 @@ class Stream:
         pairs = tuple((str(old), str(new)) for old, new in names.items())
         return self._then(Rename(self._node, pairs))
 
-    def map_batches(self, function: Callable[[pa.RecordBatch], Any], *, schema: Schema | None = None) -> "Stream":
+    def on_error(self, policy: RowPolicy) -> "Stream":
+        """What becomes of a row for which an expression or a function of a later step fails: "dead_letter", "null" or "fail"."""
+        return self._then(OnError(self._node, row_policy("on_error", policy)))
+
+    def map_batches(
+        self,
+        function: Callable[[pa.RecordBatch], Any],
+        *,
+        schema: Schema | None = None,
+        on_error: RowPolicy | None = None,
+    ) -> "Stream":
         """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
 
         schema: of the result; without one, the function is called once with an empty batch to find out. If windows follow, event time is
-        read again from its column if the result has it; otherwise the number of rows must stay the same.
+        read again from its column if the result has it; otherwise the number of rows must stay the same. on_error: as of `on_error`, for
+        this step; where the function fails it is called again with halves of the batch, until the rows that it fails for are found.
         """
-        return self._then(
-            MapBatches(self._node, function_of(function, "map_batches"), None if schema is None else schema_of(schema))
-        )
+        return self._then(map_batches_node(self._node, function, schema, on_error))
 
-    def flat_map(self, function: Callable[[dict[str, Any]], Any], *, schema: Schema) -> "Stream":
+    def flat_map(
+        self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
+    ) -> "Stream":
         """Calls `function(row: dict)`, which returns an iterable of dicts. This is a Python call for each row: prefer `map_batches`."""
-        return self._then(FlatMap(self._node, function_of(function, "flat_map"), schema_of(schema)))
+        return self._then(flat_map_node(self._node, function, schema, on_error))
 
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""

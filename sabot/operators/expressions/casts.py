@@ -10,7 +10,7 @@ from sabot.arrays import epoch, is_utc, shown, to_unit, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.times import local
 
-__all__ = ["caster", "common_type", "integer_range", "is_number", "least_integer"]
+__all__ = ["RefusedValues", "caster", "common_type", "integer_range", "is_number", "least_integer"]
 
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
@@ -108,6 +108,20 @@ def least_integer(value: int, like: pa.DataType) -> pa.DataType:
     raise UserError(f"{value} has more than 64 bits")
 
 
+class RefusedValues(DataError):
+    """Values that a strict cast refuses. rows: true for each of them, in the order of the rows that were cast."""
+
+    def __init__(self, what: str, values: pa.Array, target: pa.DataType, rows: pa.BooleanArray) -> None:
+        self.rows = rows
+        self._what, self._values, self._target = what, values, target
+        super().__init__(
+            self.text_of(pc.index(rows, True).as_py()), hint="cast(…, strict=False) makes such values null"
+        )
+
+    def text_of(self, row: int) -> str:
+        return f"{self._what}: {shown(self._values[row])} is no {self._target}"
+
+
 # -- cast -----------------------------------------------------------------------------------------------------------------
 
 
@@ -127,10 +141,7 @@ def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str)
     def run(array: pa.Array) -> pa.Array:
         result = _salvaged(convert, array, target)
         if strict and result.null_count > array.null_count:
-            row = pc.index(pc.and_(pc.is_null(result), pc.is_valid(array)), True).as_py()
-            raise DataError(
-                f"{what}: {shown(array[row])} is no {target}", hint="cast(…, strict=False) makes such values null"
-            )
+            raise RefusedValues(what, array, target, pc.and_(pc.is_null(result), pc.is_valid(array)))
         return result
 
     return run, strict

@@ -30,6 +30,7 @@ from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, no_function
+from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import KeyedRuns, Numbered
 from sabot.state.tables.store import TableStore
@@ -130,7 +131,7 @@ class RunningAggregate(_Keyed):
         results = self._running_all(self._store, batch) if self._store is not None else self._running_runs(batch)
         times = [self._time] if self._time >= 0 else []
         columns = [*self._taken(batch, self._key_indices), *results, *self._taken(batch, times)]
-        self.emit(batch.with_data(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+        self.emit(of_selected(batch, pa.RecordBatch.from_arrays(columns, schema=self._schema)))
 
     def _running_all(self, store: TableStore, batch: Batch) -> list[Array]:
         aggregator, table, selection = self._aggregator, store.table(), batch.selection
@@ -273,7 +274,7 @@ class Deduplicate(_Keyed):
         if len(first) == batch.num_rows:
             self.emit(batch)
         elif len(first):
-            self.emit(batch.with_selection(first, batch.hashes))
+            self.emit(reselected(batch, first, batch.hashes))
 
     def _first_ever(self, store: TableStore, batch: Batch) -> pa.Int32Array:
         table, selection = store.table(), batch.selection
@@ -361,7 +362,7 @@ class Reduce(_Keyed):
         if self._time >= 0:
             columns[TIME_COLUMN] = self._taken(batch, [self._time])[0]
         arrays = [columns[name] for name in self._schema.names]
-        self.emit(batch.with_data(pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
+        self.emit(of_selected(batch, pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
         """The result after each row. The function is given copies, so that no result changes afterwards. runs: the run of each row."""

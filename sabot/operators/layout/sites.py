@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.joins import Lookup, TwoInputs
 from sabot.api.nodes.node import Columns, Node, walk
@@ -39,7 +40,7 @@ class Site:
 
     keys: each row is in the subtask that owns the key group of these columns; None: in any subtask. timed: rows carry their event time.
     changes, unique: as the node says. path: a digest of the steps that the rows have gone through. last: the operator that emits the
-    rows; None: it is in another stage.
+    rows; None: it is in another stage. on_error: what becomes of rows for which a step behind fails; dead_letter: where they go.
     """
 
     layout: "Layout"
@@ -51,6 +52,17 @@ class Site:
     changes: bool = False
     unique: Keys | None = None
     last: Step | None = None
+    on_error: RowPolicy = "dead_letter"
+    dead_letter: str | Sink | None = None
+
+    def policy(self, of_step: RowPolicy | None = None) -> RowPolicy:
+        """What the next step does with rows for which it fails; of_step: what was said for this step alone. Dead letters get a way out of
+        the stage.
+        """
+        policy = of_step or self.on_error
+        if policy == "dead_letter" and self.dead_letter is not None and self.stage.dead_letters is None:
+            self.stage.dead_letters = Edge(self.layout.sink(self.dead_letter))
+        return policy
 
     def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "Site":
         """Adds an operator to the end of the chain; -> the site behind it.

@@ -60,7 +60,6 @@ class Reading:
     node: Read
     columns: tuple[str, ...] | None
     timed: bool
-    dead_letters: Edge | None = None
 
     @property
     def schema(self) -> pa.Schema | None:
@@ -94,6 +93,7 @@ class Stage:
     delivery: Delivery = None  # how the sink delivers; None: as suits it
     changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
+    dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed
 
     def steps(self) -> list[Step]:
         """All operators of the chain, upstream before downstream."""

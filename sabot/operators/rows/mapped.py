@@ -9,13 +9,16 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
+from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.words import name_of
 from sabot.arrays import is_time, to_ms
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.rows.marked import check_given_names, where_from
+from sabot.operators.rows.bad import BadRows, nulls_of, row_place, where_from
+from sabot.operators.rows.marked import check_given_names
+from sabot.operators.rows.origin import of_selected
 
 __all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches"]
 
@@ -34,11 +37,17 @@ class MapBatches(Operator):
     """
 
     def __init__(
-        self, function: Callable[[pa.RecordBatch], Any], schema: pa.Schema | None = None, *, time: str | None = None
+        self,
+        function: Callable[[pa.RecordBatch], Any],
+        schema: pa.Schema | None = None,
+        *,
+        time: str | None = None,
+        on_error: RowPolicy = "fail",
     ) -> None:
         self.function = function
         self.schema = schema
         self.time = time
+        self.on_error = on_error
         self.name = f"map_batches({name_of(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -50,22 +59,34 @@ class MapBatches(Operator):
         if self._timed and self.time in schema.names:
             _check_time(self.name, schema.field(self.time))
         self._output = schema
+        self._bad = BadRows(self.name, self.on_error, context)
         self._nullable = pa.schema(
             [(field.name, field.type) for field in schema]
         )  # columns of a chain may always be null
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
-        data = batch.taken()
+        for piece, made in self._bad.halved(batch, self._made, self._nulls):
+            if made is not None and made.num_rows:
+                self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))
+
+    def _made(self, batch: Batch) -> pa.RecordBatch | None:
+        """What the function gives for these rows, with event time; None for no rows."""
+        data = batch.data
         stamps = data.column(data.num_columns - 1) if self._timed else None
         given = self._called(batch, data.select(self._input.names))
         if given is None:
-            return
+            return None
         made = pa.RecordBatch.from_arrays(self._fitted(given, batch).columns, schema=self._nullable)
-        if self._timed:
-            made = made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch))
-        if made.num_rows:
-            self.emit(batch.with_data(made))
+        return made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch)) if self._timed else made
+
+    def _nulls(self, batch: Batch) -> pa.RecordBatch | None:
+        """A row of nulls for each of these rows, with their event times."""
+        made = nulls_of(self._nullable, batch.num_rows)
+        return made.append_column(TIME_COLUMN, batch.data.column(TIME_COLUMN)) if self._timed else made
+
+    def statistics(self) -> dict[str, Any]:
+        return self._bad.statistics()
 
     def _learnt(self) -> pa.Schema:
         empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
@@ -93,25 +114,27 @@ class MapBatches(Operator):
         if made.schema.equals(want):
             return made.replace_schema_metadata(None) if made.schema.metadata else made
         have = {field.name: field.type for field in made.schema}
-        wrong = [f"no column {field.name!r}" for field in want if field.name not in have]
-        wrong += [f"a column {name!r} more" for name in have if name not in want.names]
-        wrong += [
+        names = [f"no column {field.name!r}" for field in want if field.name not in have]
+        names += [f"a column {name!r} more" for name in have if name not in want.names]
+        types = [
             f"{f.name!r} is {have[f.name]}, not {f.type}"
             for f in want
             if f.name in have and not _alike(have[f.name], f.type)
         ]
-        if wrong or len(have) != made.num_columns:
-            what = "; ".join(wrong) or "two columns of one name"
+        if names or types or len(have) != made.num_columns:
+            what = "; ".join([*names, *types]) or "two columns of one name"
             against = "its schema says" if self.schema is not None else "for an empty batch"
             raise UserError(
                 f"{self.name} gave other columns than {against}: {what}; {where_from(batch)}",
                 hint="cast in the function, or give schema=",
-            )
+            ) from (DataError(what) if types and not names else None)  # a type may depend on the values of some rows
         columns = [made.column(field.name) for field in want]
         for i, field in enumerate(want):
             if columns[i].null_count and not field.nullable:
                 nulls = f"{field.name!r} has {columns[i].null_count} nulls"
-                raise UserError(f"{self.name}: {nulls}; {where_from(batch)}", hint="its schema allows none")
+                raise UserError(
+                    f"{self.name}: {nulls}; {where_from(batch)}", hint="its schema allows none"
+                ) from DataError(nulls)
             if columns[i].type != field.type:
                 columns[i] = pc.cast(columns[i], field.type)
         return pa.RecordBatch.from_arrays(columns, schema=want)
@@ -133,14 +156,23 @@ class FlatMap(Operator):
     time: as for MapBatches; where the output lacks that column, a row has the event time of the row that it was made of.
     """
 
-    def __init__(self, function: Callable[[Row], Iterable[Row]], schema: pa.Schema, *, time: str | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Row], Iterable[Row]],
+        schema: pa.Schema,
+        *,
+        time: str | None = None,
+        on_error: RowPolicy = "fail",
+    ) -> None:
         self.function = function
         self.schema = pa.schema([(field.name, field.type) for field in schema])
         self.time = time
+        self.on_error = on_error
         self.name = f"flat_map({name_of(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names(self.name, self.schema.names)
+        self._bad = BadRows(self.name, self.on_error, context)
         self._timed = TIME_COLUMN in context.input.names
         self._own_time = self._timed and self.time in self.schema.names
         if self._own_time:
@@ -149,30 +181,42 @@ class FlatMap(Operator):
 
     def process(self, batch: Batch) -> None:
         last: Batch | None = None
-        for made in self._pieces(batch):
+        for made in self._pieces(of_selected(batch, batch.taken())):
             if last is not None:  # only the last batch covers all rows, so only it carries the offsets
-                self.emit(Batch(last.data, None, batch.topic))
-            last = batch.with_data(made)
+                self.emit(Batch(last.data, None, batch.topic, last.records))
+            last = made
         if last is not None:
             self.emit(last)
 
-    def _pieces(self, batch: Batch) -> Iterator[pa.RecordBatch]:
-        data = batch.taken()
+    def _pieces(self, batch: Batch) -> Iterator[Batch]:
+        data = batch.data
         stamps = data.column(data.num_columns - 1).to_pylist() if self._timed else None
         if self._timed:
             data = data.select(range(data.num_columns - 1))
         rows: list[Row] = []
-        times: list[int] = []
+        of: list[int] = []  # for each of them, the number of the row that it was made of
         for i, row in enumerate(data.to_pylist()):
-            for made in self._called(row, i, batch):
-                rows.append(made)
-                if stamps is not None:
-                    times.append(stamps[i])
-                if len(rows) == _FLAT_ROWS:
-                    yield self._joined(rows, times, batch)
-                    rows, times = [], []
+            before = len(rows)
+            try:
+                for made in self._called(row, i, batch):
+                    rows.append(made)
+                    if len(rows) - before == _FLAT_ROWS:  # of this row alone: they cannot be taken back
+                        of += [i] * _FLAT_ROWS
+                        yield from self._joined(rows, of, stamps, batch)
+                        rows, of, before = [], [], 0
+            except UserError as error:
+                if not self._bad.are_at_fault(error):
+                    raise
+                del rows[before:]
+                self._bad.set_apart(batch, {i: error})
+                if self._bad.nulls:
+                    rows.append({})
+            of += [i] * (len(rows) - before)
+            if len(rows) >= _FLAT_ROWS:
+                yield from self._joined(rows, of, stamps, batch)
+                rows, of = [], []
         if rows:
-            yield self._joined(rows, times, batch)
+            yield from self._joined(rows, of, stamps, batch)
 
     def _called(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
         try:
@@ -180,9 +224,43 @@ class FlatMap(Operator):
         except GeneratorExit:
             raise
         except Exception as error:
-            raise UserError(f"{self.name}: {type(error).__name__}: {error}; row {i} of {where_from(batch)}") from error
+            raise UserError(f"{self.name}: {type(error).__name__}: {error}; {row_place(batch, i)}") from error
 
-    def _joined(self, rows: list[Row], times: list[int], batch: Batch) -> pa.RecordBatch:
+    def _joined(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> Iterator[Batch]:
+        """The rows as columns; those made of a row whose results do not fit the schema are left out."""
+        try:
+            data = self._columns(rows, of, stamps, batch)
+        except UserError as error:
+            if self._bad.fails:
+                raise
+            bad = self._misfits(rows, of, stamps, batch)
+            if not bad:
+                raise error
+            self._bad.set_apart(batch, bad)
+            kept = [(row, i) for row, i in zip(rows, of, strict=True) if i not in bad]
+            if self._bad.nulls:
+                kept = sorted([*kept, *(({}, i) for i in bad)], key=lambda pair: pair[1])
+            rows, of = [row for row, _ in kept], [i for _, i in kept]
+            data = self._columns(rows, of, stamps, batch)
+        origin = None if batch.records is None else batch.records.taken(pa.array(of, pa.int32()))
+        made = Batch(data, batch.offsets, batch.topic, origin)
+        for start in range(0, made.num_rows, _FLAT_ROWS):
+            yield made.slice(start, _FLAT_ROWS)
+
+    def _misfits(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> dict[int, UserError]:
+        """The rows whose results do not fit the schema, each with its error."""
+        made: dict[int, list[Row]] = {}
+        for row, i in zip(rows, of, strict=True):
+            made.setdefault(i, []).append(row)
+        found = {}
+        for i, own in made.items():
+            try:
+                self._columns(own, [i] * len(own), stamps, batch)
+            except UserError as error:
+                found[i] = error
+        return found
+
+    def _columns(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> pa.RecordBatch:
         try:
             made = pa.RecordBatch.from_pylist(rows, schema=self.schema)
         except Exception as error:
@@ -190,10 +268,14 @@ class FlatMap(Operator):
                 f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {where_from(batch)}",
                 hint="it gives an iterable of dicts, whose values are of the types of schema=",
             ) from error
-        if not self._timed:
+        if stamps is None:
             return made
-        stamps = _times(self.name, made.column(self.time), batch) if self._own_time else pa.array(times, pa.int64())
-        return made.append_column(TIME_COLUMN, stamps)
+        if self._own_time and not self._bad.nulls:
+            return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
+        return made.append_column(TIME_COLUMN, pa.array([stamps[i] for i in of], pa.int64()))
+
+    def statistics(self) -> dict[str, Any]:
+        return self._bad.statistics()
 
 
 def _arrow(name: str, given: Any) -> pa.RecordBatch:
@@ -223,9 +305,8 @@ def _alike(have: pa.DataType, want: pa.DataType) -> bool:
 def _times(name: str, column: pa.Array, batch: Batch) -> pa.Array:
     made = to_ms(column)
     if made.null_count:
-        raise UserError(
-            f"{name}: {made.null_count} rows have no event time; {where_from(batch)}", hint="leave such rows out"
-        )
+        what = f"{made.null_count} rows have no event time"
+        raise UserError(f"{name}: {what}; {where_from(batch)}", hint="leave such rows out") from DataError(what)
     return made
 
 
@@ -237,12 +318,14 @@ def _check_time(name: str, field: pa.Field) -> None:
 
 
 def place_map_batches(node: nodes.MapBatches, site: Site) -> Site:
-    make = partial(MapBatches, node.function, node.schema, time=node.input.event_time)
+    make = partial(
+        MapBatches, node.function, node.schema, time=node.input.event_time, on_error=site.policy(node.on_error)
+    )
     return site.step(node.text(), make, keys=None)
 
 
 def place_flat_map(node: nodes.FlatMap, site: Site) -> Site:
-    make = partial(FlatMap, node.function, node.schema, time=node.input.event_time)
+    make = partial(FlatMap, node.function, node.schema, time=node.input.event_time, on_error=site.policy(node.on_error))
     return site.step(node.text(), make, keys=None)
 
 

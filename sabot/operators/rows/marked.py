@@ -19,6 +19,7 @@ from sabot.operators.base import (
     with_marks,
     without_time,
 )
+from sabot.operators.rows.origin import with_columns_of
 
 __all__ = [
     "MARKS",
@@ -27,8 +28,6 @@ __all__ = [
     "WithoutTime",
     "check_given_names",
     "parted",
-    "where_from",
-    "with_columns_of",
 ]
 
 MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns
@@ -64,8 +63,7 @@ class WithoutTime(Operator):
 
     def process(self, batch: Batch) -> None:
         data = batch.data
-        taken = batch.with_data(data.remove_column(data.schema.get_field_index(TIME_COLUMN)))
-        self.emit(taken.with_selection(batch.selection, batch.hashes))
+        self.emit(with_columns_of(batch, data.remove_column(data.schema.get_field_index(TIME_COLUMN))))
 
 
 def parted(batch: Batch) -> Batch:
@@ -74,11 +72,6 @@ def parted(batch: Batch) -> Batch:
     ops = batch.data.column(place).to_numpy()
     data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
     return with_columns_of(batch, data)
-
-
-def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """The same rows with other columns."""
-    return batch.with_data(data).with_selection(batch.selection, batch.hashes)
 
 
 def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
@@ -90,12 +83,3 @@ def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] =
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise UserError(f"{what}: two columns are called {twice!r}", hint="give one of them another name")
-
-
-def where_from(batch: Batch) -> str:
-    """Where the rows of a batch come from, as far as is known, with the offset behind the last one, for errors."""
-    places = [
-        f"{topic}[{partition}] before offset {offset}"
-        for (topic, partition), offset in sorted(batch.offsets.items())[:5]
-    ]
-    return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"

@@ -5,14 +5,17 @@ copied first; else the value is computed for all rows, and the selection stays.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.selection import select_rows
+from sabot.api.arguments import RowPolicy
 from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes import rows as nodes
 from sabot.api.words import with_text
@@ -27,7 +30,9 @@ from sabot.operators.base import (
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.layout.stages import Edge
-from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted, where_from, with_columns_of
+from sabot.operators.rows.bad import BadRows, salvaged
+from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted
+from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
 __all__ = [
     "PLACES",
@@ -51,20 +56,22 @@ class Filter(Operator):
     Updates become deletes and inserts where not all rows pass, since of an update only one row may pass.
     """
 
-    def __init__(self, predicate: Expr) -> None:
+    def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
         self.predicate = predicate
+        self.on_error = on_error
         self.rows_in = self.rows_out = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        bad = BadRows(self.text or "filter", self.on_error, context)
+        self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate)
         self._changes = OP_COLUMN in context.input.names
         return context.input
 
     def process(self, batch: Batch) -> None:
-        alone, (mask,) = self._rows(batch)
+        self.rows_in += batch.num_rows
+        batch, alone, (mask,) = self._rows(batch)
         selection = batch.selection
         kept = select_rows(mask, None if alone else selection)
-        self.rows_in += batch.num_rows
         self.rows_out += len(kept)
         if len(kept) == 0:
             return
@@ -76,43 +83,57 @@ class Filter(Operator):
         hashes = batch.hashes
         if self._changes:
             batch = parted(batch)
-        self.emit(batch.with_selection(kept, hashes))
+        self.emit(reselected(batch, kept, hashes))
 
     def statistics(self) -> dict[str, Any]:
-        return {"rows_in": self.rows_in, "rows_out": self.rows_out}
+        return {"rows_in": self.rows_in, "rows_out": self.rows_out, **self._rows.statistics()}
 
 
 class Select(Operator):
     """Gives these columns, in this order: (name, expression) each."""
 
-    def __init__(self, columns: Named) -> None:
+    def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
+        self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("select", [name for name, _ in self.columns])
-        self._outputs = _Outputs(context.input, dict(self.columns))
+        bad = BadRows(self.text or "select", self.on_error, context)
+        self._outputs = _Outputs(context.input, dict(self.columns), bad)
         return self._outputs.schema
 
     def process(self, batch: Batch) -> None:
-        self.emit(self._outputs(batch))
+        made = self._outputs(batch)
+        if made is not None:
+            self.emit(made)
+
+    def statistics(self) -> dict[str, Any]:
+        return self._outputs.statistics()
 
 
 class WithColumns(Operator):
     """Adds these columns, (name, expression) each: behind the others, or in the place of the column of that name."""
 
-    def __init__(self, columns: Named) -> None:
+    def __init__(self, columns: Named, on_error: RowPolicy = "fail") -> None:
         self.columns = tuple(columns)
+        self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("with_columns", [name for name, _ in self.columns])
+        bad = BadRows(self.text or "with_columns", self.on_error, context)
         outputs = {name: col(name) for name in without_marks(context.input).names}
         replaced = any(name in outputs for name, _ in self.columns)
         outputs.update(self.columns)
-        self._outputs = _Outputs(context.input, outputs, keep_hashes=not replaced)
+        self._outputs = _Outputs(context.input, outputs, bad, keep_hashes=not replaced)
         return self._outputs.schema
 
     def process(self, batch: Batch) -> None:
-        self.emit(self._outputs(batch))
+        made = self._outputs(batch)
+        if made is not None:
+            self.emit(made)
+
+    def statistics(self) -> dict[str, Any]:
+        return self._outputs.statistics()
 
 
 class Drop(Operator):
@@ -136,24 +157,28 @@ class Drop(Operator):
 
 class EndVersions(Operator):
     """Versions of a table's rows: an INSERT begins the next version of its key, a DELETE ends it. A row for which the predicate is not
-    true becomes a DELETE.
+    true, or fails, becomes a DELETE.
     """
 
-    def __init__(self, predicate: Expr) -> None:
+    def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:
         self.predicate = predicate
+        self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        bad = BadRows(self.text or "filter", self.on_error, context)
+        self._rows = _Rows({"": self.predicate}, context.input, bad, compile_predicate, keep=True)
         self._op = context.input.get_field_index(OP_COLUMN)
         return context.input
 
     def process(self, batch: Batch) -> None:
-        batch = batch.with_data(batch.taken())
-        _, (mask,) = self._rows(batch)
+        batch, _, (mask,) = self._rows(of_selected(batch, batch.taken()))
         ops = pc.if_else(
             pc.fill_null(mask, pa.scalar(False)), batch.data.column(self._op), pa.scalar(DELETE, pa.int8())
         )
-        self.emit(batch.with_data(batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
+        self.emit(of_selected(batch, batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
+
+    def statistics(self) -> dict[str, Any]:
+        return self._rows.statistics()
 
 
 class Rename(Operator):
@@ -180,12 +205,22 @@ class Rename(Operator):
 
 class _Rows:
     """Expressions over the selected rows of a batch. They are computed over all rows where that is safe and costs little more, else over
-    the selected rows alone.
+    the selected rows alone. Rows for which one of them fails are set apart, or it is null there.
     """
 
     def __init__(
-        self, exprs: Sequence[Expr], schema: pa.Schema, make: Callable[[Expr, pa.Schema], Compiled] = compile_expr
+        self,
+        columns: Mapping[str, Expr],
+        schema: pa.Schema,
+        bad: BadRows,
+        make: Callable[[Expr, pa.Schema], Compiled] = compile_expr,
+        *,
+        keep: bool = False,
     ) -> None:
+        """columns: by the name of the column that each expression makes. keep: rows that are set apart stay, with nulls."""
+        exprs = list(columns.values())
+        self._columns, self._bad, self._keep = list(columns), bad, keep
+        self._changes = OP_COLUMN in schema.names
         self.types = [make(each, schema).type for each in exprs]  # made over all columns, so that an error names them
         used = frozenset().union(*(each.columns for each in exprs))
         used = used or frozenset([schema.names[0]])  # a batch needs a column to have rows
@@ -194,33 +229,54 @@ class _Rows:
         self._exprs = [make(each, narrow) for each in exprs]
         self._can_fail = any(each.can_fail for each in self._exprs)
 
-    def __call__(self, batch: Batch) -> tuple[bool, list[pa.Array]]:
-        """(whether the values are those of the selected rows alone, the values)."""
+    def __call__(self, batch: Batch) -> tuple[Batch, bool, list[pa.Array]]:
+        """(the rows that are left, whether the values are those of the selected rows alone, the values)."""
         data, selection = batch.data.select(self._names), batch.selection
         alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
         try:
-            return alone, self._values(data.take(selection) if alone else data)
-        except DataError as error:
-            failed = error
-        if selection is not None and not alone:  # a row that is not selected may be the cause
-            try:
-                return True, self._values(data.take(selection))
-            except DataError as error:
-                failed = error
-        raise DataError(f"{failed.message}; {where_from(batch)}", hint=failed.hint) from failed
+            return batch, alone, self._values(data.take(selection) if alone else data)
+        except DataError:
+            pass  # of one row or more, which may be one that is not selected
+        return self._salvaged(batch, data if selection is None else data.take(selection))
 
     def _values(self, data: pa.RecordBatch) -> list[pa.Array]:
         return [each(data) for each in self._exprs]
+
+    def _salvaged(self, batch: Batch, data: pa.RecordBatch) -> tuple[Batch, bool, list[pa.Array]]:
+        """As `__call__`, where an expression fails for some rows. data: the columns of the selected rows."""
+        bad: dict[int, DataError] = {}
+        pairs = zip(self._columns, self._exprs, strict=True)
+        values = [salvaged(name, each, data, bad) for name, each in pairs]
+        errors = dict(sorted(bad.items()))
+        if errors and self._bad.fails:
+            row, error = next(iter(errors.items()))
+            hint = error.hint or 'on_error="dead_letter" sets such rows apart'
+            raise DataError(f"{self._bad.step}: {self._bad.said(batch, row, error)}", hint=hint) from error
+        self._bad.set_apart(batch, errors)
+        if not errors or self._bad.nulls or self._keep:
+            return batch, True, values
+        good = np.ones(data.num_rows, np.bool_)
+        good[list(errors)] = False
+        left = pa.array(np.flatnonzero(good).astype(np.int32))
+        if self._changes:
+            batch = parted(batch)  # of an update, one row may be among those that are set apart
+        kept = left if batch.selection is None else batch.selection.take(left)
+        return reselected(batch, kept, batch.hashes), True, [each.take(left) for each in values]
+
+    def statistics(self) -> dict[str, Any]:
+        return self._bad.statistics()
 
 
 class _Outputs:
     """Columns made of columns: (name, expression) each, with the marks of the input behind them."""
 
-    def __init__(self, input: pa.Schema, columns: Mapping[str, Expr], *, keep_hashes: bool = True) -> None:
+    def __init__(
+        self, input: pa.Schema, columns: Mapping[str, Expr], bad: BadRows, *, keep_hashes: bool = True
+    ) -> None:
         columns = {**columns, **{name: col(name) for name in MARKS if name in input.names}}
         self._keep_hashes = keep_hashes
         made = {name: expr for name, expr in columns.items() if expr.column is None}
-        self._rows = _Rows(list(made.values()), input) if made else None
+        self._rows = _Rows(made, input, bad) if made else None
         types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
         self._plan: list[int | None] = []  # the index of a column that is picked; None: the next computed one
         fields = []
@@ -235,25 +291,33 @@ class _Outputs:
             fields.append(input.field(picked).with_name(name))
         self.schema = pa.schema(fields)
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch) -> Batch | None:
+        """The rows with the new columns; None where none is left."""
         data = batch.data
         if self._rows is None:
             columns = [data.column(place) for place in self._plan if place is not None]
             return with_columns_of(batch, pa.RecordBatch.from_arrays(columns, schema=self.schema))
-        alone, values = self._rows(batch)
-        computed = iter(values)
+        had_rows = batch.num_rows > 0
+        batch, alone, values = self._rows(batch)
+        if had_rows and not batch.num_rows:
+            return None
+        data, computed = batch.data, iter(values)
         columns = [
             next(computed)
             if place is None
             else data.column(place).take(batch.selection)
-            if alone
+            if alone and batch.selection is not None
             else data.column(place)
             for place in self._plan
         ]
         made = pa.RecordBatch.from_arrays(columns, schema=self.schema)
         if alone:
-            return batch.with_data(made)
-        return batch.with_data(made).with_selection(batch.selection, batch.hashes if self._keep_hashes else None)
+            return of_selected(batch, made)
+        made_of = with_columns_of(batch, made)
+        return made_of if self._keep_hashes or batch.hashes is None else reselected(made_of, batch.selection, None)
+
+    def statistics(self) -> dict[str, Any]:
+        return {} if self._rows is None else self._rows.statistics()
 
 
 def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
@@ -270,17 +334,17 @@ def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
 
 
 def place_filter(node: nodes.Filter, site: Site) -> Site:
-    return site.step(node.text(), partial(Filter, node.predicate))
+    return site.step(node.text(), partial(Filter, node.predicate, site.policy()))
 
 
 def place_end_versions(node: nodes.EndVersions, site: Site) -> Site:
-    return site.step(node.text(), partial(EndVersions, node.predicate))
+    return site.step(node.text(), partial(EndVersions, node.predicate, site.policy()))
 
 
 def place_select(node: nodes.Select, site: Site) -> Site:
     kept = {name for name, expr in node.columns if expr.column == name}
     keys = site.keys if site.keys is not None and set(site.keys) <= kept else None
-    return site.step(node.text(), partial(Select, node.columns), keys=keys)
+    return site.step(node.text(), partial(Select, node.columns, _policy(site, node.columns)), keys=keys)
 
 
 def place_with_columns(node: nodes.WithColumns, site: Site) -> Site:
@@ -291,7 +355,12 @@ def add_columns(site: Site, columns: Named) -> Site:
     """The site behind a step that adds these columns."""
     made = {name for name, _ in columns}
     keys = site.keys if site.keys is not None and not made & set(site.keys) else None
-    return site.step(with_text(columns), partial(WithColumns, columns), keys=keys)
+    return site.step(with_text(columns), partial(WithColumns, columns, _policy(site, columns)), keys=keys)
+
+
+def _policy(site: Site, columns: Named) -> RowPolicy:
+    """What the step does with rows for which it fails. One that computes nothing cannot fail, and needs no dead letters."""
+    return site.policy() if any(expr.column is None for _, expr in columns) else "fail"
 
 
 def place_drop(node: nodes.Drop, site: Site) -> Site:
@@ -325,7 +394,12 @@ def place_union(node: nodes.Union, *sites: Site) -> Site:
     stage = layout.stage("union", 1)
     for site in sites:
         site.targets.append(Edge(stage, changes=site.changes))
-    return Site(layout, stage, stage.targets, timed=timed)
+    first = sites[0]
+    return Site(layout, stage, stage.targets, timed=timed, on_error=first.on_error, dead_letter=first.dead_letter)
+
+
+def place_on_error(node: nodes.OnError, site: Site) -> Site:
+    return replace(site, on_error=node.policy)
 
 
 def place_broadcast(node: nodes.Broadcast, site: Site) -> Site:
@@ -341,4 +415,5 @@ PLACES: Places = {
     nodes.Rename: place_rename,
     nodes.Union: place_union,
     nodes.Broadcast: place_broadcast,
+    nodes.OnError: place_on_error,
 }

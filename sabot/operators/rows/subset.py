@@ -14,6 +14,7 @@ from sabot.operators.base import OperatorContext, Saved
 from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
+from sabot.operators.rows.origin import reselected
 
 __all__ = ["PLACES", "READERS", "Head", "Sample"]
 
@@ -44,7 +45,7 @@ class Head(Keeping):
             self.emit(batch)
             return
         selection = pa.array(np.arange(rows, dtype=np.int32)) if batch.selection is None else batch.selection[:rows]
-        self.emit(batch.with_selection(selection, batch.hashes))
+        self.emit(reselected(batch, selection, batch.hashes))
 
     def noted(self) -> dict[str, Any]:
         return {"passed": self._passed}
@@ -89,7 +90,7 @@ class Sample(Keeping):
         kept = pa.array(np.flatnonzero(self._random.random(batch.num_rows) < self._fraction).astype(np.int32))
         if len(kept):
             selection = kept if batch.selection is None else batch.selection.take(kept)
-            self.emit(batch.with_selection(selection, batch.hashes))
+            self.emit(reselected(batch, selection, batch.hashes))
 
     def noted(self) -> dict[str, Any]:
         state = self._random.bit_generator.state["state"]

@@ -110,7 +110,8 @@ def test_filter_does_not_look_at_rows_that_are_filtered_already_where_looking_co
     (out,) = run(Filter(predicate), selected(data, 0, 2))
     assert out.selection.to_pylist() == [2]
     with pytest.raises(
-        DataError, match=r"'s': 'no number' is no int64; a batch of 3 rows of pay\[0\] before offset 7.*strict=False"
+        DataError,
+        match=r"'s': 'no number' is no int64; row 1 of a batch of 3 rows of pay\[0\] before offset 7.*strict=False",
     ):
         run(Filter(predicate), Batch(data, OFFSETS, "pay"))
 
@@ -122,7 +123,8 @@ def test_a_far_value_in_a_row_that_is_filtered_already_does_not_end_the_job() ->
     (out,) = run(Select([("c", col("a") + col("b"))]), selected(data, 0, 2), input=data.schema)
     assert out.taken().column(0).cast(pa.int64()).to_pylist() == [1_000_001, 2_000_001]
     with pytest.raises(
-        DataError, match=r" cannot be of .*3000.*out of bounds.*; a batch of 3 rows of pay\[0\] before offset 7"
+        DataError,
+        match=r" cannot be of .*3000.*out of bounds.*; row 1 of a batch of 3 rows of pay\[0\] before offset 7",
     ):
         run(Select([("c", col("a") + col("b"))]), Batch(data, OFFSETS, "pay"), input=data.schema)
 
@@ -353,8 +355,8 @@ def test_flat_map_reads_event_time_from_its_column_and_emits_no_empty_batch() ->
 def test_a_large_flat_map_comes_in_pieces_of_which_the_last_has_the_offsets() -> None:
     operator = FlatMap(lambda row: ({"n": i} for i in range(70_000)), pa.schema({"n": pa.int64()}))
     out = run(operator, Batch(FOUR.slice(0, 2), OFFSETS))
-    assert [batch.num_rows for batch in out] == [65_536, 65_536, 8_928]
-    assert [batch.offsets for batch in out] == [{}, {}, OFFSETS]
+    assert max(batch.num_rows for batch in out) == 65_536
+    assert [batch.offsets for batch in out] == [*[{}] * (len(out) - 1), OFFSETS]
     assert sum(row["n"] for row in taken(out)) == 2 * sum(range(70_000))
 
 

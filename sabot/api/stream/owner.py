@@ -1,0 +1,31 @@
+"""What streams need of the app to which they belong."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.read import StreamEnd
+
+__all__ = ["Owner"]
+
+
+class Owner(Protocol):
+    """The app, as its streams use it."""
+
+    def write(self, end: StreamEnd) -> None:
+        """Adds a stream that runs when the app runs."""
+
+    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
+        """The agent that this function is. Raises UserError where it is none of the app's."""
+
+    def collect(self, node: Node) -> pa.Table:
+        """Runs the steps up to this node, now, over bounded inputs."""
+
+    def explain(self, node: Node) -> str:
+        """The plan of the steps up to this node."""
+
+    def schema(self, node: Node) -> pa.Schema:
+        """The columns of the rows of this node."""

@@ -1,0 +1,201 @@
+"""Rows that a step cannot process, because an expression or a function of the user's fails for them: what becomes of them, and of the
+others of their batch.
+
+    batch ─▶ call ─▶ failed ─▶ its halves ─▶ … ─▶ single rows ─▶ dead letters, nulls, or the error with the place of the row
+                └──▶ passed ─▶ emitted, in order
+
+A batch of n rows of which b fail takes O(b · log n) calls, and at most CALLS; a piece that fails when these are used up is set apart whole.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.arguments import RowPolicy
+from sabot.codecs.marks import UPDATE_AFTER
+from sabot.connectors.letters import letters_of_rows
+from sabot.errors import DataError, SabotError, UserError, words_of
+from sabot.faults import is_of_the_world
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
+from sabot.operators.expressions.casts import RefusedValues
+from sabot.operators.expressions.node import Compiled
+from sabot.operators.rows.origin import of_selected
+
+__all__ = ["CALLS", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
+
+_log = logging.getLogger(__name__)
+
+CALLS = 4096
+_OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
+_STEP_LENGTH = 200  # so many characters of a step's text are in a letter
+
+T = TypeVar("T")
+
+
+class BadRows:
+    """What a step does with the rows for which it fails, as its stream says (`on_error=`).
+
+    step: the step in messages and letters. policy: where there are no dead letters, "dead_letter" means "fail".
+    """
+
+    def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
+        self.step = step[:_STEP_LENGTH]
+        self.count = 0
+        self._context = context
+        self._letters = context.dead_letters
+        self.nulls = policy == "null"
+        self.fails = policy == "fail" or (policy == "dead_letter" and self._letters is None)
+
+    def are_at_fault(self, error: Exception) -> bool:
+        """Whether rows may be the cause of what a call has raised, and are to be set apart: not for an error of the world outside or of the
+        program, such as a UserError that the function itself has raised, or other columns than its schema says.
+        """
+        cause = cause_of(error)
+        return not self.fails and not is_of_the_world(cause) and not isinstance(cause, _OF_THE_PROGRAM)
+
+    def halved(
+        self, batch: Batch, call: Callable[[Batch], T], nulls: Callable[[Batch], T]
+    ) -> Iterator[tuple[Batch, T]]:
+        """Calls with the batch; where it raises, with its halves, until single rows are left, which are set apart.
+
+        Gives the pieces that passed, in order, each with its result; with on_error="null" also those that failed, with what `nulls` makes.
+        """
+        pieces, calls = [of_selected(batch, batch.taken())], 0
+        while pieces:
+            piece = pieces.pop()
+            calls += 1
+            try:
+                made = call(piece)
+            except Exception as error:
+                if not self.are_at_fault(error):
+                    raise
+                rows = piece.num_rows
+                if rows > 1 and calls < CALLS:
+                    pieces += [piece.slice(rows // 2), piece.slice(0, rows // 2)]
+                    continue
+                self.set_apart(piece, dict.fromkeys(range(rows), error))
+                if self.nulls:
+                    yield piece, nulls(piece)
+                continue
+            yield piece, made
+
+    def set_apart(self, batch: Batch, errors: Mapping[int, BaseException]) -> None:
+        """Counts these rows, and writes them to the dead letters where they go there. errors: by the number of a row that counts."""
+        if not errors:
+            return
+        if not self.count:
+            row, error = next(iter(errors.items()))
+            cause = cause_of(error)
+            _log.warning(
+                "%s: %s, the first one: %s",
+                *(self.step, "null in a row" if self.nulls else "a row was set apart", self.said(batch, row, error)),
+                exc_info=None if isinstance(cause, DataError) else cause,
+            )
+        self.count += len(errors)
+        if self._letters is not None and not self.nulls:
+            self._letters(self._letters_of(batch, errors))
+
+    def statistics(self) -> dict[str, Any]:
+        """Nothing, as long as all rows could be processed."""
+        return {"dead_rows": self.count} if self.count else {}
+
+    def said(self, batch: Batch, row: int, error: BaseException) -> str:
+        """The error with the place of its row."""
+        message = error.message if isinstance(error, SabotError) else words_of(error)
+        place = row_place(batch, row)
+        return message if message.endswith(place) else f"{message}; {place}"
+
+    def _letters_of(self, batch: Batch, errors: Mapping[int, BaseException]) -> pa.RecordBatch:
+        rows = list(errors)
+        places = places_of(batch, rows)
+        data = batch.taken().take(pa.array(rows, pa.int32()))
+        if OP_COLUMN in data.schema.names:  # rows that take back what never came need no letter
+            adds = pc.is_in(data.column(OP_COLUMN), pa.array([INSERT, UPDATE_AFTER], pa.int8()))
+            data = data.filter(adds)
+            kept = [i for i, each in enumerate(adds.to_pylist()) if each]
+            rows, places = [rows[i] for i in kept], [places[i] for i in kept] if places else None
+        return letters_of_rows(
+            data.select(without_marks(data.schema).names),
+            [(type(cause_of(errors[row])).__name__, words_of(errors[row])) for row in rows],
+            [1] * len(rows),
+            times=data.column(TIME_COLUMN).to_pylist() if TIME_COLUMN in data.schema.names else None,
+            topic=batch.topic,
+            step=self.step,
+            agent=self._context.agent,
+            version=self._context.version,
+            places=places,
+        )
+
+
+def nulls_of(schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    """So many rows of nulls."""
+    return pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in schema], schema=schema)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The user's own error, behind those that say where it was raised."""
+    while isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def places_of(batch: Batch, rows: Iterable[int]) -> list[tuple[int, int]] | None:
+    """The partition and the offset of these rows, which are numbers of rows that count; None where they are not known."""
+    if batch.records is None:
+        return None
+    numbers = list(rows)
+    if batch.selection is not None:
+        numbers = batch.selection.take(pa.array(numbers, pa.int32())).to_pylist()
+    found: list[tuple[int, int]] = batch.records.places(numbers)
+    return found
+
+
+def row_place(batch: Batch, row: int) -> str:
+    """Where a row comes from, for messages: its record, where that is known, else its batch."""
+    places = places_of(batch, [row])
+    if places is not None:
+        ((partition, offset),) = places
+        return f"{batch.topic}[{partition}]@{offset}"
+    return f"row {row} of {where_from(batch)}"
+
+
+def where_from(batch: Batch) -> str:
+    """Where the rows of a batch come from, as far as is known, with the offset behind the last one, for errors."""
+    places = [
+        f"{topic}[{partition}] before offset {offset}"
+        for (topic, partition), offset in sorted(batch.offsets.items())[:5]
+    ]
+    return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"
+
+
+def salvaged(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
+    """The values of an expression, null in the rows for which it fails. bad: gets their errors. name: the column that is made; "": none."""
+    column = f"column {name!r}: "
+
+    def said(message: str, hint: str) -> DataError:
+        return DataError(message if not name or message.startswith(column) else column + message, hint=hint)
+
+    def of(data: pa.RecordBatch, rows: Any) -> pa.Array:
+        """rows: the numbers of these rows (numpy)."""
+        try:
+            return expr(data)
+        except RefusedValues as error:
+            refused, texts, hint = error.rows.to_numpy(zero_copy_only=False), error.text_of, error.hint
+        except DataError as error:
+            if len(rows) == 1:
+                bad.setdefault(int(rows[0]), said(error.message, error.hint))
+                return pa.nulls(1, expr.type)
+            half = len(rows) // 2
+            parts = [of(data.slice(0, half), rows[:half]), of(data.slice(half), rows[half:])]
+            return pa.concat_arrays(parts)
+        for row in np.flatnonzero(refused).tolist():
+            bad.setdefault(int(rows[row]), said(texts(row), hint))
+        passed = of(data.filter(pa.array(~refused)), rows[~refused])
+        return passed.take(pa.array(np.cumsum(~refused) - 1, mask=refused))
+
+    return of(data, np.arange(data.num_rows))

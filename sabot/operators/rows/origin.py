@@ -1,0 +1,111 @@
+"""Where rows come from: the partition and the offset of the record of which each was made.
+
+A batch of a topic carries an `RowOrigin` as its `records`. On the way through filters, computed columns and channels it costs some
+references a batch, and nothing a row; partitions and offsets are looked up only for rows that have failed. Steps that make rows of
+several (windows, joins, aggregates) let it go.
+
+    batch of records ─▶ RowOrigin ─▶ taken(selection) ─▶ joined with those of other batches ─▶ places(rows)
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+
+__all__ = ["RowOrigin", "joined_origin", "of_selected", "reselected", "with_columns_of"]
+
+_ROW_BYTES = 12  # of a partition and an offset
+_Find = Callable[[pa.Int32Array], tuple[pa.Array, pa.Array]]
+_FEW = 16  # where fewer than one row in so many is left, the places of these are looked up, and the others let go
+
+
+class RowOrigin:
+    """The records of which the rows of `Batch.data` were made, selected or not. Immutable.
+
+    num_rows: how many rows of the batch count, which `Batch` compares. find: numbers of rows -> their partitions and offsets.
+    """
+
+    __slots__ = ("_find", "num_rows")
+
+    def __init__(self, num_rows: int, find: _Find) -> None:
+        self.num_rows = num_rows
+        self._find = find
+
+    @classmethod
+    def of_records(cls, partitions: pa.Array, offsets: pa.Array) -> "RowOrigin":
+        """The origin of rows that were decoded from these records, one from each."""
+        return cls(len(offsets), lambda rows: (partitions.take(rows), offsets.take(rows)))
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_rows * _ROW_BYTES
+
+    def places(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """The partition and the offset of each of these rows."""
+        partitions, offsets = self._find(pa.array(rows, pa.int32()))
+        return list(zip(partitions.to_pylist(), offsets.to_pylist(), strict=True))
+
+    def counting(self, rows: int) -> "RowOrigin":
+        """The origin of the same data, of which so many rows count."""
+        return self if rows == self.num_rows else RowOrigin(rows, self._find)
+
+    def taken(self, rows: pa.Int32Array) -> "RowOrigin":
+        """The origin of these rows of the data, in this order."""
+        find = self._find
+        if _FEW * len(rows) < self.num_rows:
+            return RowOrigin.of_records(*find(rows))
+        return RowOrigin(len(rows), lambda asked: find(rows.take(asked)))
+
+    def slice(self, offset: int, length: int) -> "RowOrigin":
+        """As `Batch.slice`, which calls it."""
+        find = self._find
+        return RowOrigin(length, lambda asked: find(pa.array(asked.to_numpy() + np.int32(offset))))
+
+
+def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
+    """A batch of the rows that count, which `data` has, possibly with other columns."""
+    return batch.with_data(data) if batch.records is None else Batch(data, batch.offsets, batch.topic, _counted(batch))
+
+
+def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | None) -> Batch:
+    """The same data, of which only these rows count."""
+    origin = batch.records
+    if origin is None:
+        return batch.with_selection(selection, hashes)
+    counted = origin.counting(batch.data.num_rows if selection is None else len(selection))
+    return Batch(batch.data, batch.offsets, batch.topic, counted, (), selection, hashes)
+
+
+def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
+    """The same rows with other columns."""
+    if batch.records is None:
+        return batch.with_data(data).with_selection(batch.selection, batch.hashes)
+    return Batch(data, batch.offsets, batch.topic, batch.records, (), batch.selection, batch.hashes)
+
+
+def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
+    """The origin of the rows that count of these batches, one batch behind the other. None where that of one is not known."""
+    known = [origin for part in parts if (origin := _counted(part)) is not None]
+    if len(known) < len(parts):
+        return None
+    ends = list(accumulate(origin.num_rows for origin in known))
+
+    def find(rows: pa.Int32Array) -> tuple[pa.Array, pa.Array]:
+        places = []
+        for row in rows.to_pylist():
+            part = bisect_right(ends, row)
+            places += known[part].places([row - (ends[part - 1] if part else 0)])
+        partitions, offsets = zip(*places, strict=True) if places else ((), ())
+        return pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())
+
+    return RowOrigin(ends[-1], find)
+
+
+def _counted(batch: Batch) -> RowOrigin | None:
+    """The origin of the rows that count."""
+    origin: RowOrigin | None = batch.records
+    return origin if origin is None or batch.selection is None else origin.taken(batch.selection)

@@ -1,0 +1,216 @@
+"""Rows for which a step fails: they alone leave the stream, with their place, their step and their error; all others go on.
+
+One text where a number was expected ended a stream for good: three restarts, exit 1, no dead letter, and the row was not named.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import sabot
+from sabot import App, DataError, SabotError, TransientError, UserError, col
+from sabot.codecs.records import header_rows
+from sabot.operators.rows import bad
+from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
+from tools.agent_tools import publish, records, started, until
+
+SCHEMA = {"n": "int64", "price": "string", "k": "string"}
+BAD = {3: "n/a", 40: "", 41: "12,5", 99: "ten"}
+
+
+def rows(count: int = 100) -> list[dict[str, Any]]:
+    return [{"n": n, "price": BAD.get(n, str(n)), "k": "ab"[n % 2]} for n in range(count)]
+
+
+def priced(stream: sabot.Stream) -> sabot.Stream:
+    return stream.filter(col("n") >= 0).with_columns(price=col("price").cast("float64"))
+
+
+def facts(letters: ListSink) -> list[dict[str, str]]:
+    """The headers of letters, with the row that each one has."""
+    found = []
+    for data in letters.batches:
+        for headers, payload in zip(
+            header_rows(data.column("headers")), data.column("payload").to_pylist(), strict=True
+        ):
+            said = {name.removeprefix("sabot."): value.decode() for name, value in headers}
+            found.append({**said, "row": json.loads(payload)})
+    return found
+
+
+def once(steps: Any, sent: list[dict[str, Any]], **options: Any) -> tuple[ListSink, ListSink]:
+    """The results and the dead letters of these steps over a script, which ends."""
+    results, letters = ListSink("results"), ListSink("letters")
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory, restart="fixed(1, 1ms)")
+        source = ScriptedSource([sent, END], name="in")
+        steps(app.stream(source, schema=SCHEMA, dead_letter=letters, **options)).to(results)
+        return app
+
+    run(build)
+    return results, letters
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_the_rows_that_a_cast_refuses_are_dead_letters_with_their_places_and_the_others_go_on(
+    memory_url: str, parallelism: int
+) -> None:
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("in", partitions=2)
+    places = {}
+    for n, row in enumerate(rows()):
+        place = broker.publish("in", [row], partition=n % 2), n % 2
+        if n in BAD:
+            places[n] = place
+    app = App("bad", memory_url, parallelism=parallelism)
+    keyed = app.stream("in", schema=SCHEMA).filter(col("n") >= 0).deduplicate("k", "n")
+    keyed.with_columns(price=col("price").cast("float64")).to("out")
+    async with started(app):
+        await until(lambda: len(records(app, "in.dlq")) == len(BAD), "the dead letters")
+        await until(lambda: len(records(app, "out")) == 100 - len(BAD), "the other rows")
+    assert sorted(record.value["n"] for record in records(app, "out")) == [n for n in range(100) if n not in BAD]
+    for letter in records(app, "in.dlq"):
+        said = {name.removeprefix("sabot."): value.decode() for name, value in letter.headers}
+        row = letter.value
+        assert (int(said["offset"]), int(said["partition"])) == (places[row["n"]][0], row["n"] % 2)
+        assert said["topic"] == "in"
+        assert said["error"] == "DataError"
+        assert said["message"].startswith(f"column 'price': '{BAD[row['n']]}' is no double")
+        assert said["step"].startswith("with price = ")
+        assert row == {"n": row["n"], "price": BAD[row["n"]], "k": "ab"[row["n"] % 2]}
+
+
+def test_null_in_the_place_of_what_cannot_be_computed() -> None:
+    results, letters = once(priced, rows(), on_error="null")
+    assert [row["price"] for row in results.rows] == [None if n in BAD else float(n) for n in range(100)]
+    assert not letters.batches
+
+
+def test_a_step_may_have_another_policy_than_its_stream() -> None:
+    def steps(stream: sabot.Stream) -> sabot.Stream:
+        halves = stream.on_error("null").with_columns(half=col("price").cast("float64") / 2)
+        return halves.on_error("dead_letter").filter(col("price").cast("float64") >= 50)
+
+    results, letters = once(steps, rows(), on_error="fail")
+    assert [row["n"] for row in results.rows] == [n for n in range(50, 100) if n not in BAD]
+    assert [each["row"]["n"] for each in facts(letters)] == list(BAD)
+    assert all(each["row"]["half"] is None for each in facts(letters))
+
+
+async def test_a_row_that_ends_the_job_is_named_and_restarts_do_not_repeat_it(memory_url: str, tmp_path: Any) -> None:
+    app = App("bad", memory_url, checkpoint_dir=tmp_path, restart="fixed(3, 1ms)")
+    publish(app, "in", rows(10))
+    priced(app.stream("in", schema=SCHEMA, on_error="fail")).to(ListSink())
+    with pytest.raises(DataError, match=r"column 'price': .*'n/a' is no double; in\[0\]@3 \(cast"):
+        await app.run()
+    assert app.statistics()["failure"]
+    assert app.agent_runtime.job.restarts == 0
+
+
+def test_a_collect_has_no_dead_letters_and_says_which_row_is_bad() -> None:
+    table = pa.table({"n": [1, 2], "price": ["1", "n/a"], "k": ["a", "b"]})
+    with pytest.raises(DataError, match="'n/a' is no double; row 1 of a batch of 2 rows"):
+        priced(App("bad").stream(ScriptedSource([table.to_batches()[0], END], schema=table.schema))).collect()
+
+
+def test_a_function_over_batches_is_called_with_halves_until_the_bad_rows_are_found() -> None:
+    calls: list[int] = []
+
+    def parsed(batch: pa.RecordBatch) -> pa.RecordBatch:
+        calls.append(batch.num_rows)
+        return batch.set_column(1, "price", pc.cast(batch["price"], pa.float64()))
+
+    results, letters = once(
+        lambda stream: stream.map_batches(parsed, schema={**SCHEMA, "price": "float64"}), rows(1000)
+    )
+    assert [row["n"] for row in results.rows] == [n for n in range(1000) if n not in BAD]
+    assert [(each["row"]["n"], int(each["offset"])) for each in facts(letters)] == [(n, n) for n in BAD]
+    assert {each["error"] for each in facts(letters)} == {"ArrowInvalid"}
+    assert len(calls) <= 2 * len(BAD) * 11 + 1
+
+
+def test_a_function_that_fails_for_all_rows_is_not_called_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad, "CALLS", 20)
+    calls: list[int] = []
+
+    def broken(batch: pa.RecordBatch) -> pa.RecordBatch:
+        calls.append(batch.num_rows)
+        raise ValueError("no row is good enough")
+
+    results, letters = once(lambda stream: stream.map_batches(broken, schema=SCHEMA), rows(1000))
+    assert not results.rows
+    assert sorted(each["row"]["n"] for each in facts(letters)) == list(range(1000))
+    assert len(calls) < 50
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NameError("name 'pries' is not defined"),
+        UserError("no such currency"),
+        ConnectionError("refused"),
+        TransientError("busy"),
+    ],
+)
+def test_what_is_no_row_s_fault_ends_the_job(error: Exception) -> None:
+    def broken(batch: pa.RecordBatch) -> pa.RecordBatch:
+        raise error
+
+    with pytest.raises(SabotError, match=str(error)):
+        once(lambda stream: stream.map_batches(broken, schema=SCHEMA), rows(10))
+
+
+def test_a_row_of_flat_map_that_fails_takes_back_what_it_gave() -> None:
+    def parts(row: dict[str, Any]) -> Any:
+        yield {"n": row["n"], "value": 1.0}
+        yield {"n": row["n"], "value": float(row["price"] or "nothing")}
+        if row["n"] == 7:
+            yield {"n": 7, "value": "seven"}  # fits no float
+
+    def steps(stream: sabot.Stream) -> sabot.Stream:
+        return stream.flat_map(parts, schema={"n": "int64", "value": "float64"})
+
+    results, letters = once(steps, rows())
+    gone = {7, *BAD}
+    assert Counter(row["n"] for row in results.rows) == {n: 2 for n in range(100) if n not in gone}
+    assert {(each["row"]["n"], int(each["offset"])) for each in facts(letters)} == {(n, n) for n in gone}
+
+
+def test_rows_of_a_failed_filter_leave_a_table_of_changes_as_if_they_had_never_come() -> None:
+    """Of an update, the row that passes stays: it is parted from the one that does not."""
+    results, letters = ListSink("results"), ListSink("letters")
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory, restart="fixed(1, 1ms)")
+        values = [("a", "1"), ("b", "x"), ("a", "n/a"), ("b", "2"), ("a", "3")]
+        sent = [{"k": key, "v": value} for key, value in values]
+        source = ScriptedSource([[row] for row in sent] + [END], name="in")
+        table = app.table(source, key="k", schema={"k": "string", "v": "string"}, dead_letter=letters)
+        table.with_columns(v=col("v").cast("int64")).to(results)
+        return app
+
+    run(build)
+    assert sorted((row["k"], row["v"]) for row in results.current) == [("a", 3), ("b", 2)]
+    assert [each["row"] for each in facts(letters)] == [{"k": "b", "v": "x"}, {"k": "a", "v": "n/a"}]
+
+
+def test_dead_letters_of_rows_are_written_once_over_a_crash() -> None:
+    results, letters = ListSink("results"), ListSink("letters")
+    sent = rows()
+    script = [sent[:30], BARRIER, sent[30:60], CRASH, sent[60:], END]
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory, restart="fixed(1, 1ms)")
+        source = ScriptedSource(script, name="in")
+        priced(app.stream(source, schema=SCHEMA, dead_letter=letters)).to(results)
+        return app
+
+    run(build)
+    assert Counter(row["n"] for row in results.rows) == {n: 1 for n in range(100) if n not in BAD}
+    assert Counter(each["row"]["n"] for each in facts(letters)) == dict.fromkeys(BAD, 1)
