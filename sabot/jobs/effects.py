@@ -225,6 +225,7 @@ class Effects:
             spec=ask.args[0] if kind == "model" else None,
             price=ask.price,
             labels=frozenset(job.labels),
+            apart=ask.apart,
         )
         found = judged(gate, call)
         if isinstance(found, GateVerdict):

@@ -12,6 +12,7 @@ has denied to the one before, and is judged anew; what a person has refused stay
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -26,12 +27,14 @@ from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
+from sabot.journal.entries import Begin
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 from sabot.redaction import HIDDEN
 
 __all__ = [
+    "APART",
     "CONFIRM",
     "NOBODY",
     "Behalf",
@@ -47,7 +50,6 @@ __all__ = [
     "gate_of",
     "hidden",
     "judged",
-    "with_model",
 ]
 
 CallKind = Literal["tool", "model", "child"]
@@ -57,6 +59,10 @@ Price = Callable[[str, Usage], Decimal | None]
 
 CONFIRM = "confirm"
 """The type of the question that asks a person whether an effect may be made. Its intent has the ordinal of that effect."""
+
+
+APART: ContextVar[bool] = ContextVar("APART", default=False)
+"""Whether what is asked of a job here does not count in its own budget."""
 
 
 class Behalf(NamedTuple):
@@ -99,7 +105,7 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rule: which one decided; "": none has matched. version: of the rules. reason: for people. model: is asked in place of the call's own.
     hide: regular expressions of texts that the call is made without. wait_s: how long a person may answer; 0: for ever. error: the type of
     the error that a denial is. tokens, cost: what is reserved for the call, at most. notes: what milder rules say. about: the
-    model that the call itself asks.
+    model that the call itself asks. most_tokens: that a model may write; 0: as it is asked. apart: the job's own budget does not count it.
     """
 
     decision: Decision = Decision.ALLOW
@@ -114,11 +120,18 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cost: str = ""
     notes: tuple[str, ...] = ()
     about: str = ""
+    most_tokens: int = 0
+    apart: bool = False
 
     @property
     def changes(self) -> bool:
         """The call is not made as it was asked."""
-        return bool(self.model or self.hide)
+        return bool(self.model or self.hide or self.most_tokens)
+
+    def spec(self, spec: RequestSpec) -> RequestSpec:
+        """What a model is asked in place of this."""
+        spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
+        return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
     def and_then(self, other: "GateVerdict") -> "GateVerdict":
         """What holds where both were decided, this one first."""
@@ -132,6 +145,8 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
             tokens=max(self.tokens, other.tokens),
             cost=other.cost or self.cost,
             notes=noted,
+            most_tokens=min(filter(None, (self.most_tokens, other.most_tokens)), default=0),
+            apart=self.apart or other.apart,
         )
 
 
@@ -140,7 +155,8 @@ class GatedCall:
     """A call that a job asks for.
 
     kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
-    child its message. spec: what a model is asked. price: of its tokens. labels: of what the job has seen so far.
+    child its message. spec: what a model is asked. price: of its tokens. labels: of what the job has seen so far. apart: the job's own
+    budget is not to count it.
     """
 
     effect: EffectId
@@ -155,6 +171,7 @@ class GatedCall:
     spec: RequestSpec | None = None
     price: Price | None = None
     labels: frozenset[str] = frozenset()
+    apart: bool = False
 
     @property
     def scope(self) -> str:
@@ -185,7 +202,7 @@ class GatedCall:
             return self
         spec = self.spec
         if spec is not None:
-            spec = hidden(with_model(spec, verdict.model), verdict.hide)
+            spec = hidden(verdict.spec(spec), verdict.hide)
         args, kwargs = hidden((self.args, self.kwargs), verdict.hide)
         name = verdict.model if verdict.model and self.kind == "model" else self.name
         return replace(self, name=name, spec=spec, args=args, kwargs=kwargs)
@@ -197,6 +214,9 @@ class EffectGate:
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
         raise NotImplementedError
+
+    def begun(self, begin: Begin) -> None:
+        """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done."""
 
     def drop(self, effect: EffectId) -> None:
         """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
@@ -271,6 +291,11 @@ class EffectGates(EffectGate):
             for gate in self._gates[:at]:
                 gate.drop(call.effect)
         return (found if so_far is None else so_far.and_then(found)), call.changed(found)
+
+    def begun(self, begin: Begin) -> None:
+        """As `EffectGate.begun`."""
+        for gate in self._gates:
+            gate.begun(begin)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`."""
@@ -370,11 +395,6 @@ def decode_verdict(note: bytes) -> GateVerdict | None:
 
 
 # -- changes ------------------------------------------------------------------------------------------------------------------
-
-
-def with_model(spec: RequestSpec, model: str) -> RequestSpec:
-    """The same request, of this model, where it names one."""
-    return msgspec.structs.replace(spec, model=model) if model else spec
 
 
 @lru_cache(maxsize=256)

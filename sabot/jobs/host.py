@@ -180,9 +180,9 @@ class JobHost:
             if self.stopping:
                 return
             owner = self._owners[agent_id]
-            entry = Begin(
-                job_id, self.now_ms(), agent_id, record, key, digest, owner.code, *behalf[:2], run, behalf.labels
-            )
+            facts = owner.code, *behalf[:2], run, behalf.labels
+            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
+            self._gate.begun(entry)
             self._begun_total += 1
             if run > 1:
                 self.append(entry)

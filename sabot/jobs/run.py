@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
 from sabot.jobs.derived import job_seed, question_token
 from sabot.jobs.gate import (
+    APART,
     Behalf,
     CallKind,
     GateVerdict,
@@ -26,7 +27,6 @@ from sabot.jobs.gate import (
     decode_verdict,
     encode_verdict,
     hidden,
-    with_model,
 )
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
@@ -68,7 +68,7 @@ class Ask:
     kind: "call", "ask", "sleep", "wait", "child" or "patch". model: of a call that asks a model, its name. noted: its INTENT is in the
     journal. dropped: the function awaits it no longer. token, due_ms: of a question, also of one whether it may be made. doubt: a person is
     asked whether it was made. attempt: of the effect, from 1; 0: a person has to allow it first. verdict: what was decided of it. judging:
-    that is being decided.
+    that is being decided. apart: the job's own budget is not to count it.
     """
 
     ordinal: int
@@ -92,6 +92,7 @@ class Ask:
     attempt: int = 1
     verdict: GateVerdict | None = None
     judging: bool = False
+    apart: bool = False
 
     @property
     def gated(self) -> CallKind | None:
@@ -103,8 +104,8 @@ class Ask:
     def change(self, verdict: GateVerdict) -> None:
         """It will be made as the verdict says. Its digest stays that of what was asked. Raises UserError where it cannot be changed."""
         self.verdict = verdict
-        if verdict.model and self.args and isinstance(self.args[0], RequestSpec):
-            self.args = (with_model(self.args[0], verdict.model), *self.args[1:])
+        if self.args and isinstance(self.args[0], RequestSpec):
+            self.args = (verdict.spec(self.args[0]), *self.args[1:])
         if verdict.hide:
             self.args, self.kwargs = hidden((self.args, self.kwargs), verdict.hide)
             asked = unpack(self.body)
@@ -384,7 +385,7 @@ class JobRun:
         self._check_turn(effect_words(kind, name))
         asked = digest(self._key, kind, name, arguments)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
-        ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms)
+        ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms, apart=APART.get())
         if kind == "ask":
             ask.token = question_token(self._key, self.job_id, ordinal)
         if intent is not None:

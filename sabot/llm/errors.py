@@ -153,16 +153,17 @@ class TurnLimitExceeded(AgentError):
     code = "E2005"
 
 
-def model_error(type: str, message: str) -> ModelError | BudgetExceeded | None:
+def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLimitExceeded | None:
     """The error of this class, where it is one that a call of a model raises: a journal has of an error its class and what it said."""
     kind = _KINDS.get(type)
     return None if kind is None else kind(message)
 
 
-_KINDS: dict[str, type[ModelError | BudgetExceeded]] = {
+_KINDS: dict[str, type[ModelError | BudgetExceeded | TurnLimitExceeded]] = {
     each.__name__: each
     for each in (
         BudgetExceeded,
+        TurnLimitExceeded,
         ModelError,
         AuthenticationFailed,
         RequestRefused,

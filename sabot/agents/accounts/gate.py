@@ -18,21 +18,19 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
 from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent
+from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
-from sabot.jobs.values import unpack, unpack_error
+from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "LedgerGate", "brought_up", "ledger_of", "rows_of"]
-
-ASSUMED_TOKENS = 4096
-"""That an answer may have, where its request has no max_tokens."""
+__all__ = ["LedgerGate", "brought_up", "ledger_of", "rows_of"]
 
 _DECISIONS = {
     BudgetDecision.ALLOW: Decision.ALLOW,
@@ -43,10 +41,6 @@ _DECISIONS = {
 }
 _AT_ONCE = 1000  # rows
 _VERSION = "budget"
-_FREE = frozenset(
-    {"AuthenticationFailed", "CircuitOpen", "ContextLengthExceeded", "NotSent", "RateLimited", "RequestRefused"}
-)
-"""Errors of calls that no vendor is paid for."""
 
 
 @dataclass(slots=True)
@@ -161,7 +155,7 @@ class LedgerGate(EffectGate):
         opened = self._close(effect)
         if opened is None:
             return b""
-        if effect.attempt == 0:  # a person has refused it
+        if effect.attempt == 0 or kind == "child":  # a person has refused it; its own calls have rows
             self.ledger.release(_name(effect), opened.scope)
             return b""
         doubt = opened.row(effect, effect.attempt, at_ms)
@@ -267,7 +261,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
-        free = unpack_error(body).type in _FREE
+        free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
     if answer.cached:
@@ -279,7 +273,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[LedgerEvent]).decode
+_decode = msgspec.msgpack.Decoder(list[LedgerEvent] | TreeUse).decode
 
 
 def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
@@ -287,7 +281,9 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
     for entry in entries:
         if isinstance(entry, EffectResult | End) and entry.usage:
             try:
-                yield from _decode(entry.usage)
+                used = _decode(entry.usage)
+                if not isinstance(used, TreeUse):  # of a child, whose own calls have rows
+                    yield from used
             except UNREADABLE as error:
                 what = (
                     f"effect {entry.ordinal} has used" if isinstance(entry, EffectResult) else "its calls may have used"

@@ -1,9 +1,9 @@
-"""What a job of a kernel is: a request in its BEGIN, an agent or a function that runs over it, within the limits of the request.
+"""What a job of a kernel is: a request in its BEGIN, an agent or a function that runs over it.
 
-ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=limits over ctx.llm(engine)), or f(ctx) ─▶ END: what it has returned
+ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=ctx.llm(engine)), or f(ctx) ─▶ END: what it has returned
 """
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol
@@ -12,7 +12,6 @@ import msgspec
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
 from sabot.api.durable import DurableContext, durable_context
-from sabot.api.models import JobModel
 from sabot.calls.functions import awaitable
 from sabot.clock import Clock
 from sabot.config import checked_name
@@ -25,13 +24,8 @@ from sabot.jobs.values import pack, unpack
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
-from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded
 from sabot.llm.messages import ChatMessage
-from sabot.llm.middleware import Budget
-from sabot.llm.providers.scripted import tokens_of
-from sabot.llm.results import Completion, Piece, Usage
-from sabot.llm.spec import RequestSpec
-from sabot.llm.tools import Tool
+from sabot.llm.results import Usage
 from sabot.operators.agents.job_rows import version_of
 from sabot.state.backends.memory import MemoryBackend
 
@@ -46,8 +40,8 @@ class ExecutionRequest:
 
     prompt: a text, a ChatMessage, or several of them; where the agent is a function, anything that msgpack can say: its `ctx.message`.
     scope_id: the tenant. principal_id: the actor. session_id, run_id, metadata, versions, policy_ref: go along with the job. budgets: what
-    this job may use. idempotency_key: the same key of a scope is the same job, however often it is asked for. agent: its name, where the
-    kernel has several.
+    this job may use, with the jobs that it begins. idempotency_key: the same key of a scope is the same job, however often it is asked
+    for. agent: its name, where the kernel has several.
     """
 
     prompt: Any
@@ -220,7 +214,7 @@ class KernelAgent:
         said = request.prompt
         if not isinstance(said, str):
             said = msgspec.convert(said, list[ChatMessage])
-        return await self.agent.run(said, doing=_Limited(ctx.llm(self._engine), _JobUse(request.budgets)))
+        return await self.agent.run(said, doing=ctx.llm(self._engine))
 
     def time_left_s(self, job: JobRun) -> float | None:
         """As `JobOwner.time_left_s`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
@@ -316,84 +310,3 @@ def _ended(result: AgentResult) -> _Ended:
 
 def _text(value: Any) -> str:
     return "" if value is None else msgspec.json.encode(value, enc_hook=str).decode()
-
-
-# -- limits of one job ----------------------------------------------------------------------------------------------------
-
-
-class _JobUse:
-    """What a job has used, by the results that its journal has: the same in every replay."""
-
-    def __init__(self, limits: BudgetSpec) -> None:
-        self.limits = limits
-        self.budget = Budget(max_tokens=limits.max_tokens, max_cost=limits.max_cost)
-        self.turns = self.tool_calls = 0
-        self._reserved = 0
-
-    def reserve(self, spec: RequestSpec) -> tuple[RequestSpec, int]:
-        """The request, which may not write more than there is left to, and how many tokens are reserved for it. Raises BudgetExceeded,
-        TurnLimitExceeded.
-        """
-        limits, most = self.limits, self.limits.max_tokens
-        if limits.max_turns is not None and self.turns >= limits.max_turns:
-            raise TurnLimitExceeded(
-                f"the job may ask models {limits.max_turns} times", hint="BudgetSpec(max_turns=…) gives it more"
-            )
-        tokens = tokens_of(spec.messages)
-        if most is not None:
-            left = most - self.budget.tokens - self._reserved - tokens
-            if left <= 0:
-                raise BudgetExceeded(
-                    f"the job may use {most:,} tokens: {self.budget.tokens:,} are used, {self._reserved:,} may be by calls in flight, and"
-                    f" this one would read {tokens:,}"
-                )
-            if spec.max_tokens is None or spec.max_tokens > left:
-                spec = msgspec.structs.replace(spec, max_tokens=left)
-        tokens += spec.max_tokens or 0
-        self.budget.reserve(tokens)
-        self.turns += 1
-        self._reserved += tokens
-        return spec, tokens
-
-    def settle(self, tokens: int, outcome: Completion | None) -> None:
-        """The call has ended."""
-        self._reserved -= tokens
-        self.budget.settle(tokens, outcome)
-
-    def call(self, tool: Tool) -> None:
-        """A tool is about to be called. Raises BudgetExceeded."""
-        most = self.limits.max_tool_calls
-        if most is not None and self.tool_calls >= most:
-            raise BudgetExceeded(f"{tool.name} is not called: the job may call tools {most} times")
-        self.tool_calls += 1
-
-
-class _Limited:
-    """A `Doing` within the limits of a job."""
-
-    def __init__(self, model: JobModel, used: _JobUse) -> None:
-        self._model = model
-        self._used = used
-
-    def of(self, engine: ExecutionEngine) -> "_Limited":
-        """The same job, with another engine."""
-        return _Limited(self._model.of(engine), self._used)
-
-    async def complete(self, spec: RequestSpec, /) -> Completion:
-        """As `Doing.complete`."""
-        spec, tokens = self._used.reserve(spec)
-        outcome = None
-        try:
-            outcome = await self._model.complete(spec)
-            return outcome
-        finally:
-            self._used.settle(tokens, outcome)
-
-    async def stream(self, spec: RequestSpec, /) -> AsyncGenerator[Piece, None]:
-        """As `Doing.stream`."""
-        yield Piece(completion=await self.complete(spec))
-
-    async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        """As `Doing.call`."""
-        self._used.call(tool)
-        return await self._model.call(tool, arguments)

@@ -12,6 +12,7 @@ from typing import Any
 from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.gate import LedgerGate, ledger_of
 from sabot.agents.accounts.ledger import Ledger, LedgerWriter
+from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.actions import ActionManager
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.telling import events_of
@@ -158,8 +159,8 @@ class RuntimeKernel:
         return host
 
     async def _gates(self) -> list[EffectGate]:
-        """The policy, then the ledger: the first one decides first."""
-        gates = [] if self._policy is None else [self._policy]
+        """The policy, the limits of jobs, then the ledger: the first one decides first."""
+        gates = [*([] if self._policy is None else [self._policy]), JobLimits()]
         if self._budgets is None:
             return gates
         if self.ledger is None:

@@ -18,6 +18,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
+from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
 from sabot.llm.alone import ToolsAlone
 from sabot.llm.engine import ExecutionEngine
@@ -91,7 +92,8 @@ class OrchestrationConfig:
     """The bounds of a flow.
 
     max_child_jobs: operators that one pattern may start in one execution. max_depth: patterns within patterns. timeout_seconds: of one
-    execution of the outermost pattern. inherit_budgets: what steps use counts for who runs the flow; there is no other way yet.
+    execution of the outermost pattern. inherit_budgets: what steps use counts in the `BudgetSpec` of the job
+    that runs the flow; else in that of its scope only.
     propagate_cancellation: who cancels a flow cancels what it has started; else that is awaited first. parallel_execution: whether branches
     go side by side, at most max_parallel of them.
     """
@@ -109,10 +111,6 @@ class OrchestrationConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="a whole number, at least 1")
-        if self.inherit_budgets is not True:
-            raise UserError(
-                "OrchestrationConfig: what steps use counts for who runs the flow", hint="inherit_budgets=True"
-            )
         seconds = self.timeout_seconds
         if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
             raise UserError(
@@ -269,7 +267,7 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
     """What comes of an operator within a flow: its failures are results, and its agents reach the world through the context."""
-    before = current_doing.set(context.doing)
+    before, counted = current_doing.set(context.doing), APART.set(APART.get() or not context.config.inherit_budgets)
     try:
         result = await operator.execute(given, context)
     except (FlowTimeout, DepthExceeded, FlowCycle):
@@ -278,6 +276,7 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
         return OperatorResult(f"{type(error).__name__}: {words_of(error)}", success=False, error=error)
     finally:
         current_doing.reset(before)
+        APART.reset(counted)
     if not isinstance(result, OperatorResult):
         raise UserError(
             f"operator {operator.name}: execute returned {short_repr(result)}", hint="return OperatorResult(content)"

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.reading import as_plain
 from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
@@ -82,7 +83,8 @@ async def fork(
             owner.run.set_seed(recording.seed)
         return owner.run
 
-    gates = [_ForkGate(recording.job_id, frozenset(allow), frozenset(owner.answers)), *([] if gate is None else [gate])]
+    first = _ForkGate(recording.job_id, frozenset(allow), frozenset(owner.answers))
+    gates: list[EffectGate] = [first, *([] if gate is None else [gate]), JobLimits()]
     host = JobHost(journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, gate=gate_of(gates), make_run=run_of)
     owner.hosted(host)
     host.register(next(entry.agent for entry in entries if isinstance(entry, Begin)), owner)

@@ -340,7 +340,6 @@ def test_bounds_that_are_none_are_refused() -> None:
         {"max_parallel": "5"},
         {"timeout_seconds": 0},
         {"max_child_jobs": True},
-        {"inherit_budgets": False},
     ):
         with pytest.raises(UserError, match=next(iter(bound))):
             OrchestrationConfig(**bound)

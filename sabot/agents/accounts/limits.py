@@ -1,0 +1,333 @@
+"""What one job may use, with all jobs that it has begun: its `BudgetSpec`, as a gate.
+
+    job ── used by itself
+     ├─ child ── used by it ─▶ RESULT of the child, with all that it has used ─▶ used by the job
+     └─ child ── used by it
+
+Calls of all of them are judged against the sum, so it does not matter which of them makes them. The journal is the authority: what is used
+is made anew of its entries, by the same steps.
+"""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import msgspec
+
+from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.context import BudgetSpec
+from sabot.jobs.effects import child_id
+from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict
+from sabot.jobs.values import unpack, unpack_error
+from sabot.journal import EffectId, Journal
+from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
+from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded
+from sabot.llm.middleware import tokens_asked
+from sabot.llm.results import Completion, Usage
+from sabot.threads import aside, to_the_end
+
+__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "unpaid"]
+
+ASSUMED_TOKENS = 4096
+"""That an answer may have, where its request has no max_tokens."""
+
+_FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
+_COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
+_FREE = frozenset(
+    {"AuthenticationFailed", "CircuitOpen", "ContextLengthExceeded", "NotSent", "RateLimited", "RequestRefused"}
+)
+
+
+def unpaid(outcome: str, body: bytes) -> bool:
+    """Whether this is an error of calls that no vendor is paid for."""
+    return outcome != "ok" and unpack_error(body).type in _FREE
+
+
+class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a child has used, with its own children, as the RESULT of its parent has it. turns: calls of models."""
+
+    tokens: int = 0
+    cost: Decimal = Decimal(0)
+    turns: int = 0
+    tool_calls: int = 0
+
+    def plus(self, other: "TreeUse") -> "TreeUse":
+        """The sum."""
+        return TreeUse(
+            self.tokens + other.tokens,
+            self.cost + other.cost,
+            self.turns + other.turns,
+            self.tool_calls + other.tool_calls,
+        )
+
+
+class _TreeCall(msgspec.Struct):
+    """A call without a result. wanted: what an attempt of it may use. attempt: the last one; 0: a person has to allow it first."""
+
+    kind: CallKind
+    wanted: Amounts
+    attempt: int = 1
+
+    def most(self, attempts: int) -> TreeUse:
+        """What so many of its attempts may use, counted as one call."""
+        if self.kind != "model":
+            return TreeUse(tool_calls=1)
+        return TreeUse(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
+
+
+@dataclass(slots=True)
+class _TreeJob:
+    """A job of a tree. used: by it, and by children that it has heard of. apart: ordinals of children that do not count."""
+
+    tree: "_Tree"
+    used: TreeUse = field(default_factory=TreeUse)
+    open: dict[int, _TreeCall] = field(default_factory=dict)
+    apart: set[int] = field(default_factory=set)
+    over: bool = False
+
+
+@dataclass(slots=True)
+class _Tree:
+    """lost: what jobs have used of which no job will hear."""
+
+    limits: BudgetSpec
+    jobs: dict[str, _TreeJob] = field(default_factory=dict)
+    lost: TreeUse = field(default_factory=TreeUse)
+
+    def used(self) -> TreeUse:
+        """With what calls in flight may use."""
+        total = self.lost
+        for job in self.jobs.values():
+            total = total.plus(job.used)
+            for each in job.open.values():
+                total = total.plus(each.most(max(1, each.attempt)))
+        return total
+
+
+class JobLimits(EffectGate):
+    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, and those of their children. Others it does not look at."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, _TreeJob] = {}
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def begun(self, begin: Begin) -> None:
+        """As `EffectGate.begun`."""
+        if begin.job in self._jobs:  # it goes on: ctx.continue_as, or another run of what had failed
+            self._jobs[begin.job].over = False
+            return
+        limits, parent = _limits_of(begin), self._parent(begin.job)
+        if limits is None and parent is not None:
+            parent.tree.jobs[begin.job] = self._jobs[begin.job] = _TreeJob(parent.tree)
+        elif limits is not None:
+            tree = _Tree(limits)
+            tree.jobs[begin.job] = self._jobs[begin.job] = _TreeJob(tree)
+
+    def _parent(self, job_id: str) -> _TreeJob | None:
+        name, _, number = job_id.rpartition("~")
+        parent = self._jobs.get(name)
+        ordinal = int(number) if number.isdigit() else 0
+        if parent is None or child_id(name, ordinal) != job_id or ordinal in parent.apart:
+            return None
+        return parent
+
+    def ended(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGate.ended`. What its open calls may have used is used."""
+        job = self._jobs.get(job_id)
+        if job is not None:
+            for each in job.open.values():
+                if each.attempt:
+                    job.used = job.used.plus(each.most(each.attempt))
+            job.open.clear()
+            job.over = True
+            if self._parent(job_id) is None:
+                job.tree.lost = job.tree.lost.plus(self._forget(job_id))
+        return b""
+
+    def over(self, job_id: str) -> None:
+        """As `EffectGate.over`."""
+        self.ended(job_id, 0)
+
+    def _forget(self, job_id: str) -> TreeUse:
+        """-> what it has used, with children that it did not wait for."""
+        job = self._jobs.pop(job_id)
+        del job.tree.jobs[job_id]
+        for name in [name for name, each in job.tree.jobs.items() if each.over and name.rpartition("~")[0] == job_id]:
+            job.used = job.used.plus(self._forget(name))
+        return job.used
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def decide(self, call: GatedCall) -> GateVerdict:
+        """As `EffectGate.decide`."""
+        job = self._jobs.get(call.effect.job)
+        if job is None:
+            return GateVerdict()
+        if call.apart:
+            if call.kind == "child":
+                job.apart.add(call.effect.ordinal)
+            return GateVerdict(apart=True)
+        limits = job.tree.limits
+        if call.kind == "tool":
+            most = limits.max_tool_calls
+            if most is not None and job.tree.used().tool_calls >= most:
+                return _denied(f"the job may call tools {most} times")
+            job.open[call.effect.ordinal] = _TreeCall("tool", Amounts())
+        elif call.kind == "model":
+            return self._model(call, job)
+        return GateVerdict()
+
+    def _model(self, call: GatedCall, job: _TreeJob) -> GateVerdict:
+        assert call.spec is not None
+        limits, used = job.tree.limits, job.tree.used()
+        if limits.max_turns is not None and used.turns >= limits.max_turns:
+            return _denied(f"the job may ask models {limits.max_turns} times", TurnLimitExceeded)
+        read, written, most_tokens = tokens_asked(call.spec), call.spec.max_tokens, 0
+        if limits.max_tokens is not None:
+            left = limits.max_tokens - used.tokens - read
+            if left <= 0:
+                return _denied(
+                    f"the job may use {limits.max_tokens:,} tokens: {used.tokens:,} are used, or may be by calls in flight, and this one "
+                    f"would read {read:,}"
+                )
+            if written is None or written > left:
+                written = most_tokens = min(left, ASSUMED_TOKENS if written is None else left)
+        usage = Usage(read, ASSUMED_TOKENS if written is None else written)
+        price = None if call.price is None else call.price(call.name, usage)
+        if limits.max_cost is not None and (
+            used.cost + (price or 0) > limits.max_cost or (price is None and used.cost >= limits.max_cost)
+        ):
+            return _denied(
+                f"the job may cost {limits.max_cost} dollars: {used.cost} are used, or may be by calls in flight, and this one may cost "
+                f"{'more' if price is None else price}"
+            )
+        wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
+        job.open[call.effect.ordinal] = _TreeCall("model", wanted)
+        return GateVerdict(tokens=wanted.tokens, cost=str(wanted.cost) if wanted.cost else "", most_tokens=most_tokens)
+
+    def drop(self, effect: EffectId) -> None:
+        """As `EffectGate.drop`."""
+        job = self._jobs.get(effect.job)
+        if job is not None:
+            job.open.pop(effect.ordinal, None)
+            job.apart.discard(effect.ordinal)
+
+    def again(self, effect: EffectId) -> GateVerdict | None:
+        """As `EffectGate.again`: where there is no room for this attempt beside those before it, which may have been paid."""
+        job = self._jobs.get(effect.job)
+        opened = None if job is None else job.open.get(effect.ordinal)
+        if job is None or opened is None:
+            return None
+        if opened.kind == "model" and effect.attempt > 1:
+            limits, used = job.tree.limits, job.tree.used()
+            tokens, cost = used.tokens + opened.wanted.tokens, used.cost + opened.wanted.cost
+            if limits.max_tokens is not None and tokens > limits.max_tokens:
+                return _denied(
+                    f"with attempts before it that may have been paid, it may use {tokens:,} of {limits.max_tokens:,} tokens"
+                )
+            if limits.max_cost is not None and cost > limits.max_cost:
+                return _denied(
+                    f"with attempts before it that may have been paid, it may cost {cost} of {limits.max_cost} dollars"
+                )
+        opened.attempt = effect.attempt
+        return None
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+        """As `EffectGate.reopen`."""
+        job = self._jobs.get(effect.job)
+        if job is None or effect.ordinal in job.open or verdict.apart:
+            return
+        kind: CallKind = "model" if verdict.about else "tool"
+        wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), 1)
+        job.open[effect.ordinal] = _TreeCall(kind, wanted, effect.attempt)
+
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """As `EffectGate.settle`. The result of a child has what it used."""
+        job = self._jobs.get(effect.job)
+        if job is None:
+            return b""
+        if kind == "child":
+            child = child_id(effect.job, effect.ordinal)
+            if child not in self._jobs or effect.ordinal in job.apart:
+                return b""
+            used = self._forget(child)
+            job.used = job.used.plus(used)
+            return msgspec.msgpack.encode(used)
+        opened = job.open.pop(effect.ordinal, None)
+        if opened is not None and effect.attempt:
+            job.used = job.used.plus(_used(opened, effect.attempt, outcome, body))
+        return b""
+
+    # -- the journal --------------------------------------------------------------------------------------------------
+
+    async def open(self, journal: Journal) -> None:
+        """As `EffectGate.open`: reads what the jobs that are open have used."""
+        await to_the_end(aside(self._read, journal))
+
+    def _read(self, journal: Journal) -> None:
+        for _, entry in journal.read():
+            if isinstance(entry, Begin):
+                self.begun(msgspec.structs.replace(entry, body=journal.load(entry.body)))
+            elif entry.job in self._jobs:
+                self._again_by(entry, journal)
+
+    def _again_by(self, entry: Entry, journal: Journal) -> None:
+        job = self._jobs[entry.job]
+        if isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
+            if verdict.apart and entry.kind == "child":
+                job.apart.add(entry.ordinal)
+            if entry.kind == "call" and verdict.decision is not Decision.DENY:
+                attempt = 0 if verdict.decision is Decision.ASK else 1
+                self.reopen(EffectId(entry.job, entry.ordinal, attempt), "", Behalf(), verdict)
+        elif isinstance(entry, Attempt):
+            if entry.ordinal in job.open:
+                job.open[entry.ordinal].attempt = entry.attempt
+        elif isinstance(entry, EffectResult):
+            if entry.usage and (used := _child_use(entry.usage)) is not None:
+                job.used = job.used.plus(used)
+                if (child := child_id(entry.job, entry.ordinal)) in self._jobs:
+                    self._forget(child)
+            elif entry.ordinal in job.open:
+                effect = EffectId(entry.job, entry.ordinal, entry.attempt)
+                self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, journal.load(entry.body), 0)
+        elif isinstance(entry, End):
+            self.ended(entry.job, 0)
+
+
+def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse:
+    """What a call has used whose last attempt has this result; those before have none, and may have been paid."""
+    most = opened.most(attempt)
+    if opened.kind != "model":
+        return most
+    before, wanted = opened.most(attempt - 1), opened.wanted
+    if unpaid(outcome, body):
+        return before
+    if outcome != "ok":
+        return most
+    answer = msgspec.convert(unpack(body), Completion)
+    if answer.cached:
+        return before
+    tokens = wanted.tokens if answer.usage is None else answer.usage.total_tokens
+    return TreeUse(before.tokens + tokens, before.cost + (answer.cost or 0), 1)
+
+
+def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict:
+    return GateVerdict(Decision.DENY, rule="budget of the job", version="budget", reason=reason, error=error.__name__)
+
+
+_decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode
+
+
+def _child_use(usage: bytes) -> TreeUse | None:
+    used = _decode_use(usage)
+    return used if isinstance(used, TreeUse) else None
+
+
+def _limits_of(begin: Begin) -> BudgetSpec | None:
+    """Those of a request of a kernel, if it has any."""
+    body = begin.body
+    asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None
+    if not isinstance(asked, dict) or not isinstance(said := asked.get("budgets"), dict):
+        return None
+    limits = msgspec.convert(said, BudgetSpec, strict=False)
+    return limits if any(getattr(limits, name) is not None for name in _COUNTED) else None

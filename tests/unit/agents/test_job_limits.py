@@ -1,0 +1,253 @@
+"""What one job may use, with its children: `BudgetSpec`, over crashes, and in flows that do not count in it."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from unit.jobs.hosting import Agent, entries, hosting, prefix
+
+from sabot.agents import (
+    BudgetSpec,
+    ChainOperator,
+    ExecutionRequest,
+    OperatorContext,
+    OrchestrationConfig,
+    PolicyEngine,
+    RuntimeKernel,
+)
+from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.kernel.jobs import encode_request
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError
+from sabot.jobs.gate import gate_of
+from sabot.journal import MemoryHome
+from sabot.llm import Agent as ModelAgent
+from sabot.llm import (
+    BudgetExceeded,
+    Completion,
+    ExecutionEngine,
+    Price,
+    PriceTable,
+    RequestSpec,
+    ScriptedProvider,
+    TurnLimitExceeded,
+    Usage,
+    assistant,
+    tool,
+)
+from sabot.llm.middleware import tokens_asked
+
+PRICES = PriceTable({"m": Price("1", "10")}, version="1")
+
+
+def answer(spec: RequestSpec) -> Completion:
+    """Reads what is estimated, and writes as much as it may, but 90 tokens at most."""
+    used = Usage(tokens_asked(spec), min(90, spec.max_tokens or 90))
+    return Completion(message=assistant("yes"), usage=used, model="m", provider="scripted")
+
+
+def engine(**options: Any) -> tuple[ExecutionEngine, ScriptedProvider]:
+    provider = ScriptedProvider(answer, model="m")
+    return ExecutionEngine(provider, retries=0, patience=0, **options), provider
+
+
+def ask(prompt: Any = 1, **budget: Any) -> ExecutionRequest:
+    return ExecutionRequest(prompt=prompt, budgets=BudgetSpec(**budget))
+
+
+@tool(effect="read")
+async def look(name: str) -> str:
+    """Looks."""
+    return name
+
+
+async def says(kernel: RuntimeKernel, request: ExecutionRequest) -> Any:
+    return (await (await kernel.execute(request)).result()).output
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "made"),
+    [
+        ({"max_turns": 2}, TurnLimitExceeded, 2),
+        ({"max_tokens": 310}, BudgetExceeded, 4),
+        ({"max_cost": Decimal("0.003")}, BudgetExceeded, 3),
+    ],
+)
+async def test_a_function_that_asks_models_itself_is_within_the_limits_of_its_job(
+    limits: dict[str, Any], error: type[Exception], made: int
+) -> None:
+    """A call uses 91 tokens, and costs 0.000901; it may use 101, and cost 0.001001."""
+    asks, provider = engine(prices=PRICES)
+
+    async def f(ctx: DurableContext) -> Any:
+        for _ in range(10):
+            await ctx.llm(asks).complete("one", max_tokens=100)
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        with pytest.raises(error, match="the job may"):
+            await says(kernel, ask(**limits))
+        assert len(provider.requests) == made
+        assert asks.statistics()["input_tokens"] + asks.statistics()["output_tokens"] <= 310
+
+
+async def test_tools_of_a_function_count_too() -> None:
+    async def f(ctx: DurableContext) -> Any:
+        seen = [await ctx.call(look, "a"), await ctx.step(str.upper, "b", effect="local")]
+        try:
+            seen.append(await ctx.call(look, "c"))
+        except EffectError as error:
+            seen.append(error.type)
+        return seen
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        assert await says(kernel, ask(max_tool_calls=2)) == ["a", "B", "BudgetExceeded"]
+        assert await says(kernel, ask(max_tool_calls=3)) == ["a", "B", "c"]
+        assert await says(kernel, ask()) == ["a", "B", "c"]
+
+
+async def test_all_jobs_of_a_tree_share_what_the_first_one_may_use() -> None:
+    asks, provider = engine()
+    worker = ModelAgent(asks, name="worker", max_tokens=90)
+
+    async def lead(ctx: DurableContext) -> Any:
+        said = await asyncio.gather(*(ctx.child(middle, number) for number in range(5)), return_exceptions=True)
+        return [each if isinstance(each, str) else type(each).__name__ for each in said]
+
+    async def middle(ctx: DurableContext) -> Any:
+        await ctx.llm(asks).complete("before", max_tokens=90)
+        return (await ctx.child("worker", f"number {ctx.message}"))["content"]
+
+    async with RuntimeKernel.create(agent=[lead, middle, worker], engine=asks) as kernel:
+        said = await says(kernel, ask(max_tokens=730))
+        used = asks.statistics()["input_tokens"] + asks.statistics()["output_tokens"]
+        assert 600 < used <= 730
+        assert 0 < said.count("yes") == len(provider.requests) - 5
+        assert said.count("EffectError") == 10 - len(provider.requests) > 0
+        provider.requests.clear()
+        assert await says(kernel, ask()) == ["yes"] * 5
+        provider.requests.clear()
+        await says(kernel, ask(max_turns=3))
+        assert len(provider.requests) == 3
+
+
+class Tree:
+    """A job that asks a model twice and begins two jobs, which ask once each; 5 tokens to read and 90 to write."""
+
+    def __init__(self) -> None:
+        self.engine, self.provider = engine(prices=PRICES)
+
+    async def __call__(self, ctx: DurableContext) -> Any:
+        model = ctx.llm(self.engine)
+        try:
+            await model.complete("one two three four", max_tokens=90)
+            if isinstance(ctx.message, dict):
+                await asyncio.gather(*(ctx.child("agent", f"child {number}") for number in (1, 2)))
+                await model.complete("one two three four", max_tokens=90)
+        except (TurnLimitExceeded, EffectError) as error:
+            return str(type(error).__name__)
+        return "all"
+
+
+LIMITED = {"prompt": 1, "budgets": {"max_turns": 3, "max_tokens": 1000}}
+
+
+async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> None:
+    home, first, limits = MemoryHome(ManualClock(1_000.0)), Tree(), JobLimits()
+    async with hosting(home, Agent(first), gate=limits) as running:
+        running.begin("job", LIMITED)
+        await running.over("job")
+    assert (len(first.provider.requests), running.agent.done["job"]) == (3, "TurnLimitExceeded")
+    assert limits._jobs == {}
+    written = entries(home)
+    for count in range(1, len(written)):
+        tree, again = Tree(), JobLimits()
+        cut = prefix(home, count)
+        async with hosting(cut, Agent(tree), gate=again) as running:
+            await running.over("job")
+        done = [
+            each
+            for each in entries(cut)
+            if type(each).__name__ == "EffectResult" and each.outcome == "ok" and each.body
+        ]
+        assert running.agent.outcomes["job"] == "succeeded"
+        assert again._jobs == {}, count
+        answered = sum(b"yes" in bytes(each.body) for each in done)
+        assert answered <= 3, count
+
+
+async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fit() -> None:
+    home = MemoryHome(ManualClock(1_000.0))
+    begin = {"prompt": 1, "budgets": {"max_tokens": 180}}  # an attempt may use 95
+    async with hosting(home, Agent(Tree()), gate=JobLimits()) as running:
+        running.begin("job", begin)
+        await running.over("job")
+    tree, limits = Tree(), JobLimits()
+    async with hosting(prefix(home, 2), Agent(tree), gate=limits) as running:  # BEGIN, INTENT: it may have been made
+        await running.over("job")
+    assert tree.provider.requests == []
+    assert isinstance(running.agent.errors["job"], BudgetExceeded)
+    assert "attempts before it" in str(running.agent.errors["job"])
+
+
+async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() -> None:
+    home = MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(Tree()), gate=JobLimits()) as running:
+        running.begin("job", LIMITED)
+        await running.over("job")
+    limits = JobLimits()
+    async with hosting(prefix(home, 2), Agent(Tree()), gate=limits, resume=False):  # BEGIN, INTENT
+        used = limits._jobs["job"].tree.used()
+    assert (used.tokens, used.turns) == (95, 1)
+
+
+async def test_steps_of_a_flow_may_be_left_out_of_the_budget_of_its_job() -> None:
+    asks, provider = engine()
+    step = ModelAgent(asks, name="step", max_tokens=10)
+
+    async def f(ctx: DurableContext) -> Any:
+        config = OrchestrationConfig(inherit_budgets=ctx.message)
+        within = OperatorContext(doing=OperatorContext.of(ctx).doing, config=config)
+        result = await ChainOperator([step, step, step]).execute("go", within)
+        await ctx.llm(asks).complete("beside", max_tokens=10)
+        return result.success
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        assert await says(kernel, ask(False, max_turns=1)) is True
+        assert len(provider.requests) == 4
+        provider.requests.clear()
+        with pytest.raises(TurnLimitExceeded):
+            await says(kernel, ask(True, max_turns=1))
+        assert len(provider.requests) == 1
+
+
+async def test_the_limits_of_a_job_stand_beside_policy_and_budgets() -> None:
+    asks, provider = engine()
+
+    async def f(ctx: DurableContext) -> Any:
+        spec = await ctx.llm(asks).complete("one")
+        return spec.content
+
+    async with RuntimeKernel.create(agent=f, policy=PolicyEngine(), budgets=[]) as kernel:
+        assert await says(kernel, ask(max_tokens=500)) == "yes"
+        assert kernel.ledger is not None
+        await kernel.ledger.flush()
+        (sums,) = await kernel.ledger.writer.sums([], 0)
+    assert sums.calls == 1
+    assert 0 < (provider.requests[0].max_tokens or 0) < 500
+    assert gate_of([]) is None
+
+
+def test_a_request_without_limits_is_none_of_its_business() -> None:
+    from sabot.journal.entries import Begin
+
+    limits = JobLimits()
+    limits.begun(Begin("a", 1, "kernel.f", encode_request(ask(1))))
+    limits.begun(Begin("b", 1, "kernel.f", encode_request(ask({"budgets": {"max_turns": 1}}))))
+    limits.begun(Begin("c", 1, "kernel.f", encode_request(ask(1, max_runtime_seconds=5))))
+    assert limits._jobs == {}
+    limits.begun(Begin("d", 1, "kernel.f", encode_request(ask(1, max_turns=5))))
+    limits.begun(Begin("d~1", 1, "kernel.f", b"\xc0"))
+    limits.begun(Begin("d~01", 1, "kernel.f", b"\xc0"))
+    assert list(limits._jobs) == ["d", "d~1"]
