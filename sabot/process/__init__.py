@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SpawnFailed,
         Timeout,
     )
+    from sabot.process.limits import ResourceLimits
     from sabot.process.streams import ChildInput, ChildOutput
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "NotFound",
     "ProcessUsage",
     "ProviderError",
+    "ResourceLimits",
     "SpawnFailed",
     "Supervisor",
     "Timeout",
@@ -53,6 +55,7 @@ _HOMES = {
         "SpawnFailed",
         "Timeout",
     ),
+    "sabot.process.limits": ("ResourceLimits",),
     "sabot.process.streams": ("ChildInput", "ChildOutput"),
 }
 

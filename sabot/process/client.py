@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from sabot.errors import UserError
 from sabot.process.errors import AgentError, CommunicationError, SpawnFailed
+from sabot.process.limits import ResourceLimits
 from sabot.process.streams import CAPACITY_BYTES, ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
 from sabot.threads import aside, done, tell, to_the_end
@@ -63,6 +64,7 @@ class Command:
     inherit: the names of the worker's variables that the child gets besides. It gets no others.
     working_dir: the worker's current one, if None.
     stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
+    limits: what it and all that it starts may use; None: no limits.
     output_bytes: how much that nobody has read is kept of stdout, and of stderr. lossless: the child waits for the reader instead.
     """
 
@@ -73,6 +75,7 @@ class Command:
     stdin: Literal["pipe", "null"] = "pipe"
     stdout: Literal["pipe", "null"] = "pipe"
     stderr: Literal["pipe", "null", "stdout"] = "pipe"
+    limits: ResourceLimits | None = None
     output_bytes: int = CAPACITY_BYTES
     lossless: bool = False
 
@@ -92,11 +95,16 @@ class Command:
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a program ended: by itself with `code`, or by `signal`; the other one is None. cpu_seconds: what it and its descendants used."""
+    """How a program ended: by itself with `code`, or by `signal`; the other one is None.
+
+    cpu_seconds: what it used, and those of its descendants that it waited for. limit: the field of its ResourceLimits for which it was
+    ended.
+    """
 
     code: int | None
     signal: int | None
     cpu_seconds: float = 0.0
+    limit: str | None = None
 
     @property
     def success(self) -> bool:
@@ -118,7 +126,7 @@ class Child:
     any loop.
 
     pid: the program's process, which leads a session of its own. started_at: seconds since 1970. stdin, stdout, stderr: None where the
-    command has no pipe for it.
+    command has no pipe for it. output_bytes: how many bytes it has written to stdout and stderr.
     """
 
     def __init__(
@@ -137,6 +145,11 @@ class Child:
         self.stdout: ChildOutput | None
         self.stderr: ChildOutput | None
         self.stdin, self.stdout, self.stderr = streams  # type: ignore[assignment]
+        for each in (self.stdout, self.stderr):
+            if each is not None:
+                each.wrote = self._wrote
+        self._limits = command.limits or ResourceLimits.none()
+        self.output_bytes = 0
         self.pid = 0
         self.started_at = 0.0
         self.paused = False
@@ -168,11 +181,11 @@ class Child:
 
     def pause(self) -> None:
         """Stops the program and all that it has started, where they are (SIGSTOP)."""
-        self._ask("signal_all", signal=int(signal.SIGSTOP))
+        self._ask("pause")
 
     def resume(self) -> None:
         """Lets them go on (SIGCONT)."""
-        self._ask("signal_all", signal=int(signal.SIGCONT))
+        self._ask("resume")
 
     def kill(self) -> None:
         """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
@@ -193,7 +206,13 @@ class Child:
             return ProcessUsage(0, 0, 0.0 if status is None else status.cpu_seconds)
         return await self._supervisor.usage(self._number)
 
-    def _ask(self, what: str, **more: float) -> None:
+    def _wrote(self, count: int) -> None:
+        """So many bytes of output came."""
+        before, self.output_bytes = self.output_bytes, self.output_bytes + count
+        if (most := self._limits.max_output_bytes) is not None and before <= most < self.output_bytes:
+            self._ask("stop", grace=0.0, limit="max_output_bytes")
+
+    def _ask(self, what: str, **more: float | str) -> None:
         if not self.is_over:
             self._supervisor.tell({"do": what, "child": self._number, **more})
 
@@ -210,8 +229,10 @@ class Child:
                 self.paused = False
             case "ended":
                 code = os.waitstatus_to_exitcode(message["status"])
-                status = ExitStatus(code if code >= 0 else None, -code if code < 0 else None, message["cpu"])
-                self.over(status)
+                number, limit = (-code if code < 0 else None), message["limit"]
+                if number == signal.SIGXFSZ and limit is None and self._limits.max_file_bytes is not None:
+                    limit = "max_file_bytes"
+                self.over(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
     def over(self, end: ExitStatus | AgentError) -> None:
         """It has ended, or nobody knows any more how it goes on. Called in the supervisor's thread."""
@@ -243,12 +264,14 @@ class Supervisor:
     """The supervisor process of this worker. `await Supervisor.running()` gives it; there is none before.
 
     It ends every child, and what those have started, when this process ends, however it ends. A fork of this process does not share it.
+
+    control_groups: by which controllers of the kernel limits are held, of `cpu`, `memory` and `pids`; without them they are measured.
     """
 
     _lock = threading.Lock()
     _current: "Supervisor | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, mount: str = "/sys/fs/cgroup") -> None:
         if sys.platform != "linux":
             raise UserError(
                 f"children are owned by the kernel's subreaper, which {sys.platform} has not",
@@ -267,6 +290,7 @@ class Supervisor:
                     str(Path(__file__).parents[1]),
                     str(far.fileno()),
                     str(os.getpid()),
+                    mount,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -279,6 +303,7 @@ class Supervisor:
         self._replies: dict[int, Future[dict[str, Any]]] = {}
         self._children: dict[int, Child] = {}
         self._over = False
+        self.control_groups: tuple[str, ...] = ()
         self._reader = threading.Thread(target=self._listen, name="sabot-supervisor", daemon=True)
         self._reader.start()
 
@@ -397,6 +422,8 @@ class Supervisor:
                 self._replies.pop(message["ask"]).set_result(message)
             case "ended":
                 self._children.pop(message["child"]).told(message)
+            case "ready":
+                self.control_groups = tuple(message["groups"])
             case "stopped" | "continued":
                 self._children[message["child"]].told(message)
 
@@ -457,6 +484,7 @@ def _request(number: int, command: Command) -> dict[str, Any]:
         "child": number,
         "argv": list(command.argv),
         "environment": command.whole_environment(),
+        "limits": {} if command.limits is None else command.limits.plan(),
         "directory": os.path.abspath(command.working_dir or os.getcwd()),
     }
 

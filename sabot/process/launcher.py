@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["TAG", "become_subreaper", "candidates", "launch"]
@@ -40,7 +41,8 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
     """Makes a child of this fork and executes its program. Never returns.
 
-    plan: argv, environment and directory. streams: the descriptors that become 0, 1 and 2. parent: the supervisor's pid.
+    plan: argv, environment, directory, rlimits, and groups (the files by which control groups are joined). streams: the descriptors that
+    become 0, 1 and 2. parent: the supervisor's pid.
     """
     step = "session"
     try:
@@ -50,6 +52,14 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         resource.setrlimit(TAG, (tag, tag))
+        step = "limits"
+        for group in plan["groups"]:
+            _join(group)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        for which, most in plan["rlimits"]:
+            hard = resource.getrlimit(which)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(which, (most, most))
         step = "streams"
         for wanted, given in enumerate(streams):
             os.dup2(given, wanted)
@@ -76,6 +86,15 @@ class _Failed(Exception):
         super().__init__(step)
         self.step = step
         self.number = error.errno or 0
+
+
+def _join(group: str) -> None:
+    """Moves this process into a control group. One that does not take it is done without: the supervisor measures too."""
+    with suppress(OSError):
+        descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            os.write(descriptor, b"0")
+        os.close(descriptor)
 
 
 def _execute(argv: list[str], environment: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ stream is not read while it is full, which holds the child up.
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,8 @@ _ROOM = 1 << 16
 class ChildOutput:
     """stdout or stderr of a child.
 
-    dropped_bytes: how many bytes nobody has read in time. total_bytes: how many the child has written.
+    wrote: called with the number of bytes that came. dropped_bytes: how many bytes nobody has read in time. total_bytes: how many the
+    child has written.
     """
 
     def __init__(self, descriptor: int, *, capacity_bytes: int = CAPACITY_BYTES, lossless: bool = False) -> None:
@@ -40,6 +41,7 @@ class ChildOutput:
         self._held = False
         self.dropped_bytes = 0
         self.total_bytes = 0
+        self.wrote: Callable[[int], None] | None = None
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._receive)
 
@@ -81,10 +83,10 @@ class ChildOutput:
                 if not end:
                     return
             line = self._take(end)
-            self._take(1)
+            ended = self._take(1)
             if self._torn:
                 self._torn = False
-                self.dropped_bytes += len(line)
+                self.dropped_bytes += len(line) + len(ended)
             else:
                 yield line
 
@@ -130,6 +132,8 @@ class ChildOutput:
             self.close()
             return
         self.total_bytes += len(piece)
+        if self.wrote is not None:
+            self.wrote(len(piece))
         self._kept += piece
         excess = len(self._kept) - self._capacity
         if self._lossless:
@@ -175,6 +179,11 @@ class ChildInput:
     def is_open(self) -> bool:
         """Whether the child can be written to."""
         return not self._closing and not self._broken
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `drain` would return at once."""
+        return self._room.is_set()
 
     def write(self, data: bytes) -> None:
         """Gives the child these bytes, after those of before. What the pipe does not take now waits in memory: `await drain()` before the

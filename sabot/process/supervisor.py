@@ -23,17 +23,26 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from sabot.process.cgroups import ControlGroups
 from sabot.process.launcher import TAG, become_subreaper, launch
 
-__all__ = ["LENGTH", "Supervision", "main", "numbers_of"]
+__all__ = ["GROUP", "LENGTH", "Supervision", "main", "numbers_of"]
 
 LENGTH = struct.Struct("!I")
 _TAGS = 1 << 20  # children of one supervisor that are told apart
 _FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
 _PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel
 _AGAIN_SECONDS = 0.02  # between two looks at what was killed
+_LOOK_SECONDS = 0.1  # between two measurements, which are to take a twentieth of the time
+_LOOK_SHARE = 20
+_BURST_SECONDS = 0.5  # who has computed less than its share may catch up on this much of it
+_STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL when the time of a child is over
+
+GROUP = "sabot-"
+"""The beginning of the names of control groups; the tag of the child follows."""
 
 
 class _Child:
@@ -46,12 +55,28 @@ class _Child:
         self.status: int | None = None  # of waitpid, when it has ended
         self.cpu_seconds = 0.0  # of what has been reaped
         self.deadline: float | None = None  # SIGKILL to all that is left of it
+        self.limits: dict[str, Any] = {}
+        self.last_moment: float | None = None  # the end of its time
+        self.limit: str | None = None  # what ended it
+        self.looked_at = time.monotonic()
+        self.allowance = 0.0  # CPU seconds that it may use now
+        self.seen_cpu = 0.0
+        self.throttled = False
+        self.paused = False  # by the worker
+
+    @property
+    def is_measured(self) -> bool:
+        return self.deadline is None and any(self.limits.get(each) for each in ("memory", "cpu", "processes"))
+
+    @property
+    def group(self) -> str:
+        return f"{GROUP}{self.tag}"
 
 
 class Supervision:
     """What the supervisor knows of its children."""
 
-    def __init__(self, worker: socket.socket, worker_pid: int) -> None:
+    def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups) -> None:
         self._worker = worker
         self._pid = os.getpid()
         self._selector = selectors.DefaultSelector()
@@ -62,6 +87,9 @@ class Supervision:
         self._leaders: dict[int, _Child] = {}
         self._farewell: float | None = None  # when the worker ended
         self._ask_to_end = False
+        self._groups = groups
+        self._emptied: set[str] = set()  # groups that are to be removed
+        self._next_look = 0.0
         become_subreaper()
         self._tags = _own_tags()
         self._woken, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -77,14 +105,15 @@ class Supervision:
 
     def run(self) -> None:
         """Returns when the worker has ended, and so have all children."""
-        self._say({"event": "ready", "pid": self._pid})
+        self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
                 key.data(key.fileobj)
             if self._ask_to_end:
                 self._say_farewell()
             childless = self._reap()
-            if self._farewell is not None and (childless or time.monotonic() > self._farewell + _PATIENCE_SECONDS):
+            patient = self._farewell is None or time.monotonic() < self._farewell + _PATIENCE_SECONDS
+            if self._farewell is not None and not (patient and (self._emptied or not childless)):
                 return
             self._end_what_is_due()
 
@@ -130,9 +159,14 @@ class Supervision:
             case "signal" if child is not None and child.status is None:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, request["signal"])
-            case "signal_all" if child is not None:
-                _signal(self._members(child), request["signal"])
+            case "pause" if child is not None:
+                child.paused = True
+                _signal(self._members(child), signal.SIGSTOP)
+            case "resume" if child is not None:
+                child.paused = child.throttled = False
+                _signal(self._members(child), signal.SIGCONT)
             case "stop" if child is not None:
+                child.limit = child.limit or request.get("limit")
                 self._stop(child, request["grace"])
             case "usage":
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
@@ -176,6 +210,11 @@ class Supervision:
     def _spawn(self, number: int, plan: dict[str, Any]) -> None:
         streams = [self._descriptors.popleft() for _ in range(3)]
         child = _Child(number, self._tags + number % _TAGS)
+        child.limits = plan["limits"]
+        plan["rlimits"] = child.limits.get("rlimits", ())
+        plan["groups"] = self._groups.make(child.group, child.limits) if child.limits else ()
+        if child.limits.get("seconds"):
+            child.last_moment = time.monotonic() + child.limits["seconds"]
         report, writer = os.pipe2(os.O_CLOEXEC)
         try:
             child.pid = os.fork()
@@ -218,7 +257,7 @@ class Supervision:
                 break
             child = self._leaders.get(pid)
             if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-                if child is not None:
+                if child is not None and (child.paused or not child.throttled):
                     state = "stopped" if os.WIFSTOPPED(status) else "continued"
                     self._say({"event": state, "child": child.number})
                 continue
@@ -249,7 +288,13 @@ class Supervision:
             if child.failure is not None:
                 self._say({"event": "failed", "child": child.number, **child.failure})
             else:
-                self._say({"event": "ended", "child": child.number, "status": child.status, "cpu": child.cpu_seconds})
+                if child.limits.get("memory") and self._groups.ran_out_of_memory(child.group):
+                    child.limit = "max_memory_bytes"
+                used = {"status": child.status, "cpu": child.cpu_seconds, "limit": child.limit}
+                self._say({"event": "ended", "child": child.number, **used})
+            if child.limits:
+                self._emptied.add(child.group)
+        self._emptied = {each for each in self._emptied if not self._groups.remove(each)}
 
     def _stop(self, child: _Child, grace: float) -> None:
         members = self._members(child)
@@ -267,14 +312,53 @@ class Supervision:
                 _end(_children_of(self._pid))
             return
         for child in list(self._children.values()):
+            if child.last_moment is not None and now >= child.last_moment and child.deadline is None:
+                child.limit = "max_task_duration"
+                self._stop(child, _STOP_SECONDS)
             if child.deadline is not None and now >= child.deadline:
                 _end(self._roots(child))
+        if now >= self._next_look and (measured := [each for each in self._children.values() if each.is_measured]):
+            self._look(measured, now)
+
+    def _look(self, measured: list[_Child], now: float) -> None:
+        """Ends who has more than it may, and holds up who computes more."""
+        for child in measured:
+            members = self._members(child)
+            found = self._used_by(child, members)
+            limits = child.limits
+            if limits["memory"] and found["memory"] > limits["memory"]:
+                child.limit = "max_memory_bytes"
+            elif limits["processes"] and found["processes"] > limits["processes"]:
+                child.limit = "max_processes"
+            if child.limit is not None:
+                self._stop(child, 0.0)
+            elif limits["cpu"]:
+                self._throttle(child, members, found["cpu"], limits["cpu"] / 100, now)
+        self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - now))
+
+    def _throttle(self, child: _Child, members: list[int], used: float, share: float, now: float) -> None:
+        """Stops all of it until what it has used above its share is made up for."""
+        earned, spent = share * (now - child.looked_at), max(0.0, used - child.seen_cpu)
+        child.allowance = min(share * _BURST_SECONDS, child.allowance + earned - spent)
+        child.looked_at, child.seen_cpu = now, used
+        if child.allowance < 0:
+            child.throttled = True
+            _signal(members, signal.SIGSTOP)
+        elif child.throttled:
+            child.throttled = False
+            if not child.paused:
+                _signal(members, signal.SIGCONT)
 
     def _wait_seconds(self) -> float | None:
         now = time.monotonic()
         if self._farewell is not None:
             return max(_AGAIN_SECONDS, self._farewell + _FAREWELL_SECONDS - now)
-        due = [child.deadline for child in self._children.values() if child.deadline is not None]
+        due = [self._next_look] if any(child.is_measured for child in self._children.values()) else []
+        for child in self._children.values():
+            if (moment := child.last_moment if child.deadline is None else child.deadline) is not None:
+                due.append(moment)
+        if self._emptied:
+            due.append(now)
         return max(_AGAIN_SECONDS, min(due) - now) if due else None
 
     def _drain_wakes(self, _: object) -> None:
@@ -295,12 +379,16 @@ class Supervision:
         return [*roots, *(pid for root in roots for pid in _below(root))]
 
     def _usage(self, child: _Child | None) -> dict[str, Any]:
-        members = [] if child is None else self._members(child)
+        if child is None:
+            return {"processes": 0, "memory": 0, "cpu": 0.0}
+        return self._used_by(child, self._members(child))
+
+    def _used_by(self, child: _Child, members: list[int]) -> dict[str, Any]:
         figures = [found for pid in members if (found := numbers_of(pid)) is not None]
         return {
             "processes": len(figures),
             "memory": sum(memory for memory, _ in figures),
-            "cpu": sum(cpu for _, cpu in figures) + (0.0 if child is None else child.cpu_seconds),
+            "cpu": sum(cpu for _, cpu in figures) + child.cpu_seconds,
         }
 
 
@@ -399,7 +487,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """`descriptor of the socket` `pid of the worker`, as arguments."""
+    """`descriptor of the socket` `pid of the worker` `folder of control groups, which may not be there`, as arguments."""
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)
-    Supervision(worker, int(sys.argv[2])).run()
+    Supervision(worker, int(sys.argv[2]), ControlGroups(Path(sys.argv[3]))).run()

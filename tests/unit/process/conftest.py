@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
+from unit.process.children import children_of
 
 from sabot.process import Supervisor
 
@@ -28,8 +28,3 @@ def _no_supervisor_afterwards() -> Iterator[None]:
     yield
     if Supervisor._current is not None:
         Supervisor._current.close()
-
-
-def children_of(pid: int) -> list[int]:
-    """Also those that have ended and were not reaped."""
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -5,39 +5,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unit.process.children import alive, children_of, line, sh, state, until
 
 from sabot.errors import UserError
 from sabot.process import Child, Command, CommunicationError, SpawnFailed, Supervisor
-
-
-def sh(script: str, **more: object) -> Command:
-    return Command(argv=["sh", "-c", script], **more)  # type: ignore[arg-type]
-
-
-async def line(child: Child) -> str:
-    """The next line of its stdout."""
-    assert child.stdout is not None
-    async for each in child.stdout.lines():
-        return each.decode()
-    raise AssertionError("there is no more line")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
 
 # -- a child and its streams --------------------------------------------------------------------------------------------
 
@@ -175,7 +149,7 @@ async def test_what_a_child_has_left_outside_of_its_session_ends_with_it(supervi
     """By setsid and a double fork, and with an empty environment: neither session, nor parent, nor a variable says whose it is."""
     child = await supervisor.spawn(sh("setsid env -i sh -c 'setsid sleep 1000 & echo $!; exec sleep 1000' & read x"))
     stray = int(await line(child))
-    await until(lambda: len(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()) == 1)
+    await until(lambda: len(children_of(child.pid)) == 1)
     assert (await child.usage()).processes >= 3
     assert alive(stray)
     assert child.stdin is not None
@@ -199,14 +173,10 @@ async def test_a_stray_of_one_child_does_not_end_with_another(supervisor: Superv
 async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supervisor: Supervisor) -> None:
     child = await supervisor.spawn(sh("sleep 1000 & echo $!; wait"))
     inner = int(await line(child))
-
-    def state() -> str:
-        return Path(f"/proc/{inner}/stat").read_text().rpartition(")")[2].split()[0]
-
     child.pause()
-    await until(lambda: child.paused and state() == "T")
+    await until(lambda: child.paused and state(inner) == "T")
     child.resume()
-    await until(lambda: not child.paused and state() != "T")
+    await until(lambda: not child.paused and state(inner) != "T")
     child.pause()
     await until(lambda: child.paused)
     assert (await child.stop(10)).signal == signal.SIGTERM

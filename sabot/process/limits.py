@@ -1,0 +1,126 @@
+"""What a child and all that it has started may use."""
+
+import resource
+from typing import Any, Final
+
+from sabot.errors import UserError
+
+__all__ = ["ResourceLimits"]
+
+_MB = 1 << 20
+# Memory is measured, which takes a moment: until then no single process may ask for more than so many times its limit.
+_OVERSHOOT = 2
+
+
+class ResourceLimits:
+    """Limits of a child and all its descendants together; exactly at the limit is allowed. None: not limited.
+
+    max_memory_bytes (or max_memory_mb): resident memory; above it they are killed.
+    cpu_limit_percent (or max_cpu_percent): of one core; above it they are held up.
+    max_task_duration (or max_runtime_secs): seconds; after it they are stopped.
+    max_open_files: of each process; more are refused. max_processes: above it they are killed.
+    max_output_bytes: of stdout and stderr together; above it they are killed. max_file_bytes: the size of a file that one of them writes;
+    it gets SIGXFSZ.
+    max_tool_calls_per_task: how many tools an agent may call for a task; counted by who runs the task.
+    """
+
+    __slots__ = (
+        "cpu_limit_percent",
+        "max_file_bytes",
+        "max_memory_bytes",
+        "max_open_files",
+        "max_output_bytes",
+        "max_processes",
+        "max_task_duration",
+        "max_tool_calls_per_task",
+    )
+
+    def __init__(
+        self,
+        *,
+        max_memory_bytes: int | None = 2048 * _MB,
+        cpu_limit_percent: float | None = 80.0,
+        max_task_duration: float | None = 300.0,
+        max_open_files: int | None = 1024,
+        max_processes: int | None = None,
+        max_output_bytes: int | None = 10 * _MB,
+        max_file_bytes: int | None = None,
+        max_tool_calls_per_task: int | None = 50,
+        **other: float | None,
+    ) -> None:
+        self.max_memory_bytes: Final[int | None] = _either(max_memory_bytes, other, "max_memory_mb", _MB)
+        self.cpu_limit_percent: Final[float | None] = _either(cpu_limit_percent, other, "max_cpu_percent")
+        self.max_task_duration: Final[float | None] = _either(max_task_duration, other, "max_runtime_secs")
+        self.max_open_files: Final = max_open_files
+        self.max_processes: Final = max_processes
+        self.max_output_bytes: Final = max_output_bytes
+        self.max_file_bytes: Final = max_file_bytes
+        self.max_tool_calls_per_task: Final = max_tool_calls_per_task
+        if other:
+            raise TypeError(f"ResourceLimits has no {', '.join(other)}")
+        if wrong := [name for name in self.__slots__ if (value := getattr(self, name)) is not None and value <= 0]:
+            raise UserError(f"limits that allow nothing: {', '.join(wrong)}", hint="None is no limit")
+
+    @classmethod
+    def none(cls) -> "ResourceLimits":
+        """Nothing is limited."""
+        return cls(**dict.fromkeys(cls.__slots__))
+
+    @property
+    def max_memory_mb(self) -> float | None:
+        """`max_memory_bytes` in MB, which are 2**20 bytes."""
+        return None if self.max_memory_bytes is None else self.max_memory_bytes / _MB
+
+    @property
+    def max_cpu_percent(self) -> float | None:
+        """`cpu_limit_percent`."""
+        return self.cpu_limit_percent
+
+    @property
+    def max_runtime_secs(self) -> float | None:
+        """`max_task_duration`."""
+        return self.max_task_duration
+
+    def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
+        """The lower one of each limit."""
+        if other is None:
+            return self
+        both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
+        lower = {name: min((each for each in pair if each is not None), default=None) for name, pair in both.items()}
+        return ResourceLimits(**lower)
+
+    def plan(self) -> dict[str, Any]:
+        """What the supervisor has to see to."""
+        memory = None if self.max_memory_bytes is None else int(self.max_memory_bytes * _OVERSHOOT)
+        limits = (
+            (resource.RLIMIT_NOFILE, self.max_open_files),
+            (resource.RLIMIT_FSIZE, self.max_file_bytes),
+            (resource.RLIMIT_DATA, memory),
+        )
+        return {
+            "rlimits": [(number, value) for number, value in limits if value is not None],
+            "memory": self.max_memory_bytes,
+            "cpu": self.cpu_limit_percent,
+            "seconds": self.max_task_duration,
+            "processes": self.max_processes,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResourceLimits) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in self.__slots__))
+
+    def __repr__(self) -> str:
+        said = [f"{name}={value}" for name in self.__slots__ if (value := getattr(self, name)) is not None]
+        return f"ResourceLimits({', '.join(said)})"
+
+
+def _either(value: float | None, other: dict[str, float | None], name: str, unit: int = 1) -> Any:
+    """The value, or what it is called in its second spelling."""
+    if name not in other:
+        return value
+    second = other.pop(name)
+    return None if second is None else second * unit

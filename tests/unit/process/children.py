@@ -1,0 +1,43 @@
+"""What the tests of processes share."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sabot.process import Child, Command
+
+
+def sh(script: str, **more: Any) -> Command:
+    return Command(argv=["sh", "-c", script], **more)
+
+
+async def line(child: Child) -> str:
+    """The next line of its stdout."""
+    assert child.stdout is not None
+    async for each in child.stdout.lines():
+        return each.decode()
+    raise AssertionError("there is no more line")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def state(pid: int) -> str:
+    """As `ps` has it; "" for none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    return state(pid) not in ("", "Z")
+
+
+def children_of(pid: int) -> list[int]:
+    """Also those that have ended and were not reaped."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

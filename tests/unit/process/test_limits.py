@@ -1,0 +1,175 @@
+"""Each limit ends or denies, and says so; measured where no control group can be made, by control groups where they can."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from unit.process.children import line, sh
+
+from sabot.errors import UserError
+from sabot.process import Command, ResourceLimits, Supervisor
+from sabot.process.cgroups import ControlGroups
+
+
+def python(script: str, limits: ResourceLimits) -> Command:
+    return Command(argv=[sys.executable, "-I", "-S", "-c", script], limits=limits)
+
+
+def only(**limits: float) -> ResourceLimits:
+    return ResourceLimits(**(dict.fromkeys(ResourceLimits.__slots__) | limits))  # type: ignore[arg-type]
+
+
+def test_the_defaults_are_those_of_document_004() -> None:
+    limits = ResourceLimits()
+    assert (limits.max_memory_bytes, limits.cpu_limit_percent, limits.max_task_duration) == (2 << 30, 80.0, 300.0)
+    assert (limits.max_open_files, limits.max_output_bytes, limits.max_tool_calls_per_task) == (1024, 10 << 20, 50)
+    assert (limits.max_processes, limits.max_file_bytes) == (None, None)
+
+
+def test_the_spellings_of_document_003_are_the_same_limits() -> None:
+    limits = ResourceLimits(max_memory_mb=512, max_cpu_percent=50, max_runtime_secs=60)
+    assert (limits.max_memory_bytes, limits.cpu_limit_percent, limits.max_task_duration) == (512 << 20, 50, 60)
+    assert (limits.max_memory_mb, limits.max_cpu_percent, limits.max_runtime_secs) == (512, 50, 60)
+    assert limits == ResourceLimits(max_memory_bytes=512 << 20, cpu_limit_percent=50, max_task_duration=60)
+    with pytest.raises(TypeError, match="ResourceLimits has no max_memory_gb"):
+        ResourceLimits(max_memory_gb=1)
+    with pytest.raises(UserError, match="limits that allow nothing: max_memory_bytes"):
+        ResourceLimits(max_memory_mb=0)
+
+
+def test_limits_are_narrowed_never_widened() -> None:
+    wide, narrow = ResourceLimits(max_memory_mb=100), only(max_memory_mb=200, max_processes=5)
+    both = wide.narrowed(narrow)
+    assert (both.max_memory_mb, both.max_processes, both.max_open_files) == (100, 5, 1024)
+    assert wide.narrowed(None) is wide
+    assert hash(both) == hash(narrow.narrowed(wide))
+    assert repr(only(max_processes=5)) == "ResourceLimits(max_processes=5)"
+
+
+@pytest.fixture(params=["groups", "measured"])
+async def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Supervisor]:
+    """One that uses the control groups of this machine, if it may; and one that finds none."""
+    supervisor = await Supervisor.running() if request.param == "groups" else Supervisor(mount=str(tmp_path))
+    yield supervisor
+    left = supervisor.children
+    for child in left:
+        child.kill()
+    if request.param == "measured":
+        supervisor.close()
+    assert left == []
+
+
+async def test_memory_of_a_child_and_its_descendants_together(supervisor: Supervisor) -> None:
+    each = "import time; held = b'x' * (40 << 20); print(1, flush=True); time.sleep(1000)"
+    script = f'{sys.executable} -I -S -c "{each}" & {sys.executable} -I -S -c "{each}" & wait'
+    child = await supervisor.spawn(sh(script, limits=only(max_memory_mb=70)))
+    status = await child.wait()
+    assert (status.signal, status.limit) == (signal.SIGKILL, "max_memory_bytes")
+
+
+async def test_a_process_that_takes_all_memory_at_once_is_denied(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(python("bytearray(1 << 30)", only(max_memory_mb=100)))
+    assert (await child.wait()).code == 1
+    assert child.stderr is not None
+    assert b"MemoryError" in await child.stderr.read()
+
+
+async def test_time(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("sleep 1000", limits=only(max_runtime_secs=0.05)))
+    status = await child.wait()
+    assert (status.signal, status.limit) == (signal.SIGTERM, "max_task_duration")
+
+
+async def test_open_files(supervisor: Supervisor) -> None:
+    script = "held = [open('/dev/null') for _ in range(100)]"
+    child = await supervisor.spawn(python(script, only(max_open_files=50)))
+    assert (await child.wait()).code == 1
+    assert child.stderr is not None
+    assert b"Too many open files" in await child.stderr.read()
+
+
+async def test_output(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("exec yes", limits=only(max_output_bytes=100_000)))
+    status = await child.wait()
+    assert (status.signal, status.limit) == (signal.SIGKILL, "max_output_bytes")
+    exact = await supervisor.spawn(sh("head -c 100000 /dev/zero", limits=only(max_output_bytes=100_000)))
+    assert (await exact.wait()).success
+
+
+async def test_files(supervisor: Supervisor, tmp_path: Path) -> None:
+    command = sh("exec head -c 200000 /dev/zero > big", limits=only(max_file_bytes=100_000), working_dir=tmp_path)
+    status = await (await supervisor.spawn(command)).wait()
+    assert (status.signal, status.limit) == (signal.SIGXFSZ, "max_file_bytes")
+    assert (tmp_path / "big").stat().st_size == 100_000
+
+
+async def test_processes(supervisor: Supervisor) -> None:
+    script = "for i in 1 2 3 4 5 6; do sleep 1000 & done; wait"
+    status = await (await supervisor.spawn(sh(script, limits=only(max_processes=4)))).wait()
+    if "pids" in supervisor.control_groups:
+        assert (status.code, status.limit) == (2, None), "the kernel has denied them, and the shell gave up"
+    else:
+        assert (status.signal, status.limit) == (signal.SIGKILL, "max_processes")
+
+
+async def test_cpu(supervisor: Supervisor) -> None:
+    busy = "while time.process_time() < 0.15: pass"
+    script = f"import time; begin = time.monotonic()\n{busy}\nprint(time.monotonic() - begin)"
+    child = await supervisor.spawn(python(script, only(max_cpu_percent=50)))
+    assert float(await line(child)) > 0.2, "0.15 s of CPU, at half a core"
+    assert (await child.wait()).success
+
+
+async def test_a_child_within_its_limits_is_left_alone(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("echo fine", limits=ResourceLimits()))
+    status = await child.wait()
+    assert (status.code, status.limit) == (0, None)
+
+
+# -- control groups -----------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_version_2_are_made_where_controllers_are_handed_down(tmp_path: Path) -> None:
+    own = tmp_path / "user" / "app.scope"
+    own.mkdir(parents=True)
+    for folder in (tmp_path, own.parent, own):
+        (folder / "cgroup.procs").touch()
+        (folder / "cgroup.subtree_control").write_text("" if folder == own else "cpu memory pids io")
+    (tmp_path / "cgroup.controllers").touch()
+    (tmp_path / "mine").write_text("0::/user/app.scope\n")
+    groups = ControlGroups(tmp_path, tmp_path / "mine")
+    assert groups.controllers == ["cpu", "memory", "pids"]
+    joins = groups.make("sabot-7", {"cpu": 50, "memory": 1 << 20, "processes": 9})
+    folder = own.parent / "sabot-7"
+    assert joins == [os.fspath(folder / "cgroup.procs")]
+    written = {each: (folder / each).read_text() for each in ("cpu.max", "memory.max", "pids.max")}
+    assert written == {"cpu.max": "50000 100000", "memory.max": "1048576", "pids.max": "9"}
+    assert not groups.ran_out_of_memory("sabot-7")
+    (folder / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
+    assert groups.ran_out_of_memory("sabot-7")
+    assert groups.left_of("sabot-") == ["sabot-7"]
+    assert not groups.remove("sabot-7"), "it is not empty"
+
+
+def test_without_control_groups_nothing_is_made(tmp_path: Path) -> None:
+    groups = ControlGroups(tmp_path, tmp_path / "no such file")
+    assert groups.controllers == []
+    assert groups.make("sabot-7", {"cpu": 50, "memory": 1, "processes": 1}) == []
+    assert groups.remove("sabot-7")
+    assert not groups.ran_out_of_memory("sabot-7")
+
+
+async def test_no_control_group_is_left(supervisor: Supervisor) -> None:
+    groups = ControlGroups()
+    used = bool(supervisor.control_groups)
+    before = groups.left_of("sabot-")
+    child = await supervisor.spawn(sh("sleep 1000 & wait", limits=only(max_processes=50, max_cpu_percent=100)))
+    assert len(groups.left_of("sabot-")) == len(before) + used
+    await child.stop()
+    async with asyncio.timeout(20):
+        while groups.left_of("sabot-") != before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
