@@ -57,6 +57,7 @@ EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 # rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
 THIRD_PARTIES = {
     "anthropic": {"llm"},
+    "cedarpy": {"agents"},
     "confluent_kafka": {"kafka"},
     "genai_prices": {"llm"},
     "mcp": {"mcp"},

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from sabot.agents.plugins import PluginRegistry as PluginRegistry
     from sabot.agents.policy.auditing import AuditRecord as AuditRecord
     from sabot.agents.policy.auditing import audit_job as audit_job
+    from sabot.agents.policy.cedar import CedarPolicy as CedarPolicy
     from sabot.agents.policy.engine import PolicyEngine as PolicyEngine
     from sabot.agents.policy.engine import PolicyResult as PolicyResult
     from sabot.agents.policy.rules import AgentPolicy as AgentPolicy
@@ -151,6 +152,7 @@ __all__ = [
     "BudgetDecision",
     "BudgetExceededError",
     "BudgetSpec",
+    "CedarPolicy",
     "ChainOperator",
     "ConditionalNode",
     "ConstraintPolicy",
@@ -266,6 +268,7 @@ _HOMES = {
     "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
     "sabot.agents.events.brokers": ("KafkaConfig", "KafkaEventAdapter", "RedisStreamsAdapter", "RedisStreamsConfig"),
     "sabot.agents.policy.auditing": ("AuditRecord", "audit_job"),
+    "sabot.agents.policy.cedar": ("CedarPolicy",),
     "sabot.agents.accounts.budgets": ("Budget", "BudgetDecision"),
     "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
     "sabot.agents.events.bus": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),

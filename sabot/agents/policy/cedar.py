@@ -1,0 +1,140 @@
+"""Policies in Cedar (`pip install sabot[cedar]`), as one rule of a PolicyEngine.
+
+    principal   Principal::"ann"; its parent is Scope::"acme"
+    action      Action::"tool", Action::"model", Action::"child"
+    resource    Tool::"refund", Model::"gpt-4o", Agent::"desk.handle"; its attribute `name` is its id, for patterns
+    context     scope, agent, effect_class (texts), labels (a set of texts), arguments (a record; of a model's request it is empty)
+
+Cedar permits nothing by itself, and what forbids wins. An evaluation with an error is a denial, though Cedar would leave the policy out
+that has raised it: that may be the one that forbids.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, get_args
+from uuid import UUID
+
+import msgspec
+
+from sabot.agents.policy.rules import PolicyRule
+from sabot.errors import MissingExtra, UserError, short_repr, words_of
+from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict
+
+__all__ = ["CedarPolicy"]
+
+_RESOURCES: dict[CallKind, str] = {"tool": "Tool", "model": "Model", "child": "Agent"}
+_AS_TEXT = (date, datetime, time, timedelta, UUID)
+
+
+class CedarPolicy(PolicyRule):
+    """What Cedar policies say of calls: `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
+
+    A call that is permitted is allowed as far as this rule goes: other rules may still want a person, another model, a denial. Arguments
+    that are None are left out, numbers with a fraction are Cedar decimals with four digits, lists and sets are sets, times are texts.
+    """
+
+    def __init__(
+        self,
+        policies: str,
+        *,
+        entities: Sequence[Mapping[str, Any]] = (),
+        schema: str | Mapping[str, Any] | None = None,
+        kinds: Collection[CallKind] = get_args(CallKind),
+        name: str = "CedarPolicy",
+    ) -> None:
+        """policies: in Cedar's language. entities: in Cedar's JSON form, as of principals with their roles; one that is given here is not
+        made of the call. schema: what policies and calls are checked against. kinds: of calls on which it decides. Raises UserError for
+        what is not Cedar; MissingExtra.
+        """
+        try:
+            import cedarpy
+        except ImportError as error:
+            raise MissingExtra("CedarPolicy", "cedar") from error
+        if not set(kinds) <= set(_RESOURCES):
+            raise UserError(f"CedarPolicy: kinds={short_repr(kinds)}", hint=f"some of {', '.join(_RESOURCES)}")
+        self.name, self.policies, self.kinds = name, policies, tuple(sorted(kinds))
+        self.entities = [dict(each) for each in entities]
+        self.schema = schema if schema is None or isinstance(schema, str) else dict(schema)
+        self._cedar = cedarpy
+        try:
+            self._policies = cedarpy.PolicySet.from_str(policies)
+            self._base = cedarpy.Entities.from_json_str(json.dumps(self.entities))
+            self._given = {_uid(each["uid"]) for each in self.entities}
+            found = [] if self.schema is None else cedarpy.validate_policies(policies, self.schema).errors
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"CedarPolicy {name}: {words_of(error)}", hint="policies and entities as Cedar has them"
+            ) from error
+        if found:
+            raise UserError(
+                f"CedarPolicy {name}: {'; '.join(map(str, found))}", hint="change the policies, or the schema="
+            )
+
+    def matches(self, kind: CallKind, name: str) -> bool:
+        return kind in self.kinds
+
+    def decide(self, call: GatedCall) -> GateVerdict | Decision:
+        who, what = ("Principal", call.principal), (_RESOURCES[call.kind], call.name)
+        context = {
+            "scope": call.scope,
+            "agent": call.agent,
+            "effect_class": str(call.effect_class),
+            "labels": sorted(call.labels),
+            "arguments": _cedar(call.arguments),
+        }
+        request = {
+            "principal": {"type": who[0], "id": who[1]},
+            "action": {"type": "Action", "id": call.kind},
+            "resource": {"type": what[0], "id": what[1]},
+            "context": context,
+        }
+        scope = ("Scope", call.scope)
+        found = [_entity(who, parents=[scope]), _entity(what, name=call.name), _entity(scope)]
+        made = [each for each in found if _uid(each["uid"]) not in self._given]
+        said = self._cedar.is_authorized(
+            request, self._policies, self._base.with_added_json_str(json.dumps(made)), self.schema
+        )
+        reasons, errors = said.diagnostics.reasons, said.diagnostics.errors
+        if errors:
+            return GateVerdict(Decision.DENY, reason=f"Cedar could not decide: {'; '.join(errors)}")
+        if said.allowed:
+            return Decision.ALLOW
+        ids = said.diagnostics.id_annotations_by_reason
+        names = ", ".join(sorted(ids.get(each) or each for each in reasons))
+        return GateVerdict(
+            Decision.DENY, reason=f"Cedar forbids it: {names}" if names else "no Cedar policy permits it"
+        )
+
+
+def _uid(said: Mapping[str, Any]) -> tuple[str, str]:
+    """Of an entity, as JSON has it; also as {"__entity": …}."""
+    plain = said.get("__entity", said)
+    return plain["type"], plain["id"]
+
+
+def _entity(uid: tuple[str, str], *, parents: Sequence[tuple[str, str]] = (), **attributes: str) -> dict[str, Any]:
+    above = [{"type": kind, "id": name} for kind, name in parents]
+    return {"uid": {"type": uid[0], "id": uid[1]}, "attrs": attributes, "parents": above}
+
+
+def _cedar(value: Any) -> Any:
+    """An argument as Cedar has it. Raises UserError for what it cannot be told."""
+    if isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float | Decimal):
+        return {"__extn": {"fn": "decimal", "arg": f"{value:.4f}"}}
+    if isinstance(value, Mapping):
+        return {str(name): _cedar(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cedar(each) for each in value if each is not None]
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    try:
+        return _cedar(msgspec.to_builtins(value, builtin_types=(Decimal, *_AS_TEXT)))
+    except (TypeError, RecursionError) as error:
+        raise UserError(
+            f"an argument of type {type(value).__name__} cannot be told to Cedar",
+            hint="give the call text, numbers, lists, dicts",
+        ) from error
