@@ -23,16 +23,35 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": int,
 }
 _DEEPEST = 100
+_MOST_WORDS = 1000  # characters, of what is wrong with each of several choices
 
 
 def mismatch(value: Any, schema: JsonSchema) -> str:
     """What is wrong with the value and where, in words like "expected integer, got string - at $.amount"; "": nothing. Raises UserError
     where a `$ref` leads nowhere.
     """
-    return next(_wrongs(value, schema, schema, "$", 0), "")
+    return next(_wrongs(value, schema, _Root(schema), "$", 0), "")
 
 
-def _wrongs(value: Any, schema: Any, root: JsonSchema, where: str, depth: int) -> Iterator[str]:
+class _Root:
+    """The whole schema. known: what is wrong with a value by the part that a `$ref` names, so that each is looked at once: parts that refer
+    to each other twice would else take twice as long at each step.
+    """
+
+    def __init__(self, schema: JsonSchema) -> None:
+        self.schema = schema
+        self.known: dict[tuple[int, str], str] = {}
+
+    def wrong(self, value: Any, reference: str, where: str, depth: int) -> str:
+        """What is first wrong; "": nothing."""
+        key = id(value), reference
+        if key not in self.known:
+            self.known[key] = f"nested too deep - at {where}"  # where it refers to itself alone
+            self.known[key] = next(_wrongs(value, _part(self.schema, reference), self, where, depth), "")
+        return self.known[key]
+
+
+def _wrongs(value: Any, schema: Any, root: _Root, where: str, depth: int) -> Iterator[str]:
     if schema is True or depth > _DEEPEST:
         if depth > _DEEPEST:
             yield f"nested too deep - at {where}"
@@ -41,7 +60,9 @@ def _wrongs(value: Any, schema: Any, root: JsonSchema, where: str, depth: int) -
         yield f"nothing is allowed - at {where}"
         return
     if "$ref" in schema:
-        yield from _wrongs(value, _part(root, schema["$ref"]), root, where, depth + 1)
+        wrong = root.wrong(value, schema["$ref"], where, depth + 1)
+        if wrong:
+            yield wrong
     yield from _wrong_kind(value, schema, where)
     if isinstance(value, dict):
         yield from _wrong_fields(value, schema, root, where, depth)
@@ -56,7 +77,7 @@ def _wrongs(value: Any, schema: Any, root: JsonSchema, where: str, depth: int) -
         if choices:
             first = [next(_wrongs(value, each, root, where, depth + 1), "") for each in choices]
             if "" not in first:
-                yield f"{first[0] if len(first) == 1 else 'it is none of: ' + '; '.join(first)}"
+                yield first[0] if len(first) == 1 else f"it is none of: {'; '.join(first)}"[:_MOST_WORDS]
             elif word == "oneOf" and first.count("") > 1:
                 yield f"it is more than one of the {len(first)} choices - at {where}"
 
@@ -99,7 +120,7 @@ def _out_of_bounds(size: float, schema: JsonSchema, words: tuple[str, str], unit
         yield f"{size}{unit}, and at most {most} are wanted - at {where}"
 
 
-def _wrong_fields(value: dict[str, Any], schema: JsonSchema, root: JsonSchema, where: str, depth: int) -> Iterator[str]:
+def _wrong_fields(value: dict[str, Any], schema: JsonSchema, root: _Root, where: str, depth: int) -> Iterator[str]:
     for name in schema.get("required", ()):
         if name not in value:
             yield f"{name!r} is missing - at {where}"
