@@ -57,15 +57,18 @@ EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 # rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
 THIRD_PARTIES = {
     "anthropic": {"llm"},
+    "anyio": {"mcp"},
     "cedarpy": {"agents"},
     "confluent_kafka": {"kafka"},
     "genai_prices": {"llm"},
+    "httpx2": {"mcp"},
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
     "openai": {"llm"},
     "opentelemetry": {"agents"},
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
+    "pydantic": {"mcp"},
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},

@@ -19,12 +19,14 @@ from sabot.jobs.history import ACTION_TYPES
 from sabot.jobs.run import ContinueAs, JobRun
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, Signal
+from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
 from sabot.state import StateBackend
 
 if TYPE_CHECKING:
     from sabot.api.models import JobModel
     from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.results import Completion
 
 __all__ = ["BatchJobContext", "DurableContext", "Reply", "batch_job_context", "durable_context"]
 
@@ -93,7 +95,10 @@ class DurableContext(AgentContext):
         Returns what the tool returned, as msgpack writes and reads it. Raises EffectError for the tool's own error, and where it could not
         be made, was abandoned, or gave what cannot be written down.
         """
-        return await self._made(as_tool(tool), args, kwargs)
+        made = as_tool(tool)
+        if made.converse is not None and not args:
+            return await made.converse(made, _JobSite(self), kwargs)
+        return await self._made(made, args, kwargs)
 
     async def step(
         self,
@@ -188,6 +193,24 @@ class DurableContext(AgentContext):
     def timers(self) -> Timers:
         """A durable agent sleeps: `await ctx.sleep(…)`."""
         raise UserError(f"agent {self.agent_id}: a durable agent has no timers", hint="await ctx.sleep('1h')")
+
+
+class _JobSite:
+    """Where a tool that converses is called in a job: each step is an effect, each question an action."""
+
+    def __init__(self, ctx: DurableContext) -> None:
+        self._ctx = ctx
+        self.scope, self.principal = ctx._job.behalf.scope or "", ctx.principal
+
+    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        return await self._ctx.call(tool, **arguments)
+
+    async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> tuple[str, Mapping[str, Any]]:
+        reply = await self._ctx.ask(kind, payload, timeout=timeout_s)
+        return reply.outcome, reply.resolution
+
+    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> "Completion":
+        return await self._ctx.llm(engine).complete(spec)
 
 
 class BatchJobContext(DurableContext):

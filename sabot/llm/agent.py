@@ -36,7 +36,7 @@ from sabot.llm.errors import (
 from sabot.llm.messages import ChatMessage, ToolCall, messages_of, system, tool_result, user
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
-from sabot.llm.tools import Tool, as_tool
+from sabot.llm.tools import Tool, ToolAnswer, as_tool
 from sabot.redaction import scrubbed
 
 __all__ = ["Agent", "AgentEvent", "AgentResult", "Doing", "ToolEnded", "ToolStarted", "Trim", "current_doing"]
@@ -455,7 +455,10 @@ class _Turns:
     async def _call(self, call: ToolCall) -> ChatMessage:
         """What the model is told of a call. Errors of the tool are told too; what ends the run is raised."""
         try:
-            return tool_result(call.id, self._shown(await self._called(call)))
+            value = await self._called(call)
+            if isinstance(value, ToolAnswer):
+                return tool_result(call.id, self._shown(value.text), is_error=value.is_error)
+            return tool_result(call.id, self._shown(value))
         except (ModelError, AgentError) as error:  # of an agent that this one hands over to
             return tool_result(call.id, f"{type(error).__name__}: {error.message}", is_error=True)
         except EffectError as error:

@@ -35,6 +35,12 @@ class ToolsAlone:
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
         """Calls the tool, and again where it has failed and its class allows that. Raises what the tool raises; ToolTimeout."""
+        if tool.converse is not None:
+            return await tool.converse(tool, _AloneSite(self, self._context), arguments)
+        return await self.make(tool, arguments)
+
+    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        """As `call`, of a tool that does not converse, or of one step of it."""
         self._calls += 1
         number, attempt = self._calls, 1
         while True:
@@ -71,6 +77,25 @@ class ToolsAlone:
             raise EffectError(
                 "CancelledError", words_of(error)
             ) from error  # of something in the tool: nobody cancels the run
+
+
+class _AloneSite:
+    """Where a tool that converses is called outside of a job."""
+
+    def __init__(self, tools: ToolsAlone, context: RequestContext) -> None:
+        self._tools = tools
+        self._context = context
+        self.scope = context.tenant_id or ""
+        self.principal = context.user_id or ""
+
+    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        return await self._tools.make(tool, arguments)
+
+    async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> None:
+        return None
+
+    async def complete(self, engine: ExecutionEngine, spec: RequestSpec) -> Completion:
+        return await engine.complete(spec, context=self._context.child())
 
 
 class Alone(ToolsAlone):

@@ -15,11 +15,13 @@ error would say that nothing was sent.
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, overload
+
+import msgspec
 
 from sabot.calls.functions import behind
 from sabot.calls.options import Retry, checked_whole
@@ -27,12 +29,13 @@ from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
 from sabot.llm.errors import ToolError
-from sabot.llm.spec import ToolSchema
+from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
-    from sabot.llm.schema import Parameters
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.results import Completion
 
-__all__ = ["UNTRUSTED", "Effect", "InDoubt", "Tool", "as_tool", "tool"]
+__all__ = ["UNTRUSTED", "CallSite", "Effect", "InDoubt", "Tool", "ToolAnswer", "ToolParameters", "as_tool", "tool"]
 
 UNTRUSTED = "untrusted"
 """The label of what came from the open world: anybody may have written it."""
@@ -57,6 +60,50 @@ class Effect:
     deadline: float | None
 
 
+class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a tool returns that may say that it has failed, without an error being raised: an agent's model is told `text`, and that it is
+    an error.
+    """
+
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """What a model is shown."""
+        raise NotImplementedError
+
+
+class ToolParameters(Protocol):
+    """What arguments a tool takes, where its function's signature does not say it. description: of the tool. json: their schema."""
+
+    description: str
+    json: JsonSchema
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """The arguments by name, from the JSON that a model wrote. Raises `schema.Mismatch`."""
+
+
+class CallSite(Protocol):
+    """Where a tool that converses is called: alone, or in a job, whose journal then has each step."""
+
+    scope: str
+    """The tenant for which it is called; "": not known."""
+
+    principal: str
+    """For whom; "": not known."""
+
+    async def make(self, tool: "Tool", arguments: Mapping[str, Any]) -> Any:
+        """One step: makes the call, and again where it has failed and its class allows that. Raises what the tool raises."""
+
+    async def ask(
+        self, kind: str, payload: Mapping[str, Any], timeout_s: float
+    ) -> tuple[str, Mapping[str, Any]] | None:
+        """Asks a person. -> ("resolved", "expired" or "cancelled", the answer); None: there is nobody to ask here."""
+
+    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> "Completion":
+        """Asks a model. Raises ModelError, and what a budget or a policy raises."""
+
+
 @dataclass(frozen=True)
 class Tool:
     """A function with what is known of its effect; called, it is that function.
@@ -64,7 +111,9 @@ class Tool:
     effect: how a call may be repeated. reconcile: `f(effect, *the same arguments)` says whether a call was done. in_doubt: what follows
     where nobody knows that. timeout_s: of one attempt. retry: attempts after failures, of calls that may be repeated. takes_effect: the
     function has the parameter `effect: Effect`. is_async: it is `async def`; others run in threads. says_retries: `retries=` was given, so
-    that an agent's `max_tool_retries=` does not count. labels: of its results.
+    that an agent's `max_tool_retries=` does not count. labels: of its results. parameters: its arguments, where the signature does not say
+    them. converse: `converse(tool, site, arguments)` makes the call of several steps, between which people or models are asked; None: one
+    call of `func` is all.
     """
 
     func: Callable[..., Any]
@@ -78,6 +127,8 @@ class Tool:
     is_async: bool
     says_retries: bool = False
     labels: frozenset[str] = frozenset()
+    parameters: ToolParameters | None = None
+    converse: "Callable[[Tool, CallSite, Mapping[str, Any]], Awaitable[Any]] | None" = None
 
     def __post_init__(self) -> None:
         vars(self).update(__doc__=self.func.__doc__, __wrapped__=self.func)
@@ -114,7 +165,9 @@ class Tool:
             raise ToolError(f"{self.name} does not take these arguments: {error}") from error
 
     @cached_property
-    def _arguments(self) -> "Parameters":
+    def _arguments(self) -> ToolParameters:
+        if self.parameters is not None:
+            return self.parameters
         from sabot.llm.schema import Parameters  # for tools that a model calls; durable agents call theirs themselves
 
         return Parameters(self.func, f"tool {self.name}", (_EFFECT,) if self.takes_effect else ())

@@ -1,4 +1,8 @@
-"""The Model Context Protocol: what agents remember and the engine's state, offered to other programs (`server`), and the memory (`memory`).
+"""The Model Context Protocol, from both sides.
+
+`pool` has the sessions with servers, `owner` one of them, `transport` how messages travel; `tools` makes tools of what servers offer, and
+`errors` is the tree of what goes wrong. What agents remember (`memory`) and the engine's state (`states`) are offered to other programs by
+`server`.
 
 Only this room imports the official SDK, and only the modules that need it: `pip install 'sabot[mcp]'`.
 """
@@ -7,29 +11,101 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sabot.mcp.config import McpConfig, SessionKey
+    from sabot.mcp.errors import (
+        McpBusy,
+        McpConnectionLost,
+        McpError,
+        McpInvalidAnswer,
+        McpInvalidArguments,
+        McpRefused,
+        McpResultTooLarge,
+        McpTimeout,
+        McpToolChanged,
+        McpUnavailable,
+    )
     from sabot.mcp.memory import FoundMemory, Memory, MemoryFile, MemoryKeeping, Remembered, StateMemories
+    from sabot.mcp.pool import McpServerPool, McpSession
+    from sabot.mcp.results import McpPrompt, McpResource, McpResult, ToolCall
     from sabot.mcp.server import ToolServer
     from sabot.mcp.states import SavedState, StateInfo, StateRows, StateSource, state_tools
 
 __all__ = [
     "FoundMemory",
+    "McpBusy",
+    "McpConfig",
+    "McpConnectionLost",
+    "McpError",
+    "McpInvalidAnswer",
+    "McpInvalidArguments",
+    "McpPrompt",
+    "McpRefused",
+    "McpResource",
+    "McpResult",
+    "McpResultTooLarge",
+    "McpServerPool",
+    "McpSession",
+    "McpTimeout",
+    "McpToolChanged",
+    "McpUnavailable",
     "Memory",
     "MemoryFile",
     "MemoryKeeping",
     "Remembered",
     "SavedState",
+    "SessionKey",
     "StateInfo",
     "StateMemories",
     "StateRows",
     "StateSource",
+    "ToolCall",
     "ToolServer",
     "state_tools",
 ]
 
 _HOMES = {
-    "sabot.mcp.memory": ("FoundMemory", "Memory", "MemoryFile", "MemoryKeeping", "Remembered", "StateMemories"),
+    "sabot.mcp.config": (
+        "McpConfig",
+        "SessionKey",
+    ),
+    "sabot.mcp.errors": (
+        "McpBusy",
+        "McpConnectionLost",
+        "McpError",
+        "McpInvalidAnswer",
+        "McpInvalidArguments",
+        "McpRefused",
+        "McpResultTooLarge",
+        "McpTimeout",
+        "McpToolChanged",
+        "McpUnavailable",
+    ),
+    "sabot.mcp.memory": (
+        "FoundMemory",
+        "Memory",
+        "MemoryFile",
+        "MemoryKeeping",
+        "Remembered",
+        "StateMemories",
+    ),
+    "sabot.mcp.pool": (
+        "McpServerPool",
+        "McpSession",
+    ),
+    "sabot.mcp.results": (
+        "McpPrompt",
+        "McpResource",
+        "McpResult",
+        "ToolCall",
+    ),
     "sabot.mcp.server": ("ToolServer",),
-    "sabot.mcp.states": ("StateInfo", "SavedState", "StateRows", "StateSource", "state_tools"),
+    "sabot.mcp.states": (
+        "SavedState",
+        "StateInfo",
+        "StateRows",
+        "StateSource",
+        "state_tools",
+    ),
 }
 
 

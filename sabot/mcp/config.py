@@ -1,0 +1,154 @@
+"""What is said of MCP servers: limits and times of all of them (`McpConfig`), and of each one how it is reached (`McpServerSpec`)."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, TypeAlias
+
+from sabot.calls.options import checked_whole
+from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.errors import UserError, short_repr
+
+__all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
+
+PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+"""The versions of the protocol that are spoken, oldest first."""
+
+PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
+"""Names and values, the same for all, or given by a function of (scope, principal): credentials of a tenant's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """Whose session it is: nobody else ever uses it. scope: the tenant. principal: the user or agent."""
+
+    server: str
+    scope: str = ""
+    principal: str = ""
+
+    def __str__(self) -> str:
+        whose = "/".join(filter(None, (self.scope, self.principal)))
+        return f"{self.server} for {whose}" if whose else self.server
+
+
+Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsyncContextManager[Any]]
+"""Reaches a server in a way of the program's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McpConfig:
+    """Limits and times of a pool's servers. Durations as "5s", sizes as "10MB".
+
+    binary: the program of the server that an agent has where none is named, run as `BINARY mcp stdio`; None: `cortex`, if it is on PATH.
+    protocol_version: the oldest that a server may speak. request_timeout: for an answer; each report of progress begins it anew, and
+    time in which the server waits for a person does not count. connect_timeout: to start a server, and to agree with it. max_retries: how
+    often opening a session is tried again after a failure that may pass. stdio_buffer: bytes that are read at a time.
+    max_result_bytes: of a message from a server. max_servers: sessions that are open at a time. idle_timeout: a session that was not used
+    for so long is closed. question_timeout: how long a person may take to answer a server's question. max_questions: of one call.
+    max_tools: that a server may offer. max_description_chars: of a tool's description. max_sampling_tokens: that a server's request to a
+    model may write.
+    """
+
+    binary: str | None = None
+    protocol_version: str = PROTOCOL_VERSIONS[0]
+    request_timeout: Duration = "30s"
+    connect_timeout: Duration = "30s"
+    max_retries: int = 3
+    stdio_buffer: int = 8192
+    max_result_bytes: str | int = "10MB"
+    max_servers: int = 64
+    idle_timeout: Duration = "300s"
+    question_timeout: Duration = "24h"
+    max_questions: int = 10
+    max_tools: int = 500
+    max_description_chars: int = 4000
+    max_sampling_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.protocol_version not in PROTOCOL_VERSIONS:
+            raise UserError(
+                f"McpConfig: protocol_version={short_repr(self.protocol_version)}",
+                hint=f"one of {', '.join(PROTOCOL_VERSIONS)}",
+            )
+        for name in ("request_timeout", "connect_timeout", "idle_timeout", "question_timeout"):
+            seconds = parse_seconds(getattr(self, name), name=f"McpConfig: {name}", zero=False)
+            object.__setattr__(self, name, seconds)
+        object.__setattr__(
+            self, "max_result_bytes", parse_bytes(self.max_result_bytes, name="McpConfig: max_result_bytes")
+        )
+        checked_whole("McpConfig", "max_retries", self.max_retries, 0)
+        for name in ("stdio_buffer", "max_servers", "max_questions", "max_tools", "max_sampling_tokens"):
+            checked_whole("McpConfig", name, getattr(self, name), 1)
+        checked_whole("McpConfig", "max_description_chars", self.max_description_chars, 1)
+
+    def seconds(self, name: str) -> float:
+        """One of the durations, in seconds."""
+        return parse_seconds(getattr(self, name), name=name)
+
+    @property
+    def most_bytes(self) -> int:
+        """`max_result_bytes`, in bytes."""
+        return parse_bytes(self.max_result_bytes)
+
+    def default_command(self) -> tuple[str, ...]:
+        """The command of the server that an agent has where none is named. Raises UserError."""
+        program = self.binary or shutil.which("cortex")
+        if program is None:
+            raise UserError(
+                "no MCP server is named, and there is no program cortex on PATH",
+                hint='McpServerPool(command=["mcp-server-time"]), or McpConfig(binary=…)',
+            )
+        return (program, "mcp", "stdio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McpServerSpec:
+    """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
+
+    environment: what a command's process has besides PATH, HOME and the like. headers: of each HTTP request. working_dir: of the process.
+    connect: `connect(key, ended)` gives an asynchronous context manager of the SDK's two message streams; it calls
+    `ended(why)` when the server is gone.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    url: str = ""
+    environment: PerTenant = None
+    headers: PerTenant = None
+    working_dir: "str | PathLike[str] | None" = None
+    connect: Connect | None = None
+
+    def __post_init__(self) -> None:
+        where = f"MCP server {checked_name(self.name, 'MCP server: name')}"
+        if isinstance(self.command, str) or not isinstance(self.command, Sequence):
+            raise UserError(
+                f"{where}: command={short_repr(self.command)}", hint='a list: ["mcp-server-git", "--repository", "."]'
+            )
+        object.__setattr__(self, "command", tuple(str(each) for each in self.command))
+        if sum(map(bool, (self.command, self.url, self.connect))) != 1:
+            raise UserError(
+                f"{where}: it is reached by a command, by a url, or by connect",
+                hint='command=["mcp-server-git"], or url="http://localhost:8000/mcp"',
+            )
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise UserError(f"{where}: url={short_repr(self.url)}", hint='"http://localhost:8000/mcp"')
+        if self.url and (self.environment or self.working_dir):
+            raise UserError(f"{where}: environment and working_dir are of a process", hint="headers= of a URL")
+        if not self.url and self.headers:
+            raise UserError(f"{where}: headers are of a URL", hint="environment= of a process")
+
+    def environment_of(self, key: SessionKey) -> dict[str, str]:
+        """What the process of this session has in its environment."""
+        return _values(self.environment, key)
+
+    def headers_of(self, key: SessionKey) -> dict[str, str]:
+        """What each HTTP request of this session carries."""
+        return _values(self.headers, key)
+
+
+def _values(given: PerTenant, key: SessionKey) -> dict[str, str]:
+    if given is None:
+        return {}
+    return dict(given if isinstance(given, Mapping) else given(key.scope, key.principal))

@@ -1,0 +1,82 @@
+"""What goes wrong with MCP servers.
+
+ToolError                    of `sabot.llm.errors`: an agent's model is told
+└── McpError                 names the server
+    ├── McpUnavailable       no session could be opened; nothing was sent (also a NotSent)
+    ├── McpBusy              as many servers are in use as the pool may have; nothing was sent (also a NotSent)
+    ├── McpConnectionLost    the session ended during a call: nobody knows whether it was done (also a TransientError)
+    ├── McpTimeout           no answer in time: nobody knows whether it was done (also a ToolTimeout)
+    ├── McpRefused           the server answered with an error; `number` is its code in JSON-RPC
+    ├── McpResultTooLarge    the call was done; its answer is longer than `max_result_bytes`, and was not kept
+    ├── McpInvalidAnswer     the call was done; its answer is not what the protocol or the tool's output schema says
+    ├── McpInvalidArguments  they do not match the tool's input schema; nothing was sent
+    └── McpToolChanged       the tool is not the one that was offered, or is gone; nothing was sent
+"""
+
+from sabot.errors import NotSent, TransientError
+from sabot.llm.errors import ToolError, ToolTimeout
+
+__all__ = [
+    "McpBusy",
+    "McpConnectionLost",
+    "McpError",
+    "McpInvalidAnswer",
+    "McpInvalidArguments",
+    "McpRefused",
+    "McpResultTooLarge",
+    "McpTimeout",
+    "McpToolChanged",
+    "McpUnavailable",
+]
+
+
+class McpError(ToolError):
+    """Something is wrong with an MCP server, or with a call of one of its tools. server: its name in the pool."""
+
+    def __init__(self, server: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"MCP server {server}: {message}", hint=hint)
+        self.server = server
+
+
+class McpUnavailable(McpError, NotSent):
+    """The server cannot be started or reached, or does not speak the protocol. Nothing was sent. passes: another try may do better."""
+
+    def __init__(self, server: str, message: str, *, passes: bool = False, hint: str = "") -> None:
+        super().__init__(server, message, hint=hint)
+        self.passes = passes
+
+
+class McpBusy(McpError, NotSent):
+    """All the servers that a pool may have are in use. Nothing was sent."""
+
+
+class McpConnectionLost(McpError, TransientError):
+    """The session ended while a call was under way. Whether it was done is not known: the class of the tool says what follows."""
+
+
+class McpTimeout(McpError, ToolTimeout):
+    """The server did not answer in time. Whether the call was done is not known."""
+
+
+class McpRefused(McpError):
+    """The server answered with an error. number: its code, as JSON-RPC has it."""
+
+    def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
+        super().__init__(server, message, hint=hint)
+        self.number = number
+
+
+class McpResultTooLarge(McpError):
+    """The call was done, and its answer is longer than `max_result_bytes`. It was read to its end, and not kept."""
+
+
+class McpInvalidAnswer(McpError):
+    """The call was done, and its answer is not what the protocol, or the output schema of the tool, says."""
+
+
+class McpInvalidArguments(McpError):
+    """The arguments do not match the tool's input schema. Nothing was sent."""
+
+
+class McpToolChanged(McpError):
+    """The tool's description or schema is another one than when it was offered, or the server offers it no more. Nothing was sent."""

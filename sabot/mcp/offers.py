@@ -1,0 +1,162 @@
+"""What a server says of its tools, made safe to show: servers are not trusted, and what they write goes into the prompts of models.
+
+A description is cleaned of characters that nobody sees, and cut; a schema that is too large, or is none, leaves the tool out. `digest` is
+of what the server wrote, before that: a tool that changes after somebody has looked at it is seen to have changed.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from sabot.errors import UserError
+from sabot.journal.effects import EffectClass
+from sabot.llm.json_schema import mismatch
+from sabot.llm.schema import Mismatch
+from sabot.llm.spec import JsonSchema
+
+__all__ = ["Offer", "OfferedArguments", "clean", "offer_of"]
+
+_MOST_SCHEMA_BYTES = 200_000
+_MOST_NAME = 64  # characters, of names that all vendors take
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
+_UNSEEN = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+}  # control, format (zero width, direction, tags), halves of pairs, private, not assigned
+_KEPT = {"\n", "\t"}
+_PROSE = ("description", "title", "$comment")  # of a schema
+_DEEPEST = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A tool, as a server offers it. name: the server's. shown: the name that models are given. digest: of what the server wrote.
+
+    read_only, idempotent, open_world: what the server says of its effect; None: nothing. said: things to know, such as a cut description.
+    """
+
+    name: str
+    shown: str
+    description: str
+    schema: JsonSchema
+    output: JsonSchema | None
+    digest: str
+    read_only: bool | None = None
+    idempotent: bool | None = None
+    open_world: bool | None = None
+
+    @property
+    def proposed(self) -> EffectClass:
+        """The class that the server's words propose. MCP carries no key, so `idempotent` means by the arguments."""
+        if self.read_only:
+            return EffectClass.READ
+        return EffectClass.IDEMPOTENT if self.idempotent else EffectClass.UNSAFE
+
+
+def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
+    """The offer that a server makes by this entry of its list of tools, as JSON; or why it is left out."""
+    name = told["name"]
+    if not name or clean(name, 200) != name:
+        return f"its name {clean(repr(name), 100)} is empty, too long, or has characters that nobody sees"
+    written = {
+        key: told.get(key) for key in ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+    }
+    packed = msgspec.json.encode(written, order="deterministic")
+    schema, output = told["inputSchema"], told.get("outputSchema")
+    if len(packed) > _MOST_SCHEMA_BYTES + len(str(told.get("description"))):
+        return f"its schema has more than {_MOST_SCHEMA_BYTES:,} bytes"
+    for each in (schema, output):
+        if each is not None and (wrong := _wrong_with(each)):
+            return f"its schema cannot be used: {wrong}"
+    hints = told.get("annotations") or {}
+    return Offer(
+        name,
+        _NO_NAME.sub("_", name)[:_MOST_NAME],
+        clean(told.get("description") or told.get("title") or "", most_chars),
+        {"properties": {}, **_cleaned(schema, most_chars)},
+        output,
+        sha256(packed).hexdigest(),
+        hints.get("readOnlyHint"),
+        hints.get("idempotentHint"),
+        hints.get("openWorldHint"),
+    )
+
+
+def clean(text: str, most: int) -> str:
+    """The text without characters that nobody sees, and at most so long; of a longer one the end says how much was left out."""
+    kept = "".join(each for each in text[: 4 * most] if each in _KEPT or unicodedata.category(each) not in _UNSEEN)
+    left = len(text) - most
+    return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[:most]}… ({left:,} characters left out)"
+
+
+def _wrong_with(schema: Any) -> str:
+    """What keeps values from being checked by this schema; "": nothing."""
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        return "it is not of an object"
+    if _depth(schema) > _DEEPEST:
+        return f"it is nested more than {_DEEPEST} deep"
+    try:
+        mismatch({}, schema)
+        OfferedArguments("", "", schema).check({name: None for name in schema.get("properties", {})})
+    except UserError as error:
+        return error.message
+    except (Mismatch, AttributeError, TypeError, ValueError, KeyError) as error:
+        return "" if isinstance(error, Mismatch) else f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level and depth <= _DEEPEST:
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+        ]
+        depth += 1
+    return depth
+
+
+def _cleaned(schema: Any, most: int) -> Any:
+    """The schema, with prose cleaned and cut. Names of properties, and values, stay: they are what calls are made of."""
+    if isinstance(schema, list):
+        return [_cleaned(each, most) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: clean(each, most) if name in _PROSE and isinstance(each, str) else _cleaned(each, most)
+        for name, each in schema.items()
+    }
+
+
+class OfferedArguments:
+    """The arguments of a tool, as a model is told of them, by the schema that the server gives."""
+
+    def __init__(self, name: str, description: str, schema: JsonSchema) -> None:
+        self.name = name
+        self.description = description
+        self.json = schema
+
+    def decode(self, text: str) -> dict[str, Any]:
+        """The arguments by name, from the JSON that a model wrote. Raises Mismatch."""
+        try:
+            found = msgspec.json.decode(text or "{}")
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise Mismatch(f"it is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise Mismatch("it is no JSON object")
+        self.check(found)
+        return found
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raises Mismatch where they do not match the schema."""
+        if wrong := mismatch(dict(arguments), self.json):
+            raise Mismatch(wrong)

@@ -1,0 +1,539 @@
+"""A session with a server, and the task that owns it: the SDK's sessions are opened and closed by one task, and calls come from any.
+
+    owner:  connect ─▶ initialize ─▶ list tools ─▶ ready … until it is closed, or the server ends
+    call:   request ─▶ result
+                    └─▶ the server asks (elicitation, sampling): the call stands still, and its caller gets the questions
+            answers ─▶ the call goes on ─▶ result
+
+In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. Before, it is a request of
+the server's own, which does not say of which call: it can be told only where one call is under way.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mcp.types as types
+from mcp import Client, MCPError
+from mcp.types import HEADER_MISMATCH, Implementation
+from pydantic import TypeAdapter, ValidationError
+
+from sabot.errors import SabotError, short_repr
+from sabot.llm.json_schema import mismatch
+from sabot.llm.schema import Mismatch
+from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey
+from sabot.mcp.errors import (
+    McpConnectionLost,
+    McpError,
+    McpInvalidAnswer,
+    McpInvalidArguments,
+    McpRefused,
+    McpTimeout,
+    McpToolChanged,
+    McpUnavailable,
+)
+from sabot.mcp.offers import Offer, OfferedArguments, offer_of
+from sabot.mcp.results import McpResult
+from sabot.mcp.transport import SESSION_OVER, Transport
+from sabot.mcp.wire import (
+    CLOSED,
+    as_json,
+    client_version,
+    errors_in,
+    first_wrong,
+    is_closed,
+    is_lost,
+    may_pass,
+    reason_of,
+    refusal,
+    seen,
+)
+
+__all__ = ["McpConnection", "OnProgress"]
+
+_log = logging.getLogger(__name__)
+
+OnProgress = Callable[[float, float | None, str], object]
+"""Is told how far a call is: progress, the total where it is known, and words."""
+
+_MODERN = "2026-07-28"
+_PAGES = 100
+_CLOSE_SECONDS = 10.0
+_ANSWER_SECONDS = 60.0  # for the answer of a person to come here
+_ROUNDS = 20  # of a call whose server only wants to be asked again
+_ROUND_SECONDS = 0.1
+_ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
+_CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
+
+
+@dataclass(slots=True, eq=False)
+class _SentCall:
+    """A call under way. seconds: that the server has for an answer. asked: questions that nobody was told of. asks: done when there are."""
+
+    name: str
+    seconds: float
+    deadline: asyncio.Timeout | None = None
+    task: "asyncio.Task[McpResult] | None" = None
+    asks: "asyncio.Future[None] | None" = None
+    forget: asyncio.TimerHandle | None = None
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: "dict[str, asyncio.Future[Any]]" = field(default_factory=dict)
+
+
+class McpConnection:
+    """One session. All of it belongs to the event loop that opened it.
+
+    offers: the tools by name. version: of the protocol. left_out: tools that are not offered, and why. used_at: of the loop's clock.
+    """
+
+    def __init__(
+        self,
+        spec: McpServerSpec,
+        key: SessionKey,
+        config: McpConfig,
+        *,
+        samples: bool,
+        on_over: "Callable[[McpConnection], object]",
+    ) -> None:
+        """samples: the server may ask for answers of a model. on_over: is told when the session has ended."""
+        self.key = key
+        self.offers: dict[str, Offer] = {}
+        self.left_out: dict[str, str] = {}
+        self.version = ""
+        self.used_at = 0.0
+        self.busy = 0
+        self._spec = spec
+        self._config = config
+        self._samples = samples
+        self._on_over = on_over
+        self._client: Any = None
+        self._stale = False
+        self._why = ""  # it has ended
+        self._closing = asyncio.Event()
+        self._calls: set[_SentCall] = set()
+        self._suspended: dict[str, _SentCall] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls can be made."""
+        return self._client is not None and not self._why and not self._closing.is_set()
+
+    @property
+    def _session(self) -> Any:
+        """The SDK's. Raises McpUnavailable."""
+        if self._client is None:
+            raise McpUnavailable(self.key.server, f"its session is over: {self._why}")
+        return self._client.session
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, and nobody is being asked."""
+        return not (self.busy or self._suspended)
+
+    # -- its life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Returns when the session is there. Raises McpUnavailable."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._own(ready), name=f"mcp {self.key}")
+        try:
+            async with asyncio.timeout(self._config.seconds("connect_timeout")):
+                await asyncio.shield(ready)
+        except TimeoutError:
+            ready.cancel()
+            await self.close()
+            raise McpUnavailable(
+                self.key.server,
+                f"it did not agree on a session within {self._config.seconds('connect_timeout'):g} s",
+                hint="is it an MCP server? McpConfig(connect_timeout=…) gives it longer",
+            ) from None
+        except asyncio.CancelledError:
+            ready.cancel()
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Ends the session, and the server's process. Returns when it has ended."""
+        self._closing.set()
+        if self._task is None or self._task.done():
+            return
+        _, running = await asyncio.wait([self._task], timeout=_CLOSE_SECONDS if self._client is not None else 0.05)
+        if running:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
+
+    async def _own(self, ready: "asyncio.Future[None]") -> None:
+        """The life of the owner."""
+        error: BaseException | None = None
+        try:
+            async with self._opened() as client:
+                self._check(client)
+                self._client = client
+                await self._list_tools()
+                self._watch()
+                if not ready.done():
+                    ready.set_result(None)
+                await self._closing.wait()
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        except BaseException as failed:
+            error = failed
+        self._end(error)
+        if not ready.done():
+            ready.set_exception(self._unavailable(error))
+        if isinstance(error, BaseException) and not isinstance(error, Exception | asyncio.CancelledError):
+            raise error
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Any]:
+        client = Client(
+            Transport(self._spec, self.key, self._config, self.ended),
+            cache=None,
+            client_info=Implementation(name="sabot", version=client_version()),
+            message_handler=self._heard,
+            elicitation_callback=self._elicited,
+            sampling_callback=self._sampled if self._samples else None,
+        )
+        async with client:
+            yield client
+
+    def _check(self, client: Any) -> None:
+        self.version = client.protocol_version
+        oldest = self._config.protocol_version
+        if PROTOCOL_VERSIONS.index(self.version) < PROTOCOL_VERSIONS.index(oldest):
+            raise McpUnavailable(
+                self.key.server,
+                f"it speaks version {self.version} of the protocol, and McpConfig(protocol_version={oldest!r}) asks for a later one",
+            )
+
+    def ended(self, why: str) -> None:
+        """The server has ended the session, for this reason."""
+        if not self._why and not self._closing.is_set():
+            self._why = why
+        self._closing.set()
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._why:
+            self._why = "it was closed" if error is None else reason_of(error)
+        self._client = None
+        if self._listener is not None:
+            self._listener.cancel()
+        for state in list(self._suspended):
+            self._forget(state)
+        self._on_over(self)
+
+    def _unavailable(self, error: BaseException | None) -> SabotError:
+        for each in errors_in(error):
+            if isinstance(each, McpUnavailable):
+                return each
+            if isinstance(each, SabotError):
+                return McpUnavailable(self.key.server, each.message, hint=each.hint)
+        return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
+
+    def _watch(self) -> None:
+        """Listens to changes of the list of tools, where they come by a subscription."""
+        capabilities = self._client.server_capabilities.tools
+        if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
+            self._listener = asyncio.create_task(self._listen())
+            self._listener.add_done_callback(seen)
+
+    async def _listen(self) -> None:
+        try:
+            async with self._client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    self._stale = True
+        except (MCPError, RuntimeError, TimeoutError) as error:
+            _log.debug("MCP server %s: no subscription any more: %s", self.key, error)
+        self._stale = True  # what it has missed is looked up before the next call
+
+    async def _heard(self, message: Any) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            self._stale = True
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        *,
+        expects: str = "",
+        timeout_s: float | None = None,
+        progress: OnProgress | None = None,
+        answers: Mapping[str, Any] | None = None,
+        state: str = "",
+    ) -> McpResult:
+        """What the tool answers, or the questions that come first. expects: the digest of the tool, as it was offered. answers, state: to
+        the questions of an earlier result of this call.
+
+        Raises McpError: nothing was sent, it is not known whether it was done, or it was done.
+        """
+        seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
+        if state and state in self._suspended:
+            call = self._suspended.pop(state)
+            self._go_on(call, answers or {})
+            return await self._until_it_asks(call)
+        if answers is not None and self.version < _MODERN:
+            raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
+        await self.refresh()
+        self._check_call(name, arguments, expects)
+        call = _SentCall(name, seconds)
+        responses = {} if answers is None else self._responses(answers)
+        request = self._request_call(call, name, arguments, progress, responses, state)
+        if self.version >= _MODERN:
+            async with self._answers_within(call):
+                return await request
+        call.task = asyncio.create_task(request)
+        call.task.add_done_callback(seen)
+        return await self._until_it_asks(call)
+
+    def _check_call(self, name: str, arguments: Mapping[str, Any], expects: str) -> None:
+        offer, server = self.offers.get(name), self.key.server
+        if offer is None:
+            why = f": {self.left_out[name]}" if name in self.left_out else ""
+            raise McpToolChanged(server, f"it offers no tool {short_repr(name)}{why}")
+        if expects and offer.digest != expects:
+            raise McpToolChanged(
+                server,
+                f"{name} was not called: its description, schema or hints are others than when it was offered",
+                hint="look at them, and call pool.tools(…) again; or on_change='allow'",
+            )
+        try:
+            OfferedArguments(name, "", offer.schema).check(arguments)
+        except Mismatch as error:
+            raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
+
+    async def _until_it_asks(self, call: _SentCall) -> McpResult:
+        """The result of the call, or its questions."""
+        assert call.task is not None
+        stays = False
+        self._calls.add(call)
+        if not call.asked:
+            call.asks = asyncio.get_running_loop().create_future()
+        try:
+            async with self._answers_within(call):
+                if call.asks is not None:
+                    waiting: list[asyncio.Future[Any]] = [call.task, call.asks]
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if call.task.done():
+                return call.task.result()
+            stays = True
+            state = secrets.token_hex(16)
+            self._suspended[state] = call
+            seconds = self._config.seconds("question_timeout") + _ANSWER_SECONDS
+            call.forget = asyncio.get_running_loop().call_later(seconds, self._forget, state)
+            return McpResult(questions=dict(call.asked), state=state)
+        finally:
+            self._calls.discard(call)
+            if not stays:
+                call.task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _answers_within(self, call: _SentCall) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(call.seconds) as call.deadline:
+                yield
+        except TimeoutError:
+            raise McpTimeout(
+                self.key.server,
+                f"{call.name} did not answer within {call.seconds:g} s",
+                hint="timeout= gives it longer",
+            ) from None
+        finally:
+            call.deadline = None
+
+    async def _request_call(
+        self,
+        call: _SentCall,
+        name: str,
+        arguments: Mapping[str, Any],
+        progress: OnProgress | None,
+        responses: Mapping[str, Any],
+        state: str,
+    ) -> McpResult:
+        async def on_progress(done: float, total: float | None, words: str | None) -> None:
+            if call.deadline is not None and not call.deadline.expired():
+                call.deadline.reschedule(asyncio.get_running_loop().time() + call.seconds)
+            if progress is not None:
+                progress(done, total, (words or "")[:1000])
+
+        relisted = False
+        for _ in range(_ROUNDS):
+            request = types.CallToolRequest(
+                params=types.CallToolRequestParams(
+                    name=name,
+                    arguments=dict(arguments),
+                    input_responses=dict(responses) or None,
+                    request_state=state or None,
+                )
+            )
+            try:
+                send = self._session.send_request
+                found = await self._sent(name, send, request, _CALLED, progress_callback=on_progress)
+            except McpRefused as error:  # headers that the tool's schema asks for: nothing was done
+                if error.number != HEADER_MISMATCH or relisted:
+                    raise
+                relisted = True
+                await self._list_tools()
+                continue
+            if isinstance(found, types.CallToolResult):
+                return self._result(name, found)
+            if found.input_requests:
+                asked = {key: as_json(each) for key, each in found.input_requests.items()}
+                return McpResult(questions=asked, state=found.request_state or "")
+            state = found.request_state or ""
+            await asyncio.sleep(_ROUND_SECONDS)
+        raise McpInvalidAnswer(self.key.server, f"{name} wanted to be asked again {_ROUNDS} times")
+
+    def _result(self, name: str, found: Any) -> McpResult:
+        offer, structured = self.offers.get(name), found.structured_content
+        if offer is not None and offer.output is not None and not found.is_error:
+            wrong = "there is none" if structured is None else mismatch(structured, offer.output)
+            if wrong:
+                raise McpInvalidAnswer(
+                    self.key.server, f"{name}: its structured content does not match its output schema: {wrong}"
+                )
+        return McpResult(
+            content=[as_json(each) for each in found.content], structured=structured, is_error=bool(found.is_error)
+        )
+
+    async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        """What the server answers. Raises McpError."""
+        try:
+            return await send(*args, **options)
+        except MCPError as error:
+            raise self._refusal(what, error) from None
+        except ValidationError as error:
+            raise McpInvalidAnswer(
+                self.key.server, f"{what}: its answer is not what the protocol says: {first_wrong(error)}"
+            ) from None
+
+    def _refusal(self, what: str, error: Any) -> McpError:
+        if error.code == SESSION_OVER or is_closed(error):
+            self.ended(str(error.message))
+        if is_lost(error) or (not self.is_open and error.code == CLOSED):
+            return self._lost(what, "" if is_closed(error) else str(error.message))
+        return refusal(self.key.server, what, error, self._config.most_bytes)
+
+    def _lost(self, what: str, why: str = "") -> McpConnectionLost:
+        return McpConnectionLost(
+            self.key.server, f"{what}: the session ended before the answer came: {why or self._why or 'it was closed'}"
+        )
+
+    # -- questions of the server --------------------------------------------------------------------------------------
+
+    async def _elicited(self, context: Any, params: Any) -> Any:
+        return await self._asked("elicitation/create", params)
+
+    async def _sampled(self, context: Any, params: Any) -> Any:
+        return await self._asked("sampling/createMessage", params)
+
+    async def _asked(self, method: str, params: Any) -> Any:
+        """The answer to a request of the server's own; it waits until the caller of the call has it."""
+        calls = list(self._calls or self._suspended.values())
+        if len(calls) != 1:
+            several = "several calls are" if calls else "no call is"
+            return types.ErrorData(code=-32600, message=f"{several} under way: nobody can say who is asked")
+        call = calls[0]
+        if len(call.answers) >= self._config.max_questions:
+            return types.ErrorData(code=-32600, message="it has asked too much")
+        key = f"q{len(call.answers) + 1}"
+        call.answers[key] = answer = asyncio.get_running_loop().create_future()
+        call.asked[key] = {"method": method, "params": as_json(params)}
+        if call.asks is not None and not call.asks.done():
+            call.asks.set_result(None)
+        return await answer
+
+    def _forget(self, state: str) -> None:
+        """Nobody has answered: who was to has gone."""
+        call = self._suspended.pop(state, None)
+        if call is not None and call.task is not None:
+            call.task.cancel()
+
+    def _go_on(self, call: _SentCall, answers: Mapping[str, Any]) -> None:
+        if call.forget is not None:
+            call.forget.cancel()
+        responses = self._responses({key: each for key, each in answers.items() if key in call.asked})
+        for key in responses:
+            call.asked.pop(key)
+            if not call.answers[key].done():
+                call.answers[key].set_result(responses[key])
+        call.asks = None if call.asked else call.asks
+
+    def _responses(self, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """The SDK's answers of JSON that says which question each one answers."""
+        return {
+            key: types.ErrorData.model_validate(each["error"])
+            if "error" in each
+            else _ANSWERS[each["method"]].model_validate(each["result"])
+            for key, each in answers.items()
+        }
+
+    # -- what it offers -----------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Looks the tools up again, where the server has said that they changed."""
+        if self._stale and self.is_open:
+            self._stale = False
+            await self._list_tools()
+            if self._listener is not None and self._listener.done():
+                self._watch()
+
+    async def _list_tools(self) -> None:
+        if not self.offers_any("tools"):
+            self.offers, self.left_out = {}, {}
+            return
+        listed = await self.pages("list_tools", "tools", self._config.max_tools)
+        offers: dict[str, Offer] = {}
+        left_out: dict[str, str] = {}
+        for each in listed:
+            offer = offer_of(as_json(each), self._config.max_description_chars)
+            name = str(each.name)[:100]
+            if isinstance(offer, Offer) and name not in offers:
+                offers[offer.name] = offer
+            else:
+                left_out[name] = offer if isinstance(offer, str) else "its name is offered twice"
+        if left_out != self.left_out:
+            for name, why in left_out.items():
+                _log.warning("MCP server %s: tool %r is left out: %s", self.key.server, name, why)
+        self.offers, self.left_out = offers, left_out
+
+    async def pages(self, method: str, items: str, most: int) -> list[Any]:
+        """All pages of a list, at most so many items. method: of the SDK's session."""
+        found: list[Any] = []
+        cursor: str | None = None
+        async with self._timed(method):
+            for _ in range(_PAGES):
+                fetch = getattr(self._session, method)
+                page = await self._sent(method, fetch, params=types.PaginatedRequestParams(cursor=cursor))
+                found += getattr(page, items)
+                cursor = page.next_cursor
+                if cursor is None or len(found) >= most:
+                    break
+        if len(found) > most or cursor is not None:
+            _log.warning("MCP server %s: of its %s the first %d are taken", self.key.server, items, most)
+        return found[:most]
+
+    async def request(self, method: str, *args: Any, **options: Any) -> Any:
+        """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""
+        async with self._timed(method):
+            return await self._sent(method, getattr(self._session, method), *args, **options)
+
+    def offers_any(self, what: str) -> bool:
+        """Whether it has said that it has "tools", "resources" or "prompts"."""
+        return self._client is not None and getattr(self._client.server_capabilities, what) is not None
+
+    @contextlib.asynccontextmanager
+    async def _timed(self, what: str) -> AsyncIterator[None]:
+        seconds = self._config.seconds("request_timeout")
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise McpTimeout(self.key.server, f"{what} was not answered within {seconds:g} s") from None

@@ -1,0 +1,515 @@
+"""The servers of a process, and the sessions with them: opened when they are needed, kept while they are used, each of one tenant and one
+principal alone.
+
+A pool has an event loop of its own, in a thread: tools are looked up in one event loop and called in others, and a session belongs to one.
+"""
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from sabot.config import Duration, parse_seconds
+from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.llm.messages import ChatMessage
+from sabot.llm.tools import InDoubt, Tool
+from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
+from sabot.mcp.errors import McpBusy, McpConnectionLost, McpUnavailable
+from sabot.mcp.results import McpPrompt, McpResource, McpResult
+from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
+
+if TYPE_CHECKING:
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.mcp.owner import McpConnection, OnProgress
+
+__all__ = ["McpServerPool", "McpSession", "OnChange"]
+
+T = TypeVar("T")
+
+OnChange = Literal["refuse", "allow"]
+"""What becomes of a call of a tool that has changed since it was offered."""
+
+_AGENT_SERVER = "agent"  # the name of the server that an agent has where none is named
+_BACKOFF_SECONDS = 0.1
+_STOP_SECONDS = 15.0
+
+
+class McpServerPool:
+    """Sessions with MCP servers.
+
+        pool = McpServerPool()
+        agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
+
+    It may be used from any event loop and thread. `close`, or leaving `async with pool`, ends its sessions and the servers that it has
+    started; so does the end of the process.
+    """
+
+    def __init__(
+        self,
+        config: McpConfig | None = None,
+        *,
+        command: Sequence[str] = (),
+        url: str = "",
+        sampling: "ExecutionEngine | None" = None,
+        ask: Ask | None = None,
+    ) -> None:
+        """command, url: of the server that `get_or_create` and `call_tool` use; else the one of `config.binary`. sampling: the engine whose
+        model answers what servers ask of models; None: they may not ask. ask: `await ask(kind, payload, timeout_s)` asks a person what a
+        server wants to know outside of a job, and returns the answer as a dict, or None where there is none; in a durable agent it is an
+        action. Raises MissingExtra.
+        """
+        _require_sdk()
+        self.config = config or McpConfig()
+        self._default = (tuple(command), url)
+        self._sampling = sampling
+        self._ask = ask
+        self._specs: dict[str, McpServerSpec] = {}
+        self._loop = _LoopThread()
+        self._opened: dict[SessionKey, McpConnection] = {}
+        self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> "McpServerPool":
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    # -- servers ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        server: str,
+        *,
+        command: Sequence[str] = (),
+        url: str = "",
+        environment: PerTenant = None,
+        headers: PerTenant = None,
+        working_dir: "str | PathLike[str] | None" = None,
+        connect: Connect | None = None,
+    ) -> None:
+        """Names a server, and how it is reached (`McpServerSpec`). Raises UserError where it is named already, and reached otherwise."""
+        spec = McpServerSpec(
+            name=server,
+            command=tuple(command) if not isinstance(command, str) else command,  # type: ignore[arg-type]
+            url=url,
+            environment=environment,
+            headers=headers,
+            working_dir=working_dir,
+            connect=connect,
+        )
+        if self._specs.setdefault(server, spec) != spec:
+            raise UserError(
+                f"MCP server {server}: it is reached otherwise already", hint="give the second one a name of its own"
+            )
+
+    async def session(self, server: str, *, scope: str = "", principal: str = "") -> "McpSession":
+        """A session with this server, for this tenant and principal alone. Raises UserError for a name that is not added; McpError."""
+        session = McpSession(self, SessionKey(self._known(server).name, scope, principal))
+        await self.run(self._connection(session.key))
+        return session
+
+    async def get_or_create(self, agent_id: str) -> "McpSession":
+        """The session of an agent with the pool's own server. Raises UserError, McpError."""
+        if _AGENT_SERVER not in self._specs:
+            command, url = self._default
+            self.add(_AGENT_SERVER, command=command or (() if url else self.config.default_command()), url=url)
+        return await self.session(_AGENT_SERVER, principal=agent_id)
+
+    async def call_tool(self, agent_id: str, call: Any) -> McpResult:
+        """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`. Raises McpError."""
+        session = await self.get_or_create(agent_id)
+        arguments = call.arguments
+        if isinstance(arguments, str):
+            arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        return await session.call(call.name, arguments)
+
+    async def tools(
+        self,
+        server: str,
+        *,
+        command: Sequence[str] = (),
+        url: str = "",
+        environment: PerTenant = None,
+        headers: PerTenant = None,
+        working_dir: "str | PathLike[str] | None" = None,
+        connect: Connect | None = None,
+        scope: str = "",
+        principal: str = "",
+        only: Collection[str] | None = None,
+        effects: str | Mapping[str, str] | None = None,
+        trust_annotations: bool = True,
+        in_doubt: InDoubt = "ask",
+        timeout: Duration | None = None,
+        retries: int | None = None,
+        labels: Collection[str] = (),
+        prefix: str = "",
+        on_change: OnChange = "refuse",
+        approved: Mapping[str, str] | None = None,
+    ) -> list[Tool]:
+        """The tools of a server, for agents and for `ctx.call`.
+
+        command … connect: as of `add`, where the server is not added yet. scope, principal: for whom they are looked up, and called where
+        the caller names nobody. only: their names; None: all. effects: a class for all of them, or by name ("*": the others); it wins over
+        what the server's annotations propose, and where `trust_annotations` is False they propose nothing. in_doubt, timeout, retries,
+        labels: as of `tool`. prefix: stands before each name. on_change: whether a call of a tool is refused that is not what it was when
+        it was offered here. approved: digests by name (`McpSession.digests`): tools that are not exactly those are refused, too.
+
+        Raises UserError, McpError.
+        """
+        if command or url or connect is not None:
+            self.add(
+                server,
+                command=command,
+                url=url,
+                environment=environment,
+                headers=headers,
+                working_dir=working_dir,
+                connect=connect,
+            )
+        if on_change not in ("refuse", "allow"):
+            raise UserError(f"MCP server {server}: on_change={short_repr(on_change)}", hint='"refuse" or "allow"')
+        session = await self.session(server, scope=scope, principal=principal)
+        offers = await self.run(self._offers(session.key))
+        wanted = set(offers) if only is None else set(only)
+        known = {} if approved is None else {name: offers[name].digest for name in wanted & offers.keys()}
+        if changed := sorted(name for name, digest in known.items() if (approved or {}).get(name) != digest):
+            raise UserError(
+                f"MCP server {server}: {', '.join(changed)} is not what was approved",
+                hint="look at what it says of itself, and approve the digest of McpSession.digests()",
+            )
+        if missing := sorted(wanted - offers.keys()):
+            raise UserError(
+                f"MCP server {server}: it offers no tool {', '.join(missing)}",
+                hint=f"it offers {', '.join(sorted(offers)) or 'none'}",
+            )
+        classes = checked_effects(server, effects, offers)
+        timeout_s = (
+            None if timeout is None else parse_seconds(timeout, name=f"MCP server {server}: timeout", zero=False)
+        )
+        talk = ServerQuestions(self.config, self._sampling)
+        made = []
+        for name in sorted(wanted):
+            offer = offers[name]
+            expects = offer.digest if on_change == "refuse" else ""
+            remote = RemoteTool(self.step, session.key, name, expects, timeout_s, talk, self._ask)
+            made.append(
+                tool_of(
+                    offer,
+                    remote,
+                    effect=classes.get(name) or (str(offer.proposed) if trust_annotations else "unsafe"),
+                    in_doubt=in_doubt,
+                    timeout_s=timeout_s,
+                    retries=retries,
+                    labels=labels,
+                    prefix=prefix,
+                )
+            )
+        return made
+
+    async def step(
+        self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> McpResult:
+        """One step of a call: its result, or its questions. options: `expects`, `timeout_s`, `progress`, `answers`, `state` of
+        `McpConnection.call`. A session that is over before the call was sent is opened again, once.
+        """
+        return await self.run(self._step(key, name, arguments, options))
+
+    # -- on its loop --------------------------------------------------------------------------------------------------
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs it on the pool's loop."""
+        if self._closed:
+            work.close()
+            raise UserError("the McpServerPool is closed", hint="make another one")
+        return await self._loop.run(work)
+
+    async def _step(
+        self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> McpResult:
+        for first in (True, False):
+            async with self._in_use(key) as connection:
+                try:
+                    return await connection.call(name, arguments, **options)
+                except McpUnavailable:
+                    if not first or connection.is_open:
+                        raise
+        raise AssertionError("the second try returns or raises")
+
+    async def use(self, key: SessionKey, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
+        """Something that changes nothing, with an open session; with another one where it ends meanwhile."""
+        for first in (True, False):
+            async with self._in_use(key) as connection:
+                try:
+                    return await what(connection)
+                except (McpUnavailable, McpConnectionLost):
+                    if not first or connection.is_open:
+                        raise
+        raise AssertionError("the second try returns or raises")
+
+    async def _offers(self, key: SessionKey) -> dict[str, Any]:
+        async def look(connection: "McpConnection") -> dict[str, Any]:
+            await connection.refresh()
+            return dict(connection.offers)
+
+        return await self.use(key, look)
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self, key: SessionKey) -> "AsyncIterator[McpConnection]":
+        connection = await self._connection(key)
+        connection.busy += 1
+        try:
+            yield connection
+        finally:
+            connection.busy -= 1
+            connection.used_at = asyncio.get_running_loop().time()
+
+    async def _connection(self, key: SessionKey) -> "McpConnection":
+        """An open session. Who asks while it is being opened gets the same one."""
+        found = self._opened.get(key)
+        if found is not None and found.is_open:
+            return found
+        opening = self._opening.get(key)
+        if opening is None:
+            opening = self._opening[key] = asyncio.create_task(self._open(key))
+            opening.add_done_callback(functools.partial(self._was_opened, key))
+        return await asyncio.shield(opening)
+
+    def _was_opened(self, key: SessionKey, task: "asyncio.Task[McpConnection]") -> None:
+        self._opening.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # who waited has it
+
+    async def _open(self, key: SessionKey) -> "McpConnection":
+        from sabot.mcp.owner import McpConnection
+
+        await self._make_room(key)
+        for attempt in range(self.config.max_retries + 1):
+            connection = McpConnection(
+                self._specs[key.server], key, self.config, samples=self._sampling is not None, on_over=self._over
+            )
+            try:
+                await connection.open()
+            except McpUnavailable as error:
+                if not error.passes or attempt == self.config.max_retries:
+                    raise
+                await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
+                continue
+            connection.used_at = asyncio.get_running_loop().time()
+            self._opened[key] = connection
+            self._sweep_later()
+            return connection
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _make_room(self, key: SessionKey) -> None:
+        """Where there are as many sessions as there may be, closes the one that was not used for longest. Raises McpBusy."""
+        while len(self._opened) + len(self._opening) > self.config.max_servers:
+            idle = [each for each in self._opened.values() if each.is_idle]
+            if not idle:
+                raise McpBusy(
+                    key.server,
+                    f"{len(self._opened)} sessions are in use, and there may be {self.config.max_servers}",
+                    hint="McpConfig(max_servers=…) allows more",
+                )
+            await self._close(min(idle, key=lambda each: each.used_at))
+
+    async def _close(self, connection: "McpConnection") -> None:
+        self._over(connection)
+        await connection.close()
+
+    def _over(self, connection: "McpConnection") -> None:
+        if self._opened.get(connection.key) is connection:
+            del self._opened[connection.key]
+
+    def _sweep_later(self) -> None:
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds / 2, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        """Closes sessions that were not used for long."""
+        self._sweep = None
+        oldest = asyncio.get_running_loop().time() - self._idle_seconds
+        for each in list(self._opened.values()):
+            if each.is_idle and each.used_at <= oldest:
+                self._loop.keep(self._close(each))
+        if self._opened:
+            self._sweep_later()
+
+    @property
+    def _idle_seconds(self) -> float:
+        return self.config.seconds("idle_timeout")
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    def open_sessions(self) -> list[SessionKey]:
+        """Whose sessions are open now."""
+        return list(self._opened)
+
+    async def close(self) -> None:
+        """Ends all sessions, and the servers that were started for them. The pool cannot be used after it."""
+        if not self._closed:
+            self._closed = True
+            await self._loop.stop(self._close_all)
+
+    async def _close_all(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for opening in list(self._opening.values()):
+            opening.cancel()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        await asyncio.gather(*(self._close(each) for each in list(self._opened.values())))
+
+    def _known(self, server: str) -> McpServerSpec:
+        if server not in self._specs:
+            raise UserError(
+                f"MCP server {short_repr(server)} is not known", hint='pool.add("git", command=["mcp-server-git"])'
+            )
+        return self._specs[server]
+
+    @property
+    def questions(self) -> ServerQuestions:
+        """How questions of servers are answered."""
+        return ServerQuestions(self.config, self._sampling)
+
+    @property
+    def ask(self) -> Ask | None:
+        """Who asks people outside of jobs."""
+        return self._ask
+
+
+class McpSession:
+    """A session with a server, of one tenant and principal. key: whose. It may be closed when it was not used for long, and is opened again
+    when it is used.
+    """
+
+    def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
+        self.key = key
+        self._pool = pool
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: Duration | None = None,
+        progress: "OnProgress | None" = None,
+    ) -> McpResult:
+        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, called in the
+        pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
+        """
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
+        remote = RemoteTool(
+            self._pool.step, self.key, name, "", timeout_s, self._pool.questions, self._pool.ask, progress
+        )
+        return await remote(**dict(arguments or {}))
+
+    async def digests(self) -> dict[str, str]:
+        """What each tool says of itself, as a digest: for `approved=`."""
+        offers = await self._use(_offered)
+        return {name: offer.digest for name, offer in offers.items()}
+
+    async def left_out(self) -> dict[str, str]:
+        """The tools that are not offered to agents, and why."""
+        return await self._use(_left_out)
+
+    async def version(self) -> str:
+        """The version of the protocol that is spoken."""
+        return await self._use(_version_of)
+
+    async def resources(self) -> list[McpResource]:
+        """What the server lets read, templates last. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(reading.resources)
+
+    async def read_resource(self, uri: str) -> list[dict[str, Any]]:
+        """Its contents, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(lambda server: reading.read_resource(server, uri))
+
+    async def prompts(self) -> list[McpPrompt]:
+        """The prompts that the server offers. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(reading.prompts)
+
+    async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
+        """The messages of a prompt, for a model. Raises McpError."""
+        from sabot.mcp import reading
+
+        return await self._use(lambda server: reading.prompt(server, name, arguments or {}))
+
+    async def _use(self, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
+        return await self._pool.run(self._pool.use(self.key, what))
+
+
+async def _offered(connection: "McpConnection") -> dict[str, Any]:
+    await connection.refresh()
+    return dict(connection.offers)
+
+
+async def _left_out(connection: "McpConnection") -> dict[str, str]:
+    return dict(connection.left_out)
+
+
+async def _version_of(connection: "McpConnection") -> str:
+    return connection.version
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, made when it is needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: set[asyncio.Task[Any]] = set()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_turn, args=(self._loop,), name="sabot-mcp", daemon=True).start()
+            return self._loop
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs it there. Who is cancelled cancels it."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+
+    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs it, and nobody waits for it. Called on the loop."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `last` there, and ends the thread."""
+        with self._lock:
+            loop = self._loop
+        if loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(last(), loop))
+            loop.call_soon_threadsafe(loop.stop)
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """The life of the thread."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _require_sdk() -> None:
+    try:
+        import mcp
+    except ImportError as error:
+        raise MissingExtra("McpServerPool", "mcp") from error
+    del mcp

@@ -1,0 +1,302 @@
+"""MCP tools as Sabot tools, and how the questions of their servers are answered.
+
+A call is one effect, unless its server asks something first: then it is one effect up to the question, the question is an action (or a
+request to a model), and the call goes on by another effect. So each step is in the journal of a durable agent, also where a person takes
+days to answer.
+"""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from sabot.calls.options import Retry
+from sabot.errors import EffectError, UserError, short_repr
+from sabot.journal.effects import RULES, EffectClass, effect_class
+from sabot.llm.errors import BudgetExceeded, ModelError
+from sabot.llm.json_schema import mismatch
+from sabot.llm.messages import ChatMessage, Image, Part, Text, system
+from sabot.llm.spec import RequestSpec
+from sabot.llm.tools import UNTRUSTED, CallSite, InDoubt, Tool, as_tool
+from sabot.mcp.config import McpConfig, SessionKey
+from sabot.mcp.errors import McpRefused
+from sabot.mcp.offers import Offer, OfferedArguments, clean
+from sabot.mcp.results import McpResult
+
+if TYPE_CHECKING:
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.mcp.owner import OnProgress
+
+__all__ = ["Ask", "CallStep", "RemoteTool", "ServerQuestions", "checked_effects", "tool_of"]
+
+Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | None]]
+"""`await ask(kind, payload, timeout_s)`: the answer of a person; None: there is none."""
+
+_ANSWERS, _STATE = "$answers", "$state"  # arguments of the steps behind the first one
+_ANSWERED_WRONG = 3  # times that a person is asked for what the server's schema does not take
+_MOST_NAME = 64
+_REFUSED = -1  # as MCP has it where a user does not want a request to be made
+
+
+class CallStep(Protocol):
+    """`McpServerPool.step`."""
+
+    async def __call__(
+        self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], /
+    ) -> McpResult: ...
+
+
+class RemoteTool:
+    """A tool of a server, for one tenant and principal unless its caller names others."""
+
+    def __init__(
+        self,
+        step: CallStep,
+        key: SessionKey,
+        name: str,
+        expects: str,
+        timeout_s: float | None,
+        questions: "ServerQuestions",
+        ask: Ask | None,
+        progress: "OnProgress | None" = None,
+    ) -> None:
+        self.__name__ = name
+        self._step = step
+        self._key = key
+        self._name = name
+        self._options: dict[str, Any] = {"expects": expects, "timeout_s": timeout_s, "progress": progress}
+        self._questions = questions
+        self._ask = ask
+
+    async def __call__(self, **arguments: Any) -> McpResult:
+        """The call, with nothing around it. Raises McpError."""
+        return await self._talk(_Direct(self._questions), self._key, partial(self._once, self._key), arguments)
+
+    async def converse(self, tool: Tool, site: CallSite, arguments: Mapping[str, Any]) -> McpResult:
+        """The call as a caller of tools makes it, in steps. Raises McpError, or what the caller makes of it."""
+        key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
+        step = replace(tool, func=partial(self._once, key), converse=None)
+
+        async def make(**given: Any) -> Any:
+            return await site.make(step, given)
+
+        return await self._talk(site, key, make, arguments)
+
+    async def _talk(
+        self, site: CallSite, key: SessionKey, make: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
+    ) -> McpResult:
+        given: dict[str, Any] = {}
+        for _ in range(self._questions.most + 1):
+            said = await make(**{**arguments, **given})
+            result = said if isinstance(said, McpResult) else msgspec.convert(said, McpResult)
+            if not result.questions:
+                return result
+            answers = {
+                name: await self._questions.answer(site, self._ask, key.server, self._name, question)
+                for name, question in result.questions.items()
+            }
+            given = {_ANSWERS: answers, _STATE: result.state}
+        raise McpRefused(key.server, f"{self._name} asked more than {self._questions.most} times")
+
+    async def _once(self, key: SessionKey, **arguments: Any) -> McpResult:
+        options = dict(self._options)
+        if _ANSWERS in arguments:
+            options |= {"answers": arguments.pop(_ANSWERS), "state": arguments.pop(_STATE)}
+        return await self._step(key, self._name, arguments, options)
+
+
+class _Direct:
+    """Where a tool is called by itself."""
+
+    scope = principal = ""
+
+    def __init__(self, questions: "ServerQuestions") -> None:
+        self._questions = questions
+
+    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+        return await tool.func(**arguments)
+
+    async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> None:
+        return None
+
+    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> Any:
+        return await engine.complete(spec)
+
+
+# -- questions --------------------------------------------------------------------------------------------------------
+
+
+class ServerQuestions:
+    """Answers what servers ask. most: questions of one call."""
+
+    def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None") -> None:
+        self.most = config.max_questions
+        self._tokens = config.max_sampling_tokens
+        self._timeout_s = config.seconds("question_timeout")
+        self._sampling = sampling
+
+    async def answer(
+        self, site: CallSite, ask: Ask | None, server: str, tool: str, question: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The answer, as `McpConnection.call` takes it."""
+        method, params = question["method"], question["params"]
+        if method == "sampling/createMessage":
+            return {"method": method, **await self._sampled(site, params)}
+        if method == "elicitation/create":
+            return {"method": method, "result": await self._elicited(site, ask, server, tool, params)}
+        return {"method": method, "error": {"code": -32601, "message": "nobody answers this"}}
+
+    async def _sampled(self, site: CallSite, params: Mapping[str, Any]) -> dict[str, Any]:
+        if self._sampling is None:
+            return _refusal("no model answers")
+        try:
+            said = await site.complete(self._sampling, _request_of(params, self._tokens))
+        except (ModelError, BudgetExceeded, EffectError, UserError) as error:
+            return _refusal(error.message)
+        stopped = "maxTokens" if said.finish_reason == "length" else "endTurn"
+        text = {"type": "text", "text": said.content}
+        return {"result": {"role": "assistant", "content": text, "model": said.model or "model", "stopReason": stopped}}
+
+    async def _elicited(
+        self, site: CallSite, ask: Ask | None, server: str, tool: str, params: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        message = clean(str(params.get("message", "")), 4000)
+        payload: dict[str, Any] = {"server": server, "tool": tool, "message": message}
+        schema = params.get("requestedSchema")
+        if params.get("mode") == "url" or schema is None:
+            payload["url"] = clean(str(params.get("url", "")), 2000)
+            schema = None
+        else:
+            payload["schema"] = schema
+        for _ in range(_ANSWERED_WRONG):
+            kind = "confirm" if schema is None else "input"
+            reply = await site.ask(kind, payload, self._timeout_s)
+            if reply is None and ask is not None:
+                said = await ask(kind, payload, self._timeout_s)
+                reply = ("resolved", said) if said is not None else None
+            if reply is None or reply[0] != "resolved":
+                return {"action": "cancel"}
+            found = _reply_of(reply[1], schema)
+            if found.get("action") != "accept" or schema is None:
+                return found
+            try:
+                wrong = mismatch(found["content"], schema)
+            except (UserError, AttributeError, TypeError) as error:
+                wrong = f"the server's schema cannot be used: {error}"
+            if not wrong:
+                return found
+            payload = {**payload, "wrong": wrong}
+        return {"action": "cancel"}
+
+
+def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a person has answered, as MCP has it: {"approved": false} and {"action": "decline"} decline; else the fields, or {"content":
+    fields}; {"answer": value} is that of the only field.
+    """
+    if said.get("action") in ("decline", "cancel"):
+        return {"action": said["action"]}
+    if said.get("approved") is False:
+        return {"action": "decline"}
+    if schema is None:
+        return {"action": "accept"}
+    fields = list(schema.get("properties", {}))
+    content = said.get("content")
+    if not isinstance(content, Mapping):
+        content = {name: value for name, value in said.items() if name in fields or name not in ("approved", "action")}
+    if len(fields) == 1 and list(content) == ["answer"]:
+        content = {fields[0]: content["answer"]}
+    return {"action": "accept", "content": dict(content)}
+
+
+def _refusal(words: str) -> dict[str, Any]:
+    return {"error": {"code": _REFUSED, "message": words[:500]}}
+
+
+def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
+    """What a server asks of a model. The model is the engine's own, whatever the server prefers. Raises UserError."""
+    messages = [_message_of(each) for each in params.get("messages", ())]
+    prompt = params.get("systemPrompt")
+    return RequestSpec(
+        messages=tuple([system(prompt), *messages] if prompt else messages),
+        max_tokens=min(int(params.get("maxTokens", most_tokens)), most_tokens),
+        temperature=params.get("temperature"),
+        stop=tuple(params.get("stopSequences") or ()),
+    )
+
+
+def _message_of(message: Mapping[str, Any]) -> ChatMessage:
+    blocks = message["content"] if isinstance(message["content"], list) else [message["content"]]
+    parts: list[Part] = []
+    for block in blocks:
+        if block.get("type") == "text":
+            parts.append(Text(block["text"]))
+        elif block.get("type") == "image" and message["role"] == "user":
+            try:
+                data = base64.b64decode(block["data"], validate=True)
+            except binascii.Error as error:
+                raise UserError("an image that is not in base64") from error
+            parts.append(Image(data=data, media_type=block["mimeType"]))
+        else:
+            raise UserError(f"a model is not asked with {short_repr(block.get('type'))}")
+    if all(isinstance(each, Text) for each in parts):
+        return ChatMessage(message["role"], "".join(each.text for each in parts if isinstance(each, Text)))
+    return ChatMessage(message["role"], tuple(parts))
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+
+def checked_effects(
+    server: str, effects: str | Mapping[str, str] | None, offers: Mapping[str, Offer]
+) -> dict[str, str]:
+    """The class of each tool for which the user has said one. Raises UserError."""
+    said = {"*": effects} if isinstance(effects, str) else dict(effects or {})
+    if unknown := sorted(said.keys() - offers.keys() - {"*"}):
+        raise UserError(
+            f"MCP server {server}: effects= names {', '.join(unknown)}, which it does not offer",
+            hint=f"it offers {', '.join(sorted(offers)) or 'none'}",
+        )
+    for name, word in said.items():
+        if effect_class(word) is EffectClass.RECONCILABLE:
+            raise UserError(
+                f"MCP server {server}: effects={{{name!r}: {word!r}}}",
+                hint="a tool of yours around it can be reconcilable: @tool(reconcile=…)",
+            )
+    return {name: said.get(name, said.get("*", "")) for name in offers if name in said or "*" in said}
+
+
+def tool_of(
+    offer: Offer,
+    remote: RemoteTool,
+    *,
+    effect: str,
+    in_doubt: InDoubt,
+    timeout_s: float | None,
+    retries: int | None,
+    labels: Collection[str],
+    prefix: str,
+) -> Tool:
+    """The tool that is offered, as agents take it. A class that may be repeated is repeated once, where nobody says otherwise."""
+    kind = effect_class(effect)
+    name = f"{prefix}{offer.shown}"[:_MOST_NAME]
+    world = frozenset[str]() if offer.open_world is False else frozenset({UNTRUSTED})
+    made = Tool(
+        remote,
+        name,
+        kind,
+        None,
+        in_doubt if kind is EffectClass.UNSAFE else "ask",
+        timeout_s,
+        Retry(int(RULES[kind].repeatable) if retries is None else retries),
+        False,
+        True,
+        retries is not None,
+        frozenset(labels) | world,
+        OfferedArguments(name, offer.description, offer.schema),
+        remote.converse,
+    )
+    return as_tool(made, effect=kind)

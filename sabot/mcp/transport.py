@@ -1,0 +1,364 @@
+"""How messages travel: as lines of JSON over a pair of byte streams, or by streamable HTTP. Both give the SDK's two message streams.
+
+    Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
+
+What a server sends is bounded: of a line that is longer than `most_bytes`, and of such a body, only the size is kept, and the call that it
+answers gets an error. What fails below HTTP becomes the error of the request that it hit, so that the session and its other calls go on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import anyio
+import httpx2
+import msgspec
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.message import SessionMessage
+from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
+
+from sabot.errors import SabotError
+from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
+from sabot.process.client import Command, Supervisor
+from sabot.redaction import scrubbed
+
+__all__ = [
+    "LOST",
+    "NOT_SENT",
+    "SESSION_OVER",
+    "TOO_LARGE",
+    "ByteSink",
+    "ByteSource",
+    "Transport",
+    "over_bytes",
+    "over_http",
+    "over_process",
+]
+
+_log = logging.getLogger(__name__)
+
+# Codes of errors that are made here, in the place of answers. JSON-RPC leaves them to servers; MCP and its SDKs use others.
+TOO_LARGE = -32091
+NOT_SENT = -32092
+LOST = -32093
+SESSION_OVER = -32094
+
+_END = 512  # bytes of each end of a line that is too long
+_MOST_JUNK = 10_000  # lines that are no messages, before a server is given up
+_CLOSE_SECONDS = 1.0
+_GRACE_SECONDS = 2.0  # for a server to end when its stdin has
+_LAST_WORDS = 1000  # bytes of stderr that are kept
+_FIRST_ID = re.compile(rb'\A\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*,')
+_LAST_ID = re.compile(rb'[{,]\s*"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
+
+
+class ByteSource(Protocol):
+    """Where bytes come from: the stdout of a process, say."""
+
+    async def read(self, most: int, /) -> bytes:
+        """Some bytes, at most so many; b"" at the end."""
+
+
+class ByteSink(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes the bytes."""
+
+    async def drain(self) -> object:
+        """Returns when there is room for more. Raises OSError where nobody reads them any more."""
+
+
+class _TooLong:
+    """A line of which only the ends were kept."""
+
+    def __init__(self, size: int, first: bytes, last: bytes) -> None:
+        self.size = size
+        self._first = first
+        self._last = last
+
+    def request_id(self) -> int | str | None:
+        """Of the request that it answers, where that stands at one of its ends."""
+        found = _FIRST_ID.match(self._first) or _LAST_ID.search(self._last)
+        return None if found is None else msgspec.json.decode(found[1], type=int | str)
+
+
+class _Lines:
+    """Cuts bytes into lines of at most `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept = bytearray()
+        self._size = 0  # of the line so far
+        self._first: bytes | None = None  # its beginning, where it is too long; then `_kept` is its end
+
+    def cut(self, data: bytes) -> Iterator[bytes | _TooLong]:
+        """The lines that end in these bytes."""
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            self._add(part)
+            if self._first is not None:
+                yield _TooLong(self._size, self._first, bytes(self._kept))
+            elif self._kept and not self._kept.isspace():
+                yield bytes(self._kept)
+            self._kept.clear()
+            self._size, self._first = 0, None
+        self._add(rest)
+
+    def _add(self, part: bytes) -> None:
+        self._kept += part
+        self._size += len(part)
+        if self._first is None and self._size > self._most:
+            self._first = bytes(self._kept[:_END])
+        if self._first is not None:
+            del self._kept[:-_END]
+
+
+@asynccontextmanager
+async def over_bytes(
+    source: ByteSource, sink: ByteSink, *, most_bytes: int, buffer: int, on_end: Callable[[str], Awaitable[None]]
+) -> AsyncIterator[tuple[Any, Any]]:
+    """The streams of messages over these bytes. on_end: is told why, where they end before the block does, and before the session is."""
+    heard, incoming = anyio.create_memory_object_stream[Any](0)
+    outgoing, said = anyio.create_memory_object_stream[Any](0)
+
+    async def over(why: str) -> None:
+        await on_end(why)
+        heard.close()  # calls that wait for an answer are told
+
+    async def read() -> None:
+        lines, junk, why = _Lines(most_bytes), 0, "it closed its output"
+        try:
+            while data := await source.read(buffer):
+                for line in lines.cut(data):
+                    message = _message(line, most_bytes)
+                    if isinstance(message, str):
+                        raise _GivenUp(message)
+                    if message is not None:
+                        await heard.send(message)
+                        continue
+                    junk += 1
+                    if junk == 1:
+                        _log.warning("an MCP server writes what is no message: %r", bytes(line[:200]))  # type: ignore[index]
+                    if junk > _MOST_JUNK:
+                        raise _GivenUp(f"it wrote {junk:,} lines that are no messages")
+        except _GivenUp as error:
+            why = str(error)
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            why = f"its output cannot be read: {type(error).__name__}"
+        await over(why)
+
+    async def write() -> None:
+        try:
+            async with said:
+                async for each in said:
+                    sink.write(each.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+                    await sink.drain()
+        except (OSError, SabotError) as error:
+            await over(f"it does not read its input: {type(error).__name__}")
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(write())]
+    try:
+        yield incoming, outgoing
+    finally:
+        outgoing.close()
+        await asyncio.wait(tasks[1:], timeout=_CLOSE_SECONDS)  # what was said goes out
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for stream in (heard, incoming, outgoing, said):
+            stream.close()
+
+
+class _GivenUp(Exception):
+    pass
+
+
+def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
+    """The message; None: the line is none; a text: why no more is read."""
+    if isinstance(line, _TooLong):
+        words, request_id = f"a message of {line.size:,} bytes, and {most_bytes:,} are the most", line.request_id()
+        if request_id is None:
+            return f"it sent {words}"
+        return SessionMessage(_error(request_id, TOO_LARGE, words))
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except ValueError:
+        return None
+
+
+def _error(request_id: int | str | None, code: int, words: str) -> Any:
+    return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=words))
+
+
+# -- processes ------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over_process(
+    command: Command, *, most_bytes: int, buffer: int, on_end: Callable[[str], object]
+) -> AsyncIterator[tuple[Any, Any]]:
+    """The streams of messages with a program, which is started here, and ended with all that it has started. on_end: is told why it ended,
+    with what it wrote last to stderr. Raises SpawnFailed.
+    """
+    child = await (await Supervisor.running()).spawn(command)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    last = bytearray()
+
+    async def listen() -> None:
+        """What it writes to stderr is read, or it would have to wait for that; the end is kept."""
+        assert child.stderr is not None
+        while data := await child.stderr.read():
+            last.extend(data)
+            del last[:-_LAST_WORDS]
+
+    async def ended(why: str) -> None:
+        with contextlib.suppress(TimeoutError, SabotError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await child.wait()
+                await asyncio.wait([listening], timeout=_CLOSE_SECONDS)
+        if (status := child.status) is not None:
+            why = (
+                f"it ended by signal {status.signal}"
+                if status.code is None
+                else f"it ended with exit code {status.code}"
+            )
+        words = scrubbed(last.decode(errors="replace").strip())
+        on_end(f"{why}; its last words: {words}" if words else why)
+
+    listening = asyncio.create_task(listen())
+    try:
+        async with over_bytes(child.stdout, child.stdin, most_bytes=most_bytes, buffer=buffer, on_end=ended) as streams:
+            yield streams
+    finally:
+        listening.cancel()
+        with contextlib.suppress(SabotError):  # the supervisor has ended, and so has the child
+            await asyncio.shield(asyncio.ensure_future(child.stop(_GRACE_SECONDS)))
+
+
+# -- HTTP -----------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over_http(
+    url: str, headers: Mapping[str, str], *, most_bytes: int, connect_s: float
+) -> AsyncIterator[tuple[Any, Any]]:
+    """The streams of messages by streamable HTTP. Time-outs of requests are their callers'."""
+    client = httpx2.AsyncClient(
+        headers={"accept-encoding": "identity", **headers},
+        timeout=httpx2.Timeout(connect_s, read=None),
+        transport=_BoundedHttp(most_bytes),
+    )
+    async with (
+        client,
+        streamable_http_client(url, http_client=client, max_sse_event_size=most_bytes) as streams,
+    ):
+        yield streams
+
+
+class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
+    """HTTP whose failures are answers, and whose bodies of JSON are bounded."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._http = httpx2.AsyncHTTPTransport()
+        self._most_bytes = most_bytes
+
+    async def handle_async_request(self, request: Any) -> Any:
+        if request.method != "POST":
+            return await self._http.handle_async_request(request)
+        try:
+            response = await self._http.handle_async_request(request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol) as error:
+            return _answer(request, 503, NOT_SENT, f"it cannot be reached: {error or type(error).__name__}")
+        except httpx2.TransportError as error:
+            return _answer(request, 502, LOST, f"the connection broke: {error or type(error).__name__}")
+        kind = response.headers.get("content-type", "").lower()
+        if response.status_code == 404 and "mcp-session-id" in request.headers:
+            await response.aclose()
+            return _answer(request, 404, SESSION_OVER, "it does not know the session any more")
+        if response.status_code >= 400 and not kind.startswith("application/json"):
+            await response.aclose()
+            if response.status_code in (404, 405):  # what servers of before `server/discover` say of it
+                return httpx2.Response(response.status_code, request=request)
+            code = LOST if response.status_code >= 500 else -32600
+            return _answer(request, response.status_code, code, f"HTTP {response.status_code}")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            await response.aclose()
+            return _answer(request, 502, LOST, "its answer is compressed, which was not asked for")
+        if kind.startswith("application/json"):
+            response.stream = _BoundedBody(response.stream, self._most_bytes)
+        return response
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def _answer(request: Any, status: int, code: int, words: str) -> Any:
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": words}}
+    return httpx2.Response(status, json=body, request=request)
+
+
+class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
+    """A body that ends with an error of its own where it is too long, or breaks off."""
+
+    def __init__(self, body: Any, most_bytes: int) -> None:
+        self._body = body
+        self._most_bytes = most_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        try:
+            async for part in self._body:
+                size += len(part)
+                if size > self._most_bytes:
+                    raise httpx2.StreamError(f"more than {self._most_bytes:,} bytes")
+                yield part
+        except httpx2.TransportError as error:
+            raise httpx2.StreamError(f"the connection broke: {error or type(error).__name__}") from error
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+# -- any ------------------------------------------------------------------------------------------------------------------
+
+
+class Transport:
+    """How this server is reached, as the SDK takes it."""
+
+    def __init__(
+        self, spec: McpServerSpec, key: SessionKey, config: McpConfig, on_end: Callable[[str], object]
+    ) -> None:
+        self._spec = spec
+        self._key = key
+        self._config = config
+        self._on_end = on_end
+        self._opened: Any = None
+
+    async def __aenter__(self) -> Any:
+        spec, config = self._spec, self._config
+        if spec.connect is not None:
+            self._opened = spec.connect(self._key, self._on_end)
+        elif spec.url:
+            connect_s = config.seconds("connect_timeout")
+            headers = spec.headers_of(self._key)
+            self._opened = over_http(spec.url, headers, most_bytes=config.most_bytes, connect_s=connect_s)
+        else:
+            command = Command(
+                argv=spec.command,
+                environment=spec.environment_of(self._key),
+                working_dir=spec.working_dir,
+                lossless=True,
+            )
+            self._opened = over_process(
+                command, most_bytes=config.most_bytes, buffer=config.stdio_buffer, on_end=self._on_end
+            )
+        return await self._opened.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> Any:
+        return await self._opened.__aexit__(*raised)

@@ -1,0 +1,107 @@
+"""What comes from the SDK, as Sabot has it: models as JSON, errors by what they say of a call."""
+
+import asyncio
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from mcp import MCPError
+from pydantic import BaseModel, ValidationError
+
+from sabot.errors import words_of
+from sabot.mcp.errors import McpError, McpRefused, McpResultTooLarge, McpUnavailable
+from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE
+
+__all__ = [
+    "CLOSED",
+    "as_json",
+    "client_version",
+    "errors_in",
+    "first_wrong",
+    "is_closed",
+    "is_lost",
+    "may_pass",
+    "reason_of",
+    "refusal",
+    "seen",
+]
+
+CLOSED = -32000
+"""The SDK's code for a session that has ended. Servers use it too, for what they like."""
+
+_MOST_WORDS = 1000  # of what a server says
+
+
+def as_json(value: BaseModel) -> dict[str, Any]:
+    """A model of the protocol, as it travels."""
+    found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
+    return found
+
+
+def is_closed(error: MCPError) -> bool:
+    """Whether the SDK says that its session has ended."""
+    return bool(error.code == CLOSED and str(error.message) == "Connection closed")
+
+
+def is_lost(error: MCPError) -> bool:
+    """Whether the request may have been done, and no answer comes any more."""
+    broke = "the connection broke" in str(error.message)
+    ended = error.code == CLOSED and str(error.message).startswith("SSE stream") and not _too_large(error)
+    return bool(error.code == LOST or broke or ended or is_closed(error))
+
+
+def _too_large(error: MCPError) -> bool:
+    words = str(error.message)
+    says = words.startswith(("SSE stream failed", "Failed to parse JSON")) and "byte" in words
+    return bool(error.code == TOO_LARGE or says)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether another try to open the session may do better."""
+    return any(isinstance(each, MCPError) and each.code in (NOT_SENT, LOST) for each in errors_in(error))
+
+
+def refusal(server: str, what: str, error: MCPError, most_bytes: int) -> McpError:
+    """The error of a request that is answered, or was not sent."""
+    words = str(error.message)[:_MOST_WORDS]
+    if _too_large(error):
+        return McpResultTooLarge(
+            server,
+            f"{what}: its answer is longer than {most_bytes:,} bytes, and was not kept: {words}",
+            hint="McpConfig(max_result_bytes=…)",
+        )
+    if error.code in (NOT_SENT, SESSION_OVER):
+        return McpUnavailable(server, words)
+    return McpRefused(server, f"{what}: {words}", error.code)
+
+
+def first_wrong(error: ValidationError) -> str:
+    """What is first wrong with what the server has sent, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{first['msg']} at {'.'.join(map(str, first['loc']))}"[:300]
+
+
+def errors_in(error: BaseException | None) -> Sequence[BaseException]:
+    """The errors of a group, or this one."""
+    if isinstance(error, BaseExceptionGroup):
+        return [inner for each in error.exceptions for inner in errors_in(each)]
+    return [] if error is None else [error]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a session has ended."""
+    return "; ".join(f"{type(each).__name__}: {words_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
+
+
+def seen(task: "asyncio.Task[Any]") -> None:
+    """The error of a task that nobody waits for any more is nobody's."""
+    if not task.cancelled():
+        task.exception()
+
+
+def client_version() -> str:
+    """What servers are told."""
+    try:
+        return metadata.version("sabot")
+    except metadata.PackageNotFoundError:  # it runs from its source
+        return "0"

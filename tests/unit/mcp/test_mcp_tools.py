@@ -1,0 +1,367 @@
+"""MCP tools in agents: their classes and labels, what their models are told, and who answers what their servers ask."""
+
+import asyncio
+
+import pytest
+
+from sabot.errors import UserError
+from sabot.journal.effects import EffectClass
+from sabot.llm import (
+    Agent,
+    Budget,
+    ExecutionEngine,
+    RequestContext,
+    ScriptedProvider,
+    ToolCall,
+    assistant,
+    tool,
+)
+from sabot.llm.tools import UNTRUSTED
+from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool
+from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+@pytest.fixture
+async def pool():
+    async with McpServerPool() as made:
+        yield made
+
+
+def by_name(tools):
+    return {each.name: each for each in tools}
+
+
+def scripted(*answers, **options):
+    return ExecutionEngine(ScriptedProvider(list(answers)), retries=0, patience=0, **options)
+
+
+def calls(name, arguments):
+    return assistant("", ToolCall("c1", name, arguments))
+
+
+# -- what they are ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_hints_of_a_server_propose_classes_and_the_program_has_the_last_word(pool, desk):
+    connect = in_memory(lambda key: desk.server())
+    found = by_name(await pool.tools("desk", connect=connect, effects={"count": "unsafe", "send": "metered"}))
+    assert {name: str(each.effect) for name, each in found.items()} == {
+        "add": "read",
+        "book": "unsafe",
+        "count": "unsafe",
+        "fail": "unsafe",
+        "send": "metered",
+        "think": "unsafe",
+    }
+    distrusted = await pool.tools("desk", trust_annotations=False, effects={"add": "idempotent"})
+    assert {str(each.effect) for each in distrusted if each.name != "add"} == {"unsafe"}
+    assert {str(each.effect) for each in await pool.tools("desk", effects="read")} == {"read"}
+    proposed = by_name(await pool.tools("desk"))
+    assert proposed["count"].effect is EffectClass.IDEMPOTENT
+    assert (proposed["count"].retry.retries, proposed["send"].retry.retries) == (1, 0)
+
+
+async def test_results_of_an_open_world_are_not_trusted(pool, desk):
+    found = by_name(await pool.tools("desk", connect=in_memory(lambda key: desk.server()), labels={"desk"}))
+    assert found["send"].labels == {"desk", UNTRUSTED}
+    assert found["count"].labels == {"desk"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"effects": {"subtract": "read"}}, "effects= names subtract, which it does not offer"),
+        ({"effects": {"add": "pure"}}, "pure"),
+        ({"effects": "reconcilable"}, "reconcilable"),
+        ({"only": ["subtract"]}, "it offers no tool subtract"),
+        ({"on_change": "maybe"}, "on_change='maybe'"),
+        ({"in_doubt": "maybe"}, "in_doubt='maybe'"),
+    ],
+)
+async def test_what_cannot_be_said_of_tools_is_refused(pool, desk, options, words):
+    with pytest.raises(UserError, match=words):
+        await pool.tools("desk", connect=in_memory(lambda key: desk.server()), **options)
+
+
+async def test_names_are_those_that_all_vendors_take(pool):
+    async def echo(there, request):
+        await there.answer(request, text(request["params"]["name"]))
+
+    tools = await pool.tools("bad", connect=peer(echo, tools=[told("files/read.all")]), prefix="fs_")
+    assert [each.name for each in tools] == ["fs_files_read_all"]
+    assert (await tools[0]()).text == "files/read.all"
+    assert len((await pool.tools("bad", prefix="x" * 100))[0].name) == 64
+
+
+# -- in an agent ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_calls_them_and_its_model_is_told_what_failed(pool, desk):
+    engine = scripted(
+        calls("add", '{"a": 1, "b": "x"}'), calls("add", '{"a": 1, "b": 2}'), calls("fail", "{}"), "no order"
+    )
+    agent = Agent(engine, tools=await pool.tools("desk", connect=in_memory(lambda key: desk.server())))
+    result = await agent.run("How many?")
+    told_ = [(each.text, each.is_error) for each in result.messages if each.role == "tool"]
+    assert "expected integer, got string - at $.b" in told_[0][0]
+    assert told_[1:] == [("3", False), ("no such order", True)]
+    assert desk.calls == [("add", {"a": 1, "b": 2}), ("fail", {})], (
+        "a tool that says that it failed is not called again"
+    )
+    assert result.content == "no order"
+
+
+async def test_an_agent_calls_them_for_its_tenant(pool):
+    async def say(there, request):
+        await there.answer(request, text(f"{there.key.scope}/{there.key.principal}"))
+
+    tools = await pool.tools("who", connect=peer(say))
+    agent = Agent(scripted(calls("go", "{}"), "done"), tools=tools)
+    result = await agent.run("Who am I?", context=RequestContext(tenant_id="acme", user_id="ann"))
+    assert next(each.text for each in result.messages if each.role == "tool") == "acme/ann"
+
+
+async def test_a_read_that_was_cut_off_is_made_again_and_another_call_is_not(pool):
+    seen = []
+
+    async def say(there, request):
+        seen.append(request["params"]["name"])
+        if len(seen) in (1, 3):
+            there._writer.close()
+            return
+        await there.answer(request, text("done"))
+
+    offered = [told("look", annotations={"readOnlyHint": True}), told("send")]
+    look, send = await pool.tools("frail", connect=peer(say, tools=offered))
+    agent = Agent(scripted(calls("look", "{}"), calls("send", "{}"), "done"), tools=[look, send])
+    result = await agent.run("Go on")
+    said = [(each.text, each.is_error) for each in result.messages if each.role == "tool"]
+    assert said[0] == ("done", False)
+    assert said[1][1]
+    assert "the session ended before the answer came" in said[1][0]
+    assert seen == ["look", "look", "send"]
+
+
+async def test_two_servers_cannot_offer_one_name_to_an_agent(pool, desk):
+    @tool
+    def add(a: int) -> int:
+        return a
+
+    tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()))
+    with pytest.raises(UserError, match="two tools are called 'add'"):
+        Agent(scripted("x"), tools=[add, *tools])
+
+
+# -- what servers ask -------------------------------------------------------------------------------------------------
+
+
+class Person:
+    """asked: what they were shown."""
+
+    def __init__(self, *answers):
+        self.asked = []
+        self._answers = list(answers)
+
+    async def __call__(self, kind, payload, timeout_s):
+        self.asked.append((kind, dict(payload), timeout_s))
+        return self._answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"smoking": False}, "accept {'smoking': False}"),
+        ({"content": {"smoking": True}}, "accept {'smoking': True}"),
+        ({"answer": True}, "accept {'smoking': True}"),
+        ({"approved": False}, "decline None"),
+        ({"action": "cancel"}, "cancel None"),
+        (None, "cancel None"),
+    ],
+)
+async def test_a_person_answers_what_a_server_asks(desk, answer, said):
+    person = Person(answer)
+    async with McpServerPool(McpConfig(question_timeout="1h"), ask=person) as pool:
+        tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["book"])
+        assert (await tools[0](seat="4A")).text == f"state 1: 4A: {said}"
+    (asked,) = person.asked
+    assert asked[0] == "input"
+    assert asked[2] == 3600
+    assert (asked[1]["server"], asked[1]["tool"], asked[1]["message"]) == ("desk", "book", "Do you smoke?")
+
+
+async def test_a_person_is_asked_again_for_an_answer_that_does_not_fit(desk):
+    person = Person({"smoking": "often"}, {"smoking": True})
+    async with McpServerPool(ask=person) as pool:
+        tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["book"])
+        assert (await tools[0](seat="4A")).text.endswith("accept {'smoking': True}")
+    assert person.asked[1][1]["wrong"] == "expected boolean, got string - at $.smoking"
+
+
+async def test_where_nobody_can_be_asked_the_server_is_told_so(pool, desk):
+    tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["book"])
+    assert (await tools[0](seat="4A")).text.endswith("cancel None")
+
+
+def asking(*questions, then=None):
+    """A peer of the time when servers asked by requests of their own."""
+    waiting = {}
+
+    async def ask(there, request):
+        answers = []
+        for number, (method, params) in enumerate(questions):
+            key = f"{request['id']}-{number}"
+            waiting[key] = asyncio.get_running_loop().create_future()
+            await there.write({"id": key, "method": method, "params": params})
+            answers.append(await waiting[key])
+        await there.answer(request, text(str(answers)))
+
+    async def hear(there, said):
+        if said.get("id") in waiting:
+            waiting[said["id"]].set_result(said.get("result") or said["error"]["message"])
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    return peer(ask, on_other=hear, version="2025-06-18")
+
+
+FORM = {"message": "Sure?", "requestedSchema": {"type": "object", "properties": {"sure": {"type": "boolean"}}}}
+
+
+async def test_a_server_that_asks_by_a_request_of_its_own_waits_for_the_answer():
+    person = Person({"sure": True}, {"approved": False})
+    config = McpConfig(request_timeout="20s")
+    async with McpServerPool(config, ask=person) as pool:
+        pool.add("old", connect=asking(("elicitation/create", FORM), ("elicitation/create", FORM)))
+        result = await (await pool.session("old")).call("go")
+    assert result.text == "[{'action': 'accept', 'content': {'sure': True}}, {'action': 'decline'}]"
+
+
+async def test_time_in_which_a_person_thinks_does_not_count():
+    async def slowly(kind, payload, timeout_s):
+        await asyncio.sleep(0.3)
+        return {"sure": True}
+
+    async with McpServerPool(ask=slowly) as pool:
+        pool.add("old", connect=asking(("elicitation/create", FORM)))
+        await pool.session("old")
+        result = await (await pool.session("old")).call("go", timeout="250ms")
+    assert "accept" in result.text
+
+
+async def test_a_question_that_may_be_of_several_calls_is_refused():
+    both = asyncio.Event()
+    waiting = []
+    here = asyncio.get_running_loop()
+
+    async def ask(there, request):
+        waiting.append(request)
+        if len(waiting) == 2:
+            await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+
+    async def hear(there, said):
+        if said.get("id") == "q":
+            here.call_soon_threadsafe(both.set)
+            for request in waiting:
+                await there.answer(request, text(said["error"]["message"]))
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    async with McpServerPool(ask=Person({"sure": True})) as pool:
+        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        session = await pool.session("old")
+        first, second = await asyncio.gather(session.call("go"), session.call("go"))
+    assert first.text == second.text == "several calls are under way: nobody can say who is asked"
+
+
+async def test_a_server_cannot_ask_without_end(desk):
+    person = Person(*[{"sure": True}] * 20)
+    async with McpServerPool(McpConfig(max_questions=3), ask=person) as pool:
+        pool.add("old", connect=asking(*[("elicitation/create", FORM)] * 4))
+        result = await (await pool.session("old")).call("go")
+        assert "it has asked too much" in result.text
+        assert len(person.asked) == 3
+
+    class Nosy(Desk):
+        def _asking(self, name, given, params):
+            params.input_responses = None
+            return super()._asking(name, given, params)
+
+    person = Person(*[{"smoking": True}] * 20)
+    async with McpServerPool(McpConfig(max_questions=3), ask=person) as pool:
+        pool.add("desk", connect=in_memory(lambda key: Nosy().server()))
+        with pytest.raises(McpRefused, match="book asked more than 3 times"):
+            await (await pool.session("desk")).call("book", {"seat": "4A"})
+
+
+async def test_a_call_whose_server_died_while_a_person_was_asked_is_in_doubt():
+    async def ask(there, request):
+        await there.write({"id": "q", "method": "elicitation/create", "params": FORM})
+
+    async def hear(there, said):
+        if said.get("id") == "q":
+            there._writer.close()
+        elif "method" in said and "id" in said:
+            await there.refuse(said, -32601, "no")
+
+    async with McpServerPool(ask=Person({"sure": True})) as pool:
+        pool.add("old", connect=peer(ask, on_other=hear, version="2025-06-18"))
+        session = await pool.session("old")
+        with pytest.raises(McpConnectionLost):
+            await session.call("go")
+
+
+# -- what servers ask of models ---------------------------------------------------------------------------------------
+
+
+async def test_a_server_asks_a_model_by_the_engine_within_bounds(desk):
+    provider = ScriptedProvider(["fine"])
+    engine = ExecutionEngine(provider, retries=0, patience=0)
+    async with McpServerPool(McpConfig(max_sampling_tokens=100), sampling=engine) as pool:
+        tools = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["think"])
+        assert (await tools[0]()).text == "state 1: fine"
+    (request,) = provider.requests
+    assert request.max_tokens == 100
+    assert [(each.role, each.text) for each in request.messages] == [("user", "How are you?")]
+
+
+async def test_a_server_of_before_asks_a_model_too():
+    params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hm?"}}], "maxTokens": 10}
+    async with McpServerPool(sampling=scripted("fine")) as pool:
+        pool.add("old", connect=asking(("sampling/createMessage", {**params, "systemPrompt": "Be kind."})))
+        result = await (await pool.session("old")).call("go")
+    assert "'text': 'fine'" in result.text
+
+
+async def test_a_budget_holds_for_what_servers_ask(desk):
+    params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hm?"}}], "maxTokens": 10}
+    engine = scripted("fine", "fine", budget=Budget(max_tokens=1))
+    async with McpServerPool(sampling=engine) as pool:
+        pool.add("old", connect=asking(("sampling/createMessage", params), ("sampling/createMessage", params)))
+        result = await (await pool.session("old")).call("go")
+    assert "tokens" in result.text
+
+
+@pytest.mark.parametrize("sampling", [None, scripted("fine")])
+async def test_a_server_is_told_of_a_model_where_there_is_one(sampling):
+    told_ = []
+
+    async def serve(there):
+        while True:
+            said = await there.read()
+            if said.get("method") == "initialize":
+                told_.append(said["params"])
+                info = {"serverInfo": {"name": "peer", "version": "1"}, "capabilities": {}}
+                await there.answer(said, {"protocolVersion": "2025-06-18", **info})
+            elif "id" in said:
+                await there.refuse(said, -32601, "no")
+
+    async with McpServerPool(sampling=sampling) as pool:
+        pool.add("old", connect=over_sockets(serve))
+        await pool.session("old")
+    assert ("sampling" in told_[0]["capabilities"]) == (sampling is not None)
+    assert told_[0]["clientInfo"]["name"] == "sabot"

@@ -1,0 +1,289 @@
+"""Sessions with MCP servers: what is called, read and listed, in each version of the protocol, and who has which session."""
+
+import asyncio
+
+import pytest
+
+from sabot.errors import UserError
+from sabot.mcp import (
+    McpBusy,
+    McpConfig,
+    McpInvalidArguments,
+    McpRefused,
+    McpServerPool,
+    McpToolChanged,
+    McpUnavailable,
+    ToolCall,
+)
+from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
+
+
+@pytest.fixture
+async def pool():
+    async with McpServerPool(McpConfig(request_timeout="20s")) as made:
+        yield made
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+async def echo(there, request):
+    await there.answer(request, text(request["params"]["name"]))
+
+
+async def until(holds):
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.005)
+
+
+async def test_a_tool_is_called_and_answers(pool, desk):
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    session = await pool.session("desk")
+    result = await session.call("add", {"a": 1, "b": 2})
+    assert (result.text, result.structured, result.is_error) == ("3", {"sum": 3}, False)
+    assert await session.version() == "2026-07-28"
+
+
+async def test_what_a_tool_says_of_itself_that_it_failed_is_a_result(pool, desk):
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    result = await (await pool.session("desk")).call("fail")
+    assert (result.text, result.is_error) == ("no such order", True)
+
+
+async def test_arguments_that_the_schema_does_not_take_are_not_sent(pool, desk):
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    session = await pool.session("desk")
+    with pytest.raises(McpInvalidArguments, match=r"expected integer, got string - at \$\.b"):
+        await session.call("add", {"a": 1, "b": "2"})
+    with pytest.raises(McpToolChanged, match="it offers no tool 'subtract'"):
+        await session.call("subtract", {"a": 1})
+    assert desk.calls == []
+
+
+async def test_resources_and_prompts_are_read(pool, desk):
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    session = await pool.session("desk")
+    assert [each.uri for each in await session.resources()] == ["file:///a"]
+    assert await session.read_resource("file:///a") == [{"uri": "file:///a", "text": "words"}]
+    (prompt,) = await session.prompts()
+    assert (prompt.name, prompt.arguments) == ("review", {"code": True})
+    (message,) = await session.prompt("review", {"code": "x = 1"})
+    assert (message.role, message.text) == ("user", "Review x = 1")
+
+
+async def test_progress_is_told(pool, desk):
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    heard = []
+    session = await pool.session("desk")
+    await session.call("count", progress=lambda *said: heard.append(said))
+    await until(lambda: heard == [(1.0, 2.0, "half")])
+
+
+@pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
+async def test_a_server_of_each_legacy_protocol_is_spoken_with(pool, version):
+    pool.add("old", connect=peer(echo, version=version))
+    session = await pool.session("old")
+    assert (await session.version(), (await session.call("go")).text) == (version, "go")
+
+
+async def test_a_server_that_is_older_than_the_program_wants_is_refused():
+    async with McpServerPool(McpConfig(protocol_version="2025-06-18")) as pool:
+        pool.add("old", connect=peer(echo, version="2025-03-26"))
+        with pytest.raises(McpUnavailable, match="it speaks version 2025-03-26 of the protocol"):
+            await pool.session("old")
+
+
+async def test_a_server_of_an_unknown_version_is_refused(pool):
+    pool.add("odd", connect=peer(echo, version="1999-01-01"))
+    with pytest.raises(McpUnavailable, match="1999-01-01"):
+        await pool.session("odd")
+
+
+async def test_a_server_without_tools_has_none(pool):
+    async def serve(there):
+        while True:
+            said = await there.read()
+            if said.get("method") == "initialize":
+                info = {"serverInfo": {"name": "peer", "version": "1"}, "capabilities": {}}
+                await there.answer(said, {"protocolVersion": "2025-06-18", **info})
+            elif "id" in said:
+                await there.refuse(said, -32601, "no")
+
+    assert await pool.tools("bare", connect=over_sockets(serve)) == []
+    session = await pool.session("bare")
+    assert (await session.resources(), await session.prompts()) == ([], [])
+
+
+async def test_the_error_of_a_server_has_its_code(pool):
+    async def refuse(there, request):
+        await there.refuse(request, -32602, "not today")
+
+    pool.add("rude", connect=peer(refuse))
+    with pytest.raises(McpRefused, match="MCP server rude: go: not today") as caught:
+        await (await pool.session("rude")).call("go")
+    assert caught.value.number == -32602
+
+
+async def test_a_list_of_many_pages_is_read_to_its_bound(pool):
+    pages = []
+
+    async def serve(there):
+        while True:
+            said = await there.read()
+            match said.get("method"):
+                case "initialize":
+                    info = {"serverInfo": {"name": "peer", "version": "1"}, "capabilities": {"tools": {}}}
+                    await there.answer(said, {"protocolVersion": "2025-06-18", **info})
+                case "tools/list":
+                    pages.append(said)
+                    await there.answer(said, {"tools": [told(f"t{len(pages)}")], "nextCursor": "more"})
+                case _ if "id" in said:
+                    await there.refuse(said, -32601, "no")
+
+    async with McpServerPool(McpConfig(max_tools=7)) as bounded:
+        assert len(await bounded.tools("many", connect=over_sockets(serve))) == 7
+    assert len(pages) == 7
+
+
+# -- whose sessions ---------------------------------------------------------------------------------------------------
+
+
+async def test_tenants_never_share_a_session(pool):
+    made = []
+
+    async def serve(there, request):
+        await there.answer(request, text(f"{there.key.scope}/{there.key.principal} {made.index(id(there))}"))
+
+    def connect(key, ended):
+        return inner(key, ended)
+
+    async def first(there, request):
+        if id(there) not in made:
+            made.append(id(there))
+        await serve(there, request)
+
+    inner = peer(first)
+    pool.add("notes", connect=connect)
+
+    async def ask(number):
+        session = await pool.session("notes", scope=f"tenant{number % 50}", principal=f"user{number % 2}")
+        return (await session.call("go")).text
+
+    answers = await asyncio.gather(*(ask(number) for number in range(60)))
+    assert answers[:10] == answers[50:], "a tenant comes back to its own"
+    whose = {each.split()[0] for each in answers}
+    assert len(whose) == len({each.split()[1] for each in answers}) == 50
+    assert len(pool.open_sessions()) == 50
+
+
+async def test_who_asks_while_a_session_opens_gets_the_same(pool):
+    opened = []
+
+    def connect(key, ended):
+        opened.append(key)
+        return inner(key, ended)
+
+    inner = peer(echo)
+    pool.add("one", connect=connect)
+    await asyncio.gather(*(pool.session("one") for _ in range(10)))
+    assert len(opened) == 1
+
+
+async def test_a_session_that_is_not_used_is_closed_and_opened_again():
+    async with McpServerPool(McpConfig(idle_timeout="50ms")) as pool:
+        pool.add("one", connect=peer(echo))
+        session = await pool.session("one")
+        await until(lambda: pool.open_sessions() == [])
+        assert (await session.call("go")).text == "go"
+
+
+async def test_the_session_that_was_not_used_for_longest_makes_room():
+    async with McpServerPool(McpConfig(max_servers=2)) as pool:
+        pool.add("one", connect=peer(echo))
+        for scope in ("a", "b", "a", "c"):
+            await (await pool.session("one", scope=scope)).call("go")
+        assert {key.scope for key in pool.open_sessions()} == {"a", "c"}
+
+
+async def test_a_pool_whose_sessions_are_all_in_use_refuses_another():
+    started = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def hang(there, request):
+        here.call_soon_threadsafe(started.set)
+
+    async with McpServerPool(McpConfig(max_servers=1)) as pool:
+        pool.add("one", connect=peer(hang))
+        session = await pool.session("one", scope="a")
+        call = asyncio.create_task(session.call("go"))
+        await started.wait()
+        with pytest.raises(McpBusy, match="1 sessions are in use, and there may be 1"):
+            await pool.session("one", scope="b")
+        call.cancel()
+        await asyncio.wait([call])
+
+
+async def test_an_agent_has_a_session_of_the_pools_own_server(desk):
+    async with McpServerPool() as pool:
+        pool.add("agent", connect=in_memory(lambda key: desk.server()))
+        session = await pool.get_or_create("reviewer")
+        assert session.key.principal == "reviewer"
+        result = await pool.call_tool("reviewer", ToolCall("add", {"a": 2, "b": 3}))
+        assert result.content == [{"type": "text", "text": "5"}]
+
+
+async def test_a_server_that_is_not_named_or_named_twice_is_told(pool, desk, monkeypatch):
+    with pytest.raises(UserError, match="MCP server 'git' is not known"):
+        await pool.session("git")
+    pool.add("git", url="http://127.0.0.1:1/mcp")
+    with pytest.raises(UserError, match="reached otherwise already"):
+        pool.add("git", url="http://127.0.0.1:2/mcp")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="no program cortex on PATH"):
+        await pool.get_or_create("reviewer")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"command": "mcp-server-git"}, "a list"),
+        ({}, "by a command, by a url"),
+        ({"command": ["a"], "url": "http://b"}, "by a command, by a url"),
+        ({"url": "ftp://b"}, "url='ftp://b'"),
+        ({"url": "http://b", "environment": {"A": "b"}}, "of a process"),
+        ({"command": ["a"], "headers": {"A": "b"}}, "headers are of a URL"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_so_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        McpServerPool().add("one", **options)
+
+
+def test_the_defaults_are_those_of_the_document():
+    config = McpConfig()
+    assert (config.protocol_version, config.request_timeout) == ("2024-11-05", 30.0)
+    assert (config.max_retries, config.stdio_buffer, config.binary) == (3, 8192, None)
+    assert McpConfig(binary="cortex2").default_command() == ("cortex2", "mcp", "stdio")
+    with pytest.raises(UserError, match=r"protocol_version='1\.0'"):
+        McpConfig(protocol_version="1.0")
+
+
+async def test_a_pool_that_is_closed_says_so(desk):
+    pool = McpServerPool()
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    session = await pool.session("desk")
+    await pool.close()
+    await pool.close()
+    with pytest.raises(UserError, match="the McpServerPool is closed"):
+        await session.call("add", {"a": 1, "b": 2})
+
+
+async def test_a_pool_is_used_from_several_event_loops(desk):
+    pool = McpServerPool()
+    pool.add("desk", connect=in_memory(lambda key: desk.server()))
+    tools = await asyncio.to_thread(asyncio.run, pool.tools("desk", only=["add"]))
+    assert (await tools[0](a=1, b=1)).text == "2"
+    await pool.close()
