@@ -104,6 +104,12 @@ if TYPE_CHECKING:
     from sabot.agents.replay import code_of as code_of
     from sabot.agents.replay import fork as fork
     from sabot.agents.replay import record_job as record_job
+    from sabot.agents.states import JobCheckpoint as JobCheckpoint
+    from sabot.agents.states import JobCheckpointDamaged as JobCheckpointDamaged
+    from sabot.agents.states import JobCheckpointFailed as JobCheckpointFailed
+    from sabot.agents.states import JobCheckpointTooLarge as JobCheckpointTooLarge
+    from sabot.agents.states import RestoreFailed as RestoreFailed
+    from sabot.agents.states import StateManager as StateManager
     from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
     from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
     from sabot.agents.store import JournalStore as JournalStore
@@ -186,6 +192,10 @@ __all__ = [
     "InMemoryEventBus",
     "InMemoryJobStore",
     "InMemoryLedgerWriter",
+    "JobCheckpoint",
+    "JobCheckpointDamaged",
+    "JobCheckpointFailed",
+    "JobCheckpointTooLarge",
     "JobCode",
     "JobManager",
     "JobRecord",
@@ -244,6 +254,7 @@ __all__ = [
     "ReplayPlayer",
     "ReplayRecorder",
     "Reply",
+    "RestoreFailed",
     "Router",
     "RunMetadata",
     "RunVersions",
@@ -253,6 +264,7 @@ __all__ = [
     "SqliteInbox",
     "SqliteJournal",
     "SqliteLedgerWriter",
+    "StateManager",
     "Subscription",
     "ToolPolicy",
     "Verified",
@@ -331,6 +343,14 @@ _HOMES = {
         "PolicyRule",
         "RedactionPolicy",
         "ToolPolicy",
+    ),
+    "sabot.agents.states": (
+        "JobCheckpoint",
+        "JobCheckpointDamaged",
+        "JobCheckpointFailed",
+        "JobCheckpointTooLarge",
+        "RestoreFailed",
+        "StateManager",
     ),
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.agents.stores.jobs": ("PostgresActionStore", "PostgresJobStore", "PostgresJobViews"),

@@ -15,7 +15,7 @@ from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, JobStor
 from sabot.agents.runtime import AgentRuntime
 from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
 from sabot.errors import IllegalTransition, LetterRefused, UserError
-from sabot.journal.base import JournalReader, entry_of_letter
+from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryReader
 from sabot.journal.opening import open_inbox, open_reader
@@ -39,10 +39,15 @@ class OutsideStore(JobStore, ActionStore):
         self.clock = app.clock
         self._app = app
 
+    @property
+    def running(self) -> Journal | None:
+        """The journal, while jobs run over it here."""
+        return self._app.agent_runtime.job.journal
+
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
         """The journal, for one call. Blocks. Raises UserError where there is none."""
-        app, running = self._app, self._app.agent_runtime.job.journal
+        app, running = self._app, self.running
         if running is not None:
             yield running
             return

@@ -36,7 +36,7 @@ from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.effects import digest
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, Letter
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, JobOrigin, Letter
 from sabot.journal.memory import MemoryJournal
 from sabot.threads import aside, to_the_end
 
@@ -128,7 +128,9 @@ class JobsOfJournal:
 
     def _begun(self, entry: Begin, at: float) -> JobRecord:
         if entry.agent:  # a job of an agent: its input is a record, and no JobSpec
-            before = self.jobs.get(entry.job)
+            before, origin = self.jobs.get(entry.job), entry.origin
+            if origin is not None:
+                at = origin.at_ms / 1000
             self._progress.setdefault(entry.job, Progress(last_at=at))
             return JobRecord(
                 job_id=entry.job,
@@ -139,6 +141,7 @@ class JobsOfJournal:
                 updated_at=at,
                 started_at=at if before is None else before.started_at,
                 agent=entry.agent,
+                metadata=_restored(origin) if before is None else before.metadata,
             )
         spec = self._decoded(entry.body, JobSpec, entry.job)
         return _record(entry.job, spec, at)
@@ -234,6 +237,10 @@ class JobsOfJournal:
 def _end_of(outcome: str) -> JobStatus:
     """The status of a job that ended so; an agent of an app may have other words for a failure."""
     return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
+
+
+def _restored(origin: JobOrigin | None) -> dict[str, Any]:
+    return {} if origin is None else {"restored": {"job": origin.job, "checkpoint": origin.checkpoint}}
 
 
 def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:

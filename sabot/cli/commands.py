@@ -24,6 +24,7 @@ from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
 from sabot.cli.replaying import diff_jobs, record, replay
 from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
+from sabot.cli.states import checkpoint, list_checkpoints, restore
 from sabot.errors import UserError
 from sabot.redaction import redacted_url
 from sabot.runtime.signals import StopSignals
@@ -55,6 +56,9 @@ _cli.add_typer(jobs, name="jobs")
 jobs.command()(record)
 jobs.command()(replay)
 jobs.command("diff")(diff_jobs)
+jobs.command()(checkpoint)
+jobs.command("checkpoints")(list_checkpoints)
+jobs.command()(restore)
 _cli.add_typer(actions, name="actions")
 _cli.add_typer(mcp, name="mcp")
 

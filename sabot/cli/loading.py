@@ -1,4 +1,4 @@
-"""Loads the App that `module:app` names, or explains in one line why it cannot be loaded."""
+"""Loads the App, or the kernel, that `module:app` names, or explains in one line why it cannot be loaded."""
 
 import gc
 import importlib
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from sabot.agents.kernel import RuntimeKernel
 from sabot.app import IMPORTING, App
 from sabot.errors import UserError
 
-__all__ = ["WrongUse", "load_app"]
+__all__ = ["WrongUse", "load_app", "load_program"]
 
 _OURS = Path(__file__).parents[1].as_posix()
 
@@ -33,6 +35,17 @@ def load_app(target: str) -> App:
     Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App. A call of `app.run()` at module
     level that is not awaited is explained on stderr; the App is returned all the same.
     """
+    app: App = _load(target, App)
+    return app
+
+
+def load_program(target: str) -> App | RuntimeKernel:
+    """As `load_app`; a RuntimeKernel is taken too."""
+    program: App | RuntimeKernel = _load(target, (App, RuntimeKernel))
+    return program
+
+
+def _load(target: str, kinds: Any) -> Any:
     name, _, attribute = target.partition(":")
     attribute = attribute or "app"
     if name.endswith(".py") or "/" in name:
@@ -56,7 +69,7 @@ def load_app(target: str) -> App:
     finally:
         IMPORTING.reset(importing)
     _refuse_another(module, Path(folder, *name.split(".")))
-    return _app_of(module, attribute)
+    return _found(module, attribute, kinds)
 
 
 def _import(name: str) -> ModuleType:
@@ -113,13 +126,13 @@ def _place(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
-def _app_of(module: ModuleType, attribute: str) -> App:
+def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise WrongUse(f"{module.__name__} has no {attribute!r}", hint=_apps_in(module))
         found = getattr(found, part)
-    if isinstance(found, App):
+    if isinstance(found, kinds):
         return found
     if inspect.iscoroutine(found):
         found.close()

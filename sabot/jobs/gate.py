@@ -27,7 +27,7 @@ from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
-from sabot.journal.entries import Begin
+from sabot.journal.entries import Begin, Entry
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
@@ -215,8 +215,10 @@ class EffectGate:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
         raise NotImplementedError
 
-    def begun(self, begin: Begin) -> None:
-        """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done."""
+    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+        """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done. taken: behind it, of another job,
+        from whose checkpoint it goes on.
+        """
 
     def drop(self, effect: EffectId) -> None:
         """What was decided of this call does not count: its job is gone, or another gate has denied it. What was reserved is free."""
@@ -292,10 +294,10 @@ class EffectGates(EffectGate):
                 gate.drop(call.effect)
         return (found if so_far is None else so_far.and_then(found)), call.changed(found)
 
-    def begun(self, begin: Begin) -> None:
+    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """As `EffectGate.begun`."""
         for gate in self._gates:
-            gate.begun(begin)
+            gate.begun(begin, taken)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`."""

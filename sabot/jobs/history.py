@@ -53,7 +53,8 @@ class History:
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
     the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
     told: of each effect the last attempt whose use is recorded. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
-    the time up to the last entry (`last_ms`), in all histories of the job, without that in which it was parked.
+    the time up to the last entry (`last_ms`), in all histories of the job, without that in which it was parked. seed: of what is drawn by
+    lot. untaken: entries that come and are those of the job from whose checkpoint this one goes on.
     """
 
     begin: Begin
@@ -74,12 +75,17 @@ class History:
     last_ordinal: int = 0
     ran_ms: int = 0
     last_ms: int = 0
+    seed: bytes = b""
+    untaken: int = 0
+    _restored_ms: int = 0
     _open: dict[int, Intent] = field(
         default_factory=dict
     )  # what had no result, or is a timer that nobody awaits any more
 
     def __post_init__(self) -> None:
-        self.last_ms = self.begin.at_ms
+        self.last_ms, self.seed = self.begin.at_ms, self.begin.seed
+        if self.begin.origin is not None:
+            self.untaken, self._restored_ms = self.begin.origin.entries, self.begin.origin.at_ms
 
     @classmethod
     def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
@@ -101,8 +107,12 @@ class History:
     def followed_by(self, begin: Begin) -> "History":
         """The one that another BEGIN of the job begins, or goes on with."""
         if self.end is None:
-            return self.anew(begin)
+            followed = self.anew(begin)
+            followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
+            followed._take()
+            return followed
         self.begin, self.end, self.last_ms = begin, None, begin.at_ms
+        self._take()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]
         self._try(self.attempt + 1, begin.at_ms)
         return self
@@ -115,9 +125,11 @@ class History:
     def add(self, entry: Entry) -> None:
         """The next entry. What comes behind END changes nothing."""
         if self.end is not None:
+            self._take()
             return
         self.ran_ms, self.last_ms = self.ran_until(entry.at_ms), max(entry.at_ms, self.last_ms)
         self._open_or_close(entry)
+        self._take()
         match entry:
             case Intent():
                 self._intend(entry)
@@ -141,6 +153,12 @@ class History:
         """END has recorded what calls without a result may have used."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.told |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
+
+    def _take(self) -> None:
+        """Behind the last entry of another job the time of this one begins."""
+        self.untaken -= 1
+        if self.untaken == 0:
+            self.last_ms = self._restored_ms
 
     def ran_until(self, now_ms: int) -> int:
         """`ran_ms`, up to now."""

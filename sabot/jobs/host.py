@@ -62,9 +62,8 @@ class JobHost:
         gate: EffectGate | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
-        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped.
-        notes: of parked jobs, as the restored checkpoint has them. listener: is told what happens in jobs. gate: decides what they may do.
-        make_run: makes a JobRun of its arguments.
+        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped. notes:
+        of parked jobs, as the restored checkpoint has them. listener: is told what happens. gate: decides. make_run: makes a JobRun.
         """
         self.journal = journal
         self.stopping = False
@@ -109,7 +108,7 @@ class JobHost:
         await self._gate.open(self.journal)
         found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
-        self._agents.update((job.job_id, job.agent) for job in found)
+        self._agents.update((job.job_id, job.agent) for job in found if not job.cut)
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
@@ -170,9 +169,10 @@ class JobHost:
         digest: bytes,
         run: int = 1,
         behalf: Behalf = NOBODY,
+        taken: Sequence[Entry] = (),
     ) -> None:
         """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. run: above 1: it
-        has failed or was cancelled, and runs once more over what it has done. behalf: on whose it runs.
+        has failed or was cancelled, and runs again over what it has done. behalf: on whose it runs. taken: it goes on behind these entries.
         """
         self._agents[job_id] = agent_id
 
@@ -182,13 +182,15 @@ class JobHost:
             owner = self._owners[agent_id]
             facts = owner.code, *behalf[:2], run, behalf.labels
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
-            self._gate.begun(entry)
+            entries: Sequence[Any] = taken or (entry,)
+            self._gate.begun(entries[0], entries[1:])
             self._begun_total += 1
-            if run > 1:
-                self.append(entry)
-                self.parking.load(job_id)
-            else:
+            if run == 1 and not taken:
                 self._begin(History(entry), owner, entry)
+                return
+            for each in entries:
+                self.append(each)
+            self.parking.load(job_id)
 
         self.put(begin)
 
@@ -202,9 +204,9 @@ class JobHost:
     def _run_of(self, history: History, owner: JobOwner) -> JobRun:
         return self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
 
-    def refuse_child(self, job_id: str, error: SabotError) -> None:
-        """It cannot begin: its parent is told, as of one that has failed."""
-        self.put(partial(self._effects.over, job_id, "failed", pack_error(error), ()))
+    def child_over(self, job_id: str, outcome: str, body: bytes) -> None:
+        """It does not begin: its parent is told this of it, as of its END."""
+        self.put(partial(self._effects.over, job_id, outcome, body, ()))
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
@@ -533,9 +535,7 @@ class JobHost:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Jobs: running (with those that wake), parked, blocked (by id, with the reason); begun, ended, effects and doubts since the start;
-        calls in flight; the journal.
-        """
+        """Of jobs: running (or waking), parked, blocked (by id: why); since the start begun, ended, effects, doubts. Calls in flight."""
         return {
             "running": len(self._live) + self.parking.loading,
             "parked": self.parking.parked,

@@ -39,7 +39,8 @@ class DecidedEffect(NamedTuple):
 class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
     ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
-    behalf, run: of its last BEGIN. decided: what was decided of its effects that have no result, by ordinal.
+    behalf, run: of its last BEGIN. decided: what was decided of its effects that have no result, by ordinal. cut: it was to go on from
+    a checkpoint of another job, and a crash came before all of that was written: nobody may run it.
     """
 
     job_id: str
@@ -56,6 +57,7 @@ class OpenJob(NamedTuple):
     behalf: Behalf = NOBODY
     decided: Mapping[int, DecidedEffect] = MappingProxyType({})
     run: int = 1
+    cut: bool = False
 
 
 class JobOwner(Protocol):

@@ -26,8 +26,13 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
     decided: dict[str, dict[int, DecidedEffect]] = {}
+    missing: dict[str, int] = {}  # entries of jobs that go on from a checkpoint
     for position, entry in reader.read():
         lasts[entry.job] = position
+        if entry.job in missing:
+            missing[entry.job] -= 1
+        elif isinstance(entry, Begin) and entry.origin is not None:
+            missing[entry.job] = entry.origin.entries + entry.origin.waiting
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
@@ -60,7 +65,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         facts = begin.agent, begin.key, begin.body, begin.digest, position, fresh
         behalf = Behalf(begin.scope, begin.principal, begin.labels)
         noted = decided.get(job_id, {})
-        jobs.append(OpenJob(job_id, *facts, end, ended_at, lasts[job_id], begin.at_ms, behalf, noted, begin.run))
+        last, cut = lasts[job_id], missing.get(job_id, 0) > 0
+        jobs.append(OpenJob(job_id, *facts, end, ended_at, last, begin.at_ms, behalf, noted, begin.run, cut))
     return sorted(jobs, key=lambda job: job.began)
 
 

@@ -194,7 +194,7 @@ class JobRun:
         self._by_timer: dict[JobTimer, Ask] = {}
         self._signals: dict[str, deque[Signal]] = {}
         self._patches: dict[str, bool] = {}
-        self._seed = seed or job_seed(job_id, history.runs, key)
+        self._seed = seed or history.seed or job_seed(job_id, history.runs, key)
         self._random: random.Random | None = None
 
     # -- its turn -----------------------------------------------------------------------------------------------------

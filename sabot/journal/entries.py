@@ -35,6 +35,7 @@ __all__ = [
     "End",
     "Entry",
     "Intent",
+    "JobOrigin",
     "Letter",
     "Signal",
     "StoredBody",
@@ -73,12 +74,25 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at_ms: Number
 
 
+class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
+    """Where the history of a job comes from: from another job, up to one of its checkpoints. entries: behind BEGIN that are those of the
+    other job; waiting: behind them, timers and questions, with what was left of their time at at_ms.
+    """
+
+    job: str
+    checkpoint: str
+    at_ms: int
+    entries: int = 0
+    waiting: int = 0
+
+
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     """A job begins. A second one of the same job begins its history anew (`ctx.continue_as`).
 
     digest: of what identifies the input, where the same job may be asked for twice. code: version of the function. scope, principal: on
     whose behalf it runs; "" where nobody says. run: how often it has begun, from 1: again where it had failed, and its dead letter was sent
-    back. labels: of its input.
+    back. labels: of its input. origin: of a job that goes on from a checkpoint of another one. seed: of what is drawn by lot; b"": by the
+    id of the job.
     """
 
     agent: str = ""
@@ -90,6 +104,8 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     principal: str = ""
     run: int = 1
     labels: tuple[str, ...] = ()
+    origin: JobOrigin | None = None
+    seed: bytes = b""
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):

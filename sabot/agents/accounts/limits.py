@@ -8,6 +8,7 @@ Calls of all of them are judged against the sum, so it does not matter which of 
 is made anew of its entries, by the same steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -111,8 +112,13 @@ class JobLimits(EffectGate):
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def begun(self, begin: Begin) -> None:
-        """As `EffectGate.begun`."""
+    def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
+        """As `EffectGate.begun`. What it has used by the entries that it has taken over counts."""
+        self._begun(begin)
+        for entry in taken:
+            self._read_entry(entry)
+
+    def _begun(self, begin: Begin) -> None:
         if begin.job in self._jobs:  # it goes on: ctx.continue_as, or another run of what had failed
             self._jobs[begin.job].over = False
             return
@@ -266,12 +272,18 @@ class JobLimits(EffectGate):
 
     def _read(self, journal: Journal) -> None:
         for _, entry in journal.read():
-            if isinstance(entry, Begin):
-                self.begun(msgspec.structs.replace(entry, body=journal.load(entry.body)))
-            elif entry.job in self._jobs:
-                self._again_by(entry, journal)
+            if isinstance(entry, Begin) or (isinstance(entry, EffectResult) and entry.job in self._jobs):
+                entry = msgspec.structs.replace(entry, body=journal.load(entry.body))
+            self._read_entry(entry)
 
-    def _again_by(self, entry: Entry, journal: Journal) -> None:
+    def _read_entry(self, entry: Entry) -> None:
+        """body: loaded."""
+        if isinstance(entry, Begin):
+            self._begun(entry)
+        elif entry.job in self._jobs:
+            self._again_by(entry)
+
+    def _again_by(self, entry: Entry) -> None:
         job = self._jobs[entry.job]
         if isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
             if verdict.apart and entry.kind == "child":
@@ -288,8 +300,9 @@ class JobLimits(EffectGate):
                 if (child := child_id(entry.job, entry.ordinal)) in self._jobs:
                     self._forget(child)
             elif entry.ordinal in job.open:
-                effect = EffectId(entry.job, entry.ordinal, entry.attempt)
-                self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, journal.load(entry.body), 0)
+                effect, body = EffectId(entry.job, entry.ordinal, entry.attempt), entry.body
+                assert isinstance(body, bytes)
+                self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, body, 0)
         elif isinstance(entry, End):
             self.ended(entry.job, 0)
 

@@ -33,7 +33,9 @@ _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
 class _ToldJob(msgspec.Struct):
-    """What later events of an open job need. calls: without a result, by ordinal. questions: open ones, by token."""
+    """What later events of an open job need. calls: without a result, by ordinal. questions: open ones, by token. untaken: entries that
+    come and are those of the job from whose checkpoint this one goes on: they were told of there.
+    """
 
     agent: str = ""
     scope: str = ""
@@ -41,6 +43,7 @@ class _ToldJob(msgspec.Struct):
     attempt: int = 1
     calls: dict[int, Intent] = {}
     questions: dict[str, Intent] = {}
+    untaken: int = 0
 
 
 class Publishing(Protocol):
@@ -69,6 +72,11 @@ class JobEvents:
         job = self._jobs.get(news.job)
         if job is None:
             job = self._jobs[news.job] = _ToldJob()
+        if isinstance(news, Begin) and news.origin is not None:
+            job.untaken = news.origin.entries
+        elif job.untaken and not isinstance(news, Fragment | Blocked):
+            job.untaken -= 1
+            return
         match news:
             case Begin():
                 await self._began(job, news)
@@ -126,8 +134,11 @@ class JobEvents:
         job.calls, job.questions = {}, {}
         if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
             data = {"agent": begin.agent, "code": begin.code, "input": _input(_said(begin))}
-            name = f"0/{job.attempt}/{begin.at_ms}"
-            await self._publish(job, _TYPE.JOB_STARTED, begin.job, begin.at_ms, name, data)
+            at_ms, origin = begin.at_ms, begin.origin
+            if origin is not None:
+                at_ms, data["restored"] = origin.at_ms, {"job": origin.job, "checkpoint": origin.checkpoint}
+            name = f"0/{job.attempt}/{at_ms}"
+            await self._publish(job, _TYPE.JOB_STARTED, begin.job, at_ms, name, data)
 
     async def _call(self, job: _ToldJob, intent: Intent, attempt: int) -> None:
         if _asks_model(intent) or not self._bus.wants(_TYPE.TOOL_START, intent.job):

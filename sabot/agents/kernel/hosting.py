@@ -7,7 +7,7 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, asked fo
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,8 @@ class KernelHost:
         self._positions = await aside(self.journal.positions)
         found = await self._host.open(self._positions)
         found = [job for job in found if job.agent]  # others are a JobManager's
+        cut = [job for job in found if job.cut]
+        found = [job for job in found if not job.cut]
         gone = sorted({job.agent for job in found if job.agent not in self._agents})
         if gone:
             raise UserError(
@@ -90,6 +92,14 @@ class KernelHost:
             )
         self.open = {job.job_id: job for job in found}
         self._host.start()
+        for job in cut:
+            self._host.put(partial(self._end_cut, job.job_id))
+
+    def _end_cut(self, job_id: str) -> None:
+        """A crash came before all was written that it was to go on from."""
+        self._host.append(
+            End(job_id, self._host.now_ms(), "cancelled", "a crash has cut short what it was to go on from")
+        )
 
     async def close(self, why: SabotError) -> None:
         """Stops. Handles of jobs that have not ended raise `why`."""
@@ -139,14 +149,27 @@ class KernelHost:
                 return other
             self.check()
         handle = self.handles[job_id] = self._new(job_id, agent, name)
+        inputs = {"record": record, "key": b"", "digest": name, "behalf": request.behalf}
+        return await self._begun(handle, inputs, request if request.idempotency_key else None)
+
+    async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
+        """A new job that goes on behind these entries (`taking.taken_over`)."""
+        job_id = entries[0].job
+        handle = self.handles[job_id] = self._new(job_id, agent, b"")
+        return await self._begun(handle, {"record": b"", "key": b"", "digest": b"", "taken": entries})
+
+    async def _begun(
+        self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
+    ) -> ExecutionHandle:
+        """Its handle, when it is durable; the one of the job that the journal has under this name. inputs: as of `JobHost.begin`."""
+        job_id = handle.job_id
         try:
-            if request.idempotency_key:
-                before = await self._before(handle, request)
-                if before is not None:
-                    return before
+            before = None if named is None else await self._before(handle, named)
+            if before is not None:
+                return before
             await self._place(job_id)
             self._collect(handle)
-            self._host.begin(agent.agent_id, job_id, record=record, key=b"", digest=name, behalf=request.behalf)
+            self._host.begin(handle.agent.agent_id, job_id, **inputs)
         except BaseException:
             if self.handles.get(job_id) is handle:
                 del self.handles[job_id]

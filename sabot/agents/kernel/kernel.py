@@ -27,10 +27,12 @@ from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import UserError
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import EffectGate, gate_of
+from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.recovery import whole_entries
+from sabot.jobs.run import JobRun
 from sabot.journal import Begin, Journal, JournalReader, MemoryHome, MemoryJournal
-from sabot.journal.entries import Letter
+from sabot.journal.entries import Entry, Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader
 from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.llm.agent import Agent
@@ -205,6 +207,26 @@ class RuntimeKernel:
             )
         return await host.execute(agent, _job_id(agent, request), request)
 
+    async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
+        """A new job that goes on behind these entries, as `jobs.taking` makes them of another one's (`StateManager.restore`). Waits for a
+        place as `execute`. Raises NonDeterminism, and begins nothing, where the code of today does something else than they say.
+        """
+        host, begin = await self._started(), taken[0]
+        assert isinstance(begin, Begin)
+        agent = self._agents.get(begin.agent.removeprefix(f"{self.name}."))
+        if agent is None:
+            raise UserError(
+                f"kernel {self.name} has no agent {begin.agent!r}", hint=f"it has {', '.join(self._agents)}"
+            )
+        run = JobRun(begin.job, History.of(begin.job, taken), key=host.journal.key, code=agent.code)
+        try:
+            run.start(agent.coroutine)
+        finally:
+            run.discard()
+        if run.blocked is not None:
+            raise run.blocked
+        return await host.take_over(agent, taken)
+
     async def resume(self) -> list[ExecutionHandle]:
         """All jobs that were open when the journal was opened go on: what they have done is not done again, what is in doubt is judged.
         Returns their handles, in the order in which they began; [] when it is called again. Events are told again, with the ids that they
@@ -274,6 +296,10 @@ class _KernelStore(OutsideStore):
         self.journal: Journal | None = place if isinstance(place, Journal) else None
         self._place = place
         self._name = name
+
+    @property
+    def running(self) -> Journal | None:
+        return self.journal
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:

@@ -75,12 +75,11 @@ async def fork(
     for entry in entries:
         journal.append(entry)
     owner = _ForkOwner(code, journal, answers or {})
-    runs = sum(isinstance(entry, Begin) for entry in recording.entries)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
         owner.run = _ForkRun(*given, **how, answers=owner.answers)
-        if owner.run.history.runs == runs:
-            owner.run.set_seed(recording.seed)
+        if owner.run.history.runs <= len(recording.seeds):
+            owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run
 
     first = _ForkGate(recording.job_id, frozenset(allow), frozenset(owner.answers))
@@ -98,7 +97,9 @@ async def fork(
         await host.close()
         journal.close()
     made = record_job(MemoryReader(home), recording.job_id)
-    made = replace(made, initial_input=recording.initial_input, seed=recording.seed)
+    made = replace(
+        made, initial_input=recording.initial_input, seeds=(*recording.seeds, *made.seeds[len(recording.seeds) :])
+    )
     return Forked(outcome, owner.value, owner.error, made, _first_difference(recording, made))
 
 

@@ -163,7 +163,7 @@ def verified(recording: Recording, code: JobCode) -> Verified:
         raise UserError(
             "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
         )
-    run = JobRun(recording.job_id, _history(recording), key=recording.key, code="of today", seed=recording.seed)
+    run = JobRun(recording.job_id, _history(recording), key=recording.key, code="of today", seed=recording.seeds[-1])
     asked: list[Ask] = []
     try:
         run.start(code.call)

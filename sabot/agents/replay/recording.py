@@ -7,13 +7,15 @@ A recording of a journal has its entries, so that the code of today can be run o
 its own: who has a recording can neither answer the questions of its job nor look arguments up in the journal.
 """
 
+import gzip
 import os
 import platform
 import secrets
 import uuid
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,14 +28,15 @@ from sabot.agents.reading import as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError
-from sabot.jobs.derived import job_seed
 from sabot.jobs.recovery import whole_entries
+from sabot.jobs.taking import seeds_of
 from sabot.journal import JournalReader, digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry
 
 __all__ = ["Recording", "ReplayRecorder", "RunMetadata", "record_job"]
 
-FORMAT = 1
+FORMAT = 2
+_GZIP = b"\x1f\x8b"
 
 
 class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,8 +78,8 @@ def _installed() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """events: in their order. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seed: of what is
-    drawn by lot in the job.
+    """events: in their order. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seeds: of what is
+    drawn by lot in the job, for each of its histories (`ctx.continue_as`).
     """
 
     metadata: RunMetadata
@@ -85,10 +88,17 @@ class Recording:
     job_id: str = ""
     entries: tuple[Entry, ...] = ()
     key: bytes = b""
-    seed: bytes = b""
+    seeds: tuple[bytes, ...] = ()
+
+    def up_to(self, count: int) -> "Recording":
+        """Of its first entries only."""
+        entries = self.entries[:count]
+        return replace(self, entries=entries, seeds=self.seeds[: len(seeds_of(self.job_id, entries, self.key))])
 
     def save(self, path: Path | str) -> None:
-        """Writes a JSON file (0600), whole or not at all. Raises UserError where something in it is nothing that JSON can say."""
+        """Writes a JSON file (0600), whole or not at all; compressed where its name ends in .gz. Raises UserError where something in it is
+        nothing that JSON can say.
+        """
         content = {
             "metadata": msgspec.to_builtins(self.metadata),
             "initial_input": self.initial_input,
@@ -96,7 +106,7 @@ class Recording:
             "job_id": self.job_id,
             "entries": [b64encode(encode_entry(entry)).decode() for entry in self.entries],
             "key": self.key.hex(),
-            "seed": self.seed.hex(),
+            "seeds": [seed.hex() for seed in self.seeds],
         }
         try:
             data = msgspec.json.encode(content, order="deterministic")
@@ -105,8 +115,9 @@ class Recording:
         path = Path(path)
         written = path.with_name(f"{path.name}.{os.getpid()}.new")
         head = f'{{"sabot_recording":{FORMAT},"digest":"{_digest(data)}",\n"content":'
+        whole = head.encode() + data + b"}\n"
         with open(written, "wb", opener=private) as file:
-            file.write(head.encode() + data + b"}\n")
+            file.write(gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole)
         sync(written)
         written.rename(path)
 
@@ -114,8 +125,9 @@ class Recording:
     def load(cls, path: Path | str) -> "Recording":
         """What `save` has written. Raises UserError for a file that is none, of another version, cut short, or changed."""
         try:
-            whole = msgspec.json.decode(Path(path).read_bytes())
-        except (OSError, *UNREADABLE) as error:
+            data = Path(path).read_bytes()
+            whole = msgspec.json.decode(gzip.decompress(data) if data.startswith(_GZIP) else data)
+        except (OSError, EOFError, zlib.error, *UNREADABLE) as error:
             raise UserError(f"{path} cannot be read as a recording: {error}", hint="it may be cut short") from error
         if not isinstance(whole, dict) or "sabot_recording" not in whole:
             raise UserError(f"{path} is no recording")
@@ -134,7 +146,7 @@ class Recording:
             job_id=content["job_id"],
             entries=tuple(decode_entry(b64decode(each), path) for each in content["entries"]),
             key=bytes.fromhex(content["key"]),
-            seed=bytes.fromhex(content["seed"]),
+            seeds=tuple(bytes.fromhex(seed) for seed in content["seeds"]),
         )
 
 
@@ -199,7 +211,7 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
         job_id=job_id,
         entries=tuple(_with_key(entries, key)),
         key=key,
-        seed=job_seed(job_id, len(begins), reader.key),
+        seeds=seeds_of(job_id, entries, reader.key),
     )
 
 

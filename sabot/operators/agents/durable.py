@@ -226,7 +226,7 @@ class DurableAgentOperator(AgentOperator):
         self.counters.errors_count += 1
         assert call.record is not None
         if call.record.offset < 0:  # a child
-            self.host.refuse_child(call.job_id, error)
+            self.host.child_over(call.job_id, "failed", pack_error(error))
             return
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
