@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sabot.app import App
 from sabot.errors import UserError
@@ -67,8 +67,15 @@ class _Death:
         return f"{self.moment} step {self.at}" if self.at else "no crash"
 
 
+class Program(Protocol):
+    """An App, or something else that runs to its end, as what uses a RuntimeKernel."""
+
+    async def run(self) -> object:
+        """Returns when all is done."""
+
+
 def crash_at_every_step(
-    build: Callable[[Path], App],
+    build: Callable[[Path], Program],
     check: Callable[[Path], Any],
     *,
     prepare: Callable[[Path], None] | None = None,
@@ -77,16 +84,20 @@ def crash_at_every_step(
     workers: int = 1,
     timeout: float = 60.0,
     preload: Sequence[str] = (),
+    sample: int | None = None,
+    seed: int = 0,
 ) -> Crashes:
-    """Runs the app that `build(directory)` makes to its end, undisturbed. Then, for each of its steps, runs it again in a fresh directory
-    with a crash before the step, after it, and (torn) in the middle of what it writes; starts it again after the crash; and compares what
-    `check(directory)` returns then with what it returned after the undisturbed run. Raises AssertionError where they differ.
+    """Runs the app, or any other object with an async `run()`, that `build(directory)` makes to its end, undisturbed. Then, for each of its
+    steps, runs it again in a fresh directory with a crash before the step, after it, and (torn) in the middle of what it writes; starts it
+    again after the crash; and compares what `check(directory)` returns then with what it returned after the undisturbed run. Raises
+    AssertionError where they differ.
 
     `build` must be a function of a module, because it is called in other processes. `prepare(directory)` and `check` are called in this
     process, before the first start and after the end. Whatever the app reads and writes must be below its directory, or be named after
     it, and the app must end by itself. deaths: how many crashes there are in all; those after the first are at random steps. workers:
-    how many runs go on at a time. timeout: seconds that a process may take. preload: modules that the app imports late. Where threads
-    make the number of steps vary, a run may not reach its step; its outcome is compared all the same.
+    how many runs go on at a time. timeout: seconds that a process may take. preload: modules that the app imports late. sample: only so
+    many crashes are tried, drawn by the seed. Where threads make the number of steps vary, a run may not reach its step; its outcome is
+    compared all the same.
     """
     _refuse_unpicklable(build)
     context = _fork_server([*_PRELOADED, build.__module__, *preload])
@@ -106,8 +117,12 @@ def crash_at_every_step(
         planned = [
             _Death(at, moment) for at, name in enumerate(names, 1) for moment in _moments(torn and name in writes)
         ]
+        if sample is not None:
+            planned = random.Random(seed).sample(planned, min(sample, len(planned)))
         with ThreadPoolExecutor(workers) as pool:
             count(planned, list(pool.map(attempt, planned)))
+        if sample is not None:
+            return crashes
         at = len(names) + 1
         while True:  # until no run has more steps than those before
             death = _Death(at)
@@ -140,7 +155,7 @@ def _moments(writes: bool) -> tuple[Moment, ...]:
     return ("before", "torn", "after") if writes else ("before", "after")
 
 
-def _refuse_unpicklable(build: Callable[[Path], App]) -> None:
+def _refuse_unpicklable(build: Callable[[Path], Program]) -> None:
     try:
         pickle.dumps(build)
     except (pickle.PicklingError, AttributeError) as error:
@@ -151,7 +166,7 @@ def _refuse_unpicklable(build: Callable[[Path], App]) -> None:
 
 @dataclass
 class _Runs:
-    build: Callable[[Path], App]
+    build: Callable[[Path], Program]
     check: Callable[[Path], Any]
     prepare: Callable[[Path], None] | None
     folder: Path
@@ -241,7 +256,7 @@ def _log_of(directory: Path) -> str:
 # -- in the process -------------------------------------------------------------------------------------------------------
 
 
-def _live(build: Callable[[Path], App], directory: Path, death: _Death) -> None:
+def _live(build: Callable[[Path], Program], directory: Path, death: _Death) -> None:
     """Runs one life of the app, in a process that does nothing else, and ends without any cleaning up."""
     log = os.open(_log(directory), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -261,12 +276,13 @@ def _live(build: Callable[[Path], App], directory: Path, death: _Death) -> None:
     os._exit(0)
 
 
-async def _run(app: App) -> None:
-    director = _Director(app, asyncio.get_running_loop())
-    for source in sources_of(app):
-        if isinstance(source, ScriptedSource):
-            source.directed_by(director)
-    await app.run()
+async def _run(program: Program) -> None:
+    if isinstance(program, App):
+        director = _Director(program, asyncio.get_running_loop())
+        for source in sources_of(program):
+            if isinstance(source, ScriptedSource):
+                source.directed_by(director)
+    await program.run()
 
 
 @dataclass

@@ -14,6 +14,7 @@ from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
 from sabot.disk import private
 from sabot.errors import UserError, short_repr
 from sabot.journal.tables import connected, explained, transaction
+from sabot.steps import step
 from sabot.threads import aside, to_the_end
 
 __all__ = [
@@ -194,7 +195,7 @@ class SqliteLedgerWriter:
         await to_the_end(aside(self._write, [_row(event) for event in events]))
 
     def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        with self._connection() as connection, transaction(connection):
+        with step("ledger", self.path), self._connection() as connection, transaction(connection):
             connection.executemany(_INSERT, rows)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:

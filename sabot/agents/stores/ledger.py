@@ -8,6 +8,7 @@ from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
+from sabot.steps import step
 from sabot.threads import aside, to_the_end
 
 __all__ = ["PostgresLedgerWriter"]
@@ -66,7 +67,7 @@ class PostgresLedgerWriter:
         await to_the_end(aside(self._write, rows))
 
     def _write(self, rows: list[tuple[Any, ...]]) -> None:
-        with self._tables.transaction() as connection:
+        with step("ledger", "runtime_ledger"), self._tables.transaction() as connection:
             if rows:
                 connection.execute(_INSERT, [list(values) for values in zip(*rows, strict=True)])
 
