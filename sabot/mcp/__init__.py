@@ -1,8 +1,8 @@
 """The Model Context Protocol, from both sides.
 
 `pool` has the sessions with servers, `owner` one of them, `transport` how messages travel; `tools` makes tools of what servers offer, and
-`errors` is the tree of what goes wrong. What agents remember (`memory`) and the engine's state (`states`) are offered to other programs by
-`server`.
+`errors` is the tree of what goes wrong. Servers that keep sessions and documents are asked by typed calls (`bridges`, `sessions`,
+`documents`). What agents remember (`memory`) and the engine's state (`states`) are offered to other programs by `server`.
 
 Only this room imports the official SDK, and only the modules that need it: `pip install 'sabot[mcp]'`.
 """
@@ -11,7 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sabot.mcp.bridges import BridgeAnswer, CallTool, OnBridgeError
     from sabot.mcp.config import McpConfig, SessionKey
+    from sabot.mcp.documents import (
+        ClaimCheck,
+        DocumentBridge,
+        DocumentError,
+        DocumentNotFound,
+        NoAuthoritativeSource,
+        SourceDocument,
+        VerificationFailed,
+        by_words,
+    )
     from sabot.mcp.errors import (
         McpBusy,
         McpConnectionLost,
@@ -28,9 +39,26 @@ if TYPE_CHECKING:
     from sabot.mcp.pool import McpServerPool, McpSession
     from sabot.mcp.results import McpPrompt, McpResource, McpResult, ToolCall
     from sabot.mcp.server import ToolServer
+    from sabot.mcp.sessions import (
+        ContextFailed,
+        RecoverableSession,
+        RecoveryCheckFailed,
+        SessionBridge,
+        SessionError,
+        SessionInfo,
+        SessionStopFailed,
+        SnapshotFailed,
+    )
     from sabot.mcp.states import SavedState, StateInfo, StateRows, StateSource, state_tools
 
 __all__ = [
+    "BridgeAnswer",
+    "CallTool",
+    "ClaimCheck",
+    "ContextFailed",
+    "DocumentBridge",
+    "DocumentError",
+    "DocumentNotFound",
     "FoundMemory",
     "McpBusy",
     "McpConfig",
@@ -51,22 +79,49 @@ __all__ = [
     "Memory",
     "MemoryFile",
     "MemoryKeeping",
+    "NoAuthoritativeSource",
+    "OnBridgeError",
+    "RecoverableSession",
+    "RecoveryCheckFailed",
     "Remembered",
     "SavedState",
+    "SessionBridge",
+    "SessionError",
+    "SessionInfo",
     "SessionKey",
+    "SessionStopFailed",
+    "SnapshotFailed",
+    "SourceDocument",
     "StateInfo",
     "StateMemories",
     "StateRows",
     "StateSource",
     "ToolCall",
     "ToolServer",
+    "VerificationFailed",
+    "by_words",
     "state_tools",
 ]
 
 _HOMES = {
+    "sabot.mcp.bridges": (
+        "BridgeAnswer",
+        "CallTool",
+        "OnBridgeError",
+    ),
     "sabot.mcp.config": (
         "McpConfig",
         "SessionKey",
+    ),
+    "sabot.mcp.documents": (
+        "ClaimCheck",
+        "DocumentBridge",
+        "DocumentError",
+        "DocumentNotFound",
+        "NoAuthoritativeSource",
+        "SourceDocument",
+        "VerificationFailed",
+        "by_words",
     ),
     "sabot.mcp.errors": (
         "McpBusy",
@@ -99,6 +154,16 @@ _HOMES = {
         "ToolCall",
     ),
     "sabot.mcp.server": ("ToolServer",),
+    "sabot.mcp.sessions": (
+        "ContextFailed",
+        "RecoverableSession",
+        "RecoveryCheckFailed",
+        "SessionBridge",
+        "SessionError",
+        "SessionInfo",
+        "SessionStopFailed",
+        "SnapshotFailed",
+    ),
     "sabot.mcp.states": (
         "SavedState",
         "StateInfo",

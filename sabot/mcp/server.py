@@ -15,8 +15,8 @@ import hmac
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +34,7 @@ try:
     from mcp.server.lowlevel import Server
     from mcp.server.stdio import stdio_server
     from mcp.shared.exceptions import MCPError
+    from mcp.shared.memory import create_client_server_memory_streams
 except ImportError as error:
     raise MissingExtra("ToolServer", "mcp") from error
 
@@ -95,6 +96,19 @@ class ToolServer:
         """
         async with stdio_server() as (requests, answers):
             await self.server.run(requests, answers, self.server.create_initialization_options())
+
+    @asynccontextmanager
+    async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
+        """A client's side of a connection inside this process: `pool.add("shop", connect=server.connect)` of a `McpServerPool`."""
+        async with create_client_server_memory_streams() as (client, (requests, answers)):
+            options = self.server.create_initialization_options()
+            serving = asyncio.ensure_future(self.server.run(requests, answers, options))
+            serving.add_done_callback(lambda _: ended("it has ended"))
+            try:
+                yield client
+            finally:
+                serving.cancel()
+                await asyncio.wait([serving])
 
     async def serve_http(
         self,

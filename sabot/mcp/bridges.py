@@ -1,0 +1,122 @@
+"""What bridges to servers have in common: the tools of a server by their names, asked again while it cannot be reached.
+
+Any MCP server will do that offers the tools of a bridge (`sessions`, `documents`). Each call of them may be repeated, so one that found no
+server, or lost it, is: three times, after 1, 2 and 4 seconds. `on_error` says what follows where the server cannot be reached at all.
+
+    "fail_fast"    an error with its code
+    "graceful"     the agent goes on: a snapshot is kept here and sent with the next heartbeat, a search gives what it gave last
+
+Nothing is made up in either. What a server refuses is an error in both.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import msgspec
+
+from sabot.config import Duration, is_whole, parse_seconds
+from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, short_repr, words_of
+
+__all__ = ["BridgeAnswer", "BridgedServer", "CallTool", "OnBridgeError", "Unreachable"]
+
+_log = logging.getLogger(__name__)
+
+OnBridgeError = Literal["fail_fast", "graceful"]
+
+
+class BridgeAnswer(Protocol):
+    """What a tool of a server has answered; `McpResult` is one."""
+
+    @property
+    def is_error(self) -> bool: ...
+    @property
+    def structured(self) -> Any: ...
+    @property
+    def text(self) -> str: ...
+
+
+class CallTool(Protocol):
+    """A session with a server; `McpSession` is one."""
+
+    async def call(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
+    ) -> BridgeAnswer:
+        """Calls a tool, once. Raises TransientError or TimeoutError where the server cannot be reached or does not answer, and another
+        SabotError where it refuses.
+        """
+
+
+class Unreachable(Exception):
+    """All tries have found no server, or lost it."""
+
+
+class BridgedServer:
+    """A server's tools, asked again while it cannot be reached."""
+
+    def __init__(
+        self,
+        server: CallTool,
+        on_error: OnBridgeError,
+        retries: int,
+        backoff: Duration,
+        timeout: Duration,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        if on_error not in get_args(OnBridgeError):
+            raise UserError(f"bridge: on_error={short_repr(on_error)}", hint=" or ".join(get_args(OnBridgeError)))
+        if not is_whole(retries, 0):
+            raise UserError(f"bridge: retries={short_repr(retries)}", hint="a whole number from 0 up")
+        self._server = server
+        self.graceful = on_error == "graceful"
+        self._retries = retries
+        self._backoff_s = parse_seconds(backoff, name="bridge: backoff")
+        self._timeout_s = parse_seconds(timeout, name="bridge: timeout", zero=False)
+        self._sleep = sleep
+        self.reachable = True
+
+    async def ask(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        error: type[SabotError],
+        what: str,
+        *,
+        once_s: float | None = None,
+    ) -> dict[str, Any]:
+        """What the tool answers, an object. Raises `error` for what it refuses and for an answer that is none; Unreachable.
+
+        once_s: one try, which may take so long.
+        """
+        tries = 1 if once_s is not None else self._retries + 1
+        for attempt in range(tries):
+            try:
+                answer = await self._server.call(name, arguments, timeout=once_s or self._timeout_s)
+            except (TransientError, TimeoutError) as failure:
+                if attempt + 1 < tries:
+                    await self._sleep(self._backoff_s * 2**attempt)
+                    continue
+                if self.reachable:
+                    _log.warning("%s: %s cannot be reached: %s", what, name, words_of(failure))
+                self.reachable = False
+                raise Unreachable(f"{name} cannot be reached: {words_of(failure)}") from failure
+            except SabotError as failure:
+                raise error(f"{what}: {name}: {failure.message}", hint=failure.hint) from failure
+            self.reachable = True
+            if answer.is_error:
+                raise error(f"{what}: {name}: {answer.text[:500]}")
+            return _object(answer, name, error, what)
+        raise AssertionError("the last try returns or raises")
+
+
+def _object(answer: BridgeAnswer, name: str, error: type[SabotError], what: str) -> dict[str, Any]:
+    said = answer.structured
+    try:
+        said = msgspec.json.decode(answer.text) if said is None else said
+    except UNREADABLE:
+        raise error(f"{what}: {name} answers no JSON: {short_repr(answer.text)}") from None
+    if isinstance(said, dict) and said.keys() == {"result"} and isinstance(said["result"], dict):
+        said = said["result"]
+    if not isinstance(said, dict):
+        raise error(f"{what}: {name} answers no object: {short_repr(said)}")
+    return said

@@ -1,0 +1,316 @@
+"""Documents kept by a server (`document-consolidator` of document 002): searched, read, and asked whether a claim holds.
+
+    documents = DocumentBridge(await pool.session("documents"))
+    check = await documents.verify_claim("The gateway is in Oslo")
+    check.status, check.confidence, check.supporting
+
+The server offers `search_hybrid{query, limit, filters}`, which answers with `documents`, and `get_document{documentId}`, with `document`.
+"""
+
+import asyncio
+import inspect
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, is_whole, parse_seconds
+from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.llm.tools import Tool, tool
+from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
+
+__all__ = [
+    "ClaimCheck",
+    "DocumentBridge",
+    "DocumentError",
+    "DocumentNotFound",
+    "NoAuthoritativeSource",
+    "SourceDocument",
+    "VerificationFailed",
+    "by_words",
+]
+
+Says = Literal["supports", "contradicts", "silent"]
+ClaimStatus = Literal["supported", "contradicted", "disputed", "undecided"]
+
+_CACHED_MOST = 256
+_SENTENCE = re.compile(r"[.!?]+(?:\s+|$)|\n+")
+_WORD = re.compile(r"[\w'’]+")
+_NEGATIONS = {
+    *("cannot", "false", "neither", "never", "no", "none", "nor", "not", "without", "wrong"),
+    *("jamais", "kein", "keine", "nicht", "nie", "pas"),
+}
+
+
+class DocumentError(SabotError):
+    """A query of documents has failed (E2060), or something else is wrong with one: see the classes below it."""
+
+    code = "E2060"
+
+
+class NoAuthoritativeSource(DocumentError):
+    """No authoritative document has anything to do with it."""
+
+    code = "E2061"
+
+
+class VerificationFailed(DocumentError):
+    """A claim could not be compared with the documents that were found."""
+
+    code = "E2062"
+
+
+class DocumentNotFound(DocumentError):
+    """There is no document of this id."""
+
+    code = "E2063"
+
+
+class SourceDocument(msgspec.Struct, frozen=True):
+    """A document of the server. confidence: how well it fits the query, 0 to 1. updated: as the server writes it, "" if it does not.
+    authoritative: what it says holds; so it is where the server does not say otherwise.
+    """
+
+    id: str
+    title: str
+    text: str
+    confidence: float
+    authoritative: bool = True
+    updated: str = ""
+
+
+class ClaimCheck(msgspec.Struct, frozen=True):
+    """What authoritative documents say of a claim. status: "disputed": some support and some contradict it; "undecided": none does either.
+    confidence: that of the best document which decides. sources: the documents that were asked, the best first.
+    """
+
+    claim: str
+    status: ClaimStatus
+    confidence: float
+    sources: list[SourceDocument]
+    supporting: list[str]
+    contradicting: list[str]
+
+    @property
+    def verified(self) -> bool:
+        return self.status == "supported"
+
+
+Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
+"""Says whether a document supports a claim, contradicts it, or is silent on it."""
+
+
+class DocumentBridge:
+    """The documents of a server: searched, read, and asked whether a claim holds.
+
+    confidence_threshold: documents that fit a query less are left out. max_sources: the most that a search gives. cache_ttl: how long the
+    answer to a query is given again. judge: compares a claim with a document, a function or a coroutine function; a model may be behind
+    it. on_error, retries, backoff, timeout: see above.
+    """
+
+    def __init__(
+        self,
+        server: CallTool,
+        *,
+        confidence_threshold: float = 0.7,
+        max_sources: int = 5,
+        cache_ttl: Duration = "300s",
+        judge: Judge | None = None,
+        retries: int = 3,
+        backoff: Duration = "1s",
+        timeout: Duration = "30s",
+        on_error: OnBridgeError = "graceful",
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        if isinstance(confidence_threshold, bool) or not 0 <= confidence_threshold <= 1:
+            raise UserError(f"bridge: confidence_threshold={short_repr(confidence_threshold)}", hint="from 0 to 1")
+        if not is_whole(max_sources, 1):
+            raise UserError(f"bridge: max_sources={short_repr(max_sources)}", hint="a whole number from 1 up")
+        self._server = BridgedServer(server, on_error, retries, backoff, timeout, sleep)
+        self._threshold = confidence_threshold
+        self._most = max_sources
+        self._ttl_s = parse_seconds(cache_ttl, name="bridge: cache_ttl")
+        self._judge = judge or by_words
+        self._clock = clock
+        self._cached: dict[bytes, tuple[float, list[SourceDocument]]] = {}  # the oldest first
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last call found the server."""
+        return self._server.reachable
+
+    async def search(
+        self, query: str, *, filters: Mapping[str, Any] | None = None, use_cache: bool = True
+    ) -> list[SourceDocument]:
+        """The documents that fit the query, the best first. Where no server can be reached, "graceful" gives what it gave last for this
+        query, however old, or none. Raises DocumentError (E2060).
+        """
+        key = msgspec.json.encode([query, dict(filters or {})], order="deterministic")
+        kept = self._cached.get(key)
+        if use_cache and kept is not None and self._clock.monotonic() < kept[0]:
+            return list(kept[1])
+        arguments = {"query": query, "limit": self._most, "filters": dict(filters or {})}
+        what = f"documents on {short_repr(query)}"
+        try:
+            said = await self._server.ask("search_hybrid", arguments, DocumentError, what)
+        except Unreachable as gone:
+            if not self._server.graceful:
+                raise DocumentError(f"{what}: {gone}") from gone
+            return [] if kept is None else list(kept[1])
+        found = said.get("documents")
+        if not isinstance(found, list):
+            raise DocumentError(f"{what}: search_hybrid answers {short_repr(said)}", hint="documents: a list")
+        read = [_document(each, DocumentError, what) for each in found]
+        fitting = sorted((each for each in read if each.confidence >= self._threshold), key=_rank)[: self._most]
+        self._cached.pop(key, None)
+        self._cached[key] = (self._clock.monotonic() + self._ttl_s, fitting)
+        if len(self._cached) > _CACHED_MOST:
+            del self._cached[next(iter(self._cached))]
+        return list(fitting)
+
+    async def get_document(self, document_id: str) -> SourceDocument:
+        """A document by its id. Raises DocumentNotFound (E2063); DocumentError (E2060) where no server can be reached."""
+        what = f"document {short_repr(document_id)}"
+        try:
+            said = await self._server.ask("get_document", {"documentId": document_id}, DocumentNotFound, what)
+        except Unreachable as gone:
+            raise DocumentError(f"{what}: {gone}") from gone
+        if not said.get("document"):
+            raise DocumentNotFound(f"{what}: the server has none")
+        return _document({"confidence": 1.0} | dict(said["document"]), DocumentError, what)
+
+    async def source_of_truth(self, topic: str) -> SourceDocument:
+        """The authoritative document that fits best; of equal ones the one that was updated last. Raises NoAuthoritativeSource (E2061)."""
+        return (await self._authoritative(topic))[0]
+
+    async def verify_claim(self, claim: str) -> ClaimCheck:
+        """Compares a claim with the authoritative documents on it. Raises NoAuthoritativeSource (E2061), VerificationFailed (E2062)."""
+        sources = await self._authoritative(claim)
+        supporting: list[SourceDocument] = []
+        contradicting: list[SourceDocument] = []
+        for each in sources:
+            try:
+                says = self._judge(claim, each)
+                says = await says if inspect.isawaitable(says) else says
+            except Exception as failure:
+                raise VerificationFailed(
+                    f"claim {short_repr(claim)}: document {each.id}: {type(failure).__name__}: {words_of(failure)}"
+                ) from failure
+            if says not in get_args(Says):
+                raise VerificationFailed(f"claim {short_repr(claim)}: the judge says {short_repr(says)}")
+            if says != "silent":
+                (supporting if says == "supports" else contradicting).append(each)
+        status: ClaimStatus = "undecided"
+        if supporting or contradicting:
+            status = "disputed" if supporting and contradicting else "supported" if supporting else "contradicted"
+        return ClaimCheck(
+            claim,
+            status,
+            max((each.confidence for each in (*supporting, *contradicting)), default=0.0),
+            sources,
+            [each.id for each in supporting],
+            [each.id for each in contradicting],
+        )
+
+    async def _authoritative(self, query: str) -> list[SourceDocument]:
+        found = [each for each in await self.search(query) if each.authoritative]
+        if not found:
+            hint = "" if self.reachable else "the server cannot be reached"
+            raise NoAuthoritativeSource(f"no authoritative document on {short_repr(query)}", hint=hint)
+        return found
+
+    def tools(self) -> list[Tool]:
+        """The tools `search_documents`, `get_document`, `source_of_truth` and `verify_claim`, for an agent."""
+
+        @tool(effect="read")
+        async def search_documents(query: str) -> list[SourceDocument]:
+            """Search the documents; the best come first.
+
+            Args:
+                query: What they are to be about.
+            """
+            return await self.search(query)
+
+        @tool(effect="read")
+        async def get_document(document_id: str) -> SourceDocument:
+            """Get a document by its id.
+
+            Args:
+                document_id: As search_documents gives it.
+            """
+            return await self.get_document(document_id)
+
+        @tool(effect="read")
+        async def source_of_truth(topic: str) -> SourceDocument:
+            """Get the document that holds for a topic.
+
+            Args:
+                topic: What it is to be about.
+            """
+            return await self.source_of_truth(topic)
+
+        @tool(effect="read")
+        async def verify_claim(claim: str) -> ClaimCheck:
+            """Compare a claim with the authoritative documents: supported, contradicted, disputed or undecided.
+
+            Args:
+                claim: A sentence.
+            """
+            return await self.verify_claim(claim)
+
+        return [search_documents, get_document, source_of_truth, verify_claim]
+
+
+def by_words(claim: str, document: SourceDocument) -> Says:
+    """The judge that asks no model: a document supports a claim if one of its sentences has all words of it, and no negation that the claim
+    does not have. It never contradicts: words alone do not tell that.
+    """
+    wanted = set(_words(claim))
+    for sentence in _SENTENCE.split(document.text):
+        found = set(_words(sentence))
+        if wanted and wanted <= found and not any(map(_negates, found - wanted)):
+            return "supports"
+    return "silent"
+
+
+def _words(text: str) -> list[str]:
+    return [each.strip("'").replace("’", "'") for each in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
+
+
+def _negates(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith("n't")
+
+
+def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
+    """The best first; of equal ones the newest."""
+    return -document.confidence, tuple(-ord(each) for each in document.updated), document.id
+
+
+def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:
+    """A document as servers write it: `content`, `snippet` or `text`; `confidence` or `score`; `updated_at` or `updatedAt`."""
+    if not isinstance(said, dict):
+        raise error(f"{what}: {short_repr(said)} is no document")
+    confidence = _first(said, ("confidence", "score"))
+    document_id = _first(said, ("id", "documentId"))
+    if (
+        not isinstance(document_id, str | int)
+        or isinstance(confidence, bool)
+        or not isinstance(confidence, int | float)
+    ):
+        raise error(f"{what}: {short_repr(said)} is no document", hint="it needs id and confidence")
+    return SourceDocument(
+        id=str(document_id),
+        title=str(_first(said, ("title",)) or ""),
+        text=str(_first(said, ("content", "snippet", "text")) or ""),
+        confidence=float(confidence),
+        authoritative=said.get("authoritative") is not False,
+        updated=str(_first(said, ("updated_at", "updatedAt")) or ""),
+    )
+
+
+def _first(said: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((said[name] for name in names if said.get(name) is not None), None)

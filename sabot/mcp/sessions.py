@@ -1,0 +1,304 @@
+"""Sessions of agents and their context, kept by a server (`context-orchestrator` of document 002).
+
+    server = await pool.session("orchestrator", principal="agent-7")
+    async with SessionBridge(server) as bridge:                     heartbeats every 30 s
+        await bridge.start_session("agent-7", "task-1", {"phase": "reading"})
+        await bridge.save_snapshot("task-1", {"phase": "writing"})
+
+The server offers `save_context_snapshot{taskId, sessionId, updates, changeSummary}`, which adds `updates` to what it has of the task,
+`get_unified_context{taskId}` and `check_recovery`. A heartbeat is a snapshot of `lastHeartbeat` alone, in ms.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, checked_name, parse_seconds
+from sabot.errors import SabotError, short_repr, words_of
+from sabot.llm.tools import Tool, tool
+from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
+
+__all__ = [
+    "ContextFailed",
+    "RecoverableSession",
+    "RecoveryCheckFailed",
+    "SessionBridge",
+    "SessionError",
+    "SessionInfo",
+    "SessionStopFailed",
+    "SnapshotFailed",
+]
+
+_log = logging.getLogger(__name__)
+
+_LEAST_SECONDS = 0.01  # between two rounds of heartbeats
+
+
+class SessionError(SabotError):
+    """A session cannot be started (E2050), or something else is wrong with it: see the classes below it."""
+
+    code = "E2050"
+
+
+class SessionStopFailed(SessionError):
+    """The server did not take the end of a session; here it has ended."""
+
+    code = "E2051"
+
+
+class SnapshotFailed(SessionError):
+    """A snapshot was not saved."""
+
+    code = "E2052"
+
+
+class RecoveryCheckFailed(SessionError):
+    """It is not known which sessions need recovery."""
+
+    code = "E2053"
+
+
+class ContextFailed(SessionError):
+    """The context of a session cannot be read."""
+
+    code = "E2054"
+
+
+@dataclass
+class SessionInfo:
+    """A session that runs here. missed: heartbeats in a row that did not arrive. unsent: its newest snapshot is kept here alone.
+    next_heartbeat: when one is due, by the clock's steady count of seconds.
+    """
+
+    session_id: str
+    agent_id: str
+    started_at: float
+    next_heartbeat: float
+    context: dict[str, Any] = field(default_factory=dict)
+    missed: int = 0
+    unsent: bool = False
+    order: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)  # one snapshot at a time
+
+
+@dataclass(frozen=True)
+class RecoverableSession:
+    """A session that ended without being stopped. facts: what the server says of it."""
+
+    session_id: str
+    agent_id: str
+    facts: dict[str, Any]
+
+
+class SessionBridge:
+    """The sessions of agents, kept by a server: started and stopped, their context saved and restored, heartbeats while they run.
+
+    heartbeat_interval, heartbeat_timeout: how often, and how long one may take. retries, backoff: further tries of a call that did not
+    reach the server; the backoff doubles. timeout: of a call. on_error: see above. Heartbeats are sent inside `async with`.
+    """
+
+    def __init__(
+        self,
+        server: CallTool,
+        *,
+        heartbeat_interval: Duration = "30s",
+        heartbeat_timeout: Duration = "5s",
+        retries: int = 3,
+        backoff: Duration = "1s",
+        timeout: Duration = "30s",
+        on_error: OnBridgeError = "graceful",
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._server = BridgedServer(server, on_error, retries, backoff, timeout, sleep)
+        self._interval_s = parse_seconds(heartbeat_interval, name="bridge: heartbeat_interval", zero=False)
+        self._heartbeat_s = parse_seconds(heartbeat_timeout, name="bridge: heartbeat_timeout", zero=False)
+        self._clock = clock
+        self._sleep = sleep
+        self._sessions: dict[str, SessionInfo] = {}
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "SessionBridge":
+        self._beating = asyncio.create_task(self._beat_on())
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        """Ends the heartbeats. Sessions that were not stopped stay open at the server, for recovery."""
+        if self._beating is not None:
+            self._beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._beating
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last call found the server."""
+        return self._server.reachable
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions that run here."""
+        return list(self._sessions.values())
+
+    async def start_session(
+        self, agent_id: str, session_id: str, context: Mapping[str, Any] | None = None
+    ) -> SessionInfo:
+        """Starts a session with this context. Raises SessionError (E2050), also for one that runs here."""
+        checked_name(session_id, "session")
+        checked_name(agent_id, "agent")
+        if session_id in self._sessions:
+            raise SessionError(f"session {session_id}: it runs already")
+        return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
+
+    async def resume_session(self, agent_id: str, session_id: str) -> SessionInfo:
+        """Goes on with a session of `check_recovery`, with the context that was saved. Raises ContextFailed (E2054), SessionError."""
+        if session_id in self._sessions:
+            raise SessionError(f"session {session_id}: it runs already")
+        context = await self._read(session_id)
+        return await self._begin(agent_id, session_id, context, f"Session resumed by agent {agent_id}")
+
+    async def _begin(self, agent_id: str, session_id: str, context: dict[str, Any], summary: str) -> SessionInfo:
+        due = self._clock.monotonic() + self._interval_s
+        session = SessionInfo(session_id, agent_id, self._clock.time(), due, context)
+        await self._send(session, context | {"status": "in_progress"}, summary, SessionError)
+        self._sessions[session_id] = session
+        return session
+
+    async def save_snapshot(self, session_id: str, context: Mapping[str, Any], summary: str = "") -> None:
+        """Saves the fields of the context; those that were saved before and are not in it stay. Raises SnapshotFailed (E2052)."""
+        session = self._running(session_id, SnapshotFailed)
+        async with session.order:
+            whole = session.context | dict(context)
+            updates = whole if session.unsent else dict(context)
+            await self._send(session, updates, summary or "Context snapshot", SnapshotFailed)
+            session.context = whole
+
+    async def restore_snapshot(self, session_id: str) -> dict[str, Any]:
+        """The context of a session as it was saved last, by whomever. Raises ContextFailed (E2054)."""
+        session = self._sessions.get(session_id)
+        if session is not None and session.unsent:
+            return dict(session.context)
+        try:
+            return await self._read(session_id)
+        except ContextFailed:
+            if session is None or self.reachable or not self._server.graceful:
+                raise
+            return dict(session.context)
+
+    async def check_recovery(self) -> list[RecoverableSession]:
+        """The sessions that ended without being stopped. Where no server can be reached, "graceful" knows of none. Raises
+        RecoveryCheckFailed (E2053).
+        """
+        what = "recovery check"
+        try:
+            said = await self._server.ask("check_recovery", {"includeHistory": False}, RecoveryCheckFailed, what)
+        except Unreachable as gone:
+            if self._server.graceful:
+                return []
+            raise RecoveryCheckFailed(f"{what}: {gone}") from gone
+        found = said.get("needsRecovery", [])
+        if not isinstance(found, list) or not all(isinstance(each, dict) and each.get("taskId") for each in found):
+            raise RecoveryCheckFailed(
+                f"{what}: check_recovery answers {short_repr(said)}", hint="needsRecovery: a list"
+            )
+        return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
+
+    async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
+        """Ends a session; it does not need recovery then. Raises SessionStopFailed (E2051) where the server does not take that."""
+        session = self._running(session_id, SessionStopFailed)
+        del self._sessions[session_id]
+        status = "completed" if reason == "normal_termination" else "archived"
+        async with session.order:
+            updates = (session.context if session.unsent else {}) | {"status": status}
+            await self._send(session, updates, f"Session stopped: {reason}", SessionStopFailed)
+
+    async def beat(self) -> None:
+        """Sends the heartbeats that are due now, and the snapshots that could not be sent."""
+        now = self._clock.monotonic()
+        await asyncio.gather(*(self._beat(each) for each in self._sessions.values() if each.next_heartbeat <= now))
+
+    async def _beat(self, session: SessionInfo) -> None:
+        session.next_heartbeat = self._clock.monotonic() + self._interval_s
+        what = f"session {session.session_id}"
+        async with session.order:
+            if session.session_id not in self._sessions:  # it was stopped meanwhile
+                return
+            updates = session.context | {"status": "in_progress"} if session.unsent else {}
+            arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, "Heartbeat")
+            try:
+                await self._server.ask(
+                    "save_context_snapshot", arguments, SnapshotFailed, what, once_s=self._heartbeat_s
+                )
+            except (Unreachable, SnapshotFailed) as failure:
+                session.missed += 1
+                _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, words_of(failure))
+                return
+            session.missed, session.unsent = 0, False
+
+    async def _beat_on(self) -> None:
+        while True:
+            await self.beat()
+            due = [each.next_heartbeat - self._clock.monotonic() for each in self._sessions.values()]
+            await self._sleep(max(min([self._interval_s, *due]), _LEAST_SECONDS))
+
+    async def _send(
+        self, session: SessionInfo, updates: Mapping[str, Any], summary: str, error: type[SessionError]
+    ) -> None:
+        what = f"session {session.session_id}"
+        try:
+            await self._server.ask("save_context_snapshot", _snapshot(session, updates, summary), error, what)
+        except Unreachable as gone:
+            if not self._server.graceful:
+                raise error(f"{what}: {gone}") from gone
+            session.unsent = True
+        else:
+            session.unsent = False
+
+    async def _read(self, session_id: str) -> dict[str, Any]:
+        arguments = {"taskId": session_id, "includeRelationships": False, "includeVersionHistory": False}
+        what = f"session {session_id}"
+        try:
+            said = await self._server.ask("get_unified_context", arguments, ContextFailed, what)
+        except Unreachable as gone:
+            raise ContextFailed(f"{what}: {gone}") from gone
+        context = said.get("context", said)
+        if not isinstance(context, dict):
+            raise ContextFailed(f"{what}: get_unified_context answers {short_repr(said)}", hint="context: an object")
+        return {name: value for name, value in context.items() if name not in ("status", "lastHeartbeat")}
+
+    def _running(self, session_id: str, error: type[SessionError]) -> SessionInfo:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise error(f"session {session_id}: it does not run here", hint="start_session, or resume_session")
+        return session
+
+    def tools(self, session_id: str) -> list[Tool]:
+        """The tools `save_context` and `restore_context` of a session, for an agent."""
+
+        @tool(effect="idempotent")
+        async def save_context(context: dict[str, Any], summary: str = "") -> str:
+            """Save where the work stands, so that it can be taken up again after a break.
+
+            Args:
+                context: Fields to keep; fields of before that are left out stay.
+                summary: What has changed.
+            """
+            await self.save_snapshot(session_id, context, summary)
+            return "saved"
+
+        @tool(effect="read")
+        async def restore_context() -> dict[str, Any]:
+            """Get the saved context of this work."""
+            return await self.restore_snapshot(session_id)
+
+        return [save_context, restore_context]
+
+
+def _snapshot(session: SessionInfo, updates: Mapping[str, Any], summary: str) -> dict[str, Any]:
+    return {
+        "taskId": session.session_id,
+        "sessionId": session.agent_id,
+        "updates": dict(updates),
+        "changeSummary": summary,
+    }
