@@ -7,7 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sabot.process.client import Child, Command, ExitStatus, ProcessUsage, Supervisor
+    from sabot.process.client import (
+        Child,
+        Command,
+        ExitStatus,
+        ProcessUsage,
+        Supervisor,
+    )
     from sabot.process.errors import (
         AgentError,
         CommunicationError,
@@ -19,11 +25,33 @@ if TYPE_CHECKING:
         SpawnFailed,
         Timeout,
     )
-    from sabot.process.limits import ResourceLimits
-    from sabot.process.streams import ChildInput, ChildOutput
+    from sabot.process.limits import (
+        ResourceLimits,
+    )
+    from sabot.process.runner import (
+        AgentConfig,
+        AgentHandle,
+        AgentInfo,
+        AgentMetrics,
+        AgentSignal,
+        AgentStatus,
+        GracefulShutdown,
+        LocalProcessRunner,
+        ProcessRunnerConfig,
+    )
+    from sabot.process.streams import (
+        ChildInput,
+        ChildOutput,
+    )
 
 __all__ = [
+    "AgentConfig",
     "AgentError",
+    "AgentHandle",
+    "AgentInfo",
+    "AgentMetrics",
+    "AgentSignal",
+    "AgentStatus",
     "Child",
     "ChildInput",
     "ChildOutput",
@@ -31,9 +59,12 @@ __all__ = [
     "CommunicationError",
     "ExecutionError",
     "ExitStatus",
+    "GracefulShutdown",
     "InvalidContext",
     "IoError",
+    "LocalProcessRunner",
     "NotFound",
+    "ProcessRunnerConfig",
     "ProcessUsage",
     "ProviderError",
     "ResourceLimits",
@@ -43,7 +74,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "sabot.process.client": ("Child", "Command", "ExitStatus", "ProcessUsage", "Supervisor"),
+    "sabot.process.client": (
+        "Child",
+        "Command",
+        "ExitStatus",
+        "ProcessUsage",
+        "Supervisor",
+    ),
     "sabot.process.errors": (
         "AgentError",
         "CommunicationError",
@@ -56,7 +93,21 @@ _HOMES = {
         "Timeout",
     ),
     "sabot.process.limits": ("ResourceLimits",),
-    "sabot.process.streams": ("ChildInput", "ChildOutput"),
+    "sabot.process.runner": (
+        "AgentConfig",
+        "AgentHandle",
+        "AgentInfo",
+        "AgentMetrics",
+        "AgentSignal",
+        "AgentStatus",
+        "GracefulShutdown",
+        "LocalProcessRunner",
+        "ProcessRunnerConfig",
+    ),
+    "sabot.process.streams": (
+        "ChildInput",
+        "ChildOutput",
+    ),
 }
 
 

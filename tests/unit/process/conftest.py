@@ -16,6 +16,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
     """No test leaves a process, and none a zombie."""
     running = await Supervisor.running()
     yield running
+    running = await Supervisor.running()  # another one, if the test has killed it
     left = running.children
     for child in left:
         child.kill()

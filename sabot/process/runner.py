@@ -1,0 +1,441 @@
+"""Agents that are programs, as document 003 has them: a runner that starts them, handles, what becomes of them."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Any
+
+from sabot.errors import UserError
+from sabot.process.backends import AgentProgram, ProgramTask, program_of
+from sabot.process.client import INHERITED, Child, Command, ExitStatus, Supervisor
+from sabot.process.errors import (
+    CommunicationError,
+    ExecutionError,
+    InvalidContext,
+    IoError,
+    NotFound,
+    SpawnFailed,
+    Timeout,
+)
+from sabot.process.limits import ResourceLimits
+from sabot.process.streams import CAPACITY_BYTES
+from sabot.redaction import keep_settings
+
+__all__ = [
+    "AgentConfig",
+    "AgentHandle",
+    "AgentInfo",
+    "AgentMetrics",
+    "AgentSignal",
+    "AgentStatus",
+    "GracefulShutdown",
+    "LocalProcessRunner",
+    "ProcessRunnerConfig",
+]
+
+_ENDED_KEPT = 1000  # agents that have ended, of which a runner still tells
+
+
+class AgentStatus(StrEnum):
+    """Where an agent is. A process says by itself only that it runs, is stopped, or has ended: the others are for agents that say more."""
+
+    IDLE = "Idle"
+    INITIALIZING = "Initializing"
+    RUNNING = "Running"
+    THINKING = "Thinking"
+    PAUSED = "Paused"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    TERMINATED = "Terminated"
+
+
+class AgentSignal(StrEnum):
+    """What an agent can be sent: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
+
+    INTERRUPT = "Interrupt"
+    TERMINATE = "Terminate"
+    KILL = "Kill"
+    PAUSE = "Pause"
+    RESUME = "Resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What an agent is, and what it is to do.
+
+    model_backend: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
+    context, system_prompt: what it has to know; a program without an option for it gets it before the task.
+    environment: variables of the program, whose values are shown nowhere. inherit: those of the worker that it gets besides.
+    resume: the id of a session of the program, which goes on. arguments: more of the program's own options.
+    limits: at most those of the runner. working_dir: else that of the runner.
+    output_bytes, lossless: as of a `Command`.
+    """
+
+    name: str
+    model_backend: str
+    task: str
+    context: str | None = None
+    system_prompt: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inherit: tuple[str, ...] = INHERITED
+    resume: str | None = None
+    arguments: tuple[str, ...] = ()
+    limits: ResourceLimits | None = None
+    working_dir: str | os.PathLike[str] | None = None
+    output_bytes: int = CAPACITY_BYTES
+    lossless: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessRunnerConfig:
+    """working_dir: of all agents; None: that of this process. enable_json_streaming: programs that can give events as JSON lines do.
+    enable_health_checks: every agent is measured each `health_check_interval_secs`. max_concurrent_agents: None: any number.
+    """
+
+    working_dir: str | os.PathLike[str] | None = None
+    enable_json_streaming: bool = True
+    enable_health_checks: bool = True
+    health_check_interval_secs: float = 30
+    max_concurrent_agents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.health_check_interval_secs <= 0:
+            raise UserError("health_check_interval_secs is not above 0")
+        if self.max_concurrent_agents is not None and self.max_concurrent_agents < 1:
+            raise UserError("max_concurrent_agents allows no agent", hint="None is no limit")
+
+
+@dataclass(frozen=True)
+class AgentMetrics:
+    """What an agent uses, with all that it has started. cpu_usage: percent of one core since the check before, or since the beginning."""
+
+    cpu_usage: float
+    memory_mb: float
+    uptime_secs: float
+    messages_sent: int
+    messages_received: int
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """An agent at this moment. metrics: of the last health check."""
+
+    id: str
+    name: str
+    model_backend: str
+    status: AgentStatus
+    pid: int
+    started_at: float
+    metrics: AgentMetrics | None = None
+
+
+class AgentHandle:
+    """An agent that was spawned. Its streams belong to the event loop that spawned it.
+
+    id: unlike any other's. session_id: by which the program's session can be resumed, once it was read in its output.
+    """
+
+    def __init__(self, config: AgentConfig, program: AgentProgram, child: Child, *, events: bool) -> None:
+        self.id = uuid.uuid4().hex
+        self.config = config
+        self.child = child
+        self.session_id = config.resume
+        self.metrics: AgentMetrics | None = None
+        self._program = program
+        self._events = events and program.answer is not None
+        self._ended_by_us = False
+        self._sent = 0
+        self._received = 0
+        self._measured_at = child.started_at
+        self._measured_cpu = 0.0
+
+    def __repr__(self) -> str:
+        return f"<AgentHandle {self.config.name!r} {self.id} {self.status()}>"
+
+    @property
+    def info(self) -> AgentInfo:
+        """What there is to say of it now."""
+        child, config = self.child, self.config
+        return AgentInfo(
+            self.id, config.name, config.model_backend, self.status(), child.pid, child.started_at, self.metrics
+        )
+
+    def status(self) -> AgentStatus:
+        """Where it is now."""
+        if not self.child.is_over:
+            return AgentStatus.PAUSED if self.child.paused else AgentStatus.RUNNING
+        ended = self.child.status
+        if ended is not None and ended.success:
+            return AgentStatus.COMPLETED
+        killed = ended is not None and ended.signal is not None and ended.limit is None
+        return AgentStatus.TERMINATED if self._ended_by_us and killed else AgentStatus.FAILED
+
+    async def wait(self, timeout_secs: float | None = None) -> ExitStatus:
+        """How it ended, when nothing of it is left. Raises Timeout when it runs longer; it goes on then."""
+        try:
+            async with asyncio.timeout(timeout_secs):
+                return await self.child.wait()
+        except TimeoutError as error:
+            raise Timeout(f"agent {self.config.name!r} has not ended in {timeout_secs} s") from error
+
+    async def answer(self) -> str:
+        """What it says at last: the text of its result, or its stdout. It must be read by nobody else.
+
+        Raises ExecutionError when it does not end with 0, ProviderError when it says that its model has failed.
+        """
+        said = [each async for each in self.lines()]
+        status = await self.wait()
+        if self._events and self._program.answer is not None:
+            events = [event for each in said if (event := _json(each)) is not None]
+            if status.success or events:
+                answer = self._program.answer(events)
+        else:
+            answer = "\n".join(said)
+        if not status.success:
+            raise ExecutionError(f"agent {self.config.name!r} {_how(status)}{await self._last_words()}")
+        return answer
+
+    async def lines(self) -> AsyncIterator[str]:
+        """The lines of its stdout, without their ends."""
+        assert self.child.stdout is not None
+        async for line in self.child.stdout.lines():
+            self._received += 1
+            text = line.decode(errors="replace")
+            if self.session_id is None and self._program.session is not None:
+                self.session_id = self._program.session_of(_json(text))
+            yield text
+
+    async def events(self) -> AsyncIterator[Any]:
+        """The values of those of its lines that are JSON."""
+        async for line in self.lines():
+            if (event := _json(line)) is not None:
+                yield event
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Gives it these bytes; returns when at most 64 KB wait for it. Raises CommunicationError when it does not read."""
+        if self.child.stdin is None:
+            raise CommunicationError(
+                f"{self._program.name} gets its task as an argument, and its stdin is empty", hint="spawn another one"
+            )
+        self.child.stdin.write(data)
+        self._sent += 1
+        await self.child.stdin.drain()
+
+    async def read_stdout(self) -> bytes | None:
+        """What it has written and nobody has read; None when there is nothing. Does not wait."""
+        assert self.child.stdout is not None
+        found = self.child.stdout.read_nowait() or None
+        self._received += found is not None
+        return found
+
+    async def read_stderr(self) -> bytes | None:
+        """What it has written and nobody has read; None when there is nothing. Does not wait."""
+        assert self.child.stderr is not None
+        return self.child.stderr.read_nowait() or None
+
+    async def signal(self, what: AgentSignal) -> None:
+        """Sends it a signal: to its process group, as a terminal does; Kill, Pause and Resume to all that it has started."""
+        match what:
+            case AgentSignal.INTERRUPT:
+                self._ended_by_us = True
+                self.child.signal(signal.SIGINT)
+            case AgentSignal.TERMINATE:
+                self._ended_by_us = True
+                self.child.signal(signal.SIGTERM)
+            case AgentSignal.KILL:
+                self._ended_by_us = True
+                self.child.kill()
+            case AgentSignal.PAUSE:
+                self.child.pause()
+            case AgentSignal.RESUME:
+                self.child.resume()
+
+    async def kill(self) -> ExitStatus:
+        """Ends it and all that it has started, now. -> how it ended"""
+        await self.signal(AgentSignal.KILL)
+        return await self.wait()
+
+    async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
+        """Closes its stdin, SIGTERM to all of it, and SIGKILL to who lives `grace_seconds` later. -> how it ended"""
+        self._ended_by_us = True
+        return await self.child.stop(grace_seconds)
+
+    async def measure(self) -> AgentMetrics:
+        """What it uses now."""
+        usage, now = await self.child.usage(), time.time()
+        passed = max(now - self._measured_at, 0.001)
+        cpu = 100 * max(0.0, usage.cpu_seconds - self._measured_cpu) / passed
+        self._measured_at, self._measured_cpu = now, usage.cpu_seconds
+        uptime = now - self.child.started_at
+        self.metrics = AgentMetrics(cpu, usage.memory_bytes / (1 << 20), uptime, self._sent, self._received)
+        return self.metrics
+
+    async def _last_words(self) -> str:
+        assert self.child.stderr is not None
+        said = (await self.child.stderr.read(1 << 20)).decode(errors="replace").strip()
+        return f": {said[-500:]}" if said else ""
+
+
+class GracefulShutdown:
+    """Ends an agent in good order: its stdin is closed, SIGTERM, and after `timeout_secs` SIGKILL to all that is left of it."""
+
+    def __init__(self, timeout_secs: float = 5.0) -> None:
+        self.timeout_secs = timeout_secs
+
+    async def shutdown(self, handle: AgentHandle | Child) -> ExitStatus:
+        """Returns how it ended, when nothing is left of it."""
+        return await handle.stop(self.timeout_secs)
+
+
+class LocalProcessRunner:
+    """Starts agents as children of this machine. limits: of every agent.
+
+    They end with `shutdown`, and with this process, however it ends.
+    """
+
+    def __init__(self, config: ProcessRunnerConfig | None = None, *, limits: ResourceLimits | None = None) -> None:
+        self.config = config or ProcessRunnerConfig()
+        self._limits = limits
+        self._running: dict[str, AgentHandle] = {}
+        self._ended: dict[str, AgentInfo] = {}
+        self._starting = 0
+        self._health: asyncio.Task[None] | None = None
+
+    @classmethod
+    def with_config(cls, config: ProcessRunnerConfig) -> "LocalProcessRunner":
+        """A runner with these settings."""
+        return cls(config)
+
+    async def spawn(self, config: AgentConfig) -> AgentHandle:
+        """Starts an agent.
+
+        Raises SpawnFailed when its program does not start, or when `max_concurrent_agents` run already; InvalidContext for a configuration
+        that its program cannot be given.
+        """
+        keep_settings(config.environment)
+        program = program_of(config.model_backend)
+        command = self._command(config, program)
+        most = self.config.max_concurrent_agents
+        if most is not None and len(self._alive()) + self._starting >= most:
+            raise SpawnFailed(
+                f"agent {config.name!r}: max_concurrent_agents={most} run already", hint="wait for one, or allow more"
+            )
+        self._starting += 1
+        try:
+            child = await (await Supervisor.running()).spawn(command)
+        except OSError as error:  # no more files for its pipes, say
+            raise IoError(f"agent {config.name!r} could not be started: {error.strerror or error}") from error
+        finally:
+            self._starting -= 1
+        handle = AgentHandle(config, program, child, events=self.config.enable_json_streaming)
+        self._running[handle.id] = handle
+        if self.config.enable_health_checks and (self._health is None or self._health.done()):
+            self._health = asyncio.ensure_future(self._check_health())
+        return handle
+
+    async def list_agents(self) -> list[AgentInfo]:
+        """Those that run, and the last thousand that have ended."""
+        return [*(handle.info for handle in self._alive()), *self._ended.values()]
+
+    async def get_agent(self, agent_id: str) -> AgentInfo | None:
+        """The agent of this id; None: there is none, or it has ended long ago."""
+        handle = self._running.get(agent_id)
+        return self._ended.get(agent_id) if handle is None else handle.info
+
+    async def kill(self, agent_id: str) -> ExitStatus | None:
+        """Ends the agent now. -> how it ended; None when it had ended. Raises NotFound."""
+        handle = self._find(agent_id)
+        return None if handle is None else await handle.kill()
+
+    async def signal(self, agent_id: str, what: AgentSignal) -> None:
+        """Sends the agent a signal. Does nothing when it has ended. Raises NotFound."""
+        handle = self._find(agent_id)
+        if handle is not None:
+            await handle.signal(what)
+
+    async def shutdown(self, grace_seconds: float = 5.0) -> None:
+        """Ends all agents in good order, and the health checks."""
+        await asyncio.gather(*(handle.stop(grace_seconds) for handle in self._alive()), return_exceptions=True)
+        self._alive()
+        if self._health is not None:
+            self._health.cancel()
+            await asyncio.wait([self._health])
+            self._health = None
+
+    async def __aenter__(self) -> "LocalProcessRunner":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    def _command(self, config: AgentConfig, program: AgentProgram) -> Command:
+        if not config.name or not config.task:
+            raise InvalidContext("an agent has no name, or no task")
+        limits = self._limits.narrowed(config.limits) if self._limits is not None else config.limits
+        task = ProgramTask(
+            config.task,
+            config.context,
+            config.system_prompt,
+            config.resume,
+            config.arguments,
+            self.config.enable_json_streaming,
+        )
+        return Command(
+            argv=program.argv(task),
+            environment=config.environment,
+            inherit=config.inherit,
+            working_dir=config.working_dir or self.config.working_dir,
+            stdin=program.stdin,
+            limits=limits,
+            output_bytes=config.output_bytes,
+            lossless=config.lossless,
+        )
+
+    def _find(self, agent_id: str) -> AgentHandle | None:
+        handle = self._running.get(agent_id)
+        if handle is None and agent_id not in self._ended:
+            raise NotFound(f"no agent {agent_id!r}", hint="list_agents() has them")
+        return None if handle is None or handle.child.is_over else handle
+
+    def _alive(self) -> list[AgentHandle]:
+        """Those that run. Of who has ended only the information is kept, and not its output."""
+        for handle in [each for each in self._running.values() if each.child.is_over]:
+            del self._running[handle.id]
+            self._ended[handle.id] = handle.info
+        while len(self._ended) > _ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        return list(self._running.values())
+
+    async def _check_health(self) -> None:
+        """The life of the task that measures all agents, as long as there are any."""
+        while True:
+            await asyncio.sleep(self.config.health_check_interval_secs)
+            if not (alive := self._alive()):
+                return
+            for handle in alive:
+                with suppress(CommunicationError):  # its supervisor was killed: then it is Failed
+                    await handle.measure()
+
+
+def _json(line: str) -> Any:
+    """The value of a line; None where it is no JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _how(status: ExitStatus) -> str:
+    if status.limit is not None:
+        return f"was ended, because it had more than its {status.limit}"
+    return f"ended with {status.code}" if status.signal is None else f"was ended by signal {status.signal}"
