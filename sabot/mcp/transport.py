@@ -8,6 +8,7 @@ answers gets an error. What fails below HTTP becomes the error of the request th
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -261,11 +262,17 @@ async def over_http(
         yield streams
 
 
+@functools.cache
+def _trusted() -> Any:
+    """The certificates that are trusted; reading them takes longer than opening a session."""
+    return httpx2.create_ssl_context()
+
+
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
     """HTTP whose failures are answers, and whose bodies of JSON are bounded."""
 
     def __init__(self, most_bytes: int) -> None:
-        self._http = httpx2.AsyncHTTPTransport()
+        self._http = httpx2.AsyncHTTPTransport(verify=_trusted())
         self._most_bytes = most_bytes
 
     async def handle_async_request(self, request: Any) -> Any:
