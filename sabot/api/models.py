@@ -32,9 +32,11 @@ from sabot.llm.tools import Effect, Tool, as_tool
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
 
-__all__ = ["JobModel", "agent_function", "check_template"]
+__all__ = ["ASKS", "JobModel", "agent_function", "check_template", "request_body"]
 
-_ASKS = "llm"  # the name of the effect; not that of the model, which may be changed while jobs are open
+ASKS = "llm"
+"""The name of the effect; not that of the model, which may be changed while jobs are open."""
+
 _SESSION = "conversation"
 _BRACES = "{text} is a field; {{ and }} are braces"
 
@@ -58,7 +60,7 @@ class JobModel(AgentModel):
         fields: of the RequestSpec. Raises ModelError, live and in replay the same.
         """
         spec, schema = request_of(prompt, output, fields)
-        body = pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
+        body = request_body(spec)
         try:
             model = spec.model or self._model
             said = await self._job.call(self._tool, (spec,), {}, body, model=model, price=self._price)
@@ -95,7 +97,7 @@ def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Call
             return await engine.complete(spec, idempotency_key=effect.key)
         return await _in_pieces(engine, spec, effect, pieces)
 
-    llm.__name__ = _ASKS
+    llm.__name__ = ASKS
     return llm
 
 
@@ -114,6 +116,11 @@ async def _in_pieces(engine: ExecutionEngine, spec: RequestSpec, effect: Effect,
         if not number:
             raise
     return await engine.complete(spec, idempotency_key=effect.key)
+
+
+def request_body(spec: RequestSpec) -> bytes:
+    """A request, as the intent of its effect has it."""
+    return pack([spec.digest(), len(spec.messages), _news(spec.messages)], "a request to a model")
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:

@@ -22,7 +22,7 @@ from sabot.cli.mcp import mcp
 from sabot.cli.planning import plan
 from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
-from sabot.cli.replaying import diff_jobs, record, replay
+from sabot.cli.replaying import diff_jobs, fork_job, record, replay
 from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
 from sabot.cli.states import checkpoint, list_checkpoints, restore
 from sabot.errors import UserError
@@ -55,6 +55,7 @@ _cli.add_typer(journal, name="journal")
 _cli.add_typer(jobs, name="jobs")
 jobs.command()(record)
 jobs.command()(replay)
+jobs.command("fork")(fork_job)
 jobs.command("diff")(diff_jobs)
 jobs.command()(checkpoint)
 jobs.command("checkpoints")(list_checkpoints)

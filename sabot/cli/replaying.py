@@ -1,26 +1,34 @@
-"""`sabot jobs record`, `replay`, `diff`: jobs as files, today's code run over them, and two of them beside each other."""
+"""`sabot jobs record`, `replay`, `fork`, `diff`: jobs as files, today's code run over them, to their ends or from a step on otherwise, and
+two of them beside each other.
+"""
 
+import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.replay.player import code_of, steps_of, verified
+from sabot.agents.kernel import RuntimeKernel
+from sabot.agents.reading import as_plain
+from sabot.agents.replay.fork import FORK_ALLOWS, fork
+from sabot.agents.replay.player import JobCode, code_of, steps_of, verified
 from sabot.agents.replay.recording import Recording, record_job
+from sabot.agents.states import checkpoints_of
 from sabot.cli.agent_jobs import JobId
-from sabot.cli.journal import Json, quietly, reading, value_text
-from sabot.cli.loading import load_app
+from sabot.cli.journal import Json, json_of, quietly, reading, value_text
+from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, shortened
 from sabot.errors import UserError
 from sabot.jobs.run import effect_words
 from sabot.journal.entries import Begin
 
-__all__ = ["diff_jobs", "record", "replay"]
+__all__ = ["diff_jobs", "fork_job", "record", "replay"]
 
 _WIDTH = 60  # characters of what a step says
 
+Program = Annotated[str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The App, or RuntimeKernel, of today.")]
 Journal = Annotated[
     str | None,
     typer.Option(
@@ -37,6 +45,21 @@ def _recording(job: str, place: str | None, kafka: list[str] | None) -> Recordin
         return Recording.load(job)
     with ExitStack() as open_ones:
         return record_job(open_ones.enter_context(reading(place, kafka)), job)
+
+
+def _code(recording: Recording, target: str) -> JobCode:
+    """Of the agent whose job this is. Raises UserError where the program has none."""
+    program = load_program(target)
+    agent = next(each.agent for each in recording.entries if isinstance(each, Begin))
+    if isinstance(program, RuntimeKernel):
+        return program.code(agent.removeprefix(f"{program.name}."))
+    agents = {name: each.spec for name, each in program.agent_runtime.agents.items() if each.spec is not None}
+    spec = agents.get(agent)
+    if spec is None or not spec.durable:
+        raise UserError(
+            f"{target} has no durable agent {agent}, whose job this is", hint=f"it has {', '.join(agents) or 'none'}"
+        )
+    return code_of(spec)
 
 
 def record(
@@ -59,7 +82,7 @@ def replay(
     job: Annotated[
         str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
     ],
-    target: Annotated[str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The program of today.")],
+    target: Program,
     place: Journal = None,
     kafka: Kafka = None,
     json: Json = False,
@@ -72,16 +95,7 @@ def replay(
 
     def work() -> None:
         recording = _recording(job, place, kafka)
-        app = load_app(target)
-        agents = {name: agent.spec for name, agent in app.agent_runtime.agents.items() if agent.spec is not None}
-        agent = next(each.agent for each in recording.entries if isinstance(each, Begin))
-        spec = agents.get(agent)
-        if spec is None or not spec.durable:
-            raise UserError(
-                f"{target} has no durable agent {agent}, whose job this is",
-                hint=f"it has {', '.join(agents) or 'none'}",
-            )
-        found = verified(recording, code_of(spec))
+        found = verified(recording, _code(recording, target))
         if json:
             json_line({"job": found.job_id, "steps": found.steps, "same": found.same, "difference": found.difference})
         else:
@@ -91,6 +105,98 @@ def replay(
         typer.echo(f"job {found.job_id}: {found.steps:,} steps, as they are recorded; nothing was called", err=True)
 
     quietly(work)
+
+
+def fork_job(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
+    ],
+    target: Program,
+    begin: Annotated[
+        str,
+        typer.Option("--from", metavar="STEP", help="Behind which it goes on; 0: anew. Or the name of a checkpoint."),
+    ],
+    place: Journal = None,
+    kafka: Kafka = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Is asked in place of the one that the code names.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The instructions of requests to models.", show_default=False)
+    ] = None,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=JSON",
+            help="What a tool, a model (llm: each), a question, a signal or a child says, in place of itself. May be repeated.",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="TOOL", help="That is called, although it changes something.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Where its recording goes.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run the code of today over what a job did up to a step, and let it go on from there, otherwise than it did.
+
+    Nothing outside changes: models and tools that only read are asked, and cost; others, and children, are denied, unless --answer stands
+    in for them or --allow names them. Neither the job nor its journal is touched. Exit code 1 where it fails.
+    """
+
+    def work() -> None:
+        recording, at = _part(job, begin, place, kafka)
+        allowed = (*FORK_ALLOWS, *(allow or ()))
+        answers = dict(map(_answer, answer or ()))
+        code = _code(recording, target)
+        found = asyncio.run(fork(recording, code, at=at, answers=answers, model=model, prompt=prompt, allow=allowed))
+        if file is not None:
+            found.recording.save(file)
+        if json:
+            steps = steps_of(found.recording)
+            said = {
+                "outcome": found.outcome,
+                "result": as_plain(found.result),
+                "first_difference": found.first_difference,
+            }
+            json_line({**said, "error": "" if found.error is None else str(found.error), "steps": steps})
+        else:
+            columns(["step", "what", "asked", "outcome", "value"], [_row(each) for each in steps_of(found.recording)])
+            differs = (
+                "as it did" if found.first_difference is None else f"otherwise from step {found.first_difference} on"
+            )
+            typer.echo(f"the fork of job {recording.job_id} {found.outcome}, {differs}", err=True)
+            if found.outcome == "succeeded":
+                typer.echo(value_text(as_plain(found.result)), err=True)
+        if found.outcome == "failed":
+            raise UserError(f"the fork of job {recording.job_id} has failed: {found.error}")
+
+    quietly(work)
+
+
+def _part(job: str, begin: str, place: str | None, kafka: list[str] | None) -> tuple[Recording, int | None]:
+    """What is recorded, and the step behind which it goes on; None: behind all of it, which is up to a checkpoint."""
+    if begin.isdecimal():
+        return _recording(job, place, kafka), int(begin)
+    if place is None:
+        raise WrongUse(
+            f"--from {begin}: a file has no checkpoints", hint="give the number of a step, as in sabot jobs diff"
+        )
+    with reading(place, kafka) as reader:
+        known = {each.name: each for each in checkpoints_of(reader, job)}
+        recording = record_job(reader, job)
+    if begin not in known:
+        raise UserError(
+            f"job {job} has no checkpoint {begin}",
+            hint=f"it has {', '.join(known)}" if known else "it has none: give the number of a step",
+        )
+    return recording.up_to(known[begin].entries), None
+
+
+def _answer(word: str) -> tuple[str, Any]:
+    name, said, value = word.partition("=")
+    if not name or not said:
+        raise WrongUse(f"--answer {word}", hint="write NAME=JSON, as in --answer 'look=\"gold\"'")
+    return name, json_of(value, "--answer")
 
 
 def _row(step: dict[str, Any]) -> list[object]:

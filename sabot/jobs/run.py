@@ -151,8 +151,7 @@ class JobRun:
 
     open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
     timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the time of the
-    attempt is over. labels: of the job's input, and of what the function
-    has been told so far. blocked: the function does not do what the journal has.
+    attempt is over. labels: of the job's input, and of what the function has been told so far. blocked: the function does not do what the journal has.
     """
 
     def __init__(
@@ -305,6 +304,11 @@ class JobRun:
         ask.tool, ask.args, ask.kwargs, ask.model, ask.price = tool, args, kwargs, model, price
         assert ask.future is not None
         return ask.future
+
+    def is_recorded(self, name: str, body: bytes) -> bool:
+        """Whether the journal has the call of this tool that the function is about to ask for."""
+        asked, recorded = digest(self._key, "call", name, body), self._unmatched
+        return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
         """A question to a person. body: what it says, JSON."""

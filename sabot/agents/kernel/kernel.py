@@ -265,7 +265,7 @@ class RuntimeKernel:
         found = self._agents.get(agent) if agent else next(iter(self._agents.values()))
         if found is None:
             raise UserError(f"kernel {self.name} has no agent {agent!r}", hint=f"it has {', '.join(self._agents)}")
-        return JobCode(found.coroutine, found.packed)
+        return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
         """The events of a job that its journal knows of, when those who listen were told of them."""

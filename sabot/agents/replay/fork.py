@@ -4,8 +4,9 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -14,21 +15,25 @@ from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.reading import as_plain
 from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
+from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import LetterRefused, NonDeterminism, UserError
 from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, gate_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.values import unpack
+from sabot.jobs.taking import part_of
+from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, MemoryHome, MemoryJournal, MemoryReader
-from sabot.journal.entries import Answer, Begin, EffectResult, Entry, Intent
+from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.llm.messages import assistant, system
+from sabot.llm.results import Completion
 from sabot.llm.tools import Tool
 
 __all__ = ["FORK_ALLOWS", "Forked", "fork"]
 
 FORK_ALLOWS = ("local", "read", "metered")
-"""The classes of effects that a fork makes. A child may do anything, so it is never begun."""
+"""The classes of effects that a fork makes. A child may do anything, so it is not begun."""
 
 _CODE = "of a fork"
 
@@ -53,17 +58,22 @@ async def fork(
     recording: Recording,
     code: JobCode,
     *,
-    at: int,
+    at: int | None,
     answers: Mapping[str, Any] | None = None,
+    model: str = "",
+    prompt: str | None = None,
     allow: Collection[str] = FORK_ALLOWS,
     gate: EffectGate | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
     """Runs the code over what is recorded up to the result of step `at`, and goes on from there. Up to there nothing is called; what was
-    asked by then and had no result is asked anew.
+    asked by then and had no result is asked anew. It goes on over `ctx.continue_as` too.
 
-    at: an ordinal; 0: from the beginning. answers: by the names of tools, what they return in place of being called; by the types of
-    questions, the answers. allow: classes of effects, and names of tools, that are made; others are denied. gate: decides too.
+    at: an ordinal; 0: from the beginning; None: behind all that is recorded. answers: by the names of tools, what they return in place of
+    being called; of models ("llm": of all), their texts, or Completions, or a list of those of several calls; by the types of questions
+    and the names of signals, what they are answered with; by the names of agents, the results of children. model: is asked in place of the
+    one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
+    are denied. gate: decides too.
 
     Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
     else before it.
@@ -74,19 +84,24 @@ async def fork(
     journal = MemoryJournal(home)
     for entry in entries:
         journal.append(entry)
-    owner = _ForkOwner(code, journal, answers or {})
+    changes = _Changes(answers or {}, prompt)
+    owner = _ForkOwner(code, journal, changes)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
-        owner.run = _ForkRun(*given, **how, answers=owner.answers)
+        owner.run = _ForkRun(*given, **how, changes=changes)
         if owner.run.history.runs <= len(recording.seeds):
             owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run
 
-    first = _ForkGate(recording.job_id, frozenset(allow), frozenset(owner.answers))
+    first = _ForkGate(recording.job_id, frozenset(allow), changes, model)
     gates: list[EffectGate] = [first, *([] if gate is None else [gate]), JobLimits()]
     host = JobHost(journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, gate=gate_of(gates), make_run=run_of)
+    agent = next(entry.agent for entry in entries if isinstance(entry, Begin))
+    for name in changes.answers:
+        of_kernel = name if "." in name else f"{agent.rpartition('.')[0]}.{name}"
+        host.register(of_kernel, _ChildStandIn(host, changes.answers[name]))
     owner.hosted(host)
-    host.register(next(entry.agent for entry in entries if isinstance(entry, Begin)), owner)
+    host.register(agent, owner)
     try:
         found = await host.open(None)
         host.start()
@@ -97,44 +112,49 @@ async def fork(
         await host.close()
         journal.close()
     made = record_job(MemoryReader(home), recording.job_id)
-    made = replace(
-        made, initial_input=recording.initial_input, seeds=(*recording.seeds, *made.seeds[len(recording.seeds) :])
-    )
+    seeds = (*recording.seeds, *made.seeds[len(recording.seeds) :])
+    made = replace(made, initial_input=recording.initial_input, seeds=seeds)
     return Forked(outcome, owner.value, owner.error, made, _first_difference(recording, made))
 
 
-def _up_to(recording: Recording, at: int) -> list[Entry]:
+def _up_to(recording: Recording, at: int | None) -> list[Entry]:
     """The entries up to the result of this step, without those of effects that have none by then. Raises UserError."""
     entries = recording.entries
     if not entries:
         raise UserError(
             "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
         )
-    begins = [place for place, entry in enumerate(entries) if isinstance(entry, Begin)]
-    ends = [
-        place
-        for place, entry in enumerate(entries)
-        if isinstance(entry, EffectResult | Answer) and entry.ordinal == at and at > 0
-    ]
-    asked = {entry.ordinal for entry in entries if isinstance(entry, Intent)}
-    if at == 0 and len(begins) == 1:
-        ends = begins
-    if not ends:
-        had = f"its steps are 1 to {max(asked)}" if asked else "it has no step"
+    places = _places(entries)
+    if at is None:
+        end = isinstance(entries[-1], End)
+        return part_of(entries[: len(entries) - end]).settled
+    if at not in places:
+        steps = [entry.ordinal for entry in entries if isinstance(entry, Intent)]
+        had = f"its steps are 1 to {max(steps)}" if steps else "it has no step"
         raise UserError(f"the recording of job {recording.job_id} has no result of step {at}: {had}")
-    if ends[-1] < begins[-1]:
-        raise UserError(
-            f"step {at} of job {recording.job_id} stands before ctx.continue_as",
-            hint=f"fork at a step of its last history, behind {max(_ordinals(entries[: begins[-1]]), default=0)}",
-        )
-    kept = entries[: ends[-1] + 1]
-    settled = {entry.ordinal for entry in kept if isinstance(entry, EffectResult | Answer)}
-    settled |= {entry.ordinal for entry in kept if isinstance(entry, Intent) and entry.kind in ("wait", "patch")}
-    return [entry for entry in kept if not (ordinal := getattr(entry, "ordinal", 0)) or ordinal in settled]
+    return part_of(entries[: places[at]]).settled
 
 
-def _ordinals(entries: Collection[Entry]) -> list[int]:
-    return [entry.ordinal for entry in entries if isinstance(entry, Intent)]
+def _places(entries: Sequence[Entry]) -> dict[int, int]:
+    """By steps, how many entries there are up to their results; 0: up to the beginning."""
+    places, waits, early = {0: 1}, dict[int, str](), Counter[str]()
+    for count, entry in enumerate(entries, 1):
+        match entry:
+            case EffectResult() | Answer() if entry.ordinal > 0:
+                places[entry.ordinal] = count
+            case Intent(kind="wait") if not early[entry.name]:
+                waits[entry.ordinal] = entry.name
+            case Intent(kind="wait" | "patch"):
+                places[entry.ordinal] = count
+                early[entry.name] -= entry.kind == "wait"
+            case Signal():
+                waiting = next((at for at, name in waits.items() if name == entry.name), None)
+                if waiting is None:
+                    early[entry.name] += 1
+                else:
+                    del waits[waiting]
+                    places[waiting] = count
+    return places
 
 
 def _first_difference(recording: Recording, made: Recording) -> int | None:
@@ -143,43 +163,80 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
     return next((at for at in sorted(before | after) if before.get(at) != after.get(at)), None)
 
 
-class _ForkRun(JobRun):
-    """A run in which some tools have stand-ins."""
+@dataclass(slots=True)
+class _Changes:
+    """What is otherwise in a fork. answers, prompt: as of `fork`. said: how many of its answers each model has given."""
 
-    def __init__(self, *given: Any, answers: Mapping[str, Any], **how: Any) -> None:
+    answers: Mapping[str, Any]
+    prompt: str | None
+    said: Counter[str] = field(default_factory=Counter)
+
+    def of(self, name: str) -> str | None:
+        """Under which name there is an answer, of a tool or an agent."""
+        return next((each for each in (name, name.rpartition(".")[2]) if each in self.answers), None)
+
+    def of_model(self, name: str) -> str | None:
+        """The same, of a model."""
+        return next((each for each in (name, ASKS) if each in self.answers), None)
+
+    def completion(self, name: str) -> Completion:
+        """The next answer. Raises UserError where there is none left."""
+        said = self.answers[name]
+        if isinstance(said, list):
+            if self.said[name] == len(said):
+                raise UserError(f"answers={{{name!r}: …}} has {len(said)} answers, and the fork asks for another one")
+            said = said[self.said[name]]
+        self.said[name] += 1
+        return said if isinstance(said, Completion) else Completion(message=assistant(said), model=name)
+
+
+class _ForkRun(JobRun):
+    """A run in which some calls have stand-ins, and requests of models other instructions."""
+
+    def __init__(self, *given: Any, changes: _Changes, **how: Any) -> None:
         super().__init__(*given, **how)
-        self._answers = answers
+        self._changes = changes
 
     def set_seed(self, seed: bytes) -> None:
         """What is drawn by lot is drawn as it was."""
         self._seed = seed
 
     def call(
-        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes, **how: Any
+        self, tool: Tool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: bytes, *, model: str = "", **how: Any
     ) -> "asyncio.Future[Any]":
-        if tool.name in self._answers:
-            value = self._answers[tool.name]
+        changes, prompt = self._changes, self._changes.prompt
+        if model and prompt is not None and not self.is_recorded(tool.name, body):
+            spec = args[0]
+            others = (each for each in spec.messages if each.role != "system")
+            spec = msgspec.structs.replace(spec, messages=(system(prompt), *others))
+            args, body = (spec, *args[1:]), request_body(spec)
+        name = changes.of_model(model) if model else changes.of(tool.name)
+        if name is not None:
 
             async def stand_in(*_: Any, **__: Any) -> Any:
-                return value
+                return changes.completion(name) if model else changes.answers[name]
 
             tool = replace(tool, func=stand_in, takes_effect=False, is_async=True, reconcile=None)
-        return super().call(tool, args, kwargs, body, **how)
+        return super().call(tool, args, kwargs, body, model=model, **how)
 
 
 class _ForkGate(EffectGate):
-    """Allows what changes nothing outside, and what has a stand-in."""
+    """Allows what changes nothing outside, and what has a stand-in. model: is asked in place of all others."""
 
-    def __init__(self, job_id: str, allow: frozenset[str], answers: frozenset[str]) -> None:
-        self._job_id, self._allow, self._answers = job_id, allow, answers
+    def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
+        self._job_id, self._allow, self._changes, self._model = job_id, allow, changes, model
 
     def decide(self, call: GatedCall) -> GateVerdict:
-        allowed = call.effect_class in self._allow or call.name in self._allow or call.name in self._answers
-        if call.kind != "child" and allowed:
+        is_model = call.kind == "model"
+        if (self._changes.of_model(call.name) if is_model else self._changes.of(call.name)) is not None:
+            return GateVerdict()
+        if call.kind != "child" and (call.effect_class in self._allow or call.name in self._allow):
+            if is_model and self._model:
+                return GateVerdict(Decision.DEGRADE, rule="fork", reason="another model is asked", model=self._model)
             return GateVerdict()
         kind = "a child" if call.kind == "child" else f"an effect of class {call.effect_class}"
         reason = (
-            f"this is a fork of job {self._job_id}, and it is {kind}; answers={{{call.name!r}: …}} stands in for a tool"
+            f"this is a fork of job {self._job_id}, and it is {kind}; answers={{{call.name!r}: …}} stands in for it"
         )
         return GateVerdict(Decision.DENY, rule="fork", reason=reason)
 
@@ -190,8 +247,8 @@ class _ForkOwner:
     leaves_at_once = False
     code = _CODE
 
-    def __init__(self, code: JobCode, journal: MemoryJournal, answers: Mapping[str, Any]) -> None:
-        self.answers = answers
+    def __init__(self, code: JobCode, journal: MemoryJournal, changes: _Changes) -> None:
+        self._changes = changes
         self.run: JobRun
         self.value: Any = None
         self.error: BaseException | None = None
@@ -237,25 +294,28 @@ class _ForkOwner:
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         """As `JobOwner.continued`."""
-        raise UserError(f"the fork of job {job.job_id} goes on with ctx.continue_as", hint="a fork is of one history")
+        return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
         """As `JobOwner.parked`. What `answers` has is answered; where only a person could go on with it, the fork is over."""
-        answered = [ask for ask in self.run.open.values() if self._has_answer(ask)]
+        asks = self.run.open.values()
+        answered = [ask for ask in asks if ask.kind in ("ask", "wait") and ask.name in self._changes.answers]
         for ask in answered:
             asyncio.get_running_loop().call_soon(self._answer, ask)
-        if not answered and not any(ask.due_ms for ask in self.run.open.values()):
+        told = any(ask.kind == "child" and self._changes.of(ask.name) is not None for ask in asks)
+        if not answered and not told and not any(ask.due_ms for ask in asks):
             self._is_over("waits")
 
-    def _has_answer(self, ask: Ask) -> bool:
-        return ask.kind == "ask" and ask.name in self.answers
-
     def _answer(self, ask: Ask) -> None:
-        body = msgspec.json.encode(self.answers[ask.name])
+        body = msgspec.json.encode(self._changes.answers[ask.name])
+        letter = Letter("answer", ask.token, body=body, by="fork")
+        if ask.kind == "wait":
+            letter = Letter("signal", f"fork {ask.ordinal}", self.run.job_id, ask.name, body, "fork")
         try:
-            self._journal.post(Letter("answer", ask.token, body=body, by="fork"))
+            self._journal.post(letter)
         except LetterRefused as error:
-            self.broken("an answer", error)
+            if error.reason not in ("second", "closed"):  # the job has parked once more before it was taken
+                self.broken("an answer", error)
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`."""
@@ -276,3 +336,15 @@ class _ForkOwner:
 
     def had_ended(self, job: OpenJob) -> None:
         """As `JobOwner.had_ended`."""
+
+
+class _ChildStandIn(_ForkOwner):
+    """The owner of an agent whose jobs are not begun, since what comes of them is given."""
+
+    def __init__(self, host: JobHost, value: Any) -> None:
+        self._host, self._value = host, value
+
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
+        """As `JobOwner.begin_child`."""
+        assert self._host is not None
+        self._host.child_over(job_id, "succeeded", pack(self._value, f"the result of job {job_id}"))

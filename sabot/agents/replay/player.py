@@ -45,12 +45,19 @@ def _packed(run: JobRun, value: Any) -> bytes:
     return pack(plain_of(value), f"the result of job {run.job_id}")
 
 
+def _continued(run: JobRun, message: Any) -> bytes:
+    return pack(message, f"the input of job {run.job_id}")
+
+
 @dataclass(frozen=True, slots=True)
 class JobCode:
-    """What runs over a recording. call: the coroutine of the job's function, for a run of it. packed: its result, as END has it."""
+    """What runs over a recording. call: the coroutine of the job's function, for a run of it. packed: its result, as END has it.
+    continued: its input for `ctx.continue_as`, as BEGIN has it.
+    """
 
     call: Callable[[JobRun], Coroutine[Any, Any, Any]]
     packed: Callable[[JobRun, Any], bytes] = _packed
+    continued: Callable[[JobRun, Any], bytes] = _continued
 
 
 class ReplayMode(StrEnum):
@@ -105,12 +112,14 @@ class ReplayPlayer:
         code: JobCode | None = None,
         at: int | None = None,
         answers: Mapping[str, Any] | None = None,
+        model: str = "",
+        prompt: str | None = None,
     ) -> Any:
         """Plays it to its end. Returns the result that is recorded: of its last `final.result`; None where it has none.
 
         VERIFY returns a Verified; `code` is what runs over the entries, of a durable agent `code_of(spec)`. Raises ReplayDifference at the
         first thing that the code does otherwise, UserError for a mode that there is not. FORK returns a Forked: `code` goes on behind step
-        `at`, as of `fork`, which has `answers` and says what is raised.
+        `at`, as of `fork`, which has `answers`, `model` and `prompt`, and says what is raised.
         """
         try:
             mode = ReplayMode(mode)
@@ -133,7 +142,7 @@ class ReplayPlayer:
                     "FORK runs code from a step on",
                     hint="replay(mode=ReplayMode.FORK, code=…, at=<the step's ordinal>)",
                 )
-            return await fork(self.recording, code, at=at, answers=answers)
+            return await fork(self.recording, code, at=at, answers=answers, model=model, prompt=prompt)
         result, before = None, None
         async for event in self.step():
             if mode is ReplayMode.TIMED and before is not None:
@@ -154,7 +163,7 @@ class ReplayPlayer:
 def code_of(spec: AgentSpec) -> JobCode:
     """A durable agent's function, as its jobs run it; its state is not there."""
     function = job_function(spec, None, SYSTEM_CLOCK)
-    return JobCode(lambda run: function.call(function.context(run)[0]), function.packed)
+    return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
 
 
 def verified(recording: Recording, code: JobCode) -> Verified:

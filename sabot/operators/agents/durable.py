@@ -19,8 +19,6 @@ from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
@@ -424,8 +422,7 @@ class DurableAgentOperator(AgentOperator):
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         """As `JobOwner.continued`."""
-        record = self.read_input(job.history.begin.body, job.job_id)  # type: ignore[arg-type]
-        return encode(msgspec.structs.replace(record, payload=payload_from(message)))
+        return self.function.continued(job, message)
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         """As `JobOwner.begin_child`."""

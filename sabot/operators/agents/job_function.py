@@ -4,6 +4,7 @@ from collections.abc import Coroutine
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -18,7 +19,7 @@ from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack
 from sabot.operators.agents.batches import named_rows, returned
 from sabot.operators.agents.job_batches import BatchInput, of_ipc, read_batch, to_ipc
-from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
+from sabot.operators.agents.job_rows import JobInput, decode_record, encode, payload_from, row_of
 from sabot.operators.agents.rows import gathering, place_of, plain_of
 from sabot.state import StateAt, StateBackend
 from sabot.state.backends.memory import MemoryBackend
@@ -68,6 +69,11 @@ class JobFunction:
     async def _result(self, ctx: DurableContext) -> Any:
         value, pending = awaitable(self._function(ctx))
         return _ordered(await value if pending else value)
+
+    def continued(self, job: JobRun, message: Any) -> bytes:
+        """The record of the job that goes on with this message."""
+        record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
+        return encode(msgspec.structs.replace(record, payload=payload_from(message)))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
         """What it has returned, as END has it. Raises UserError."""

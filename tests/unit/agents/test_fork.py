@@ -7,14 +7,26 @@ import pytest
 from unit.agents.test_replay import World, recorded
 from unit.jobs.hosting import Agent, hosting
 
-from sabot.agents import Recording, ReplayDifference, ReplayMode, ReplayPlayer, RunMetadata, record_job
+from sabot import App
+from sabot.agents import (
+    ExecutionRequest,
+    Recording,
+    ReplayDifference,
+    ReplayMode,
+    ReplayPlayer,
+    RunMetadata,
+    RuntimeKernel,
+    code_of,
+    record_job,
+)
 from sabot.agents.replay import JobCode, fork, verified
 from sabot.agents.replay.player import steps_of
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
-from sabot.journal import MemoryHome, MemoryReader
+from sabot.journal import Letter, MemoryHome, MemoryReader
 from sabot.llm import tool
+from tools.agent_tools import until
 
 
 class Shop:
@@ -175,11 +187,117 @@ async def test_a_fork_says_what_it_cannot_do() -> None:
 
     with pytest.raises(ReplayDifference, match=r"before the fork: .*the function asks for call look"):
         await fork(recording, JobCode(Agent(other).call), at=2)
-
-    async def goes_on(ctx: DurableContext) -> Any:
-        await shop.job(ctx)
-        ctx.continue_as("again")
-
-    with pytest.raises(UserError, match="a fork is of one history"):
-        await fork(recording, JobCode(Agent(goes_on).call), at=4)
     assert (shop.asked, shop.looked, shop.world.paid) == ([], [], [])
+
+
+# -- what stands in, and what is asked otherwise ----------------------------------------------------------------------------
+
+
+async def test_models_have_stand_ins_by_name_or_all_of_them() -> None:
+    recording, shop = await shop_recorded(), Shop()
+    found = await fork(recording, shop.code, at=2, answers={"llm": "by nobody"}, allow=())
+    assert (found.result["then"], found.first_difference, shop.asked) == ("by nobody", 3, [])
+    found = await fork(recording, shop.code, at=0, answers={"scripted-1": ["one", "two"], "look": "seen"})
+    assert [found.result[each] for each in ("first", "seen", "then")] == ["one", "seen", "two"]
+    assert (shop.asked, shop.looked) == ([], [])
+    found = await fork(recording, shop.code, at=0, answers={"llm": ["one"]}, allow=("read",))
+    assert found.outcome == "failed"
+    assert "has 1 answers, and the fork asks for another one" in str(found.error)
+
+
+async def test_another_model_is_asked_with_other_instructions_behind_the_step() -> None:
+    recording, shop = await shop_recorded(), Shop("new")
+    found = await fork(recording, shop.code, at=2, model="small", prompt="Be brief.")
+    assert found.result["then"] == "new"
+    [request] = shop.world.provider.requests
+    assert (request.model, [each.text for each in request.messages]) == ("small", ["Be brief.", "what next?"])
+    asked = {step["ordinal"]: step["asked"] for step in steps_of(found.recording)}
+    assert "Be brief." in str(asked[3])
+    assert "Be brief." not in str(asked[1])
+    assert found.first_difference == 3
+
+
+async def test_signals_and_children_have_stand_ins() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        said = [await ctx.wait("price") for _ in range(2)]
+        await ctx.sleep("1ms")
+        return [said, await ctx.child("other", "go")]
+
+    recording = await waiting_recorded(job)
+    code = JobCode(Agent(job).call)
+    found = await fork(recording, code, at=0)
+    assert (found.outcome, found.first_difference) == ("waits", 2)
+    found = await fork(recording, code, at=0, answers={"price": 7, "other": {"done": True}})
+    assert (found.outcome, found.result) == ("succeeded", [[7, 7], {"done": True}])
+    found = await fork(recording, code, at=1, answers={"price": 8, "app.other": "done"})
+    assert found.result == [[5, 8], "done"]
+    found = await fork(recording, code, at=None, answers={"price": 8})
+    assert (found.result, type(found.error)) == (None, PolicyDenied)
+
+
+async def waiting_recorded(job: Any) -> Recording:
+    """A job that has had one signal, of the two that it waits for."""
+    home = MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(job)) as running:
+        running.begin("job", "hello")
+        await running.parks("job")
+        running.journal.post(Letter("signal", "one", "job", "price", b"5"))
+        await running.until(lambda: running.agent.wakes["job"])
+        await running.parks("job", 1)
+    return record_job(MemoryReader(home), "job")
+
+
+async def test_a_fork_goes_on_over_continue_as() -> None:
+    shop = Shop()
+
+    async def counts(ctx: DurableContext) -> Any:
+        seen = [*ctx.message, await ctx.call(shop.look, str(len(ctx.message))), ctx.random().random()]
+        if len(seen) < 6:
+            ctx.continue_as(seen)
+        return seen
+
+    home = MemoryHome(ManualClock(1_000.0))
+    async with hosting(home, Agent(counts)) as running:
+        running.begin("job", [])
+        await running.over("job")
+        said = running.agent.done["job"]
+    recording, code = record_job(MemoryReader(home), "job"), JobCode(Agent(counts).call)
+    assert len(recording.seeds) == 3
+    for at, calls in ((0, ["0", "2", "4"]), (1, ["2", "4"]), (2, ["4"]), (3, [])):
+        shop.looked.clear()
+        found = await fork(recording, code, at=at)
+        assert (found.outcome, found.result, found.first_difference) == ("succeeded", said, None)
+        assert shop.looked == calls
+        assert verified(found.recording, code).same
+    found = await fork(recording, code, at=1, answers={"look": "nothing"})
+    assert [found.result[0], *found.result[2::2]] == ["0 is there", "nothing", "nothing"]
+    assert found.result[1::2] == said[1::2]
+    assert found.recording.seeds == recording.seeds
+
+
+async def test_a_job_of_a_kernel_and_one_of_an_app_are_forked_over_continue_as() -> None:
+    async def counts(ctx: Any) -> Any:
+        said = await ctx.call(Shop().look, "there")
+        if ctx.message["left"]:
+            ctx.continue_as({"left": ctx.message["left"] - 1})
+        return said
+
+    async with RuntimeKernel.create(agent=counts) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt={"left": 2}))
+        await handle.result()
+        found = await fork(await kernel.record(handle.job_id), kernel.code(), at=1, answers={"look": "new"})
+        assert (found.outcome, found.result) == ("succeeded", "new")
+    app = App("forks", broker="memory://forks", journal="memory", state="memory")
+    app.agent("orders", durable=True)(counts)
+    await app.send("orders", {"left": 2})
+    await app.start()
+    try:
+        await until(lambda: app.statistics()["jobs"]["ended"] == 1)
+        [job] = await app.jobs.find()
+        with app.jobs.store.reader() as reader:
+            recording = record_job(reader, job.job_id)
+    finally:
+        await app.stop()
+    [spec] = [agent.spec for agent in app.agent_runtime.agents.values()]
+    found = await fork(recording, code_of(spec), at=1, answers={"look": "new"})
+    assert (found.outcome, found.result) == ("succeeded", "new")

@@ -1,12 +1,15 @@
-"""`sabot jobs record`, `replay`, `diff`."""
+"""`sabot jobs record`, `replay`, `fork`, `diff`."""
 
+import asyncio
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from sabot.agents import ExecutionRequest
 from sabot.cli import load_app
+from sabot.cli.loading import load_program
 from sabot.testing import MemoryBroker
 from tools.agent_tools import started, until
 from tools.command_line import sabot_says
@@ -84,3 +87,70 @@ async def test_two_jobs_are_compared_step_by_step(folder: Path) -> None:
     assert (step["differs"], step["one"]["value"], step["other"]["value"]) == ("asked", "refunded 1", "refunded 2")
     missing = sabot_says("jobs", "diff", one, "two.json")
     assert "is no file of a recording" in missing.stderr
+
+
+KERNEL = """
+from sabot.agents import RuntimeKernel
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+
+@tool(effect="read")
+async def look() -> str:
+    \"\"\"Looks.\"\"\"
+    return "gold"
+
+def said(spec):
+    words = " ".join(each.text for each in spec.messages if each.role == "system")
+    return assistant("", ToolCall("c", "look", "{{}}")) if spec.messages[-1].role == "user" else f"it is gold {{words}} {{spec.model}}"
+
+agent = Agent(ExecutionEngine(ScriptedProvider(said)), tools=[look], name="shop")
+kernel = RuntimeKernel.create(agent=agent, journal="jobs")
+"""
+
+
+async def forked(*words: object) -> tuple[int, str, str]:
+    said = await asyncio.to_thread(sabot_says, "jobs", "fork", *words)
+    return said.exit_code, said.stdout, said.stderr
+
+
+async def test_a_job_of_an_app_goes_on_from_a_step_with_an_answer_in_place_of_a_tool(folder: Path) -> None:
+    one, _ = jobs()
+    same = program(folder, PROGRAM)
+    code, out, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0)
+    assert (code, "refund was not done" in errors, "PolicyDenied" in out) == (1, True, True)
+    code, out, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0, "--answer", 'refund="nothing"')
+    assert (code, "succeeded, otherwise from step 1 on" in errors, "nothing" in out) == (0, True, True)
+    code, out, _ = await forked(
+        *(one, "-A", same, "--journal", "state", "--from", 0, "--allow", "refund"), "--json", "--record", "fork.json"
+    )
+    assert (code, json.loads(out)["result"], json.loads(out)["first_difference"]) == (0, {"said": "refunded 1"}, None)
+    assert sabot_says("jobs", "replay", "fork.json", "-A", same).exit_code == 0
+    for words, told in {
+        ("--from", "9"): "has no result of step 9",
+        ("--from", "later"): "has no checkpoint later",
+        ("--from", "0", "--answer", "refund"): "write NAME=JSON",
+    }.items():
+        code, _, errors = await forked(one, "-A", same, "--journal", "state", *words)
+        assert (code > 0, told in errors) == (True, True), errors
+    code, _, errors = await forked("fork.json", "-A", same, "--from", "later")
+    assert (code, "a file has no checkpoints" in errors) == (2, True)
+
+
+async def test_a_job_of_a_kernel_goes_on_with_another_model_and_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    first, target = (program(tmp_path, KERNEL).replace(":app", ":kernel") for _ in range(2))
+    async with load_program(first) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="What is it?"))
+        await handle.result()
+    words = (handle.job_id, "-A", target, "--journal", "jobs", "--json", "--from")
+    code, out, errors = await forked(*words, 2, "--model", "small", "--prompt", "Be brief.")
+    assert code == 0, errors
+    assert (json.loads(out)["result"]["content"], json.loads(out)["first_difference"]) == (
+        "it is gold Be brief. small",
+        3,
+    )
+    code, out, _ = await forked(*words, 2, "--answer", 'llm="it is brass"')
+    assert json.loads(out)["result"]["content"] == "it is brass"
+    assert sabot_says("jobs", "replay", handle.job_id, "-A", target, "--journal", "jobs").exit_code == 0
