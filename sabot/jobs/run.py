@@ -150,8 +150,8 @@ class JobRun:
     """One job in memory. All of it belongs to the event loop of its host.
 
     open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
-    timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the time of the
-    attempt is over. labels: of the job's input, and of what the function has been told so far. blocked: the function does not do what the journal has.
+    timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the attempt's time is over.
+    labels: of the job's input, and of what the function has been told so far. blocked: the function does not do what the journal has.
     """
 
     def __init__(
