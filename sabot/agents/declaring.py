@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sabot.agents.outside import AppJobs
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.clock import Clock
-from sabot.config import checked_name
+from sabot.config import Duration, checked_name
 from sabot.errors import UserError
 from sabot.state import state_directory
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
+    from sabot.api.stream import Stream
     from sabot.jobs.gate import EffectGate
     from sabot.jobs.log import Listener
     from sabot.llm.agent import Agent, AgentResult
@@ -33,6 +35,7 @@ class DeclaresAgents:
     state_place: str | None
     clock: Clock
     agent_runtime: AgentRuntime
+    jobs: AppJobs
     listener: "Listener | None"
     _policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
@@ -52,7 +55,7 @@ class DeclaresAgents:
             self.listener = JobEvents(events)
 
     @property
-    def ledger(self) -> "Ledger | None":
+    def accounts(self) -> "Ledger | None":
         """What scopes have used, and may use: in the state directory, or in memory where there is none. None: the app has no budgets=."""
         if self._ledger is None and self._budgets is not None:
             from sabot.agents.accounts.gate import ledger_of
@@ -60,10 +63,24 @@ class DeclaresAgents:
             self._ledger = ledger_of(self._budgets, state_directory(self.state_place), self.clock)
         return self._ledger
 
+    def ledger(self, *, lateness: Duration = 0, idle: Duration = "30s") -> "Stream":
+        """What the jobs of this app use, as a stream of rows (`accounts.stream.LEDGER_SCHEMA`), by the time at which it was used: for
+        windows, joins and alerts. lateness, idle: as of `stream`. Raises UserError for an app without budgets=.
+        """
+        if self._budgets is None:
+            raise UserError(f"app {self.id} records nothing that is used", hint="App(…, budgets=[]) only records")
+        from sabot.agents.accounts.stream import LEDGER_SCHEMA, ledger_source
+
+        source = ledger_source(self.id, self.jobs.store.reader)
+        options: Any = {"lateness": lateness, "idle": idle, "dead_letter": f"{self.id}.ledger.dlq"}
+        app: Any = self  # this class is a part of it
+        stream: Stream = app.stream(source, schema=LEDGER_SCHEMA, time="at", **options)
+        return stream
+
     @property
     def gates(self) -> "Sequence[EffectGate]":
         """The policy, then the ledger: the first one decides first."""
-        ledger = self.ledger
+        ledger = self.accounts
         if ledger is None:
             return () if self._policy is None else (self._policy,)
         from sabot.agents.accounts.gate import LedgerGate

@@ -86,12 +86,12 @@ def budgets(
 
 
 async def _used(app: App) -> list[dict[str, Any]]:
-    if app.ledger is None or not app.ledger.budgets:
+    if app.accounts is None or not app.accounts.budgets:
         raise UserError(f"app {app.id} has no budgets", hint='App(…, budgets=[Budget("scope", max_cost_daily=…)])')
     try:
-        return [row for each in app.ledger.budgets for row in _rows(each, await app.ledger.used(each.scope_id))]
+        return [row for each in app.accounts.budgets for row in _rows(each, await app.accounts.used(each.scope_id))]
     finally:
-        await app.ledger.close()
+        await app.accounts.close()
 
 
 def _rows(budget: Budget, used: Mapping[Window, Amounts]) -> list[dict[str, Any]]:

@@ -21,8 +21,10 @@ from sabot.jobs.log import Listener
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import unapplied_jobs
 from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, check_place, open_journal
+from sabot.journal.source import held_for
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
+from sabot.runtime.restore import positions_in
 from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
 from sabot.threads import aside, to_the_end
@@ -118,6 +120,12 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
     return positions
 
 
+def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
+    """From where on this checkpoint needs the journal: for its jobs, and for its streams of what they have done."""
+    inputs = [task.meta["input"] for task in manifest.tasks.values() if "positions" in task.meta.get("input", {})]
+    return held_for(map(positions_in, inputs), _needed(facts))
+
+
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None) -> None:
     """Blocks. Raises OtherJournal, or UserError where the journal has jobs and there is no checkpoint that knows of it."""
     if facts is not None:
@@ -170,7 +178,7 @@ class DurableJobs:
         """Reads the jobs that the checkpoint does not cover whole, and its mailboxes. task: of the agents."""
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
-            self._positions[restored.checkpoint_id] = _needed(facts)
+            self._positions[restored.checkpoint_id] = _needed_by(restored, facts)
             for name, what, load in (
                 (STATE, "mailboxes", self.mail.load),
                 (NOTES, "notes of parked jobs", self._notes.load),
@@ -217,7 +225,7 @@ class DurableJobs:
         """A checkpoint is complete."""
         facts = stored_journal(manifest, task)
         if facts is not None:
-            self._positions[manifest.checkpoint_id] = _needed(facts)
+            self._positions[manifest.checkpoint_id] = _needed_by(manifest, facts)
             if not self.known:
                 self._admit()
 

@@ -8,7 +8,8 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ from sabot.codecs.records import Headers, Record, iterate_records
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+from sabot.journal import (
+    EffectResult,
+    Entry,
+    Journal,
+    JournalReader,
+    MemoryHome,
+    MemoryJournal,
+    MemoryReader,
+    SqliteJournal,
+)
+from sabot.journal.source import JournalRow, JournalSource
+from sabot.journal.sqlite import SqliteReader
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender
 
 PAYLOADS = [json.dumps({"n": n}).encode() for n in range(10)]
@@ -156,7 +169,48 @@ def _sender(url: str) -> RecordSender:
     return RecordSender(url)
 
 
-Place = MemoryPlace | FilePlace | KafkaPlace
+class JournalPlace:
+    """A journal, whose entries are rows: each RESULT its usage."""
+
+    name = "journal"
+    exact = False
+    groups = False
+
+    def __init__(self, folder: Path, *, in_memory: bool) -> None:
+        self.topic = "journal of the test"
+        self.folder, self.in_memory = folder, in_memory
+        self.homes: dict[str, MemoryHome] = {}
+
+    def _where(self) -> Path:
+        return self.folder / str(len(self.topic))
+
+    def journal(self) -> Journal:
+        if self.in_memory:
+            return MemoryJournal(self.homes.setdefault(self.topic, MemoryHome()))
+        return SqliteJournal(self._where())
+
+    def create(self, partitions: int = 1) -> None:
+        self.journal().close()
+
+    def put(self, payloads: Sequence[bytes | None]) -> None:
+        journal = self.journal()
+        last = [journal.append(EffectResult("job", 1, 1, usage=each)) for each in payloads if each is not None][-1]
+        assert journal.wait_durable(last, 20)
+        journal.close()
+
+    def source(self, group: str = "g") -> JournalSource:
+        def rows(entry: Entry) -> list[JournalRow]:
+            return [JournalRow(entry.usage, None, entry.at_ms)] if isinstance(entry, EffectResult) else []
+
+        return JournalSource(self.topic.removeprefix("journal of "), self.reading, rows)
+
+    @contextmanager
+    def reading(self) -> Iterator[JournalReader]:
+        with closing(MemoryReader(self.homes[self.topic]) if self.in_memory else SqliteReader(self._where())) as reader:
+            yield reader
+
+
+Place = MemoryPlace | FilePlace | KafkaPlace | JournalPlace
 
 
 # --- places of columns: files in all formats
@@ -250,6 +304,3 @@ class TablePlace:
         shutil.copytree(self.folder, later.folder)
         later.path = self.path.replace(os.fspath(self.folder), os.fspath(later.folder), 1)
         return later
-
-
-Place = MemoryPlace | FilePlace | KafkaPlace

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryPlace, Place, TablePlace
+from contracts.places import PAYLOADS, FilePlace, GzipPlace, JournalPlace, KafkaPlace, MemoryPlace, Place, TablePlace
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Record, iterate_records
 from sabot.connectors.base import Positions, Source
@@ -19,9 +19,13 @@ from sabot.kafka import KafkaSource, open_source
 WAIT = 20.0  # seconds; only a test that fails waits so long
 
 
-@pytest.fixture(params=["memory", "ndjson", "ndjson.gz", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    params=["memory", "ndjson", "ndjson.gz", "journal", "journal.db", pytest.param("kafka", marks=pytest.mark.kafka)]
+)
 def place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
-    """Where records stand: as in conftest, and files that only a source reads."""
+    """Where records stand: as in conftest, and what only a source reads."""
+    if request.param.startswith("journal"):
+        return JournalPlace(tmp_path, in_memory=request.param == "journal")
     if request.param == "memory":
         return MemoryPlace(request.getfixturevalue("memory_url"), topic)
     if request.param == "kafka":

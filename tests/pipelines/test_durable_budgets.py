@@ -68,7 +68,7 @@ async def test_a_tenant_uses_what_it_may_and_another_one_is_not_in_its_way(shop:
         await until(lambda: len(shop.answers()) == 2)
         shop.ask("ann", "ann", "bob")
         await until(lambda: len(shop.answers()) == 5)
-        used = await app.ledger.used("ann")
+        used = await app.accounts.used("ann")
     refused = [answer for answer in shop.answers() if "refused" in answer]
     assert len(refused) == 1
     assert "the daily budget of ann has 300 tokens" in refused[0]["refused"]
@@ -83,8 +83,8 @@ async def test_what_was_used_is_known_after_a_crash_and_after_a_restart(shop: Sh
     await app.start()
     shop.ask("ann", waits=True)
     await until(lambda: app.statistics()["jobs"]["parked"] == 1)
-    await app.ledger.flush()
-    await app.ledger.writer.close()
+    await app.accounts.flush()
+    await app.accounts.writer.close()
     for left in shop.directory.glob("ledger.db*"):  # as if the rows had not been written when it died
         left.unlink()
     app.agent_runtime.checkpoint_coordinator.refuse("the process died")
@@ -94,14 +94,14 @@ async def test_what_was_used_is_known_after_a_crash_and_after_a_restart(shop: Sh
         left.unlink()
     app = shop.app(budgets=budgets)
     async with started(app):
-        assert (await app.ledger.used("ann"))["daily"].tokens == 150
+        assert (await app.accounts.used("ann"))["daily"].tokens == 150
         shop.ask("ann", "ann")
         await until(lambda: len(shop.answers()) == 2)
         await checkpoint(app)
     assert [list(answer) for answer in shop.answers()] == [["said"], ["refused"]]
     app = shop.app(budgets=budgets)
     async with started(app):
-        assert (await app.ledger.used("ann"))["daily"].tokens == 300
+        assert (await app.accounts.used("ann"))["daily"].tokens == 300
 
 
 async def test_what_the_policy_denies_is_not_used(shop: Shop) -> None:
@@ -112,8 +112,8 @@ async def test_what_the_policy_denies_is_not_used(shop: Shop) -> None:
         shop.ask("ann", "bob")
         await until(lambda: len(shop.answers()) == 1)
         await until(lambda: len(MemoryBroker.get(shop.url).records("questions.dlq")) == 1)
-        await app.ledger.flush()
-        found = {each.group: each.calls for each in await app.ledger.writer.sums(["scope", "type"], 0)}
+        await app.accounts.flush()
+        found = {each.group: each.calls for each in await app.accounts.writer.sums(["scope", "type"], 0)}
     assert found == {("ann", "model"): 1, ("bob", "model"): 1, ("bob", "tool"): 1}
 
 

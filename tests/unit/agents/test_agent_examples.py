@@ -39,7 +39,7 @@ def test_an_agent_is_a_job_of_a_kernel(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_job_that_does_not_fit_into_its_budget_is_not_made(capsys: pytest.CaptureFixture[str]) -> None:
     fits, not_made = said_by("02_budget.py", capsys)
     assert fits.endswith("settled after it. (34 tokens)")
-    assert not_made.startswith("not made: the job may use 100 tokens")
+    assert not_made.startswith("not made: fake was not done: the job may use 100 tokens")
 
 
 def test_a_tool_deploys_when_a_person_has_approved(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,10 @@ def test_customers_have_conversations_and_a_large_refund_waits_for_a_person(caps
         "ann: Sorry! 20 dollars were given back for o-1.",
         "bo: Sorry! 80 dollars were given back for o-2.",
     ]
+
+
+def test_what_a_tenant_spends_in_an_hour_is_told_where_it_is_too_much(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by("spend_alerts.py", capsys) == ["ann has spent 0.0014 dollars with 3 calls"]
 
 
 def test_the_environment_names_a_real_model(

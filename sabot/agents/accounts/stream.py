@@ -1,0 +1,78 @@
+"""The rows of a ledger as a stream, read from the journal of the app's jobs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from decimal import Decimal
+
+import msgspec
+import pyarrow as pa
+
+from sabot.agents.accounts.gate import rows_of
+from sabot.agents.accounts.ledger import LedgerEvent
+from sabot.journal import JournalReader
+from sabot.journal.entries import Entry
+from sabot.journal.source import JournalRow, JournalSource
+
+__all__ = ["LEDGER_SCHEMA", "ledger_source"]
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("at", pa.timestamp("ms", "UTC")),
+        ("id", pa.string()),
+        ("type", pa.string()),
+        ("scope", pa.string()),
+        ("principal", pa.string()),
+        ("agent", pa.string()),
+        ("job", pa.string()),
+        ("model", pa.string()),
+        ("tool", pa.string()),
+        ("calls", pa.int64()),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("tokens", pa.int64()),
+        ("cost", pa.float64()),
+        ("in_doubt", pa.int64()),
+        ("cost_in_doubt", pa.float64()),
+    ]
+)
+"""calls: of models. cost: in US dollars; null: the price is not known. in_doubt, cost_in_doubt: the most that a call has used of which
+nobody knows whether it was paid; negative where its result came after all, and takes that back.
+"""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def ledger_source(name: str, reading: Callable[[], AbstractContextManager[JournalReader]]) -> JournalSource:
+    """The rows of a journal, in the order in which its entries became durable. reading: gives a reader of it."""
+    return JournalSource(name, reading, lambda entry: list(_rows(entry)))
+
+
+def _rows(entry: Entry) -> Iterator[JournalRow]:
+    for row in rows_of([entry]):
+        yield JournalRow(_encode(_fields(row)), row.scope_id.encode(), row.at_ms)
+
+
+def _fields(row: LedgerEvent) -> dict[str, object]:
+    is_tool, in_doubt, before = row.type == "tool", row.type == "doubt", row.settles
+    doubt = row.reserved_tokens if in_doubt else 0
+    doubt_cost = (row.cost or Decimal(0)) if in_doubt else Decimal(0)
+    if before is not None:
+        doubt, doubt_cost = doubt - before.tokens, doubt_cost - before.cost
+    return {
+        "at": row.at_ms,
+        "id": row.event_id,
+        "type": row.type,
+        "scope": row.scope_id,
+        "principal": row.principal_id,
+        "agent": row.agent,
+        "job": row.job_id,
+        "model": "" if is_tool else row.name,
+        "tool": row.name if is_tool else "",
+        "calls": int(not is_tool and before is None),
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "tokens": row.total_tokens,
+        "cost": None if is_tool or in_doubt or row.cost is None else float(row.cost),
+        "in_doubt": doubt,
+        "cost_in_doubt": float(doubt_cost),
+    }
