@@ -1,13 +1,13 @@
 """What a call sees of a backend: its own writes, which reach the backend only when the call ends; the values as they are at its time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeVar, TypeVarTuple
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 from sabot.errors import SabotError, UserError
-from sabot.state.base import Snapshot, StateBackend
-from sabot.state.expiry import Expiry
+from sabot.state.base import LocalBackend, Snapshot, StateBackend
+from sabot.state.expiry import EventExpiry, Expiry
 
-__all__ = ["HeldWrites", "Overlay", "StateAt"]
+__all__ = ["ExpiringOverlay", "HeldWrites", "LoggedWrites", "Overlay", "StateAt"]
 
 _UNKNOWN = b"\x00unknown"  # compared by identity
 
@@ -133,6 +133,94 @@ class HeldWrites(Overlay):
             super().write_many(namespace, keys, values)
         else:
             self._base.write_many(namespace, keys, values)
+
+
+class ExpiringOverlay(Overlay):
+    """Holds values with the event time at which they were put, from which their time to live counts."""
+
+    __slots__ = ("_expiry", "_put_at")
+
+    def __init__(self, base: LocalBackend, expiry: EventExpiry) -> None:
+        super().__init__(base)
+        self._expiry = expiry
+        self._put_at: dict[tuple[str, bytes], int] = {}
+
+    def read(self, namespace: str, key: bytes) -> bytes | None:
+        return None if self._is_over(namespace, key) else super().read(namespace, key)
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        self._put_at[namespace, key] = self._expiry.now_ms
+        super().write(namespace, key, value)
+
+    def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        values = super().read_many(namespace, keys)
+        return [None if self._is_over(namespace, key) else value for key, value in zip(keys, values, strict=True)]
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        self._put_at.update(((namespace, key), self._expiry.now_ms) for key in keys)
+        super().write_many(namespace, keys, values)
+
+    def apply(self) -> None:
+        now_ms = self._expiry.now_ms
+        for namespace, writes in self._writes.items():
+            for key, value in writes.items():
+                self._expiry.now_ms = self._put_at[namespace, key]
+                self._base.write(namespace, key, value)
+        self._expiry.now_ms = now_ms
+        self.discard()
+
+    def discard(self) -> None:
+        self._put_at.clear()
+        super().discard()
+
+    keep, undo = apply, discard
+
+    def _is_over(self, namespace: str, key: bytes) -> bool:
+        at = self._put_at.get((namespace, key))
+        return at is not None and at + self._expiry.ttl_ms <= self._expiry.now_ms
+
+
+class LoggedWrites(_OfACall):
+    """Writes to the base, and notes what was there before. `keep` forgets the notes, `undo` puts back what they say.
+
+    log: namespace, key, value before, namespace, key, value before, … A caller that has just read the value may write to the base itself,
+    and add to the log.
+    """
+
+    __slots__ = ("_base", "expires", "log")
+
+    def __init__(self, base: StateBackend) -> None:
+        self._base = base
+        self.expires = base.expires
+        self.log: list[Any] = []
+
+    def read(self, namespace: str, key: bytes) -> bytes | None:
+        return self._base.read(namespace, key)
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        self.log.extend((namespace, key, self._base.read(namespace, key)))
+        self._base.write(namespace, key, value)
+
+    def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._base.read_many(namespace, keys)
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        for key, before in zip(keys, self._base.read_many(namespace, keys), strict=True):
+            self.log.extend((namespace, key, before))
+        self._base.write_many(namespace, keys, values)
+
+    def keep(self) -> None:
+        """Makes the writes last."""
+        self.log.clear()
+
+    def undo(self) -> None:
+        """Takes the writes since the last `keep` back."""
+        for at in range(len(self.log) - 3, -1, -3):
+            self._base.write(*self.log[at : at + 3])
+        self.log.clear()
+
+    def statistics(self) -> dict[str, int]:
+        return self._base.statistics()
 
 
 class StateAt(_OfACall):

@@ -214,6 +214,10 @@ class PlainValue(_State):
         """None deletes."""
         self._write(self._namespace, key, None if value is None else self._encoded(value))
 
+    def decoded(self, data: bytes) -> Any:
+        """The value that state keeps as these bytes."""
+        return self._decoded(data)
+
     def encoded(self, value: Any) -> bytes:
         """A value encoded as state keeps it. Raises UserError for a value that state cannot keep."""
         return self._encoded(value)

@@ -214,3 +214,161 @@ def test_dead_letters_of_rows_are_written_once_over_a_crash() -> None:
     run(build)
     assert Counter(row["n"] for row in results.rows) == {n: 1 for n in range(100) if n not in BAD}
     assert Counter(each["row"]["n"] for each in facts(letters)) == dict.fromkeys(BAD, 1)
+
+
+# -- process functions -----------------------------------------------------------------------------------------------------
+
+COUNTED = {"n": "int64", "total": "int64", "seen": "string"}
+
+
+def count_up(row: dict[str, Any], ctx: Any) -> Any:
+    """Changes all that a call can change before it looks at the price."""
+    total = ctx.state("total")
+    total.put((total.get() or 0) + 1)
+    ctx.list("seen").add(row["n"])
+    ctx.map("last").put("n", row["n"])
+    ctx.timers.event(1_000_000 + row["n"])
+    ctx.side("all", {"n": row["n"]})
+    yield {"n": row["n"], "total": total.get(), "seen": json.dumps(ctx.list("seen").get()[-2:])}
+    float(row["price"])
+    if row["n"] == 12:
+        yield {"n": "twelve"}
+
+
+def count_many(keys: pa.Array, batch: pa.RecordBatch, ctx: Any) -> pa.RecordBatch:
+    """The same over batches."""
+    state, totals, seen = ctx.state("total"), [], []
+    for key, n in zip(keys, batch["n"].to_pylist(), strict=True):
+        one = pa.array([key.as_py()])
+        state.put_many(one, pa.array([(state.get_many(one)[0].as_py() or 0) + 1]))
+        totals.append(state.get_many(one)[0].as_py())
+        last = ctx.state("last").get_many(one)[0].as_py()
+        seen.append(json.dumps([n] if last is None else [last, n]))
+        ctx.state("last").put_many(one, pa.array([n]))
+    ctx.timers.event_many(keys, pc.add(batch["n"], 1_000_000))
+    ctx.side("all", batch.select(["n"]), pa.array([0] * batch.num_rows))
+    pc.cast(batch["price"], pa.float64())
+    if pc.any(pc.equal(batch["n"], 12)).as_py():
+        raise ValueError("twelve")
+    return pa.record_batch([batch["n"], pa.array(totals, pa.int64()), pa.array(seen)], names=list(COUNTED))
+
+
+def fired(timer: Any, ctx: Any) -> dict[str, Any]:
+    return {"n": timer.at, "total": None, "seen": None}
+
+
+def fired_many(keys: pa.Array, at: pa.Array, ctx: Any) -> pa.RecordBatch:
+    return pa.record_batch([at, pa.nulls(len(at), pa.int64()), pa.nulls(len(at), pa.string())], names=list(COUNTED))
+
+
+def as_if_never_seen(gone: set[int], rows: int = 100) -> list[dict[str, Any]]:
+    """What plain Python gives for the rows that are not gone, and for their timers."""
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    found = []
+    for n in (n for n in range(rows) if n not in gone):
+        mine = seen["ab"[n % 2]]
+        mine.append(n)
+        found.append({"n": n, "total": len(mine), "seen": json.dumps(mine[-2:])})
+    return found + [{"n": 1_000_000 + n, "total": None, "seen": None} for n in range(rows) if n not in gone]
+
+
+@pytest.mark.parametrize("ttl", [None, "1d"])
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("crash", [False, True])
+def test_what_a_row_of_a_process_function_changed_before_it_failed_is_undone(
+    batch: bool, crash: bool, ttl: str | None
+) -> None:
+    results, sides, letters = ListSink("results"), ListSink("sides"), ListSink("letters")
+    function, on_timer = (count_many, fired_many) if batch else (count_up, fired)
+    sent = rows()
+    script = [sent[:30], BARRIER, sent[30:60], CRASH, sent[60:], END] if crash else [sent, END]
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory)
+        stream = app.stream(ScriptedSource(script, name="in"), schema=SCHEMA, time="n", dead_letter=letters)
+        options: Any = {"schema": COUNTED, "sides": {"all": {"n": "int64"}}, "ttl": ttl, "batch": batch}
+        made = stream.key_by("k").process(function, on_timer=on_timer, **options)
+        made.to(results)
+        made.side("all").to(sides)
+        return app
+
+    run(build)
+    gone = {12, *BAD}
+    assert sorted(results.rows, key=lambda row: row["n"]) == as_if_never_seen(gone)
+    assert sorted(row["n"] for row in sides.rows) == [n for n in range(100) if n not in gone]
+    found = facts(letters)
+    assert sorted(each["row"]["n"] for each in found) == sorted(gone)
+    assert all(int(each["offset"]) >= each["row"]["n"] for each in found)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_timer_whose_function_fails_is_set_apart_and_the_others_fire(batch: bool) -> None:
+    def arm(row: dict[str, Any], ctx: Any) -> None:
+        ctx.timers.event(row["n"] + 1_000_000)
+
+    def fire(timer: Any, ctx: Any) -> dict[str, Any]:
+        seen = ctx.state("seen")
+        seen.put((seen.get() or 0) + 1)
+        if timer.at % 10 == 3:
+            raise ValueError("three")
+        return {"n": timer.at, "total": seen.get(), "seen": None}
+
+    def arm_many(keys: pa.Array, batch: pa.RecordBatch, ctx: Any) -> None:
+        ctx.timers.event_many(keys, pc.add(batch["n"], 1_000_000))
+
+    def fire_many(keys: pa.Array, at: pa.Array, ctx: Any) -> pa.RecordBatch:
+        if any(each % 10 == 3 for each in at.to_pylist()):
+            raise ValueError("three")
+        return fired_many(keys, at, ctx)
+
+    def steps(stream: sabot.Stream) -> sabot.Stream:
+        function, on_timer = (arm_many, fire_many) if batch else (arm, fire)
+        return stream.key_by("k").process(function, on_timer=on_timer, schema=COUNTED, batch=batch)
+
+    results, letters = once(steps, rows(20), time="n")
+    assert sorted(row["n"] for row in results.rows) == [1_000_000 + n for n in range(20) if n % 10 != 3]
+    assert [(each["row"]["k"], each["row"]["at"]) for each in facts(letters)] == [("b", 1_000_003), ("b", 1_000_013)]
+    if not batch:
+        assert max(row["total"] for row in results.rows if row["n"] % 2) == 8
+
+
+def test_a_process_step_may_end_the_job_or_give_nulls() -> None:
+    def priced(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        return {"n": row["n"], "price": float(row["price"])}
+
+    def steps(policy: Any) -> Any:
+        schema = {"n": "int64", "price": "float64"}
+        return lambda stream: stream.key_by("k").process(priced, schema=schema, on_error=policy)
+
+    with pytest.raises(SabotError, match=r"could not convert string to float: 'n/a'"):
+        once(steps("fail"), rows())
+    results, letters = once(steps("null"), rows())
+    assert [row["n"] for row in results.rows] == [None if n in BAD else n for n in range(100)]
+    assert not letters.batches
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_a_row_of_a_broadcast_side_that_fails_is_one_dead_letter_and_leaves_no_trace(parallelism: int) -> None:
+    results, letters = ListSink("results"), ListSink("letters")
+    limits = [{"name": "low", "value": "1"}, {"name": "low", "value": "n/a"}, {"name": "high", "value": "9"}]
+
+    def set_limit(row: dict[str, Any], ctx: Any) -> None:
+        ctx.broadcast("limits").put(row["name"], row["value"])
+        float(row["value"])
+
+    def check(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        return {"n": row["n"], "limits": json.dumps(dict(ctx.broadcast("limits").items()))}
+
+    def build(directory: Path) -> App:
+        app = App("bad", checkpoint_dir=directory, parallelism=parallelism)
+        names = {"name": "string", "value": "string"}
+        few = app.stream(ScriptedSource([limits, END], name="limits"), schema=names, dead_letter=letters)
+        many = app.stream(ScriptedSource([rows(6), END], name="in"), schema=SCHEMA, dead_letter=letters)
+        seen = many.key_by("k").connect(few.broadcast())
+        seen.process(check, right=set_limit, schema={"n": "int64", "limits": "string"}).to(results)
+        return app
+
+    run(build)
+    assert len(results.rows) == 6
+    assert all("n/a" not in row["limits"] for row in results.rows)
+    assert [each["row"] for each in facts(letters)] == [{"name": "low", "value": "n/a"}]

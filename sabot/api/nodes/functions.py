@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
 from sabot.api.nodes.joins import TwoInputs
 from sabot.api.nodes.keyed import ByKey
@@ -23,6 +24,7 @@ class Process(ByKey):
     keys: tuple[str, ...]
     spec: ProcessSpec
     id: str = ""
+    on_error: RowPolicy | None = None  # None: as the stream says
 
     def text(self) -> str:
         return f"{self.spec.name}{by_keys(self.keys)}"
@@ -47,6 +49,7 @@ class Connect(TwoInputs):
     right_keys: tuple[str, ...]
     spec: ProcessSpec
     id: str = ""
+    on_error: RowPolicy | None = None  # None: as the left stream says
 
     def text(self) -> str:
         return f"{self.spec.name}{by_keys(self.left_keys)}"

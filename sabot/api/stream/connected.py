@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sabot.api.arguments import Schema
+from sabot.api.arguments import RowPolicy, Schema, row_policy
 from sabot.api.functions import process_spec
 from sabot.api.nodes.functions import Connect
 from sabot.api.nodes.node import Node
@@ -37,6 +37,7 @@ class ConnectedStreams:
         on_timer: Callable[..., Any] | None = None,
         sides: Mapping[str, Schema] | None = None,
         ttl: Duration | None = None,
+        on_error: RowPolicy | None = None,
     ) -> "ProcessedStream":
         """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. Both functions share state and timers by key.
 
@@ -53,5 +54,6 @@ class ConnectedStreams:
             two_inputs=True,
             broadcast=isinstance(self._right, Broadcast),
         )
-        node = Connect(self._steps.node, self._right, self._keys, self._right_keys, spec)
+        own = None if on_error is None else row_policy(spec.name, on_error)
+        node = Connect(self._steps.node, self._right, self._keys, self._right_keys, spec, on_error=own)
         return self._steps.then_process(node)

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
+    RowPolicy,
     Schema,
     aggregates_of_keywords,
     function_of,
     one_of,
     optional_ms,
     order_of,
+    row_policy,
     whole_ms,
 )
 from sabot.api.expr import Expr
@@ -121,16 +123,19 @@ class KeyedStream:
         on_timer: Callable[..., Any] | None = None,
         sides: Mapping[str, Schema] | None = None,
         ttl: Duration | None = None,
+        on_error: RowPolicy | None = None,
     ) -> "ProcessedStream":
         """Calls the user's function for the rows of a key, with its state and timers: `function(row, ctx)` gives None, a dict, or several.
 
         schema: of the result. function may also be an object (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
         vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of the rows
         that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state expires after so long (of event
-        time) since it was put. `api/functions` describes what `ctx` can do.
+        time) since it was put. `api/functions` describes what `ctx` can do. on_error: as `Stream.on_error`, for this step; what a call has
+        changed before it failed (values, timers, results, broadcast maps) is undone.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
-        node = Process(self._steps.node, self._keys, spec)
+        own = None if on_error is None else row_policy(spec.name, on_error)
+        node = Process(self._steps.node, self._keys, spec, on_error=own)
         return self._steps.then_process(node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":

@@ -1,6 +1,6 @@
 """Process functions over batches: a call for each batch, and for all timers that are due."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,9 +25,9 @@ from sabot.operators.functions.state import (
     kind_of,
     namespace_of,
     no_key,
-    place_of,
     plain_keys,
 )
+from sabot.operators.rows.bad import where_from
 from sabot.operators.rows.mapped import NO_ARROW
 from sabot.state.base import StateBackend
 
@@ -50,8 +50,9 @@ class BatchForm(Form):
         self._own_rows: list[bytes] | None = None
         self._stamps: Array | None = None  # the event times of the call's rows, or timers
         self._count = 0  # how many rows, or timers, the call has
+        self._later: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []  # changes of timers and values
 
-    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+    def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
         if not data.num_rows:
             return
@@ -69,41 +70,81 @@ class BatchForm(Form):
         try:
             given = function(keys, data.select(side.names), ctx)
             made = None if given is None else self._fitted(given)
+            self._do_later()
         except Exception as error:
-            raise self._failed(error, place_of(batch)) from error
+            raise self._failed(error, where_from(batch)) from error
         finally:
             state.broadcasting = False
             self._over()
         if made is not None:
-            self._give(*made, batch)
+            self.hand_on(self._give, made[0].num_rows, *made, batch)
+        self.keep()
+
+    def _clear(self) -> None:
+        self._later.clear()
+        self._ctx.forget()
+
+    def do(self, change: Callable[..., Any], *given: Any) -> None:
+        """A change of timers or values: now, or when the call has passed."""
+        if self._state.trial is None:
+            change(*given)
+        else:
+            self._later.append((change, given))
+
+    def _do_later(self) -> None:
+        for change, given in self._later:
+            change(*given)
+        self._later.clear()
 
     def fire(self, kind: int, limit: int, passed: int) -> None:
-        state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
-        assert function is not None
+        state, timers = self._state, self._state.timers
         ended = kind == EVENT and limit == END_OF_TIME
-        ctx.kind = KIND_WORDS[kind]
+        self._ctx.kind = KIND_WORDS[kind]
         while True:
             slots, at = timers.take(limit, kind, _TIMER_ROWS)
             if not len(slots):
                 break
-            columns = state.known.key_columns(slots)
-            keys = self._called_with(columns, state.known.hashes(slots))
-            stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
-            ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
-            self._stamps, self._count = stamps, len(at)
-            state.tell_time(stamps[-1].as_py())
-            timers.floor(limit if ended else at[0].as_py())
-            try:
-                given = function(keys, at, ctx)
-                if timers.over >= 0:
-                    raise state.endless()
-                made = None if given is None else self._fitted(given)
-            except Exception as error:
-                where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
-                raise self._failed(error, where) from error
-            self._over()
-            if made is not None:
-                self._give(*made, None)
+            pieces = [(slots, at)]
+            while pieces:
+                slots, at = pieces.pop()
+                columns = state.known.key_columns(slots)
+                timers.floor(limit if ended else at[0].as_py())
+                try:
+                    self._fire(kind, columns, slots, at, passed)
+                except Exception as error:
+                    if state.trial is None or error is self.behind or not state.bad.are_at_fault(error):
+                        raise
+                    state.trial.undo()
+                    self._clear()
+                    if len(slots) == 1:
+                        timer = {"at": at[0].as_py(), "name": "", "kind": KIND_WORDS[kind]}
+                        self.set_timer_apart(columns, timer, error)
+                        continue
+                    half = len(slots) // 2
+                    pieces += [(slots.slice(half), at.slice(half)), (slots.slice(0, half), at.slice(0, half))]
+
+    def _fire(self, kind: int, columns: list[Array], slots: pa.Int32Array, at: pa.Int64Array, passed: int) -> None:
+        """Calls the function with these timers, whose keys are in `columns`."""
+        state, ctx, function = self._state, self._ctx, self._spec.on_timer
+        assert function is not None
+        keys = self._called_with(columns, state.known.hashes(slots))
+        stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
+        ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
+        self._stamps, self._count = stamps, len(at)
+        state.tell_time(stamps[-1].as_py())
+        try:
+            given = function(keys, at, ctx)
+            made = None if given is None else self._fitted(given)
+            self._do_later()
+            if state.timers.over >= 0:
+                raise state.endless()
+        except Exception as error:
+            where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
+            raise self._failed(error, where) from error
+        self._over()
+        if made is not None:
+            self.hand_on(self._give, made[0].num_rows, *made, None)
+        self.keep()
 
     def _called_with(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
         """The keys as the function gets them. They are remembered for the call."""
@@ -154,7 +195,8 @@ class BatchForm(Form):
         if name not in self._spec.sides:
             raise self.no_side(name)
         made = self._shaped(data, self._spec.sides[name], f"side {name!r}")
-        self._aside(name, made, self._times_of(made, times, "ctx.side(name, data, times)"))
+        stamps = self._times_of(made, times, "ctx.side(name, data, times)")
+        self.hand_on(self._aside, made.num_rows, name, made, stamps)
 
     def _fitted(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
         """What a call gave, with the columns of the schema, and its event times."""
@@ -236,6 +278,11 @@ class _BatchContext:
             known = self._kept[name] = _BatchState(self._state.values, self._form, name)
         return known
 
+    def forget(self) -> None:
+        """The call has failed: its writes are not made."""
+        for each in self._kept.values():
+            each.forget()
+
     def side(self, name: str, data: Any, times: Any = None) -> None:
         self._form.side(name, data, times)
 
@@ -244,15 +291,21 @@ class _BatchContext:
 
 
 class _BatchState:
-    """`BatchState`."""
+    """`BatchState`. Where calls may be undone, a call's writes are made when it has passed."""
 
-    __slots__ = ("_form", "_values", "name")
+    __slots__ = ("_form", "_held", "_values", "name")
 
     def __init__(self, values: StateBackend, form: BatchForm, name: str) -> None:
         self._values, self._form, self.name = values, form, namespace_of(name)
+        self._held: list[tuple[list[bytes], Sequence[bytes | None]]] = []  # the writes of this call
 
     def get_many(self, keys: Any) -> Array:
-        return decode_values(self._values.read_many(self.name, self._form.rows_of(keys)))
+        rows = self._form.rows_of(keys)
+        values = self._values.read_many(self.name, rows)
+        for held_rows, held in self._held:
+            now = dict(zip(held_rows, held, strict=True))
+            values = [now.get(row, value) for row, value in zip(rows, values, strict=True)]
+        return decode_values(values)
 
     def put_many(self, keys: Any, values: Any) -> None:
         if len(keys) != len(values):
@@ -261,11 +314,23 @@ class _BatchState:
             encoded = encode_values(values)
         except TypeError as error:
             raise UserError(f"state {self.name!r}: {error}") from error
-        self._values.write_many(self.name, self._form.rows_of(keys), encoded)
+        self._hold(self._form.rows_of(keys), encoded)
 
     def delete_many(self, keys: Any) -> None:
         rows = self._form.rows_of(keys)
-        self._values.write_many(self.name, rows, [None] * len(rows))
+        self._hold(rows, [None] * len(rows))
+
+    def _hold(self, rows: list[bytes], values: Sequence[bytes | None]) -> None:
+        self._held.append((rows, values))
+        self._form.do(self._write_held)
+
+    def _write_held(self) -> None:
+        rows, values = self._held.pop(0)
+        self._values.write_many(self.name, rows, values)
+
+    def forget(self) -> None:
+        """The call has failed."""
+        self._held.clear()
 
 
 class _BatchTimers:
@@ -278,15 +343,15 @@ class _BatchTimers:
 
     def event_many(self, keys: Any, at: Any) -> None:
         self._state.check_timers(True)
-        self._state.timers.add(self._form.slots_of(keys), _times_for(at, len(keys)), EVENT)
+        self._form.do(self._state.timers.add, self._form.slots_of(keys), _times_for(at, len(keys)), EVENT)
 
     def processing_many(self, keys: Any, at: Any) -> None:
         self._state.check_timers(False)
-        self._state.timers.add(self._form.slots_of(keys), _times_for(at, len(keys)), PROCESSING)
+        self._form.do(self._state.timers.add, self._form.slots_of(keys), _times_for(at, len(keys)), PROCESSING)
 
     def delete_many(self, keys: Any, at: Any, *, kind: str = "event") -> None:
         self._state.check_timers(False)
-        self._state.timers.delete(self._form.slots_of(keys), _times_for(at, len(keys)), kind_of(kind))
+        self._form.do(self._state.timers.delete, self._form.slots_of(keys), _times_for(at, len(keys)), kind_of(kind))
 
 
 def _times_for(at: Any, rows: int) -> Array:

@@ -27,6 +27,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
+from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
 from sabot.api.nodes import functions as nodes
 from sabot.codecs.json import schema_of_text, schema_text
@@ -69,9 +70,18 @@ class Process(Keeping):
     rows of the right have the watermark as their time.
     """
 
-    def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        spec: ProcessSpec,
+        *,
+        right_keys: Sequence[str] = (),
+        id: str = "",
+        on_error: RowPolicy = "fail",
+    ) -> None:
         self.id = id
         self.spec = spec
+        self.on_error = on_error
         self.inputs = 1 if spec.right is None else 2
         self.polls = spec.on_timer is not None
         self._names, self._right_names = list(keys), list(right_keys)
@@ -91,7 +101,7 @@ class Process(Keeping):
         if spec.ttl_ms is not None:
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
-        self._state = state = Keyed(spec, keys, timed, context)
+        self._state = state = Keyed(spec, keys, timed, context, self.on_error)
         self.kept = Keeper(context, [_Values(state, context), _SetTimers(state), _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
         form = BatchForm if spec.batch else RowForm
@@ -221,6 +231,7 @@ class Process(Keeping):
             "bytes": timers["bytes"] + values["bytes"] + self._state.known.nbytes,
             "broadcast": sum(len(each.stored) for each in self._state.maps.values()),
             "dropped": dict(self._dropped),
+            **self._state.bad.statistics(),
         }
 
 
@@ -389,12 +400,13 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
 
 def place_process(node: nodes.Process, site: Site) -> Site:
     site = site.together(node.keys, "process")
-    return site.step(node.text(), partial(Process, node.keys, node.spec), id=node.id, keys=None)
+    make = partial(Process, node.keys, node.spec, on_error=site.policy(node.on_error))
+    return site.step(node.text(), make, id=node.id, keys=None)
 
 
 def place_connect(node: nodes.Connect, left: Site, right: Site) -> Site:
     site = left.layout.meet(node, "process", left, right, (node.left_keys, node.right_keys))
-    make = partial(Process, node.left_keys, node.spec, right_keys=node.right_keys)
+    make = partial(Process, node.left_keys, node.spec, right_keys=node.right_keys, on_error=site.policy(node.on_error))
     return site.step(node.text(), make, id=node.id, keys=None)
 
 

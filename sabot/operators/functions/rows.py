@@ -23,9 +23,10 @@ from sabot.operators.functions.state import (
     kind_of,
     namespace_of,
     no_key,
-    place_of,
     plain_keys,
 )
+from sabot.operators.functions.trial import HELD_ROWS
+from sabot.operators.rows.bad import row_place
 from sabot.state.values import PlainList, PlainMap, PlainValue
 
 __all__ = ["RowForm"]
@@ -52,8 +53,8 @@ class RowForm(Form):
         self._resolved = NO_SLOTS  # the same as an array
         self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and the key as state has it
 
-    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        state, ctx, data = self._state, self._ctx, batch.taken()
+    def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        state, ctx, data, trial = self._state, self._ctx, batch.taken(), self._state.trial
         count = data.num_rows
         if not count:
             return
@@ -67,6 +68,7 @@ class RowForm(Form):
         out, stamps, take, at = self._out, self._times, self._take, 0
         state.broadcasting = not side.keys
         ctx._slot = -1
+        called = False
         try:
             for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
                 ctx.key, ctx.timestamp, ctx._under, ctx._at, ctx._time = key, time, under, at, time
@@ -82,15 +84,26 @@ class RowForm(Form):
                     take(made, time)
                 if len(out) >= _OUT_ROWS:
                     self._flush(None)
+                    if trial is not None and trial.rows >= HELD_ROWS:
+                        self.keep()
+                        self._kept = at + 1
+            called = True
+            self._flush(batch)
         except Exception as error:
+            self._failed_at = None if called else at
             key = {name: rows[at][name] for name in (data.schema.names[i] for i in side.keys)}
-            where = (
-                f"at the key {key}, row {at} of {place_of(batch)}" if side.keys else f"row {at} of {place_of(batch)}"
-            )
-            raise self._failed(error, where) from error
+            where = row_place(batch, at)
+            raise self._failed(error, f"at the key {key}, {where}" if side.keys else where) from error
         finally:
             state.broadcasting = False
-        self._flush(batch)
+        self.keep()
+        self._forget(self._resolved)
+
+    def _clear(self) -> None:
+        for rows, times in ((self._out, self._times), *self.sides.values()):
+            rows.clear()
+            times.clear()
+        self._ctx.forget()
         self._forget(self._resolved)
 
     def _begin(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Any], list[bytes]]:
@@ -116,31 +129,53 @@ class RowForm(Form):
     def fire(self, kind: int, limit: int, passed: int) -> None:
         state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
         assert function is not None
-        word, ended = KIND_WORDS[kind], kind == EVENT and limit == END_OF_TIME
-        timer: Timer | None = None
-        try:
-            while (due := timers.take_one(limit, kind)) is not None:
-                slot, at, name = due
-                found = self._found.get(slot)
-                ctx.key, ctx._under = self._look_up(slot, kind, limit) if found is None else found
-                ctx._slot = slot
-                time = (at if at > passed else passed) if kind == EVENT else passed
-                ctx.timestamp = at if kind == EVENT else (passed if state.timed else None)
-                ctx._time = time
-                state.tell_time(time)
-                timers.floor(limit if ended else at)
-                timer = Timer(at, name, word)
+        trial, word, ended = state.trial, KIND_WORDS[kind], kind == EVENT and limit == END_OF_TIME
+        out, new_timer = self._out, tuple.__new__  # Timer's own takes twice as long
+        while (due := timers.take_one(limit, kind)) is not None:
+            slot, at, name = due
+            found = self._found.get(slot)
+            ctx.key, ctx._under = self._look_up(slot, kind, limit) if found is None else found
+            ctx._slot = slot
+            time = (at if at > passed else passed) if kind == EVENT else passed
+            ctx.timestamp = at if kind == EVENT else (passed if state.timed else None)
+            ctx._time = time
+            state.tell_time(time)
+            timers.floor(limit if ended else at)
+            timer = new_timer(Timer, (at, name, word))
+            count, sides = len(out), [len(rows) for rows, _ in self.sides.values()] if self.sides else ()
+            try:
                 made = function(timer, ctx)
                 if timers.over >= 0:
                     raise state.endless()
                 if made is not None:
                     self._take(made, time)
-                    if len(self._out) >= _OUT_ROWS:
-                        self._flush(None)
-        except Exception as error:
-            raise self._failed(error, f"at the key {ctx.key!r}, as {timer} fired") from error
+            except Exception as error:
+                failed = self._failed(error, f"at the key {ctx.key!r}, as {timer} fired")
+                failed.__cause__ = error
+                if trial is None or self._cannot_undo or not state.bad.are_at_fault(failed):
+                    raise failed from error
+                trial.undo()
+                self._take_back([count, *sides])
+                self.set_timer_apart(
+                    state.known.key_columns(pa.array([slot], pa.int32())),
+                    {"at": at, "name": name, "kind": word},
+                    failed,
+                )
+                continue
+            if trial is not None:
+                trial.keep_changes()
+            if len(out) >= _OUT_ROWS:
+                self._flush(None)
+                self.keep()
         self._flush(None)
+        self.keep()
         self._forget(NO_SLOTS)
+
+    def _take_back(self, counts: list[int]) -> None:
+        """Takes back the results behind so many, of the main output and of each side."""
+        for count, (rows, times) in zip(counts, ((self._out, self._times), *self.sides.values()), strict=True):
+            del rows[count:], times[count:]
+        self._ctx.forget()
 
     def _look_up(self, slot: int, kind: int, limit: int) -> tuple[Any, bytes]:
         """The key of a slot. Also looks up the keys of the timers that will fire next."""
@@ -167,20 +202,25 @@ class RowForm(Form):
             return
         if isinstance(made, str | bytes) or not isinstance(made, Iterable):
             raise UserError(f"it gave {made!r}", hint="a dict, an iterable of dicts, or None")
+        most = _OUT_ROWS if self._state.trial is None else HELD_ROWS
         for row in made:
             self._out.append(row)
             self._times.append(time)
-            if len(self._out) >= _OUT_ROWS:
+            if len(self._out) >= most:
                 self._flush(None)
+                self.keep()
+                self._cannot_undo = True
+        self._cannot_undo = False
 
     def _flush(self, batch: Batch | None) -> None:
         """Emits the rows that were gathered. batch: the batch that has ended; None: it goes on."""
         for name, (rows, times) in self.sides.items():
             if rows:
-                self._aside(name, *self._made(rows, times, self._spec.sides[name], f"side {name!r}"))
+                data, stamps = self._made(rows, times, self._spec.sides[name], f"side {name!r}")
+                self.hand_on(self._aside, data.num_rows, name, data, stamps)
         if self._out:
             data, stamps = self._made(self._out, self._times, self._spec.schema, "schema")
-            self._give(data, stamps, batch)
+            self.hand_on(self._give, data.num_rows, data, stamps, batch)
 
     def _made(
         self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
@@ -253,6 +293,11 @@ class _RowContext:
     def broadcast(self, name: str = "broadcast") -> "SharedMap":
         return self._state.map(name)
 
+    def forget(self) -> None:
+        """What calls have changed was undone."""
+        for each in self._kept.values():
+            each.forget()
+
     def _key(self) -> bytes:
         if not self._under:
             raise no_key()
@@ -270,36 +315,65 @@ class _RowTimers:
     def event(self, at_ms: int, name: str = "") -> None:
         state = self._ctx._state
         state.check_timers(True)
-        state.timers.set(self._ctx._form.slot(self._ctx), checked_ms(at_ms), EVENT, name)
+        slot = self._ctx._form.slot(self._ctx)
+        if state.timers.set(slot, checked_ms(at_ms), EVENT, name) and (trial := state.trial) is not None:
+            if name:
+                trial.note(state.timers.unset, slot, at_ms, EVENT, name)
+            else:
+                trial.set_events.append(slot)
+                trial.set_events.append(at_ms)
 
     def processing(self, at_ms: int, name: str = "") -> None:
         state = self._ctx._state
         state.check_timers(False)
-        state.timers.set(self._ctx._form.slot(self._ctx), checked_ms(at_ms), PROCESSING, name)
+        given = self._ctx._form.slot(self._ctx), checked_ms(at_ms), PROCESSING, name
+        if state.timers.set(*given) and state.trial is not None:
+            state.trial.note(state.timers.unset, *given)
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
         state = self._ctx._state
         state.check_timers(False)
-        state.timers.unset(self._ctx._form.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name)
+        given = self._ctx._form.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name
+        if state.timers.unset(*given) and state.trial is not None:
+            state.trial.note(state.timers.set, *given)
 
 
 class _KeyState:
-    """`KeyState`: a value of the current key."""
+    """`KeyState`: a value of the current key. What a call reads before it writes is what an undo puts back."""
 
-    __slots__ = ("_ctx", "_value")
+    __slots__ = ("_before", "_ctx", "_log", "_read", "_under", "_value", "_write", "namespace")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
+        state = ctx._state
         self._ctx = ctx
-        self._value = PlainValue(ctx._state.values, namespace_of(name))
+        self.namespace = namespace_of(name)
+        self._value = PlainValue(state.called, self.namespace)
+        self._log = None if state.trial is None else state.trial.log
+        backend = state.called if self._log is None else state.values  # below the log, which is written here
+        self._read, self._write = backend.read, backend.write
+        self._under: bytes | None = None  # the key that was read last
+        self._before: bytes | None = None  # what was there
 
     def get(self) -> Any:
-        return self._value.value_at(self._ctx._under or self._ctx._key())
+        self._under = under = self._ctx._under or self._ctx._key()
+        self._before = data = self._read(self.namespace, under)
+        return None if data is None else self._value.decoded(data)
 
     def put(self, value: Any) -> None:
-        self._value.put_at(self._ctx._under or self._ctx._key(), value)
+        under = self._ctx._under or self._ctx._key()
+        data = None if value is None else self._value.encoded(value)
+        if self._log is not None:
+            before = self._before if self._under is under else self._read(self.namespace, under)
+            self._log.extend((self.namespace, under, before))
+            self._under = None
+        self._write(self.namespace, under, data)
 
     def delete(self) -> None:
-        self._value.put_at(self._ctx._under or self._ctx._key(), None)
+        self.put(None)
+
+    def forget(self) -> None:
+        """What was read is no more what is there."""
+        self._under = None
 
 
 class _KeyList:
@@ -308,7 +382,7 @@ class _KeyList:
     __slots__ = ("_base", "_list")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._list = PlainList(ctx._state.values, namespace_of(name))
+        self._list = PlainList(ctx._state.called, namespace_of(name))
         self._base = head_key(ctx._key())
 
     def add(self, value: Any) -> None:
@@ -327,7 +401,7 @@ class _KeyMap:
     __slots__ = ("_base", "_map")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._map = PlainMap(ctx._state.values, namespace_of(name))
+        self._map = PlainMap(ctx._state.called, namespace_of(name))
         self._base = head_key(ctx._key())
 
     def get(self, field: Any) -> Any:

@@ -13,10 +13,15 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING, TimerTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import state_key
+from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.columns import key_table, no_event_time
+from sabot.operators.functions.trial import Trial
+from sabot.operators.rows.bad import CALLS, BadRows, nulls_of
+from sabot.operators.rows.origin import of_selected
+from sabot.state.base import StateBackend
 from sabot.state.expiry import EventExpiry
 from sabot.state.keyed_values import open_values
 from sabot.state.reading import json_text
@@ -36,7 +41,6 @@ __all__ = [
     "namespace_of",
     "no_key",
     "parts_of",
-    "place_of",
     "plain_keys",
 ]
 
@@ -64,17 +68,24 @@ class Side:
 class Keyed:
     """State, timers and time: what the functions work on. One owner, the subtask's thread."""
 
-    def __init__(self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext) -> None:
+    def __init__(
+        self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext, on_error: RowPolicy
+    ) -> None:
         self.spec, self.keys, self.timed = spec, keys, timed
         self.known = key_table(keys)  # the keys that have timers
         self.timers = TimerTable()
         self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
         self.values = open_values(context.directory, context.memory_budget, self.expiry)
+        self.bad = BadRows(spec.name, on_error, context)
+        self.trial = None if self.bad.fails else Trial(self.values, self.expiry, self.timers)
+        # Where functions read and write values: those of a trial reach `values` when the calls are kept.
+        self.called: StateBackend = self.values if self.trial is None else self.trial.values
         self.maps: dict[str, SharedMap] = {}
         self.broadcasting = False  # whether the function of the broadcast side is running
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None
+        self.subtask = context.subtask
         self._clock = context.clock
 
     def guard(self) -> None:
@@ -182,6 +193,8 @@ class SharedMap:
     def put(self, key: Any, value: Any) -> None:
         self._check()
         data = self._value.encoded(key)
+        if self._state.trial is not None:
+            self._state.trial.note(self._put_back, key, data, self._found.get(key), self.stored.get(data))
         if value is None:
             self.stored.pop(data, None)
             self._found.pop(key, None)
@@ -195,6 +208,13 @@ class SharedMap:
         """Puts an entry that is encoded already, as a checkpoint has it."""
         self.stored[key] = value
         self._found[hashable(_decode(key))] = _decode(value)
+
+    def _put_back(self, key: Any, data: bytes, value: Any, stored: bytes | None) -> None:
+        if stored is None:
+            self.stored.pop(data, None)
+            self._found.pop(key, None)
+        else:
+            self.stored[data], self._found[key] = stored, value
 
     def _check(self) -> None:
         if not self._state.broadcasting:
@@ -215,11 +235,78 @@ class Form(ABC):
     ) -> None:
         self._state, self._give_on, self._give_aside = state, give, aside
         self._spec = state.spec
-        self._behind: Exception | None = None  # the error that a later step has raised while rows were emitted
+        self.behind: Exception | None = None  # the error that a later step has raised while rows were emitted
+        self._kept = 0
+        self._failed_at: int | None = None
+        self._cannot_undo = False  # results of the row that failed were emitted already
+
+    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        """Calls the function with the rows of a batch of one of the inputs. Where it fails, everything since the last rows that were kept
+        is undone, and done again without the row that failed.
+        """
+        trial = self._state.trial
+        if trial is None:
+            self._call(function, side, batch)
+            return
+        start, size, calls = 0, batch.num_rows, 0
+        piece = batch
+        while start < batch.num_rows:
+            self._kept, self._failed_at, self._cannot_undo = 0, None, False
+            try:
+                self._call(function, side, piece)
+                start, size = start + piece.num_rows, 2 * size
+            except Exception as error:
+                trial.undo()
+                self._clear()
+                if error is self.behind or self._cannot_undo or not self._state.bad.are_at_fault(error):
+                    raise
+                calls += 1
+                start, left = start + self._kept, piece.num_rows - self._kept
+                if left == 1 or (calls >= CALLS and self._failed_at is None):
+                    self._set_apart(side, piece.slice(self._kept, left), error)
+                    start += left
+                else:
+                    size = max(1, left // 2 if self._failed_at is None else self._failed_at - self._kept)
+            if start < batch.num_rows:
+                piece = of_selected(batch, batch.taken()).slice(start, size)
+
+    def _set_apart(self, side: Side, rows: Batch, error: Exception) -> None:
+        state, given = self._state, dict.fromkeys(range(rows.num_rows), error)
+        if not side.keys and state.subtask:
+            state.bad.count += len(given)  # a row of the broadcast side: the first subtask has it too, and tells of it
+            return
+        state.bad.set_apart(rows, given)
+        if state.bad.nulls:
+            self._give(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
+
+    def set_timer_apart(self, keys: Sequence[Array], timer: Mapping[str, Any], error: Exception) -> None:
+        """A timer is gone for which the function failed."""
+        facts = {name: pa.array([value]) for name, value in timer.items()}
+        columns = dict(zip(self._state.keys.names, keys, strict=True)) | facts
+        self._state.bad.set_apart(Batch(pa.RecordBatch.from_pydict(columns)), {0: error})
+
+    def hand_on(self, give: Callable[..., None], rows: int, *given: Any) -> None:
+        """Gives results on: now, or when the calls are kept."""
+        if self._state.trial is None:
+            give(*given)
+        else:
+            self._state.trial.hold(give, rows, *given)
+
+    def keep(self) -> None:
+        """The calls so far have passed."""
+        if self._state.trial is not None:
+            for give, given in self._state.trial.keep():
+                give(*given)
 
     @abstractmethod
-    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """Calls the function with the rows of a batch of one of the inputs."""
+    def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        """Calls the function with these rows, keeps what it changed, and gives its results on. Where it raises, `_kept` says how many of
+        the rows were kept nevertheless, `_failed_at` which row failed (None: not known).
+        """
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Forgets the calls that were not kept."""
 
     @abstractmethod
     def fire(self, kind: int, limit: int, passed: int) -> None:
@@ -229,19 +316,19 @@ class Form(ABC):
         try:
             self._give_on(data, times, batch)
         except Exception as error:
-            self._behind = error
+            self.behind = error
             raise
 
     def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
         try:
             self._give_aside(name, data, times)
         except Exception as error:
-            self._behind = error
+            self.behind = error
             raise
 
     def _failed(self, error: Exception, where: str) -> UserError:
         """The error of a user's function as the user sees it. An error of a later step is raised again, as it is."""
-        if error is self._behind:
+        if error is self.behind:
             raise error
         if isinstance(error, UserError):
             said = error.message.startswith(self._spec.name)
@@ -308,11 +395,3 @@ def no_key() -> UserError:
     return UserError(
         "rows of the broadcast side have no key, and so no state of a key", hint="ctx.broadcast(name) is for them"
     )
-
-
-def place_of(batch: Batch) -> str:
-    """Where the rows of a batch come from, as far as is known, for errors."""
-    places = [
-        f"{topic}[{partition}] before offset {end}" for (topic, partition), end in sorted(batch.offsets.items())[:5]
-    ]
-    return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"
