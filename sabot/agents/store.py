@@ -30,6 +30,7 @@ from sabot.errors import (
     IllegalTransition,
     InternalError,
     LetterRefused,
+    TransientError,
     UserError,
 )
 from sabot.jobs.gate import CONFIRM
@@ -42,6 +43,7 @@ from sabot.threads import aside, to_the_end
 
 __all__ = ["InMemoryActionStore", "InMemoryJobStore", "JobsOfJournal", "JournalStore", "as_json", "cancel_letter"]
 
+_AGAIN_SECONDS = 0.1
 _MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
 _CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
 
@@ -384,7 +386,13 @@ class JournalStore(JobStore, ActionStore):
         return await self._taken(action.resume_token)
 
     async def _taken(self, token: str) -> ActionRecord:
-        await self._look()
+        """The action, whose letter is durable: who posted it is told so, though the journal's home goes away meanwhile and comes back."""
+        while True:
+            try:
+                await self._look()
+                break
+            except TransientError:
+                await asyncio.sleep(_AGAIN_SECONDS)
         action = self._known.of_token(token)
         if action is None:
             raise InternalError("a letter was accepted for an action that is not known")

@@ -22,8 +22,8 @@ from sabot.agents import (
 )
 from sabot.agents.actions import ACTION_TYPES
 from sabot.clock import ManualClock
-from sabot.errors import UserError
-from sabot.journal import Entry, Letter, Position
+from sabot.errors import TransientError, UserError
+from sabot.journal import Entry, Letter, MemoryJournal, Position
 
 SPEC = ActionSpec(job_id="job-123", type="confirm", payload={"message": "Proceed?"}, timeout_seconds=300)
 
@@ -90,6 +90,26 @@ async def test_an_answer_that_was_being_taken_when_its_caller_was_cancelled_is_k
     with pytest.raises(asyncio.CancelledError):
         await looking
     assert action.resolution == {"n": 1}
+
+
+async def test_an_answer_that_was_accepted_is_told_so_though_the_home_of_the_journal_goes_away_behind_it() -> None:
+    """Who answered got a TransientError, tried again, and was told that somebody else had answered before."""
+
+    class Away(MemoryJournal):
+        times = 0
+
+        def take(self) -> list[tuple[Position, Entry]]:
+            if self.times:
+                self.times -= 1
+                raise TransientError("the server is away")
+            return super().take()
+
+    journal = Away()
+    actions = ActionManager(JournalStore(journal))
+    action = await actions.require_action(SPEC)
+    journal.times = 2
+    answered = await actions.resolve(action.resume_token, {"confirmed": True})
+    assert (answered.status, journal.times) == ("resolved", 0)
 
 
 async def test_a_wait_that_is_too_long_leaves_the_action_pending() -> None:
