@@ -260,7 +260,7 @@ async def test_a_stream_that_fails_behind_an_agent_ends_the_run(drain: bool) -> 
     def fail(batch: pa.RecordBatch) -> pa.RecordBatch:
         raise ValueError("poison")
 
-    app.stream(give, schema=COLUMNS).map_batches(fail, schema=PARTS[0].schema).to(ListSink())
+    app.stream(give, schema=COLUMNS).map_batches(fail, schema=PARTS[0].schema, on_error="fail").to(ListSink())
     await app.start()
     await until(lambda: app.statistics()["failure"] is not None)
     with pytest.raises(UserError, match="poison"):

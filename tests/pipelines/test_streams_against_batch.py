@@ -1307,7 +1307,7 @@ async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(paralleli
         stream = app.stream(Rows(table, split="seven", gate=gate, name="rows"), time="ts", lateness=f"{LATENESS_MS}ms")
         (
             stream.select("n", "k", "ts")
-            .map_batches(fragile, schema={"n": "int64", "k": "string", "ts": "int64"})
+            .map_batches(fragile, schema={"n": "int64", "k": "string", "ts": "int64"}, on_error="fail")
             .key_by("k")
             .window(tumbling("30s"))
             .aggregate(**ROWS)
@@ -1430,7 +1430,7 @@ async def test_a_checkpoint_fails_at_once_where_a_step_has_failed(tmp_path: Path
 
     app = App("failed", checkpoint_dir=tmp_path, checkpoint_timeout="60s")
     source = Rows(table_of("plain"), gate=Gate(0.5))  # it has not ended
-    app.stream(source, time="ts").deduplicate("k").map_batches(failing).to(Kept())
+    app.stream(source, time="ts").deduplicate("k").map_batches(failing, on_error="fail").to(Kept())
     await app.start()
     try:
         await until(reached.is_set, "the first batch")

@@ -351,7 +351,7 @@ async def test_a_stream_that_fails_ends_the_run_of_its_agent(drain: bool) -> Non
     def fail(batch: pa.RecordBatch) -> pa.RecordBatch:
         raise ValueError("poison")
 
-    app.stream(ScriptedSource([*batches()])).map_batches(fail, schema=batches()[0].schema).to(take)
+    app.stream(ScriptedSource([*batches()])).map_batches(fail, schema=batches()[0].schema, on_error="fail").to(take)
     await app.start()
     await until(lambda: app.statistics()["failure"] is not None)
     with pytest.raises(UserError, match="poison"):
