@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qs, urlsplit
 
 import typer
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Window
-from sabot.agents.accounts.rows import DATABASE, SqliteLedgerWriter
+from sabot.agents.accounts.gate import brought_up
+from sabot.agents.accounts.ledger import Ledger, LedgerWriter
+from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.agents.stores.ledger import PostgresLedgerWriter
 from sabot.app import App
-from sabot.cli.journal import Json, quietly
+from sabot.cli.journal import Json, quietly, reading
 from sabot.cli.loading import load_app
+from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_seconds
@@ -20,15 +25,34 @@ from sabot.errors import UserError
 __all__ = ["budgets", "ledger"]
 
 Place = Annotated[
-    Path, typer.Argument(metavar="PLACE", help=f"A state directory, which has a {DATABASE}, or the database itself.")
+    str,
+    typer.Argument(
+        metavar="PLACE",
+        help=f"A state directory, which has a {DATABASE}, or the database itself; postgresql://user@host/database, which has the table "
+        "runtime_ledger. Or a journal, with what is not trimmed: postgresql://user@host/database?app=NAME, kafka://host:port/topic.",
+    ),
 ]
 
 
-def _database(place: Path) -> Path:
-    found = place / DATABASE if place.is_dir() else place
+def _is_journal(place: str) -> bool:
+    parts = urlsplit(place)
+    return parts.scheme == "kafka" or (parts.scheme in ("postgresql", "postgres") and "app" in parse_qs(parts.query))
+
+
+async def _writer(place: str, kafka: list[str] | None) -> LedgerWriter:
+    """The rows of a place, to be read."""
+    if _is_journal(place):
+        writer = InMemoryLedgerWriter()
+        with reading(place, kafka) as reader:
+            await brought_up(Ledger(writer), reader)
+        return writer
+    if "://" in place:
+        return PostgresLedgerWriter(place, make=False)
+    path = Path(place)
+    found = path / DATABASE if path.is_dir() else path
     if not found.is_file():
         raise UserError(f"{place} has no ledger", hint=f"give a state directory with a {DATABASE}, or its path")
-    return found
+    return SqliteLedgerWriter(found)
 
 
 def ledger(
@@ -38,6 +62,7 @@ def ledger(
     ] = "scope,model",
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last 1d, 6h, 30m.")] = None,
     json: Json = False,
+    kafka: Kafka = None,
 ) -> None:
     """What jobs have used. A doubt is a call of which nobody knows whether it was paid, with the most that it used."""
 
@@ -46,7 +71,7 @@ def ledger(
         since_ms = 0 if since is None else round((SYSTEM_CLOCK.time() - parse_seconds(since, name="--since")) * 1000)
 
         async def sums() -> list[Any]:
-            writer = SqliteLedgerWriter(_database(place))
+            writer = await _writer(place, kafka)
             try:
                 return await writer.sums(words, since_ms)
             finally:
@@ -89,6 +114,9 @@ async def _used(app: App) -> list[dict[str, Any]]:
     if app.accounts is None or not app.accounts.budgets:
         raise UserError(f"app {app.id} has no budgets", hint='App(…, budgets=[Budget("scope", max_cost_daily=…)])')
     try:
+        if isinstance(app.accounts.writer, InMemoryLedgerWriter) and "://" in str(app.journal_place):
+            with app.jobs.store.reader() as reader:  # the app keeps its rows in its journal only
+                await brought_up(app.accounts, reader)
         return [row for each in app.accounts.budgets for row in _rows(each, await app.accounts.used(each.scope_id))]
     finally:
         await app.accounts.close()

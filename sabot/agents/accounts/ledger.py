@@ -101,7 +101,7 @@ Durable = Callable[[], Awaitable[object]]
 
 
 class LedgerWriter(Protocol):
-    """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for a row that is none."""
+    """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for the row that settles it."""
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """They are there when it returns."""

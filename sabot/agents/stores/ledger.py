@@ -28,8 +28,9 @@ _INSERT = (  # as arrays, in one statement
     "INSERT INTO runtime_ledger (event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, total_tokens, "
     f"reserved_tokens, cost, timestamp) SELECT r.a, r.b, r.c, r.d, r.e, r.f, r.g, r.h, r.g + r.h, r.i, r.j, {_TIME.format('r.k')} "
     "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], "
-    f"%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) {SETTLES}"
+    "%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) "
 )
+_ONCE = "ON CONFLICT (event_id) DO NOTHING"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
     f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
@@ -52,9 +53,11 @@ class PostgresLedgerWriter:
     Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses.
     """
 
-    def __init__(self, url: str) -> None:
-        """url: postgresql://user@host:5432/database. Raises UserError for what is none, MissingExtra without psycopg."""
-        self._tables = PostgresTables(url, "ledger", "PostgresLedgerWriter", _TABLES)
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        """url: postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first
+        use. Raises UserError for what is no address, MissingExtra without psycopg.
+        """
+        self._tables = PostgresTables(url, "ledger", "PostgresLedgerWriter", _TABLES if make else {})
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
@@ -64,12 +67,15 @@ class PostgresLedgerWriter:
             if before is None or (before.type == "doubt" and event.type != "doubt"):
                 once[event.event_id] = event
         rows = [_row(once[name]) for name in sorted(once)]  # two writers of equal rows lock them in the same order
-        await to_the_end(aside(self._write, rows))
+        settles = any(
+            event.settles is not None for event in events
+        )  # else who writes need not be allowed to change rows
+        await to_the_end(aside(self._write, rows, SETTLES if settles else _ONCE))
 
-    def _write(self, rows: list[tuple[Any, ...]]) -> None:
+    def _write(self, rows: list[tuple[Any, ...]], conflict: str) -> None:
         with step("ledger", "runtime_ledger"), self._tables.transaction() as connection:
             if rows:
-                connection.execute(_INSERT, [list(values) for values in zip(*rows, strict=True)])
+                connection.execute(_INSERT + conflict, [list(values) for values in zip(*rows, strict=True)])
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""

@@ -245,7 +245,7 @@ async def test_a_row_is_kept_once(writer: LedgerWriter) -> None:
 
 async def test_a_doubt_makes_room_for_what_is_known_and_for_no_other_doubt(writer: LedgerWriter) -> None:
     doubt = row("1", type="doubt", name="big", reserved_tokens=70, cost=Decimal("0.7"))
-    known = row("1", name="big", input_tokens=10, cost=Decimal("0.1"))
+    known = row("1", name="big", input_tokens=10, cost=Decimal("0.1"), settles=doubt.amounts)
     await writer.write([doubt])
     assert await writer.used("tenant", 0) == Amounts(70, Decimal("0.7"), 1)
     await writer.write([row("1", type="doubt", reserved_tokens=90), known, doubt, row("2", type="doubt")])
