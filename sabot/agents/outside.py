@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
-from sabot.agents.actions import ActionManager, ActionRecord, ActionSpec, ActionStatus, ActionStore, check_resolution
+from sabot.agents.actions import ActionManager, ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
-from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, JobStore, check_move
+from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
-from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
+from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json, cancel_letter
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.entries import Letter
@@ -32,7 +32,7 @@ class _App(JournalSettings, Protocol):
     journal_home: MemoryHome | None
 
 
-class OutsideStore(JobStore, ActionStore):
+class OutsideStore(JobsAndActions):
     """Jobs and actions in the journal of an app."""
 
     def __init__(self, app: _App) -> None:

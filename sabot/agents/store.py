@@ -9,6 +9,7 @@ process may answer at the same moment: one of them is accepted.
 """
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,17 @@ from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, In
 from sabot.journal.memory import MemoryJournal
 from sabot.threads import aside, to_the_end
 
-__all__ = ["InMemoryActionStore", "InMemoryJobStore", "JobsOfJournal", "JournalStore", "as_json", "cancel_letter"]
+__all__ = [
+    "InMemoryActionStore",
+    "InMemoryJobStore",
+    "JobsAndActions",
+    "JobsOfJournal",
+    "JournalStore",
+    "as_json",
+    "cancel_letter",
+]
+
+_log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 0.1
 _MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
@@ -263,10 +274,15 @@ def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
     return Letter("cancel", job=job_id, name=reason, by=by)
 
 
-class JournalStore(JobStore, ActionStore):
+class JobsAndActions(JobStore, ActionStore):
+    """Both in one."""
+
+
+class JournalStore(JobsAndActions):
     """Jobs and actions over a journal, whose owner this store is from now on. Made, it has read the journal, which may block.
 
-    Give the same store to a JobManager and an ActionManager: then a job waits while an action of it is open.
+    Give the same store to a JobManager and an ActionManager: then a job waits while an action of it is open. Given to a RuntimeKernel, it
+    is a view of the kernel's jobs (`lend`).
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -276,8 +292,29 @@ class JournalStore(JobStore, ActionStore):
         self._positions: dict[str, Position] = {}  # of the last entry of a job, until it is durable
         # Around what looks, appends and applies: entries are applied in the journal's order.
         self._lock = asyncio.Lock()
+        self._lent: JobsAndActions | None = None
+
+    def lend(self, to: JobsAndActions) -> None:
+        """Somebody else runs jobs over a journal, this one or another, and says from now on what is in it. What this store is asked is
+        passed on. Raises UserError where it was lent before.
+        """
+        if self._lent is not None:
+            raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
+        self._lent = to
+
+    async def show(self, journal: Journal) -> None:
+        """Of this journal, from now on. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
+        if journal is not self.journal and (others := len(self._known.jobs)):
+            _log.warning(
+                "%s has %d jobs that are not those of %s: the journal of the kernel holds, and only its jobs are shown",
+                self.journal.where,
+                others,
+                journal.where,
+            )
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        if self._lent is not None:
+            return await self._lent.create(spec)
         job_id = _name_of(spec)
         body = as_json(spec, "the job")
         content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
@@ -305,12 +342,16 @@ class JournalStore(JobStore, ActionStore):
         return known, new
 
     async def get(self, job_id: str) -> JobRecord | None:
+        if self._lent is not None:
+            return await self._lent.get(job_id)
         await self._look()
         job = self._known.jobs.get(job_id)  # read before the wait: what others append meanwhile is not durable
         await self._settled(job_id)
         return job
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        if self._lent is not None:
+            return await self._lent.move(job_id, status, result_ref=result_ref, error=error)
         await self._look()
         async with self._lock:
             job = self._known.jobs.get(job_id)
@@ -332,6 +373,8 @@ class JournalStore(JobStore, ActionStore):
         return moved
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        if self._lent is not None:
+            return await self._lent.find(scope_id=scope_id, statuses=statuses)
         await self._look()
         found = [
             job
@@ -342,6 +385,8 @@ class JournalStore(JobStore, ActionStore):
         return found
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
+        if self._lent is not None:
+            return await self._lent.require(spec)
         payload = as_json(spec.payload, "payload")
         await self._look()
         async with self._lock:
@@ -363,6 +408,8 @@ class JournalStore(JobStore, ActionStore):
         return action
 
     async def action(self, action_id: str) -> ActionRecord | None:
+        if self._lent is not None:
+            return await self._lent.action(action_id)
         await self._look()
         action = self._known.actions.get(action_id)
         if action is not None:
@@ -370,11 +417,15 @@ class JournalStore(JobStore, ActionStore):
         return action
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        if self._lent is not None:
+            return await self._lent.resolve(token, resolution, by)
         letter = Letter("answer", token, body=as_json(dict(resolution), "resolution"), by=by)
         await aside(self.journal.post, letter)
         return await self._taken(token)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        if self._lent is not None:
+            return await self._lent.close_action(action_id, status)
         action = await self.action(action_id)
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
@@ -400,6 +451,8 @@ class JournalStore(JobStore, ActionStore):
         return action
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        if self._lent is not None:
+            return await self._lent.actions(job_id=job_id, statuses=statuses)
         await self._look()
         found = [
             action

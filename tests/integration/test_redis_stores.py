@@ -12,6 +12,7 @@ from sabot.agents import (
     ActionSpec,
     ActionStatus,
     ActionStore,
+    ExecutionRequest,
     IllegalTransition,
     InMemoryActionStore,
     InMemoryJobStore,
@@ -21,6 +22,7 @@ from sabot.agents import (
     RedisActionStore,
     RedisJobCache,
     RedisSignalChannel,
+    RuntimeKernel,
 )
 from sabot.clock import ManualClock
 from sabot.errors import TransientError, UserError
@@ -209,6 +211,22 @@ async def test_a_job_that_is_over_is_read_from_its_store_once(client: Any) -> No
     assert 0 < await client.pttl(f"sabot:jobs:{job.job_id}") <= 3_600_000
     await client.set(f"sabot:jobs:{job.job_id}", b"{")
     assert await jobs.get(job.job_id) == ended
+
+
+async def test_a_cache_before_the_store_of_a_kernel_has_its_jobs_that_are_over(client: Any) -> None:
+    async def doubles(ctx: Any) -> Any:
+        return ctx.message * 2
+
+    cache = RedisJobCache(InMemoryJobStore(), client)
+    async with RuntimeKernel.create(agent=doubles, job_store=cache) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=21))
+        assert (await handle.result()).output == 42
+        await kernel.record(handle.job_id)
+        ended = await cache.get(handle.job_id)
+        assert ended is not None
+        assert ended.status == "succeeded"
+    other = RedisJobCache(InMemoryJobStore(), client)
+    assert await other.get(handle.job_id) == ended
 
 
 # -- without a server ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from sabot.agents import (
     ActionManager,
     ActionSpec,
     BudgetSpec,
+    ExecutionRequest,
     IllegalTransition,
     JobManager,
     JobSpec,
@@ -27,6 +29,7 @@ from sabot.agents import (
     PostgresJobStore,
     PostgresJobViews,
     PostgresLedgerWriter,
+    RuntimeKernel,
 )
 from sabot.agents.accounts.gate import brought_up
 from sabot.clock import ManualClock
@@ -330,3 +333,65 @@ async def test_a_store_whose_server_is_missing_does_not_begin() -> None:
 def test_a_pool_is_no_address() -> None:
     with pytest.raises(UserError, match=r"PostgresLedgerWriter: .* is no address"):
         PostgresLedgerWriter(object())  # type: ignore[arg-type]
+
+
+# -- beside a kernel ---------------------------------------------------------------------------------------------------------
+
+
+async def asks(ctx: Any) -> Any:
+    return (await ctx.ask("confirm", {"what": ctx.message})).approved
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_a_kernel_over_the_journal_of_its_store_is_shown_in_the_tables(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shown(what: str) -> list[Any]:
+        return [each for (each,) in run(database, f"SELECT {what}")]
+
+    store = PostgresJobStore(database)
+    async with RuntimeKernel(None, asks, job_store=store, action_store=store) as kernel:
+        handles = [await kernel.execute(ExecutionRequest(prompt=1, scope_id="a")) for _ in range(2)]
+        await until(lambda: shown("status FROM runtime_jobs") == ["waiting_action"] * 2)
+        [action] = await ActionManager(store).find(job_id=handles[0].job_id)
+        assert shown("resume_token FROM runtime_actions WHERE job_id = '" + handles[0].job_id + "'") == [
+            action.resume_token
+        ]
+        await ActionManager(store).resolve(action.resume_token, {"approved": True})
+        assert (await handles[0].result()).output is True
+        await until(lambda: "succeeded" in shown("status FROM runtime_jobs"))
+        assert (await JobManager(store).get(handles[1].job_id)).status == "waiting_action"
+    await store.close()
+    one, two = sorted(each.job_id for each in handles)
+    run(database, f"UPDATE runtime_jobs SET status = 'failed' WHERE job_id = '{one}'")
+    run(database, f"UPDATE runtime_sequence SET sequence = sequence + 1000 WHERE job_id = '{two}'")
+    store = PostgresJobStore(database)
+    async with RuntimeKernel(None, asks, job_store=store) as kernel:
+        await kernel.start()
+        assert sorted(shown("status FROM runtime_jobs")) == ["succeeded", "waiting_action"]
+        said = [each.getMessage() for each in caplog.records if "the journal holds" in each.getMessage()]
+        assert len(said) == 1
+        assert f"the tables are wrong about 2 jobs, {one} among them" in said[0]
+        assert await store.views.wrong(store.journal) == []
+    await store.close()
+
+
+async def test_a_kernel_with_another_journal_is_shown_in_the_tables_while_the_server_is_there(
+    database: str, tmp_path: Path
+) -> None:
+    store = PostgresJobStore(database)
+    kernel = RuntimeKernel.create(agent=asks, action_store=store, journal=tmp_path)
+    async with kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1))
+        found = "SELECT job_id FROM runtime_jobs WHERE status = 'waiting_action'"
+        await until(lambda: run(database, found) == [(handle.job_id,)])
+        await handle.cancel("enough")
+        await until(lambda: handle.done)
+    assert run(database, "SELECT status FROM runtime_jobs") == [("cancelled",)]
+    assert run(database, "SELECT status FROM runtime_actions") == [("cancelled",)]
+    await store.close()

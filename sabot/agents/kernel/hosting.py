@@ -17,12 +17,13 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.telling import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
+from sabot.agents.store import JournalStore
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import Behalf, EffectGate
 from sabot.jobs.host import JobHost
-from sabot.jobs.log import News
+from sabot.jobs.log import Blocked, Fragment, News
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.values import pack_error
@@ -45,6 +46,7 @@ class KernelHost:
         agents: Mapping[str, KernelAgent],
         handle: Callable[[str, KernelAgent, bytes], ExecutionHandle],
         events: InMemoryEventBus,
+        shown: Sequence[JournalStore] = (),
         *,
         clock: Clock,
         max_jobs: int,
@@ -53,7 +55,7 @@ class KernelHost:
         grace_s: float,
         policy: EffectGate | None,
     ) -> None:
-        """agents: by their ids. handle: makes one. Other arguments as of `RuntimeKernel`."""
+        """agents: by their ids. handle: makes one. shown: stores in which its jobs are seen too. Other arguments as of `RuntimeKernel`."""
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
         self.handles: dict[str, ExecutionHandle] = {}  # of jobs that have not ended
@@ -61,7 +63,10 @@ class KernelHost:
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
         self._collecting: dict[str, ExecutionHandle] = {}  # of jobs whose END was not told
-        listener = _KernelEvents(events, self._end_told)
+        self._shown = shown
+        self._showing: asyncio.Task[None] | None = None
+        self._news = False  # that the stores do not show
+        listener = _KernelEvents(events, self._end_told, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "gate": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
@@ -91,6 +96,8 @@ class KernelHost:
                 hint="give it these agents too, and the name= that the kernel had",
             )
         self.open = {job.job_id: job for job in found}
+        for store in self._shown:
+            await store.show(self.journal)
         self._host.start()
         for job in cut:
             self._host.put(partial(self._end_cut, job.job_id))
@@ -105,6 +112,7 @@ class KernelHost:
         """Stops. Handles of jobs that have not ended raise `why`."""
         await self._host.close()
         self._end_all(self.failure or why)
+        await self._show_all()
 
     def _broke(self, what: str, error: BaseException) -> None:
         """Nothing can go on."""
@@ -282,6 +290,18 @@ class KernelHost:
             handle.collect()
             self._collecting[handle.job_id] = handle
 
+    def _show(self) -> None:
+        """More is durable."""
+        self._news = True
+        if self._showing is None or self._showing.done():
+            self._showing = self._host.beside(self._show_all(), "what shows jobs in stores")
+
+    async def _show_all(self) -> None:
+        while self._news:
+            self._news = False
+            for store in self._shown:
+                await store.became_durable()
+
     def _end_told(self, job_id: str) -> None:
         handle = self._collecting.pop(job_id, None)
         if handle is not None:
@@ -371,13 +391,17 @@ class KernelHost:
 
 
 class _KernelEvents(JobEvents):
-    def __init__(self, events: InMemoryEventBus, end_told: Callable[[str], None]) -> None:
-        """end_told: the last events of a job were published."""
+    def __init__(
+        self, events: InMemoryEventBus, end_told: Callable[[str], None], durable: Callable[[], None] | None
+    ) -> None:
+        """end_told: the last events of a job were published. durable: an entry is."""
         super().__init__(events)
-        self._end_told = end_told
+        self._end_told, self._durable = end_told, durable
 
     async def told(self, news: News) -> None:
         await super().told(news)
+        if self._durable is not None and not isinstance(news, Fragment | Blocked):
+            self._durable()
         if isinstance(news, End):
             self._end_told(news.job)
 

@@ -13,18 +13,20 @@ from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.gate import LedgerGate, ledger_of
 from sabot.agents.accounts.ledger import Ledger, LedgerWriter
 from sabot.agents.accounts.limits import JobLimits
-from sabot.agents.actions import ActionManager
+from sabot.agents.actions import ActionManager, ActionStore
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.telling import events_of
+from sabot.agents.jobs import JobRecord, JobSpec, JobStore
 from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.replay import JobCode, Recording, record_job
+from sabot.agents.store import JournalStore
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import EffectGate, gate_of
 from sabot.jobs.history import History
@@ -58,6 +60,8 @@ class RuntimeKernel:
         policy: EffectGate | None = None,
         budgets: Sequence[Budget] | Ledger | None = None,
         ledger_writer: LedgerWriter | None = None,
+        job_store: JobStore | None = None,
+        action_store: ActionStore | None = None,
         name: str = "kernel",
         events: InMemoryEventBus | None = None,
         max_jobs: int = 256,
@@ -71,11 +75,15 @@ class RuntimeKernel:
         which requests name one, and which `ctx.child` reaches. journal: a folder (SQLite), postgresql://… or kafka://…; a Journal, which
         the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. budgets: what scopes may use, or a Ledger,
         which the kernel does not close; [] only records what is used. ledger_writer: where that is kept; by default beside the journal, if
-        that is a folder. name: of the kernel, before those of its agents; jobs in a journal are found by it. events: the bus where it
+        that is a folder. job_store, action_store: in which its jobs and actions are seen too; without `journal` the jobs run over that of
+        the first one. name: of the kernel, before those of its agents; jobs in a journal are found by it. events: the bus where it
         publishes. max_jobs: that run at once. keep_jobs: ended jobs whose history the journal keeps. dedupe: how long it keeps their ids,
         and the history of what has failed. stop_grace: for calls that run when it is closed. version: of the code. Raises UserError.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
+        self._shown = _stores_of(job_store, action_store)
+        if journal is None and self._shown:
+            journal = self._shown[0].journal
         checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
         checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
         self.events = events if events is not None else InMemoryEventBus()
@@ -102,6 +110,8 @@ class RuntimeKernel:
             self._budgets = []
         self._store = _KernelStore(self._place, self.name, clock)
         self.jobs, self.actions = AppJobs(self._store), ActionManager(self._store)
+        for each in self._shown:
+            each.lend(self._store)
         self._host: KernelHost | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -151,7 +161,7 @@ class RuntimeKernel:
         try:
             policy = gate_of(await self._gates())
             how = {**self._options, "policy": policy}
-            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, **how)
+            host = KernelHost(journal, agents, partial(ExecutionHandle, self), self.events, self._shown, **how)
             await host.start()
         except BaseException:
             if journal is not place:
@@ -187,9 +197,9 @@ class RuntimeKernel:
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
             await to_the_end(self._host.close(why))
-            self._store.journal = None
             journal = self._host.journal
             if journal is not self._place:
+                self._store.journal = None
                 await to_the_end(aside(journal.close))
         self._host.check()
 
@@ -312,6 +322,9 @@ class _KernelStore(OutsideStore):
         with closing(opened) as reader:
             yield reader
 
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        raise UserError("jobs of a kernel begin with requests", hint="await kernel.execute(ExecutionRequest(prompt=…))")
+
     def post(self, letter: Letter) -> None:
         if self.journal is not None:
             self.journal.post(letter)
@@ -322,6 +335,22 @@ class _KernelStore(OutsideStore):
         opened = MemoryInbox(place) if isinstance(place, MemoryHome) else open_inbox(place, **where)
         with closing(opened) as inbox:
             inbox.post(letter)
+
+
+def _stores_of(job_store: Any, action_store: Any) -> list[JournalStore]:
+    """Those of which somebody reads, each once. Raises UserError for one that cannot show the jobs of another owner."""
+    found: list[JournalStore] = []
+    for name, store in (("job_store", job_store), ("action_store", action_store)):
+        while store is not None and not isinstance(store, JournalStore):
+            if not isinstance(inner := getattr(store, "store", None), JobStore):
+                raise UserError(
+                    f"{name}={short_repr(store)} does not show the jobs of a kernel",
+                    hint="a JournalStore, InMemoryJobStore or PostgresJobStore, also behind a RedisJobCache",
+                )
+            store = inner  # a cache before it
+        if store is not None and all(store is not each for each in found):
+            found.append(store)
+    return found
 
 
 def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:

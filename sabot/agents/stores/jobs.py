@@ -19,7 +19,7 @@ from sabot.agents.store import JobsOfJournal, JournalStore
 from sabot.agents.stores.tables import PostgresTables
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import TransientError, UserError
-from sabot.journal.base import JournalReader
+from sabot.journal.base import Journal, JournalReader
 from sabot.journal.postgres import PostgresJournal
 from sabot.threads import aside, to_the_end
 
@@ -67,6 +67,10 @@ _ACTION = (
     f"INSERT INTO runtime_actions VALUES (%s, %s, %s, %s, %s::jsonb, %s::jsonb, %s, {_TIMES}, {_TIMES}, {_TIMES}) ON CONFLICT (action_id) "
     "DO UPDATE SET status = excluded.status, resolution = excluded.resolution, resolved_at = excluded.resolved_at"
 )
+_SHOWN = (
+    "SELECT s.job_id, s.sequence, j.status FROM runtime_sequence s LEFT JOIN runtime_jobs j USING (job_id) WHERE s.journal = %s "
+    "ORDER BY s.job_id"
+)
 _FORGET = (
     "DELETE FROM runtime_actions a USING runtime_sequence s WHERE a.job_id = s.job_id AND s.journal = %s",
     "DELETE FROM runtime_jobs j USING runtime_sequence s WHERE j.job_id = s.job_id AND s.journal = %s",
@@ -94,6 +98,31 @@ class PostgresJobViews:
         """
         async with self._turn:
             return await to_the_end(aside(self._refresh, journal))
+
+    async def wrong(self, journal: JournalReader) -> list[str]:
+        """The jobs of which the tables say something else than this journal, though they show them up to their last entry or further. Those
+        that the journal has trimmed are not among them. Raises as `refresh`.
+        """
+        async with self._turn:
+            return await to_the_end(aside(self._wrong, journal))
+
+    def _wrong(self, journal: JournalReader) -> list[str]:
+        known, last = JobsOfJournal(journal, blank=True), dict[str, int]()
+        end = max(journal.positions().values(), default=0)
+        for position, entry in journal.read():
+            known.apply(entry)
+            last[entry.job] = position.offset
+        with self._tables.transaction() as connection:
+            shown = connection.execute(_SHOWN, (journal.identity,)).fetchall()
+        found = []
+        for job_id, sequence, status in shown:
+            job = known.job(job_id)
+            if job is None:
+                if sequence >= end and journal.job(job_id) is None:  # else it is trimmed
+                    found.append(job_id)
+            elif sequence > last[job_id] or (sequence == last[job_id] and status != job.status):
+                found.append(job_id)
+        return found
 
     async def rebuild(self, journal: JournalReader) -> int:
         """As `refresh`, of all; what the tables had of this journal goes, also jobs that are trimmed from it. -> how many jobs."""
@@ -205,22 +234,39 @@ class PostgresJobStore(JournalStore):
         """
         self.views = PostgresJobViews(url)
         super().__init__(PostgresJournal(url, app, clock=clock))
+        self._shown: Journal = self.journal
         self._told = False
+
+    async def show(self, journal: Journal) -> None:
+        """The tables show this journal. What they have said of its jobs otherwise is told in the log, and written anew."""
+        await super().show(journal)
+        self._shown = journal
+        await journal.flush()
+        wrong = await self.views.wrong(journal)
+        if wrong:
+            _log.warning(
+                "%s: the tables are wrong about %d jobs, %s among them: the journal holds, and they are made anew",
+                journal.where,
+                len(wrong),
+                wrong[0],
+            )
+            await self.views.rebuild(journal)
+        await self.became_durable()
 
     async def became_durable(self) -> None:
         """The tables show it, or the log says that they do not."""
         try:
-            await self.views.refresh(self.journal)
+            await self.views.refresh(self._shown)
             self._told = False
         except (TransientError, UserError) as error:  # they are a view: what was asked for is durable
             if not self._told:
-                _log.warning("%s: the tables of jobs are behind: %s", self.journal.where, error)
+                _log.warning("%s: the tables of jobs are behind: %s", self._shown.where, error)
             self._told = True
 
     async def rebuild(self) -> int:
         """Makes the tables anew, as after a loss. -> how many jobs they show."""
-        await self.journal.flush()
-        return await self.views.rebuild(self.journal)
+        await self._shown.flush()
+        return await self.views.rebuild(self._shown)
 
     async def close(self) -> None:
         """Ends the connections; the journal may have another owner. Repeated calls do nothing."""

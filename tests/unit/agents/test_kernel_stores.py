@@ -1,0 +1,128 @@
+"""Stores beside a kernel: its jobs and actions are seen in them, asked about and answered by them; its journal holds."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.agents import (
+    ActionManager,
+    ActionStatus,
+    ExecutionRequest,
+    InMemoryActionStore,
+    InMemoryJobStore,
+    JobManager,
+    JobSpec,
+    JobStatus,
+    JournalStore,
+    LetterRefused,
+    RuntimeKernel,
+    SqliteJournal,
+)
+from sabot.clock import ManualClock
+from sabot.errors import UserError
+from tools.agent_tools import until
+
+
+async def asks(ctx: Any) -> Any:
+    reply = await ctx.ask("confirm", {"what": ctx.message}, timeout="1h")
+    return reply.approved if reply.outcome == "resolved" else reply.outcome
+
+
+def memory(path: Path) -> JournalStore:
+    return InMemoryJobStore(clock=ManualClock())
+
+
+def sqlite(path: Path) -> JournalStore:
+    return JournalStore(SqliteJournal(path, clock=ManualClock()))
+
+
+@pytest.mark.parametrize("made", [memory, sqlite])
+async def test_the_jobs_and_actions_of_a_kernel_are_seen_and_answered_by_its_stores(
+    tmp_path: Path, made: Callable[[Path], JournalStore]
+) -> None:
+    store = made(tmp_path)
+    jobs, actions = JobManager(store), ActionManager(store, poll="1ms")
+    async with RuntimeKernel(None, asks, job_store=store, action_store=store) as kernel:
+        first = await kernel.execute(ExecutionRequest(prompt=1, scope_id="a", principal_id="ann"))
+        second = await kernel.execute(ExecutionRequest(prompt=2, scope_id="b"))
+        await until(lambda: kernel.statistics()["parked"] == 2)
+        assert [each.job_id for each in await jobs.find(scope_id="a")] == [first.job_id]
+        [action] = await actions.find(job_id=first.job_id)
+        assert (action.type, dict(action.payload), action.status) == ("confirm", {"what": 1}, "pending")
+        assert (await jobs.get(first.job_id)).status is JobStatus.WAITING_ACTION
+        await actions.resolve(action.resume_token, {"approved": True}, by="ann")
+        assert (await first.result()).output is True
+        await kernel.record(first.job_id)
+        seen = await jobs.get(first.job_id)
+        assert (seen.status, seen.principal_id, seen.agent) == ("succeeded", "ann", "kernel.asks")
+        assert (await actions.wait_for_resolution(action.action_id)).by == "ann"
+        with pytest.raises(LetterRefused):
+            await actions.resolve(action.resume_token, {"approved": False})
+        [other] = await actions.find(statuses=[ActionStatus.PENDING])
+        assert other.job_id == second.job_id
+        await jobs.cancel(second.job_id, "not wanted")
+        await until(lambda: second.done)
+        await kernel.record(second.job_id)
+        assert (await jobs.get(second.job_id)).status is JobStatus.CANCELLED
+        with pytest.raises(UserError, match="jobs of a kernel begin with requests"):
+            await jobs.create(JobSpec(scope_id="a"))
+        assert await jobs.find() == await kernel.jobs.find()
+    assert len(await jobs.find()) == 2  # also when the kernel is closed
+    store.journal.close()
+
+
+@pytest.mark.parametrize("journal", ["own", "other"])
+async def test_two_stores_show_one_kernel(tmp_path: Path, journal: str) -> None:
+    jobs, actions = InMemoryJobStore(), InMemoryActionStore()
+    place = tmp_path if journal == "other" else None
+    async with RuntimeKernel.create(agent=asks, job_store=jobs, action_store=actions, journal=place) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1))
+        await until(lambda: kernel.statistics()["parked"] == 1)
+        await kernel.record(handle.job_id)
+        [action] = await ActionManager(actions).find()
+        await ActionManager(actions).resolve(action.resume_token, {"approved": True})
+        assert (await handle.result()).output is True
+        await kernel.record(handle.job_id)
+        assert (await JobManager(jobs).get(handle.job_id)).status == "succeeded"
+
+
+async def test_a_store_whose_journal_has_other_jobs_says_so_and_shows_the_kernels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = InMemoryJobStore()
+    mine = await JobManager(store).create(JobSpec(scope_id="a"))
+    with caplog.at_level(logging.WARNING):
+        async with RuntimeKernel.create(agent=asks, job_store=store, journal=tmp_path) as kernel:
+            handle = await kernel.execute(ExecutionRequest(prompt=1))
+            await kernel.record(handle.job_id)
+            assert [each.job_id for each in await JobManager(store).find()] == [handle.job_id]
+            assert await store.get(mine.job_id) is None
+    [said] = [each.message for each in caplog.records if "journal of the kernel holds" in each.message]
+    assert "has 1 jobs that are not those of" in said
+
+
+async def test_what_cannot_show_a_kernel_is_refused() -> None:
+    with pytest.raises(UserError, match=r"job_store=.*does not show the jobs of a kernel"):
+        RuntimeKernel.create(agent=asks, job_store={})
+    store = InMemoryJobStore()
+    RuntimeKernel.create(agent=asks, job_store=store)
+    with pytest.raises(UserError, match="is that of another kernel"):
+        RuntimeKernel.create(agent=asks, job_store=store)
+
+
+async def test_a_kernel_over_the_journal_of_its_store_goes_on_after_a_restart(tmp_path: Path) -> None:
+    for again in (False, True):
+        store = JournalStore(SqliteJournal(tmp_path))
+        async with RuntimeKernel.create(agent=asks, job_store=store) as kernel:
+            if not again:
+                handle = await kernel.execute(ExecutionRequest(prompt=1))
+                await until(lambda: kernel.statistics()["parked"] == 1)
+            else:
+                [handle] = await kernel.resume()
+                [action] = await ActionManager(store).find()
+                await ActionManager(store).resolve(action.resume_token, {"approved": False})
+                assert (await handle.result()).output is False
+        store.journal.close()
