@@ -114,7 +114,7 @@ async def test_a_user_who_may_only_write_is_given_the_table(database: str) -> No
     with contextlib.suppress(psycopg.errors.DuplicateObject):
         run(database, "CREATE ROLE scribe LOGIN")
     run(database, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    run(database, "GRANT SELECT, INSERT ON runtime_ledger TO scribe")
+    run(database, "GRANT SELECT, INSERT, UPDATE ON runtime_ledger TO scribe")
     scribe = PostgresLedgerWriter(database.replace("sabot@", "scribe@"))
     await scribe.write([row("1", input_tokens=5)])
     assert (await scribe.used("tenant", 0)).tokens == 5
