@@ -11,9 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ControlGroups"]
+__all__ = ["ControlGroups", "group_of"]
 
 _PERIOD_US = 100_000
+
+
+def group_of(tag: int | str) -> str:
+    """The name of the group of the child with this tag."""
+    return f"sabot-{tag}"
 
 
 class ControlGroups:

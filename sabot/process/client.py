@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sabot.errors import UserError
+from sabot.process.cgroups import ControlGroups
 from sabot.process.errors import AgentError, CommunicationError, SpawnFailed
+from sabot.process.lease import end_what_is_left, folder_of_leases
 from sabot.process.limits import ResourceLimits
 from sabot.process.streams import CAPACITY_BYTES, ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
@@ -278,6 +280,8 @@ class Supervisor:
                 hint="run agents that are processes on Linux",
             )
         self._sending = threading.Lock()
+        self._mount = Path(mount)
+        self._leases = folder_of_leases()
         self._socket, far = socket.socketpair()
         with far:
             self._process = subprocess.Popen(
@@ -291,6 +295,7 @@ class Supervisor:
                     str(far.fileno()),
                     str(os.getpid()),
                     mount,
+                    str(self._leases),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -397,6 +402,7 @@ class Supervisor:
                 del received[:end]
         self._over = True
         self._process.wait()
+        end_what_is_left(self._leases, ControlGroups(self._mount))  # if it was killed
         lost = self._lost()
         for reply in list(self._replies.values()):
             reply.set_exception(lost)

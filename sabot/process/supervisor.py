@@ -13,7 +13,6 @@ standard library and this folder.
 
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -21,18 +20,18 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sabot.process.cgroups import ControlGroups
-from sabot.process.launcher import TAG, become_subreaper, launch
+from sabot.process.cgroups import ControlGroups, group_of
+from sabot.process.launcher import become_subreaper, launch
+from sabot.process.lease import Lease, end_what_is_left
+from sabot.process.tree import TAGS, below, children_of, end, may_be_signalled, numbers_of, own_tags, signal_all, tag_of
 
-__all__ = ["GROUP", "LENGTH", "Supervision", "main", "numbers_of"]
+__all__ = ["LENGTH", "Supervision", "main"]
 
 LENGTH = struct.Struct("!I")
-_TAGS = 1 << 20  # children of one supervisor that are told apart
 _FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
 _PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel
 _AGAIN_SECONDS = 0.02  # between two looks at what was killed
@@ -40,9 +39,6 @@ _LOOK_SECONDS = 0.1  # between two measurements, which are to take a twentieth o
 _LOOK_SHARE = 20
 _BURST_SECONDS = 0.5  # who has computed less than its share may catch up on this much of it
 _STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL when the time of a child is over
-
-GROUP = "sabot-"
-"""The beginning of the names of control groups; the tag of the child follows."""
 
 
 class _Child:
@@ -70,13 +66,13 @@ class _Child:
 
     @property
     def group(self) -> str:
-        return f"{GROUP}{self.tag}"
+        return group_of(self.tag)
 
 
 class Supervision:
     """What the supervisor knows of its children."""
 
-    def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups) -> None:
+    def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups, leases: Path) -> None:
         self._worker = worker
         self._pid = os.getpid()
         self._selector = selectors.DefaultSelector()
@@ -91,7 +87,9 @@ class Supervision:
         self._emptied: set[str] = set()  # groups that are to be removed
         self._next_look = 0.0
         become_subreaper()
-        self._tags = _own_tags()
+        end_what_is_left(leases, groups)
+        self._tags = own_tags()
+        self._lease = Lease(leases, self._tags)
         self._woken, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _noted)
@@ -114,6 +112,8 @@ class Supervision:
             childless = self._reap()
             patient = self._farewell is None or time.monotonic() < self._farewell + _PATIENCE_SECONDS
             if self._farewell is not None and not (patient and (self._emptied or not childless)):
+                if childless:
+                    self._lease.give_up()
                 return
             self._end_what_is_due()
 
@@ -161,10 +161,10 @@ class Supervision:
                     os.killpg(child.pid, request["signal"])
             case "pause" if child is not None:
                 child.paused = True
-                _signal(self._members(child), signal.SIGSTOP)
+                signal_all(self._members(child), signal.SIGSTOP)
             case "resume" if child is not None:
                 child.paused = child.throttled = False
-                _signal(self._members(child), signal.SIGCONT)
+                signal_all(self._members(child), signal.SIGCONT)
             case "stop" if child is not None:
                 child.limit = child.limit or request.get("limit")
                 self._stop(child, request["grace"])
@@ -199,8 +199,8 @@ class Supervision:
             self._farewell = time.monotonic()
             for child in self._children.values():
                 child.deadline = self._farewell + _FAREWELL_SECONDS
-            _signal(_below(self._pid), signal.SIGTERM)
-            _signal(_below(self._pid), signal.SIGCONT)
+            signal_all(below(self._pid), signal.SIGTERM)
+            signal_all(below(self._pid), signal.SIGCONT)
 
     def _asked_to_end(self, number: int, frame: object) -> None:
         self._ask_to_end = True  # a handler runs between any two steps of the rest
@@ -209,7 +209,7 @@ class Supervision:
 
     def _spawn(self, number: int, plan: dict[str, Any]) -> None:
         streams = [self._descriptors.popleft() for _ in range(3)]
-        child = _Child(number, self._tags + number % _TAGS)
+        child = _Child(number, self._tags + number % TAGS)
         child.limits = plan["limits"]
         plan["rlimits"] = child.limits.get("rlimits", ())
         plan["groups"] = self._groups.make(child.group, child.limits) if child.limits else ()
@@ -270,18 +270,18 @@ class Supervision:
 
     def _end_strays(self) -> None:
         """What a child has left, when it has ended, ends too; and with the last of it the child is over."""
-        strays = [pid for pid in _children_of(self._pid) if pid not in self._leaders]
+        strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
         now = time.monotonic()
         left = set()
         for pid in strays:
-            owner = owners.get(_tag_of(pid))
+            owner = owners.get(tag_of(pid))
             if owner is None:  # of a supervisor below this one that was killed
-                _end([pid])
-            elif owner.status is not None and _may_be_signalled(pid):
+                end([pid])
+            elif owner.status is not None and may_be_signalled(pid):
                 left.add(owner.number)
                 if owner.deadline is None or now >= owner.deadline:
-                    _end([pid])
+                    end([pid])
         over = [each for each in self._children.values() if each.status is not None and each.is_known]
         for child in [each for each in over if each.number not in left]:
             del self._children[child.number]
@@ -300,23 +300,23 @@ class Supervision:
         members = self._members(child)
         child.deadline = time.monotonic() + grace
         if grace > 0:
-            _signal(members, signal.SIGTERM)
-            _signal(members, signal.SIGCONT)  # what is stopped hears nothing else
+            signal_all(members, signal.SIGTERM)
+            signal_all(members, signal.SIGCONT)  # what is stopped hears nothing else
         else:
-            _end(self._roots(child))
+            end(self._roots(child))
 
     def _end_what_is_due(self) -> None:
         now = time.monotonic()
         if self._farewell is not None:
             if now >= self._farewell + _FAREWELL_SECONDS:
-                _end(_children_of(self._pid))
+                end(children_of(self._pid))
             return
         for child in list(self._children.values()):
             if child.last_moment is not None and now >= child.last_moment and child.deadline is None:
                 child.limit = "max_task_duration"
                 self._stop(child, _STOP_SECONDS)
             if child.deadline is not None and now >= child.deadline:
-                _end(self._roots(child))
+                end(self._roots(child))
         if now >= self._next_look and (measured := [each for each in self._children.values() if each.is_measured]):
             self._look(measured, now)
 
@@ -343,11 +343,11 @@ class Supervision:
         child.looked_at, child.seen_cpu = now, used
         if child.allowance < 0:
             child.throttled = True
-            _signal(members, signal.SIGSTOP)
+            signal_all(members, signal.SIGSTOP)
         elif child.throttled:
             child.throttled = False
             if not child.paused:
-                _signal(members, signal.SIGCONT)
+                signal_all(members, signal.SIGCONT)
 
     def _wait_seconds(self) -> float | None:
         now = time.monotonic()
@@ -371,12 +371,12 @@ class Supervision:
     def _roots(self, child: _Child) -> list[int]:
         """The processes of the child whose parent is the supervisor: the program itself, and what was orphaned."""
         roots = [] if child.status is not None else [child.pid]
-        others = (pid for pid in _children_of(self._pid) if pid not in self._leaders)
-        return [*roots, *(pid for pid in others if _tag_of(pid) == child.tag)]
+        others = (pid for pid in children_of(self._pid) if pid not in self._leaders)
+        return [*roots, *(pid for pid in others if tag_of(pid) == child.tag)]
 
     def _members(self, child: _Child) -> list[int]:
         roots = self._roots(child)
-        return [*roots, *(pid for root in roots for pid in _below(root))]
+        return [*roots, *(pid for root in roots for pid in below(root))]
 
     def _usage(self, child: _Child | None) -> dict[str, Any]:
         if child is None:
@@ -396,98 +396,10 @@ def _noted(number: int, frame: object) -> None:
     """A signal that has no other effect than to wake the selector."""
 
 
-def _own_tags() -> int:
-    """The first of the tags of this supervisor's children. Below another supervisor its tag is the limit, which can only be lowered."""
-    limit = resource.getrlimit(TAG)[1]
-    highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
-    return int.from_bytes(os.urandom(8)) % max(1, highest // _TAGS - 1) * _TAGS + 1
-
-
-def _tag_of(pid: int) -> int | None:
-    """None: it has ended."""
-    with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
-        for line in limits:
-            if line.startswith("Max file locks"):
-                hard = line.split()[4]
-                return None if hard == "unlimited" else int(hard)
-    return None
-
-
-def _children_of(pid: int) -> list[int]:
-    """Children that have not been reaped."""
-    if not _CHILDREN_ARE_LISTED:
-        return [each for each in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent_of(each) == pid]
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as children:
-                found += map(int, children.read().split())
-    return found
-
-
-def _parent_of(pid: int) -> int | None:
-    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
-        return int(stat.read().rpartition(b")")[2].split()[1])
-    return None
-
-
-def _below(pid: int) -> Iterator[int]:
-    """All descendants, parents before their children."""
-    waiting = deque(_children_of(pid))
-    while waiting:
-        following = waiting.popleft()
-        yield following
-        waiting.extend(_children_of(following))
-
-
-def numbers_of(pid: int) -> tuple[int, float] | None:
-    """(resident bytes, CPU seconds, with those of its children that it has reaped); None: it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            state, *figures = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if state == b"Z":
-        return None
-    return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
-
-
-def _signal(pids: "Iterator[int] | list[int]", number: int) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-
-
-def _may_be_signalled(pid: int) -> bool:
-    """Not where it runs as another user: there is nothing to wait for then."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return False
-    except ProcessLookupError:
-        pass
-    return True
-
-
-def _end(roots: list[int]) -> None:
-    """SIGKILL to these and all their descendants. All are stopped first, so that none forks meanwhile."""
-    stopped: set[int] = set()
-    for _ in range(100):
-        found = {*roots, *(pid for root in roots for pid in _below(root))} - stopped
-        if not found:
-            break
-        _signal(list(found), signal.SIGSTOP)
-        stopped |= found
-    _signal(list(stopped), signal.SIGKILL)
-
-
-_CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # a kernel may be built without
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
-    """`descriptor of the socket` `pid of the worker` `folder of control groups, which may not be there`, as arguments."""
+    """As arguments: the descriptor of the socket, the pid of the worker, the folder of control groups, which may not be there, and the
+    folder of leases.
+    """
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)
-    Supervision(worker, int(sys.argv[2]), ControlGroups(Path(sys.argv[3]))).run()
+    Supervision(worker, int(sys.argv[2]), ControlGroups(Path(sys.argv[3])), Path(sys.argv[4])).run()

@@ -1,0 +1,123 @@
+"""Processes as /proc tells of them: who descends from whom, what they use; and their end."""
+
+import os
+import resource
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from sabot.process.launcher import TAG
+
+__all__ = [
+    "TAGS",
+    "below",
+    "children_of",
+    "end",
+    "may_be_signalled",
+    "numbers_of",
+    "own_tags",
+    "signal_all",
+    "tag_of",
+    "tagged",
+]
+
+TAGS = 1 << 20
+"""How many children of one supervisor are told apart."""
+
+
+def own_tags() -> int:
+    """The first of the tags of this supervisor's children. Below another supervisor its tag is the limit, which can only be lowered."""
+    limit = resource.getrlimit(TAG)[1]
+    highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
+    return int.from_bytes(os.urandom(8)) % max(1, highest // TAGS - 1) * TAGS + 1
+
+
+def tag_of(pid: int) -> int | None:
+    """Of which child of which supervisor it is a descendant; None: of none, or it has ended."""
+    with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
+        for line in limits:
+            if line.startswith("Max file locks"):
+                hard = line.split()[4]
+                return None if hard == "unlimited" else int(hard)
+    return None
+
+
+def tagged(first: int) -> list[int]:
+    """All processes of the system whose tag is one of the supervisor with this first tag."""
+    found = ((pid, tag_of(pid)) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))))
+    return [pid for pid, tag in found if tag is not None and first <= tag < first + TAGS]
+
+
+def children_of(pid: int) -> list[int]:
+    """Children that have not been reaped."""
+    if not _CHILDREN_ARE_LISTED:
+        return [each for each in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent_of(each) == pid]
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as children:
+                found += map(int, children.read().split())
+    return found
+
+
+def _parent_of(pid: int) -> int | None:
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+        return int(stat.read().rpartition(b")")[2].split()[1])
+    return None
+
+
+def below(pid: int) -> Iterator[int]:
+    """All descendants, parents before their children."""
+    waiting = deque(children_of(pid))
+    while waiting:
+        following = waiting.popleft()
+        yield following
+        waiting.extend(children_of(following))
+
+
+def numbers_of(pid: int) -> tuple[int, float] | None:
+    """(resident bytes, CPU seconds, with those of its children that it has reaped); None: it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            state, *figures = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if state == b"Z":
+        return None
+    return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """A signal to each; not to who has ended, or is another user's."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def may_be_signalled(pid: int) -> bool:
+    """Not where it runs as another user: there is nothing to wait for then."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def end(roots: Iterable[int]) -> None:
+    """SIGKILL to these and all their descendants. All are stopped first, so that none forks meanwhile."""
+    roots, stopped = list(roots), set[int]()
+    for _ in range(100):
+        found = {*roots, *(pid for root in roots for pid in below(root))} - stopped
+        if not found:
+            break
+        signal_all(list(found), signal.SIGSTOP)
+        stopped |= found
+    signal_all(list(stopped), signal.SIGKILL)
+
+
+_CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # a kernel may be built without
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
