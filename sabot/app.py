@@ -45,6 +45,7 @@ from sabot.delivery import CHOICES
 from sabot.errors import UserError
 from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
+from sabot.logs import set_up_logging
 from sabot.operators.base import without_marks
 from sabot.operators.reading import StateView, state_of
 from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
@@ -265,9 +266,8 @@ class App(DeclaresAgents, HasLifespan):
             node: Read = agent_read(self.agent_of(source), **options)
         else:
             node = read_node(source, **options)
-        stream = Stream(self, node)
         self._begun.append(node)
-        return stream
+        return Stream(self, node)
 
     def table(
         self,
@@ -293,16 +293,8 @@ class App(DeclaresAgents, HasLifespan):
             raise UserError(f"table: format={format!r}", hint="json or debezium")
         if format == "debezium" and schema is None:
             raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
-        node = read_node(
-            source,
-            schema=schema,
-            time=time,
-            lateness=lateness,
-            idle=idle,
-            dead_letter=dead_letter,
-            table=TableFormat(keys, format),
-            on_error=on_error,
-        )
+        options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
+        node = read_node(source, **options, table=TableFormat(keys, format), on_error=on_error)
         table = Upsert(node, keys, deletes=True)
         table.check()
         self._begun.append(node)
@@ -419,7 +411,8 @@ class App(DeclaresAgents, HasLifespan):
             await self._close_sender()
 
     def main(self) -> None:
-        """`asyncio.run(app.run())`, for scripts. A second SIGINT, SIGTERM or SIGHUP ends the process at once."""
+        """`asyncio.run(app.run())`, for scripts, with log lines as `sabot run` has. A second SIGINT, SIGTERM or SIGHUP ends the process."""
+        set_up_logging("info")
         with StopSignals.held():
             asyncio.run(self.run())
 

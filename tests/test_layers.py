@@ -16,6 +16,7 @@ from tools.source_tree import ROOT, sources, text_of, tree_of
 
 ORDER = [
     "redaction",
+    "logs",
     "errors",
     "faults",
     "config",

@@ -13,10 +13,11 @@ from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.places import Location
 from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, plain, size
-from sabot.cli.running import guarded, set_up_logging
+from sabot.cli.running import guarded
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery.tokens import in_words
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
 __all__ = ["checkpoints", "savepoint"]

@@ -23,9 +23,10 @@ from sabot.cli.planning import plan
 from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
 from sabot.cli.replaying import diff_jobs, fork_job, record, replay
-from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
+from sabot.cli.running import guarded, leave_at_once, run_app
 from sabot.cli.states import checkpoint, list_checkpoints, restore
 from sabot.errors import UserError
+from sabot.logs import LOG_FORMATS, LOG_LEVELS, set_up_logging
 from sabot.redaction import redacted_url
 from sabot.runtime.signals import StopSignals
 
@@ -70,9 +71,19 @@ def _log_level(value: str) -> str:
     return value.lower()
 
 
+def _log_format(value: str) -> str:
+    if value.lower() not in LOG_FORMATS:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_FORMATS)}")
+    return value.lower()
+
+
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")]
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="memory:// or kafka://host:port")]
 LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, help=", ".join(LOG_LEVELS))]
+LogFormat = Annotated[
+    str,
+    typer.Option("--log-format", metavar="FORMAT", callback=_log_format, help="text, or json: an object a line."),
+]
 State = Annotated[str | None, typer.Option(metavar="memory|DIR", help="Where the keyed state lives.")]
 CheckpointDir = Annotated[str | None, typer.Option(metavar="DIR|URI", help="Default: checkpoints in the state's DIR.")]
 Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
@@ -133,6 +144,7 @@ def run(
     target: Target,
     broker: Broker = None,
     loglevel: LogLevel = "info",
+    log_format: LogFormat = "text",
     state: State = None,
     journal: Journal = None,
     checkpoint_dir: CheckpointDir = None,
@@ -164,7 +176,7 @@ def run(
         "redeliver": redeliver,
         "restart": restart,
     }
-    set_up_logging(loglevel)
+    set_up_logging(loglevel, log_format)
     raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
 
 
@@ -173,6 +185,7 @@ def worker(
     context: typer.Context,
     broker: Broker = None,
     loglevel: LogLevel = "info",
+    log_format: LogFormat = "text",
     state: State = None,
     journal: Journal = None,
     checkpoint_dir: CheckpointDir = None,
@@ -192,20 +205,22 @@ def worker(
         raise typer.BadParameter("which app? write: sabot -A module:app worker")
     run(
         context.obj,
-        broker,
-        loglevel,
-        state,
-        journal,
-        checkpoint_dir,
-        checkpoint_interval,
-        parallelism,
-        fresh,
-        forget_effects,
-        reprocess,
-        metrics_port,
-        from_,
-        redeliver,
-        restart,
+        broker=broker,
+        loglevel=loglevel,
+        log_format=log_format,
+        state=state,
+        journal=journal,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_interval=checkpoint_interval,
+        parallelism=parallelism,
+        fresh=fresh,
+        forget_effects=forget_effects,
+        reprocess=reprocess,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        from_=from_,
+        redeliver=redeliver,
+        restart=restart,
     )
 
 

@@ -12,7 +12,7 @@ from sabot.agents.reading import as_plain, value_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened, size, text_or_hex
-from sabot.cli.running import guarded, set_up_logging
+from sabot.cli.running import guarded
 from sabot.errors import EffectError, UserError
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.run import effect_words
@@ -34,6 +34,7 @@ from sabot.journal.entries import (
     kind_of,
 )
 from sabot.journal.opening import open_inbox, open_reader
+from sabot.logs import set_up_logging
 
 __all__ = [
     "By",

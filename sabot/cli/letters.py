@@ -11,7 +11,7 @@ import typer
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened, text_or_hex
-from sabot.cli.running import guarded, set_up_logging
+from sabot.cli.running import guarded
 from sabot.config import dead_letter_topic, legal_topic, parse_broker
 from sabot.connectors.base import Sink
 from sabot.connectors.files.letters import FileHome
@@ -19,6 +19,7 @@ from sabot.connectors.files.paths import bare_suffix
 from sabot.connectors.letters import DeadLetter, Home, Letters
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
+from sabot.logs import set_up_logging
 from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 

@@ -19,10 +19,11 @@ import sabot
 from sabot.checkpoint import Manifest, ask
 from sabot.cli.jobs import JobCheckpoints, find_job
 from sabot.cli.loading import WrongUse
-from sabot.cli.running import guarded, leave_at_once, set_up_logging
+from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_bytes, parse_seconds
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.logs import set_up_logging
 from sabot.operators.reading import keys_of, operators_of, state_of
 
 if TYPE_CHECKING:

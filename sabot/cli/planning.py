@@ -11,11 +11,12 @@ from sabot.checkpoint import Manifest
 from sabot.cli.jobs import find_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
-from sabot.cli.running import guarded, set_up_logging
+from sabot.cli.running import guarded
 from sabot.connectors.base import Source
 from sabot.delivery import undelivered
 from sabot.errors import UserError
 from sabot.kafka import open_sink
+from sabot.logs import set_up_logging
 from sabot.operators.agents.timers import state_name
 from sabot.plan import Plan
 from sabot.runtime.facts import check_facts

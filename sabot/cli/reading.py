@@ -13,8 +13,9 @@ from sabot.checkpoint import ask
 from sabot.cli.jobs import JobWord, find_job
 from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment
-from sabot.cli.running import guarded, set_up_logging
+from sabot.cli.running import guarded
 from sabot.errors import UserError
+from sabot.logs import set_up_logging
 from sabot.operators.reading import operators_of, state_of
 
 __all__ = ["state"]

@@ -19,9 +19,7 @@ from sabot.errors import SabotError
 from sabot.exits import EXITS, Exit
 from sabot.redaction import scrubbed
 
-__all__ = ["LOG_LEVELS", "guarded", "leave_at_once", "run_app", "set_up_logging"]
-
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+__all__ = ["guarded", "leave_at_once", "run_app"]
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
@@ -29,21 +27,6 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
     into exit code 1.
     """
     os._exit(128 + number)
-
-
-class _Scrubbing(logging.Formatter):
-    """Hides secrets in log lines of other libraries, and in tracebacks, which quote the program, where a password may be written."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return scrubbed(super().format(record))
-
-
-def set_up_logging(level: str) -> None:
-    """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("sabot").setLevel(level.upper())
 
 
 def run_app(app: App) -> None:

@@ -145,6 +145,7 @@ class DurableAgentOperator(AgentOperator):
 
     async def close(self) -> None:
         await self.quiesce(0.0)
+        self.heard.tell_rest()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -229,6 +230,7 @@ class DurableAgentOperator(AgentOperator):
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
             return
+        self.heard.hear(error, place_of(row_of(call.record)), "it is a dead letter")
         self.bury(call.record, call.job_id, call.failed_run, error, 0)
         self.row_over(call)
 
@@ -402,6 +404,8 @@ class DurableAgentOperator(AgentOperator):
         if self.failure is not None:
             return "stop"
         options = self.spec.calls
+        if not isinstance(error, EXITS):
+            self.hear(error, where, attempts)
         if isinstance(error, EXITS) or (options.on_error == "fail" and (not call.reopened or call.renewed)):
             self.fail(error, where)
             return "stop"

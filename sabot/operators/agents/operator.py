@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, Headers
@@ -147,6 +148,7 @@ class AgentOperator(ABC):
         self.left_behind: list[str] = []  # calls that refused to be cancelled
         self.counters = counters
         self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
+        self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self.held: Held[Any] = Held(capacity_rows, capacity_bytes)
@@ -246,6 +248,7 @@ class AgentOperator(ABC):
         held, rows, bad = reader.read(batch, self.now_ms())
         for row, error in bad:
             self.counters.errors_count += 1
+            self.heard.hear(error, place_of(row), "it is a dead letter")
             self.dead_letter(row, error, 0)
         self.took(held)
         return rows
@@ -359,6 +362,15 @@ class AgentOperator(ABC):
         self.end_calls()
         self.release()
         self._on_failed(self)
+
+    def hear(self, error: BaseException, where: str, attempts: int) -> None:
+        """A call has failed, and the agent goes on: the log says so. Under policy `fail` the failure of the agent says it."""
+        calls = self.spec.calls
+        if calls.on_error == "fail":
+            return
+        again = calls.on_error == "retry" and attempts <= calls.retry.retries
+        fate = f"attempt {attempts} of {calls.retry.retries + 1}, there is another" if again else "it is a dead letter"
+        self.heard.hear(error, where, fate)
 
     @abstractmethod
     def end_calls(self) -> None:
