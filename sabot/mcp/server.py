@@ -187,8 +187,7 @@ class ToolServer:
 
     def _result(self, tool: Tool, value: Any) -> "types.CallToolResult":
         try:
-            plain = clean_value(msgspec.to_builtins(value))
-            text = msgspec.json.encode(plain).decode()
+            text = msgspec.json.encode(clean_value(msgspec.to_builtins(value))).decode()
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"the result of {tool.name} cannot be written as JSON: {error}") from error
         if len(text) > self._most:
@@ -196,7 +195,8 @@ class ToolServer:
                 f"the result of {tool.name} has {len(text):,} characters, and {self._most:,} are the most",
                 hint="ask for less",
             )
-        structured = plain if isinstance(plain, dict) else {"result": plain}
+        said = msgspec.json.decode(text)  # a NaN is null in it
+        structured = said if isinstance(said, dict) else {"result": said}
         return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=structured)
 
 

@@ -7,11 +7,11 @@ ended, in the same checkpoint. They only read: the job may run, elsewhere, or ha
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any, Protocol, TypedDict
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.tools import Tool, tool
@@ -141,14 +141,13 @@ def _beginning(table: pa.Table, keys: list[str], prefix: str) -> pa.Table:
     if not table.num_columns:
         return table
     column = table[keys[0] if keys else table.column_names[0]]
-    mask = [value is not None and _text(value).startswith(prefix) for value in column.to_pylist()]
-    return table.filter(pa.array(mask, pa.bool_()))
+    if not pa.types.is_string(column.type):
+        column = pa.chunked_array([[None if each is None else _text(each) for each in column.to_pylist()]], pa.string())
+    return table.filter(pc.starts_with(column, pattern=prefix))
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
@@ -168,14 +167,19 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
 
 
 def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
-    """What makes JSON of a column's values. A column of text in which every value is a JSON object, list or text holds JSON (state of
-    agents whose values are mixed or nested is saved so), and is given as what it says.
+    """What makes JSON of a column's values. A column of text that begins with a JSON object, list or text among values that all are JSON
+    holds JSON (state of agents whose values are mixed or nested is saved so), and is given as what it says.
     """
-    if pa.types.is_string(column.type) and column.null_count < len(column):
-        texts = (value for value in column.to_pylist() if value is not None)
-        if all(_is_json(text) for text in texts) and any(text[:1] in '{["' for text in column.to_pylist() if text):
-            return lambda text: None if text is None else msgspec.json.decode(text)
+    if pa.types.is_string(column.type):
+        texts = [text for text in column.slice(0, _SAMPLED).to_pylist() if text is not None]
+        if all(map(_is_json, texts)) and any(text.startswith(("{", "[", '"')) for text in texts):
+            return _said
     return msgspec.to_builtins
+
+
+def _said(text: str | None) -> Any:
+    """The value that a text is the JSON of, or the text."""
+    return msgspec.json.decode(text) if text is not None and _is_json(text) else text
 
 
 def _is_json(text: str) -> bool:
@@ -201,8 +205,7 @@ def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
         return {"type": str(column.type)}
     fields: dict[str, set[str]] = {}
     kinds: set[str] = set()
-    for text in islice((each.as_py() for each in column), _SAMPLED):
-        value = read(text)
+    for value in map(read, column.slice(0, _SAMPLED).to_pylist()):
         kinds.add(_kind(value))
         for name, each in value.items() if isinstance(value, dict) else ():
             fields.setdefault(name, set()).add(_kind(each))

@@ -28,7 +28,17 @@ from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
-from sabot.redaction import clean_cause, has_password, keep_secret, keep_settings, redacted, redacted_url, scrubbed
+from sabot.redaction import (
+    HIDDEN,
+    clean_cause,
+    clean_value,
+    has_password,
+    keep_secret,
+    keep_settings,
+    redacted,
+    redacted_url,
+    scrubbed,
+)
 from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
 from tools.command_line import sabot_does
@@ -362,6 +372,29 @@ def test_a_name_with_a_password_is_refused(name: str) -> None:
         with pytest.raises(UserError, match="password or a token") as caught:
             use()
         assert leaks(printed(caught.value)) == []
+
+
+def test_a_value_for_others_has_no_registered_secret_and_nothing_under_the_name_of_one() -> None:
+    keep_secret("hunter2-in-a-value", "991827364")
+    value = {
+        "user": "ada hunter2-in-a-value",
+        "Api-Key": "k",
+        "access_token": ["a", "b"],
+        "tokens": 5,
+        "password": None,
+        "key": "a",
+        "at": [991827364, 1.5, True, {"hunter2-in-a-value": "x"}],
+    }
+    assert clean_value(value, fields=True) == {
+        "user": f"ada {HIDDEN}",
+        "Api-Key": HIDDEN,
+        "access_token": HIDDEN,
+        "tokens": 5,
+        "password": None,
+        "key": "a",
+        "at": [HIDDEN, 1.5, True, {HIDDEN: "x"}],
+    }
+    assert clean_value({"password": "x", "at": ("hunter2-in-a-value",)}) == {"password": "x", "at": [HIDDEN]}
 
 
 def test_a_request_for_a_savepoint_is_removed_when_it_is_answered(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The memory of agents, over a file and over keyed state."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot import App, NdjsonSource
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.mcp import Memory, MemoryFile, MemoryKeeping, StateMemories
@@ -176,6 +179,27 @@ async def test_a_file_is_used_by_several_at_once_and_outlives_them(tmp_path: Pat
     assert (tmp_path / "memory.db").stat().st_mode & 0o777 == 0o600
 
 
+async def test_in_keyed_state_an_agent_remembers_with_its_checkpoints(tmp_path: Path) -> None:
+    async def ran(*texts: str) -> list[list[str]]:
+        with (tmp_path / "notes.ndjson").open("a") as file:
+            file.writelines(json.dumps({"text": each}) + "\n" for each in texts)
+        app, found = App("notes", state=str(tmp_path / "state")), []
+
+        @app.agent(NdjsonSource(tmp_path / "notes.ndjson"), name="notes", on_error="skip")
+        async def notes(ctx: Any) -> None:
+            memory = Memory(StateMemories(ctx.map_state("notes")))
+            await memory.store("team", ctx.message["text"])
+            found.append(sorted(each["text"] for each in await memory.search("team", "tea")))
+            if ctx.message["text"] == "bad tea":
+                raise ValueError("a call that fails leaves nothing in the memory")
+
+        await app.run()
+        return found
+
+    assert await ran("Ada likes tea", "bad tea") == [["Ada likes tea"], ["Ada likes tea", "bad tea"]]
+    assert await ran("tea is at five") == [["Ada likes tea", "tea is at five"]]
+
+
 def test_a_file_that_is_no_memory_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "memory.db").write_text("a diary, " * 1000)
     with pytest.raises(UserError, match=rf"memory {tmp_path}/memory.db: file is not a database"):
@@ -217,6 +241,7 @@ def test_the_leaders_are_those_that_a_comparison_of_all_with_all_finds(texts: li
     assert _leaders(standing, similarity) == expected
 
 
+@settings(max_examples=30)
 @given(texts, st.randoms(use_true_random=False))
 def test_consolidation_loses_no_text_and_does_not_depend_on_the_order(texts: list[str], random: object) -> None:
     async def consolidated(order: list[str]) -> list[tuple[str, list[str]]]:

@@ -113,6 +113,16 @@ async def test_what_goes_wrong_in_a_call_is_a_result_that_a_model_can_read(
     assert text_of(result).startswith(said)
 
 
+async def test_a_number_that_json_does_not_have_is_null() -> None:
+    @tool
+    def measure() -> list[float]:
+        return [1.5, float("nan"), float("inf")]
+
+    async with client_of(measure) as client:
+        result = await client.call_tool("measure", {})
+    assert (text_of(result), result.structured_content) == ("[1.5,null,null]", {"result": [1.5, None, None]})
+
+
 async def test_a_tool_that_is_not_there_is_an_error_of_the_protocol() -> None:
     async with client_of(add) as client:
         with pytest.raises(MCPError, match="test has no tool 'remove': there are add"):
