@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import anthropic
 import msgspec
-import openai
 import pytest
 
 from sabot.clock import ManualClock
@@ -148,6 +146,9 @@ async def _no_such_tool(name: str) -> str:
 @pytest.fixture
 async def provider_of() -> AsyncIterator[Callable[[str, str], Any]]:
     """Makes providers that do not read the certificates of the machine, which takes as long as a test."""
+    import anthropic  # not by each process that collects the tests: the two take a second
+    import openai
+
     clients: list[Any] = []
 
     def make(kind: str, url: str) -> Any:
