@@ -8,6 +8,7 @@ which no result is recorded (a crash, a connection that broke, a job that has en
 row of type "doubt", with what was reserved for it.
 """
 
+import logging
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -31,6 +32,8 @@ from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
 __all__ = ["LedgerGate", "brought_up", "ledger_of", "rows_of"]
+
+_log = logging.getLogger(__name__)
 
 _DECISIONS = {
     BudgetDecision.ALLOW: Decision.ALLOW,
@@ -292,14 +295,16 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 
 async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
-    """Gives the ledger the rows of a journal that it does not have, as after a crash; those that it has stay as they are. -> how many rows
-    the journal has.
+    """Gives the ledger the rows of a journal that it does not have, as after a crash. Where it has others, those of the journal count, and
+    the log says so. -> how many rows the journal has.
     """
     await ledger.writer.write([])  # a server that is missing is told of now, and not by the first call
-    count, rows = 0, rows_of(entry for _, entry in journal.read())
+    count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
     while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
-        await ledger.writer.write(chunk)
+        corrected += await ledger.writer.correct(chunk)
         count += len(chunk)
+    if corrected:
+        _log.warning("%s: %d rows of the ledger said something else, and are corrected", journal.where, corrected)
     return count
 
 

@@ -106,6 +106,11 @@ class LedgerWriter(Protocol):
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """They are there when it returns."""
 
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        """As `write`; and rows of the same ids that say something else are replaced. -> how many were. A doubt and what settles it say the
+        same.
+        """
+
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """What the rows of a scope count in its budget, from this time on."""
 

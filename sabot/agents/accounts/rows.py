@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -24,6 +24,7 @@ __all__ = [
     "InMemoryLedgerWriter",
     "SqliteLedgerWriter",
     "checked_groups",
+    "contradicted",
     "sum_of_row",
 ]
 
@@ -84,6 +85,15 @@ class InMemoryLedgerWriter:
             before = self._rows.get(event.event_id)
             if before is None or (before.type == "doubt" and event.type != "doubt"):
                 self._rows[event.event_id] = event
+
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        """As `LedgerWriter.correct`."""
+        kept = {name: _row(event) for name, event in self._rows.items()}
+        wrong = contradicted(map(_row, events), kept)
+        for name in wrong:
+            del self._rows[name]
+        await self.write(events)
+        return len(wrong)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -194,9 +204,19 @@ class SqliteLedgerWriter:
         """As `LedgerWriter.write`: in one transaction."""
         await to_the_end(aside(self._write, [_row(event) for event in events]))
 
-    def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        """As `LedgerWriter.correct`: in one transaction."""
+        return await to_the_end(aside(self._write, [_row(event) for event in events], True))
+
+    def _write(self, rows: Sequence[tuple[Any, ...]], corrects: bool = False) -> int:
+        wrong: set[str] = set()
         with step("ledger", self.path), self._connection() as connection, transaction(connection):
+            for row in rows if corrects else ():
+                kept = connection.execute("SELECT * FROM runtime_ledger WHERE event_id = ?", row[:1]).fetchall()
+                wrong |= contradicted([row], {each[0]: each for each in kept})
+            connection.executemany("DELETE FROM runtime_ledger WHERE event_id = ?", [(name,) for name in wrong])
             connection.executemany(_INSERT, rows)
+        return len(wrong)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -221,6 +241,15 @@ class SqliteLedgerWriter:
             if self._opened is not None:
                 self._opened.close()
             self._opened = None
+
+
+def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
+    """The ids, which come first in a row, of those that are kept with other content. Where one of both is a doubt, it is none."""
+    return {
+        row[0]
+        for row in rows
+        if (other := kept.get(row[0], row)) != row and (row[1] == "doubt") == (other[1] == "doubt")
+    }
 
 
 def _row(event: LedgerEvent) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
-from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, sum_of_row
+from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
@@ -31,6 +31,10 @@ _INSERT = (  # as arrays, in one statement
     "%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) "
 )
 _ONCE = "ON CONFLICT (event_id) DO NOTHING"
+_KEPT = (
+    "SELECT event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, reserved_tokens, cost, "
+    "round(extract(epoch FROM timestamp) * 1000)::bigint FROM runtime_ledger WHERE event_id = ANY(%s)"
+)
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
     f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
@@ -61,21 +65,23 @@ class PostgresLedgerWriter:
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
-        once: dict[str, LedgerEvent] = {}  # a statement may touch a row once
-        for event in events:
-            before = once.get(event.event_id)
-            if before is None or (before.type == "doubt" and event.type != "doubt"):
-                once[event.event_id] = event
-        rows = [_row(once[name]) for name in sorted(once)]  # two writers of equal rows lock them in the same order
-        settles = any(
-            event.settles is not None for event in events
-        )  # else who writes need not be allowed to change rows
-        await to_the_end(aside(self._write, rows, SETTLES if settles else _ONCE))
+        await to_the_end(aside(self._write, _rows(events), _conflict(events)))
 
-    def _write(self, rows: list[tuple[Any, ...]], conflict: str) -> None:
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        """As `LedgerWriter.correct`: as `write`. The user may delete rows, where some are wrong."""
+        return await to_the_end(aside(self._write, _rows(events), _conflict(events), True))
+
+    def _write(self, rows: list[tuple[Any, ...]], conflict: str, corrects: bool = False) -> int:
+        wrong: set[str] = set()
         with step("ledger", "runtime_ledger"), self._tables.transaction() as connection:
+            if corrects:
+                kept = connection.execute(_KEPT, ([row[0] for row in rows],)).fetchall()
+                wrong = contradicted(rows, {each[0]: each for each in kept})
+                if wrong:
+                    connection.execute("DELETE FROM runtime_ledger WHERE event_id = ANY(%s)", (sorted(wrong),))
             if rows:
                 connection.execute(_INSERT + conflict, [list(values) for values in zip(*rows, strict=True)])
+        return len(wrong)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -102,6 +108,21 @@ class PostgresLedgerWriter:
     async def close(self) -> None:
         """As `LedgerWriter.close`; the next use connects again."""
         await to_the_end(aside(self._tables.close))
+
+
+def _conflict(events: Sequence[LedgerEvent]) -> str:
+    """Where none settles a doubt, who writes need not be allowed to change rows."""
+    return SETTLES if any(event.settles is not None for event in events) else _ONCE
+
+
+def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
+    """Each once, as a statement may touch a row once; in the order of their ids: two writers of equal rows lock them so."""
+    once: dict[str, LedgerEvent] = {}
+    for event in events:
+        before = once.get(event.event_id)
+        if before is None or (before.type == "doubt" and event.type != "doubt"):
+            once[event.event_id] = event
+    return [_row(once[name]) for name in sorted(once)]
 
 
 def _row(event: LedgerEvent) -> tuple[Any, ...]:

@@ -1,6 +1,8 @@
 """The ledger of jobs: rows as often as calls, also over crashes, and never more than the budget has."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -429,6 +431,20 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
         assert kinds == [("job/1/1", "doubt"), ("job/1/2", "doubt")]
     assert len(world.provider.requests) == limit - 302
     assert by.ledger._accounts["app"].reserved == Amounts()
+
+
+async def test_where_ledger_and_journal_disagree_the_journal_wins_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home, path = MemoryHome(ManualClock(1.0)), tmp_path / "ledger.db"
+    await run(home, World().job, gate(SqliteLedgerWriter(path)), "job")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE runtime_ledger SET input_tokens = 1, total_tokens = 1 WHERE event_id = 'job/1/1'")
+        database.execute("DELETE FROM runtime_ledger WHERE event_id = 'job/3/1'")
+    by = gate(SqliteLedgerWriter(path), max_tokens_daily=1000)
+    async with hosting(home, Agent(World().job), gate=by):
+        assert (await by.ledger.used("app"))["daily"].tokens == 300
+    assert caplog.text.count("1 rows of the ledger said something else, and are corrected") == 1
 
 
 def test_the_rows_of_a_journal_are_those_of_its_results() -> None:

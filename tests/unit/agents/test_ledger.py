@@ -261,6 +261,19 @@ async def test_a_doubt_makes_room_for_what_is_known_and_for_no_other_doubt(write
     )
 
 
+async def test_rows_that_say_something_else_are_corrected_and_counted(writer: LedgerWriter) -> None:
+    true = [
+        row("1", input_tokens=10, cost=Decimal("0.10")),
+        row("2", name="m"),
+        row("3", type="doubt", reserved_tokens=9),
+    ]
+    await writer.write([row("1", input_tokens=1, cost=Decimal("0.1")), row("2", name="m"), row("3", input_tokens=4)])
+    assert await writer.correct([*true, row("4", input_tokens=1)]) == 1
+    assert await writer.correct(true) == 0
+    (sums,) = await writer.sums([], 0)
+    assert (sums.calls, sums.input_tokens, sums.doubt_tokens, sums.cost) == (4, 15, 0, Decimal("0.10"))
+
+
 async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> None:
     next_day = round((NOON + 86400) * 1000)
     await writer.write(
