@@ -1,6 +1,6 @@
 """What the parts of the agent runtime cost by themselves.
 
-    python benchmarks/agents/runtime.py --rows 200000 --jobs 20000
+    python benchmarks/agents/runtime.py --rows 200000 --jobs 20000 --peers all
 
     events_per_s           events that one publisher hands to --subscribers handlers in memory, half of them coroutine functions, until all
                            have handled all
@@ -8,13 +8,14 @@
     policy_all_us          for one that each of as many rules matches, by name and scope
     jobs_per_s             jobs of a kernel over a journal in SQLite, each with one step that does nothing, at most --at-once at a time,
                            from `execute` to `result`; jobs_per_cpu_s: for each second of the processor
-
+    dbos-sqlite step, …    the same of the peers of effects.py, --peer-jobs of them: jobs of one step that does nothing
     settled_per_s          calls that are judged by a budget with three limits, reserved, and settled by a row in SQLite, until all rows are
                            written
     verified_per_s         of these jobs, recorded and run over their entries with today's code, without a call
 
 Checked: each handler got each event once, in order; each decision is the one that the rules say; what each job returned, and what the
-journal has; what the ledger has used, and each of its rows; that a verified job asks what is recorded. The last line is one JSON object.
+journal has; what the ledger has used, and each of its rows; that a verified job asks what is recorded; of peers as effects.py does. The
+last line is one JSON object.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from effects import KINDS, PEERS, SQLITE, chosen, known
+from effects import measure as measure_peer
 from journal import fsync_ms
 
 from sabot.agents import (
@@ -221,6 +224,19 @@ def replayed(count: int, folder: Path) -> dict[str, float]:
     return {"verified": len(names), "verified_per_s": round(len(names) / seconds)}
 
 
+def peers(names: list[str], count: int, at_once: int) -> dict[str, dict[str, float]]:
+    """Jobs of one step in other engines, over SQLite."""
+    alone = argparse.Namespace(steps=1, at_once=at_once, alone=2)
+    found = {}
+    for engine, python in known(names).items():
+        for kind in KINDS[engine] if engine in names else ():
+            with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
+                figures = measure_peer(python, engine, kind, SQLITE[engine].format(folder), count, alone)
+            rates = {"jobs_per_s": figures["effects_per_s"], "jobs_per_cpu_s": figures["effects_per_cpu_s"]}
+            found[f"{engine}-sqlite {kind}"] = rates
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="events")
@@ -228,6 +244,8 @@ def main() -> None:
     parser.add_argument("--rules", type=int, default=100, help="of the policy")
     parser.add_argument("--jobs", type=int, default=20_000, help="of the kernel")
     parser.add_argument("--at-once", type=int, default=256, help="jobs at a time")
+    parser.add_argument("--peers", default="none", help=f"none, all, or some of {','.join(PEERS)}")
+    parser.add_argument("--peer-jobs", type=int, default=2_000, help="of each peer")
     options = parser.parse_args()
     outcome: dict[str, Any] = {"benchmark": "runtime", "rows": options.rows, "subscribers": options.subscribers}
     outcome |= {"jobs": options.jobs, "at_once": options.at_once}
@@ -238,6 +256,7 @@ def main() -> None:
         outcome |= asyncio.run(jobs(options.jobs, options.at_once, Path(folder)))
         outcome |= replayed(min(options.jobs, 1000), Path(folder))
         outcome |= asyncio.run(ledger(max(1, options.rows // 2), Path(folder)))
+    outcome |= peers(chosen(options.peers, PEERS), options.peer_jobs, options.at_once)
     print(json.dumps(outcome))
 
 

@@ -16,10 +16,11 @@ error would say that nothing was sent.
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, overload
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -234,7 +235,7 @@ def as_tool(
 ) -> Tool:
     """The tool that `what` is, with what is said here in place of its own; a plain function becomes an unsafe tool."""
     if not isinstance(what, Tool):
-        return _made(effect or "unsafe", None, "ask", timeout, retries, "100ms", None, what)
+        return _of_function(what, effect or "unsafe", timeout, retries)
     if effect is None and timeout is None and retries is None:
         return what
     return _checked(
@@ -246,6 +247,22 @@ def as_tool(
             says_retries=what.says_retries or retries is not None,
         )
     )
+
+
+_KNOWN: WeakKeyDictionary[FunctionType, dict[str, tuple[Any, ...]]] = WeakKeyDictionary()
+"""By function and class what its tool has beside it: `ctx.step` makes one for each call, and looking into a function takes a while. The
+function itself must not be kept alive here.
+"""
+
+
+def _of_function(func: Callable[..., Any], effect: str, timeout: Duration | None, retries: int | None) -> Tool:
+    if not isinstance(func, FunctionType) or not isinstance(effect, str) or timeout is not None or retries is not None:
+        return _made(effect, None, "ask", timeout, retries, "100ms", None, func)
+    known = _KNOWN.setdefault(func, {})
+    if effect not in known:
+        made = _made(effect, None, "ask", timeout, retries, "100ms", None, func)
+        known[effect] = tuple(getattr(made, each.name) for each in fields(Tool)[1:])
+    return Tool(func, *known[effect])
 
 
 def _made(

@@ -39,6 +39,7 @@ from sabot.journal.memory import MemoryInbox, MemoryReader
 from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
+from sabot.runtime.host import interpreter
 from sabot.threads import aside, to_the_end
 
 __all__ = ["RuntimeKernel"]
@@ -168,6 +169,7 @@ class RuntimeKernel:
                 await to_the_end(aside(journal.close))
             raise
         self._store.journal = journal
+        interpreter.suit()
         return host
 
     async def _gates(self) -> list[EffectGate]:
@@ -196,7 +198,10 @@ class RuntimeKernel:
             why = UserError(
                 f"kernel {self.name} was closed before the end of the job", hint="await kernel.resume() goes on with it"
             )
-            await to_the_end(self._host.close(why))
+            try:
+                await to_the_end(self._host.close(why))
+            finally:
+                interpreter.restore()
             journal = self._host.journal
             if journal is not self._place:
                 self._store.journal = None

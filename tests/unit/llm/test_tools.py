@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -178,3 +180,18 @@ def test_what_a_call_says_stands_before_what_the_tool_says() -> None:
 def test_an_effect_has_what_a_service_needs_to_know_a_call_again() -> None:
     first, second = EffectId("job", 3, 1), EffectId("job", 3, 2)
     assert TheEffect(first, first.key, 1, None).key == TheEffect(second, second.key, 2, 12.0).key
+
+
+def test_a_function_is_looked_into_once_and_not_kept_alive() -> None:
+    def made() -> weakref.ref[Any]:
+        async def pay(amount: int) -> int:
+            return amount
+
+        first, again, other = as_tool(pay, effect="read"), as_tool(pay, effect="read"), as_tool(pay)
+        assert (first, first.effect, other.effect) == (again, EffectClass.READ, EffectClass.UNSAFE)
+        assert again.func is pay
+        return weakref.ref(pay)
+
+    function = made()
+    gc.collect()
+    assert function() is None
