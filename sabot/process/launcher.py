@@ -41,8 +41,8 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
     """Makes a child of this fork and executes its program. Never returns.
 
-    plan: argv, environment, directory, rlimits, and groups (the files by which control groups are joined). streams: the descriptors that
-    become 0, 1 and 2. parent: the supervisor's pid.
+    plan: argv, environment, directory, nice, rlimits, and groups (the files by which control groups are joined). streams: the descriptors
+    that become 0, 1 and 2. parent: the supervisor's pid.
     """
     step = "session"
     try:
@@ -51,6 +51,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
+        os.setpriority(os.PRIO_PROCESS, 0, plan["nice"])
         resource.setrlimit(TAG, (tag, tag))
         step = "limits"
         for group in plan["groups"]:

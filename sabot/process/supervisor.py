@@ -86,6 +86,11 @@ class Supervision:
         self._groups = groups
         self._emptied: set[str] = set()  # groups that are to be removed
         self._next_look = 0.0
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        with suppress(
+            OSError
+        ):  # root may; else a program that forks without end takes most of the CPU until it is ended
+            os.setpriority(os.PRIO_PROCESS, 0, self._nice - 10)
         become_subreaper()
         end_what_is_left(leases, groups)
         self._tags = own_tags()
@@ -211,6 +216,7 @@ class Supervision:
         streams = [self._descriptors.popleft() for _ in range(3)]
         child = _Child(number, self._tags + number % TAGS)
         child.limits = plan["limits"]
+        plan["nice"] = self._nice
         plan["rlimits"] = child.limits.get("rlimits", ())
         plan["groups"] = self._groups.make(child.group, child.limits) if child.limits else ()
         if child.limits.get("seconds"):
@@ -273,15 +279,16 @@ class Supervision:
         strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
         now = time.monotonic()
-        left = set()
+        left, doomed = set[int](), list[int]()
         for pid in strays:
             owner = owners.get(tag_of(pid))
             if owner is None:  # of a supervisor below this one that was killed
-                end([pid])
+                doomed.append(pid)
             elif owner.status is not None and may_be_signalled(pid):
                 left.add(owner.number)
                 if owner.deadline is None or now >= owner.deadline:
-                    end([pid])
+                    doomed.append(pid)
+        end(doomed)
         over = [each for each in self._children.values() if each.status is not None and each.is_known]
         for child in [each for each in over if each.number not in left]:
             del self._children[child.number]

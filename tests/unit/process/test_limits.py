@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from unit.process.children import line, sh
+from unit.process.children import children_of, line, sh
 
 from sabot.errors import UserError
 from sabot.process import Command, ResourceLimits, Supervisor
@@ -114,6 +114,23 @@ async def test_processes(supervisor: Supervisor) -> None:
         assert (status.code, status.limit) == (2, None), "the kernel has denied them, and the shell gave up"
     else:
         assert (status.signal, status.limit) == (signal.SIGKILL, "max_processes")
+
+
+@pytest.mark.slow(reason="500 processes")
+async def test_who_forks_and_forks_is_ended_as_a_whole_where_it_is_measured(tmp_path: Path) -> None:
+    """It stops at 511 processes by itself, for the sake of the machine of the tests."""
+    supervisor = Supervisor(mount=str(tmp_path))
+    fork = "f() { if [ $1 -gt 0 ]; then f $(($1 - 1)) & f $(($1 - 1)) & fi; exec sleep 1000; }; f 8"
+    child = await supervisor.spawn(sh(fork, limits=only(max_processes=100)))
+    assert (await child.wait()).limit == "max_processes"
+    assert children_of(supervisor.pid) == []
+    supervisor.close()
+
+
+async def test_a_child_has_the_priority_of_its_worker(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(Command(argv=["nice"]))
+    assert int(await line(child)) == os.getpriority(os.PRIO_PROCESS, 0)
+    await child.wait()
 
 
 async def test_cpu(supervisor: Supervisor) -> None:
