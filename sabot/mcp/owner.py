@@ -87,7 +87,8 @@ class _SentCall:
 class McpConnection:
     """One session. All of it belongs to the event loop that opened it.
 
-    offers: the tools by name. version: of the protocol. left_out: tools that are not offered, and why. used_at: of the loop's clock.
+    offers: the tools by name. version: of the protocol. left_out: tools that are not offered, and why. used_at: of the loop's
+    clock. may_be_older: it has ended at the first word, which servers of the first SDKs do where they do not know it.
     """
 
     def __init__(
@@ -97,18 +98,22 @@ class McpConnection:
         config: McpConfig,
         *,
         samples: bool,
+        legacy: bool,
         on_over: "Callable[[McpConnection], object]",
     ) -> None:
-        """samples: the server may ask for answers of a model. on_over: is told when the session has ended."""
+        """samples: the server may ask for answers of a model. legacy: it is not asked whether it knows
+        `server/discover`. on_over: is told when the session has ended."""
         self.key = key
         self.offers: dict[str, Offer] = {}
         self.left_out: dict[str, str] = {}
         self.version = ""
         self.used_at = 0.0
         self.busy = 0
+        self.may_be_older = False
         self._spec = spec
         self._config = config
         self._samples = samples
+        self._legacy = legacy
         self._on_over = on_over
         self._client: Any = None
         self._stale = False
@@ -194,6 +199,7 @@ class McpConnection:
     async def _opened(self) -> AsyncIterator[Any]:
         client = Client(
             Transport(self._spec, self.key, self._config, self.ended),
+            mode="legacy" if self._legacy else "auto",
             cache=None,
             client_info=Implementation(name="sabot", version=client_version()),
             message_handler=self._heard,
@@ -234,6 +240,7 @@ class McpConnection:
                 return each
             if isinstance(each, SabotError):
                 return McpUnavailable(self.key.server, each.message, hint=each.hint)
+        self.may_be_older = not (self._legacy or self.version or self._spec.url)
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:

@@ -72,6 +72,7 @@ class McpServerPool:
         self._loop = _LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
         self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
+        self._legacy: set[str] = set()  # servers that do not survive `server/discover`
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -290,22 +291,32 @@ class McpServerPool:
         from sabot.mcp.owner import McpConnection
 
         await self._make_room(key)
-        for attempt in range(self.config.max_retries + 1):
+        attempt = 0
+        while True:
             connection = McpConnection(
-                self._specs[key.server], key, self.config, samples=self._sampling is not None, on_over=self._over
+                self._specs[key.server],
+                key,
+                self.config,
+                samples=self._sampling is not None,
+                legacy=key.server in self._legacy,
+                on_over=self._over,
             )
             try:
                 await connection.open()
             except McpUnavailable as error:
+                if connection.may_be_older:
+                    self._legacy.add(key.server)
+                    continue
+                self._legacy.discard(key.server)
                 if not error.passes or attempt == self.config.max_retries:
                     raise
                 await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
+                attempt += 1
                 continue
             connection.used_at = asyncio.get_running_loop().time()
             self._opened[key] = connection
             self._sweep_later()
             return connection
-        raise AssertionError("the last attempt returns or raises")
 
     async def _make_room(self, key: SessionKey) -> None:
         """Where there are as many sessions as there may be, closes the one that was not used for longest. Raises McpBusy."""

@@ -149,7 +149,28 @@ async def test_a_server_that_dies_at_each_start_is_not_started_for_ever():
     async with McpServerPool() as pool:
         with pytest.raises(McpUnavailable, match="no session could be opened"):
             await opened(pool, over_sockets(serve))
-    assert len(starts) == 1
+    assert len(starts) == 2, "the second time without `server/discover`, at which old servers end"
+
+
+async def test_a_server_that_ends_at_a_word_that_it_does_not_know_is_asked_as_of_old():
+    """As the first SDKs do."""
+    starts = []
+
+    async def serve(there):
+        starts.append(there)
+        said = await there.read()
+        if said["method"] != "initialize":
+            raise EOFError
+        info = {"serverInfo": {"name": "peer", "version": "1"}, "capabilities": {}}
+        await there.answer(said, {"protocolVersion": "2024-11-05", **info})
+        while True:
+            await there.read()
+
+    async with McpServerPool() as pool:
+        session = await opened(pool, over_sockets(serve))
+        assert await session.version() == "2024-11-05"
+        await pool.session("bad", scope="another")
+    assert len(starts) == 3, "once is enough to know"
 
 
 # -- it says too much -------------------------------------------------------------------------------------------------
