@@ -212,6 +212,7 @@ EXAMPLES = {
     "reminders": ["not paid: 2"],
     "takeover": ["ada 4 900"],
     "calls": ["1 0.4", "2 0.8", "3 1.2"],
+    "mcp_tools": ["tea 12", "ink 3"],
 }
 
 
