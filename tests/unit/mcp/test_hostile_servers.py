@@ -101,18 +101,28 @@ async def test_a_server_that_never_agrees_on_a_session_is_given_up():
         assert certainty_of(caught.value) is Certainty.NOT_SENT
 
 
-async def test_reports_of_progress_give_a_call_more_time():
-    async def slow(there, request):
-        token = request["params"]["_meta"]["progressToken"]
-        for step in range(8):
-            await asyncio.sleep(0.1)
-            told = {"progressToken": token, "progress": step}
-            await there.write({"method": "notifications/progress", "params": told})
-        await there.answer(request, text("done"))
+async def test_reports_of_progress_give_a_call_more_time(time_limits):
+    told_ = asyncio.Event()
+    here = asyncio.get_running_loop()
 
+    async def slow(there, request):
+        (limit,) = time_limits(17)
+        before.append(limit.when())
+        token = request["params"]["_meta"]["progressToken"]
+        report = {"method": "notifications/progress", "params": {"progressToken": token, "progress": 1}}
+        await there.write(report)
+
+    before = []
     async with McpServerPool() as pool:
         session = await opened(pool, peer(slow))
-        assert (await session.call("go", timeout="400ms")).text == "done", "it took 800 ms"
+        call = asyncio.create_task(
+            session.call("go", timeout=17, progress=lambda *said: here.call_soon_threadsafe(told_.set))
+        )
+        await told_.wait()
+        (limit,) = time_limits(17)
+        assert limit.when() > before[0]
+        call.cancel()
+        await asyncio.wait([call])
 
 
 # -- it dies ----------------------------------------------------------------------------------------------------------

@@ -241,16 +241,17 @@ async def test_a_server_that_asks_by_a_request_of_its_own_waits_for_the_answer()
     assert result.text == "[{'action': 'accept', 'content': {'sure': True}}, {'action': 'decline'}]"
 
 
-async def test_time_in_which_a_person_thinks_does_not_count():
-    async def slowly(kind, payload, timeout_s):
-        await asyncio.sleep(0.3)
+async def test_time_in_which_a_person_thinks_does_not_count(time_limits):
+    async def think(kind, payload, timeout_s):
+        (limit,) = time_limits(17)
+        assert "finished" in repr(limit), "the time of the call is not running"
         return {"sure": True}
 
-    async with McpServerPool(ask=slowly) as pool:
+    async with McpServerPool(ask=think) as pool:
         pool.add("old", connect=asking(("elicitation/create", FORM)))
-        await pool.session("old")
-        result = await (await pool.session("old")).call("go", timeout="250ms")
+        result = await (await pool.session("old")).call("go", timeout=17)
     assert "accept" in result.text
+    assert len(time_limits(17)) == 2, "before the question, and behind it"
 
 
 async def test_a_question_that_may_be_of_several_calls_is_refused():
