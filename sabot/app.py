@@ -85,7 +85,8 @@ class App(DeclaresAgents, HasLifespan):
     dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
     checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
-    checkpoint_timeout: how long a checkpoint may take.
+    checkpoint_timeout: how long a checkpoint may take. stop_timeout: how long the stop may take that Ctrl-C or SIGTERM asks of `main()` and
+    `sabot run`; then the process ends at once, whatever still runs.
     restart: "fixed(3, 1s)": after a failure `run()` restarts the job from the last checkpoint, up to 3 times within 10 minutes; "none".
     parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
     memory_budget: with a state directory, the memory for the tables of each keyed step of a stream; the rest is in RocksDB.
@@ -106,6 +107,7 @@ class App(DeclaresAgents, HasLifespan):
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
+        stop_timeout: Duration = "60s",
         restart: str = "fixed(3, 1s)",
         parallelism: int = 1,
         memory_budget: str | int = "256MB",
@@ -133,6 +135,7 @@ class App(DeclaresAgents, HasLifespan):
         self.fresh = False
         self._state_backend: StateBackend | None = None
         self.journal_home: MemoryHome | None = None
+        self.stop_timeout_s = parse_seconds(stop_timeout, name="stop_timeout")
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.dedupe_s = parse_seconds(dedupe, name="dedupe", zero=False)
         self.surround_jobs(events, policy, budgets)
@@ -406,7 +409,7 @@ class App(DeclaresAgents, HasLifespan):
             )
         self._warn_of_loose_ends()
         try:
-            await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop))
+            await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop, self.stop_timeout_s))
         finally:
             await self._close_sender()
 

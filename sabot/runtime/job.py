@@ -16,6 +16,7 @@ from typing import Any
 
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
+from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import (
@@ -33,6 +34,7 @@ from sabot.kafka import open_source
 from sabot.metrics import Metrics, Sample
 from sabot.probes import Page, page_of
 from sabot.runtime.agent_job import RunnableAgent
+from sabot.runtime.blocking import Watch
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
@@ -65,6 +67,7 @@ class Job:
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
         self._origin = Origin(app)
+        self._watch: Watch | None = None
         self._run: Run | None = None  # set from the start to the end of the stop
         self._last_figures: dict[str, Any] = {name: {} for name in LASTING}  # those of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
@@ -172,6 +175,8 @@ class Job:
             finally:
                 self.restored_from = run.restored_from
             self._has_run = True
+            if self.app.clock is SYSTEM_CLOCK:  # a simulation has no other threads
+                self._watch = Watch(run.busy)
         except BaseException:
             self._run_is_over()
             for agent in self.agents.values():
@@ -183,7 +188,9 @@ class Job:
 
     def _run_is_over(self) -> None:
         """Keeps what is needed of a run that is over."""
-        run, self._run = self._run, None
+        if self._watch is not None:
+            self._watch.close()
+        run, self._run, self._watch = self._run, None, None
         if run is not None:
             self._failure, self._stalled_by = run.failure, run.stalled_by
             self._last_figures = run.last_figures

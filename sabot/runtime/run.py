@@ -32,6 +32,7 @@ from sabot.runtime.origin import Origin, identity
 from sabot.runtime.restore import check_app
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
+from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, all_over, aside, tell, threads, to_the_end
@@ -71,8 +72,7 @@ class Run:
         self.app = app
         self.agents = agents
         self.failure: SabotError | None = None  # that ended the run, if it did not come from one of its tasks
-        # The first agent's failure that made linked streams stand still, where nobody waits for the run to end.
-        self.stalled_by: SabotError | None = None
+        self.stalled_by: SabotError | None = None  # the first of an agent by which streams stand still, if nobody waits
         self.running = False  # everything is open, and the stop has not begun
         self._ran = False  # everything was open
         self.restored_from: int | None = None
@@ -105,6 +105,12 @@ class Run:
         self._delivery: StagedSinks | None = None
         self._agents: AgentJob | None = None
         self._streams: StreamJob | None = None
+
+    def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
+        """The tasks of streams; by agent, the records that wait. From any thread."""
+        agents = {} if self._agents is None else dict(self._agents.task.operators)
+        waiting = {agent_id: operator.held.rows for agent_id, operator in agents.items()}
+        return [] if self._streams is None else self._streams.tasks, waiting
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -408,8 +414,8 @@ class Run:
             for agent in self.agents.values():
                 agent.stops()
             jobs = self._jobs()
-            complete = not self.agents and self._streams is not None and self._streams.was_complete
             # If the job was complete at its start, nothing was opened.
+            complete = not self.agents and self._streams is not None and self._streams.was_complete
             if jobs and not complete and not self._is_broken():
                 # Together, as each may end inputs of the other.
                 await asyncio.gather(*(job.stop(drain=drain) for job in jobs))

@@ -10,6 +10,7 @@ could be asked is not forgotten: it is asked as soon as it can be.
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.runtime.blocking import held_up_by
 
 __all__ = ["SECOND_SIGNAL_SECONDS", "Interrupted", "StopSignals"]
 
@@ -50,6 +52,8 @@ class StopSignals:
         self._of_runs = False  # given back when the last run that asked for them is over
         self._raises = False  # what runs now has nothing to close: the first signal ends it where it stands
         self._last = 0.0
+        self._within_s = math.inf
+        self._waiting: threading.Timer | None = None  # for the end, since the first signal
         self._stops: list[Callable[[], None]] = []
         self._waking = contextlib.ExitStack()  # of the loop, while there is somebody to stop
         self._before: dict[int, Any] = {}
@@ -73,11 +77,15 @@ class StopSignals:
         finally:
             if not for_good:
                 signals._give_back()
+                if signals._waiting is not None:
+                    signals._waiting.cancel()
 
     @classmethod
     @contextlib.contextmanager
-    def asked(cls, stop: Callable[[], None]) -> Iterator[None]:
-        """Around the run of an app, on its event loop. `stop` may be called at once, and more than once."""
+    def asked(cls, stop: Callable[[], None], within_s: float = math.inf) -> Iterator[None]:
+        """Around the run of an app, on its event loop. `stop` may be called at once, and more than once. within_s: a process that is the
+        app's ends so long after the first signal, whatever still runs.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -89,9 +97,11 @@ class StopSignals:
         if not holder._stops:
             holder._waking.enter_context(_woken_by_signals(asyncio.get_running_loop()))
         holder._stops.append(stop)
+        holder._within_s = within_s
         try:
             if holder.first:
                 stop()
+                holder._begin_to_wait()
             yield
         finally:
             holder._stops.remove(stop)
@@ -148,9 +158,29 @@ class StopSignals:
                 _say(_STOPPING)
             for stop in list(self._stops):
                 stop()
+            self._begin_to_wait()
         elif now - self._last >= SECOND_SIGNAL_SECONDS:
             self._last = now
             self._again(number)
+
+    def _begin_to_wait(self) -> None:
+        """The process ends in time, though a function of the user's, or a thread that Python waits for at its end, does not come back."""
+        if (
+            self._whole_process
+            and not self._of_runs
+            and self._within_s < threading.TIMEOUT_MAX
+            and self._waiting is None
+        ):
+            self._waiting = threading.Timer(self._within_s, self._too_long, (threading.get_ident(),))
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def _too_long(self, main_thread: int) -> None:
+        """In a thread of its own. main_thread: the one that has not ended."""
+        found = held_up_by(main_thread)
+        where = "" if found is None else f"; still in {found[1]}"
+        _say(f"sabot: not stopped within {self._within_s:g} s{where}\n".encode(errors="replace") + _AT_ONCE)
+        os._exit(128 + self.first)
 
     def _again(self, number: int) -> None:
         """At once, if the process is the app's. Else what Python does; and in a script of asyncio's there is no third time."""

@@ -22,6 +22,7 @@ from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
+from sabot.runtime.blocking import held_up_by
 from sabot.runtime.inputs import Input
 from sabot.runtime.reading import Reader
 from sabot.state.base import Cut, Saved
@@ -261,6 +262,7 @@ class StreamTask:
         self.ended = False
         self.error: BaseException | None = None
         self.batches = 0
+        self.taking_since: float | None = None  # when it began with the present element, by the monotonic clock
         self.cut_seconds = 0.0  # how long the last barrier held the rows up
         self.watermark_ms: int | None = None
         self.on_over: Callable[[StreamTask], None] | None = None  # in the task's thread: ended, or failed
@@ -381,6 +383,13 @@ class StreamTask:
         self.input.wake()
 
     def _take(self, element: Any) -> None:
+        self.taking_since = SYSTEM_CLOCK.monotonic()
+        try:
+            self._taken(element)
+        finally:
+            self.taking_since = None
+
+    def _taken(self, element: Any) -> None:
         chain = self.chain
         if isinstance(element, Batch):
             self.batches += 1
@@ -459,7 +468,10 @@ class StreamTask:
     def hint(self) -> str:
         """What the task is busy with, for the message of a checkpoint that timed out."""
         full = [channel.name for output in self.chain.outputs for channel in output.channels if channel.rows]
-        return f"{self.batches} batches taken" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
+        thread = getattr(self.handle, "ident", None)  # a simulation has no threads
+        found = None if thread is None else held_up_by(thread)
+        inside = "" if found is None else f"; in {found[1]}"
+        return f"{self.batches} batches taken{inside}" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
     def statistics(self) -> dict[str, Any]:
         """Figures, from any thread."""

@@ -1,0 +1,149 @@
+"""Functions of the user's that hold something up: one that blocks the event loop, a step of a stream that does not come back.
+
+A thread asks the loop for a sign of life. Where none comes within BLOCKED_S, the stack of the loop's thread says which function stands
+where; it is named again after ten times as long, with what waits behind it. Steps of streams have threads of their own and may take longer.
+"""
+
+import asyncio
+import linecache
+import logging
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from sabot.clock import SYSTEM_CLOCK
+
+__all__ = ["Watch", "held_up_by"]
+
+_log = logging.getLogger(__name__)
+
+BLOCKED_S = 1.0
+STEP_S = 10.0  # a batch of a stream may take so long in one function
+AGAIN = 10.0  # it is named again after so many times as long, and after so many times that
+_LOOK_S = 0.25
+_OURS = str(Path(__file__).parents[1])
+_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
+
+
+class Busy(Protocol):
+    """A task of a stream."""
+
+    name: str
+    taking_since: float | None
+    """When it began with the element that it processes, in seconds of the monotonic clock. None: it waits for one."""
+    handle: Any
+
+
+@dataclass
+class _Told:
+    """A function that holds something up. since: when that began; next_s: how long it lasts when it is named next."""
+
+    since: float
+    next_s: float
+
+
+class Watch:
+    """Watches an event loop and the threads of streams. Made and closed on the loop."""
+
+    def __init__(self, busy: Callable[[], tuple[Sequence[Busy], Mapping[str, int]]]) -> None:
+        """busy: from any thread: the tasks of streams, and by agent the records that wait."""
+        self._busy = busy
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._asked: _Told | None = None  # a sign of life that has not come
+        self._steps: dict[str, _Told] = {}
+        self._over = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="sabot-watch", daemon=True)
+        self._watching.start()
+
+    def close(self) -> None:
+        """Ends the thread. Idempotent."""
+        self._over.set()
+        self._watching.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(_LOOK_S, BLOCKED_S / 4)):
+            now = SYSTEM_CLOCK.monotonic()
+            if not self._look_at_loop(now):
+                return
+            self._look_at_steps(now)
+
+    def _look_at_loop(self, now: float) -> bool:
+        """False when the loop is closed."""
+        if self._asked is None:
+            self._asked = _Told(now, BLOCKED_S)
+            try:
+                self._loop.call_soon_threadsafe(self._lives)
+            except RuntimeError:
+                return False
+        elif (told := self._asked) is not None and now - told.since >= told.next_s:
+            first, told.next_s = told.next_s == BLOCKED_S, told.next_s * AGAIN
+            found = held_up_by(self._thread)
+            if found is not None:
+                name, where = found
+                behind = "" if first else f"; behind it wait {self._behind()}"
+                _log.warning(
+                    "%s blocks the event loop for %.0f s: %s%s; nothing else of the app runs: await, or asyncio.to_thread(…)",
+                    *(self._task_name() or name, now - told.since, where, behind),
+                )
+        return True
+
+    def _lives(self) -> None:
+        self._asked = None
+
+    def _task_name(self) -> str:
+        """The task that runs on the loop: "agent shop.score"."""
+        task = asyncio.current_task(self._loop)
+        return "" if task is None or task.get_name().startswith("Task-") else task.get_name().partition("#")[0]
+
+    def _behind(self) -> str:
+        _, waiting = self._busy()
+        said = [f"{rows} records of agent {agent}" for agent, rows in waiting.items() if rows]
+        return ", ".join(said) or "no records"
+
+    def _look_at_steps(self, now: float) -> None:
+        tasks, _ = self._busy()
+        for task in tasks:
+            since = task.taking_since
+            told = self._steps.get(task.name)
+            if since is None:
+                self._steps.pop(task.name, None)
+            elif told is None or told.since != since:
+                self._steps[task.name] = _Told(since, STEP_S)
+            elif now - since >= told.next_s:
+                told.next_s *= AGAIN
+                found = None if task.handle.ident is None else held_up_by(task.handle.ident)
+                if found is not None:
+                    name, where = found
+                    what = f"{name} of task {task.name}" if name else f"a step of task {task.name}"
+                    _log.warning("%s has not come back for %.0f s: %s", what, now - since, where)
+
+
+def held_up_by(thread: int) -> tuple[str, str] | None:
+    """The user's function in which a thread is: (the name of what has called it, the function with its file and line). None: in none."""
+    frame = sys._current_frames().get(thread)
+    inside: list[FrameType] = []
+    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
+        inside.append(frame)
+        frame = frame.f_back
+    own = [each for each in inside if not each.f_code.co_filename.startswith(_LIBRARIES)]
+    if not own or frame is None:
+        return None
+    code, line = own[0].f_code, own[0].f_lineno
+    text = linecache.getline(code.co_filename, line).strip()
+    where = f"{own[-1].f_code.co_qualname}, {code.co_filename}:{line}" + (f": {text}" if text else "")
+    return next(_names(frame), ""), where
+
+
+def _names(frame: FrameType | None) -> Iterator[str]:
+    """The names that the objects have whose methods are on the stack, from this frame outwards."""
+    while frame is not None:
+        name = getattr(frame.f_locals.get("self"), "name", None)
+        if isinstance(name, str) and frame.f_code.co_filename.startswith(_OURS):
+            yield name
+        frame = frame.f_back

@@ -1,0 +1,170 @@
+"""A function that blocks the event loop, or a step that does not come back, is named while it does so.
+
+An agent that called `time.sleep` stopped everything without a word, and a process function that never returned showed as a checkpoint that
+timed out.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sabot import App, CheckpointFailed
+from sabot.runtime import blocking
+from sabot.testing import END, ListSink, ScriptedSource
+from tools.agent_tools import publish, started, until
+
+PATIENCE = 20.0
+
+
+class Lines(logging.Handler):
+    """Keeps the lines. again: a function was named with what waits behind it. stuck: a step was named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.stuck = threading.Event(), threading.Event()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if "; behind it wait " in self.lines[-1]:
+            self.again.set()
+        if " has not come back for " in self.lines[-1]:
+            self.stuck.set()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "BLOCKED_S", 0.05)
+    monkeypatch.setattr(blocking, "STEP_S", 0.05)
+    monkeypatch.setattr(blocking, "AGAIN", 2.0)
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    handler = Lines()
+    logging.getLogger("sabot.runtime.blocking").addHandler(handler)
+    yield handler
+    logging.getLogger("sabot.runtime.blocking").removeHandler(handler)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_function_that_blocks_the_loop_is_named_with_its_line_and_what_waits_behind_it(
+    memory_url: str, lines: Lines
+) -> None:
+    app, done = App("slow", memory_url), []
+
+    @app.agent("orders")
+    async def score(ctx: Any) -> None:
+        if not done:
+            lines.again.wait(PATIENCE)  # this line
+        done.append(ctx.message["n"])
+
+    publish(app, "orders", [{"n": n} for n in range(7)])
+    async with started(app):
+        await until(lambda: len(done) == 7, "all records")
+    (agent_id,) = app.agent_runtime.agents
+    first = next(line for line in lines.lines if "blocks" in line)
+    assert first.startswith(f"agent {agent_id} blocks the event loop for ")
+    assert f"score, {__file__}:" in first
+    assert "# this line" in first
+    assert "behind it wait" not in first
+    again = next(line for line in lines.lines if "behind it wait" in line)
+    assert f"records of agent {agent_id}" in again
+
+
+@pytest.mark.parametrize("step", ["map_batches", "process"])
+@pytest.mark.usefixtures("quick")
+async def test_a_step_of_a_stream_that_does_not_come_back_is_named(memory_url: str, lines: Lines, step: str) -> None:
+    def stuck(*given: Any) -> Any:
+        lines.stuck.wait(PATIENCE)  # this line
+        return None
+
+    app, schema = App("stuck", memory_url), {"n": "int64"}
+    stream = app.stream(ScriptedSource([[{"n": 1}], END], name="in"), schema=schema)
+    made = (
+        stream.map_batches(stuck, schema=schema)
+        if step == "map_batches"
+        else stream.key_by("n").process(stuck, schema=schema)
+    )
+    made.to(ListSink())
+    await app.run()
+    (line,) = lines.lines
+    assert "has not come back for " in line
+    assert "stuck, " in line
+    assert f"{__file__}:" in line
+    assert "# this line" in line
+    assert " of task read-1/0" in line
+
+
+async def test_nothing_is_said_of_an_app_that_waits(memory_url: str, lines: Lines) -> None:
+    app = App("idle", memory_url)
+
+    @app.agent("orders")
+    async def score(ctx: Any) -> None:
+        """Takes it."""
+
+    async with started(app):
+        publish(app, "orders", [{"n": 1}])
+        await until(lambda: app.statistics()["agents"] and not lines.lines)
+    assert not lines.lines
+    assert not [thread for thread in threading.enumerate() if thread.name == "sabot-watch"]
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["it never returns", "it returns in time"])
+def test_ctrl_c_ends_a_program_in_time_though_a_function_blocks_the_loop(
+    memory_url: str, monkeypatch: pytest.MonkeyPatch, capfd: Any, ends: bool
+) -> None:
+    """`os._exit` is what would end the process: here the function comes back when it is called."""
+    codes: list[int] = []
+    exited = threading.Event()
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        exited.set()
+
+    monkeypatch.setattr(os, "_exit", leave)
+    app = App("stuck", memory_url, stop_timeout=20 if ends else 0.05)
+
+    @app.agent("orders")
+    async def score(ctx: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        if not ends:
+            exited.wait(PATIENCE)  # this line
+
+    publish(app, "orders", [{"n": 1}])
+    app.main()
+    said = capfd.readouterr().err
+    assert codes == ([] if ends else [128 + signal.SIGINT])
+    assert ("sabot: not stopped within 0.05 s; still in " in said) is not ends
+    assert ("# this line" in said) is not ends
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if isinstance(thread, threading.Timer) and not thread.finished.is_set()
+    ]
+
+
+async def test_a_checkpoint_that_waits_for_a_process_function_says_in_which_line_it_is(
+    memory_url: str, tmp_path: Any
+) -> None:
+    go_on = threading.Event()
+
+    def stuck(row: Any, ctx: Any) -> None:
+        go_on.wait(PATIENCE)  # this line
+
+    app = App("stuck", memory_url, checkpoint_dir=tmp_path, checkpoint_timeout="100ms")
+    publish(app, "in", [{"n": 1}])
+    app.stream("in", schema={"n": "int64"}).key_by("n").process(stuck, schema={"n": "int64"}).to(ListSink())
+    await app.start()
+    try:
+        await until(lambda: app.statistics()["streams"]["read-1/0"]["input"]["rows_in"] == 1, "the row")
+        with pytest.raises(CheckpointFailed, match=r"stuck, .*test_blocking.py:\d+: .*# this line"):
+            await app.agent_runtime.trigger_checkpoint()
+    finally:
+        go_on.set()
+        await app.stop()
