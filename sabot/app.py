@@ -415,8 +415,8 @@ class App(DeclaresAgents, HasLifespan):
 
     def main(self) -> None:
         """`asyncio.run(app.run())`, for scripts, with log lines as `sabot run` has. A second SIGINT, SIGTERM or SIGHUP ends the process."""
-        set_up_logging("info")
         with StopSignals.held():
+            set_up_logging("info")
             asyncio.run(self.run())
 
     async def start(self) -> None:
