@@ -171,5 +171,7 @@ def as_type(type: Any) -> pa.DataType:
         return pa.type_for_alias(name)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{type!r} is no type", hint='"int64", "float64", "string", "bool", "timestamp[ms]", …'
+            f"{type!r} is no name of a type",
+            hint='"int64", "float64", "string", "bool", "timestamp[ms]", …; a pa.DataType for the others: '
+            'pa.struct({"x": pa.int64()}), pa.list_(pa.string()), pa.decimal128(10, 2)',
         ) from error

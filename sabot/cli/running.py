@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from sabot.app import App
 from sabot.cli.loading import WrongUse
-from sabot.errors import SabotError
+from sabot.errors import DeliveryConflict, SabotError
 from sabot.exits import EXITS, Exit
 from sabot.redaction import scrubbed
 
@@ -90,8 +90,8 @@ async def _show_progress(app: App, shown: Progress) -> None:
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:
-    """Does the work, prints a failure as one line on stderr, and returns the exit code: 0, 1 (failure), 2 (wrong use), 130 (or 128 + the
-    signal).
+    """Does the work, prints a failure on stderr, as one line where there is nothing to choose, and returns the exit code: 0, 1 (failure), 2
+    (wrong use), 130 (or 128 + the signal).
     """
     if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be resources to close
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -114,5 +114,6 @@ def _said(error: Exception, code: int, with_traceback: bool) -> int:
         print(scrubbed("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     known = isinstance(error, SabotError)
     line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
-    print("sabot: " + " ".join(scrubbed(line).split()), file=sys.stderr)
+    lines = scrubbed(line).splitlines() if isinstance(error, DeliveryConflict) else [scrubbed(line)]  # a choice each
+    print("sabot: " + "\n  ".join(" ".join(each.split()) for each in lines), file=sys.stderr)
     return code

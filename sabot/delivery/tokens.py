@@ -109,11 +109,12 @@ def opening(
         )
     raise DeliveryConflict(
         f"sink {name}: {why}" + (f"; the place of its token is {token_place}" if token_place else ""),
-        hint="choose: redeliver=repeat (--redeliver repeat) delivers again what comes from this checkpoint on, so some "
-        "output may be there twice; redeliver=skip drops the saved parts that may be there already, so some may be missing, "
-        "and what an older checkpoint computes anew is still delivered; "
-        "or start from the checkpoint that belongs to this output"
-        + (f"; or remove {token_place}, if the output is gone" if token_place and of_another_life else ""),
+        hint="choose one:\n"
+        "  --redeliver repeat (redeliver=): delivers again what comes from this checkpoint on; some output may be there twice\n"
+        "  --redeliver skip: drops the saved parts that may be there already; some output may be missing, and what an older "
+        "checkpoint computes anew is still delivered\n"
+        "  start from the checkpoint that belongs to this output"
+        + (f"\n  remove {token_place}, if the output is gone" if token_place and of_another_life else ""),
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sabot import DeliveryConflict, Token, UserError
 from sabot.checkpoint.manifest import StoredPart, StoredTrack
+from sabot.cli.running import guarded
 from sabot.delivery import CHOICES
 from sabot.delivery.tokens import Opening, after, first_seq, opening
 
@@ -242,6 +243,26 @@ def test_a_savepoint_for_a_sink_without_a_token_is_a_choice() -> None:
             opened(stored, None, keeps_token=False, newest=False)
         for choice in CHOICES:
             opened(stored, None, keeps_token=False, newest=False, choice=choice)
+
+
+def test_a_choice_is_said_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four ways out stood in one line of 600 characters."""
+    with pytest.raises(DeliveryConflict) as caught:
+        opened(track(given=4, delivered=4), None, keeps_token=False, newest=False)
+
+    def fail() -> None:
+        raise caught.value
+
+    assert guarded(fail, debug=False) == 1
+    first, *choices = capsys.readouterr().err.splitlines()
+    assert first.startswith("sabot: ")
+    assert first.endswith("(choose one:")
+    assert [line.split()[:2] for line in choices] == [
+        ["--redeliver", "repeat"],
+        ["--redeliver", "skip:"],
+        ["start", "from"],
+    ]
+    assert all(line.startswith("  ") for line in choices)
 
 
 def test_an_unknown_choice_is_refused_by_the_app() -> None:

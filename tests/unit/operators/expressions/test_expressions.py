@@ -816,3 +816,9 @@ def test_unsigned_times_are_truncated_exactly() -> None:
     batch = pa.record_batch({"a": pa.array([2**60 + 7, 0], pa.uint64())})
     made = evaluate(col("a").dt.date_trunc("5ms"), batch)
     assert made.to_pylist() == [(2**60 + 7) // 5 * 5, 0]
+
+
+@pytest.mark.parametrize("name", ["struct<x: int64>", "list<string>", "decimal(10, 2)"])
+def test_a_type_that_has_no_name_is_given_as_one_of_arrow_s(name: str) -> None:
+    with pytest.raises(UserError, match=r"is no name of a type .*a pa.DataType for the others: pa\.struct\("):
+        as_type(name)
