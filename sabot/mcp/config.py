@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
+from sabot.process.client import Command
+from sabot.process.limits import ResourceLimits
 
 __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
 
@@ -108,8 +110,8 @@ class McpServerSpec:
     """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
 
     environment: what a command's process has besides PATH, HOME and the like. headers: of each HTTP request. working_dir: of the process.
-    connect: `connect(key, ended)` gives an asynchronous context manager of the SDK's two message streams; it calls
-    `ended(why)` when the server is gone.
+    limits: of the process and all that it starts; those of a task, its time and its output, are not of a server. connect: `connect(key,
+    ended)` gives an asynchronous context manager of the SDK's two message streams; it calls `ended(why)` when the server is gone.
     """
 
     name: str
@@ -118,6 +120,7 @@ class McpServerSpec:
     environment: PerTenant = None
     headers: PerTenant = None
     working_dir: "str | PathLike[str] | None" = None
+    limits: ResourceLimits | None = None
     connect: Connect | None = None
 
     def __post_init__(self) -> None:
@@ -134,14 +137,32 @@ class McpServerSpec:
             )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{where}: url={short_repr(self.url)}", hint='"http://localhost:8000/mcp"')
-        if self.url and (self.environment or self.working_dir):
-            raise UserError(f"{where}: environment and working_dir are of a process", hint="headers= of a URL")
+        if not self.command and (self.environment or self.working_dir or self.limits):
+            raise UserError(
+                f"{where}: environment, working_dir and limits are of a command", hint="headers= is of a URL"
+            )
         if not self.url and self.headers:
             raise UserError(f"{where}: headers are of a URL", hint="environment= of a process")
 
-    def environment_of(self, key: SessionKey) -> dict[str, str]:
-        """What the process of this session has in its environment."""
-        return _values(self.environment, key)
+    def command_of(self, key: SessionKey) -> Command:
+        """The program that is run for this session."""
+        own = self.limits
+        return Command(
+            argv=self.command,
+            environment=_values(self.environment, key),
+            working_dir=self.working_dir,
+            lossless=True,
+            limits=own
+            and ResourceLimits(
+                max_memory_bytes=own.max_memory_bytes,
+                cpu_limit_percent=own.cpu_limit_percent,
+                max_open_files=own.max_open_files,
+                max_processes=own.max_processes,
+                max_file_bytes=own.max_file_bytes,
+                max_task_duration=None,
+                max_output_bytes=None,
+            ),
+        )
 
     def headers_of(self, key: SessionKey) -> dict[str, str]:
         """What each HTTP request of this session carries."""

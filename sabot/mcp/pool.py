@@ -22,6 +22,8 @@ from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, Sessi
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpUnavailable
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
+from sabot.process.limits import ResourceLimits
+from sabot.threads import tell
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
@@ -93,6 +95,7 @@ class McpServerPool:
         environment: PerTenant = None,
         headers: PerTenant = None,
         working_dir: "str | PathLike[str] | None" = None,
+        limits: ResourceLimits | None = None,
         connect: Connect | None = None,
     ) -> None:
         """Names a server, and how it is reached (`McpServerSpec`). Raises UserError where it is named already, and reached otherwise."""
@@ -103,6 +106,7 @@ class McpServerPool:
             environment=environment,
             headers=headers,
             working_dir=working_dir,
+            limits=limits,
             connect=connect,
         )
         if self._specs.setdefault(server, spec) != spec:
@@ -140,6 +144,7 @@ class McpServerPool:
         environment: PerTenant = None,
         headers: PerTenant = None,
         working_dir: "str | PathLike[str] | None" = None,
+        limits: ResourceLimits | None = None,
         connect: Connect | None = None,
         scope: str = "",
         principal: str = "",
@@ -172,6 +177,7 @@ class McpServerPool:
                 environment=environment,
                 headers=headers,
                 working_dir=working_dir,
+                limits=limits,
                 connect=connect,
             )
         if on_change not in ("refuse", "allow"):
@@ -375,6 +381,11 @@ class McpServerPool:
             opening.cancel()
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
         await asyncio.gather(*(self._close(each) for each in list(self._opened.values())))
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:  # calls that have just been told that their session has ended
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_STOP_SECONDS)
 
     def _known(self, server: str) -> McpServerSpec:
         if server not in self._specs:
@@ -491,7 +502,25 @@ class _LoopThread:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs it there. Who is cancelled cancels it."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+        there, here = self._started(), asyncio.get_running_loop()
+        answer: asyncio.Future[T] = here.create_future()
+        task: asyncio.Task[T] | None = None
+
+        def start() -> None:
+            nonlocal task
+            task = there.create_task(work)
+            task.add_done_callback(lambda done: tell(here, _pass_on, done, answer))
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        there.call_soon_threadsafe(start)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            tell(there, cancel)
+            raise
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
         """Runs it, and nobody waits for it. Called on the loop."""
@@ -504,8 +533,21 @@ class _LoopThread:
         with self._lock:
             loop = self._loop
         if loop is not None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(last(), loop))
+            await self.run(last())
             loop.call_soon_threadsafe(loop.stop)
+
+
+def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
+    """Gives what came of it to who waits."""
+    error = None if done.cancelled() else done.exception()
+    if answer.done():
+        return
+    if done.cancelled():  # and not by who waits
+        answer.set_exception(UserError("the McpServerPool is closed", hint="make another one"))
+    elif error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:

@@ -224,11 +224,8 @@ async def over_process(
                 await child.wait()
                 await asyncio.wait([listening], timeout=_CLOSE_SECONDS)
         if (status := child.status) is not None:
-            why = (
-                f"it ended by signal {status.signal}"
-                if status.code is None
-                else f"it ended with exit code {status.code}"
-            )
+            how = f"by signal {status.signal}" if status.code is None else f"with exit code {status.code}"
+            why = f"it ended {how}" + (f", for its limit {status.limit}" if status.limit else "")
         words = scrubbed(last.decode(errors="replace").strip())
         on_end(f"{why}; its last words: {words}" if words else why)
 
@@ -356,14 +353,11 @@ class Transport:
             headers = spec.headers_of(self._key)
             self._opened = over_http(spec.url, headers, most_bytes=config.most_bytes, connect_s=connect_s)
         else:
-            command = Command(
-                argv=spec.command,
-                environment=spec.environment_of(self._key),
-                working_dir=spec.working_dir,
-                lossless=True,
-            )
             self._opened = over_process(
-                command, most_bytes=config.most_bytes, buffer=config.stdio_buffer, on_end=self._on_end
+                spec.command_of(self._key),
+                most_bytes=config.most_bytes,
+                buffer=config.stdio_buffer,
+                on_end=self._on_end,
             )
         return await self._opened.__aenter__()
 

@@ -8,6 +8,7 @@ from sabot.errors import UserError
 from sabot.mcp import (
     McpBusy,
     McpConfig,
+    McpConnectionLost,
     McpInvalidArguments,
     McpRefused,
     McpServerPool,
@@ -253,7 +254,7 @@ async def test_a_server_that_is_not_named_or_named_twice_is_told(pool, desk, mon
         ({}, "by a command, by a url"),
         ({"command": ["a"], "url": "http://b"}, "by a command, by a url"),
         ({"url": "ftp://b"}, "url='ftp://b'"),
-        ({"url": "http://b", "environment": {"A": "b"}}, "of a process"),
+        ({"url": "http://b", "environment": {"A": "b"}}, "of a command"),
         ({"command": ["a"], "headers": {"A": "b"}}, "headers are of a URL"),
     ],
 )
@@ -279,6 +280,24 @@ async def test_a_pool_that_is_closed_says_so(desk):
     await pool.close()
     with pytest.raises(UserError, match="the McpServerPool is closed"):
         await session.call("add", {"a": 1, "b": 2})
+
+
+async def test_a_pool_that_is_closed_ends_its_calls():
+    started = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def hang(there, request):
+        here.call_soon_threadsafe(started.set)
+
+    pool = McpServerPool()
+    pool.add("one", connect=peer(hang))
+    session = await pool.session("one")
+    calls = [asyncio.create_task(session.call("go")) for _ in range(20)]
+    await started.wait()
+    await pool.close()
+    async with asyncio.timeout(20):
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(each) for each in ended} <= {McpConnectionLost, McpUnavailable, UserError}
 
 
 async def test_a_pool_is_used_from_several_event_loops(desk):

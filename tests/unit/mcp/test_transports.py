@@ -22,7 +22,7 @@ from sabot.mcp import (
     McpServerPool,
     McpUnavailable,
 )
-from sabot.process import Supervisor
+from sabot.process import ResourceLimits, Supervisor
 from tools.mcp_servers import Desk, over_http, text, told
 
 PLAIN = McpConfig(max_result_bytes=100_000, max_retries=0)
@@ -226,8 +226,8 @@ async def test_a_server_that_went_away_between_two_calls_was_sent_nothing():
 
 # A server of twenty lines, so that it starts at once.
 CHILD = r"""
-import json, os, sys
-tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("environment", "where", "die")]
+import json, os, resource, sys
+tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ("environment", "where", "files", "die")]
 for line in sys.stdin:
     said = json.loads(line)
     method, result = said.get("method"), None
@@ -243,7 +243,8 @@ for line in sys.stdin:
         if name == "die":
             sys.stderr.write("z" * 100_000 + "my last words")
             sys.exit(3)
-        words = os.getcwd() if name == "where" else json.dumps(dict(os.environ))
+        words = {"where": os.getcwd(), "files": str(resource.getrlimit(resource.RLIMIT_NOFILE))}.get(name)
+        words = words or json.dumps(dict(os.environ))
         result = {"content": [{"type": "text", "text": words}]}
     error = {"error": {"code": -32601, "message": "no"}}
     print(json.dumps({"jsonrpc": "2.0", "id": said["id"], **({"result": result} if result else error)}), flush=True)
@@ -271,6 +272,11 @@ async def test_a_child_has_a_clean_environment_and_the_tenant_s_own(pool, tmp_pa
     assert '"TOKEN": "zeta\'s"' in found[1]
     assert "AWS_SECRET" not in found[0]
     assert Path((await acme.call("where")).text) == tmp_path
+
+
+async def test_a_child_has_limits(pool):
+    pool.add("child", command=COMMAND, limits=ResourceLimits(max_open_files=77))
+    assert (await (await pool.session("child")).call("files")).text == "(77, 77)"
 
 
 async def test_a_child_that_dies_in_a_call_leaves_its_last_words_and_another_is_started(pool):
