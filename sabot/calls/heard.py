@@ -19,7 +19,7 @@ _OURS = str(Path(__file__).parents[1])
 
 
 @dataclass
-class _Kind:
+class _Heard:
     """What was not told yet of a class of errors."""
 
     told_at: float
@@ -37,14 +37,14 @@ class HeardErrors:
         self._name = name
         self._clock = clock
         self._places: set[tuple[str, str, int]] = set()
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, _Heard] = {}
 
     def hear(self, error: BaseException, where: str, fate: str) -> None:
         """where: the record or row. fate: what becomes of it."""
         name, own = type(error).__name__, _users_part(error.__traceback__)
         said = f"{name}: {scrubbed(words_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
-        kind = self._kinds.setdefault(name, _Kind(now))
+        kind = self._kinds.setdefault(name, _Heard(now))
         if place not in self._places and len(self._places) < _PLACES:
             self._places.add(place)
             _log.warning("%s: %s", self._name, said, exc_info=(type(error), error, own) if own is not None else None)
@@ -60,7 +60,7 @@ class HeardErrors:
             if kind.count:
                 self._tell(name, kind, self._clock.monotonic())
 
-    def _tell(self, name: str, kind: _Kind, now: float) -> None:
+    def _tell(self, name: str, kind: _Heard, now: float) -> None:
         _log.warning(
             "%s: %d more errors %s in %.0f s, the last one: %s",
             *(self._name, kind.count, name, now - kind.told_at, kind.last),

@@ -30,7 +30,7 @@ _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
 
 
-class Busy(Protocol):
+class BusyTask(Protocol):
     """A task of a stream."""
 
     name: str
@@ -50,7 +50,7 @@ class _Told:
 class Watch:
     """Watches an event loop and the threads of streams. Made and closed on the loop."""
 
-    def __init__(self, busy: Callable[[], tuple[Sequence[Busy], Mapping[str, int]]]) -> None:
+    def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> None:
         """busy: from any thread: the tasks of streams, and by agent the records that wait."""
         self._busy = busy
         self._loop = asyncio.get_running_loop()
