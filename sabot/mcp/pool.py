@@ -7,7 +7,6 @@ A pool has an event loop of its own, in a thread: tools are looked up in one eve
 import asyncio
 import contextlib
 import functools
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,10 +19,10 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpUnavailable
+from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 from sabot.process.limits import ResourceLimits
-from sabot.threads import tell
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
@@ -71,7 +70,7 @@ class McpServerPool:
         self._sampling = sampling
         self._ask = ask
         self._specs: dict[str, McpServerSpec] = {}
-        self._loop = _LoopThread()
+        self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
         self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
@@ -483,81 +482,6 @@ async def _left_out(connection: "McpConnection") -> dict[str, str]:
 
 async def _version_of(connection: "McpConnection") -> str:
     return connection.version
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, made when it is needed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept: set[asyncio.Task[Any]] = set()
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_turn, args=(self._loop,), name="sabot-mcp", daemon=True).start()
-            return self._loop
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs it there. Who is cancelled cancels it."""
-        there, here = self._started(), asyncio.get_running_loop()
-        answer: asyncio.Future[T] = here.create_future()
-        task: asyncio.Task[T] | None = None
-
-        def start() -> None:
-            nonlocal task
-            task = there.create_task(work)
-            task.add_done_callback(lambda done: tell(here, _pass_on, done, answer))
-
-        def cancel() -> None:
-            if task is not None:
-                task.cancel()
-
-        there.call_soon_threadsafe(start)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            tell(there, cancel)
-            raise
-
-    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs it, and nobody waits for it. Called on the loop."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._kept.add(task)
-        task.add_done_callback(self._kept.discard)
-
-    async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `last` there, and ends the thread."""
-        with self._lock:
-            loop = self._loop
-        if loop is not None:
-            await self.run(last())
-            loop.call_soon_threadsafe(loop.stop)
-
-
-def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
-    """Gives what came of it to who waits."""
-    error = None if done.cancelled() else done.exception()
-    if answer.done():
-        return
-    if done.cancelled():  # and not by who waits
-        answer.set_exception(UserError("the McpServerPool is closed", hint="make another one"))
-    elif error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(done.result())
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """The life of the thread."""
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 def _require_sdk() -> None:

@@ -1,0 +1,88 @@
+"""An event loop in a thread of its own, for sessions that are used from several event loops."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from sabot.errors import UserError
+from sabot.threads import tell
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread of its own, made when it is needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: set[asyncio.Task[Any]] = set()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_turn, args=(self._loop,), name="sabot-mcp", daemon=True).start()
+            return self._loop
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs it there. Who is cancelled cancels it."""
+        there, here = self._started(), asyncio.get_running_loop()
+        answer: asyncio.Future[T] = here.create_future()
+        task: asyncio.Task[T] | None = None
+
+        def start() -> None:
+            nonlocal task
+            task = there.create_task(work)
+            task.add_done_callback(lambda done: tell(here, _pass_on, done, answer))
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        there.call_soon_threadsafe(start)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            tell(there, cancel)
+            raise
+
+    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs it, and nobody waits for it. Called on the loop."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `last` there, and ends the thread."""
+        with self._lock:
+            loop = self._loop
+        if loop is not None:
+            await self.run(last())
+            loop.call_soon_threadsafe(loop.stop)
+
+
+def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
+    """Gives what came of it to who waits."""
+    error = None if done.cancelled() else done.exception()
+    if answer.done():
+        return
+    if done.cancelled():  # and not by who waits
+        answer.set_exception(UserError("the McpServerPool is closed", hint="make another one"))
+    elif error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """The life of the thread."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
