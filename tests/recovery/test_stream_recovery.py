@@ -56,7 +56,7 @@ class Life:
         )
         (
             self.app.stream(NdjsonSource(folder / "in.ndjson", block_bytes=1500), time="ts", lateness="3s")
-            .map_batches(self.look)
+            .map_batches(self.look, on_error="fail")
             .filter(col("amount") > 0)
             .key_by("account")
             .window(WINDOWS[kind])
@@ -321,7 +321,9 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
     def broken(batch):
         raise ValueError("no luck")
 
-    app.stream("orders", schema={"k": "string"}).map_batches(broken, schema={"k": "string"}).to("copies")
+    app.stream("orders", schema={"k": "string"}).map_batches(broken, schema={"k": "string"}, on_error="fail").to(
+        "copies"
+    )
     publish(app, "orders", [{"k": "a"}])
     await app.start()
     await until(lambda: "no luck" in caplog.text)
