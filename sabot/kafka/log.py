@@ -154,7 +154,10 @@ class TopicLog:
                 if error is not None and error.code() in _DAMAGED:
                     raise DataError(f"{topic}[{index}] is damaged: {said(error)}")
                 if error is not None and error.code() in _OUT_OF_RANGE:
-                    raise RecordsGone(f"{topic}[{index}] has no record at offset {reached}: {said(error)}")
+                    low, high = self.bounds(topic, index)
+                    if not low <= reached < high:
+                        raise RecordsGone(f"{topic}[{index}] has no record at offset {reached}: {said(error)}")
+                    continue  # another offset, which the client has from a damaged record, and read ahead from
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                     raise explain(error, self._link, topic)
         raise BrokerUnavailable(
