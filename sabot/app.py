@@ -80,7 +80,7 @@ class App(DeclaresAgents, HasLifespan):
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     journal: of durable agents: a directory, by default `<state dir>/journal`; "memory", gone with the process; or kafka://, postgresql://.
     events: an EventBus (`sabot.agents`), which is told what happens in the jobs of durable agents.
-    policy: a PolicyEngine (`sabot.agents`), which decides what durable agents may do (docs/agent-runtime/policy.md).
+    policy: a PolicyEngine (`sabot.agents`), which decides what agents may do (docs/agent-runtime/policy.md).
     budgets: what scopes may use, or a Ledger; [] only records what is used. None: there is no ledger (docs/agent-runtime/budgets.md).
     dedupe: how long the id of a durable agent's job is known after its end, so that what comes again is no new job.
     checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.

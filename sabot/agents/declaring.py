@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.api.stream import Stream
     from sabot.jobs.gate import EffectGate
+    from sabot.jobs.judging import GateJudge
     from sabot.jobs.log import Listener
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
@@ -40,6 +41,7 @@ class DeclaresAgents:
     _policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
     _ledger: "Ledger | None"
+    _judge: "GateJudge | None"
 
     def surround_jobs(
         self,
@@ -48,7 +50,7 @@ class DeclaresAgents:
         budgets: "Sequence[Budget] | Ledger | None",
     ) -> None:
         """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
-        self._policy, self._budgets, self._ledger, self.listener = policy, budgets, None, None
+        self._policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
         if events is not None:
             from sabot.agents.events.telling import JobEvents
 
@@ -87,6 +89,14 @@ class DeclaresAgents:
 
         gate = LedgerGate(ledger, closes=ledger is not self._budgets)
         return (gate,) if self._policy is None else (self._policy, gate)
+
+    def judge(self) -> "GateJudge | None":
+        """Who judges calls of models that no job makes; None: nobody."""
+        if self._judge is None and (self._policy is not None or self._budgets is not None):
+            from sabot.jobs.judging import judge_of
+
+            self._judge = judge_of(self.id, self.gates, self.clock)
+        return self._judge
 
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.

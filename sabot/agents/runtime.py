@@ -1,5 +1,6 @@
 """AgentRuntime: the agents of an app, by their names, and its job (`runtime.job`) as agents see it."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,11 +10,13 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Coordinator
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError, words_of
 from sabot.runtime.job import Job
 from sabot.runtime.settings import AppSettings
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
+
+_log = logging.getLogger(__name__)
 
 
 class AgentRuntime:
@@ -64,11 +67,25 @@ class AgentRuntime:
 
     async def stop_all(self, *, drain: bool = False) -> None:
         """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
-        await self.job.stop(drain=drain)
+        try:
+            await self.job.stop(drain=drain)
+        finally:
+            await self._keep_accounts()
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped (`Job.run`)."""
-        await self.job.run(listening)
+        try:
+            await self.job.run(listening)
+        finally:
+            await self._keep_accounts()
+
+    async def _keep_accounts(self) -> None:
+        """Returns when what calls have used is written, those of agents without jobs too."""
+        for gate in self.app.gates:
+            try:
+                await gate.flush()
+            except (SabotError, OSError) as error:
+                _log.warning("what calls of models have used is not kept: %s", words_of(error))
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""

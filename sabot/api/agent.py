@@ -200,8 +200,6 @@ def _check_durable(
     labels = only["labels"]
     if labels is not None and (isinstance(labels, str) or not all(isinstance(each, str) and each for each in labels)):
         raise refuse(f"labels={labels!r}", 'texts in a list: labels=["untrusted"]')
-    if labels and batch:
-        raise refuse(f"labels={labels!r} with batch=True", "rows of batch agents have no labels: a record agent's do")
     if labels and any("," in each for each in labels):
         raise refuse(f"labels={labels!r}", "without commas, which stand between them in the header of a record")
     for name in ("scope", "principal"):

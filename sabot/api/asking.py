@@ -1,6 +1,6 @@
 """What a step asks of a model: one question for each prompt, and the values of the answer's columns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -18,6 +18,7 @@ from sabot.llm.asking import request_of
 from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.engine import ExecutionEngine
+from sabot.llm.judging import JUDGE, CallJudge
 from sabot.llm.messages import system, user
 from sabot.llm.spec import RequestContext, RequestSpec
 
@@ -39,6 +40,7 @@ class Asking:
         if "tools" in fields:
             raise UserError(f"{where}: tools= would need a conversation for each row", hint="app.llm_agent(…, tools=…)")
         self.columns = columns
+        self.judge: Callable[[], CallJudge | None] = JUDGE.get  # an app's stream has its app's
         self._engine = engine
         self._before = (system(instructions),) if instructions else ()
         try:
@@ -75,7 +77,11 @@ class Asking:
         spec = self.request(prompt)
         cache = True if self._cache is None else self._cache
         context = RequestContext(request_id=next(self._requests))
-        answer = await self._engine.complete(spec, output=self.columns.output, context=context, cache=cache)
+        before = JUDGE.set(self.judge())
+        try:
+            answer = await self._engine.complete(spec, output=self.columns.output, context=context, cache=cache)
+        finally:
+            JUDGE.reset(before)
         return self.columns.values(answer)
 
 
@@ -88,11 +94,13 @@ def map_llm_node(
     dead_letter: str | Sink | None,
     options: Mapping[str, Any],
     fields: Mapping[str, Any],
+    judge: Callable[[], CallJudge | None],
 ) -> MapLlm:
-    """The node of `Stream.map_llm`. options: concurrency, ordered, on_error, cache. Raises UserError."""
+    """The node of `Stream.map_llm`. options: concurrency, ordered, on_error, cache. judge: of calls. Raises UserError."""
     where = "map_llm"
     made = prompt_of(prompt, where)
     asking = Asking(engine, AnswerColumns(output, where), instructions, fields, where)
+    asking.judge = judge
     most = options["concurrency"]
     calls = CallOptions.of(
         where,

@@ -21,11 +21,12 @@ import numpy as np
 from sabot.calls.options import Retry, checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
-from sabot.errors import TransientError, UserError, short_repr
+from sabot.errors import PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
+from sabot.llm.judging import JUDGE
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
@@ -197,7 +198,7 @@ class ExecutionEngine:
     @overload
     async def complete_many(
         self, prompts: Iterable[Any], *, errors: Literal["return"], concurrency: int = 1000, **how: Any
-    ) -> list[Completion | ModelError | BudgetExceeded]: ...
+    ) -> list[Completion | ModelError | BudgetExceeded | PolicyDenied]: ...
 
     async def complete_many(
         self, prompts: Iterable[Any], *, errors: str = "raise", concurrency: int = 1000, **how: Any
@@ -222,7 +223,7 @@ class ExecutionEngine:
             for place, prompt in source:
                 try:
                     answers[place] = await self.complete(prompt, **how)
-                except (ModelError, BudgetExceeded) as error:
+                except (ModelError, BudgetExceeded, PolicyDenied) as error:
                     if errors == "raise":
                         raise
                     answers[place] = error
@@ -423,6 +424,14 @@ class ExecutionEngine:
         return answer
 
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
+        """The answer, if the app around lets the call be made."""
+        judge = JUDGE.get()
+        if judge is None:
+            return await self._routed(call, most_routes)
+        model = call.spec.model or self.provider.model
+        return await judge(call, model, self.price, partial(self._routed, call, most_routes))
+
+    async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
         """The answer of the first of so many providers that does not fail with an error that may pass."""
         self._check()
         self._figures.calls += 1

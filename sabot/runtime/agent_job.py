@@ -15,6 +15,7 @@ from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.jobs.gate import gate_of
+from sabot.jobs.judging import judged_within
 from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
@@ -165,14 +166,14 @@ class AgentJob:
         self.task.break_down(_AGENT_TASK, error)
 
     async def _build(self, restored: Manifest | None) -> None:
-        self._afresh = restored is None
-        stored = None if restored is None else restored.tasks.get(TASK)
+        self._afresh, stored = restored is None, None if restored is None else restored.tasks.get(TASK)
         meta = None if stored is None else stored.meta
         operators: dict[str, AgentOperator] = {}
+        make = judged_within(agent_operator, self.settings.app, self.settings.gates, self._clock)
         await self._open_journal(restored)
         for spec in self.specs:
             port = self._port(spec, operators)
-            operators[spec.agent_id] = agent_operator(
+            operators[spec.agent_id] = make(
                 spec,
                 backend=self.task.state,
                 output=port,

@@ -575,3 +575,21 @@ async def test_rows_of_agents_are_refused_as_nothing_says_which_they_are(shop: S
 
     with pytest.raises(UserError, match=r"put a topic between the two"):
         await app.start()
+
+
+async def test_the_job_of_a_batch_has_the_labels_of_all_of_its_rows(shop: Shop) -> None:
+    seen: list[list[str]] = []
+
+    async def look(batch: pa.RecordBatch, ctx: Any) -> Any:
+        seen.append(sorted(ctx.labels))
+        return await shop.charge(batch, ctx)
+
+    app = shop.app(look, labels=["untrusted"])
+    shop.order(1, headers=(("sabot.labels", b"pii,web"),))
+    shop.order(2, headers=(("other", b"x"),))
+    shop.order(3)
+    async with started(app):
+        await until(lambda: len(shop.paid()) == 3)
+    assert {label for labels in seen for label in labels} == {"pii", "untrusted", "web"}
+    assert all("untrusted" in each.labels for each in shop.entries(Begin))
+    assert {label for each in shop.entries(End) for label in each.labels} == {"pii", "untrusted", "web"}

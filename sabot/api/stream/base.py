@@ -409,7 +409,10 @@ class Stream:
         from sabot.api.asking import map_llm_node
 
         options = {"concurrency": concurrency, "ordered": ordered, "on_error": on_error, "cache": cache}
-        return self._then(map_llm_node(self._node, prompt, engine, output, instructions, dead_letter, options, fields))
+        judge = self._owner.judge
+        return self._then(
+            map_llm_node(self._node, prompt, engine, output, instructions, dead_letter, options, fields, judge)
+        )
 
     def broadcast(self) -> "Stream":
         """Marks this stream as the small side of `join`, or the rules of `connect`: each subtask gets all of it."""

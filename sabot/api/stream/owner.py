@@ -8,6 +8,7 @@ import pyarrow as pa
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import StreamEnd
+from sabot.llm.judging import CallJudge
 
 __all__ = ["Owner"]
 
@@ -29,3 +30,6 @@ class Owner(Protocol):
 
     def schema(self, node: Node) -> pa.Schema:
         """The columns of the rows of this node."""
+
+    def judge(self) -> CallJudge | None:
+        """Who judges calls of models that its streams make; None: all may be made."""

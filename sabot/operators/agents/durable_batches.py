@@ -25,7 +25,7 @@ from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import Behalf
+from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
@@ -42,7 +42,16 @@ from sabot.operators.agents.job_batches import (
     read_batch,
     to_ipc,
 )
-from sabot.operators.agents.job_rows import JOB_HEADER, JobCall, encode, failed_run, of_job, of_result, without_ours
+from sabot.operators.agents.job_rows import (
+    JOB_HEADER,
+    JobCall,
+    encode,
+    failed_run,
+    labels_of,
+    of_job,
+    of_result,
+    without_ours,
+)
 from sabot.operators.agents.rows import rows_of, with_headers
 from sabot.operators.held import HeldRows
 
@@ -219,6 +228,7 @@ class DurableBatchOperator(DurableAgentOperator):
             self.host.journal.key, "input", self.spec.agent_id, hash_array(records.column(0)).to_numpy().tobytes()
         )
         named, job_id = bool(job_id), job_id or name_of(self.spec.agent_id, log, records)
+        labels = self._labels(records)
         return _BatchCall(
             job_id,
             b"",
@@ -231,7 +241,15 @@ class DurableBatchOperator(DurableAgentOperator):
             log=log,
             records=records,
             columns=columns,
+            behalf=Behalf(labels=labels) if labels else NOBODY,
         )
+
+    def _labels(self, records: pa.RecordBatch) -> tuple[str, ...]:
+        """Of a job with these rows: those of all of them."""
+        headers = records.column(_HEADERS)
+        if headers.null_count == len(headers):
+            return self.spec.labels
+        return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
         """Rows that have the name of their job with them, by job."""
@@ -275,7 +293,9 @@ class DurableBatchOperator(DurableAgentOperator):
         assert call.records is not None
         assert call.columns is not None
         body = call.body or encode(BatchInput(call.topic, call.log, to_ipc(call.records), to_ipc(call.columns)))
-        self.host.begin(self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, run=call.run)
+        self.host.begin(
+            self.spec.agent_id, call.job_id, record=body, key=b"", digest=call.digest, run=call.run, behalf=call.behalf
+        )
         call.records = call.columns = None
         call.body = b""
 
