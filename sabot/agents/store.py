@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -48,6 +48,7 @@ __all__ = [
     "JobsAndActions",
     "JobsOfJournal",
     "JournalStore",
+    "ShowsJobs",
     "as_json",
     "cancel_letter",
 ]
@@ -278,6 +279,25 @@ class JobsAndActions(JobStore, ActionStore):
     """Both in one."""
 
 
+@runtime_checkable
+class ShowsJobs(Protocol):
+    """A store in which jobs and actions of another owner are seen (`RuntimeKernel(job_store=…, action_store=…)`)."""
+
+    def lend(self, to: JobsAndActions) -> None:
+        """Somebody else runs jobs over a journal, and says from now on what is in it. What the store is asked is passed on. Raises
+        UserError where it was lent before.
+        """
+
+    async def show(self, journal: Journal) -> None:
+        """The jobs of this journal, from now on. The log says where the store has said something else."""
+
+    async def became_durable(self) -> None:
+        """More of the journal is. Nothing is raised where a server is away: the next call catches up."""
+
+    async def leave(self) -> None:
+        """The owner of the jobs is about to close the journal, and all that is durable was shown."""
+
+
 class JournalStore(JobsAndActions):
     """Jobs and actions over a journal, whose owner this store is from now on. Made, it has read the journal, which may block.
 
@@ -295,15 +315,13 @@ class JournalStore(JobsAndActions):
         self._lent: JobsAndActions | None = None
 
     def lend(self, to: JobsAndActions) -> None:
-        """Somebody else runs jobs over a journal, this one or another, and says from now on what is in it. What this store is asked is
-        passed on. Raises UserError where it was lent before.
-        """
+        """As `ShowsJobs.lend`. Its own journal may be the one over which the jobs run."""
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """Of this journal, from now on. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
+        """As `ShowsJobs.show`. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
         if journal is not self.journal and (others := len(self._known.jobs)):
             _log.warning(
                 "%s has %d jobs that are not those of %s: the journal of the kernel holds, and only its jobs are shown",
@@ -505,6 +523,9 @@ class JournalStore(JobsAndActions):
 
     async def became_durable(self) -> None:
         """Called when an entry is durable, before what it says is told. A store that shows entries elsewhere does it here."""
+
+    async def leave(self) -> None:
+        """As `ShowsJobs.leave`."""
 
 
 class InMemoryJobStore(JournalStore):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import redis.asyncio
 
 from sabot.agents import (
     ActionManager,
+    ActionRecord,
     ActionSpec,
     ActionStatus,
     ActionStore,
+    ExecutionHandle,
     ExecutionRequest,
     IllegalTransition,
     InMemoryActionStore,
@@ -227,6 +230,92 @@ async def test_a_cache_before_the_store_of_a_kernel_has_its_jobs_that_are_over(c
         assert ended.status == "succeeded"
     other = RedisJobCache(InMemoryJobStore(), client)
     assert await other.get(handle.job_id) == ended
+
+
+# -- the actions of a kernel -------------------------------------------------------------------------------------------------
+
+
+async def asks(ctx: Any) -> Any:
+    return dict((await ctx.ask("confirm", {"what": ctx.message})).resolution)
+
+
+async def shown(store: ActionStore, handle: ExecutionHandle) -> ActionRecord:
+    """The action of a job, once another process sees it."""
+    async with asyncio.timeout(60):
+        while not (found := await store.actions(job_id=handle.job_id)):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return found[0]
+
+
+async def test_the_actions_of_a_kernel_are_answered_by_another_process(client: Any) -> None:
+    store, other = RedisActionStore(client, poll="5ms"), ActionManager(RedisActionStore(client), poll="5ms")
+    async with RuntimeKernel.create(agent=asks, action_store=store) as kernel:
+        first, second, third = [await kernel.execute(ExecutionRequest(prompt=number)) for number in range(3)]
+        action = await shown(other.store, first)
+        assert (action.type, dict(action.payload), action.status) == ("confirm", {"what": 0}, "pending")
+        assert await ActionManager(store).get(action.action_id) == action, "of the kernel itself"
+        await other.resolve(action.resume_token, {"choice": 7}, by="ann")
+        assert (await first.result()).output == {"choice": 7}
+        assert await refused(other, action.resume_token) == "second"
+        action = await shown(other.store, second)
+        await ActionManager(store).resolve(action.resume_token, {"choice": 8})
+        assert (await other.wait_for_resolution(action.action_id)).resolution == {"choice": 8}
+        action = await shown(other.store, third)
+        await third.cancel()
+        assert (await other.wait_for_resolution(action.action_id)).status is ActionStatus.CANCELLED
+    with pytest.raises(UserError, match="of another kernel"):
+        RuntimeKernel.create(agent=asks, action_store=store)
+
+
+async def test_an_answer_that_the_journal_does_not_take_is_told_of_and_the_journal_is_shown(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, other = RedisActionStore(client, poll="1h"), ActionManager(RedisActionStore(client), poll="5ms")
+    async with RuntimeKernel.create(agent=asks, action_store=store) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1))
+        action = await shown(other.store, handle)
+        await other.resolve(action.resume_token, {"choice": "Redis"})
+        await kernel.actions.resolve(action.resume_token, {"choice": "journal"})
+        assert (await handle.result()).output == {"choice": "journal"}
+    assert (await other.get(action.action_id)).resolution == {"choice": "journal"}
+    assert "is resolved in Redis, and resolved in the journal, which holds" in caplog.text
+
+
+async def test_an_answer_that_came_while_the_kernel_was_away_is_taken_at_its_start(client: Any, tmp_path: Path) -> None:
+    other = ActionManager(RedisActionStore(client), poll="5ms")
+    async with RuntimeKernel.create(agent=asks, action_store=RedisActionStore(client), journal=tmp_path) as kernel:
+        action = await shown(other.store, await kernel.execute(ExecutionRequest(prompt=1)))
+    await other.resolve(action.resume_token, {"choice": 9})
+    store = RedisActionStore(client, poll="5ms")
+    async with RuntimeKernel.create(agent=asks, action_store=store, journal=tmp_path) as kernel:
+        [handle] = await kernel.resume()
+        assert (await handle.result()).output == {"choice": 9}
+
+
+@pytest.mark.slow  # a server of its own is made, stopped and started
+async def test_a_server_that_is_away_holds_no_job_up_and_is_shown_all_when_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server_or_skip()
+    server = Redis()
+    try:
+        store = RedisActionStore(server.url, poll="5ms")
+        async with RuntimeKernel.create(agent=asks, action_store=store) as kernel:
+            first = await kernel.execute(ExecutionRequest(prompt=1))
+            await shown(RedisActionStore(server.url), first)
+            server.stop()
+            second = await kernel.execute(ExecutionRequest(prompt=2))
+            await until(lambda: "actions are not shown" in caplog.text or "are not heard" in caplog.text)
+            server.start()
+            third = await kernel.execute(ExecutionRequest(prompt=3))
+            other = ActionManager(RedisActionStore(server.url), poll="5ms")
+            for handle in (third, second, first):
+                action = await shown(other.store, handle)
+                await other.resolve(action.resume_token, {"choice": 1})
+                assert (await handle.result()).output == {"choice": 1}
+        await store.close()
+    finally:
+        server.remove()
 
 
 # -- without a server ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.telling import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
-from sabot.agents.store import JournalStore
+from sabot.agents.store import ShowsJobs
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.asking import answered
@@ -29,7 +29,7 @@ from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.values import pack_error
 from sabot.journal import Begin, End, Entry, Journal, Position, digest
 from sabot.threads import aside
-from sabot.watch import unexpected
+from sabot.watch import unexpected, watched
 
 __all__ = ["KernelHost"]
 
@@ -46,7 +46,7 @@ class KernelHost:
         agents: Mapping[str, KernelAgent],
         handle: Callable[[str, KernelAgent, bytes], ExecutionHandle],
         events: InMemoryEventBus,
-        shown: Sequence[JournalStore] = (),
+        shown: Sequence[ShowsJobs] = (),
         *,
         clock: Clock,
         max_jobs: int,
@@ -112,7 +112,12 @@ class KernelHost:
         """Stops. Handles of jobs that have not ended raise `why`."""
         await self._host.close()
         self._end_all(self.failure or why)
+        if self._showing is not None:
+            await asyncio.wait([self._showing])
+        self._news = True
         await self._show_all()
+        for store in self._shown:
+            await store.leave()
 
     def _broke(self, what: str, error: BaseException) -> None:
         """Nothing can go on."""
@@ -293,8 +298,10 @@ class KernelHost:
     def _show(self) -> None:
         """More is durable."""
         self._news = True
-        if self._showing is None or self._showing.done():
-            self._showing = self._host.beside(self._show_all(), "what shows jobs in stores")
+        if self._showing is None or self._showing.done():  # it is not the host's, which would cut it short at the end
+            what = "what shows jobs in stores"
+            self._showing = asyncio.get_running_loop().create_task(self._show_all(), name=what)
+            watched(self._showing, what, partial(self._broke, what), stopped=lambda: self._host.stopping)
 
     async def _show_all(self) -> None:
         while self._news:

@@ -22,7 +22,7 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.outside import AppJobs, OutsideStore
 from sabot.agents.replay import JobCode, Recording, record_job
-from sabot.agents.store import JournalStore
+from sabot.agents.store import JournalStore, ShowsJobs
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
@@ -83,8 +83,8 @@ class RuntimeKernel:
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         self._shown = _stores_of(job_store, action_store)
-        if journal is None and self._shown:
-            journal = self._shown[0].journal
+        if journal is None:
+            journal = next((each.journal for each in self._shown if isinstance(each, JournalStore)), None)
         checked_whole("RuntimeKernel", "max_jobs", max_jobs, 1)
         checked_whole("RuntimeKernel", "keep_jobs", keep_jobs, 0)
         self.events = events if events is not None else InMemoryEventBus()
@@ -342,15 +342,15 @@ class _KernelStore(OutsideStore):
             inbox.post(letter)
 
 
-def _stores_of(job_store: Any, action_store: Any) -> list[JournalStore]:
+def _stores_of(job_store: Any, action_store: Any) -> list[ShowsJobs]:
     """Those of which somebody reads, each once. Raises UserError for one that cannot show the jobs of another owner."""
-    found: list[JournalStore] = []
+    found: list[ShowsJobs] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
-        while store is not None and not isinstance(store, JournalStore):
+        while store is not None and not isinstance(store, ShowsJobs):
             if not isinstance(inner := getattr(store, "store", None), JobStore):
                 raise UserError(
                     f"{name}={short_repr(store)} does not show the jobs of a kernel",
-                    hint="a JournalStore, InMemoryJobStore or PostgresJobStore, also behind a RedisJobCache",
+                    hint="a JournalStore, InMemoryJobStore, PostgresJobStore or RedisActionStore; a RedisJobCache before one",
                 )
             store = inner  # a cache before it
         if store is not None and all(store is not each for each in found):

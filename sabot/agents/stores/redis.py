@@ -8,17 +8,20 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, LocalSignals, check_resolution
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
-from sabot.agents.store import as_json
+from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
+from sabot.journal.base import Journal
+from sabot.threads import aside, to_the_end
 
 __all__ = ["RedisActionStore", "RedisJobCache", "RedisSignalChannel"]
 
@@ -220,12 +223,20 @@ class RedisActionStore(ActionStore):
     """Actions in Redis, of jobs that it does not know; any number of processes may ask and answer, and one answer is accepted. What a call
     returns is as durable as the server's settings make it (`appendfsync always`).
 
+    Given to a RuntimeKernel (`action_store=`) it shows the kernel's actions to other processes, which have stores of their own over the
+    same server, and passes their answers on to the journal of the kernel. That accepts one of those that come from anywhere; where it was
+    another one, or none in time, Redis says so afterwards too.
+
     Calls raise TransientError while the server does not answer: whether an answer has come is then found by asking again.
     """
 
-    def __init__(self, client: Any, *, prefix: str = "sabot:actions", clock: Clock = SYSTEM_CLOCK) -> None:
-        """client: as of RedisSignalChannel."""
+    def __init__(
+        self, client: Any, *, prefix: str = "sabot:actions", poll: Duration = "200ms", clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """client: as of RedisSignalChannel. poll: how often a kernel looks for answers."""
         self.clock = clock
+        self._poll_s = parse_seconds(poll, name="poll", zero=False)
+        self._mirror: _Mirror | None = None
         self._server = _server(client, "actions", "RedisActionStore")
         self._prefix = f"{{{prefix}}}"  # one slot of a cluster
         self._pending: dict[str, ActionRecord] = {}  # handles of this process
@@ -239,6 +250,8 @@ class RedisActionStore(ActionStore):
             await self._server.client.ping()
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
+        if self._mirror is not None:
+            return await self._mirror.of.require(spec)
         payload = msgspec.json.decode(as_json(spec.payload, "payload"))
         now, seconds = self.clock.time(), spec.timeout_seconds
         with self._server.explained():
@@ -263,6 +276,8 @@ class RedisActionStore(ActionStore):
         return action
 
     async def action(self, action_id: str) -> ActionRecord | None:
+        if self._mirror is not None:
+            return await self._mirror.of.action(action_id)
         (found,) = await self._read([action_id])
         return found
 
@@ -292,6 +307,8 @@ class RedisActionStore(ActionStore):
         return action
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        if self._mirror is not None:
+            return await self._mirror.of.resolve(token, resolution, by)
         said = msgspec.json.decode(as_json(dict(resolution), "resolution"))
         with self._server.explained():
             named = await self._server.client.hget(f"{self._prefix}:tokens", token)
@@ -306,6 +323,8 @@ class RedisActionStore(ActionStore):
         return await self._known(action.action_id)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        if self._mirror is not None:
+            return await self._mirror.of.close_action(action_id, status)
         await self._known(action_id)
         await self._close(action_id, status, self._closing({}))
         return await self._known(action_id)
@@ -326,6 +345,8 @@ class RedisActionStore(ActionStore):
         return action
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        if self._mirror is not None:
+            return await self._mirror.of.actions(job_id=job_id, statuses=statuses)
         with self._server.explained():
             names = [_text(name) for name in await self._server.client.zrange(f"{self._prefix}:order", 0, -1)]
         wanted = [name for name in names if job_id in (None, name.rpartition("/")[0])]
@@ -335,3 +356,150 @@ class RedisActionStore(ActionStore):
     async def close(self) -> None:
         """Ends the connections, if they are its own."""
         await self._server.close()
+
+    # -- of a kernel ----------------------------------------------------------------------------------------------------
+
+    def lend(self, to: JobsAndActions) -> None:
+        """As `ShowsJobs.lend`."""
+        if self._mirror is not None:
+            raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
+        self._mirror = _Mirror(to)
+
+    async def show(self, journal: Journal) -> None:
+        """As `ShowsJobs.show`. Raises TransientError where no server answers."""
+        assert self._mirror is not None
+        await self.start()
+        self._mirror.journal, self._mirror.anew = journal, True
+        await journal.flush()
+        await self.became_durable()
+        self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
+
+    async def leave(self) -> None:
+        """As `ShowsJobs.leave`."""
+        mirror = self._mirror
+        if mirror is not None and mirror.hearing is not None:
+            hearing, mirror.hearing = mirror.hearing, None
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
+
+    async def became_durable(self) -> None:
+        """As `ShowsJobs.became_durable`."""
+        mirror = self._mirror
+        if mirror is None or mirror.journal is None:
+            return
+        async with mirror.turn:
+            try:
+                for action in await to_the_end(aside(mirror.news, mirror.journal)):
+                    await self._show_action(mirror, action)
+                mirror.silent = False
+            except BaseException as error:
+                mirror.anew = True
+                if not isinstance(error, TransientError):
+                    raise
+                mirror.tell("actions are not shown: %s", error)
+
+    async def _show_action(self, mirror: "_Mirror", action: ActionRecord) -> None:
+        """Redis says what the journal says; an answer that only Redis has is on its way into the journal."""
+        closed = action.status is not ActionStatus.PENDING
+        said = self._closing(dict(action.resolution), action.by)
+        said.resolved_at = action.resolved_at or 0.0
+        asked = replace(action, status=ActionStatus.PENDING, resolution={}, resolved_at=None, by="")
+        expires = "inf" if action.expires_at is None else repr(action.expires_at)
+        words = (msgspec.json.encode(asked), expires, str(action.status), msgspec.json.encode(said), action.action_id)
+        keys = (self._key(action.action_id), *(f"{self._prefix}:{each}" for each in ("count", "tokens", "order")))
+        with self._server.explained():
+            before = await self._server.client.eval(_SHOW, len(keys), *keys, *words, action.resume_token)
+        if closed:
+            mirror.pending.pop(action.action_id, None)
+        else:
+            mirror.pending[action.action_id] = action.resume_token
+        status, closing = _text(before[0]), before[1]
+        if closed and status not in ("", "pending"):
+            earlier = msgspec.json.decode(closing, type=_Closing)
+            if (status, earlier.resolution) != (str(action.status), dict(action.resolution)):
+                _log.warning(
+                    "action %s is %s in Redis, and %s in the journal, which holds",
+                    action.action_id,
+                    status,
+                    action.status,
+                )
+
+    async def _hear_answers(self, mirror: "_Mirror") -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            if mirror.anew:
+                await self.became_durable()
+            try:
+                for action in await self._read(list(mirror.pending)) if mirror.pending else ():
+                    if action is None:  # the server has lost it
+                        mirror.anew = True
+                    elif action.status is ActionStatus.RESOLVED:
+                        await self._pass_on(mirror, action)
+            except (TransientError, DataError) as error:
+                mirror.anew = True
+                mirror.tell("answers in Redis are not heard: %s", error)
+
+    async def _pass_on(self, mirror: "_Mirror", action: ActionRecord) -> None:
+        token = mirror.pending.pop(action.action_id)
+        try:
+            await mirror.of.resolve(token, action.resolution, action.by)
+        except TransientError:
+            mirror.pending[action.action_id] = token
+            raise
+        except (
+            LetterRefused,
+            UserError,
+        ) as error:  # another answer came first, or it is too late: the journal is shown
+            _log.warning("the answer to action %s in Redis is not taken: %s", action.action_id, error)
+
+
+_SHOW = """
+local status = redis.call('HGET', KEYS[1], 'status')
+local closing = redis.call('HGET', KEYS[1], 'closing')
+if not status then
+  redis.call('HSET', KEYS[1], 'action', ARGV[1], 'expires', ARGV[2], 'status', 'pending')
+  redis.call('HSET', KEYS[3], ARGV[6], ARGV[5])
+  redis.call('ZADD', KEYS[4], redis.call('INCR', KEYS[2]), ARGV[5])
+end
+if ARGV[3] ~= 'pending' then redis.call('HSET', KEYS[1], 'status', ARGV[3], 'closing', ARGV[4]) end
+return {status or '', closing or ''}
+"""
+
+
+@dataclass(slots=True)
+class _Mirror:
+    """What a store over Redis knows of the kernel whose actions it shows. of: its jobs and actions. known: of the journal, up to `ends`.
+    anew: all of it is to be shown, as the server was away, and may have lost something. pending: tokens of actions that wait for an
+    answer.
+    """
+
+    of: JobsAndActions
+    journal: Journal | None = None
+    known: JobsOfJournal | None = None
+    ends: dict[int, int] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
+    hearing: asyncio.Task[None] | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    silent: bool = False
+    anew: bool = True
+
+    def news(self, journal: Journal) -> list[ActionRecord]:
+        """The actions of jobs of which something has come since the last call. Blocks."""
+        known, anew, self.anew = self.known, self.anew, False
+        if known is None or anew:
+            known, self.ends = JobsOfJournal(journal, blank=True), {}
+        changed = set()
+        for position, entry in journal.read(start=self.ends):
+            known.apply(entry)
+            changed.add(entry.job)
+            self.ends[position.partition] = position.offset + 1
+        found = [replace(action) for action in known.actions.values() if action.job_id in changed]
+        known.forget_ended()
+        self.known = known
+        return found
+
+    def tell(self, what: str, error: Exception) -> None:
+        """Once, until it goes well again."""
+        if not self.silent:
+            _log.warning(what, error)
+        self.silent = True
