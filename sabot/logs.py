@@ -3,14 +3,18 @@
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
 
 from sabot.redaction import scrubbed
 
-__all__ = ["LOG_FORMATS", "LOG_LEVELS", "set_up_logging"]
+__all__ = ["LOG_FORMATS", "LOG_LEVELS", "set_up_logging", "users_part", "warn_of_users_error"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
+_OURS = str(Path(__file__).parent)
 
 
 class _Scrubbing(logging.Formatter):
@@ -30,9 +34,30 @@ class _AsJson(logging.Formatter):
             "logger": record.name,
             "message": scrubbed(record.getMessage()),
         }
-        if record.exc_info:
-            facts["traceback"] = scrubbed(self.formatException(record.exc_info))
+        if record.exc_info or record.exc_text:
+            facts["traceback"] = scrubbed(record.exc_text or self.formatException(record.exc_info))  # type: ignore[arg-type]
         return json.dumps(facts, ensure_ascii=False)
+
+
+def warn_of_users_error(log: logging.Logger, error: BaseException, message: str, *given: object) -> None:
+    """A warning with the traceback of the user's error, from the first line of the user's on. Known secrets are hidden in it, whatever
+    handler and formatter the program has.
+    """
+    if not log.isEnabledFor(logging.WARNING):
+        return
+    trace, text = users_part(error.__traceback__), ""
+    if trace is not None:
+        text = scrubbed("".join(traceback.format_exception(type(error), error, trace))).rstrip()
+    record = log.makeRecord(log.name, logging.WARNING, __file__, 0, message, given, None)
+    record.exc_text = text or None
+    log.handle(record)
+
+
+def users_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first line of the user's on; None where there is none."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    return trace
 
 
 def set_up_logging(level: str, form: str = "text") -> None:

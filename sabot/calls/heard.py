@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from sabot.clock import Clock
 from sabot.errors import words_of
+from sabot.logs import users_part, warn_of_users_error
 from sabot.redaction import scrubbed
 
 __all__ = ["HeardErrors"]
@@ -15,7 +15,6 @@ _log = logging.getLogger(__name__)
 
 EVERY_S = 10.0  # at most one line of a kind of error in so many seconds
 _PLACES = 100  # of so many places the traceback is told
-_OURS = str(Path(__file__).parents[1])
 
 
 @dataclass
@@ -41,13 +40,13 @@ class HeardErrors:
 
     def hear(self, error: BaseException, where: str, fate: str) -> None:
         """where: the record or row. fate: what becomes of it."""
-        name, own = type(error).__name__, _users_part(error.__traceback__)
+        name, own = type(error).__name__, users_part(error.__traceback__)
         said = f"{name}: {scrubbed(words_of(error))}; {where}; {fate}"
         place, now = _place(name, own), self._clock.monotonic()
         kind = self._kinds.setdefault(name, _Heard(now))
         if place not in self._places and len(self._places) < _PLACES:
             self._places.add(place)
-            _log.warning("%s: %s", self._name, said, exc_info=(type(error), error, own) if own is not None else None)
+            warn_of_users_error(_log, error, "%s: %s", self._name, said)
             return
         kind.count += 1
         kind.last = said
@@ -66,13 +65,6 @@ class HeardErrors:
             *(self._name, kind.count, name, now - kind.told_at, kind.last),
         )
         kind.told_at, kind.count = now, 0
-
-
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first line of the user's on; None where there is none."""
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
-        trace = trace.tb_next
-    return trace
 
 
 def _place(name: str, trace: TracebackType | None) -> tuple[str, str, int]:

@@ -74,7 +74,7 @@ async def test_an_agent_that_goes_on_says_what_went_wrong(
     told = [line for line in caplog.records if line.name == "sabot.calls.heard"]
     assert told[0].getMessage().startswith(f"agent {next(iter(app.agent_runtime.agents))}: ValueError: no price; ")
     assert "orders[0]@0" in told[0].getMessage()
-    assert told[0].exc_info is not None
+    assert told[0].exc_text
     assert 'raise ValueError("no price")' in caplog.text
     assert caplog.text.count("Traceback") == 1
     assert "crew.py" not in caplog.text

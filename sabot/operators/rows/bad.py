@@ -21,10 +21,12 @@ from sabot.codecs.marks import UPDATE_AFTER
 from sabot.connectors.letters import letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, words_of
 from sabot.faults import is_of_the_world
+from sabot.logs import warn_of_users_error
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
 from sabot.operators.rows.origin import of_selected
+from sabot.redaction import scrubbed
 
 __all__ = ["CALLS", "BadRows", "cause_of", "nulls_of", "row_place", "salvaged", "where_from"]
 
@@ -90,12 +92,9 @@ class BadRows:
             return
         if not self.count:
             row, error = next(iter(errors.items()))
-            cause = cause_of(error)
-            _log.warning(
-                "%s: %s, the first one: %s",
-                *(self.step, "null in a row" if self.nulls else "a row was set apart", self.said(batch, row, error)),
-                exc_info=None if isinstance(cause, DataError) else cause,
-            )
+            what = "null in a row" if self.nulls else "a row was set apart"
+            said = scrubbed(self.said(batch, row, error))
+            warn_of_users_error(_log, cause_of(error), "%s: %s, the first one: %s", self.step, what, said)
         self.count += len(errors)
         if self._letters is not None and not self.nulls:
             self._letters(self._letters_of(batch, errors))
