@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -117,8 +117,8 @@ class McpServerSpec:
     name: str
     command: tuple[str, ...] = ()
     url: str = ""
-    environment: PerTenant = None
-    headers: PerTenant = None
+    environment: PerTenant = field(default=None, repr=False)
+    headers: PerTenant = field(default=None, repr=False)
     working_dir: "str | PathLike[str] | None" = None
     limits: ResourceLimits | None = None
     connect: Connect | None = None

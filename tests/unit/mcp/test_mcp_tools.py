@@ -17,7 +17,7 @@ from sabot.llm import (
     tool,
 )
 from sabot.llm.tools import UNTRUSTED
-from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool
+from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool, McpToolChanged
 from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
 
 
@@ -57,6 +57,7 @@ async def test_the_hints_of_a_server_propose_classes_and_the_program_has_the_las
         "fail": "unsafe",
         "send": "metered",
         "think": "unsafe",
+        "turn": "unsafe",
     }
     distrusted = await pool.tools("desk", trust_annotations=False, effects={"add": "idempotent"})
     assert {str(each.effect) for each in distrusted if each.name != "add"} == {"unsafe"}
@@ -86,6 +87,20 @@ async def test_results_of_an_open_world_are_not_trusted(pool, desk):
 async def test_what_cannot_be_said_of_tools_is_refused(pool, desk, options, words):
     with pytest.raises(UserError, match=words):
         await pool.tools("desk", connect=in_memory(lambda key: desk.server()), **options)
+
+
+async def test_a_list_that_changes_is_heard_of_by_a_subscription_too(pool, desk):
+    """As servers tell it since 2026-07-28."""
+    tools = by_name(await pool.tools("desk", connect=in_memory(lambda key: desk.server())))
+    assert (await tools["add"](a=1, b=2)).text == "3"
+    await tools["turn"]()
+
+    async def until_it_changes():  # which may be told behind the answer
+        while True:
+            await tools["add"](a=1, b=2)
+
+    with pytest.raises(McpToolChanged):
+        await asyncio.wait_for(until_it_changes(), 20)
 
 
 async def test_names_are_those_that_all_vendors_take(pool):
