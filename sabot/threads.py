@@ -67,6 +67,11 @@ class Threads:
         """Makes a thread of control, which calls `turn` until that returns False. It does not run before `start`."""
         return self._make(name, turn)
 
+    @property
+    def simulated(self) -> bool:
+        """A simulation makes the threads of control, and runs their turns itself."""
+        return self._make is not _Thread
+
     def made_by(self, make: Spawn | None) -> None:
         """From now on `spawn` uses `make(name, turn)`; None restores threads of the process."""
         self._make = make or _Thread

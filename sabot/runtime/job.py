@@ -16,7 +16,6 @@ from typing import Any
 
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
-from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import (
@@ -40,7 +39,7 @@ from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
-from sabot.threads import Handle, tell, to_the_end
+from sabot.threads import Handle, tell, threads, to_the_end
 
 __all__ = ["Job"]
 
@@ -175,7 +174,7 @@ class Job:
             finally:
                 self.restored_from = run.restored_from
             self._has_run = True
-            if self.app.clock is SYSTEM_CLOCK:  # a simulation has no other threads
+            if not threads.simulated:
                 self._watch = Watch(run.busy)
         except BaseException:
             self._run_is_over()
