@@ -1,6 +1,8 @@
 """How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sabot.agents.outside import AppJobs
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
+    from sabot.agents.programs import LineFormat
     from sabot.api.stream import Stream
     from sabot.jobs.gate import EffectGate
     from sabot.jobs.judging import GateJudge
     from sabot.jobs.log import Listener
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.tools import InDoubt
+    from sabot.process.limits import ResourceLimits
 
 __all__ = ["DeclaresAgents"]
 
@@ -126,12 +131,13 @@ class DeclaresAgents:
             label: Any = name or getattr(func, "__name__", "")
             if label:  # a functools.partial has no name
                 checked_name(label, f"app {self.id}: agent name")
-            options.setdefault("start", self.start_at)
-            spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
-            self.agent_runtime.add(spec)
+            self.agent_runtime.add(self._spec(func, topic, label, options))
             return func
 
         return register
+
+    def _spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
+        return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{"start": self.start_at, **options})
 
     def llm_agent(
         self,
@@ -167,3 +173,72 @@ class DeclaresAgents:
         function = agent_function(agent, prompt=prompt, reply=reply, session=keeps)
         self.agent(topic, name=name, **{"durable": True, **wiring})(function)
         return agent
+
+    def process_agent(
+        self,
+        topic: Any,
+        *,
+        command: Sequence[str],
+        stdin: bool = False,
+        lines: "LineFormat" = "text",
+        exit_record: bool = False,
+        exit_codes: Collection[int] = (0,),
+        environment: Mapping[str, str] | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        limits: "ResourceLimits | None" = None,
+        timeout: Duration | None = None,
+        effect: str | None = None,
+        in_doubt: "InDoubt | None" = None,
+        name: str = "process",
+        **options: Any,
+    ) -> Callable[..., Any]:
+        """Runs a program for each record of a topic, as a child that ends with its worker; its lines go to the sink when it has ended well.
+        The agent's function is returned, for `sink=` of another agent and for `ctx.child`.
+
+        command: the program and its arguments, in which {field} is a field of the record. No shell reads them. A record without such a
+        field is a dead letter. stdin: the program gets the record as a line of JSON. lines: "text", or "json" where each line is a value.
+        exit_record: a last result {"exit": 0, "lines": …, "cpu_seconds": …}. exit_codes: those with which it ends well. Any other, a
+        signal, a limit and a time-out are errors of the agent, with the last lines of stderr.
+        environment, working_dir, limits: as of `sabot.process.Command`. timeout: of one run.
+        effect, in_doubt: with durable=True, as of `@tool`: the run is one effect, by default "unsafe": where a crash leaves it in doubt a
+        person is asked, and on_error="retry" is refused. Without durable=True the record is read again after a crash, and the program
+        run again.
+        options: of `App.agent` (key, sink, concurrency, on_error, …).
+        """
+        from sabot.agents.programs import AgentCommand
+
+        where, durable = f"process_agent {name}", options.get("durable", False)
+        wrong = [each for each in options if each not in AGENT_OPTIONS or each in ("batch", "on_timer")]
+        if wrong:
+            raise UserError(f"{where}: it has no option {', '.join(wrong)}", hint="a program is run for each record")
+        if not durable and (effect is not None or in_doubt is not None):
+            raise UserError(
+                f"{where}: effect= and in_doubt= are of durable agents", hint="durable=True, or leave them out"
+            )
+        checked_name(name, f"app {self.id}: agent name")
+        program = AgentCommand(
+            where,
+            command,
+            stdin=stdin,
+            lines=lines,
+            exit_record=exit_record,
+            exit_codes=exit_codes,
+            environment=environment,
+            working_dir=working_dir,
+            limits=limits,
+            timeout=timeout,
+        )
+        function: Callable[..., Any]
+        if durable:
+            retry = {"retries": 0, "backoff": 0}
+            if options.get("on_error") == "retry":
+                retry = {"retries": options.pop("retries", 3), "backoff": options.pop("backoff", "100ms")}
+                options["on_error"] = "skip"  # the last error is a dead letter
+            function = program.durable_function(name, effect or "unsafe", in_doubt or "ask", **retry)
+        else:
+            function = program.function(name)
+        spec = self._spec(function, topic, name, options)
+        if spec.schema is not None:
+            program.check_schema(spec.schema, where)
+        self.agent_runtime.add(replace(spec, check=program.argv))
+        return function

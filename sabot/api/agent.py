@@ -25,7 +25,8 @@ _MAILBOX_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None.
+    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None. check: raises DataError for the
+    value of a record that the agent cannot take, which is a dead letter then.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record.
@@ -51,6 +52,7 @@ class AgentSpec:
     principal: str | None = None
     labels: tuple[str, ...] = ()
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
+    check: Callable[[Any], object] | None = None
 
     @classmethod
     def of(

@@ -38,7 +38,12 @@ _KNOWN: dict[str, dict[str, Certainty | str]] = {
         "KeyboardInterrupt": _UNKNOWN,
         "SystemExit": _UNKNOWN,
     },
-    "sabot": {"NotSent": _NOT_SENT, "Overloaded": _NOT_SENT},
+    "sabot": {
+        "NotSent": _NOT_SENT,
+        "Overloaded": _NOT_SENT,
+        "SpawnFailed": _NOT_SENT,
+        "CommunicationError": _UNKNOWN,  # the supervisor was killed, and a program with it
+    },
     "asyncio": {"CancelledError": _UNKNOWN, "IncompleteReadError": _UNKNOWN},
     "concurrent": {"CancelledError": _UNKNOWN},
     "http": {"CannotSendRequest": _NOT_SENT, "InvalidURL": _NOT_SENT, "HTTPException": _UNKNOWN},

@@ -109,6 +109,7 @@ class RecordReader:
 
     def __init__(self, spec: AgentSpec) -> None:
         self._key = spec.key
+        self._check = spec.check
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
 
     def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
@@ -148,6 +149,11 @@ class RecordReader:
                 row.value = _decode(payload)
         except UNREADABLE:
             row.value = decode_json(payload, where=place_of(row))
+        if self._check is not None:
+            try:
+                self._check(row.value)
+            except DataError as error:
+                raise DataError(f"{place_of(row)}: {error.message}", hint=error.hint) from error
         if self._key is not None:
             key = row.value.get(self._key) if isinstance(row.value, dict) else None
             if key is None:

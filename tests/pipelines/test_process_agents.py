@@ -1,0 +1,356 @@
+"""Agents that are programs: a child for each record, whose lines are results; what is refused, what fails, what crashes."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot import App, UserError
+from sabot.agents import ActionRecord, ActionStatus
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import AgentFailed, CheckpointFailed
+from sabot.process import ResourceLimits, Supervisor
+from tools.agent_tools import bounded, checkpoint, publish, records, started, until, values
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
+
+CLAUDE = """#!/bin/sh
+for each in "$@"; do echo "[$each]" >> "$CALLED"; done
+echo '{"type": "system", "session_id": "c-1"}'
+echo
+echo '{"type": "result", "result": "done"}'
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_supervisor_afterwards() -> Iterator[None]:
+    yield
+    if Supervisor._current is not None:
+        Supervisor._current.close()
+
+
+@pytest.fixture(autouse=True)
+async def _no_child_afterwards() -> AsyncIterator[None]:
+    yield
+    assert (await Supervisor.running()).children == []
+
+
+@pytest.fixture
+def app(memory_url: str, tmp_path: Path) -> App:
+    return App("works", memory_url, state=str(tmp_path / "state"), checkpoint_interval=3600)
+
+
+def headers(app: App, topic: str = "lines") -> list[dict[str, bytes]]:
+    return [dict(record.headers) for record in records(app, topic)]
+
+
+def messages(app: App) -> list[str]:
+    """What the dead letters say of their errors."""
+    return [each["sabot.message"].decode() for each in headers(app, "tasks.dlq")]
+
+
+# -- what a program gets, and gives --------------------------------------------------------------------------------------
+
+
+async def test_fields_fill_words_without_a_shell_and_lines_are_results(app: App) -> None:
+    command = ["printf", "%s\\n", "{task}", "{n}", "{{{place.city}}}", "{flag}-{of}", "plain"]
+    app.process_agent("tasks", command=command, sink="lines")
+    publish(
+        app, "tasks", [{"task": "$(id); *", "n": -1, "place": {"city": "Graz é"}, "flag": True, "of": [1, 2]}], key=b"k"
+    )
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 5)
+    assert values(app, "lines") == ["$(id); *", "-1", "{Graz é}", "true-[1,2]", "plain"]
+    assert {record.key for record in records(app, "lines")} == {b"k"}
+    assert headers(app)[1] == {
+        "process.agent": b"works.process",
+        "process.job": b"tasks[0]@0",
+        "process.line": b"2",
+    }
+
+
+async def test_the_record_is_json_on_stdin_and_the_last_result_says_how_it_ended(app: App) -> None:
+    script = "cat; pwd; echo $WORD; exit 3"
+    options: dict[str, Any] = {"stdin": True, "exit_record": True, "exit_codes": (0, 3)}
+    app.process_agent(
+        "tasks", command=["sh", "-c", script], sink="lines", environment={"WORD": "hi"}, working_dir="/", **options
+    )
+    publish(app, "tasks", [{"task": "x" * 200_000}])
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 4)
+    record, folder, word, end = values(app, "lines")
+    assert json.loads(record) == {"task": "x" * 200_000}
+    assert (folder, word, end["exit"], end["lines"]) == ("/", "hi", 3, 3)
+    assert headers(app)[3]["process.exit"] == b"3"
+
+
+async def test_a_program_need_not_read_its_stdin(app: App) -> None:
+    app.process_agent("tasks", command=["echo", "done"], sink="lines", stdin=True)
+    publish(app, "tasks", [{"task": "x" * 500_000}])
+    async with started(app):
+        await until(lambda: values(app, "lines") == ["done"])
+
+
+async def test_claude_is_called_with_the_task_and_its_json_lines_are_results(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "claude").write_text(CLAUDE)
+    (tmp_path / "claude").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    called = tmp_path / "called"
+    command = ["claude", "-p", "Do: {task}", "--output-format", "stream-json"]
+    app.process_agent(
+        "tasks",
+        command=command,
+        sink="lines",
+        lines="json",
+        limits=ResourceLimits(max_memory_mb=2048, max_runtime_secs=600),
+        environment={"CALLED": str(called)},
+        durable=True,
+    )
+    publish(app, "tasks", [{"task": "review"}])
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 2)
+    assert [each["type"] for each in values(app, "lines")] == ["system", "result"]
+    assert [each["process.line"] for each in headers(app)] == [b"1", b"3"], "an empty line is no value"
+    assert called.read_text().split("\n")[:2] == ["[-p]", "[Do: review]"]
+
+
+async def test_many_lines_come_in_order_and_other_agents_take_them(app: App) -> None:
+    taken = []
+
+    @app.agent()
+    async def take(ctx: Any) -> None:
+        taken.append(ctx.message)
+
+    app.process_agent("tasks", command=["seq", "{to}"], sink=take, name="count")
+    publish(app, "tasks", [{"to": 5000}])
+    async with started(app):
+        await until(lambda: len(taken) == 5000)
+    assert taken == [str(number) for number in range(1, 5001)]
+
+
+# -- records that are none for it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_record_that_does_not_fill_the_command_is_a_dead_letter(app: App, durable: bool) -> None:
+    missing = "'task', which the command has, is missing or null"
+    bad: list[tuple[Any, str]] = [
+        ({}, missing),
+        ({"task": None}, missing),
+        ("text", missing),
+        ({"task": "--dangerous"}, "would take for an option"),
+        ({"task": "a\0b"}, "a null character"),
+        ({"task": "x" * 131_072}, "has 131,072 bytes"),
+    ]
+    app.process_agent("tasks", command=["echo", "{task}"], sink="lines", durable=durable)
+    publish(app, "tasks", [*(task for task, _ in bad), {"task": "good"}])
+    async with started(app):
+        await until(lambda: values(app, "lines") == ["good"] and len(messages(app)) == len(bad))
+    assert [why for (_, why), said in zip(bad, messages(app), strict=True) if why not in said] == []
+    assert {each["sabot.error"] for each in headers(app, "tasks.dlq")} == {b"DataError"}
+
+
+async def test_behind_two_dashes_a_value_is_no_option(app: App) -> None:
+    app.process_agent("tasks", command=["printf", "--", "{task}"], sink="lines")
+    publish(app, "tasks", [{"task": "-e"}])
+    async with started(app):
+        await until(lambda: values(app, "lines") == ["-e"])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"command": ["echo", "{}"]}, "names no field"),
+        ({"command": ["echo", "{0}"]}, "names no field"),
+        ({"command": ["echo", "{a[b]}"]}, "names no field"),
+        ({"command": ["echo", "{a!r}"]}, "names no field"),
+        ({"command": ["echo", '{"a": 1}']}, "names no field"),
+        ({"command": ["echo", "{task"]}, "expected '}'"),
+        ({"command": ["{task}"]}, "would be named by a record"),
+        ({"command": ["/bin/sh", "-ec", "echo {task}"]}, "part of the script"),
+        ({"command": "echo hi"}, "a sequence of words"),
+        ({"command": []}, "a sequence of words"),
+        ({"command": ["echo", "{other}"], "schema": {"task": "string"}}, "no field of schema="),
+        ({"lines": "xml"}, "lines='xml'"),
+        ({"limits": 5}, "limits=5"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"exit_codes": ()}, r"exit_codes=\(\)"),
+        ({"effect": "idempotent"}, "are of durable agents"),
+        ({"durable": True, "effect": "safe"}, "safe"),
+        ({"durable": True, "on_error": "retry"}, "of a program whose effect is 'unsafe'"),
+        ({"batch": True}, "no option batch"),
+        ({"retrys": 1}, "no option retrys"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(app: App, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        app.process_agent("tasks", **{"command": ["echo", "{task}"], **options})
+
+
+# -- programs that end badly ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_an_exit_code_is_an_error_with_the_last_lines_of_stderr_without_secrets(app: App, durable: bool) -> None:
+    script = "echo lost; seq 50 >&2; echo the key is $API_KEY >&2; exit 7"
+    environment = {"API_KEY": "sk-0123456789abcdef"}
+    app.process_agent(
+        "tasks", command=["sh", "-c", script], sink="lines", environment=environment, on_error="skip", durable=durable
+    )
+    publish(app, "tasks", [{"task": "one"}])
+    async with started(app):
+        await until(lambda: messages(app))
+    assert records(app, "lines") == []
+    (said,) = messages(app)
+    assert "sh ended with 7:" in said
+    assert said.endswith("49\n50\nthe key is ***")
+    assert "\n41\n" not in said
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_program_that_ends_badly_is_an_error_of_the_agent(app: App, durable: bool) -> None:
+    bad: list[tuple[list[str], dict[str, Any], str]] = [
+        (["sleep", "1000"], {"timeout": "50ms"}, "sleep has not ended in 0.05 s, and was ended"),
+        (["sleep", "1000"], {"limits": ResourceLimits(max_runtime_secs=0.1)}, "more than its max_task_duration"),
+        (["yes"], {"limits": ResourceLimits(max_output_bytes=1000)}, "more than its max_output_bytes"),
+        (["yes"], {}, "because it wrote more than 10 MB, or 100,000 lines"),
+        (["head", "-c", "20000000", "/dev/zero"], {}, "because it wrote more than 10 MB, or 100,000 lines"),
+        (["sh", "-c", "kill -9 $$"], {}, "ended by signal 9"),
+        (["no-such-program"], {}, "not found on PATH"),
+        (["echo", "no json"], {"lines": "json"}, "line 1 is not JSON: 'no json'"),
+    ]
+    for number, (command, options, _) in enumerate(bad):
+        wiring: dict[str, Any] = {"sink": "lines", "on_error": "skip", "durable": durable, **options}
+        app.process_agent(f"tasks{number}", command=command, name=f"agent{number}", dead_letter="tasks.dlq", **wiring)
+        publish(app, f"tasks{number}", [{"task": "one"}])
+    async with started(app):
+        await until(lambda: len(messages(app)) == len(bad))
+    said = {each["sabot.topic"].decode(): each["sabot.message"].decode() for each in headers(app, "tasks.dlq")}
+    assert {
+        number: said[f"tasks{number}"] for number, (_, _, why) in enumerate(bad) if why not in said[f"tasks{number}"]
+    } == {}
+    assert records(app, "lines") == []
+
+
+async def test_an_error_ends_the_agent_where_nothing_else_is_said(app: App) -> None:
+    app.process_agent("tasks", command=["false"])
+    publish(app, "tasks", [{"task": "one"}])
+    with pytest.raises(AgentFailed, match="false ended with 1"):
+        await bounded(app.run())
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_program_that_has_failed_is_run_again_on_request(app: App, tmp_path: Path, durable: bool) -> None:
+    script = "echo run >> runs; [ $(wc -l < runs) -gt 1 ] && echo good"
+    options: dict[str, Any] = {"on_error": "retry", "backoff": "1ms", "durable": durable}
+    options |= {"effect": "idempotent"} if durable else {}
+    app.process_agent("tasks", command=["sh", "-c", script], sink="lines", working_dir=tmp_path, **options)
+    publish(app, "tasks", [{"task": "one"}])
+    async with started(app):
+        await until(lambda: values(app, "lines") == ["good"])
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+# -- crashes -------------------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    """An app in a directory, again and again, and how often its program was run."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+        (folder / "go").touch()
+
+    def app(self, **options: Any) -> App:
+        app = App("works", self.url, state=str(self.folder / "state"), checkpoint_interval=3600)
+        script = 'echo "$1" >> runs; [ -e go ] || exec sleep 1000; echo "did $1"'
+        options = {"sink": "lines", "working_dir": self.folder, "name": "work", **options}
+        app.process_agent("tasks", command=["sh", "-c", script, "sh", "{task}"], **options)
+        return app
+
+    def runs(self) -> list[str]:
+        path = self.folder / "runs"
+        return path.read_text().split() if path.exists() else []
+
+    def hang(self) -> None:
+        (self.folder / "go").unlink()
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+
+@pytest.fixture
+def runs(memory_url: str, tmp_path: Path) -> Runs:
+    return Runs(memory_url, tmp_path)
+
+
+async def crash(app: App) -> None:
+    """The next start finds the journal as it is now, and no later checkpoint than there is."""
+    app.agent_runtime.checkpoint_coordinator.refuse("the process died")
+    with pytest.raises(CheckpointFailed):
+        await app.stop()
+
+
+def lines(runs: Runs) -> list[Any]:
+    return [record.value for record in MemoryBroker.get(runs.url).records("lines")]
+
+
+async def question(app: App) -> ActionRecord:
+    while True:
+        for each in await app.actions.find(statuses=[ActionStatus.PENDING]):
+            return each
+        await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize(("durable", "times"), [(False, 2), (True, 1)])
+async def test_a_run_whose_end_is_in_the_journal_is_not_repeated(runs: Runs, durable: bool, times: int) -> None:
+    app = runs.app(durable=durable)
+    await app.start()
+    publish(app, "tasks", [{"task": "one"}])
+    await until(lambda: lines(runs) == ["did one"])
+    await crash(app)
+    async with started(app := runs.app(durable=durable)):
+        await until(lambda: lines(runs) == ["did one", "did one"])  # as this sink is not transactional
+        await checkpoint(app)
+    assert runs.runs() == ["one"] * times
+
+
+async def test_a_stop_ends_the_child_and_the_record_is_read_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.runtime.agent_job._GRACE_SECONDS", 0.0)
+    runs.hang()
+    app = runs.app()
+    await app.start()
+    publish(app, "tasks", [{"task": "one"}])
+    await until(lambda: runs.runs() == ["one"])
+    await app.stop()
+    assert (await Supervisor.running()).children == []
+    runs.go()
+    async with started(runs.app()):
+        await until(lambda: lines(runs) == ["did one"])
+    assert runs.runs() == ["one", "one"]
+
+
+@pytest.mark.parametrize("effect", ["unsafe", "idempotent"])
+async def test_a_run_that_dies_with_its_supervisor_is_in_doubt(runs: Runs, effect: str) -> None:
+    runs.hang()
+    app = runs.app(durable=True, effect=effect, on_error="skip")
+    async with started(app):
+        publish(app, "tasks", [{"task": "one"}])
+        await until(lambda: runs.runs() == ["one"])
+        os.kill((await Supervisor.running()).pid, 9)
+        if effect == "unsafe":
+            action = await bounded(question(app))
+            assert action.type == "in_doubt"
+            await app.actions.resolve(action.resume_token, {"outcome": "done", "result": ["seen", "by eye"]})
+            await until(lambda: lines(runs) == ["seen", "by eye"])
+            assert runs.runs() == ["one"]
+        else:
+            await until(lambda: len(records(app, "tasks.dlq")) == 1)
+            assert "supervisor" in messages(app)[0]
