@@ -1,21 +1,24 @@
 """Agents that are programs: a child for each record, whose lines are results; what is refused, what fails, what crashes."""
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from sabot import App, UserError
+from sabot import App, SqlSink, UserError
 from sabot.agents import ActionRecord, ActionStatus
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import ResourceLimits, Supervisor
-from tools.agent_tools import bounded, checkpoint, publish, records, started, until, values
+from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
 
@@ -272,7 +275,7 @@ class Runs:
         app = App("works", self.url, state=str(self.folder / "state"), checkpoint_interval=3600)
         script = 'echo "$1" >> runs; [ -e go ] || exec sleep 1000; echo "did $1"'
         options = {"sink": "lines", "working_dir": self.folder, "name": "work", **options}
-        app.process_agent("tasks", command=["sh", "-c", script, "sh", "{task}"], **options)
+        app.process_agent("tasks", **{"command": ["sh", "-c", script, "sh", "{task}"], **options})
         return app
 
     def runs(self) -> list[str]:
@@ -320,6 +323,39 @@ async def test_a_run_whose_end_is_in_the_journal_is_not_repeated(runs: Runs, dur
         await until(lambda: lines(runs) == ["did one", "did one"])  # as this sink is not transactional
         await checkpoint(app)
     assert runs.runs() == ["one"] * times
+
+
+async def test_lines_come_from_the_journal_so_that_their_rows_are_exactly_once(runs: Runs) -> None:
+    script = 'echo "$1" >> runs; printf \'{{"pid": %d, "task": "%s"}}\' $$ "$1"'
+    table = f"sqlite:///{runs.folder / 'rows.db'}"
+    columns = pa.schema([("pid", pa.int64()), ("task", pa.string())])
+
+    def app() -> App:
+        sink = SqlSink(table, table="said", schema=columns)
+        return runs.app(durable=True, lines="json", command=["sh", "-c", script, "sh", "{task}"], sink=sink)
+
+    def rows() -> list[Any]:
+        with contextlib.closing(sqlite3.connect(runs.folder / "rows.db")) as database:
+            return database.execute("SELECT task, pid FROM said").fetchall()
+
+    first = app()
+    await first.start()
+    publish(first, "tasks", [{"task": "one"}])
+    await until(lambda: processed(first, "work") == 1)
+    await checkpoint(first)
+    (before,) = rows()
+    publish(first, "tasks", [{"task": "two"}])
+    await until(lambda: processed(first, "work") == 2)
+    await crash(first)
+    assert rows() == [before], "that of the second one was not committed"
+    second = app()
+    async with started(second):
+        publish(second, "tasks", [{"task": "three"}])
+        await until(lambda: processed(second, "work") == 2)
+        await checkpoint(second)
+    assert [task for task, _ in rows()] == ["one", "two", "three"]
+    assert rows()[0] == before
+    assert runs.runs() == ["one", "two", "three"]
 
 
 async def test_a_stop_ends_the_child_and_the_record_is_read_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
