@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     )
     from sabot.process.errors import (
         AgentError,
+        AgentNotFound,
         CommunicationError,
         ExecutionError,
         InvalidContext,
         IoError,
         NotFound,
         ProviderError,
+        ResourceLimitExceeded,
         SpawnFailed,
         Timeout,
+    )
+    from sabot.process.executor import (
+        AgentExecutor,
+        ExecutorStatistics,
+        TaskDelegation,
+        TaskResult,
+        ToolRequest,
+        ToolServers,
     )
     from sabot.process.limits import (
         ResourceLimits,
@@ -39,17 +49,34 @@ if TYPE_CHECKING:
         LocalProcessRunner,
         ProcessRunnerConfig,
     )
+    from sabot.process.runtime import (
+        MonitoringConfig,
+        ProcessConfig,
+        ProcessEvent,
+        ProcessEventBus,
+        ProcessRuntime,
+        ProcessStatistics,
+        RecoveryConfig,
+        RuntimeConfig,
+        RuntimeStatistics,
+    )
     from sabot.process.streams import (
         ChildInput,
         ChildOutput,
+    )
+    from sabot.process.worker import (
+        ProcessState,
+        RuntimeAgent,
     )
 
 __all__ = [
     "AgentConfig",
     "AgentError",
+    "AgentExecutor",
     "AgentHandle",
     "AgentInfo",
     "AgentMetrics",
+    "AgentNotFound",
     "AgentSignal",
     "AgentStatus",
     "Child",
@@ -58,19 +85,36 @@ __all__ = [
     "Command",
     "CommunicationError",
     "ExecutionError",
+    "ExecutorStatistics",
     "ExitStatus",
     "GracefulShutdown",
     "InvalidContext",
     "IoError",
     "LocalProcessRunner",
+    "MonitoringConfig",
     "NotFound",
+    "ProcessConfig",
+    "ProcessEvent",
+    "ProcessEventBus",
     "ProcessRunnerConfig",
+    "ProcessRuntime",
+    "ProcessState",
+    "ProcessStatistics",
     "ProcessUsage",
     "ProviderError",
+    "RecoveryConfig",
+    "ResourceLimitExceeded",
     "ResourceLimits",
+    "RuntimeAgent",
+    "RuntimeConfig",
+    "RuntimeStatistics",
     "SpawnFailed",
     "Supervisor",
+    "TaskDelegation",
+    "TaskResult",
     "Timeout",
+    "ToolRequest",
+    "ToolServers",
 ]
 
 _HOMES = {
@@ -83,14 +127,24 @@ _HOMES = {
     ),
     "sabot.process.errors": (
         "AgentError",
+        "AgentNotFound",
         "CommunicationError",
         "ExecutionError",
         "InvalidContext",
         "IoError",
         "NotFound",
         "ProviderError",
+        "ResourceLimitExceeded",
         "SpawnFailed",
         "Timeout",
+    ),
+    "sabot.process.executor": (
+        "AgentExecutor",
+        "ExecutorStatistics",
+        "TaskDelegation",
+        "TaskResult",
+        "ToolRequest",
+        "ToolServers",
     ),
     "sabot.process.limits": ("ResourceLimits",),
     "sabot.process.runner": (
@@ -104,9 +158,24 @@ _HOMES = {
         "LocalProcessRunner",
         "ProcessRunnerConfig",
     ),
+    "sabot.process.runtime": (
+        "MonitoringConfig",
+        "ProcessConfig",
+        "ProcessEvent",
+        "ProcessEventBus",
+        "ProcessRuntime",
+        "ProcessStatistics",
+        "RecoveryConfig",
+        "RuntimeConfig",
+        "RuntimeStatistics",
+    ),
     "sabot.process.streams": (
         "ChildInput",
         "ChildOutput",
+    ),
+    "sabot.process.worker": (
+        "ProcessState",
+        "RuntimeAgent",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What goes wrong with agents that are processes, by the names of document 003.
+"""What goes wrong with agents that are processes, by the names of documents 003 and 004.
 
 SabotError
 └── AgentError              an agent that is a process, or what it was asked, cannot go on
@@ -6,22 +6,26 @@ SabotError
     ├── ExecutionError      the program ended badly, or what it was asked for failed
     ├── CommunicationError  a stream of the child, or the supervisor, does not answer any more
     ├── NotFound            there is no agent of this id
+│   └── AgentNotFound   the runtime has none (document 004)
     ├── Timeout             it was not done in time (also a TimeoutError)
     ├── InvalidContext      what the agent was given does not fit
     ├── IoError             the system refused to read or to write (also an OSError)
-    └── ProviderError       the service behind the program has refused
+    ├── ProviderError       the service behind the program has refused
+└── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
 """
 
 from sabot.errors import SabotError
 
 __all__ = [
     "AgentError",
+    "AgentNotFound",
     "CommunicationError",
     "ExecutionError",
     "InvalidContext",
     "IoError",
     "NotFound",
     "ProviderError",
+    "ResourceLimitExceeded",
     "SpawnFailed",
     "Timeout",
 ]
@@ -47,6 +51,10 @@ class NotFound(AgentError):
     """There is no agent of this id."""
 
 
+class AgentNotFound(NotFound):
+    """The runtime has no agent of this id, or not any more."""
+
+
 class Timeout(AgentError, TimeoutError):
     """It was not done in the time that it had."""
 
@@ -61,3 +69,11 @@ class IoError(AgentError, OSError):
 
 class ProviderError(AgentError):
     """The service behind the program has refused, or is not there."""
+
+
+class ResourceLimitExceeded(AgentError):
+    """A task has used more than it may. limit: the field of `ResourceLimits`."""
+
+    def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit

@@ -1,0 +1,244 @@
+"""Tasks of agents that are processes, as document 004 has them: submitted, an agent acquired, its process and its tools checked, executed
+with limits, its calls of tools routed, the result collected, the agent released.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sabot.clock import Clock
+from sabot.errors import SabotError, UserError
+from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
+from sabot.process.worker import RuntimeAgent, WorkerProcess
+from sabot.threads import to_the_end
+
+__all__ = ["AgentExecutor", "ExecutorStatistics", "TaskDelegation", "TaskResult", "ToolRequest", "ToolServers"]
+
+_INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC
+
+
+class ToolServers(Protocol):
+    """Whose tools agents call: `sabot.mcp.McpServerPool` is one."""
+
+    async def get_or_create(self, agent_id: str) -> Any:
+        """Opens the session of an agent, if there is none."""
+
+    async def call_tool(self, agent_id: str, call: Any) -> Any:
+        """Calls `call.name` with `call.arguments`. The result has `content`, blocks of the protocol, and `is_error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRequest:
+    """A tool that an agent calls."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDelegation:
+    """What an agent is to do. All of it is given to its process, as JSON.
+
+    context: what it has to know. output_format, boundaries: what its answer is to look like, and what it is to keep to.
+    allowed_tools: their names; None: all. max_tool_calls, timeout: at most those of the agent's limits; timeout in seconds.
+    """
+
+    objective: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+    output_format: str = ""
+    boundaries: Sequence[str] = ()
+    allowed_tools: Sequence[str] | None = None
+    max_tool_calls: int | None = None
+    timeout: float | None = None
+    task_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        if not self.objective:
+            raise InvalidContext("a task has no objective")
+        if self.max_tool_calls is not None and self.max_tool_calls < 0:
+            raise UserError(f"task {self.task_id}: max_tool_calls is below 0")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UserError(f"task {self.task_id}: timeout is not above 0")
+
+    def params(self) -> dict[str, Any]:
+        """What the process gets."""
+        return {
+            "task_id": self.task_id,
+            "objective": self.objective,
+            "context": dict(self.context),
+            "output_format": self.output_format,
+            "boundaries": list(self.boundaries),
+            "allowed_tools": None if self.allowed_tools is None else list(self.allowed_tools),
+        }
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What an agent has answered. agent_id: who did it, perhaps another one than was asked. seconds: from the task to its answer."""
+
+    task_id: str
+    agent_id: str
+    result: Any
+    tool_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExecutorStatistics:
+    """Tasks that have ended, and how long one took."""
+
+    total_tasks: int
+    successful_tasks: int
+    failed_tasks: int
+    avg_execution_time_ms: float
+
+
+class AgentExecutor:
+    """Gives tasks to agents. choose: the agent that does the tasks of an id. tell: is told of each step."""
+
+    def __init__(
+        self,
+        choose: Callable[[str], RuntimeAgent],
+        tools: ToolServers | None,
+        clock: Clock,
+        tell: Callable[[str, str, str], Awaitable[None]],
+    ) -> None:
+        self._choose = choose
+        self._tools = tools
+        self._clock = clock
+        self._tell = tell
+        self._succeeded = 0
+        self._failed = 0
+        self._seconds = 0.0
+
+    def get_statistics(self) -> ExecutorStatistics:
+        """Counted since the beginning."""
+        total = self._succeeded + self._failed
+        return ExecutorStatistics(total, self._succeeded, self._failed, 1000 * self._seconds / total if total else 0.0)
+
+    async def execute_task(
+        self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
+    ) -> TaskResult:
+        """Executes it, after those that the agent was given before. slots: it needs one of them.
+
+        Raises AgentNotFound; Timeout and ResourceLimitExceeded, where its process is ended and replaced; ExecutionError, when the process
+        says that it has failed, ends, or is not started again; and what opening the agent's session with its tools raises.
+        """
+        agent = self._choose(agent_id)
+        await self._tell("task.submitted", agent.id, task.task_id)
+        while True:
+            some: AbstractAsyncContextManager[Any] = nullcontext() if slots is None else slots
+            async with agent.lock, some:
+                process = await agent.usable()
+                if process is not None:
+                    return await self._counted(agent, process, task)
+            agent = self._choose(agent_id)  # it was terminated, or is degraded
+
+    async def execute_tasks_parallel(
+        self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
+    ) -> list[TaskResult | Exception]:
+        """Executes pairs of (agent id, task), so many at a time. -> in their order, what each has given or raised"""
+        if max_parallel < 1:
+            raise UserError("max_parallel allows no task")
+        slots = asyncio.Semaphore(max_parallel)
+
+        async def one(agent_id: str, task: TaskDelegation) -> TaskResult | Exception:
+            try:
+                return await self.execute_task(agent_id, task, slots=slots)
+            except Exception as error:
+                return error
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(one(*each)) for each in tasks]
+        return [each.result() for each in running]
+
+    async def _counted(self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> TaskResult:
+        """One task of an agent that is acquired and lives."""
+        began = self._clock.monotonic()
+        try:
+            await self._tell("task.acquired", agent.id, task.task_id)
+            await self._tell("task.process_checked", agent.id, task.task_id)
+            if self._tools is not None:
+                await self._tools.get_or_create(agent.id)
+            await self._tell("task.tools_checked", agent.id, task.task_id)
+            result, calls = await self._executed(agent, process, task)
+        except BaseException:
+            self._failed += 1
+            raise
+        else:
+            self._succeeded += 1
+            agent.failures = 0
+            await self._tell("task.collected", agent.id, task.task_id)
+            return TaskResult(task.task_id, agent.id, result, calls, self._clock.monotonic() - began)
+        finally:
+            self._seconds += self._clock.monotonic() - began
+            await self._tell("task.released", agent.id, task.task_id)
+
+    async def _executed(self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> tuple[Any, int]:
+        """What it has answered, and how many tools it has called. A process that may still be at the task afterwards is ended."""
+        seconds = _lower(task.timeout, agent.limits.max_task_duration)
+        answer: Mapping[str, Any] | None = None
+        async with process.busy():
+            try:
+                async with asyncio.timeout(seconds):
+                    answer, calls = await self._conversation(agent, process, task)
+            except TimeoutError as error:
+                raise Timeout(f"task {task.task_id} of agent {agent.name!r} was not done in {seconds:g} s") from error
+            finally:
+                if answer is None:
+                    await to_the_end(process.stop(why="its task was ended", by_task=True))
+        if "error" in answer:
+            wrong = answer["error"]
+            said = wrong.get("message", wrong) if isinstance(wrong, Mapping) else wrong
+            raise ExecutionError(f"task {task.task_id} of agent {agent.name!r} has failed: {said}")
+        return answer["result"], calls
+
+    async def _conversation(
+        self, agent: RuntimeAgent, process: WorkerProcess, task: TaskDelegation
+    ) -> tuple[dict[str, Any], int]:
+        most = _lower(task.max_tool_calls, agent.limits.max_tool_calls_per_task)
+        calls = 0
+        await process.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
+        await self._tell("task.started", agent.id, task.task_id)
+        while True:
+            message = await process.hear()
+            if message.get("method") != "tools/call":
+                if message.get("id", task.task_id) == task.task_id:
+                    return message, calls
+                continue
+            calls += 1
+            if most is not None and calls > most:
+                raise ResourceLimitExceeded(
+                    f"task {task.task_id} of agent {agent.name!r} has called more than {most:g} tools",
+                    limit="max_tool_calls_per_task",
+                )
+            await process.tell({"id": message.get("id"), **await self._called(agent, task, message.get("params"))})
+
+    async def _called(self, agent: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
+        """What the process is told of its call of a tool: what went wrong is its model's to know."""
+        match params:
+            case {"name": str(name), **rest} if isinstance(arguments := rest.get("arguments") or {}, dict):
+                pass
+            case _:
+                return _error(_INVALID, "a call of a tool has a name, and arguments, which are an object")
+        if self._tools is None:
+            return _error(_REFUSED, "this runtime has no tools")
+        if task.allowed_tools is not None and name not in task.allowed_tools:
+            return _error(_REFUSED, f"the task does not allow the tool {name!r}")
+        await self._tell("task.tool_call", agent.id, task.task_id)
+        try:
+            result = await self._tools.call_tool(agent.id, ToolRequest(name, arguments))
+        except SabotError as error:
+            return _error(_FAILED, str(error))
+        return {"result": {"content": result.content, "isError": result.is_error}}
+
+
+def _error(code: int, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}
+
+
+def _lower(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)

@@ -1,0 +1,442 @@
+"""Long-lived agents that are processes, as document 004 has them: started, given tasks, watched, started again when they end."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import UserError
+from sabot.process.client import INHERITED, Command
+from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
+from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelegation, TaskResult, ToolServers
+from sabot.process.limits import ResourceLimits
+from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
+from sabot.redaction import keep_settings
+
+__all__ = [
+    "MonitoringConfig",
+    "ProcessConfig",
+    "ProcessEvent",
+    "ProcessEventBus",
+    "ProcessRuntime",
+    "ProcessStatistics",
+    "RecoveryConfig",
+    "RuntimeConfig",
+    "RuntimeStatistics",
+]
+
+_log = logging.getLogger(__name__)
+_LINE_BYTES = 10 << 20  # of an answer, where output is not limited
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """max_concurrent_processes: agents at a time. spawn_timeout: seconds until one is ready. shutdown_grace_period: seconds from SIGTERM to
+    SIGKILL. enable_isolation: agents get of the worker's environment only `PATH`, `HOME` and the like; else all of it.
+    """
+
+    max_concurrent_processes: int = 10
+    spawn_timeout: float = 30.0
+    shutdown_grace_period: float = 10.0
+    enable_isolation: bool = True
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "max_concurrent_processes", "spawn_timeout")
+        if self.shutdown_grace_period < 0:
+            raise UserError("ProcessConfig: shutdown_grace_period is below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitoringConfig:
+    """health_check_interval: seconds between two looks at all agents. heartbeat_timeout: for how long an agent that sends heartbeats may be
+    silent. enable_metrics: what agents use is measured each `metrics_interval` seconds. enable_log_aggregation: of what each agent writes
+    besides its answers the newest `log_buffer_bytes` are kept.
+    """
+
+    health_check_interval: float = 10.0
+    heartbeat_timeout: float = 30.0
+    enable_metrics: bool = True
+    metrics_interval: float = 5.0
+    enable_log_aggregation: bool = True
+    log_buffer_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "health_check_interval", "heartbeat_timeout", "metrics_interval", "log_buffer_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """enable_auto_restart: an agent whose process ends is started again, at most `max_restart_attempts` times without a task done in
+    between, after `backoff_seconds`, and twice as long each time. Then it is degraded. enable_graceful_degradation: another agent of its
+    type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a process stopped,
+    until it is ended.
+    """
+
+    enable_auto_restart: bool = True
+    max_restart_attempts: int = 3
+    enable_graceful_degradation: bool = True
+    backoff_seconds: float = 5.0
+    failure_threshold: int = 3
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "failure_threshold")
+        if self.max_restart_attempts < 0 or self.backoff_seconds < 0:
+            raise UserError("RecoveryConfig: max_restart_attempts or backoff_seconds is below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """resources: of each agent, with all that it starts; its time, output and calls of tools count for each task.
+
+    mcp: whose tools agents may call, say `McpServerPool(config=McpConfig(...))`; who made it closes it.
+    """
+
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    resources: ResourceLimits = field(default_factory=ResourceLimits)
+    mcp: ToolServers | None = None
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+
+@dataclass(frozen=True)
+class ProcessEvent:
+    """What has happened. type: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; of a task
+    `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`. at: seconds since
+    1970.
+    """
+
+    type: str
+    agent_id: str
+    task_id: str
+    at: float
+
+
+class ProcessEventBus(Protocol):
+    """Takes events."""
+
+    async def publish(self, event: Any) -> None:
+        """Takes one."""
+
+
+@dataclass(frozen=True)
+class ProcessStatistics:
+    """What runs now, and all its descendants: resident memory, and CPU time since the beginning, with that of what has ended."""
+
+    active_processes: int
+    total_memory_bytes: int
+    total_cpu_time_ms: float
+
+
+@dataclass(frozen=True)
+class RuntimeStatistics:
+    """Since the beginning, and now. success_rate: of tasks, from 0 to 1; 1 before the first."""
+
+    total_agents_spawned: int
+    active_agents: int
+    total_tasks_executed: int
+    success_rate: float
+    processes: ProcessStatistics
+    tasks: ExecutorStatistics
+
+
+class ProcessRuntime:
+    """Runs agents as children of this machine; they get tasks as JSON lines on stdin. They end with `shutdown`, and with this process,
+    however it ends.
+
+    message_bus: gets a ProcessEvent of whatever happens. on_state: called with an agent, the state of its process before, and the new one.
+    sleep: waits between health checks and before restarts.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig | None = None,
+        message_bus: ProcessEventBus | None = None,
+        *,
+        on_state: Callable[[RuntimeAgent, ProcessState, ProcessState], None] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.config = config or RuntimeConfig()
+        self.executor = AgentExecutor(self._choose, self.config.mcp, clock, self._publish)
+        self._bus = message_bus
+        self._on_state = on_state
+        self._clock = clock
+        self._sleep = sleep
+        self._agents: dict[str, RuntimeAgent] = {}
+        self._starting = 0
+        self._spawned = 0
+        self._cpu_of_ended = 0.0
+        self._running = False
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begins to watch agents. Before that none can be spawned."""
+        if self._running:
+            return
+        self._running = True
+        watch = self.config.monitoring
+        self._keep(self._each(watch.health_check_interval, self.check_health))
+        if watch.enable_metrics:
+            self._keep(self._each(watch.metrics_interval, self._measure))
+
+    async def __aenter__(self) -> "ProcessRuntime":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    async def spawn_agent(
+        self,
+        name: str,
+        type: str,
+        cmd: str,
+        args: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        limits: ResourceLimits | None = None,
+        wait_ready: bool = False,
+    ) -> str:
+        """Starts an agent. -> its id. limits: at most those of the runtime. wait_ready: it is ready when it says `{"method": "ready"}`;
+        else when its program was executed.
+
+        Raises UserError before `start`; SpawnFailed, also when `max_concurrent_processes` run already; Timeout.
+        """
+        self._check_running()
+        own = self.config.process
+        alive = sum(not agent.is_over for agent in self._agents.values())
+        if alive + self._starting >= own.max_concurrent_processes:
+            raise SpawnFailed(
+                f"agent {name!r}: max_concurrent_processes={own.max_concurrent_processes} run already",
+                hint="terminate one, or allow more",
+            )
+        environment = environment or {}
+        keep_settings(environment)
+        whole, watch = self.config.resources.narrowed(limits), self.config.monitoring
+        command = Command(
+            argv=[cmd, *args],
+            environment=environment,
+            inherit=INHERITED if own.enable_isolation else tuple(os.environ),
+            working_dir=working_dir,
+            stderr="pipe" if watch.enable_log_aggregation else "null",
+            limits=_of_the_process(whole),
+            output_bytes=(whole.max_output_bytes or _LINE_BYTES) + 1,
+            lossless=True,
+        )
+        log = AgentLog(watch.log_buffer_bytes if watch.enable_log_aggregation else 0)
+        agent = RuntimeAgent(name, type, command, whole, log)
+        agent.wait_ready = wait_ready
+        self._starting += 1
+        try:
+            await self._start(agent)
+        finally:
+            self._starting -= 1
+        if not self._running:
+            await self._end(agent, "the runtime was shut down")
+            self._check_running()
+        self._agents[agent.id] = agent
+        self._spawned += 1
+        await self._publish("agent.spawned", agent.id)
+        return agent.id
+
+    async def execute_task(self, agent_id: str, task: TaskDelegation) -> TaskResult:
+        """Gives the agent a task, after those that it was given before. Raises as `AgentExecutor.execute_task`."""
+        return await self.executor.execute_task(agent_id, task)
+
+    async def execute_tasks_parallel(
+        self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
+    ) -> list[TaskResult | Exception]:
+        """Executes pairs of (agent id, task), so many at a time. -> in their order, what each has given or raised"""
+        return await self.executor.execute_tasks_parallel(tasks, max_parallel)
+
+    async def terminate(self, agent_id: str) -> None:
+        """Ends an agent in good order: SIGTERM, the grace, SIGKILL to all that it has started. Raises AgentNotFound."""
+        agent = self.agent(agent_id)
+        await self._end(agent, "it was terminated")
+        self._agents.pop(agent_id, None)
+        await self._publish("agent.terminated", agent_id)
+
+    async def shutdown(self) -> None:
+        """Ends all agents in good order."""
+        self._running = False
+        await asyncio.gather(*(self._end(agent, "the runtime was shut down") for agent in self._agents.values()))
+        self._agents.clear()
+        work = list(self._work)
+        for each in work:
+            each.cancel()
+        if work:
+            await asyncio.wait(work)
+
+    def agent(self, agent_id: str) -> RuntimeAgent:
+        """The agent of this id. Raises AgentNotFound."""
+        if (found := self._agents.get(agent_id)) is None:
+            raise AgentNotFound(f"the runtime has no agent {agent_id!r}", hint="was it terminated?")
+        return found
+
+    def list_agents(self) -> list[RuntimeAgent]:
+        """All that were not terminated."""
+        return list(self._agents.values())
+
+    def logs(self, agent_id: str) -> str:
+        """The newest that the agent has written besides its answers, also to stderr. Raises AgentNotFound."""
+        return self.agent(agent_id).log.text()
+
+    async def check_health(self) -> list[str]:
+        """Looks at all agents once, and ends processes that hang. -> the ids of their agents"""
+        hung = []
+        for agent in self.list_agents():
+            if (process := agent.process) is None or process.state in (
+                ProcessState.SHUTTING_DOWN,
+                ProcessState.TERMINATED,
+            ):
+                continue
+            process.strikes = process.strikes + 1 if process.is_stopped else 0
+            silent = process.silent_seconds
+            if process.strikes >= self.config.recovery.failure_threshold:
+                why = "it is stopped (SIGSTOP)"
+            elif silent > self.config.monitoring.heartbeat_timeout:
+                why = f"its last heartbeat was {silent:.0f} s ago"
+            else:
+                continue
+            await process.stop(why=why)
+            hung.append(agent.id)
+        return hung
+
+    async def get_statistics(self) -> RuntimeStatistics:
+        """Measured now."""
+        await self._measure()
+        alive = [agent for agent in self._agents.values() if agent.pid]
+        used = [agent.usage for agent in alive if agent.usage is not None]
+        cpu = self._cpu_of_ended + sum(each.cpu_seconds for each in used)
+        tasks = self.executor.get_statistics()
+        return RuntimeStatistics(
+            self._spawned,
+            len(alive),
+            tasks.total_tasks,
+            tasks.successful_tasks / tasks.total_tasks if tasks.total_tasks else 1.0,
+            ProcessStatistics(
+                sum(each.processes for each in used), sum(each.memory_bytes for each in used), 1000 * cpu
+            ),
+            tasks,
+        )
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise UserError("the runtime does not run", hint="await runtime.start() before agents are spawned")
+
+    def _choose(self, agent_id: str) -> RuntimeAgent:
+        """Who does the tasks of this agent."""
+        agent = self.agent(agent_id)
+        if not agent.is_over:
+            return agent
+        if self.config.recovery.enable_graceful_degradation:
+            others = [each for each in self._agents.values() if each.type == agent.type and not each.is_over]
+            if others:
+                return min(others, key=lambda each: each.lock.locked())
+        raise ExecutionError(
+            f"agent {agent.name!r} is not started any more: {agent.why}", hint="terminate it, and spawn another one"
+        )
+
+    async def _start(self, agent: RuntimeAgent) -> None:
+        agent.process = WorkerProcess(
+            agent.name,
+            agent.log,
+            self._clock,
+            max_output_bytes=agent.limits.max_output_bytes,
+            changed=lambda before, state: self._changed(agent, before, state),
+            ended=lambda process: self._ended(agent, process),
+        )
+        await agent.process.start(agent.command, within=self.config.process.spawn_timeout, wait_ready=agent.wait_ready)
+
+    def _changed(self, agent: RuntimeAgent, before: ProcessState, state: ProcessState) -> None:
+        if state is ProcessState.READY:
+            agent.changed.set()
+        if self._on_state is not None:
+            self._on_state(agent, before, state)
+
+    def _ended(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
+        agent.usage = None
+        self._cpu_of_ended += 0.0 if process.status is None else process.status.cpu_seconds
+        if process.was_ready and agent.id in self._agents and not agent.is_over:
+            self._keep(self._recover(agent, process))
+
+    async def _recover(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
+        own = self.config.recovery
+        why, counts = process.how(), not process.by_task
+        await self._publish("agent.failed", agent.id)
+        while not agent.is_over:
+            if not own.enable_auto_restart:
+                agent.over(why)
+                return
+            agent.failures += counts
+            if agent.failures > own.max_restart_attempts:
+                _log.warning("agent %r is degraded after %d restarts: %s", agent.name, own.max_restart_attempts, why)
+                agent.over(why, degraded=True)
+                await self._publish("agent.degraded", agent.id)
+                return
+            if counts:
+                await self._sleep(own.backoff_seconds * 2 ** (agent.failures - 1))
+            try:
+                if not agent.is_over:
+                    agent.restarts += 1
+                    await self._start(agent)
+                    if agent.is_over:  # meanwhile
+                        await self._end(agent, agent.why)
+                    await self._publish("agent.restarted", agent.id)
+                    return
+            except (AgentError, OSError) as error:
+                why, counts = str(error), True
+
+    async def _end(self, agent: RuntimeAgent, why: str) -> None:
+        agent.over(why, degraded=agent.degraded)
+        if agent.process is not None and agent.process.child is not None:
+            await agent.process.stop(self.config.process.shutdown_grace_period, why=why)
+
+    async def _measure(self) -> None:
+        async def one(agent: RuntimeAgent) -> None:
+            child = None if agent.process is None else agent.process.child
+            if child is not None and not child.is_over:
+                try:
+                    agent.usage = await child.usage()
+                except CommunicationError:  # its supervisor was killed: its end is on the way
+                    agent.usage = None
+
+        await asyncio.gather(*map(one, self.list_agents()))
+
+    async def _each(self, seconds: float, what: Callable[[], Awaitable[Any]]) -> None:
+        while True:
+            await self._sleep(seconds)
+            await what()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _publish(self, kind: str, agent_id: str, task_id: str = "") -> None:
+        if self._bus is not None:
+            try:
+                await self._bus.publish(ProcessEvent(kind, agent_id, task_id, self._clock.time()))
+            except Exception:  # who listens has no say
+                _log.exception("the message bus of the runtime has not taken %s", kind)
+
+
+def _above_zero(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise UserError(f"{type(config).__name__}: {name} is not above 0")
+
+
+def _of_the_process(limits: ResourceLimits) -> ResourceLimits:
+    """Those that count for its whole life, and not for each task."""
+    of_tasks = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task")
+    return ResourceLimits(
+        **{name: None if name in of_tasks else getattr(limits, name) for name in ResourceLimits.__slots__}
+    )
