@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--long-run", type=int, default=640, help="calls of each client")
     parser.add_argument("--peers", default="none", choices=("none", "pydantic_ai"))
     options = parser.parse_args()
+    for name in ("in_flight", "streams", "long_run"):  # few rows are a look at the answers
+        setattr(options, name, min(getattr(options, name), options.rows))
     pythons = dict.fromkeys(("sdk", "engine", "agent"), sys.executable)
     if options.peers != "none":
         pythons[options.peers] = python_of(options.peers)

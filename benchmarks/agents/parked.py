@@ -118,7 +118,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]
     gc.collect()
     samples.append((options.rows, rss_mb() * 1e6))
     counts, sizes = np.array([each for each in samples if each[0] >= options.rows / 5]).T
-    slope = np.polyfit(counts, sizes, 1)[0] if len(set(counts)) > 2 else float("nan")
+    slope = round(np.polyfit(counts, sizes, 1)[0]) if len(set(counts)) > 2 else None  # too few for a line
 
     taken = []
     for _ in range(3):
@@ -145,7 +145,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]
     await again.app.stop()
     waits = sorted(shop.woken[order][0] - given[order] for order in questions)
     return {
-        "bytes_each": round(slope),
+        "bytes_each": slope,
         "parked_per_s": round(options.rows / parked_seconds),
         "wake_p50_ms": round(waits[len(waits) // 2] * 1000, 2),
         "wake_p99_ms": round(waits[int(len(waits) * 0.99)] * 1000, 2),

@@ -152,8 +152,12 @@ def main() -> None:
     parser.add_argument("--spawns", type=int, default=200)
     parser.add_argument("--idle", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rows", type=int, help="a short run: so many children at most, and half a second")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rows:
+        options.spawns, options.idle = (min(count, options.rows) for count in (options.spawns, options.idle))
+        options.seconds = 0.5
     if options.worker:
         asyncio.run(worker(options.worker))
         return

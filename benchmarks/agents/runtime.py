@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--peers", default="none", help=f"none, all, or some of {','.join(PEERS)}")
     parser.add_argument("--peer-jobs", type=int, default=2_000, help="of each peer")
     options = parser.parse_args()
+    options.jobs = min(options.jobs, options.rows)
     outcome: dict[str, Any] = {"benchmark": "runtime", "rows": options.rows, "subscribers": options.subscribers}
     outcome |= {"jobs": options.jobs, "at_once": options.at_once}
     outcome |= asyncio.run(events(options.rows, options.subscribers))
