@@ -35,8 +35,10 @@ class World:
 
 
 def kernel_in(folder: Path, *, deadly: bool = False) -> RuntimeKernel:
-    """Its agent pays an order, and then says so. deadly: once all are paid, asking the model again is the end of the process."""
-    world = World(folder)
+    """Its agent pays an order, and then says so. deadly: once the model was asked again of all of them, which is when the journal has that
+    they are paid, it is the end of the process.
+    """
+    world, asked_again = World(folder), set[str]()
 
     @tool
     async def pay(order: str) -> str:
@@ -47,7 +49,8 @@ def kernel_in(folder: Path, *, deadly: bool = False) -> RuntimeKernel:
     async def answer(spec: RequestSpec) -> Any:
         order, told = spec.messages[0].text, spec.messages[-1].role == "tool"
         if told and deadly:
-            if len(world.words("paid")) == JOBS:
+            asked_again.add(order)
+            if len(asked_again) == JOBS:
                 os.kill(os.getpid(), signal.SIGKILL)
             await asyncio.Event().wait()
         world.note(f"asked-{order}-{int(told)}")
