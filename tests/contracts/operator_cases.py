@@ -245,7 +245,7 @@ def answered() -> MapLlm:
     """A model that says the name of a user in capitals."""
     engine = ExecutionEngine(ScriptedProvider(lambda spec: spec.messages[-1].text.upper()))
     options = {"concurrency": 3, "ordered": True, "on_error": "fail", "cache": 2}
-    node = map_llm_node(Node(), "{user}", engine, "name", "", None, options, {})
+    node = map_llm_node(Node(), "{user}", engine, "name", "", None, options, {}, lambda: None)
     return MapLlm(node.asked, keys=["user"])
 
 
