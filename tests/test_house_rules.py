@@ -7,7 +7,7 @@ not needed any more, so that it is removed.
 
 import ast
 import inspect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -223,3 +223,9 @@ def test_the_unit_tests_stand_as_the_rooms_do() -> None:
     unit = PROJECT / "tests" / "unit"
     folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
     assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []
+
+
+def test_a_test_file_has_a_name_of_its_own() -> None:
+    """They are modules without packages: of two with one name pytest collects neither."""
+    names = Counter(path.name for path in (PROJECT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
