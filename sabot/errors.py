@@ -88,9 +88,11 @@ def short_repr(value: object) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """The message of an error of any class, also of one of the user's whose `__str__` raises."""
+    """The message of an error of any class, also of one of the user's whose `__str__` raises. It can be written as UTF-8: what cannot
+    (a surrogate) is escaped.
+    """
     try:
-        return str(error)
+        return str(error).encode(errors="backslashreplace").decode()
     except Exception as worse:
         return f"(its message cannot be read: {type(worse).__name__})"
 

@@ -47,7 +47,8 @@ def warn_of_users_error(log: logging.Logger, error: BaseException, message: str,
         return
     trace, text = users_part(error.__traceback__), ""
     if trace is not None:
-        text = scrubbed("".join(traceback.format_exception(type(error), error, trace))).rstrip()
+        lines = "".join(traceback.format_exception(type(error), error, trace))
+        text = scrubbed(lines.encode(errors="backslashreplace").decode()).rstrip()
     record = log.makeRecord(log.name, logging.WARNING, __file__, 0, message, given, None)
     record.exc_text = text or None
     log.handle(record)

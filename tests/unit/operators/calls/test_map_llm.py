@@ -80,7 +80,7 @@ class Prompts(Run):
         self.model = model
         source = stream_of(input)._node
         node = node or map_llm_node(
-            source, prompt, model.engine, output, how.pop("instructions", ""), None, options, how
+            source, prompt, model.engine, output, how.pop("instructions", ""), None, options, how, lambda: None
         )
         self.node = node
         super().__init__(MapLlm(node.asked, keys=keys), loop, input, **running)
