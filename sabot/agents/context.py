@@ -7,7 +7,7 @@ from typing import Any
 
 from sabot.errors import UserError, short_repr
 
-__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "amount", "checked_word"]
+__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "amount", "checked_word", "whole"]
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
@@ -31,14 +31,34 @@ class BudgetSpec:
     max_turns: int | None = None
     max_runtime_seconds: float | None = None
 
+    @classmethod
+    def of(cls, given: "BudgetSpec | Mapping[str, Any] | None") -> "BudgetSpec":
+        """From its fields by their names; None: no limit. Raises UserError for what is none of them."""
+        if isinstance(given, BudgetSpec):
+            return given
+        if given is None:
+            return cls()
+        if not isinstance(given, Mapping):
+            raise UserError(f"budgets={short_repr(given)}", hint="budgets=BudgetSpec(max_cost=1.0)")
+        if unknown := sorted(map(str, given.keys() - cls.__dataclass_fields__.keys())):
+            raise UserError(f"budgets: there is no limit {unknown[0]}", hint=", ".join(cls.__dataclass_fields__))
+        return cls(**given)
+
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_tool_calls", "max_turns"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
+            if value is not None:
+                whole(name, value)
         object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
         seconds = amount("max_runtime_seconds", self.max_runtime_seconds)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
+
+
+def whole(name: str, value: object) -> int:
+    """A number of calls or tokens. Raises UserError unless it is whole and not negative."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
+    return value
 
 
 def amount(name: str, value: object) -> Decimal | None:

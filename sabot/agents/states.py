@@ -411,6 +411,8 @@ def _check_over(found: _Found, beside: bool) -> None:
 
 
 def _check_again(found: _Found, again: Collection[str]) -> None:
+    if isinstance(again, str):  # a collection of its letters, and of its parts for `in`
+        raise UserError(f"again={again!r}: names are wanted", hint=f"again=[{again!r}]")
     made = [
         each for each in open_calls(found.entries, found.part) if _changes_something(each) and each.name not in again
     ]

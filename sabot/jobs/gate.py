@@ -10,6 +10,7 @@ what is asked from then on. But another attempt of a job (`on_error="retry"`, a 
 has denied to the one before, and is judged anew; what a person has refused stays refused.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -359,7 +360,7 @@ def judged(gate: EffectGate, call: GatedCall) -> GateVerdict | Awaitable[GateVer
     try:
         found = gate.decide(call)
         if isinstance(found, GateVerdict):
-            call.changed(found)
+            call.changed(_sound(found))
             return found
     except Exception as error:  # a rule is the user's code
         return _broken(error)
@@ -369,13 +370,24 @@ def judged(gate: EffectGate, call: GatedCall) -> GateVerdict | Awaitable[GateVer
 async def _judged_later(found: Awaitable[GateVerdict], call: GatedCall) -> GateVerdict:
     try:
         verdict = await found
-        call.changed(verdict)
+        call.changed(_sound(verdict))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        return _broken(error)  # of what the rule has waited for
     except Exception as error:  # a rule is the user's code
         return _broken(error)
     return verdict
 
 
-def _broken(error: Exception) -> GateVerdict:
+def _sound(verdict: GateVerdict) -> GateVerdict:
+    """The verdict, if a journal that has it can be read again. Raises what says why not: a reason that is no text, for example."""
+    _decode(encode_verdict(verdict))
+    return verdict
+
+
+def _broken(error: BaseException) -> GateVerdict:
     said = f"what decides on it has failed: {type(error).__name__}: {words_of(error)}"
     return GateVerdict(Decision.DENY, reason=said)
 

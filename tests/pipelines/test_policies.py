@@ -195,7 +195,6 @@ async def test_the_records_of_an_agent_may_be_untrusted(office: Office) -> None:
         {"scope": "t"},
         {"principal": "p", "durable": True, "batch": True},
         {"labels": "untrusted", "durable": True},
-        {"labels": ["untrusted"], "durable": True, "batch": True},
         {"labels": ["a,b"], "durable": True},
     ],
 )

@@ -338,11 +338,15 @@ async def test_lines_come_from_the_journal_so_that_their_rows_are_exactly_once(r
         with contextlib.closing(sqlite3.connect(runs.folder / "rows.db")) as database:
             return database.execute("SELECT task, pid FROM said").fetchall()
 
+    async def delivered(by: App, count: int) -> None:
+        while len(rows()) < count:  # a row is delivered behind the checkpoint that has the end of its job
+            await checkpoint(by)
+
     first = app()
     await first.start()
     publish(first, "tasks", [{"task": "one"}])
     await until(lambda: processed(first, "work") == 1)
-    await checkpoint(first)
+    await bounded(delivered(first, 1))
     (before,) = rows()
     publish(first, "tasks", [{"task": "two"}])
     await until(lambda: processed(first, "work") == 2)
@@ -351,8 +355,7 @@ async def test_lines_come_from_the_journal_so_that_their_rows_are_exactly_once(r
     second = app()
     async with started(second):
         publish(second, "tasks", [{"task": "three"}])
-        await until(lambda: processed(second, "work") == 2)
-        await checkpoint(second)
+        await bounded(delivered(second, 3))
     assert [task for task, _ in rows()] == ["one", "two", "three"]
     assert rows()[0] == before
     assert runs.runs() == ["one", "two", "three"]

@@ -25,7 +25,7 @@ from sabot.agents.accounts.budgets import (
     Window,
     window_start,
 )
-from sabot.agents.context import ExecutionContext
+from sabot.agents.context import ExecutionContext, amount, whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
@@ -249,13 +249,15 @@ class Ledger:
         """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
         of an equal scope, principal and job, or until `reservation_timeout`.
         """
+        cost = amount("pending_cost", pending_cost) or Decimal(0)
+        whole("pending_tokens", pending_tokens)
         await self._account(context.scope_id)
         held = self._held.setdefault(_who(context), deque())
         now = self._clock.monotonic()
         while held and held[0][1] <= now:
             self.release(held.popleft()[0], context.scope_id)
         call = uuid.uuid4().hex
-        judged = self.reserve(call, context.scope_id, Amounts(pending_tokens, Decimal(pending_cost), 1))
+        judged = self.reserve(call, context.scope_id, Amounts(pending_tokens, cost, 1))
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             held.append((call, now + self._timeout_s))
         elif not held:
@@ -275,7 +277,13 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """A call has used that much. event_id: its own name, by which it counts once. Returns the row when it is written."""
+        """A call has used that much. event_id: its own name, by which it counts once. Returns the row when it is written.
+
+        Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used.
+        """
+        whole("input_tokens", usage.input_tokens)
+        whole("output_tokens", usage.output_tokens)
+        cost = amount("cost", cost)
         event = LedgerEvent(
             event_id=event_id or uuid.uuid4().hex,
             type="model",

@@ -60,6 +60,10 @@ class ExecutionRequest:
         checked_word(self.scope_id, "scope_id", empty=False)
         for name in ("principal_id", "session_id", "run_id", "idempotency_key", "agent"):
             checked_word(getattr(self, name), name)
+        object.__setattr__(self, "budgets", BudgetSpec.of(self.budgets))
+        for name, kinds in (("policy_ref", PolicyRef | None), ("versions", RunVersions), ("metadata", Mapping)):
+            if not isinstance(getattr(self, name), kinds):
+                raise UserError(f"ExecutionRequest: {name}={short_repr(getattr(self, name))} is none")
 
     def context(self, job_id: str = "") -> ExecutionContext:
         """On whose behalf the job runs, and within which limits."""

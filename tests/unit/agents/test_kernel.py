@@ -760,3 +760,14 @@ def test_a_request_without_a_scope_has_the_default_one_and_a_wrong_one_is_refuse
     assert (context.scope_id, context.principal_id, context.job_id) == ("default", "me", "job-1")
     with pytest.raises(UserError, match="scope_id"):
         ask("go", scope_id="")
+    for wrong, said in (
+        ({"max_turns": -4}, "max_turns=-4"),
+        ({"max_turn": 0}, "there is no limit max_turn"),  # it was taken, and limited nothing
+        (3, "budgets=3"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask("go", budgets=wrong)
+    with pytest.raises(UserError, match="metadata=3"):
+        ask("go", metadata=3)
+    assert ask("go", budgets=None).budgets == BudgetSpec()
+    assert ask("go", budgets={"max_turns": 4}).budgets == BudgetSpec(max_turns=4)

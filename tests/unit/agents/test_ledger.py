@@ -166,6 +166,21 @@ def test_a_budget_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
         ledger().set_budget(100)  # type: ignore[arg-type]
 
 
+async def test_use_that_is_negative_or_no_number_is_refused_and_gives_nothing_back() -> None:
+    """-1000000 tokens that were to come made room for 500,000, and one row of NaN broke the account for good."""
+    books, who = ledger(max_tokens_daily=100, max_cost_daily=1), TENANT
+    for pending in ({"pending_tokens": -1}, {"pending_tokens": 1.5}, {"pending_cost": -5}, {"pending_cost": "much"}):
+        with pytest.raises(UserError, match=next(iter(pending))):
+            await books.check_budget(who, **pending)  # type: ignore[arg-type]
+    for cost in (Decimal("NaN"), Decimal("-1"), Decimal("Infinity")):
+        with pytest.raises(UserError, match="cost="):
+            await books.record_model_usage(who, Usage(1, 1), cost=cost)
+    with pytest.raises(UserError, match="input_tokens="):
+        await books.record_model_usage(who, Usage(-7, 1))
+    assert await books.check_budget(who, 101) is BudgetDecision.DENY
+    assert await books.check_budget(who, 79) is BudgetDecision.ALLOW
+
+
 # -- time ------------------------------------------------------------------------------------------------------------------
 
 

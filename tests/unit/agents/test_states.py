@@ -147,6 +147,8 @@ async def test_what_was_done_behind_the_checkpoint_is_not_done_again_without_bei
         with pytest.raises(RestoreFailed, match=r"pay .step 3.: the restored one may do it again") as told:
             await states.restore(first.job_id)
         assert (told.value.code, "again=['pay']" in told.value.hint) == ("E2032", True)
+        with pytest.raises(UserError, match="names are wanted"):  # "pay" is in this text
+            await states.restore(first.job_id, again="nothing but repay")
         assert len(await kernel.jobs.find()) == 1
         await answer(await states.restore(first.job_id, again=["pay"]))
         assert shop.paid == [2]

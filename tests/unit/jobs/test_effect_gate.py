@@ -24,7 +24,9 @@ from sabot.jobs.gate import (
     GatedCall,
     GateVerdict,
     decode_verdict,
+    encode_verdict,
     hidden,
+    judged,
 )
 from sabot.jobs.values import unpack
 from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
@@ -611,3 +613,55 @@ async def test_a_job_does_not_go_on_as_another_before_all_that_it_has_asked_has_
         jobs.journal.post(Letter("signal", "1", job="j", name="go"))
         await jobs.over("j")
         assert (jobs.agent.done, jobs.agent.blocks) == ({"j": "over"}, {})
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        lambda: GateVerdict(Decision.DENY, reason=42),  # type: ignore[arg-type]
+        lambda: GateVerdict(Decision.WARN, reason={"a": 1}),  # type: ignore[arg-type]
+        lambda: GateVerdict(Decision.DENY, rule="\ud800"),
+        lambda: GateVerdict(Decision.ALLOW, tokens="many"),  # type: ignore[arg-type]
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_verdict_that_could_not_be_read_again_denies_the_call(
+    verdict: Callable[[], GateVerdict], later: bool
+) -> None:
+    """It was written, and no later start could open its journal."""
+
+    async def told() -> GateVerdict:
+        return verdict()
+
+    gate = Judge(lambda _: told() if later else verdict())
+    made = judged(gate, call_of())
+    found = made if isinstance(made, GateVerdict) else await made
+    assert found.decision is Decision.DENY
+    assert found.reason.startswith("what decides on it has failed: ")
+    assert decode_verdict(encode_verdict(found)) == found
+
+
+async def test_a_rule_that_waits_for_what_was_cancelled_denies_the_call() -> None:
+    async def told() -> GateVerdict:
+        other = asyncio.ensure_future(asyncio.sleep(3600))
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
+        return GateVerdict()
+
+    made = judged(Judge(lambda _: told()), call_of())
+    assert not isinstance(made, GateVerdict)
+    assert (await made).decision is Decision.DENY
+    waiting = asyncio.ensure_future(_awaited(judged(Judge(lambda _: _never()), call_of())))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def _never() -> GateVerdict:
+    await asyncio.Event().wait()
+    return GateVerdict()
+
+
+async def _awaited(made: Any) -> Any:
+    return await made

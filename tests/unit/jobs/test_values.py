@@ -193,7 +193,7 @@ def test_an_error_is_its_class_and_its_message() -> None:
     assert seen(UserError("no key", hint="give one")) == ("UserError", "no key (give one)")
     assert seen(Mute()) == ("Mute", "(its message cannot be read: RuntimeError)")
     assert seen(SystemExit(3)) == ("SystemExit", "3")
-    assert seen(ValueError("\ud800")) == ("ValueError", "?")
+    assert seen(ValueError("\ud800")) == ("ValueError", "\\ud800")
 
 
 def test_an_error_of_an_effect_stays_what_it_was() -> None:
