@@ -504,7 +504,7 @@ async def chances():
 @pytest.mark.parametrize("payload", [b"{no json", b"1"], ids=["undecodable", "raising"])
 async def test_dead_letters_wait_for_their_sink_as_results_do(app, sink, narrow, payload):
     """A slow dead-letter sink was no reason to wait: all of a bad topic stood in memory before it."""
-    rows = 20_000
+    rows = 10_000
 
     @app.agent("orders", on_error="skip", dead_letter=sink)
     async def refuse(ctx):
