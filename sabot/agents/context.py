@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from sabot.config import is_whole
 from sabot.errors import UserError, short_repr
 
 __all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "amount", "checked_word", "whole"]
@@ -54,11 +55,10 @@ class BudgetSpec:
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
 
 
-def whole(name: str, value: object) -> int:
+def whole(name: str, value: object) -> None:
     """A number of calls or tokens. Raises UserError unless it is whole and not negative."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not is_whole(value, 0):
         raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
-    return value
 
 
 def amount(name: str, value: object) -> Decimal | None:
