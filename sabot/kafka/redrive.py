@@ -254,9 +254,8 @@ class _Sender:
                     self._flush()
         for partition, note in self._notes(batch).items():
             with step("token", notes_topic):
-                producer.produce(
-                    notes_topic, msgspec.json.encode(note), f"{note.topic_id}/{partition}".encode(), partition=0
-                )
+                key = f"{note.topic_id}/{partition}".encode()
+                self._accepted(partial(producer.produce, notes_topic, msgspec.json.encode(note), key, partition=0))
         self._flush()
         with step("commit", notes_topic):
             self._call(producer.commit_transaction)
@@ -265,23 +264,32 @@ class _Sender:
     def _produce(self, sending: _Sending) -> None:
         letter, refused = sending.letter, partial(self._on_delivery, sending.letter.place)
         place: dict[str, int] = {} if sending.partition < 0 else {"partition": sending.partition}
+        self._accepted(
+            partial(
+                self._producer.produce,
+                sending.topic,
+                letter.payload,
+                letter.key,
+                headers=list(letter.headers) or None,
+                timestamp=sending.timestamp,
+                on_delivery=refused,
+                **place,
+            ),
+            letter.place,
+        )
+
+    def _accepted(self, produce: Callable[[], object], letter: str = "") -> None:
+        """Calls `produce`, again while the client's queue is full. letter: the place of the one that is sent, to name it when refused."""
         while True:
             try:
-                self._producer.produce(
-                    sending.topic,
-                    letter.payload,
-                    letter.key,
-                    headers=list(letter.headers) or None,
-                    timestamp=sending.timestamp,
-                    on_delivery=refused,
-                    **place,
-                )
+                produce()
                 return
             except BufferError:
                 self._producer.poll(0.1)
                 self._raise_refusal()
             except KafkaException as error:
-                self._on_delivery(letter.place, error.args[0], None)
+                if letter:
+                    self._on_delivery(letter, error.args[0], None)
                 self._raise_refusal()
                 raise self._explained(error.args[0]) from clean_cause(error)
 

@@ -444,8 +444,9 @@ def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_onc
 
 
 @pytest.mark.usefixtures("small_transactions")
+@pytest.mark.parametrize(("name", "nth"), [("produce", 5), ("token", 3)])
 def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
-    kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch, name: str, nth: int
 ) -> None:
     """The client learns it in a thread of its own; `produce` then raises no more than "Local: Fatal error". Seen once."""
     with_letters(kafka_url, topic, 10)
@@ -463,7 +464,7 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
             producers[0].flush(30)
 
     monkeypatch.setattr(redriving, "producer_of", producer_of)
-    steps.watch(Watching("produce", 5, other))
+    steps.watch(Watching(name, nth, other))
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
     with pytest.raises(JobLocked, match="another redrive"):
         redriving.redrive(dead)
