@@ -41,8 +41,8 @@ _WANTED = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OTelConfig:
     """tracer_name: of the tracer and the meter. service_name: an attribute of each span; "": that of the provider's resource says it.
-    capture_input, capture_output, capture_tool_args: prompts, answers and results, arguments. record_exceptions: what errors said, and not
-    only their class. sampling_rate: the part of the jobs that are traced, each of them whole.
+    capture_input, capture_output, capture_tool_args: prompts; answers, results and what errors said; arguments. record_exceptions: an event
+    of the span for each error, with its class. sampling_rate: the part of the jobs that are traced, each of them whole.
     """
 
     tracer_name: str = "agent_runtime"
@@ -220,11 +220,13 @@ class OpenTelemetryAdapter:
         span.end(_ns(event.at))
 
     def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
+        """What an error said is content: it may have what a tool was given, or a vendor's words and in them the prompt's."""
         span.set_attribute("error.type", data["error"])
-        said = str(data.get("message", "")) if self.config.record_exceptions else ""
+        said = str(data.get("message", "")) if self.config.capture_output else ""
         span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, said or None))
         if self.config.record_exceptions:
-            span.add_event("exception", {"exception.type": data["error"], "exception.message": said}, timestamp=_ns(at))
+            about = {"exception.type": data["error"], **({"exception.message": said} if said else {})}
+            span.add_event("exception", about, timestamp=_ns(at))
 
 
 class _Ids:

@@ -17,7 +17,7 @@ from sabot.agents import (
     RuntimeEventType,
     RuntimeKernel,
 )
-from sabot.errors import UserError
+from sabot.errors import EffectError, UserError
 from sabot.llm import ToolCall, assistant, tool
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
@@ -137,11 +137,32 @@ async def test_content_is_there_only_where_it_is_asked_for():
 
 
 @pytest.mark.parametrize("record", [True, False])
-async def test_an_error_is_told_with_its_words_only_where_they_are_wanted(record):
+async def test_an_error_has_an_event_where_exceptions_are_recorded(record):
     _, spans = await traced_run(agent_of(asks("lead"), "There is none."), record_exceptions=record)
     span = spans[1]
     assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "ValueError")
-    assert (span.status.description, len(span.events)) == (("no lead", 1) if record else (None, 0))
+    assert [dict(each.attributes) for each in span.events] == [{"exception.type": "ValueError"}] * record
+
+
+async def lost(ctx):
+    raise ValueError("no lead for 4111")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_an_error_said_is_content(wanted):
+    _, spans = await traced_run(agent_of(asks("lead"), "There is none."), capture_output=wanted)
+    with pytest.raises(EffectError):
+        await failed_run(lost, traced := Traced(capture_output=wanted))
+    for span, words in ((spans[1], "no lead"), (traced.exporter.get_finished_spans()[-1], "no lead for 4111")):
+        assert (span.status.description, span.attributes["error.type"]) == (words if wanted else None, "ValueError")
+        assert [words in str(dict(each.attributes)) for each in span.events] == [wanted]
+
+
+async def failed_run(agent, traced):
+    async with traced, RuntimeKernel.create(agent=agent, events=traced.bus) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="find gold"))
+        await until(traced.exporter.get_finished_spans)
+        await handle.result()
 
 
 async def ask_a_person(ctx):
