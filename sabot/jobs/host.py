@@ -451,12 +451,8 @@ class JobHost:
             if self.runs(live):
                 item()
 
-        async def wait() -> None:
-            await self.journal.durable(position)
-            self.put(go_on)
-
         live.ending = True
-        self.beside(wait(), f"the end of job {live.job.job_id}")
+        self.log.when_durable(position, partial(self.put, go_on))
 
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""

@@ -84,6 +84,8 @@ class JobLog:
         self._untold: deque[tuple[Position | None, News | asyncio.Future[None]]] = deque()
         self._telling: asyncio.Task[None] | None = None
         self._roomless: asyncio.Future[None] | None = None
+        # Who waits for the disk, of each partition.
+        self._awaited: dict[int, deque[tuple[Position, Callable[[], None]]]] = {}
         self._leaving = False
 
     async def open(self) -> None:
@@ -104,6 +106,24 @@ class JobLog:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
                 self._tell(position, entry)
+
+    def when_durable(self, position: Position, item: Callable[[], None]) -> None:
+        """Calls `item` when the entry there is durable. All ends of jobs of a partition wait in one task, not in one each."""
+        if (awaited := self._awaited.get(position.partition)) is not None:
+            awaited.append((position, item))
+            return
+        self._awaited[position.partition] = deque([(position, item)])
+        self._desk.beside(self._await_disk(position.partition), "what waits for the ends of jobs to be durable")
+
+    async def _await_disk(self, partition: int) -> None:
+        awaited = self._awaited[partition]
+        try:
+            while awaited:
+                await self.journal.durable(awaited[0][0])
+                _, item = awaited.popleft()
+                item()
+        finally:
+            del self._awaited[partition]
 
     # -- who listens --------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class ExecutionHandle:
     __slots__ = (
         "_answered",
         "_begins",
+        "_begun",
         "_early",
         "_ended",
         "_kernel",
@@ -58,8 +59,9 @@ class ExecutionHandle:
         self.agent = agent
         self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: of END
         self._ended = False  # it has an END
-        self._answered: asyncio.Future[None] | None = None  # for who waits for the outcome
-        self._begins: asyncio.Future[bool] | None = None  # for who waits for BEGIN
+        self._answered: asyncio.Event | None = None  # for who waits for the outcome
+        self._begins: asyncio.Event | None = None  # for who waits for BEGIN
+        self._begun: bool | None = None
         self._listening: list[Subscription] = []
         self._early: Subscription | list[RuntimeEvent] | None = None  # pieces that came before somebody listened
 
@@ -78,8 +80,8 @@ class ExecutionHandle:
         """
         if self._outcome is None:
             if self._answered is None:
-                self._answered = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._answered)
+                self._answered = asyncio.Event()
+            await self._answered.wait()
         if isinstance(self._outcome, bytes):
             self._outcome = self.agent.result(self.job_id, self._outcome)
         if isinstance(self._outcome, BaseException):
@@ -164,16 +166,20 @@ class ExecutionHandle:
 
     # -- what its kernel says -------------------------------------------------------------------------------------------
 
-    def begins(self) -> "asyncio.Future[bool]":
-        """Whether BEGIN is appended; False: it will not be."""
-        if self._begins is None:
-            self._begins = asyncio.get_running_loop().create_future()
-        return self._begins
+    async def begins(self) -> bool:
+        """Returns when BEGIN is appended: true. False: it will not be."""
+        if self._begun is None:
+            if self._begins is None:
+                self._begins = asyncio.Event()
+            await self._begins.wait()
+        return bool(self._begun)
 
     def begun(self, has: bool = True) -> None:
         """BEGIN is appended, or will not be."""
-        if not (begins := self.begins()).done():
-            begins.set_result(has)
+        if self._begun is None:
+            self._begun = has
+            if self._begins is not None:
+                self._begins.set()
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
         """It is over: whoever waits is told. ended: it has an END, so its last event comes."""
@@ -183,8 +189,8 @@ class ExecutionHandle:
         if not ended:
             for live in self._listening:
                 live.close()
-        if self._answered is not None and not self._answered.done():
-            self._answered.set_result(None)
+        if self._answered is not None:
+            self._answered.set()
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:

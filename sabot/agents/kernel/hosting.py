@@ -157,7 +157,7 @@ class KernelHost:
             name = digest(self.journal.key, "request", agent.agent_id, asked)
         while (other := self.handles.get(job_id)) is not None:
             _check_same(request, job_id, other.digest, name)
-            if await asyncio.shield(other.begins()):
+            if await other.begins():
                 await self.journal.flush()
                 return other
             self.check()
@@ -189,7 +189,7 @@ class KernelHost:
             self._leave(job_id)
             handle.begun(False)
             raise
-        if not await asyncio.shield(handle.begins()):
+        if not await handle.begins():
             self.check()
             raise UserError("the kernel was closed before the job had begun")
         await self.journal.flush()
