@@ -82,6 +82,10 @@ _KINDS = {
     "sabot_model_in_flight": _Kind("gauge", _MODEL, "Calls that are being made."),
     "sabot_model_waiting": _Kind("gauge", _MODEL, "Calls that wait for the limits."),
     "sabot_model_limit": _Kind("gauge", _MODEL, "Requests that the provider may have in flight now."),
+    "sabot_warm_pool_children": _Kind("gauge", ("pool", "state"), "Children: warm, starting, given_out."),
+    "sabot_warm_pool_events_total": _Kind(
+        "counter", ("pool", "event"), "Children allocated, refused, died while warm, refreshed."
+    ),
 }
 
 

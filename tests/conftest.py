@@ -64,6 +64,7 @@ WAITING = {
     "test_exits": 8,
     "test_source_contract": 8,
     "test_values": 8,
+    "test_warm_pool": 5,
 }
 COMPUTING = {
     "test_documents": 60,

@@ -5,6 +5,9 @@
     first_ms               from nothing: the supervisor's start and the first child's
     spawn_p50_ms, _p99     of `spawn`, one after the other, until the program is executed
     spawns_per_s           of ten at a time, with their ends
+    cold_answer_p50_ms     from `spawn` to the child's first answer, a line for a line
+    warm_p50_ms, _p99      of `WarmPool.allocate`, each from a pool that is full
+    warm_answer_p50_ms     from `allocate` to the first answer
     runner_p50_ms          of `LocalProcessRunner.spawn`
     idle_percent           of one core, that the supervisor and this process use while --idle children sleep, over --seconds
     limited_percent        the same, with limits that are measured
@@ -28,8 +31,18 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from sabot.process import AgentConfig, Command, LocalProcessRunner, ProcessRunnerConfig, ResourceLimits, Supervisor
+from sabot.process import (
+    AgentConfig,
+    Child,
+    Command,
+    LocalProcessRunner,
+    ProcessRunnerConfig,
+    ResourceLimits,
+    Supervisor,
+    WarmPool,
+)
 
+ECHO = Command(argv=["cat"])
 SLEEP = Command(argv=["sleep", "1000"])
 LIMITED = Command(argv=["sleep", "1000"], limits=ResourceLimits(max_processes=100))
 
@@ -41,8 +54,8 @@ def cpu_seconds(*pids: int) -> float:
     return sum(int(figures[11]) + int(figures[12]) for figures in stats) / ticks
 
 
-def children_of(pid: int) -> int:
-    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def timed(calls: int, call: Callable[[], Awaitable[Any]]) -> list[float]:
@@ -56,17 +69,57 @@ async def timed(calls: int, call: Callable[[], Awaitable[Any]]) -> list[float]:
     return taken
 
 
+async def answered(child: Child) -> None:
+    """The child has got a line, and has answered it."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"work\n")
+    async for line in child.stdout.lines():
+        assert line == b"work"
+        return
+
+
+async def warm(supervisor: Supervisor, calls: int) -> dict[str, float]:
+    """How soon a child answers that was started for it, and how soon one of a pool."""
+    cold, given, answers = [], [], []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        child = await supervisor.spawn(ECHO)
+        await answered(child)
+        cold.append(1000 * (time.perf_counter() - begin))
+        await child.stop(0)
+    async with WarmPool(ECHO) as pool:
+        for _ in range(calls):
+            there = set(children_of(supervisor.pid))
+            begin = time.perf_counter()
+            child = await pool.allocate()
+            given.append(1000 * (time.perf_counter() - begin))
+            await answered(child)
+            answers.append(1000 * (time.perf_counter() - begin))
+            assert child.pid in there, "it was not started for this"
+            await pool.give_back(child)
+            while pool.status().warm < pool.config.size:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    assert children_of(supervisor.pid) == []
+    return {
+        "cold_answer_p50_ms": median(cold),
+        "warm_p50_ms": median(given),
+        "warm_p99_ms": quantiles(given, n=100)[98],
+        "warm_answer_p50_ms": median(answers),
+    }
+
+
 async def idle(supervisor: Supervisor, command: Command, count: int, seconds: float) -> tuple[float, float]:
     """(percent of one core, MB of the supervisor) with so many sleeping children."""
     children = [await supervisor.spawn(command) for _ in range(count)]
-    assert children_of(supervisor.pid) == count
+    assert len(children_of(supervisor.pid)) == count
     await asyncio.sleep(0.5)
     before, begin = cpu_seconds(supervisor.pid, os.getpid()), time.perf_counter()
     await asyncio.sleep(seconds)
     used = (cpu_seconds(supervisor.pid, os.getpid()) - before) / (time.perf_counter() - begin)
     pages = int(Path(f"/proc/{supervisor.pid}/statm").read_text().split()[1])
     await asyncio.gather(*(child.stop(0) for child in children))
-    assert children_of(supervisor.pid) == 0
+    assert children_of(supervisor.pid) == []
     return 100 * used, pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
@@ -94,8 +147,8 @@ async def killed_worker(count: int) -> float:
     )
     assert process.stdout is not None
     supervisor = int(await process.stdout.readline())
-    assert children_of(supervisor) == count
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    assert len(children_of(supervisor)) == count
+    children = children_of(supervisor)
     begin = time.perf_counter()
     process.kill()
     while any(os.path.exists(f"/proc/{pid}") for pid in [supervisor, *children]):  # noqa: ASYNC110
@@ -130,6 +183,7 @@ async def measured(options: argparse.Namespace) -> dict[str, float]:
         await asyncio.gather(*(one() for _ in range(10)))
     figures["spawns_per_s"] = options.spawns // 10 * 10 / (time.perf_counter() - begin)
 
+    figures |= await warm(supervisor, options.spawns)
     async with LocalProcessRunner(ProcessRunnerConfig(enable_health_checks=False)) as runner:
         config = AgentConfig(name="sleeper", model_backend="sleep", task="1000")
         figures["runner_p50_ms"] = median(await timed(options.spawns, lambda: runner.spawn(config)))
@@ -142,7 +196,7 @@ async def measured(options: argparse.Namespace) -> dict[str, float]:
             await runner.spawn(config)
         begin = time.perf_counter()
     figures["shutdown_s"] = time.perf_counter() - begin
-    assert children_of(supervisor.pid) == 0
+    assert children_of(supervisor.pid) == []
     figures["killed_s"] = await killed_worker(options.idle)
     return figures
 

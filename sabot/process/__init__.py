@@ -18,14 +18,18 @@ if TYPE_CHECKING:
         AgentError,
         AgentNotFound,
         CommunicationError,
+        DrainTimeout,
         ExecutionError,
         InvalidContext,
         IoError,
         NotFound,
         ProviderError,
         ResourceLimitExceeded,
+        ScaleDownFailed,
+        ScaleUpFailed,
         SpawnFailed,
         Timeout,
+        WarmPoolExhausted,
     )
     from sabot.process.executor import (
         AgentExecutor,
@@ -34,6 +38,11 @@ if TYPE_CHECKING:
         TaskResult,
         ToolRequest,
         ToolServers,
+    )
+    from sabot.process.fleet.warm import (
+        WarmPool,
+        WarmPoolConfig,
+        WarmPoolStatus,
     )
     from sabot.process.limits import (
         ResourceLimits,
@@ -84,6 +93,7 @@ __all__ = [
     "ChildOutput",
     "Command",
     "CommunicationError",
+    "DrainTimeout",
     "ExecutionError",
     "ExecutorStatistics",
     "ExitStatus",
@@ -108,6 +118,8 @@ __all__ = [
     "RuntimeAgent",
     "RuntimeConfig",
     "RuntimeStatistics",
+    "ScaleDownFailed",
+    "ScaleUpFailed",
     "SpawnFailed",
     "Supervisor",
     "TaskDelegation",
@@ -115,6 +127,10 @@ __all__ = [
     "Timeout",
     "ToolRequest",
     "ToolServers",
+    "WarmPool",
+    "WarmPoolConfig",
+    "WarmPoolExhausted",
+    "WarmPoolStatus",
 ]
 
 _HOMES = {
@@ -129,14 +145,18 @@ _HOMES = {
         "AgentError",
         "AgentNotFound",
         "CommunicationError",
+        "DrainTimeout",
         "ExecutionError",
         "InvalidContext",
         "IoError",
         "NotFound",
         "ProviderError",
         "ResourceLimitExceeded",
+        "ScaleDownFailed",
+        "ScaleUpFailed",
         "SpawnFailed",
         "Timeout",
+        "WarmPoolExhausted",
     ),
     "sabot.process.executor": (
         "AgentExecutor",
@@ -145,6 +165,11 @@ _HOMES = {
         "TaskResult",
         "ToolRequest",
         "ToolServers",
+    ),
+    "sabot.process.fleet.warm": (
+        "WarmPool",
+        "WarmPoolConfig",
+        "WarmPoolStatus",
     ),
     "sabot.process.limits": ("ResourceLimits",),
     "sabot.process.runner": (

@@ -193,6 +193,10 @@ class Child:
         """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
         self._ask("stop", grace=0.0)
 
+    def end_after(self, seconds: float | None) -> None:
+        """From now on it has so much time, as if this were its `max_task_duration`; None: it is not limited any more."""
+        self._ask("time", seconds=seconds)
+
     async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
         """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later."""
         if not self.is_over:
@@ -214,7 +218,7 @@ class Child:
         if (most := self._limits.max_output_bytes) is not None and before <= most < self.output_bytes:
             self._ask("stop", grace=0.0, limit="max_output_bytes")
 
-    def _ask(self, what: str, **more: float | str) -> None:
+    def _ask(self, what: str, **more: float | str | None) -> None:
         if not self.is_over:
             self._supervisor.tell({"do": what, "child": self._number, **more})
 

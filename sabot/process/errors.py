@@ -1,17 +1,21 @@
 """What goes wrong with agents that are processes, by the names of documents 003 and 004.
 
 SabotError
-└── AgentError              an agent that is a process, or what it was asked, cannot go on
-    ├── SpawnFailed         the program did not start; names the program and the reason
-    ├── ExecutionError      the program ended badly, or what it was asked for failed
-    ├── CommunicationError  a stream of the child, or the supervisor, does not answer any more
-    ├── NotFound            there is no agent of this id
-│   └── AgentNotFound   the runtime has none (document 004)
-    ├── Timeout             it was not done in time (also a TimeoutError)
-    ├── InvalidContext      what the agent was given does not fit
-    ├── IoError             the system refused to read or to write (also an OSError)
-    ├── ProviderError       the service behind the program has refused
-└── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
+└── AgentError                  an agent that is a process, or what it was asked, cannot go on
+    ├── SpawnFailed             the program did not start; names the program and the reason
+    ├── ExecutionError          the program ended badly, or what it was asked for failed
+    ├── CommunicationError      a stream of the child, or the supervisor, does not answer any more
+    ├── NotFound                there is no agent of this id
+    │   └── AgentNotFound       the runtime has none (document 004)
+    ├── Timeout                 it was not done in time (also a TimeoutError)
+    │   └── DrainTimeout        E2093: what a child of a fleet did was not done when its time to drain was over
+    ├── InvalidContext          what the agent was given does not fit
+    ├── IoError                 the system refused to read or to write (also an OSError)
+    ├── ProviderError           the service behind the program has refused
+    ├── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
+    ├── ScaleUpFailed           E2090: a fleet has not grown
+    ├── ScaleDownFailed         E2091: a fleet has not shrunk
+    └── WarmPoolExhausted       E2092: no child is warm
 """
 
 from sabot.errors import SabotError
@@ -20,14 +24,18 @@ __all__ = [
     "AgentError",
     "AgentNotFound",
     "CommunicationError",
+    "DrainTimeout",
     "ExecutionError",
     "InvalidContext",
     "IoError",
     "NotFound",
     "ProviderError",
     "ResourceLimitExceeded",
+    "ScaleDownFailed",
+    "ScaleUpFailed",
     "SpawnFailed",
     "Timeout",
+    "WarmPoolExhausted",
 ]
 
 
@@ -77,3 +85,27 @@ class ResourceLimitExceeded(AgentError):
     def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.limit = limit
+
+
+class ScaleUpFailed(AgentError):
+    """A fleet has not grown as it was to: it would be larger than it may, or children of it did not start."""
+
+    code = "E2090"
+
+
+class ScaleDownFailed(AgentError):
+    """A fleet has not shrunk: it would be smaller than it may, or what was to be saved first was not."""
+
+    code = "E2091"
+
+
+class WarmPoolExhausted(AgentError):
+    """No child is warm."""
+
+    code = "E2092"
+
+
+class DrainTimeout(Timeout):
+    """What a child did was not done when its time to drain was over. It was ended: the work is given back."""
+
+    code = "E2093"

@@ -173,6 +173,9 @@ class Supervision:
             case "stop" if child is not None:
                 child.limit = child.limit or request.get("limit")
                 self._stop(child, request["grace"])
+            case "time" if child is not None:
+                seconds = request["seconds"]
+                child.last_moment = None if seconds is None else time.monotonic() + seconds
             case "usage":
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
 

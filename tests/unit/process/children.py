@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sabot.clock import ManualClock
 from sabot.process import Child, Command
 
 
@@ -41,3 +42,25 @@ def alive(pid: int) -> bool:
 def children_of(pid: int) -> list[int]:
     """Also those that have ended and were not reaped."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class ByHand:
+    """Time that moves when the test says so, and everybody who waits for it."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.waits: list[float] = []
+        self._waiting: list[tuple[float, asyncio.Event]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        event = asyncio.Event()
+        self._waiting.append((self.clock.monotonic() + seconds, event))
+        await event.wait()
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        due = [each for each in self._waiting if each[0] <= self.clock.monotonic()]
+        self._waiting = [each for each in self._waiting if each not in due]
+        for _, event in due:
+            event.set()

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.process.children import alive, until
+from unit.process.children import ByHand, alive, until
 
-from sabot.clock import ManualClock
 from sabot.errors import IllegalTransition, SabotError, UserError
 from sabot.process import (
     AgentError,
@@ -53,28 +52,6 @@ CALLS_FOR_EVER = """
 read -r task
 while echo '{"id": 7, "method": "tools/call", "params": {"name": "search"}}'; do read -r answer; done"""
 TASK = TaskDelegation(objective="look")
-
-
-class ByHand:
-    """Time that moves when the test says so, and everybody who waits for it."""
-
-    def __init__(self) -> None:
-        self.clock = ManualClock()
-        self.waits: list[float] = []
-        self._waiting: list[tuple[float, asyncio.Event]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        event = asyncio.Event()
-        self._waiting.append((self.clock.monotonic() + seconds, event))
-        await event.wait()
-
-    def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        due = [each for each in self._waiting if each[0] <= self.clock.monotonic()]
-        self._waiting = [each for each in self._waiting if each not in due]
-        for _, event in due:
-            event.set()
 
 
 class Bus:
