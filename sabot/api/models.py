@@ -6,7 +6,7 @@ session             the conversation of a key, in keyed state: written when the 
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import msgspec
 
 from sabot.api.asked_batches import AgentModel, Said
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
+from sabot.jobs.gate import Price
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
@@ -23,7 +24,9 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ModelError, model_error
+from sabot.llm.judging import JUDGE
 from sabot.llm.messages import ChatMessage
+from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestSpec
@@ -91,17 +94,43 @@ class JobModel(AgentModel):
         return await self._ctx.call(tool, **arguments)
 
 
+class _Requests:
+    """A `CallJudge` of what one effect asks: it has been allowed, and each further request of it is another attempt of the effect."""
+
+    def __init__(self, effect: Effect) -> None:
+        self.effect = effect.id
+        self._again = effect.again
+        self._asked: ModelCall | None = None
+
+    async def __call__(
+        self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
+        if self._asked is not None and self._asked.unread:
+            await self._next()
+        self._asked = call
+        call.again = self._next
+        return await ask()
+
+    async def _next(self) -> None:
+        if self._again is not None:
+            self.effect = await self._again(self.effect)
+
+
 def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
+        requests = _Requests(effect)
+        JUDGE.set(requests)  # of this effect: each has a context of its own
         if pieces is None or not pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key)
-        return await _in_pieces(engine, spec, effect, pieces)
+        return await _in_pieces(engine, spec, effect, pieces, requests)
 
     llm.__name__ = ASKS
     return llm
 
 
-async def _in_pieces(engine: ExecutionEngine, spec: RequestSpec, effect: Effect, pieces: Pieces) -> Completion:
+async def _in_pieces(
+    engine: ExecutionEngine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
+) -> Completion:
     """The answer, told as it comes. A stream that breaks off is no reason to fail: the whole is asked for, as without listeners."""
     number = 0
     try:
@@ -110,7 +139,7 @@ async def _in_pieces(engine: ExecutionEngine, spec: RequestSpec, effect: Effect,
                 if piece.completion is not None:
                     return piece.completion
                 if piece.text or piece.reasoning:
-                    pieces.fragment(effect.id, number, piece.text, piece.reasoning)
+                    pieces.fragment(requests.effect, number, piece.text, piece.reasoning)
                     number += 1
     except TransientError:
         if not number:

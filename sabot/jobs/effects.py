@@ -27,6 +27,7 @@ from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answ
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
+from sabot.llm.errors import ModelError, model_error
 
 __all__ = ["Effects", "child_id", "is_approved"]
 
@@ -52,7 +53,8 @@ class Effects:
     ) -> None:
         """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
-        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=partial(broke, "an effect"))
+        broken = partial(broke, "an effect")
+        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=broken, again=self.again)
         self._desk = desk
         self._timers = timers
         self._gate = gate
@@ -191,6 +193,34 @@ class Effects:
         entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
         self._make(live, ask, self._desk.append(entry, live))
 
+    async def again(self, effect: EffectId) -> EffectId:
+        """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a gate
+        lets it. Returns when that may be sent. Raises ModelError where nobody waits for it any more, BudgetExceeded.
+        """
+        asked: asyncio.Future[tuple[EffectId, Position]] = asyncio.get_running_loop().create_future()
+        self._desk.put(partial(self._sent_again, effect, asked))
+        effect, entry = await asked
+        await self._sendable(entry)
+        return effect
+
+    def _sent_again(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
+        if asked.done():  # its call was cancelled
+            return
+        live = self._desk.live(effect.job)
+        ask = self._outlived.get(effect[:2]) if live is None else live.job.open.get(effect.ordinal)
+        if ask is None:
+            asked.set_exception(ModelError(f"it was not asked again: effect {effect} is over"))
+            return
+        effect = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
+        refused = None if self._gate is None else self._gate.again(effect)
+        if refused is not None:
+            said = _refusal(ask, refused.reason, refused.rule)
+            asked.set_exception(model_error(refused.error, said) or EffectError(refused.error, said))
+            return
+        ask.attempt = effect.attempt
+        entry = Attempt(effect.job, self._desk.now_ms(), effect.ordinal, effect.attempt)
+        asked.set_result((effect, self._desk.append(entry, live)))
+
     def _result(self, live: Live, ask: Ask, outcome: str, body: bytes) -> None:
         """The effect has a certain outcome: it is recorded, and the function told."""
         entry = self._settled(live.job.job_id, ask, outcome, body)
@@ -287,8 +317,7 @@ class Effects:
         return False
 
     def _refused(self, live: Live, ask: Ask, why: str, error: str = "PolicyDenied", rule: str = "") -> None:
-        said = f"{ask.model or ask.name} was not done: {why}" + (f" (rule {rule})" if rule else "")
-        self._result(live, ask, error, pack_error(EffectError(error, said)))
+        self._result(live, ask, error, pack_error(EffectError(error, _refusal(ask, why, rule))))
 
     def _ask_approval(self, live: Live, ask: Ask, verdict: GateVerdict) -> None:
         """A question of type "confirm", with the ordinal of its effect; asked once, also over restarts."""
@@ -469,6 +498,10 @@ class Effects:
             used = self._gate.settle(EffectId(parent, int(ordinal)), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
         self._desk.arrived(self._desk.append(entry, live), entry)
+
+
+def _refusal(ask: Ask, why: str, rule: str) -> str:
+    return f"{ask.model or ask.name} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
 
 def child_id(job_id: str, ordinal: int) -> str:

@@ -51,6 +51,16 @@ class GateJudge:
             raise _denied(model, verdict)
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.texts = hidden(call.texts, verdict.hide)
+
+        async def again() -> None:
+            nonlocal effect
+            following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
+            refused = gate.again(following)
+            if refused is not None:
+                raise _denied(model, refused)
+            effect = following
+
+        call.again = again
         try:
             outcome = await ask()
         except BaseException as error:

@@ -102,15 +102,18 @@ class EffectRunner:
         may_send: Callable[[], None] = lambda: None,
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
+        again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
     ) -> None:
         """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
 
         on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
         JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
+        again: as of `Effect`.
         """
         self._clock = clock
         self._may_send = may_send
         self._on_broken = _raise if on_broken is None else on_broken
+        self._again = again
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
@@ -289,7 +292,7 @@ class EffectRunner:
             args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
         if tool.takes_effect:
             deadline = None if tool.timeout_s is None else self._clock.time() + tool.timeout_s
-            kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline)}
+            kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline, self._again)}
         with step("call", tool.name):  # the world is changed behind this step, not in it: the call may be a coroutine
             self._may_send()
         if tool.timeout_s is not None:

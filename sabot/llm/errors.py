@@ -11,6 +11,7 @@ SabotError
 │   ├── RateLimited             too many requests or tokens; `retry_after_s` (also a TransientError)
 │   ├── ModelTimeout            no answer in time (also a TransientError and a TimeoutError)
 │   └── ModelUnavailable        no connection, a 5xx, an answer that broke off (also a TransientError)
+│       ├── ModelUnreachable    there is no connection to the provider, so nothing was sent
 │       └── CircuitOpen         the provider failed again and again, so it was not asked
 ├── BudgetExceeded              what may be used is used up, so no request was made
 ├── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
@@ -19,9 +20,10 @@ SabotError
     └── TurnLimitExceeded       E2005: the model goes on calling tools
 """
 
-from sabot.errors import SabotError, TransientError
+from sabot.errors import SabotError, TransientError, UserError
 
 __all__ = [
+    "UNPAID",
     "AgentError",
     "AnswerTooLarge",
     "AuthenticationFailed",
@@ -33,11 +35,13 @@ __all__ = [
     "ModelError",
     "ModelTimeout",
     "ModelUnavailable",
+    "ModelUnreachable",
     "RateLimited",
     "RequestRefused",
     "ToolError",
     "ToolTimeout",
     "TurnLimitExceeded",
+    "may_cost",
     "model_error",
 ]
 
@@ -121,8 +125,23 @@ class ModelUnavailable(ModelError, TransientError):
         self.retry_after_s = retry_after_s
 
 
+class ModelUnreachable(ModelUnavailable):
+    """There is no connection to the provider. Nothing was sent."""
+
+
 class CircuitOpen(ModelUnavailable):
     """The provider failed again and again, so for `retry_after_s` seconds it is not asked. Nothing was sent."""
+
+
+UNPAID = (AuthenticationFailed, CircuitOpen, ModelUnreachable, RateLimited, RequestRefused)
+"""Errors of requests that no vendor is paid for."""
+
+
+def may_cost(error: BaseException) -> bool:
+    """Whether a request that ended so may be paid: it was sent, and its answer was not read."""
+    if isinstance(error, ModelError):
+        return error.sent and not isinstance(error, UNPAID)
+    return not isinstance(error, UserError)
 
 
 class BudgetExceeded(SabotError):
@@ -174,6 +193,7 @@ _KINDS: dict[str, type[ModelError | BudgetExceeded | TurnLimitExceeded]] = {
         RateLimited,
         ModelTimeout,
         ModelUnavailable,
+        ModelUnreachable,
         CircuitOpen,
     )
 }

@@ -29,7 +29,7 @@ from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
 from sabot.llm.providers.scripted import count_tokens, tokens_of
-from sabot.llm.results import Completion, Embeddings, Piece
+from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.metrics import Durations
 
@@ -58,7 +58,9 @@ class ModelCall:
 
     kind: "embed" has `texts` in place of messages. provider, model: who is asked now. timeout_s: of an attempt; of a stream, between two
     pieces. began, until: when the call began and when it has to be over, in seconds of the engine's clock. attempts: made or begun so far.
-    budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again.
+    budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again. unread: its last
+    request was sent, and its answer was not read, so it may be paid. lost, lost_cost: such requests so far, and what they may have cost,
+    where that is known. again: called before another request is sent; raises where none may be.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -75,6 +77,10 @@ class ModelCall:
     attempts: int = 0
     pieces: int = 0
     listener: Callable[[Piece], None] | None = None
+    unread: bool = False
+    lost: int = 0
+    lost_cost: Decimal = Decimal(0)
+    again: Callable[[], Awaitable[object]] | None = None
 
     def emit(self, piece: Piece) -> None:
         """Gives the reader a piece."""
@@ -85,7 +91,12 @@ class ModelCall:
     @property
     def tokens(self) -> int:
         """Those that the call may use, by rule of thumb: what is read, and the most that may be written where the request says that."""
-        return tokens_asked(self.spec) + sum(map(count_tokens, self.texts)) + (self.spec.max_tokens or 0)
+        return self.usage.total_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """The same, by what is read and what is written."""
+        return Usage(tokens_asked(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
 
 
 def tokens_asked(spec: RequestSpec) -> int:
@@ -104,7 +115,8 @@ class Budget:
     A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
     is not made. So a call that does not say `max_tokens` may go above the limit by what it writes. An answer whose provider does not say
     what was used counts with the estimate, and with what it wrote where the request has no `max_tokens`. Costs count when they are known,
-    so the calls in flight may go above max_cost.
+    so the calls in flight may go above max_cost. A request that was sent and whose answer was not read may be paid, so it counts with its
+    estimate, and what that costs.
     """
 
     def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | int | None = None) -> None:
@@ -128,9 +140,15 @@ class Budget:
             raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
         self._reserved += tokens
 
-    def settle(self, tokens: int, outcome: Outcome | None, unsaid: int = 0) -> None:
-        """The call has ended. tokens: as for `reserve`. outcome: None: it failed. unsaid: tokens where the provider does not say them."""
+    def settle(
+        self, tokens: int, outcome: Outcome | None, unsaid: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
+    ) -> None:
+        """The call has ended. tokens: as for `reserve`. outcome: None: it failed. unsaid: tokens where the provider does not say them.
+        lost, lost_cost: requests whose answers were not read, and what they may have cost.
+        """
         self._reserved -= tokens
+        self.tokens += lost * tokens
+        self.cost += lost_cost
         if outcome is not None:
             self.tokens += unsaid if outcome.usage is None else outcome.usage.total_tokens
             self.cost += outcome.cost or 0
@@ -246,7 +264,7 @@ class BuiltIn:
         if not budgets:
             return await forward(call)
         tokens, reserved, outcome = call.tokens, 0, None
-        unsaid = tokens
+        unsaid, lost, lost_cost = tokens, call.lost, call.lost_cost
         try:
             for each in budgets:
                 each.reserve(tokens)
@@ -257,7 +275,7 @@ class BuiltIn:
             return outcome
         finally:
             for each in budgets[:reserved]:
-                each.settle(tokens, outcome, unsaid)
+                each.settle(tokens, outcome, unsaid, call.lost - lost, call.lost_cost - lost_cost)
 
     async def count(self, call: ModelCall, forward: Forward) -> Outcome:
         """What `ExecutionEngine.statistics` tells of attempts."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.llm.errors import ModelUnavailable
+from sabot.llm.errors import ModelUnavailable, may_cost
 from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices
@@ -59,6 +59,10 @@ class Route:
 
     async def send(self, call: ModelCall) -> Outcome:
         """One request, when the limits let it begin, and what it costs."""
+        if call.unread:
+            call.unread = False
+            if call.again is not None:
+                await call.again()
         admission, circuit = self.admission, self._circuit
         tokens = call.tokens if admission.needs_tokens else 0
         began = await admission.enter(tokens)
@@ -68,7 +72,7 @@ class Route:
         try:
             if circuit is not None:
                 probing = circuit.enter(call.provider, call.model)
-            outcome = await self._request(call)
+            outcome = await self._sent(call)
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:
             failure = error
@@ -78,6 +82,17 @@ class Route:
             if circuit is not None and probing is not None:
                 circuit.leave(probing, failure)
         return self._priced(outcome, call)
+
+    async def _sent(self, call: ModelCall) -> Outcome:
+        """What comes of the request. The call knows where that was not read."""
+        try:
+            return await self._request(call)
+        except BaseException as error:
+            if may_cost(error):
+                call.unread = True
+                call.lost += 1
+                call.lost_cost += self.price(call.model, call.usage) or 0
+            raise
 
     async def _request(self, call: ModelCall) -> Outcome:
         left_s = call.until - self._clock.monotonic()

@@ -16,7 +16,7 @@ error would say that nothing was sent.
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, overload
@@ -52,13 +52,15 @@ class Effect:
     """The call that a tool is made for. A tool gets it by a parameter `effect: Effect`, which no schema shows.
 
     key: the idempotency key, the same in every attempt. attempt: from 1. deadline: when the call will be cancelled, in seconds since 1970;
-    None: never.
+    None: never. again: called before the tool itself sends its request once more, as it has not read what came of the one before. That is
+    another attempt of the effect; its id is returned when it is recorded. Raises what a budget raises. None: there is no journal.
     """
 
     id: EffectId
     key: str
     attempt: int
     deadline: float | None
+    again: "Callable[[EffectId], Awaitable[EffectId]] | None" = field(default=None, compare=False, repr=False)
 
 
 class ToolAnswer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -25,6 +25,7 @@ from sabot.llm import (
     ModelError,
     ModelTimeout,
     ModelUnavailable,
+    ModelUnreachable,
     OpenAIProvider,
     Piece,
     Provider,
@@ -499,7 +500,7 @@ async def test_a_connection_that_breaks_leaves_it_open_whether_it_costs(cases, k
 async def test_a_server_that_is_not_there_was_sent_nothing(cases, kind):
     case = cases(kind, "yes")
     case.server.stop()
-    with pytest.raises(ModelUnavailable, match=case.server.url) as caught:
+    with pytest.raises(ModelUnreachable, match=case.server.url) as caught:
         await case.provider.complete(spec())
     assert not caught.value.sent
     case.server.start()

@@ -21,7 +21,7 @@ from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, G
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
-from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded
+from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
@@ -33,9 +33,7 @@ ASSUMED_TOKENS = 4096
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
-_FREE = frozenset(
-    {"AuthenticationFailed", "CircuitOpen", "ContextLengthExceeded", "NotSent", "RateLimited", "RequestRefused"}
-)
+_FREE = frozenset({"ContextLengthExceeded", "NotSent", *(each.__name__ for each in UNPAID)})
 
 
 def unpaid(outcome: str, body: bytes) -> bool:

@@ -27,6 +27,7 @@ from sabot.llm.errors import (
     ModelError,
     ModelTimeout,
     ModelUnavailable,
+    ModelUnreachable,
     RateLimited,
     RequestRefused,
 )
@@ -288,8 +289,10 @@ class SdkCalls:
         where: dict[str, Any] = {"provider": self._provider, "model": model, "request_id": request_id}
         if isinstance(error, sdk.APIConnectionError) or type(error).__module__.startswith("http"):
             words = f"{type(cause).__name__} {cause}".strip()
-            hint = "" if sent else f"is {self.base_url} the right address?"
-            return ModelUnavailable(f"the connection failed: {words}", sent=sent, hint=hint, **where)
+            said = f"the connection failed: {words}"
+            if sent:
+                return ModelUnavailable(said, **where)
+            return ModelUnreachable(said, sent=False, hint=f"is {self.base_url} the right address?", **where)
         if isinstance(error, self._trouble):
             return RequestRefused(f"{type(error).__name__}: {error}", sent=False, **where)
         return None

@@ -290,6 +290,22 @@ async def test_a_call_that_failed_gives_back_what_it_might_have_used(time):
     await engine.complete("four", max_tokens=9)
 
 
+async def test_requests_whose_answers_were_not_read_count_with_what_they_may_have_used(time):
+    lost = ModelUnavailable("the connection broke")
+    prices = PriceTable({"scripted-1": Price("100000", "100000")}, version="v")  # ten cents a token
+    provider = ScriptedProvider(
+        [lost, RateLimited("slow down"), ModelUnavailable("refused", sent=False), lost, used(10)]
+    )
+    budget = Budget(max_tokens=100)
+    engine = ExecutionEngine(provider, budget=budget, prices=prices, **time.options())
+    await engine.complete("four", max_tokens=9)
+    assert (budget.tokens, budget.cost) == (30, Decimal("3.0"))
+    few, provider = Budget(max_cost="0.5"), ScriptedProvider([lost, used(10)])
+    with pytest.raises(BudgetExceeded, match=r"and 1\.0+ are used"):
+        await ExecutionEngine(provider, budget=few, prices=prices, **time.options()).complete("four", max_tokens=9)
+    assert len(provider.requests) == 1
+
+
 async def test_a_budget_of_money_ends_when_it_is_used_up():
     prices = PriceTable({"scripted-1": Price("100000", "100000")}, version="v")  # ten cents a token
     budget = Budget(max_cost="2.00")
