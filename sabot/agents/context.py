@@ -22,8 +22,8 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
 class BudgetSpec:
     """What one job may use; None: no limit. Exactly at a limit is allowed.
 
-    max_cost is kept as a Decimal, whatever it is given as. max_runtime_seconds counts the time in which the job runs, not that in which it
-    waits for an action. Raises UserError for a limit that is negative or no number.
+    max_cost is kept as a Decimal, whatever it is given as. max_runtime_seconds counts the time in which the job runs or sleeps, not that in
+    which it waits for an action. Raises UserError for a limit that is negative or no number.
     """
 
     max_tokens: int | None = None

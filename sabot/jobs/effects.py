@@ -363,10 +363,11 @@ class Effects:
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
     def limit(self, live: Live) -> None:
-        """The time of its attempt begins. It ends when the job is parked or over."""
-        live.limit_s = live.owner.time_left_s(live.job)
-        if live.limit_s is not None:
-            live.due_ms = self._desk.now_ms() + round(live.limit_s * 1000)
+        """The time of its attempt begins. It ends when the job is parked (with `sleep_counts`: waits for others) or over."""
+        left = live.owner.time_left(live.job)
+        if left is not None:
+            left_s, live.limit = left
+            live.due_ms = self._desk.now_ms() + round(left_s * 1000)
             self._timers.add(live.due_ms, live.job.job_id, 0)
 
     def overtime(self, job_id: str) -> None:
@@ -375,7 +376,7 @@ class Effects:
         if desk.stopping or live is None or not 0 < live.due_ms <= desk.now_ms():
             return
         live.due_ms, job = 0, live.job
-        error = TimeoutError(f"job {job_id} ran longer than timeout={live.limit_s:g}s")
+        error = TimeoutError(f"job {job_id} ran longer than {live.limit}")
         self.runner.give_up(job_id, error)
         if not job.finished:
             late = EffectResult(job_id, desk.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))

@@ -53,7 +53,7 @@ class History:
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
     the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
     told: of each effect the last attempt whose use is recorded. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
-    the time up to the last entry (`last_ms`), in all histories of the job, without that in which it was parked. seed: of what is drawn by
+    the time up to the last entry (`last_ms`), in all histories of the job, without that of waits for others. seed: of what is drawn by
     lot. untaken: entries that come and are those of the job from whose checkpoint this one goes on.
     """
 
@@ -162,12 +162,12 @@ class History:
 
     def ran_until(self, now_ms: int) -> int:
         """`ran_ms`, up to now."""
-        return self.ran_ms if self._is_parked() else self.ran_ms + max(0, now_ms - self.last_ms)
+        return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
-    def _is_parked(self) -> bool:
-        """Whether the job waited behind its last entry for nothing but what may take long."""
+    def _waits_for_others(self) -> bool:
+        """Whether the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal, a child."""
         waiting = [each for each in self._open.values() if each.kind != "sleep" or each.due_ms > self.last_ms]
-        return bool(waiting) and all(map(self._parks, waiting))
+        return any(each.kind != "sleep" for each in waiting) and all(map(self._parks, waiting))
 
     def _parks(self, intent: Intent) -> bool:
         if intent.kind == "sleep":

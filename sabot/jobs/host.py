@@ -346,7 +346,7 @@ class JobHost:
             return  # what it has asked last is not in the journal
         elif (stuck := job.stuck) is not None:
             self._failed(live, stuck)
-        elif not live.judging and job.may_park(self._clock.time()):
+        elif live.may_park(self._clock.time()):
             del self._live[job.job_id]
             self.parking.park(live, self._agents[job.job_id])
 
@@ -406,6 +406,7 @@ class JobHost:
         """A timer, the deadline of a question, or the time of an attempt (ordinal 0)."""
         if not ordinal:
             self._effects.overtime(job_id)
+            self.parking.overtime(job_id)
             return
         if not self._awaits(job_id, ordinal):
             return

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
 from sabot.jobs.gate import NOBODY, Behalf, GateVerdict
-from sabot.jobs.history import Delivery
+from sabot.jobs.history import PARKS_MS, Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.journal import Body, End, Entry, Journal, Position
 
@@ -64,10 +64,11 @@ class JobOwner(Protocol):
     """What a job is a run of: an agent. All methods are called on the event loop, and must not suspend.
 
     leaves_at_once: its output is seen before a checkpoint covers it, so the journal must be durable first. code: the version of the
-    function.
+    function. sleep_counts: whether a job that sleeps uses up the time that it has (`time_left`); waiting for others never does.
     """
 
     leaves_at_once: bool
+    sleep_counts: bool
     code: str
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
@@ -79,8 +80,10 @@ class JobOwner(Protocol):
     def failed(self, job: JobRun, error: BaseException) -> Verdict:
         """The function has raised, in attempt `job.history.attempt`. "end": the owner has dealt with it (dead letter)."""
 
-    def time_left_s(self, job: JobRun) -> float | None:
-        """How long it may run from now on without being parked; None: as long as it likes."""
+    def time_left(self, job: JobRun) -> tuple[float, str] | None:
+        """How many seconds it may run from now on, until it is parked (with `sleep_counts`: waits for others), and the option that says so.
+        None: as long as it likes.
+        """
 
     def backoff_s(self, attempt: int) -> float:
         """How long to wait before the attempt behind this one."""
@@ -115,7 +118,7 @@ class JobOwner(Protocol):
 @dataclass(slots=True, eq=False)
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
-    in the journal. due_ms: when its time is over; 0: it may run on. limit_s: how long it may run. judging: what it has asked for and is
+    in the journal. due_ms: when its time is over; 0: it may run on. limit: what says so. judging: what it has asked for and is
     being decided, by ordinal.
     """
 
@@ -126,8 +129,19 @@ class Live:
     safe: bool = False
     noting: int = 0
     due_ms: int = 0
-    limit_s: float | None = None
+    limit: str = ""
     judging: dict[int, Ask] = field(default_factory=dict)
+
+    @property
+    def limit_ms(self) -> int:
+        """When its time is over though it is parked; 0: parked it may stay as long as it likes."""
+        sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
+        return self.due_ms if sleeps else 0
+
+    def may_park(self, now_s: float) -> bool:
+        """Whether nothing comes for it soon, as far as is known."""
+        soon = 0 < self.limit_ms <= now_s * 1000 + PARKS_MS
+        return not self.judging and not soon and self.job.may_park(now_s)
 
     def awaits(self, ordinal: int) -> bool:
         """Whether the timer of this ordinal counts: 0 is the time of the attempt."""

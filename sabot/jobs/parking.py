@@ -59,14 +59,15 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
-    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. woken: its owner was
-    told that it is to run.
+    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. limit_ms: when its
+    own time is over (`Live.limit_ms`). woken: its owner was told that it is to run.
     """
 
     agent: str
     waits: tuple[str, ...]
     timers: tuple[int, ...]
     questions: tuple[int, ...]
+    limit_ms: int = 0
     woken: bool = False
 
 
@@ -103,11 +104,11 @@ class Parking:
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """Whether a timer of this ordinal is awaited, as far as is known."""
+        """Whether a timer of this ordinal is awaited, as far as is known; 0: the end of the job's own time."""
         parked = self._parked.get(job_id)
-        return job_id in self._loading or (
-            parked is not None and (ordinal in parked.timers or ordinal in parked.questions)
-        )
+        if parked is None:
+            return job_id in self._loading
+        return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_ms > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
         """Whether this is a question of a parked job."""
@@ -126,7 +127,7 @@ class Parking:
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind == "sleep"),
             tuple((ask.ordinal, ask.due_ms) for ask in asks if ask.due_ms and ask.kind != "sleep"),
         )
-        self._rests(job_id, agent_id, note)
+        self._rests(job_id, agent_id, note, live.limit_ms)
         if self._notes is not None and all(ask.kind in _NOTED or ask.token for ask in asks):
             self._unnoted[job_id] = note
             if not self._has_letter(job_id):
@@ -166,9 +167,9 @@ class Parking:
         owner.parked(job.job_id)
         return True
 
-    def _rests(self, job_id: str, agent_id: str, note: ParkedNote) -> None:
+    def _rests(self, job_id: str, agent_id: str, note: ParkedNote, limit_ms: int = 0) -> None:
         timers, questions = ([ordinal for ordinal, _ in each] for each in (note.timers, note.questions))
-        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions))
+        self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_ms)
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """An entry has come for a job that is not in memory."""
@@ -181,8 +182,18 @@ class Parking:
             return  # it has ended
         if isinstance(entry, EffectResult):
             parked.timers = tuple(each for each in parked.timers if each != entry.ordinal)
-        if parked.woken or (isinstance(entry, Signal) and entry.name not in parked.waits):
-            return  # the journal has it: it comes when the job runs
+        if not (isinstance(entry, Signal) and entry.name not in parked.waits):  # else it comes when the job runs
+            self._wake(job_id, parked)
+
+    def overtime(self, job_id: str) -> None:
+        """The time of a job that may be parked is over: it wakes, and is cancelled where it sleeps."""
+        parked = self._parked.get(job_id)
+        if parked is not None and 0 < parked.limit_ms <= self._desk.now_ms():
+            self._wake(job_id, parked)
+
+    def _wake(self, job_id: str, parked: _Parked) -> None:
+        if parked.woken:
+            return
         parked.woken = True
         self._unnoted.pop(job_id, None)
         if self._notes is not None:

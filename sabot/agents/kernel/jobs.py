@@ -168,7 +168,7 @@ class KernelAgent:
     agent: an Agent, or a function of a DurableContext.
     """
 
-    leaves_at_once = True
+    leaves_at_once = sleep_counts = True
 
     def __init__(
         self,
@@ -220,13 +220,14 @@ class KernelAgent:
             said = msgspec.convert(said, list[ChatMessage])
         return await self.agent.run(said, doing=ctx.llm(self._engine))
 
-    def time_left_s(self, job: JobRun) -> float | None:
-        """As `JobOwner.time_left_s`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
+    def time_left(self, job: JobRun) -> tuple[float, str] | None:
+        """As `JobOwner.time_left`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
         most = self._asked(job).budgets.max_runtime_seconds
         told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
         if most is None or told:  # what the function does when its time is over is not cut short
             return None
-        return max(0.001, most - job.history.ran_until(round(self._clock.time() * 1000)) / 1000)
+        left_s = most - job.history.ran_until(round(self._clock.time() * 1000)) / 1000
+        return max(0.0, left_s), f"max_runtime_seconds={most:g}"
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""

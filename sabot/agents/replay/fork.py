@@ -244,7 +244,7 @@ class _ForkGate(EffectGate):
 class _ForkOwner:
     """The owner of the one job of a fork (`jobs.owner.JobOwner`). over_as: its outcome, when it is over or nobody will go on with it."""
 
-    leaves_at_once = False
+    leaves_at_once = sleep_counts = False
     code = _CODE
 
     def __init__(self, code: JobCode, journal: MemoryJournal, changes: _Changes) -> None:
@@ -280,8 +280,8 @@ class _ForkOwner:
         self.error = error
         return "end"
 
-    def time_left_s(self, job: JobRun) -> float | None:
-        """As `JobOwner.time_left_s`."""
+    def time_left(self, job: JobRun) -> tuple[float, str] | None:
+        """As `JobOwner.time_left`."""
         return None
 
     def backoff_s(self, attempt: int) -> float:

@@ -63,6 +63,8 @@ __all__ = ["DurableAgentOperator"]
 class DurableAgentOperator(AgentOperator):
     """The owner of an agent's jobs (`jobs.owner.JobOwner`). calls: those whose turn has come, by job."""
 
+    sleep_counts = False
+
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
@@ -416,9 +418,10 @@ class DurableAgentOperator(AgentOperator):
         self.bury(record, job.job_id, job.history.begin.run, (told.type, told.message), attempts)
         return "end"
 
-    def time_left_s(self, job: JobRun) -> float | None:
-        """As `JobOwner.time_left_s`."""
-        return self.spec.calls.timeout_s
+    def time_left(self, job: JobRun) -> tuple[float, str] | None:
+        """As `JobOwner.time_left`."""
+        timeout_s = self.spec.calls.timeout_s
+        return None if timeout_s is None else (timeout_s, f"timeout={timeout_s:g}s")
 
     def backoff_s(self, attempt: int) -> float:
         """As `JobOwner.backoff_s`."""

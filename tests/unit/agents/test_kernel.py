@@ -331,7 +331,49 @@ async def test_a_job_that_runs_too_long_is_ended():
             await run(kernel, "go", budgets=BudgetSpec(max_runtime_seconds=0.01))
 
 
-async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_not_while_it_is_parked():
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_job_that_sleeps_longer_than_it_may_run_is_ended(restart):
+    clock = ManualClock()
+    home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=5)
+
+    async def f(ctx):
+        if ctx.message == "short":
+            await asyncio.sleep(2)
+            return "slept"
+        async with asyncio.timeout(3_600):
+            await asyncio.sleep(1_800)
+
+    async def parked(kernel, number):
+        await until(lambda: kernel.statistics()["parked"] == number)
+
+    @asynccontextmanager
+    async def kernel():
+        with closing(MemoryJournal(home)) as journal:
+            async with RuntimeKernel.create(agent=f, journal=journal) as started:
+                yield started
+
+    async with kernel() as first:
+        short, long = [await first.execute(ask(each, budgets=limits)) for each in ("short", "long")]
+        await parked(first, 2)
+        clock.advance(3)
+        assert (await short.result()).output == "slept"
+        await parked(first, 1)
+        if not restart:
+            clock.advance(2.1)
+            with pytest.raises(TimeoutError, match="ran longer than max_runtime_seconds=5"):
+                await long.result()
+            return
+    async with kernel() as second:
+        [long] = await second.resume()
+        await parked(second, 1)
+        clock.advance(0.5)
+        assert not long.done
+        clock.advance(1.6)
+        with pytest.raises(TimeoutError, match="ran longer"):
+            await long.result()
+
+
+async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_not_while_it_waits_for_a_person():
     clock, gate = ManualClock(), asyncio.Event()
     home, limits = MemoryHome(clock), BudgetSpec(max_runtime_seconds=60)
 
@@ -342,8 +384,8 @@ async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_no
         return "there"
 
     async def f(ctx):
-        if ctx.message == "sleeps":
-            await ctx.sleep("1h")
+        if ctx.message == "asks":
+            await ctx.ask("confirm", {})
         try:
             return await ctx.call(waits)
         except asyncio.CancelledError:
@@ -358,18 +400,20 @@ async def test_the_time_of_a_job_counts_from_its_beginning_over_a_restart_and_no
 
     async with kernel() as first:
         await first.execute(ask("runs", budgets=limits))
-        await first.execute(ask("sleeps", budgets=limits))
+        await first.execute(ask("asks", budgets=limits))
         await until(lambda: (found := first.statistics())["parked"] == 1 and found["in_flight"] == 1)
         clock.advance(50)
     clock.advance(5)
     async with kernel() as second:
-        runs, _ = await second.resume()
+        runs, asks = await second.resume()
         await until(lambda: (found := second.statistics())["parked"] == 1 and found["in_flight"] == 1)
         clock.advance(4)
         gate.set()
         gate.clear()
         assert (await runs.result()).output == "there"
         clock.advance(3_600)
+        [question] = await asks.get_pending_actions()
+        await asks.resolve_action(question.resume_token, {"approved": True})
         await until(lambda: second.statistics()["in_flight"] == 1)
         clock.advance(59)
     async with kernel() as third:

@@ -41,6 +41,7 @@ class Agent:
     clock: Clock = SYSTEM_CLOCK
     verdict: Verdict = "end"
     leaves_at_once: bool = False
+    sleep_counts: bool = False
     timeout_s: float | None = None
     code: str = "1"
     done: dict[str, Any] = field(default_factory=dict)
@@ -65,8 +66,8 @@ class Agent:
         self.errors[job.job_id] = error
         return self.verdict
 
-    def time_left_s(self, job: JobRun) -> float | None:
-        return self.timeout_s
+    def time_left(self, job: JobRun) -> tuple[float, str] | None:
+        return None if self.timeout_s is None else (self.timeout_s, f"timeout={self.timeout_s:g}s")
 
     def backoff_s(self, attempt: int) -> float:
         return 0.0
