@@ -63,14 +63,12 @@ __all__ = ["DurableAgentOperator"]
 class DurableAgentOperator(AgentOperator):
     """The owner of an agent's jobs (`jobs.owner.JobOwner`). calls: those whose turn has come, by job."""
 
-    sleep_counts = False
-
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
         """leaves_at_once: its results are seen before a checkpoint covers them. `admit` is called before `start`."""
         super().__init__(spec, version=version, **wiring)
-        self.leaves_at_once = leaves_at_once
+        self.leaves_at_once, self.sleep_counts = leaves_at_once, False
         self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
         self.hands_on = False  # it writes into a durable agent
@@ -420,8 +418,7 @@ class DurableAgentOperator(AgentOperator):
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
         """As `JobOwner.time_left`."""
-        timeout_s = self.spec.calls.timeout_s
-        return None if timeout_s is None else (timeout_s, f"timeout={timeout_s:g}s")
+        return None if (most := self.spec.calls.timeout_s) is None else (most, f"timeout={most:g}s")
 
     def backoff_s(self, attempt: int) -> float:
         """As `JobOwner.backoff_s`."""
