@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
+    from sabot.agents.program_pool import PoolProtocol
     from sabot.agents.programs import LineFormat
+    from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
     from sabot.jobs.gate import EffectGate
     from sabot.jobs.judging import GateJudge
@@ -42,6 +44,7 @@ class DeclaresAgents:
     clock: Clock
     agent_runtime: AgentRuntime
     jobs: AppJobs
+    lifespan: "Lifespan"
     listener: "Listener | None"
     _policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
@@ -187,6 +190,8 @@ class DeclaresAgents:
         working_dir: str | os.PathLike[str] | None = None,
         limits: "ResourceLimits | None" = None,
         timeout: Duration | None = None,
+        pool: int | None = None,
+        protocol: "PoolProtocol | None" = None,
         effect: str | None = None,
         in_doubt: "InDoubt | None" = None,
         name: str = "process",
@@ -200,6 +205,9 @@ class DeclaresAgents:
         exit_record: a last result {"exit": 0, "lines": …, "cpu_seconds": …}. exit_codes: those with which it ends well. Any other, a
         signal, a limit and a time-out are errors of the agent, with the last lines of stderr.
         environment, working_dir, limits: as of `sabot.process.Command`. timeout: of one run.
+        pool: so many children live on, and get one record after the other on stdin, so many at a time. protocol: "lines": each answers a
+        record with one line; "json": with lines that name it (docs/processes.md). A child that ends with a record in hand is an error of
+        the agent; in a durable one the record is in doubt, or with effect="idempotent" tried again (retries, backoff).
         effect, in_doubt: with durable=True, as of `@tool`: the run is one effect, by default "unsafe": where a crash leaves it in doubt a
         person is asked, and on_error="retry" is refused. Without durable=True the record is read again after a crash, and the program
         run again.
@@ -227,18 +235,32 @@ class DeclaresAgents:
             working_dir=working_dir,
             limits=limits,
             timeout=timeout,
+            pool=pool,
+            protocol=protocol,
         )
+        if pool is not None:
+            if "concurrency" in options:
+                raise UserError(f"{where}: concurrency= with pool=", hint="pool= says how many records at a time")
+            options["concurrency"] = pool
         function: Callable[..., Any]
         if durable:
-            retry = {"retries": 0, "backoff": 0}
-            if options.get("on_error") == "retry":
-                retry = {"retries": options.pop("retries", 3), "backoff": options.pop("backoff", "100ms")}
+            again: dict[str, Any] = {}
+            fails = options.get("on_error") == "retry"
+            if fails or pool is not None:
+                again = {
+                    "retries": options.pop("retries", 3),
+                    "backoff": options.pop("backoff", "100ms"),
+                    "fails": fails,
+                }
+            if fails:
                 options["on_error"] = "skip"  # the last error is a dead letter
-            function = program.durable_function(name, effect or "unsafe", in_doubt or "ask", **retry)
+            function = program.durable_function(name, effect or "unsafe", in_doubt or "ask", **again)
         else:
             function = program.function(name)
         spec = self._spec(function, topic, name, options)
         if spec.schema is not None:
             program.check_schema(spec.schema, where)
         self.agent_runtime.add(replace(spec, check=program.argv))
+        if program.pool is not None:
+            self.lifespan.resources.append(program.pool)
         return function

@@ -2,15 +2,14 @@
 
     record ─▶ the words of the command, filled ─▶ a child ─▶ its lines ─▶ results, when it has ended well
                                                    └─ it ends badly: an error of the agent, and no results
+    record ─▶ a line to a child that lives on (`program_pool`) ─▶ its answer ─▶ results
 
 In a durable agent the run of the program is one effect, and its lines are the result that the journal has.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import asynccontextmanager
 from pathlib import PurePath
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,44 +17,32 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 import pyarrow as pa
 
+from sabot.agents.program_pool import PoolProtocol, ProgramPool
+from sabot.agents.program_runs import ProgramOutput, ProgramRuns, RunId
 from sabot.api.context import AgentContext, Message
+from sabot.api.lifespan import Resource
+from sabot.calls.options import checked_whole
 from sabot.codecs.records import decode_json, encode_json
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import DataError, UserError, short_repr
-from sabot.journal.effects import RULES
-from sabot.llm.tools import InDoubt, tool
-from sabot.process.client import Child, Command, Supervisor
-from sabot.process.errors import CommunicationError, ExecutionError
+from sabot.journal.effects import RULES, effect_class
+from sabot.llm.tools import Effect, InDoubt, tool
+from sabot.process.client import Command
+from sabot.process.errors import ExecutionError
 from sabot.process.limits import ResourceLimits
 from sabot.redaction import keep_settings
 
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
 
-__all__ = ["MAX_LINES", "MAX_OUTPUT_BYTES", "AgentCommand", "LineFormat", "ProgramOutput"]
+__all__ = ["AgentCommand", "LineFormat"]
 
 LineFormat = Literal["text", "json"]
 
-MAX_OUTPUT_BYTES = 10 << 20
-"""Of stdout, for one record. The lines are kept until the program has ended well, and a journal is not for files."""
-
-MAX_LINES = 100_000
-"""As many results one record may have."""
-
-_GRACE_SECONDS = 1.0
 _WORD_BYTES = (128 << 10) - 1  # the longest word that Linux gives a program (MAX_ARG_STRLEN)
-_LAST_LINES = 10  # of stderr, in an error
-_LAST_BYTES = 2000
+_MOST_CHILDREN = 1000  # of a pool
 _BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ and }} are braces"
 _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
-
-
-class ProgramOutput(msgspec.Struct, frozen=True):
-    """What a program has said, and how it ended."""
-
-    lines: Sequence[str] = ()
-    code: int = 0
-    cpu_seconds: float = 0.0
 
 
 class _Word:
@@ -102,7 +89,9 @@ class _Word:
 
 
 class AgentCommand:
-    """The program of an agent: `function` is what the agent calls, `argv` what it is called with."""
+    """The program of an agent: `function` is what the agent calls, `argv` what it is called with. pool: of children that live on, open
+    while the app runs; None: a child for each record.
+    """
 
     def __init__(
         self,
@@ -117,6 +106,8 @@ class AgentCommand:
         working_dir: Any = None,
         limits: ResourceLimits | None = None,
         timeout: Duration | None = None,
+        pool: int | None = None,
+        protocol: PoolProtocol | None = None,
     ) -> None:
         """where: names the agent in errors. The others as of `App.process_agent`. Raises UserError."""
         if lines not in get_args(LineFormat):
@@ -142,11 +133,46 @@ class AgentCommand:
         ends = command.index("--") if "--" in command else len(command)
         self._words = [_Word(word, where, number < ends) for number, word in enumerate(command)]
         self._check(where, command)
-        self._stdin, self._lines, self._exit_record = stdin, lines, exit_record
-        self._codes = frozenset(exit_codes)
-        self._timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")
-        if self._timeout_s == 0:
+        timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")
+        if timeout_s == 0:
             raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+        codes = frozenset(exit_codes)
+        self._stdin, self._lines, self._exit_record = stdin or pool is not None, lines, exit_record
+        self._runs = ProgramRuns(self._program, self._command, codes=codes, timeout_s=timeout_s)
+        self.pool: Resource[ProgramPool] | None = None
+        if pool is None and protocol is not None:
+            raise UserError(f"{where}: protocol={protocol!r} is that of a pool", hint="pool=4, or leave it out")
+        if pool is not None:
+            self._check_pool(where, pool, protocol, {"exit_record": exit_record, "exit_codes": codes != {0}})
+            self._lines = "json" if protocol == "json" else lines
+            self.pool = self._resource(where, pool, protocol or "lines", timeout_s)
+
+    def _check_pool(self, where: str, pool: int, protocol: Any, given: Mapping[str, bool]) -> None:
+        checked_whole(where, "pool", pool, 1, _MOST_CHILDREN)
+        if protocol not in (None, *get_args(PoolProtocol)):
+            raise UserError(f"{where}: protocol={protocol!r}", hint=f"one of {', '.join(get_args(PoolProtocol))}")
+        if wrong := [name for name, is_given in given.items() if is_given]:
+            raise UserError(
+                f"{where}: {wrong[0]}= with pool=, whose children do not end with a record", hint="leave it out"
+            )
+        if fields := [".".join(names) for word in self._words for names in word.fields]:
+            raise UserError(
+                f"{where}: {{{fields[0]}}} in the command of a pool, whose children are started before their records are there",
+                hint="they get each record on stdin; {{ and }} are braces",
+            )
+
+    def _resource(
+        self, where: str, size: int, protocol: PoolProtocol, timeout_s: float | None
+    ) -> Resource[ProgramPool]:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[ProgramPool]:
+            pool = ProgramPool(self._program, self._command, size, protocol, timeout_s=timeout_s)
+            try:
+                yield pool
+            finally:
+                await pool.close()
+
+        return Resource(f"pool of {where}", opened)
 
     def _check(self, where: str, command: Sequence[str]) -> None:
         if self._words[0].fields:
@@ -179,8 +205,8 @@ class AgentCommand:
         """Of an agent that is not durable: the program is run each time that the record is read."""
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
-            output = await self.run(self.argv(ctx.message), self._input(ctx.message))
             place = f"{ctx.topic}[{ctx.partition}]@{ctx.offset}"
+            output = await self._run(self.argv(ctx.message), self._input(ctx.message), RunId(place, place))
             for each in self._results(output, ctx.agent_id, place):
                 yield each
 
@@ -188,17 +214,29 @@ class AgentCommand:
         return run
 
     def durable_function(
-        self, name: str, effect: str, in_doubt: InDoubt, *, retries: int, backoff: Duration
+        self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
     ) -> "Callable[[DurableContext], Any]":
         """Of a durable agent: the program is an effect of this class, whose arguments are the words and what it gets on stdin. retries: of
-        that effect, as what the journal has is not asked again. Raises UserError.
+        that effect, as what the journal has is not asked again; fails: also where the program itself says that it has failed. Raises
+        UserError.
         """
-        made = tool(effect=effect, in_doubt=in_doubt, retries=retries, backoff=backoff, name=name)(self.run)
-        if retries and not RULES[made.effect].repeatable:
-            raise UserError(
-                f'process_agent {name}: on_error="retry" of a program whose effect is {str(made.effect)!r}',
-                hint='effect="idempotent" where it may be run again, else on_error="skip"',
-            )
+
+        async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput:
+            try:
+                return await self._run(argv, stdin, RunId.of(effect))
+            except ExecutionError as error:
+                if fails:
+                    raise
+                return ProgramOutput(error=error.message)
+
+        if not RULES[effect_class(effect)].repeatable:
+            if retries and fails:
+                raise UserError(
+                    f'process_agent {name}: on_error="retry" of a program whose effect is {effect!r}',
+                    hint='effect="idempotent" where it may be run again, else on_error="skip"',
+                )
+            retries = 0
+        made = tool(effect=effect, in_doubt=in_doubt, retries=retries, backoff=backoff, name=name)(made_of)
 
         async def run(ctx: "DurableContext") -> AsyncIterator[Message]:
             said = await ctx.call(made, self.argv(ctx.message), self._input(ctx.message))
@@ -208,67 +246,28 @@ class AgentCommand:
         run.__name__ = run.__qualname__ = name
         return run
 
+    async def _run(self, argv: Sequence[str], stdin: str | None, run_id: RunId) -> ProgramOutput:
+        runs = self._runs if self.pool is None else self.pool()
+        return await runs.run(argv, stdin, run_id)
+
     def _output_of(self, said: Any) -> ProgramOutput:
-        """What the journal has. After a doubt it is what a person has given: the output as here, or its lines alone, or nothing."""
+        """What the journal has. After a doubt it is what a person has given: the output as here, or its lines alone, or nothing. Raises
+        ExecutionError, also where the program has said that it failed.
+        """
         if not isinstance(said, dict):
             said = {"lines": [] if said is None else said}
         try:
-            return msgspec.convert(said, ProgramOutput)
+            output = msgspec.convert(said, ProgramOutput)
         except msgspec.ValidationError as error:
             raise ExecutionError(
                 f"{self._program}: what it was said to have given are no lines: {error}", hint='["one", "two"]'
             ) from error
+        if output.error:
+            raise ExecutionError(output.error)
+        return output
 
     def _input(self, record: Any) -> str | None:
         return encode_json(record).decode() + "\n" if self._stdin else None
-
-    async def run(self, argv: Sequence[str], stdin: str | None) -> ProgramOutput:
-        """Runs the program to its end. Raises SpawnFailed, ExecutionError where it ends badly, CommunicationError where the supervisor was
-        killed, and its children with it. It never outlives this call.
-        """
-        child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                output = await self._output(child, stdin)
-        except TimeoutError:
-            await child.stop(_GRACE_SECONDS)
-            why = f"has not ended in {self._timeout_s:g} s, and was ended"
-            raise ExecutionError(f"{self._program} {why}{await _last_words(child)}") from None
-        finally:
-            if not child.is_over:
-                with suppress(CommunicationError):
-                    await child.stop(_GRACE_SECONDS)
-        return output
-
-    async def _output(self, child: Child, stdin: str | None) -> ProgramOutput:
-        if child.stdin is not None and stdin is not None:
-            with suppress(CommunicationError):  # it may end well without having read it
-                child.stdin.write(stdin.encode())
-            child.stdin.close()
-        assert child.stdout is not None
-        said, count, too_much = bytearray(), 0, False
-        while piece := await child.stdout.read():
-            said += piece
-            count += piece.count(b"\n")
-            too_much = len(said) > MAX_OUTPUT_BYTES or count > MAX_LINES
-            if too_much:
-                child.kill()
-                break
-        status = await child.wait()
-        if status.limit is not None:
-            why = f"was ended, because it had more than its {status.limit}"
-        elif too_much:
-            why = f"was ended, because it wrote more than {MAX_OUTPUT_BYTES >> 20} MB, or {MAX_LINES:,} lines"
-        elif status.signal is not None:
-            why = f"was ended by signal {status.signal}"
-        elif status.code not in self._codes:
-            why = f"ended with {status.code}"
-        elif child.stdout.dropped_bytes:
-            why = f"has written {child.stdout.dropped_bytes:,} bytes that were not read in time"
-        else:
-            lines = said.decode(errors="replace").split("\n")
-            return ProgramOutput(lines if lines[-1] else lines[:-1], status.code or 0, status.cpu_seconds)
-        raise ExecutionError(f"{self._program} {why}{await _last_words(child)}")
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
         """Raises ExecutionError for a line that is not JSON, where it should be."""
@@ -309,13 +308,3 @@ def _field(record: Any, names: tuple[str, ...]) -> Any:
     if value is None:
         raise DataError(f"field {'.'.join(names)!r}, which the command has, is missing or null")
     return value
-
-
-async def _last_words(child: Child) -> str:
-    """The last lines of stderr. An error hides the secrets in them."""
-    assert child.stderr is not None
-    said = b""
-    while piece := await child.stderr.read():
-        said = (said + piece)[-_LAST_BYTES:]
-    last = "\n".join(said.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
-    return f":\n{last}" if last else ""

@@ -81,6 +81,10 @@ class ResourceLimits:
         """`max_task_duration`."""
         return self.max_task_duration
 
+    def without(self, *names: str) -> "ResourceLimits":
+        """The others: these are no limits."""
+        return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
+
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
         """The lower one of each limit."""
         if other is None:

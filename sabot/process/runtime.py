@@ -31,6 +31,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
+_OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task")  # limits of each, not of a process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ class ProcessRuntime:
             inherit=INHERITED if own.enable_isolation else tuple(os.environ),
             working_dir=working_dir,
             stderr="pipe" if watch.enable_log_aggregation else "null",
-            limits=_of_the_process(whole),
+            limits=whole.without(*_OF_TASKS),
             output_bytes=(whole.max_output_bytes or _LINE_BYTES) + 1,
             lossless=True,
         )
@@ -432,11 +433,3 @@ def _above_zero(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise UserError(f"{type(config).__name__}: {name} is not above 0")
-
-
-def _of_the_process(limits: ResourceLimits) -> ResourceLimits:
-    """Those that count for its whole life, and not for each task."""
-    of_tasks = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task")
-    return ResourceLimits(
-        **{name: None if name in of_tasks else getattr(limits, name) for name in ResourceLimits.__slots__}
-    )

@@ -8,7 +8,7 @@ stream is not read while it is full, which holds the child up.
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -62,7 +62,7 @@ class ChildOutput:
             self._receive()
         return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes]:
         """The lines, without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`.
 
         Raises CommunicationError for a line that is longer than the capacity of a lossless stream.

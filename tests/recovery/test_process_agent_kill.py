@@ -20,7 +20,11 @@ AGENTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "unsafe": {"durable": True},
     "idempotent": {"durable": True, "effect": "idempotent"},
+    "pool.plain": {"pool": 2},
+    "pool.unsafe": {"pool": 2, "durable": True},
+    "pool.idempotent": {"pool": 2, "durable": True, "effect": "idempotent"},
 }
+UNSAFE = {"unsafe", "pool.unsafe"}
 SCRIPT = 'echo "$1 $$" >> runs; [ -e go ] || exec sleep 1000; echo "did $1"'
 
 
@@ -31,12 +35,15 @@ def app_in(folder: Path) -> App:
         tasks = folder / f"{name}.ndjson"
         if not tasks.exists():
             tasks.write_text(f'{{"task": "{name}"}}\n')
+        command = ["sh", "-c", SCRIPT, "sh", "{task}"]
+        if "pool" in options:
+            command = ["sh", "-c", f"while read -r line; do {SCRIPT}; done", "sh", name]
         app.process_agent(
             NdjsonSource(tasks),
-            command=["sh", "-c", SCRIPT, "sh", "{task}"],
+            command=command,
             sink=NdjsonSink(str(folder / f"{name}.out")),
             working_dir=folder,
-            name=name,
+            name=name.replace(".", "_"),
             **options,
         )
     return app
@@ -49,11 +56,17 @@ def runs(folder: Path) -> list[tuple[str, int]]:
     return list(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
-async def question(app: App) -> ActionRecord:
+async def questions(app: App, count: int) -> list[ActionRecord]:
     while True:
-        for each in await app.actions.find(statuses=[ActionStatus.PENDING]):
-            return each
+        found = list(await app.actions.find(statuses=[ActionStatus.PENDING]))
+        if len(found) == count:
+            return found
         await asyncio.sleep(0.01)
+
+
+def written(folder: Path) -> dict[str, str]:
+    """What is in the sinks that are there."""
+    return {path.stem: path.read_text() for path in folder.glob("*.out")}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
@@ -74,17 +87,18 @@ async def test_programs_die_with_their_worker_and_an_unsafe_one_is_in_doubt(tmp_
     (tmp_path / "go").touch()
     try:
         async with asyncio.timeout(PATIENCE_SECONDS), started(app := app_in(tmp_path)):
-            asked = await question(app)
-            await until(lambda: all((tmp_path / f"{name}.out").exists() for name in ("plain", "idempotent")))
-            await until(lambda: sorted(name for name, _ in runs(tmp_path)[3:]) == ["idempotent", "plain"])
-            assert asked.type == "in_doubt"
-            await app.actions.resolve(asked.resume_token, {"outcome": "not_done"})
-            await until(lambda: runs(tmp_path)[5:] and (tmp_path / "unsafe.out").exists())
+            asked = await questions(app, len(UNSAFE))
+            others = sorted(AGENTS.keys() - UNSAFE)
+            await until(lambda: sorted(name for name, said in written(tmp_path).items() if said) == others)
+            await until(lambda: sorted(name for name, _ in runs(tmp_path)[len(AGENTS) :]) == others)
+            assert {each.type for each in asked} == {"in_doubt"}
+            for each in asked:
+                await app.actions.resolve(each.resume_token, {"outcome": "not_done"})
+            await until(lambda: all(written(tmp_path).values()))
     finally:
         if Supervisor._current is not None:
             Supervisor._current.close()
-    for name in AGENTS:
-        assert (tmp_path / f"{name}.out").read_text() == f'"did {name}"\n'
+    assert written(tmp_path) == {name: f'"did {name}"\n' for name in AGENTS}
 
 
 if __name__ == "__main__":

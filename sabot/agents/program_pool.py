@@ -1,0 +1,253 @@
+"""Programs that live on: each gets one record after the other on stdin, a line of JSON each, and has at most one in hand.
+
+    protocol "lines"    to it    the record
+                        from it  its answer, one line: the next one that it writes
+    protocol "json"     to it    {"id": …, "record": …}
+                        from it  {"id": …, "line": …}, any number, then {"id": …, "result": …} or {"id": …, "error": {"message": …}}
+
+A child that ends with a record in hand, or is ended because it does not answer in time or says too much, leaves nobody to know how far it
+came: `CommunicationError`. The others are not touched, and another child takes its place, later each time.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Literal
+
+import msgspec
+
+from sabot.agents.program_runs import (
+    GRACE_SECONDS,
+    LAST_BYTES,
+    MAX_LINES,
+    MAX_OUTPUT_BYTES,
+    ProgramOutput,
+    RunId,
+    how_ended,
+    last_lines,
+)
+from sabot.calls.options import Retry
+from sabot.codecs.records import encode_json
+from sabot.errors import short_repr
+from sabot.process.client import Child, Command, Supervisor
+from sabot.process.errors import CommunicationError, ExecutionError
+from sabot.process.limits import ResourceLimits
+from sabot.threads import to_the_end
+
+__all__ = ["PoolProtocol", "ProgramPool"]
+
+PoolProtocol = Literal["lines", "json"]
+
+_BACKOFF = Retry(
+    backoff_s=0.1
+)  # between a child that has ended and the next: doubled with each that ends before one has answered
+
+_log = logging.getLogger(__name__)
+
+
+class _AnswerLine(msgspec.Struct):
+    """A line of the protocol "json". What is not there is UNSET; null is a value."""
+
+    id: Any = None
+    line: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: Any = msgspec.UNSET
+
+
+_decoder = msgspec.json.Decoder(_AnswerLine)
+
+
+class ProgramPool:
+    """At most `size` children of one command. They belong to the event loop that `run` is called on, and end with `close`."""
+
+    def __init__(
+        self,
+        program: str,
+        command: Command,
+        size: int,
+        protocol: PoolProtocol,
+        *,
+        timeout_s: float | None,
+        backoff: Retry = _BACKOFF,
+    ) -> None:
+        """program: its name, in errors. command: of a child; of its limits time and output are those of a record. timeout_s: so long a
+        child may take for one.
+        """
+        limits = command.limits or ResourceLimits.none()
+        times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
+        self._program, self._protocol, self._backoff = program, protocol, backoff
+        self._timeout_s = min(times, default=None)
+        self._most = min(MAX_OUTPUT_BYTES, limits.max_output_bytes or MAX_OUTPUT_BYTES)
+        own = limits.without("max_task_duration", "max_output_bytes")
+        self._command = replace(command, stdin="pipe", limits=own, output_bytes=self._most + 1, lossless=True)
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[_Resident] = []
+        self._all: set[_Resident] = set()
+        self._ended = 0  # children, since one has answered
+        self._not_before = 0.0  # of the loop's clock: then the next child is started
+
+    async def close(self) -> None:
+        """Ends its children."""
+        await asyncio.gather(*(each.end() for each in list(self._all)))
+
+    async def run(self, argv: Sequence[str], stdin: str | None, run_id: RunId) -> ProgramOutput:
+        """Gives the record to a child that is free, and waits for its answer. stdin: the record, as a line of JSON.
+
+        Raises ExecutionError for an answer that says that it has failed; SpawnFailed; CommunicationError where the child has ended with the
+        record in hand, or was ended because of it.
+        """
+        assert stdin is not None
+        async with self._slots, self._resident(argv) as resident:
+            began = resident.stdout.total_bytes
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    lines = await self._answered(resident, stdin, run_id, began)
+            except TimeoutError:
+                why = f"has not answered in {self._timeout_s:g} s, and was ended"
+                raise await self._lost(resident, why) from None
+            except ExecutionError:
+                self._has_answered(resident)
+                raise
+            self._has_answered(resident)
+        return ProgramOutput(lines)
+
+    def _has_answered(self, resident: "_Resident") -> None:
+        self._ended = 0
+        resident.is_free = True
+
+    @asynccontextmanager
+    async def _resident(self, argv: Sequence[str]) -> "AsyncIterator[_Resident]":
+        """A child that has no record in hand. If it still has one afterwards, it is ended."""
+        while self._idle:
+            resident = self._idle.pop()
+            if not (why := resident.unusable(self._protocol)):
+                break
+            _log.warning("%s (pid %d) %s: another one is started", self._program, resident.child.pid, why)
+            await to_the_end(self._gone(resident))
+        else:
+            resident = await self._started(argv)
+        resident.is_free = False
+        try:
+            yield resident
+        finally:
+            if resident.is_free:
+                self._idle.append(resident)
+            else:
+                await to_the_end(self._gone(resident))
+
+    async def _started(self, argv: Sequence[str]) -> "_Resident":
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._not_before - loop.time()))
+        try:
+            child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
+        except BaseException:
+            self._count(loop)
+            raise
+        resident = _Resident(child)
+        self._all.add(resident)
+        return resident
+
+    async def _gone(self, resident: "_Resident") -> None:
+        if resident in self._all:
+            self._all.discard(resident)
+            self._count(asyncio.get_running_loop())
+            await resident.end()
+
+    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._not_before = loop.time() + self._backoff.wait_s(self._ended)
+        self._ended += 1
+
+    async def _answered(self, resident: "_Resident", stdin: str, run_id: RunId, began: int) -> list[str]:
+        line = stdin.encode()
+        if self._protocol == "json":
+            line = b'{"id": %s, "record": %s}\n' % (encode_json(run_id.key), line.rstrip(b"\n"))
+        with suppress(CommunicationError):  # it has ended: then its output has, too
+            assert resident.child.stdin is not None
+            resident.child.stdin.write(line)
+            await resident.child.stdin.drain()
+        found: list[str] = []
+        for count in range(1, MAX_LINES + 2):
+            try:
+                said = await anext(resident.lines, None)
+            except CommunicationError:  # a line that does not end
+                break
+            if said is None:
+                raise await self._lost(resident, "")
+            if resident.stdout.total_bytes - began > self._most or count > MAX_LINES:
+                break
+            if self._protocol == "lines":
+                return [said.decode(errors="replace")]
+            if self._taken(said, run_id, found):
+                return found
+        why = f"was ended, because it wrote more than {self._most:,} bytes, or {MAX_LINES:,} lines, for a record"
+        raise await self._lost(resident, why)
+
+    def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
+        """Whether it is the end of the answer. What is no answer to this record is passed over. Raises ExecutionError."""
+        try:
+            message = _decoder.decode(said)
+        except msgspec.DecodeError:
+            return False
+        if message.id != run_id.key:
+            return False
+        if message.error is not msgspec.UNSET:
+            error = message.error
+            words = error.get("message", error) if isinstance(error, Mapping) else error
+            raise ExecutionError(f"{self._program}: {words if isinstance(words, str) else short_repr(words)}")
+        for each in (message.line, message.result):
+            if isinstance(each, msgspec.Raw) and bytes(each) != b"null":
+                found.append(bytes(each).decode())
+        return message.result is not msgspec.UNSET
+
+    async def _lost(self, resident: "_Resident", why: str) -> CommunicationError:
+        """The child has ended, or is ended now, and had a record in hand. why: "": as its status says."""
+        try:
+            await resident.end()
+            why = why or how_ended(await resident.child.wait())
+        except CommunicationError as error:  # the supervisor was killed
+            why = why or f"was ended: {error.message}"
+        return CommunicationError(
+            f"{self._program} {why}, with a record in hand: nobody knows how far it came{resident.last_words()}"
+        )
+
+
+class _Resident:
+    """A child of a pool, with what it says. is_free: it has no record in hand."""
+
+    def __init__(self, child: Child) -> None:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        self.child, self.stdout, self.is_free = child, child.stdout, True
+        self.lines = child.stdout.lines()
+        self._stderr = child.stderr
+        self._last = b""
+        self._reading = asyncio.create_task(self._read_errors())
+
+    def unusable(self, protocol: PoolProtocol) -> str:
+        """Why it can be given no record; "": it can."""
+        unread = self.stdout.read_nowait()
+        if self.child.is_over or self.stdout.at_end or unread == b"":
+            return "has ended"
+        if unread and protocol == "lines":
+            return f"has written {short_repr(unread)}, which answers no record"
+        return ""
+
+    def last_words(self) -> str:
+        """The last lines of its stderr."""
+        return last_lines(self._last)
+
+    async def end(self) -> None:
+        """Ends it and all that it has started."""
+        try:
+            await self.child.stop(GRACE_SECONDS)
+        except CommunicationError:  # the supervisor was killed, and the child with it
+            self._stderr.close()
+        await asyncio.wait([self._reading])
+        self.stdout.close()
+        await self.lines.aclose()
+
+    async def _read_errors(self) -> None:
+        while piece := await self._stderr.read():
+            self._last = (self._last + piece)[-LAST_BYTES:]
