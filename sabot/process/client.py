@@ -113,6 +113,13 @@ class ExitStatus:
         """Whether it ended by itself with 0."""
         return self.code == 0
 
+    @property
+    def how(self) -> str:
+        """In words, say `it ended with 3`."""
+        if self.limit is not None:
+            return f"it had more than its {self.limit}"
+        return f"it ended with {self.code}" if self.signal is None else f"it was ended by signal {self.signal}"
+
 
 @dataclass(frozen=True)
 class ProcessUsage:

@@ -13,6 +13,13 @@ SabotError
     ├── IoError                 the system refused to read or to write (also an OSError)
     ├── ProviderError           the service behind the program has refused
     ├── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
+    ├── LifecycleError          a verb of the lifecycle has failed
+    │   ├── AgentNotSpawned     E2020: the agent did not start, or was not ready in time (also a SpawnFailed)
+    │   ├── TerminateFailed     E2021: something of it still runs
+    │   ├── SuspendFailed       E2022
+    │   ├── ResumeFailed        E2023
+    │   ├── RestartFailed       E2024: also when all its restarts are used up
+    │   └── UnknownAgent        E2025: there is none of this id (also a NotFound)
     ├── ScaleUpFailed           E2090: a fleet has not grown
     ├── ScaleDownFailed         E2091: a fleet has not shrunk
     └── WarmPoolExhausted       E2092: no child is warm
@@ -23,18 +30,25 @@ from sabot.errors import SabotError
 __all__ = [
     "AgentError",
     "AgentNotFound",
+    "AgentNotSpawned",
     "CommunicationError",
     "DrainTimeout",
     "ExecutionError",
     "InvalidContext",
     "IoError",
+    "LifecycleError",
     "NotFound",
     "ProviderError",
     "ResourceLimitExceeded",
+    "RestartFailed",
+    "ResumeFailed",
     "ScaleDownFailed",
     "ScaleUpFailed",
     "SpawnFailed",
+    "SuspendFailed",
+    "TerminateFailed",
     "Timeout",
+    "UnknownAgent",
     "WarmPoolExhausted",
 ]
 
@@ -85,6 +99,46 @@ class ResourceLimitExceeded(AgentError):
     def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.limit = limit
+
+
+class LifecycleError(AgentError):
+    """A verb of the lifecycle has failed. code: of document 002."""
+
+    code = "E2020"
+
+
+class AgentNotSpawned(LifecycleError, SpawnFailed):
+    """The agent did not start, or was not ready in time: no process of it is left."""
+
+
+class TerminateFailed(LifecycleError):
+    """The agent was killed, and something of it still runs."""
+
+    code = "E2021"
+
+
+class SuspendFailed(LifecycleError):
+    """The agent was not suspended."""
+
+    code = "E2022"
+
+
+class ResumeFailed(LifecycleError):
+    """The agent does not go on."""
+
+    code = "E2023"
+
+
+class RestartFailed(LifecycleError):
+    """The agent was not started again, or not any more."""
+
+    code = "E2024"
+
+
+class UnknownAgent(LifecycleError, NotFound):
+    """There is no agent of this id."""
+
+    code = "E2025"
 
 
 class ScaleUpFailed(AgentError):

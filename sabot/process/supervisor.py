@@ -165,8 +165,7 @@ class Supervision:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, request["signal"])
             case "pause" if child is not None:
-                child.paused = True
-                signal_all(self._members(child), signal.SIGSTOP)
+                self._pause(child)
             case "resume" if child is not None:
                 child.paused = child.throttled = False
                 signal_all(self._members(child), signal.SIGCONT)
@@ -178,6 +177,18 @@ class Supervision:
                 child.last_moment = None if seconds is None else time.monotonic() + seconds
             case "usage":
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
+
+    def _pause(self, child: _Child) -> None:
+        """Stops all of it, also what is being forked meanwhile."""
+        child.paused = True
+        if child.throttled:  # it is stopped already, so that the system will not tell of it
+            self._say({"event": "stopped", "child": child.number})
+        stopped = set[int]()
+        for _ in range(100):
+            if not (new := set(self._members(child)) - stopped):
+                break
+            signal_all(new, signal.SIGSTOP)
+            stopped |= new
 
     def _say(self, message: dict[str, Any]) -> None:
         if self._farewell is None:

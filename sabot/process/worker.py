@@ -203,12 +203,7 @@ class WorkerProcess:
         """How it has ended."""
         if self.why:
             return self.why
-        if self.status is None:
-            return "its supervisor was killed"
-        if self.status.limit is not None:
-            return f"it had more than its {self.status.limit}"
-        code, number = self.status.code, self.status.signal
-        return f"it ended with {code}" if number is None else f"it was ended by signal {number}"
+        return "its supervisor was killed" if self.status is None else self.status.how
 
     async def _begin(self, command: Command) -> None:
         self.child = await (await Supervisor.running()).spawn(command)

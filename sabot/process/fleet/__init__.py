@@ -1,1 +1,1 @@
-"""Many children that do one kind of work: a pool of warm ones, a fleet that grows and shrinks, and their health."""
+"""Many agents that are processes: their lives, what they may use, warm ones, a fleet that grows and shrinks, their health."""
