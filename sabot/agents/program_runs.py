@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sabot.llm.tools import Effect
-from sabot.process.client import Child, Command, ExitStatus, Supervisor
+from sabot.process.client import Child, Command, Supervisor
 from sabot.process.errors import CommunicationError, ExecutionError
+from sabot.process.status import ExitStatus
 
 __all__ = [
     "GRACE_SECONDS",

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from sabot.process.client import (
         Child,
         Command,
-        ExitStatus,
-        ProcessUsage,
         Supervisor,
     )
     from sabot.process.errors import (
@@ -84,6 +82,10 @@ if TYPE_CHECKING:
         RecoveryConfig,
         RuntimeConfig,
         RuntimeStatistics,
+    )
+    from sabot.process.status import (
+        ExitStatus,
+        ProcessUsage,
     )
     from sabot.process.streams import (
         ChildInput,
@@ -165,8 +167,6 @@ _HOMES = {
     "sabot.process.client": (
         "Child",
         "Command",
-        "ExitStatus",
-        "ProcessUsage",
         "Supervisor",
     ),
     "sabot.process.errors": (
@@ -235,6 +235,10 @@ _HOMES = {
         "RecoveryConfig",
         "RuntimeConfig",
         "RuntimeStatistics",
+    ),
+    "sabot.process.status": (
+        "ExitStatus",
+        "ProcessUsage",
     ),
     "sabot.process.streams": (
         "ChildInput",

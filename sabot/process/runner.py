@@ -15,7 +15,7 @@ from typing import Any
 
 from sabot.errors import UserError
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
-from sabot.process.client import INHERITED, Child, Command, ExitStatus, Supervisor
+from sabot.process.client import INHERITED, Child, Command, Supervisor
 from sabot.process.errors import (
     CommunicationError,
     ExecutionError,
@@ -26,6 +26,7 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.limits import ResourceLimits
+from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
 from sabot.redaction import keep_settings
 

@@ -20,7 +20,7 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition
-from sabot.process.client import Child, Command, ExitStatus, ProcessUsage, Supervisor
+from sabot.process.client import Child, Command, Supervisor
 from sabot.process.errors import (
     AgentError,
     CommunicationError,
@@ -30,6 +30,7 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.limits import ResourceLimits
+from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.threads import to_the_end
 
 __all__ = ["AgentLog", "ProcessState", "RuntimeAgent", "WorkerProcess"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import words_of
-from sabot.process.client import Child, Command, ExitStatus, Supervisor
+from sabot.process.client import Child, Command, Supervisor
 from sabot.process.errors import (
     AgentNotSpawned,
     CommunicationError,
@@ -29,6 +29,7 @@ from sabot.process.errors import (
     UnknownAgent,
 )
 from sabot.process.fleet.instances import OVER, AgentInstance, InstanceInfo, LifecycleConfig, LifecycleState, OnState
+from sabot.process.status import ExitStatus
 from sabot.redaction import keep_settings
 from sabot.threads import to_the_end
 
