@@ -58,7 +58,8 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
     elif isinstance(value, int | float):
         seconds = float(value)
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value)
+        known = isinstance(value, str)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value) if known else None
         if match is None:
             raise UserError(f"{name}: {value!r} is no duration", hint='write "5s", "100ms" or a number of seconds')
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]

@@ -85,11 +85,13 @@ class Budget:
                 object.__setattr__(self, name, value if value is None or measure == "cost" else int(value))
         if self.exhausted not in ("deny", "degrade", "ask"):
             raise UserError(f"{where}: exhausted={short_repr(self.exhausted)}", hint="deny, degrade or ask")
+        checked_word(self.degrade_to, f"{where}: degrade_to")
         if (self.exhausted == "degrade") != bool(self.degrade_to):
             raise UserError(
                 f"{where}: the model that is asked instead is not clear", hint='exhausted="degrade", degrade_to="…"'
             )
-        if not (isinstance(self.warn_at, int | float) and 0 < self.warn_at <= 1):
+        number = isinstance(self.warn_at, int | float) and not isinstance(self.warn_at, bool)
+        if not (number and 0 < self.warn_at <= 1):
             raise UserError(
                 f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
             )

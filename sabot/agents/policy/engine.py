@@ -81,6 +81,8 @@ class PolicyEngine(EffectGate):
         self._rules: list[PolicyRule] = []
         self._by_name: dict[tuple[CallKind, str, str, str], list[tuple[PolicyRule, GateVerdict | None]]] = {}
         self._version: str | None = None
+        if isinstance(rules, str) or not isinstance(rules, Sequence):
+            raise UserError(f"PolicyEngine: rules={short_repr(rules)}", hint="a list: PolicyEngine([ToolPolicy(…)])")
         for rule in rules:
             self.add_rule(rule)
 
@@ -170,7 +172,7 @@ class PolicyEngine(EffectGate):
         for rule, known in self._matching(call):
             try:
                 found = known or rule.decide(call)
-            except Exception as error:  # the rule may be the user's code
+            except (Exception, asyncio.CancelledError) as error:  # the rule may be the user's code
                 found = self._failed(rule, error)
             if found is None:
                 continue
@@ -195,7 +197,9 @@ class PolicyEngine(EffectGate):
             try:
                 async with asyncio.timeout(self._timeout_s):
                     found = await awaited
-            except Exception as error:  # the rule is the user's code
+            except (Exception, asyncio.CancelledError) as error:  # the rule is the user's code
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 verdict = self._failed(rule, error)
             else:
                 if found is not None:
@@ -232,7 +236,7 @@ class PolicyEngine(EffectGate):
             return GateVerdict(found, rule.name or type(rule).__name__, self.version)
         return self._failed(rule, UserError(f"it says {short_repr(found)}: no Decision, GateVerdict or None"))
 
-    def _failed(self, rule: PolicyRule, error: Exception) -> GateVerdict:
+    def _failed(self, rule: PolicyRule, error: BaseException) -> GateVerdict:
         name = rule.name or type(rule).__name__
         said = f"no answer within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else words_of(error)
         reason = f"rule {name} has failed: {type(error).__name__}: {said}"
@@ -251,6 +255,12 @@ class PolicyEngine(EffectGate):
         if self.default == "deny" and call.kind != "child":
             return GateVerdict(Decision.DENY, "default", self.version, "no rule allows it")
         return GateVerdict(version=self.version)
+
+
+def _is_cancelled() -> bool:
+    """Whether who waits for the decision was cancelled, and not the rule itself has raised."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _close(awaited: Any) -> None:

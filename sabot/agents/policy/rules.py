@@ -1,5 +1,6 @@
 """The rules of a policy (`policy.PolicyEngine`): by names and scopes, by arguments, by labels of what was read, by texts."""
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Mapping, Sequence
@@ -7,11 +8,11 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict, hidden
 from sabot.journal.effects import RULES, EffectClass
-from sabot.llm.tools import UNTRUSTED
+from sabot.llm.tools import UNTRUSTED, Tool
 from sabot.operators.agents.job_rows import version_of
 
 __all__ = [
@@ -89,8 +90,11 @@ class _NameRule(PolicyRule):
         for each in ("allowed_scopes", "denied_scopes", "allowed_principals"):
             given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given, empty=True))
+        _typed(self, kind, bool, "denied", "require_approval", "warn")
+        _typed(self, kind, str, "reason", "name")
         object.__setattr__(self, "name", self.name or f"{kind} {', '.join(checked)}")
-        object.__setattr__(self, "_wait_s", _wait_s(self.approval_timeout))
+        asks = "" if self.require_approval else "require_approval=True"
+        object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
 
     _patterns_field: ClassVar[str] = ""
     _kind: ClassVar[CallKind] = "tool"
@@ -154,6 +158,10 @@ class ModelPolicy(_NameRule):
     _patterns_field = "model_patterns"
     _kind = "model"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _typed(self, "ModelPolicy", str, "degrade_to")
+
     def decide(self, call: GatedCall) -> RuleAnswer:
         found = super().decide(call)
         mild = found is Decision.ALLOW and self.allowed_scopes is None and self.allowed_principals is None
@@ -173,17 +181,27 @@ class _ContentRule(PolicyRule):
     approval_timeout: Duration | None = None
     name: str = ""
 
-    def _check(self, kind: str, named: str, **patterns: Sequence[str] | None) -> None:
+    _wait_s = 0.0
+
+    def _check(self, named_by: str, *patterns: str) -> None:
+        """named_by: the field with which it is told apart from other rules of its kind. patterns: the names of its fields of patterns."""
+        kind = type(self).__name__
         if self.otherwise not in get_args(Otherwise):
             raise UserError(
                 f"{kind}: otherwise={short_repr(self.otherwise)}", hint=f"one of {', '.join(get_args(Otherwise))}"
             )
-        for each, given in patterns.items():
+        for each in patterns:
+            given = getattr(self, each)
             object.__setattr__(self, each, None if given is None else _patterns(kind, each, given))
-        object.__setattr__(self, "name", self.name or f"{kind} {named}")
+        _typed(self, kind, str, "name")
+        named = getattr(self, named_by)
+        name = self.name or f"{kind} {named if isinstance(named, str) else ', '.join(named)}"
+        object.__setattr__(self, "name", name)
+        asks = "" if self.otherwise == "ask" else 'otherwise="ask"'
+        object.__setattr__(self, "_wait_s", _wait_s(kind, self.approval_timeout, asks))
 
     def _broken(self, reason: str) -> GateVerdict:
-        return GateVerdict(Decision(self.otherwise), reason=reason, wait_s=_wait_s(self.approval_timeout))
+        return GateVerdict(Decision(self.otherwise), reason=reason, wait_s=self._wait_s)
 
 
 @dataclass(frozen=True)
@@ -191,8 +209,9 @@ class ConstraintPolicy(_ContentRule):
     """What an argument of a tool may be.
 
     field: its name, or a path: "order.total", "items.*.price". min, max: bounds, themselves allowed. allowed, denied: values. pattern: a
-    regular expression for the whole text. max_length: of a text or a list. required: the argument must be there; otherwise the rule says
-    nothing of calls without it. otherwise: what follows for a call that breaks it.
+    regular expression for the whole text. max_length: of a text or a list. required: the argument must be there, in each item of a path
+    with "*"; otherwise the rule says nothing of calls without it. otherwise: what follows for a call that breaks it. A tool that is named
+    as it is, and has no such argument, breaks the rule: one of both is misspelt. Raises UserError for a rule that no call, or any, breaks.
     """
 
     tool_patterns: Sequence[str]
@@ -206,31 +225,81 @@ class ConstraintPolicy(_ContentRule):
     required: bool = False
 
     def __post_init__(self) -> None:
-        self._check("ConstraintPolicy", self.field, tool_patterns=self.tool_patterns)
-        object.__setattr__(self, "allowed", None if self.allowed is None else tuple(self.allowed))
-        object.__setattr__(self, "denied", tuple(self.denied))
+        _typed(self, "ConstraintPolicy", str, "field")
+        if not all(self.field.split(".")):
+            raise UserError(
+                f"ConstraintPolicy: field={short_repr(self.field)}", hint='the name of an argument, or a path: "a.b"'
+            )
+        self._check("field", "tool_patterns")
+        _typed(self, "ConstraintPolicy", bool, "required")
+        object.__setattr__(self, "allowed", None if self.allowed is None else self._values("allowed"))
+        object.__setattr__(self, "denied", self._values("denied"))
+        self._check_bounds()
         if self.pattern is not None:
             _checked_expression("ConstraintPolicy: pattern", self.pattern)
+        if self.max_length is not None and not is_whole(self.max_length, 0):
+            raise UserError(f"ConstraintPolicy: max_length={short_repr(self.max_length)}", hint="a whole number")
+        said = (self.min, self.max, self.allowed, self.pattern, self.max_length)
+        if all(each is None for each in said) and not self.denied and not self.required:
+            raise UserError(
+                f"ConstraintPolicy of {self.field} says nothing of it",
+                hint="min, max, allowed, denied, pattern, max_length or required",
+            )
+
+    def _values(self, name: str) -> tuple[Any, ...]:
+        given = getattr(self, name)
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Collection):
+            raise UserError(f"ConstraintPolicy: {name}={short_repr(given)}", hint=f"a list of values: {name}=[…]")
+        return tuple(given)
+
+    def _check_bounds(self) -> None:
+        for name in ("min", "max"):
+            bound = getattr(self, name)
+            try:
+                ordered = bound is None or (bound <= bound) is True
+            except (TypeError, ArithmeticError):  # it has no order; a Decimal that signals
+                ordered = False
+            several = isinstance(bound, Collection) and not isinstance(bound, str | bytes)
+            if not ordered or several or isinstance(bound, bool):
+                raise UserError(
+                    f"ConstraintPolicy: {name}={short_repr(bound)} is no bound", hint="a number, a text or a time"
+                )
+        try:
+            none_fits = self.min is not None and self.max is not None and not self.min <= self.max
+        except TypeError:
+            none_fits = True
+        if none_fits:
+            raise UserError(
+                f"ConstraintPolicy: nothing lies between min={short_repr(self.min)} and max={short_repr(self.max)}"
+            )
 
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
 
     def decide(self, call: GatedCall) -> RuleAnswer:
         found = _values_at(call.arguments, self.field.split("."))
-        if not found:
-            return self._broken(f"{self.field} is missing") if self.required else None
         for value in found:
-            wrong = self._wrong(value)
+            wrong = "" if value is _MISSING else self._wrong(value)
             if wrong:
                 return self._broken(f"{self.field} is {short_repr(value)}, {wrong}")
-        return Decision.ALLOW
+        missing = [value is _MISSING for value in found]
+        if not found or any(missing):
+            if self.required:
+                return self._broken(f"{self.field} is missing")
+            if call.name in self.tool_patterns and _takes_no(call.tool, self.field.split(".")[0]):
+                return self._broken(f"{call.name} has no argument {self.field}: the rule, or the tool, is another one")
+        return None if all(missing) else Decision.ALLOW
 
     def _wrong(self, value: Any) -> str:
+        if isinstance(value, bool) and (self.min is not None or self.max is not None):
+            return "which is no number"
         if self.max is not None and not value <= self.max:  # so said, since nothing is less than NaN
             return f"and at most {self.max} is allowed"
         if self.min is not None and not value >= self.min:
             return f"and at least {self.min} is allowed"
-        if self.allowed is not None and value not in self.allowed:
+        if self.allowed is not None and not any(
+            each == value and isinstance(each, bool) == isinstance(value, bool) for each in self.allowed
+        ):
             return f"and allowed are {', '.join(map(str, self.allowed))}"
         if value in self.denied:
             return "which is denied"
@@ -257,21 +326,10 @@ class DataAccessPolicy(_ContentRule):
     allowed_agents: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        self._check(
-            "DataAccessPolicy",
-            ", ".join(self.labels),
-            labels=self.labels,
-            **{
-                each: getattr(self, each)
-                for each in (
-                    "allowed_scopes",
-                    "allowed_principals",
-                    "allowed_models",
-                    "allowed_tools",
-                    "allowed_agents",
-                )
-            },
-        )
+        limits = ("allowed_scopes", "allowed_principals", "allowed_models", "allowed_tools", "allowed_agents")
+        self._check("labels", "labels", *limits)
+        if all(getattr(self, each) is None for each in limits):
+            raise UserError(f"{self.name} forbids nothing", hint=f"one of {', '.join(limits)}")
 
     def decide(self, call: GatedCall) -> RuleAnswer:
         read = () if call.tool is None or call.kind != "tool" else call.tool.labels
@@ -302,9 +360,11 @@ class LabelPolicy(_ContentRule):
     otherwise: Otherwise = "ask"
 
     def __post_init__(self) -> None:
-        patterns = {"labels": self.labels, "tool_patterns": self.tool_patterns}
-        self._check("LabelPolicy", ", ".join(self.labels), **patterns)
-        object.__setattr__(self, "effects", tuple(EffectClass(each).value for each in self.effects))
+        self._check("labels", "labels", "tool_patterns", "effects")
+        words = [each.value for each in EffectClass]
+        for each in self.effects:
+            if each not in words:
+                raise UserError(f"LabelPolicy: effects: {short_repr(each)}", hint=f"some of {', '.join(words)}")
 
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == "tool" and _fits(self.tool_patterns, name)
@@ -332,6 +392,16 @@ class RedactionPolicy(PolicyRule):
             object.__setattr__(self, each, checked)
         for each in self.patterns:
             _checked_expression("RedactionPolicy: patterns", each)
+            if re.fullmatch(each, ""):
+                raise UserError(
+                    f"RedactionPolicy: {short_repr(each)} is found in any text",
+                    hint="a pattern of what is to be hidden",
+                )
+        if not (self.tool_patterns or self.model_patterns or self.agent_patterns):
+            raise UserError(
+                "RedactionPolicy hides nothing from anybody", hint="tool_patterns, model_patterns or agent_patterns"
+            )
+        _typed(self, "RedactionPolicy", str, "name")
         object.__setattr__(self, "name", self.name or "RedactionPolicy")
 
     def matches(self, kind: CallKind, name: str) -> bool:
@@ -368,27 +438,57 @@ def _fits(patterns: Sequence[str], word: str) -> bool:
     return found.match(word) is not None
 
 
+def _typed(rule: object, kind: str, wanted: type, *names: str) -> None:
+    """Raises UserError where one of these fields is of another type: a text counts as true, and a number names nothing."""
+    for name in names:
+        if not isinstance(value := getattr(rule, name), wanted):
+            raise UserError(
+                f"{kind}: {name}={short_repr(value)}", hint="True or False" if wanted is bool else "a text is wanted"
+            )
+
+
 def _checked_expression(what: str, pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        raise UserError(f"{what}={short_repr(pattern)}", hint="a regular expression is a text")
     try:
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise UserError(f"{what}: {short_repr(pattern)} is no regular expression: {error}") from error
 
 
-def _wait_s(timeout: Duration | None) -> float:
-    return 0.0 if timeout is None else parse_seconds(timeout, name="approval_timeout", zero=False)
+def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
+    """asks: the option that is missing for a person to be asked; "": none is."""
+    seconds = 0.0 if timeout is None else parse_seconds(timeout, name=f"{kind}: approval_timeout", zero=False)
+    if seconds and asks:
+        raise UserError(f"{kind}: approval_timeout={short_repr(timeout)}, and nobody is asked", hint=asks)
+    return seconds
+
+
+def _takes_no(tool: Tool | None, name: str) -> bool:
+    """Whether it is known that the function of a tool has no such parameter."""
+    if tool is None or tool.parameters is not None or name == "*":
+        return False
+    try:
+        taken = inspect.signature(tool.func).parameters
+    except (TypeError, ValueError):  # of a function in C that does not say it
+        return False
+    return name not in taken and all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in taken.values())
+
+
+_MISSING = object()
 
 
 def _values_at(value: Any, path: Sequence[str]) -> list[Any]:
-    """What stands at a path; nothing where there is no such place."""
+    """What stands at a path; _MISSING for each place that there is not."""
     if not path:
         return [value]
     first, rest = path[0], path[1:]
     if isinstance(value, Mapping):
-        found = list(value.values()) if first == "*" else [value[first]] if first in value else []
+        found = list(value.values()) if first == "*" else [value.get(first, _MISSING)]
     elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         chosen = [int(first)] if first.isdecimal() else range(len(value)) if first == "*" else ()
-        found = [value[at] for at in chosen if at < len(value)]
+        found = [value[at] if at < len(value) else _MISSING for at in chosen]
+        found = found if chosen or first == "*" else [_MISSING]
     else:
-        found = [getattr(value, first)] if hasattr(value, first) else []
-    return [each for one in found for each in _values_at(one, rest)]
+        found = [getattr(value, first, _MISSING)]
+    return [each for one in found for each in ([_MISSING] if one is _MISSING else _values_at(one, rest))]

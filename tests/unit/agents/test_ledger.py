@@ -154,6 +154,8 @@ async def test_more_is_allowed_when_the_budget_is_raised() -> None:
         {"max_cost_daily": "much"},
         {"max_cost_daily": float("nan")},
         {"warn_at": 0},
+        {"warn_at": True},
+        {"exhausted": "degrade", "degrade_to": 3},
         {"exhausted": "stop"},
         {"exhausted": "degrade"},
         {"degrade_to": "small"},

@@ -1,6 +1,7 @@
 """Policies: what rules say of calls, which of them holds, and what follows in jobs."""
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,14 @@ async def test_default_deny_denies_what_no_rule_allows() -> None:
         ({"field": "order.items.*.price", "max": 9}, {"order": {"items": [{"price": 1}, {"price": 10}]}}, "is 10"),
         ({"field": "order.items.1.price", "max": 9}, {"order": {"items": [{"price": 99}, {"price": 9}]}}, ""),
         ({"field": "amount", "max": 100}, {"amount": "much"}, "has failed: TypeError"),
+        ({"field": "amount", "max": 100}, {"amount": True}, "amount is True, which is no number"),
+        ({"field": "amount", "allowed": [1, 2]}, {"amount": True}, "amount is True, and allowed are 1, 2"),
+        ({"field": "o.*.price", "max": 9, "required": True}, {"o": [{"price": 1}, {}]}, "o.*.price is missing"),
+        ({"field": "o.*.price", "max": 9, "required": True}, {"o": {"a": {"price": 1}, "b": 7}}, "is missing"),
+        ({"field": "o.*.price", "max": 9, "required": True}, {"o": [{}, {"price": 10}]}, "o.*.price is 10"),
+        ({"field": "o.*.price", "max": 9}, {"o": [{"price": 1}, {}]}, ""),
+        ({"field": "o.1", "max": 9, "required": True}, {"o": [1]}, "o.1 is missing"),
+        ({"field": "o.x", "max": 9, "required": True}, {"o": [1]}, "o.x is missing"),
     ],
 )
 async def test_a_constraint_says_what_an_argument_may_be(
@@ -152,6 +161,19 @@ async def test_a_constraint_sees_positional_arguments_by_the_names_of_the_parame
     verdict = engine.decide(call_of(tool=pay, args=("bob", 10)))
     assert isinstance(verdict, GateVerdict)
     assert verdict.decision is Decision.ASK
+
+
+async def test_a_constraint_of_an_argument_that_its_tool_does_not_have_denies() -> None:
+    @tool
+    async def pay(amount: float, **more: float) -> None: ...
+
+    @tool
+    async def give(amount: float) -> None: ...
+
+    for patterns, asked, allowed in (["give"], give, False), (["g*"], give, True), (["pay"], pay, True):
+        engine = PolicyEngine([ConstraintPolicy(patterns, "amuont", max=9)])
+        result = await engine.check_tool(asked, arguments={"amount": 10})
+        assert (result.allowed, "give has no argument amuont" in result.reason) == (allowed, not allowed)
 
 
 async def test_data_with_a_label_is_read_by_some_and_goes_to_some() -> None:
@@ -231,7 +253,15 @@ async def test_a_rule_that_raises_hangs_or_says_nonsense_denies_and_says_so() ->
     async def hangs(call: GatedCall) -> None:
         await asyncio.Event().wait()
 
+    def cancelled(call: GatedCall) -> None:
+        raise asyncio.CancelledError
+
+    async def cancelled_later(call: GatedCall) -> None:
+        raise asyncio.CancelledError
+
     for rule, said in (
+        (cancelled, "rule cancelled has failed: CancelledError"),
+        (cancelled_later, "rule cancelled_later has failed: CancelledError"),
         (broken, "rule broken has failed: LookupError: no such scope"),
         (broken_later, "rule broken_later has failed: LookupError: no such scope"),
         (hangs, "rule hangs has failed: TimeoutError: no answer within 0.01 s"),
@@ -294,9 +324,46 @@ def test_the_version_is_that_of_the_rules() -> None:
         lambda: ToolPolicy("file_*"),  # type: ignore[arg-type]
         lambda: ToolPolicy([]),
         lambda: ToolPolicy(["a"], approval_timeout="soon"),
-        lambda: ConstraintPolicy(["a"], "n", otherwise="degrade"),  # type: ignore[arg-type]
+        lambda: ToolPolicy(["a"], require_approval=True, approval_timeout=[]),  # type: ignore[arg-type]
+        lambda: ToolPolicy(["a"], approval_timeout="5m"),
+        lambda: ToolPolicy(["a"], denied="no"),  # type: ignore[arg-type]
+        lambda: ToolPolicy(["a"], require_approval="yes"),  # type: ignore[arg-type]
+        lambda: ModelPolicy(["a"], warn=1),  # type: ignore[arg-type]
+        lambda: ModelPolicy(["a"], degrade_to=3),  # type: ignore[arg-type]
+        lambda: AgentPolicy(["a"], reason=3),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n", max=1, otherwise="degrade"),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n", max=1, approval_timeout="5m"),
         lambda: ConstraintPolicy(["a"], "n", pattern="("),
+        lambda: ConstraintPolicy(["a"], "n", pattern=b"a"),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n"),
+        lambda: ConstraintPolicy(["a"], "", max=1),
+        lambda: ConstraintPolicy(["a"], "n..m", max=1),
+        lambda: ConstraintPolicy(["a"], 3, max=1),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n", allowed="abc"),
+        lambda: ConstraintPolicy(["a"], "n", denied=b"abc"),
+        lambda: ConstraintPolicy(["a"], "n", denied=3),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n", max=float("nan")),
+        lambda: ConstraintPolicy(["a"], "n", min=Decimal("nan")),
+        lambda: ConstraintPolicy(["a"], "n", max=True),
+        lambda: ConstraintPolicy(["a"], "n", max=[5]),
+        lambda: ConstraintPolicy(["a"], "n", max=object()),
+        lambda: ConstraintPolicy(["a"], "n", min=5, max=1),
+        lambda: ConstraintPolicy(["a"], "n", min=5, max="z"),
+        lambda: ConstraintPolicy(["a"], "n", max_length=-1),
+        lambda: ConstraintPolicy(["a"], "n", max_length=1.5),  # type: ignore[arg-type]
+        lambda: ConstraintPolicy(["a"], "n", required="no"),  # type: ignore[arg-type]
+        lambda: DataAccessPolicy(["pii"]),
+        lambda: DataAccessPolicy("pii", allowed_models=["m"]),
+        lambda: DataAccessPolicy(5, allowed_models=["m"]),  # type: ignore[arg-type]
+        lambda: DataAccessPolicy(["pii"], allowed_models="local"),
+        lambda: LabelPolicy(labels="untrusted"),
+        lambda: LabelPolicy(effects=["idempotnet"]),
+        lambda: LabelPolicy(effects="unsafe"),
+        lambda: LabelPolicy(effects=[]),
         lambda: RedactionPolicy(["("]),
+        lambda: RedactionPolicy(["x*"]),
+        lambda: RedactionPolicy(["x"], tool_patterns=[], model_patterns=[], agent_patterns=[]),
+        lambda: PolicyEngine(ToolPolicy(["a"])),  # type: ignore[arg-type]
         lambda: PolicyEngine(default="maybe"),  # type: ignore[arg-type]
         lambda: PolicyEngine([7]),  # type: ignore[list-item]
         lambda: PolicyEngine([ToolPolicy]),
