@@ -8,6 +8,7 @@ an effect. So a flow is durable where its job is, and has no store of its own: a
 
 import asyncio
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
+from sabot.config import is_whole
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
 from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
@@ -43,6 +45,7 @@ __all__ = [
     "OrchestrationConfig",
     "as_operator",
     "carried_on",
+    "check_bounds",
     "fields_of",
     "prompt_of",
     "side_by_side",
@@ -107,15 +110,21 @@ class OrchestrationConfig:
     max_parallel: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("max_child_jobs", "max_depth", "max_parallel"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="a whole number, at least 1")
-        seconds = self.timeout_seconds
-        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
-            raise UserError(
-                f"OrchestrationConfig: timeout_seconds={short_repr(seconds)}", hint="seconds, more than 0; None: no end"
-            )
+        check_bounds(type(self).__name__, self, ("max_child_jobs", "max_depth", "max_parallel"))
+        for name in ("inherit_budgets", "propagate_cancellation", "parallel_execution"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="True or False")
+
+
+def check_bounds(what: str, bounds: Any, numbers: Sequence[str]) -> None:
+    """Raises UserError unless these fields of an object are whole numbers from 1 on, and its `timeout_seconds` a time or None."""
+    for name in numbers:
+        if not is_whole(value := getattr(bounds, name), 1):
+            raise UserError(f"{what}: {name}={short_repr(value)}", hint="a whole number, at least 1")
+    seconds = bounds.timeout_seconds
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
+        raise UserError(f"{what}: timeout_seconds={short_repr(seconds)}", hint="seconds, more than 0; None: no end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +226,9 @@ class Operator(ABC):
 
 
 class Flow(Operator):
-    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or none."""
+    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or none. An input that is a text
+    is given to its steps as the field "text".
+    """
 
     def __init__(self, *, name: str = "") -> None:
         super().__init__(name=name)
@@ -231,14 +242,15 @@ class Flow(Operator):
                 f"{self.name}: flows are {within.depth + 1} deep here, and may be {config.max_depth}",
                 hint="OrchestrationConfig(max_depth=…)",
             )
+        given = {"text": input_data} if isinstance(input_data, str) else input_data
         inside = replace(within, depth=within.depth + 1)
         seconds = self._seconds(config)
         if within.depth or seconds is None:
-            return await self._flow(input_data, inside)
+            return await self._flow(given, inside)
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                return await _kept(self._flow(input_data, inside), config)
+                return await _kept(self._flow(given, inside), config)
         except TimeoutError as error:
             if not limit.expired():
                 raise

@@ -52,6 +52,8 @@ class ExecutionGraph:
 
     def add_node(self, node: GraphNode) -> "ExecutionGraph":
         """Raises UserError for an id that is there already."""
+        if not isinstance(node, GraphNode):
+            raise UserError(f"graph: {short_repr(node)} is no node", hint="graph.add_node(GraphNode(id, operator))")
         if not isinstance(node.id, str) or not node.id or node.id in self.nodes:
             raise UserError(f"graph: node {short_repr(node.id)}", hint="an id is a text, which no other node has")
         self.nodes[node.id] = as_operator(node.operator, f"graph: node {node.id}")
@@ -59,6 +61,13 @@ class ExecutionGraph:
 
     def add_edge(self, edge: GraphEdge) -> "ExecutionGraph":
         """Its nodes may be added later. Raises UserError for an edge that is there already."""
+        if not isinstance(edge, GraphEdge):
+            raise UserError(f"graph: {short_repr(edge)} is no edge", hint="graph.add_edge(GraphEdge(source, target))")
+        if edge.when is not None and not callable(edge.when):
+            raise UserError(
+                f"graph: edge {edge.source} -> {edge.target}: when={short_repr(edge.when)}",
+                hint="a function of the content",
+            )
         if any((each.source, each.target) == (edge.source, edge.target) for each in self.edges):
             raise UserError(
                 f"graph: there are two edges from {edge.source} to {edge.target}", hint="one has both conditions"
@@ -107,9 +116,12 @@ class GraphExecutor(Flow):
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
         super().__init__(name=name)
+        if not isinstance(graph, ExecutionGraph):
+            raise UserError(f"GraphExecutor: {short_repr(graph)} is no graph", hint="an ExecutionGraph")
         self.graph = graph.checked()
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
+        self.graph.checked()  # it may have been added to
         config = context.config
         room = asyncio.Semaphore(config.max_parallel if config.parallel_execution else 1)
         running: dict[str, asyncio.Task[OperatorResult | None]] = {}

@@ -25,6 +25,7 @@ from sabot.agents.orchestration.base import (
     step,
     usage_of,
 )
+from sabot.config import is_whole
 from sabot.errors import UNREADABLE, UserError, short_repr
 
 __all__ = [
@@ -156,6 +157,10 @@ class PlannerExecutorOperator(Flow):
         self.planner = as_operator(planner, "PlannerExecutorOperator: planner")
         self.executor = as_operator(executor, "PlannerExecutorOperator: executor")
         self.synthesizer = None if synthesizer is None else as_operator(synthesizer, "PlannerExecutorOperator")
+        if not is_whole(max_steps, 1):
+            raise UserError(
+                f"PlannerExecutorOperator: max_steps={short_repr(max_steps)}", hint="a whole number, at least 1"
+            )
         self._max_steps = max_steps
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
@@ -229,7 +234,7 @@ class DebateOperator(Flow):
         super().__init__(name=name)
         self.debaters = _several(debaters, "DebateOperator: debaters")
         self.moderator = as_operator(moderator, "DebateOperator: moderator")
-        if not isinstance(max_rounds, int) or max_rounds < 1:
+        if not is_whole(max_rounds, 1):
             raise UserError(f"DebateOperator: max_rounds={short_repr(max_rounds)}", hint="a whole number, at least 1")
         self.max_rounds = max_rounds
 

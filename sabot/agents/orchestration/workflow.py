@@ -27,10 +27,12 @@ from sabot.agents.orchestration.base import (
     OperatorResult,
     OrchestrationConfig,
     as_operator,
+    check_bounds,
     fields_of,
     side_by_side,
     step,
 )
+from sabot.config import is_whole
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 
@@ -43,6 +45,12 @@ class _Visited:
 
     max_visits: int | None = None
     exhausted: str = ""
+
+    def __post_init__(self) -> None:
+        if self.max_visits is not None and not is_whole(self.max_visits, 1):
+            raise UserError(
+                f"{type(self).__name__}: max_visits={short_repr(self.max_visits)}", hint="a whole number, at least 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,14 @@ class Workflow(Flow):
     ) -> None:
         super().__init__(name=name)
         self.nodes: dict[str, WorkflowNode] = {}
+        if isinstance(nodes, str) or not isinstance(nodes, Sequence):
+            raise UserError(f"workflow {name}: nodes={short_repr(nodes)}", hint="a list: [AgentNode(…), EndNode(…)]")
         for node in nodes:
+            if not isinstance(node, WorkflowNode):
+                raise UserError(
+                    f"workflow {name}: {short_repr(node)} is no node",
+                    hint="an AgentNode, ConditionalNode, ParallelNode or EndNode",
+                )
             if node.id in self.nodes:
                 raise UserError(f"workflow {name}: two nodes are called {short_repr(node.id)}")
             self.nodes[node.id] = node
@@ -158,6 +173,7 @@ class Workflow(Flow):
             raise UserError(f"workflow {name} has no nodes")
         self.start = start or next(iter(self.nodes))
         self.max_depth, self.max_branches, self.timeout_seconds = max_depth, max_branches, timeout_seconds
+        check_bounds(f"workflow {name}", self, ("max_depth", "max_branches"))
         self._on_step = on_step
         self._check()
         self._operators = {

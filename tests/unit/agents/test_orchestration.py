@@ -339,10 +339,42 @@ def test_bounds_that_are_none_are_refused() -> None:
         {"max_depth": 0},
         {"max_parallel": "5"},
         {"timeout_seconds": 0},
+        {"timeout_seconds": True},
+        {"timeout_seconds": float("nan")},
+        {"timeout_seconds": float("inf")},
         {"max_child_jobs": True},
+        {"inherit_budgets": "no"},
+        {"propagate_cancellation": 0},
+        {"parallel_execution": None},
     ):
         with pytest.raises(UserError, match=next(iter(bound))):
             OrchestrationConfig(**bound)
+
+
+async def test_a_text_is_the_field_text_of_every_step_also_of_the_first() -> None:
+    def shout(given: dict[str, str]) -> str:
+        return given["text"].upper()
+
+    for flow, content in (
+        (ChainOperator([shout, shout]), "ABC"),
+        (ParallelOperator([shout, ChainOperator([shout])]), ["ABC", "ABC"]),
+        (Router({"a": shout}, lambda given: "a" if given["text"] else ""), "ABC"),
+        (DebateOperator([shout], shout), "ABC"),
+        (Workflow("w", [AgentNode("say", shout, "end"), EndNode("end", content="say")]), "ABC"),
+    ):
+        assert (await flow.execute("abc")).content == content
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
+def test_a_number_of_rounds_steps_or_visits_that_is_none_is_refused(number: Any) -> None:
+    for make in (
+        lambda: DebateOperator([fails], fails, max_rounds=number),
+        lambda: PlannerExecutorOperator(fails, fails, max_steps=number),
+        lambda: AgentNode("a", fails, "b", max_visits=number),
+        lambda: EndNode("a", max_visits=number),
+    ):
+        with pytest.raises(UserError, match="a whole number, at least 1"):
+            make()
 
 
 # -- graphs ----------------------------------------------------------------------------------------------------------------
@@ -406,6 +438,22 @@ def test_a_graph_that_cannot_be_executed_is_refused() -> None:
         graph(("a", fails), ("a", fails), edges=[])
     with pytest.raises(UserError, match="two edges from a to b"):
         graph(("a", fails), ("b", fails), edges=[GraphEdge("a", "b"), GraphEdge("a", "b")])
+    with pytest.raises(UserError, match=r"'a' is no node.*GraphNode\(id, operator\)"):
+        ExecutionGraph().add_node("a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is no edge.*GraphEdge\(source, target\)"):
+        ExecutionGraph().add_edge(("a", "b"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="when=3"):
+        ExecutionGraph().add_edge(GraphEdge("a", "b", 3))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is no graph"):
+        GraphExecutor({"a": fails})  # type: ignore[arg-type]
+
+
+async def test_a_loop_that_is_added_to_a_graph_behind_its_executor_is_refused_when_it_is_executed() -> None:
+    made = graph(("a", fails), ("b", fails), edges=[GraphEdge("a", "b")])
+    executor = GraphExecutor(made)
+    made.add_edge(GraphEdge("b", "a"))
+    with pytest.raises(FlowCycle, match="wait for each other"):
+        await executor.execute({})
 
 
 # -- workflows -------------------------------------------------------------------------------------------------------------
@@ -491,6 +539,22 @@ def test_a_workflow_that_cannot_run_is_refused(nodes: list[Any], why: str) -> No
         Workflow("w", nodes)
     with pytest.raises(UserError, match="no node 'x' to start at"):
         Workflow("w", [EndNode("end")], start="x")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "bounds", "why"),
+    [
+        (3, {}, "nodes=3"),
+        ("ab", {}, "nodes='ab'"),
+        ([EndNode], {}, "is no node"),
+        ([EndNode("end")], {"max_depth": 0}, "workflow w: max_depth=0"),
+        ([EndNode("end")], {"max_branches": "2"}, "workflow w: max_branches='2'"),
+        ([EndNode("end")], {"timeout_seconds": float("nan")}, "workflow w: timeout_seconds=nan"),
+    ],
+)
+def test_a_workflow_of_what_is_no_node_or_bound_is_refused(nodes: Any, bounds: Any, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        Workflow("w", nodes, **bounds)
 
 
 # -- the world -------------------------------------------------------------------------------------------------------------
