@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from sabot.errors import UserError
 from sabot.process.cgroups import ControlGroups
-from sabot.process.errors import AgentError, CommunicationError, SpawnFailed
+from sabot.process.errors import AgentError, CommunicationError, SandboxPathRefused, SandboxStepFailed, SpawnFailed
 from sabot.process.lease import end_what_is_left, folder_of_leases
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import BOOT, Confined, Sandbox, TrustLevel, confined, sandbox_of
 from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import CAPACITY_BYTES, ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
@@ -47,15 +48,6 @@ INHERITED = (
 """What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
 
 _STOP_SECONDS = 20.0
-# The package's own imports are not run: the supervisor is up in 30 ms, in 10 MB.
-_BOOT = """
-import sys, types
-package = types.ModuleType("sabot")
-package.__path__ = [sys.argv.pop(1)]
-sys.modules["sabot"] = package
-from sabot.process.supervisor import main
-main()
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +60,8 @@ class Command:
     working_dir: the worker's current one, if None.
     stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
     limits: what it and all that it starts may use; None: no limits.
+    trust: how far it is trusted: a level, or a `Sandbox`; None: it runs as the worker does. In a sandbox it writes in its working_dir, and
+    where that is None in an empty /tmp of its own.
     output_bytes: how much that nobody has read is kept of stdout, and of stderr. lossless: the child waits for the reader instead.
     """
 
@@ -79,6 +73,7 @@ class Command:
     stdout: Literal["pipe", "null"] = "pipe"
     stderr: Literal["pipe", "null", "stdout"] = "pipe"
     limits: ResourceLimits | None = None
+    trust: Sandbox | TrustLevel | str | None = None
     output_bytes: int = CAPACITY_BYTES
     lossless: bool = False
 
@@ -90,6 +85,7 @@ class Command:
             raise UserError("a command has an empty program, or a null character in it")
         if wrong := [name for name in self.environment if not name or "=" in name]:
             raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
+        sandbox_of(self.trust)
 
     def whole_environment(self) -> dict[str, str]:
         """The environment that the child sees."""
@@ -101,7 +97,8 @@ class Child:
     any loop.
 
     pid: the program's process, which leads a session of its own. started_at: seconds since 1970. stdin, stdout, stderr: None where the
-    command has no pipe for it. output_bytes: how many bytes it has written to stdout and stderr.
+    command has no pipe for it. output_bytes: how many bytes it has written to stdout and stderr. confined_by: the means of its sandbox, of
+    `sabot.process.sandbox.MEANS`.
     """
 
     def __init__(
@@ -125,6 +122,7 @@ class Child:
                 each.wrote = self._wrote
         self._limits = command.limits or ResourceLimits.none()
         self.output_bytes = 0
+        self.confined_by: frozenset[str] = frozenset()
         self.pid = 0
         self.started_at = 0.0
         self.paused = False
@@ -267,7 +265,7 @@ class Supervisor:
                     "-I",
                     "-S",
                     "-c",
-                    _BOOT,
+                    BOOT.format(module="supervisor"),  # it is up in 30 ms, in 10 MB
                     str(Path(__file__).parents[1]),
                     str(far.fileno()),
                     str(os.getpid()),
@@ -315,14 +313,18 @@ class Supervisor:
     async def spawn(self, command: Command) -> Child:
         """Starts the program. Returns when it is executed.
 
-        Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there.
+        Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there; SandboxError when its
+        sandbox cannot be made.
         """
+        sandbox = None if command.trust is None else await aside(_confined, command)
         number = next(self._numbers)
         reply = self._replies[number] = Future()
         streams, far = _pipes(command)
         child = self._children[number] = Child(self, number, command, streams)
         try:
-            await to_the_end(aside(self.tell, _request(number, command), far))
+            if sandbox is not None:
+                child.confined_by = sandbox.means
+            await to_the_end(aside(self.tell, _request(number, command, sandbox), far))
             await self._replied(reply)
             began = reply.result()
         except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
@@ -461,23 +463,40 @@ def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], lis
     return streams, far
 
 
-def _request(number: int, command: Command) -> dict[str, Any]:
+def _confined(command: Command) -> Confined:
+    sandbox = sandbox_of(command.trust)
+    assert sandbox is not None
+    where = None if command.working_dir is None else os.path.abspath(command.working_dir)
+    return confined(sandbox, command.argv, command.whole_environment(), command.environment, where)
+
+
+def _request(number: int, command: Command, sandbox: Confined | None) -> dict[str, Any]:
     return {
         "do": "spawn",
         "child": number,
         "argv": list(command.argv),
-        "environment": command.whole_environment(),
+        "environment": command.whole_environment() if sandbox is None else sandbox.environment,
         "limits": {} if command.limits is None else command.limits.plan(),
-        "directory": os.path.abspath(command.working_dir or os.getcwd()),
+        "directory": os.path.abspath(command.working_dir or os.getcwd()) if sandbox is None else sandbox.directory,
+        "sandbox": None if sandbox is None else sandbox.plan,
     }
 
 
 def _failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
     """Says which program did not start, why, and what to do."""
     program, number, step = command.argv[0], said["errno"], said["step"]
-    why = os.strerror(number) if number else said.get("what", "")
+    why, what = (os.strerror(number), said.get("what", "")) if number else (said.get("what", ""), "")
     hint = ""
     match step, number:
+        case "sandbox-directory", _:
+            return SandboxPathRefused(
+                f"{program}: the user of its sandbox may not write in its working directory {os.fspath(command.working_dir or '')!r}",
+                hint="make it over to user 65534: chown -R 65534:65534",
+            )
+        case str(), _ if step.startswith("sandbox-"):
+            return SandboxStepFailed(
+                f"{program}: its sandbox ({step.removeprefix('sandbox-')}): {f'{what}: ' if what else ''}{why}"
+            )
         case "directory", _:
             why = f"its working directory {os.fspath(command.working_dir or os.getcwd())!r}: {why}"
         case "interpreter", _:
@@ -487,6 +506,9 @@ def _failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
         case "program", errno.ENOENT:
             why = f"not found on PATH ({command.whole_environment().get('PATH', os.defpath)})"
             hint = "install it, or give its path"
+        case "program", errno.EACCES if command.trust is not None:
+            why = "the user of its sandbox may not execute it"
+            hint = "is it executable by anybody, and is what it needs among Sandbox(readable=)?"
         case "program", errno.EACCES:
             why = "it is not executable"
         case "program", errno.ENOEXEC:

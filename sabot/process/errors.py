@@ -3,6 +3,11 @@
 SabotError
 └── AgentError                  an agent that is a process, or what it was asked, cannot go on
     ├── SpawnFailed             the program did not start; names the program and the reason
+    │   └── SandboxError        E2040: its sandbox could not be made
+    │       ├── SandboxUnavailable  E2041: the system does not have what its level of trust demands
+    │       ├── SandboxStepFailed   E2042: the system refused a step of it
+    │       ├── SandboxPathRefused  E2043: a path that it names is not there, or cannot be given
+    │       └── TrustExceeded       E2044: more trust is asked for than all agents may have
     ├── ExecutionError          the program ended badly, or what it was asked for failed
     ├── CommunicationError      a stream of the child, or the supervisor, does not answer any more
     ├── NotFound                there is no agent of this id
@@ -42,12 +47,17 @@ __all__ = [
     "ResourceLimitExceeded",
     "RestartFailed",
     "ResumeFailed",
+    "SandboxError",
+    "SandboxPathRefused",
+    "SandboxStepFailed",
+    "SandboxUnavailable",
     "ScaleDownFailed",
     "ScaleUpFailed",
     "SpawnFailed",
     "SuspendFailed",
     "TerminateFailed",
     "Timeout",
+    "TrustExceeded",
     "UnknownAgent",
     "WarmPoolExhausted",
 ]
@@ -59,6 +69,40 @@ class AgentError(SabotError):
 
 class SpawnFailed(AgentError):
     """The program did not start: no process of it is left. The message names the program and the reason."""
+
+
+class SandboxError(SpawnFailed):
+    """The sandbox of a program could not be made, so the program did not start."""
+
+    code = "E2040"
+
+
+class SandboxUnavailable(SandboxError):
+    """The system does not have what the level of trust demands. missing: the means, of `sabot.process.sandbox.MEANS`."""
+
+    code = "E2041"
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.missing = missing
+
+
+class SandboxStepFailed(SandboxError):
+    """The system refused a step by which the program is confined, though it allowed it when it was tried."""
+
+    code = "E2042"
+
+
+class SandboxPathRefused(SandboxError):
+    """A path of the sandbox is not there, cannot be written by its user, or is one that is given to nobody."""
+
+    code = "E2043"
+
+
+class TrustExceeded(SandboxError):
+    """An agent asks for more trust than its runner or runtime gives."""
+
+    code = "E2044"
 
 
 class ExecutionError(AgentError):

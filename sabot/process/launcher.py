@@ -5,12 +5,15 @@ executes the program. A step that fails is written to `report` as `step errno`, 
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+from sabot.process.confine import confinement, filter_calls
 
 __all__ = ["TAG", "become_subreaper", "candidates", "launch"]
 
@@ -41,8 +44,8 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
     """Makes a child of this fork and executes its program. Never returns.
 
-    plan: argv, environment, directory, nice, rlimits, and groups (the files by which control groups are joined). streams: the descriptors
-    that become 0, 1 and 2. parent: the supervisor's pid.
+    plan: argv, environment, directory, nice, rlimits, groups (the files by which control groups are joined), and sandbox (None, or what
+    `confine.confinement` takes). streams: the descriptors that become 0, 1 and 2. parent: the supervisor's pid.
     """
     step = "session"
     try:
@@ -64,18 +67,28 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         step = "streams"
         for wanted, given in enumerate(streams):
             os.dup2(given, wanted)
+        sandbox = plan["sandbox"]
+        if sandbox is not None:
+            for name, action in confinement(sandbox):
+                step = f"sandbox-{name}"
+                action()
         step = "directory"
         os.chdir(plan["directory"])
+        if sandbox is not None and not os.access(".", os.W_OK):
+            raise _Failed("sandbox-directory", PermissionError(errno.EACCES, ""))
         # After a change of the user, which would undo it; and the supervisor may have ended before it.
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(127)
+        if sandbox is not None and sandbox["filter"] is not None:
+            step = "sandbox-filter"
+            filter_calls(sandbox["filter"])
         step = "program"
         _execute(plan["argv"], plan["environment"])
     except _Failed as error:
         os.write(report, f"{error.step} {error.number}".encode())
     except OSError as error:
-        os.write(report, f"{step} {error.errno or 0}".encode())
+        os.write(report, f"{step} {error.errno or 0} {error.filename or ''}".encode()[:4000])
     except BaseException as error:  # a fork of the supervisor must never go on as a second supervisor
         os.write(report, f"{step} 0 {type(error).__name__}: {error}".encode()[:4000])
     finally:

@@ -1,0 +1,400 @@
+"""How a child is confined, between fork and exec: namespaces, mounts, the user, capabilities, Landlock, the filter of system calls.
+
+What a sandbox is made of is decided by the worker (`sandbox.py`), by what `probe` has found on this system. Here it is done, in a process
+of one thread, with the standard library alone.
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import platform
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from sabot.process.seccomp import MACHINES, instructions
+
+__all__ = ["NOBODY", "confinement", "filter_calls", "landlock_version", "main", "probe"]
+
+NOBODY = 65534
+"""The user and the group of a child in a sandbox."""
+
+_NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x08000000, 0x10000000, 0x40000000
+_NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_IDMAP = 1, 2, 4, 0x00100000
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_CLONE_TREE, _CLOSE_ON_EXEC, _MOVE_EMPTY_PATH = 1, 0o2000000, 4
+# Numbers of calls that are the same on all machines.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_LANDLOCK_CREATE, _LANDLOCK_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
+
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 28, 38, 47
+_FILTER, _CLEAR_ALL = 2, 4
+_SECURE_BITS = 0xE3  # root has no capabilities by being root; none are kept, none are raised; locked
+
+# Rights of Landlock.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_MAKE_NODES = 1 << 6 | 1 << 11
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_ALL_OF_VERSION_1 = (1 << 13) - 1
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_READS = _EXECUTE | _READ_FILE | _READ_DIR
+_CONNECT, _BIND = 2, 1
+_SCOPES = 3  # no abstract sockets and no signals to who is not confined with it
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
+    """The steps by which this process is confined for good, in order, with their names. They raise OSError.
+
+    plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0: not),
+    filter (which sockets, None: no filter), system and readable (paths that can be read), writable, devices, ports (None: any),
+    temp_bytes.
+    """
+    steps: list[tuple[str, Callable[[], None]]] = []
+    ruleset: list[int] = []
+
+    def step(wanted: object, name: str, action: Callable[[], None]) -> None:
+        if wanted:
+            steps.append((name, action))
+
+    step(plan["user"] == "namespace", "user", _enter_user_namespace)
+    step(plan["network"], "network", _enter_network)
+    step(plan["ipc"], "ipc", _enter_ipc)
+    step(plan["mounts"], "mounts", lambda: _mount(plan))
+    step(plan["landlock"], "files", lambda: ruleset.append(_ruleset(plan)))
+    step(plan["capabilities"], "capabilities", _drop_bounds)
+    step(plan["user"] == "root", "user", _become_nobody)
+    step(plan["capabilities"], "capabilities", _drop_capabilities)
+    steps.append(("privileges", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)))
+    step(plan["landlock"], "files", lambda: _restrict(ruleset[0]))
+    return steps
+
+
+def filter_calls(sockets: Any) -> None:
+    """The last step: system calls of this process, and of all that it starts, are filtered for good. Raises OSError."""
+    program = instructions(sockets)
+    held = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(held))
+    _prctl(_PR_SET_SECCOMP, _FILTER, ctypes.c_char_p(header))
+
+
+def _checked(result: int, path: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def _call(number: int, *arguments: Any, path: str | None = None) -> int:
+    wide = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(number), *wide), path)
+
+
+def _prctl(option: int, *arguments: Any) -> None:
+    wide = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
+    _checked(_libc.prctl(option, *wide, *[ctypes.c_ulong(0)] * (4 - len(wide))))
+
+
+def _unshare(flags: int) -> None:
+    _checked(_libc.unshare(flags))
+
+
+# -- who it is ------------------------------------------------------------------------------------------------------------
+
+
+def _enter_user_namespace() -> None:
+    """It sees itself as nobody, and all that it may outside of the namespace is what its user may."""
+    user, group = os.geteuid(), os.getegid()
+    _unshare(_NEW_USER)
+    for name, content in ("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1"):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(content)
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _drop_bounds() -> None:
+    """No program that it executes can have a capability."""
+    with open("/proc/sys/kernel/cap_last_cap") as last:
+        highest = int(last.read())
+    _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
+    _prctl(_PR_SET_SECUREBITS, _SECURE_BITS)
+    for capability in range(highest + 1):
+        _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def _drop_capabilities() -> None:
+    version_3 = struct.pack("=Ii", 0x20080522, 0)
+    _checked(_libc.capset(version_3, bytes(24)))
+
+
+# -- what it reaches --------------------------------------------------------------------------------------------------------
+
+
+def _enter_ipc() -> None:
+    _unshare(_NEW_IPC)
+
+
+def _enter_network() -> None:
+    """A network that has nothing but the loopback device."""
+    _unshare(_NEW_NETWORK)
+    set_flags, up = 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, set_flags, struct.pack("16sH22x", b"lo", up))
+
+
+def _mount(plan: Mapping[str, Any]) -> None:
+    """All is read-only but `writable`. /tmp and /dev/shm are empty, and its own. Where nobody may not pass on the way to a path that is
+    named, there is nothing but these paths.
+    """
+    writable = list(plan["writable"])
+    named = sorted({*plan["readable"], *writable}, key=lambda path: path.count("/"))
+    identity = {path: _map_of(path) for path in writable} if plan["user"] == "root" else {}
+    folders = {path for path in named if os.path.isdir(path)}
+    covers = ["/tmp"]
+    covers += sorted({each for path in named if (each := _closed_above(path)) and not _is_below(each, covers)})
+    _unshare(_NEW_MOUNTS)
+    _checked(_libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None), "/")
+    trees = {}
+    for path in named:
+        if path in writable or _is_below(path, covers):
+            flags = _CLONE_TREE | _CLOSE_ON_EXEC | _AT_RECURSIVE
+            trees[path] = tree = _call(_OPEN_TREE, _AT_FDCWD, path.encode(), flags, path=path)
+            given = _ATTR_NOSUID | (_ATTR_NODEV if path in writable else _ATTR_RDONLY)
+            _set_attributes(tree, "", given, recursive=True)
+            if (users := identity.get(path)) is not None:
+                with suppress(OSError):  # a file system that cannot: then its files are whose they are
+                    _set_attributes(tree, "", _ATTR_IDMAP, users=users)
+                os.close(users)
+    _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
+    for cover in covers:
+        private = cover == "/tmp"
+        _mount_new("tmpfs", cover, f"mode={'1777' if private else '755'},size={plan['temp_bytes']}")
+    if os.path.isdir("/dev/shm"):
+        _mount_new("tmpfs", "/dev/shm", f"mode=1777,size={plan['temp_bytes']}")
+    for path, tree in trees.items():
+        if path in folders:
+            os.makedirs(path, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if not os.path.exists(path):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, path.encode(), _MOVE_EMPTY_PATH, path=path)
+        os.close(tree)
+    for cover in covers:
+        if cover != "/tmp" and cover not in trees:
+            _set_attributes(_AT_FDCWD, cover, _ATTR_RDONLY)
+    if plan["proc"]:
+        _mount_new("proc", "/proc", "hidepid=ptraceable")
+
+
+def _mount_new(kind: str, path: str, options: str) -> None:
+    flags = _NOSUID | _NODEV | (_NOEXEC if kind == "proc" else 0)
+    _checked(_libc.mount(kind.encode(), path.encode(), kind.encode(), flags, options.encode()), path)
+
+
+def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = False, users: int = 0) -> None:
+    attributes = struct.pack("=QQQQ", given, 0, 0, users)
+    flags = (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    _call(_MOUNT_SETATTR, folder, path.encode(), flags, attributes, len(attributes), path=path or None)
+
+
+def _closed_above(path: str) -> str | None:
+    """The highest folder on the way to the path that nobody may not pass."""
+    way = ""
+    for name in path.split("/")[1:-1]:
+        way += f"/{name}"
+        if not os.stat(way).st_mode & stat.S_IXOTH:
+            return way
+    return None
+
+
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _map_of(path: str) -> int | None:
+    """A user namespace in which who owns the path is nobody: where it is mounted with that, what nobody makes is the owner's. None: nobody
+    owns it anyway.
+    """
+    status = os.stat(path)
+    if status.st_uid == NOBODY:
+        return None
+    waiting, end = os.pipe2(os.O_CLOEXEC)
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    if (pid := os.fork()) == 0:
+        try:
+            os.close(end)
+            _unshare(_NEW_USER)
+            os.write(tell, b".")
+            os.read(waiting, 1)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    try:
+        if not os.read(ready, 1):
+            return None
+        for name, owner in ("uid_map", status.st_uid), ("gid_map", status.st_gid):
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write(_ids(owner))
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    finally:
+        for each in (waiting, end, ready):
+            os.close(each)
+        os.waitpid(pid, 0)
+
+
+def _ids(owner: int) -> str:
+    """The owner's number stands for nobody's, all others for themselves."""
+    lines = [f"{owner} {NOBODY} 1"]
+    for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):
+        if first < behind:
+            lines.append(f"{first} {first} {behind - first}")
+    return "\n".join(lines)
+
+
+# -- Landlock ----------------------------------------------------------------------------------------------------------------
+
+
+def landlock_version() -> int:
+    """0: this kernel has none."""
+    version: int = _libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_long(0), ctypes.c_long(1))
+    return max(0, version)
+
+
+def _ruleset(plan: Mapping[str, Any]) -> int:
+    """-> the descriptor of the rules. What they do not name is denied."""
+    version, ports = plan["landlock"], plan["ports"]
+    rights = _ALL_OF_VERSION_1
+    for since, right in (2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV):
+        rights |= right if version >= since else 0
+    network = _BIND | _CONNECT if version >= 4 and ports is not None else 0
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    attributes = struct.pack("=QQQ", rights, network, _SCOPES)[:size]
+    rules = _call(_LANDLOCK_CREATE, attributes, size, 0)
+    os.set_inheritable(rules, False)
+    read, write = rights & _READS, rights & ~_MAKE_NODES & ~_IOCTL_DEV
+    device = rights & (_READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV)
+    temporary = [each for each in ("/tmp", "/dev/shm") if plan["mounts"] and os.path.isdir(each)]
+    for paths, allowed in (
+        ([*plan["system"], *plan["readable"]], read),
+        ([*plan["writable"], *temporary], write),
+        (plan["devices"], device),
+    ):
+        for path in paths:
+            _allow(rules, path, allowed)
+    if network:
+        for port in ports:
+            _call(_LANDLOCK_RULE, rules, 2, struct.pack("=QQ", _CONNECT, port), 0)
+    return rules
+
+
+def _restrict(rules: int) -> None:
+    _call(_LANDLOCK_RESTRICT, rules, 0)
+
+
+def _allow(rules: int, path: str, allowed: int) -> None:
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            allowed &= _OF_FILES
+        _call(_LANDLOCK_RULE, rules, 1, struct.pack("=Qi", allowed, place), 0, path=path)
+    finally:
+        os.close(place)
+
+
+# -- what there is -------------------------------------------------------------------------------------------------------------
+
+
+def probe() -> dict[str, Any]:
+    """What this system lets this process do, found out by doing it in forks.
+
+    -> user ("root", "namespace" or ""), landlock (its version), missing: of `user`, `capabilities`, `filter`, `mounts`, `proc`, `network`
+    and `ipc` those that are not there, with the reason; encrypted: whether the host of this machine cannot read its memory.
+    """
+    root = os.geteuid() == 0
+    missing: dict[str, str] = {}
+
+    def trial(name: str, action: Callable[[], None]) -> bool:
+        why = _why_not(action)
+        if why:
+            missing[name] = why
+        return not why
+
+    kind = "root" if root else "namespace"
+    user = kind if trial("user", _become_nobody if root else _enter_user_namespace) else ""
+    enter = _enter_user_namespace if user == "namespace" else _nothing
+
+    def inside(action: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            enter()
+            action()
+
+        return run
+
+    nothing = {"user": user, "readable": [], "writable": [], "temp_bytes": 4096, "proc": False}
+    trial("capabilities", inside(_drop_all))
+    if trial("mounts", inside(lambda: _mount(nothing))):
+        trial("proc", inside(lambda: _mount({**nothing, "proc": True})))
+    trial("network", inside(_enter_network))
+    trial("ipc", inside(_enter_ipc))
+    if platform.machine() in MACHINES:
+        trial("filter", _filter_trial)
+    else:
+        missing["filter"] = f"there is no filter for {platform.machine()}"
+    encrypted = any(os.path.exists(each) for each in ("/dev/sev-guest", "/dev/tdx_guest"))
+    return {"user": user, "landlock": landlock_version(), "missing": missing, "encrypted": encrypted}
+
+
+def _nothing() -> None:
+    """Root needs no namespace to be nobody."""
+
+
+def _drop_all() -> None:
+    _drop_bounds()
+    _drop_capabilities()
+
+
+def _filter_trial() -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    filter_calls("none")
+    if _libc.unshare(_NEW_USER) == 0 or ctypes.get_errno() != errno.EPERM:
+        raise OSError(errno.ENOSYS, "it lets through what it should deny")
+
+
+def _why_not(action: Callable[[], None]) -> str:
+    """ "": a fork of this process has done it. Else the reason."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            action()
+            os.write(writer, b".")
+        except OSError as error:
+            os.write(writer, (error.strerror or str(error)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    said = b""
+    while piece := os.read(reader, 4096):
+        said += piece
+    os.close(reader)
+    os.waitpid(pid, 0)
+    return "" if said == b"." else said.decode() or "the trial was killed"
+
+
+def main() -> None:
+    """Prints what `probe` finds."""
+    print(json.dumps(probe()))

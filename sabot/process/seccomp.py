@@ -1,0 +1,269 @@
+"""The filter of system calls of a child in a sandbox: a program of the kernel's packet filter, made here, word by word.
+
+What is not named is allowed. What is denied gives EPERM, or ENOSYS where a program then takes the older call, whose flags can be seen:
+the filter sees the registers of a call, and not the memory that they point to.
+"""
+
+import errno
+import platform
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+__all__ = ["MACHINES", "Sockets", "instructions"]
+
+Sockets = Literal["egress", "restricted", "isolated", "none"]
+"""Which sockets may be made. egress: UNIX, INET, INET6, and a look at the routes. restricted: TCP, as a client. isolated: TCP and UDP, for
+a network namespace of its own. none: none. A pair of connected UNIX sockets always."""
+
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+MACHINES = frozenset(_ARCHITECTURES)
+"""For which machines there is a filter."""
+
+# Denied whatever their arguments: (number on x86_64, number on aarch64), None where there is no such call.
+_DENIED: dict[str, tuple[int | None, int | None]] = {
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "adjtimex": (159, 171),
+    "bpf": (321, 280),
+    "chroot": (161, 51),
+    "clock_adjtime": (305, 266),
+    "clock_settime": (227, 112),
+    "delete_module": (176, 106),
+    "fanotify_init": (300, 262),
+    "finit_module": (313, 273),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "init_module": (175, 105),
+    "ioperm": (173, None),
+    "iopl": (172, None),
+    "kcmp": (312, 272),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "lookup_dcookie": (212, 18),
+    "migrate_pages": (256, 238),
+    "modify_ldt": (154, None),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "move_pages": (279, 239),
+    "nfsservctl": (180, 42),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "perf_event_open": (298, 241),
+    "pidfd_getfd": (438, 438),
+    "pivot_root": (155, 41),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "ptrace": (101, 117),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "reboot": (169, 142),
+    "request_key": (249, 218),
+    "setdomainname": (171, 162),
+    "sethostname": (170, 161),
+    "setns": (308, 268),
+    "settimeofday": (164, 170),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "syslog": (103, 116),
+    "umount2": (166, 39),
+    "uselib": (134, None),
+    "userfaultfd": (323, 282),
+    "vhangup": (153, 58),
+}
+# Their arguments lie in memory, or what they do passes by the other rules.
+_NOT_THERE: dict[str, tuple[int | None, int | None]] = {
+    "clone3": (435, 435),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425),
+    "openat2": (437, 437),
+}
+_JUDGED: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None),
+    "clone": (56, 220),
+    "creat": (85, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "ioctl": (16, 29),
+    "ioprio_set": (251, 30),
+    "listen": (50, 201),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "open": (2, None),
+    "openat": (257, 56),
+    "personality": (135, 92),
+    "prlimit64": (302, 261),
+    "sendmmsg": (307, 269),
+    "sendmsg": (46, 211),
+    "sendto": (44, 206),
+    "setpriority": (141, 140),
+    "setrlimit": (160, 164),
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "unshare": (272, 97),
+}
+
+_NAMESPACES = 0x7E020000  # CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWNS
+_NEW_TIME = 0x80  # of unshare only: for clone it is a part of a signal's number
+_TERMINALS = (0x5412, 0x541C, 0x541D, 0x5423)  # TIOCSTI types into a terminal; TIOCLINUX, TIOCCONS, TIOCSETD
+_SET_ID = 0o6000
+_CREATES = 0o100 | 0o20000000  # O_CREAT, and the bit of O_TMPFILE that is its own
+_FAST_OPEN = 0x20000000  # MSG_FASTOPEN connects without connect()
+_RLIMIT_LOCKS = 10  # the tag by which a supervisor knows its descendants
+_UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
+_STREAM, _DGRAM, _SEQPACKET, _TYPE = 1, 2, 5, 0xF
+_TCP, _UDP = 6, 17
+_DEFAULT = 0  # the protocol that goes with the type
+
+_LOAD, _AND, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x35, 0x06
+_KILL, _ERROR, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_X32 = 0x40000000  # the other numbers of calls on x86_64
+
+
+class _Test(NamedTuple):
+    """Of the lower half of an argument: whether it `is` the value, is `not` it, or `has` any of its bits; after `mask`. `set`: whether any
+    bit of the whole argument is set.
+    """
+
+    argument: int
+    kind: Literal["is", "not", "has", "set"]
+    value: int = 0
+    mask: int = 0xFFFFFFFF
+
+
+def _is(argument: int, value: int, mask: int = 0xFFFFFFFF) -> _Test:
+    return _Test(argument, "is", value, mask)
+
+
+def _not(argument: int, value: int, mask: int = 0xFFFFFFFF) -> _Test:
+    return _Test(argument, "not", value, mask)
+
+
+def _has(argument: int, bits: int) -> _Test:
+    return _Test(argument, "has", bits)
+
+
+_Rule = tuple[str, tuple[_Test, ...], int]  # a call is denied with this error if all tests hold
+
+
+def _rules(sockets: Sockets) -> Iterator[_Rule]:
+    denied = errno.EPERM
+    yield "clone", (_has(0, _NAMESPACES),), denied
+    yield "unshare", (_has(0, _NAMESPACES | _NEW_TIME),), denied
+    for request in _TERMINALS:
+        yield "ioctl", (_is(1, request),), denied
+    for name, argument in ("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1):
+        yield name, (_has(argument, _SET_ID),), denied
+    for name, argument in ("mknod", 1), ("mknodat", 2):
+        yield name, (_has(argument, _SET_ID),), denied
+    for name, flags in ("open", 1), ("openat", 2):
+        yield name, (_has(flags, _CREATES), _has(flags + 1, _SET_ID)), denied
+    yield "personality", (_not(0, 0), _not(0, 0xFFFFFFFF)), denied
+    yield "setrlimit", (_is(0, _RLIMIT_LOCKS),), denied
+    yield "prlimit64", (_is(1, _RLIMIT_LOCKS), _Test(2, "set")), denied
+    yield "prlimit64", (_not(0, 0), _Test(2, "set")), denied  # of another process of the same user
+    yield "setpriority", (_not(0, 0),), denied
+    yield "setpriority", (_not(1, 0),), denied
+    yield "ioprio_set", (_not(0, 1),), denied
+    yield "ioprio_set", (_not(1, 0),), denied
+    yield from _socket_rules(sockets)
+
+
+def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
+    families = {
+        "egress": (_UNIX, _INET, _INET6, _NETLINK),
+        "restricted": (_INET, _INET6),
+        "isolated": (_INET, _INET6),
+        "none": (),
+    }[sockets]
+    yield "socket", tuple(_not(0, each) for each in families), errno.EAFNOSUPPORT
+    yield "socket", (_is(0, _NETLINK), _not(2, _DEFAULT)), errno.EPROTONOSUPPORT
+    if sockets == "egress":
+        return
+    # A pair of datagram sockets can send to any address, and be connected again.
+    yield "socketpair", (_not(1, _STREAM, _TYPE), _not(1, _SEQPACKET, _TYPE)), errno.EPERM
+    datagrams = () if sockets == "restricted" else (_not(1, _DGRAM, _TYPE),)
+    yield "socket", (_not(1, _STREAM, _TYPE), *datagrams), errno.EPERM
+    yield "socket", (_is(1, _STREAM, _TYPE), _not(2, _DEFAULT), _not(2, _TCP)), errno.EPROTONOSUPPORT  # MPTCP, SCTP
+    yield "socket", (_is(1, _DGRAM, _TYPE), _not(2, _DEFAULT), _not(2, _UDP)), errno.EPROTONOSUPPORT
+    if sockets == "restricted":
+        yield "listen", (), errno.EPERM
+        for name, argument in ("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3):
+            yield name, (_has(argument, _FAST_OPEN),), errno.EOPNOTSUPP
+
+
+def instructions(sockets: Sockets, machine: str = "") -> bytes:
+    """The program, as the kernel takes it: 8 bytes for each instruction. machine: as `platform.machine()` has it, by default this one.
+
+    A call of another architecture than the machine's ends the process.
+    """
+    machine = machine or platform.machine()
+    column = list(_ARCHITECTURES).index(machine)
+    program = [
+        _instruction(_LOAD, 4),
+        _instruction(_EQUAL, _ARCHITECTURES[machine], 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, 0),
+    ]
+    if machine == "x86_64":
+        program += [_instruction(_AT_LEAST, _X32, 0, 1), _instruction(_RETURN, _ERROR | errno.ENOSYS)]
+    for names, number in (_DENIED, errno.EPERM), (_NOT_THERE, errno.ENOSYS):
+        for name in names:
+            if (call := names[name][column]) is not None:
+                program += _block(call, (), number)
+    for name, tests, number in _rules(sockets):
+        if (call := _JUDGED[name][column]) is not None:
+            program += _block(call, tests, number)
+    return b"".join([*program, _instruction(_RETURN, _ALLOW)])
+
+
+def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
+    """Returns the error if the call is this one and all tests hold; else it is left with the call's number loaded again."""
+    made = [(code, value, when) for test in tests for code, value, when in _compiled(test)]
+    block = [(_EQUAL, call, "else"), *made, (_RETURN, _ERROR | number, "")]
+    over = len(block) + (1 if tests else 0)  # the number is loaded again where a test has loaded an argument
+    compiled = []
+    for place, (code, value, when) in enumerate(block):
+        # From the first comparison the number is still there. Of what follows, the load at the end of the block.
+        target = (over if place == 0 else len(block)) - place - 1
+        match when:
+            case "else":
+                compiled.append(_instruction(code, value, 0, target))
+            case "then":
+                compiled.append(_instruction(code, value, target, 0))
+            case "half":  # a bit in the lower half is enough: the two instructions for the upper half are left out
+                compiled.append(_instruction(code, value, 0, 2))
+            case _:
+                compiled.append(_instruction(code, value))
+    if tests:
+        compiled.append(_instruction(_LOAD, 0))
+    return compiled
+
+
+def _compiled(test: _Test) -> Iterator[tuple[int, int, str]]:
+    """(code, value, where it goes): "then" or "else" leave the block when the comparison holds or does not."""
+    lower = 16 + 8 * test.argument
+    yield _LOAD, lower, ""
+    if test.mask != 0xFFFFFFFF:
+        yield _AND, test.mask, ""
+    match test.kind:
+        case "is":
+            yield _EQUAL, test.value, "else"
+        case "not":
+            yield _EQUAL, test.value, "then"
+        case "has":
+            yield _ANY_BIT, test.value, "else"
+        case "set":
+            yield _EQUAL, 0, "half"
+            yield _LOAD, lower + 4, ""
+            yield _EQUAL, 0, "then"
+
+
+def _instruction(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, then, otherwise, value)

@@ -1,0 +1,452 @@
+"""What a child in a sandbox cannot do, tried by a program that wants to get out (`intruder.py`); what it still can; and what is refused
+where the system has no means.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.process.children import line, sh
+
+from sabot.errors import UserError
+from sabot.process import (
+    Child,
+    Command,
+    Sandbox,
+    SandboxPathRefused,
+    SandboxStepFailed,
+    SandboxSupport,
+    SandboxUnavailable,
+    SpawnFailed,
+    Supervisor,
+    TrustExceeded,
+    TrustLevel,
+    sandbox,
+)
+from sabot.process.confine import NOBODY
+from sabot.process.sandbox import MEANS, available, stricter, support_of
+
+INTRUDER = Path(__file__).with_name("intruder.py").read_text()
+PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+# What a program is trusted with: all else that the intruder tries is denied.
+TRUSTED = {
+    "list_state",
+    "listen",
+    "read_state",
+    "tcp",
+    "tcp_by_fast_open",
+    "tcp_of_many_paths",
+    "udp",
+    "unix_socket",
+    "unix_socket_from_a_pair",
+    "unix_socket_from_a_pair_of_raw_ones",
+}
+ALLOWED = {
+    TrustLevel.TRUSTED: TRUSTED,
+    TrustLevel.STANDARD: set[str](),
+    TrustLevel.UNTRUSTED: {"listen"},  # in a network of its own
+}
+ROADS = ["as this worker", "in a user namespace", "without mounts"]
+BETWEEN_SIBLINGS = {
+    "abstract_socket",
+    "environment_of_the_sibling",
+    "memory_of_the_sibling",
+    "signal_the_sibling",
+    "signal_the_sibling_by_its_descriptor",
+    "words_of_the_sibling",
+}
+
+
+def support(road: str) -> SandboxSupport:
+    """What this system has, or a part of it."""
+    here = available()
+    match road:
+        case "in a user namespace":
+            return replace(here, user="namespace", proc=False)
+        case "without mounts":
+            return replace(here, there=here.there - {"mounts"}, missing={"mounts": "left out"}, proc=False)
+        case "without Landlock":
+            left = {"reads", "neighbours", "ports"}
+            return replace(here, there=here.there - left, missing=dict.fromkeys(left, "left out"), landlock=0)
+    return here
+
+
+needs = pytest.mark.skipif(
+    sys.platform != "linux" or not {"user", "filter", "mounts", "neighbours", "network"} <= available().there,
+    reason="this system does not have the means",
+)
+
+
+@pytest.fixture
+def area() -> Iterator[Path]:
+    """A folder that everybody reaches, and that is not below the /tmp that a sandbox hides."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    for name, mode in ("", 0o755), ("mine", 0o755), ("outside", 0o777), ("state", 0o755):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name).chmod(mode)
+    for name, mode in ("outside/file", 0o666), ("outside/spare", 0o666), ("state/data", 0o644):
+        (folder / name).write_text("theirs")
+        (folder / name).chmod(mode)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def services(area: Path) -> Iterator[dict[str, Any]]:
+    """What listens in this process: a child that reaches one of them has got out."""
+    with ExitStack() as opened:
+        tcp = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        udp = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        local, datagrams, abstract = (
+            opened.enter_context(socket.socket(socket.AF_UNIX, kind))
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)
+        )
+        for each, name in (local, "unix"), (datagrams, "datagrams"):
+            each.bind(str(area / name))
+            (area / name).chmod(0o777)
+        abstract.bind(f"\0{area}")
+        local.listen()
+        abstract.listen()
+
+        def answer() -> None:
+            while True:
+                said, sender = udp.recvfrom(10)
+                if said == b"end":
+                    return
+                udp.sendto(b"y", sender)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        yield {
+            "tcp": tcp.getsockname()[1],
+            "udp": udp.getsockname()[1],
+            "unix": str(area / "unix"),
+            "datagrams": str(area / "datagrams"),
+            "abstract": str(area),
+        }
+        udp.sendto(b"end", udp.getsockname())
+        answering.join()
+
+
+async def everything(child: Child) -> tuple[str, str]:
+    """Its stdout and its stderr, when it has ended well."""
+    said = [[], []]
+    for stream, pieces in zip((child.stdout, child.stderr), said, strict=True):
+        assert stream is not None
+        while piece := await stream.read():
+            pieces.append(piece.decode())
+    out, err = map("".join, said)
+    assert (await child.wait()).success, err
+    return out, err
+
+
+async def attempts(supervisor: Supervisor, area: Path, level: TrustLevel, services: dict[str, Any]) -> dict[str, str]:
+    """What became of each attempt of the intruder."""
+    secret = {"SECRET": "secret"}
+    sibling = await supervisor.spawn(
+        sh("echo on; exec sleep 1000", trust=level, working_dir=area / "mine", environment=secret)
+    )
+    assert await line(sibling) == "on"
+    targets = {
+        **services,
+        "outside": str(area / "outside"),
+        "state": str(area / "state"),
+        "directory": str(area / "mine"),
+        "sibling": sibling.pid,
+        "worker": os.getpid(),
+        "supervisor": supervisor.pid,
+    }
+    argv = [PYTHON, "-I", "-S", "-c", INTRUDER, json.dumps(targets)]
+    intruder = await supervisor.spawn(Command(argv=argv, trust=level, working_dir=area / "mine"))
+    out, _ = await everything(intruder)
+    sibling.kill()
+    await sibling.wait()
+    became: dict[str, str] = json.loads(out)
+    return became
+
+
+@needs
+@pytest.mark.parametrize(
+    ("level", "road"),
+    [*((level, road) for level in ALLOWED for road in ROADS), (TrustLevel.TRUSTED, "without Landlock")],
+)
+async def test_nobody_gets_out(
+    supervisor: Supervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    area: Path,
+    services: dict[str, Any],
+    level: TrustLevel,
+    road: str,
+) -> None:
+    found = support(road)
+    monkeypatch.setattr(sandbox, "available", lambda: found)
+    allowed = set(ALLOWED[level])
+    if "mounts" not in found.there:
+        allowed.add("change_the_times_outside")  # of a file that everybody may write: Landlock does not judge that
+        if found.user == "root":
+            os.chown(area / "mine", NOBODY, NOBODY)
+    if road == "in a user namespace" and os.geteuid() == 0:
+        allowed.add("read_passwords")  # root in a user namespace still owns the file
+    if not found.proc and level is TrustLevel.TRUSTED:
+        allowed.add("words_of_the_sibling")
+    if "neighbours" not in found.there:  # they are one user
+        allowed |= BETWEEN_SIBLINGS
+    became = await attempts(supervisor, area, level, services)
+    assert {name for name, error in became.items() if not error} == allowed
+
+
+@needs
+@pytest.mark.parametrize("level", ALLOWED)
+async def test_python_git_and_a_shell_work_in_its_directory(
+    supervisor: Supervisor, area: Path, level: TrustLevel
+) -> None:
+    script = f"""
+    set -e
+    git init -q . && echo one > file && git add file && git -c user.name=a -c user.email=a@b commit -q -m one && git log --oneline | wc -l
+    {sys.executable} -c 'import subprocess, tempfile, threading
+with tempfile.TemporaryFile() as file:
+    file.write(b"x")
+thread = threading.Thread(target=print, args=["in a thread"], kwargs={{"flush": True}})
+thread.start()
+thread.join()
+print(subprocess.run(["sh", "-c", "id -u; pwd"], capture_output=True, text=True, check=True).stdout)'
+    """
+    child = await supervisor.spawn(sh(script, trust=level, working_dir=area / "mine"))
+    out, _ = await everything(child)
+    assert out.split() == ["1", "in", "a", "thread", str(NOBODY), str(area / "mine")]
+    assert child.confined_by >= {"user", "capabilities", "filter", "writes"}
+    made = (area / "mine/file").stat()
+    assert (made.st_uid, made.st_gid) == (os.geteuid(), os.getegid()), "what it makes belongs to who owns the directory"
+
+
+@needs
+async def test_an_untrusted_program_has_a_loopback_of_its_own(supervisor: Supervisor) -> None:
+    script = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    server.accept()[0].sendall(b"heard")
+    print(client.recv(10).decode())
+"""
+    child = await supervisor.spawn(Command(argv=[PYTHON, "-I", "-S", "-c", script], trust="untrusted"))
+    assert (await everything(child))[0].split() == ["heard"]
+
+
+@needs
+async def test_a_standard_program_connects_to_the_ports_that_it_is_given(
+    supervisor: Supervisor, services: dict[str, Any]
+) -> None:
+    script = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5); print('connected')"
+    given = Sandbox(level="standard", ports=[services["tcp"]])
+    argv = [PYTHON, "-I", "-S", "-c", script, str(services["tcp"])]
+    assert (await everything(await supervisor.spawn(Command(argv=argv, trust=given))))[0] == "connected\n"
+    child = await supervisor.spawn(Command(argv=argv, trust="standard"))
+    assert (await child.wait()).code == 1
+    assert child.stderr is not None
+    assert b"PermissionError" in await child.stderr.read()
+
+
+@needs
+async def test_files_that_it_is_given(supervisor: Supervisor, area: Path) -> None:
+    given = Sandbox(level="untrusted", readable=[area / "state/data"], writable=[area / "outside"])
+    script = 'cat "$1/state/data"; echo mine > "$1/outside/new"; ls "$1/state" 2>/dev/null || echo "and no more"'
+    child = await supervisor.spawn(Command(argv=["sh", "-c", script, "sh", str(area)], trust=given))
+    assert (await everything(child))[0] == "theirsand no more\n"
+    assert (area / "outside/new").read_text() == "mine\n"
+
+
+@needs
+async def test_a_program_below_a_folder_that_nobody_may_pass(supervisor: Supervisor, area: Path) -> None:
+    """pyenv, uv and npm put programs into the home of who installs them. Of that home it sees nothing else."""
+    (area / "state/bin").mkdir()
+    program = area / "state/bin/program"
+    program.write_text("#!/bin/sh\necho ran; ls -A " + str(area / "state"))
+    program.chmod(0o755)
+    (area / "state").chmod(0o700)
+    child = await supervisor.spawn(Command(argv=[str(program)], trust="trusted"))
+    assert (await everything(child))[0] == "ran\nbin\n"
+
+
+@needs
+async def test_its_tmp_is_its_own_and_bounded(supervisor: Supervisor) -> None:
+    script = "pwd; ls -A /tmp /dev/shm; echo $HOME $TMPDIR; head -c 200000 /dev/zero > big || wc -c < big"
+    given = Sandbox(level="untrusted", temp_bytes=100_000)
+    child = await supervisor.spawn(sh(script, trust=given, environment={"PATH": "/usr/bin:/bin"}))
+    out, err = await everything(child)
+    assert out.splitlines()[:4] == ["/tmp", "/dev/shm:", "", "/tmp:"]
+    assert out.splitlines()[4:] == ["/tmp /tmp", "102400"]
+    assert "No space left" in err
+
+
+@needs
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls of 32-bit programs")
+async def test_a_call_of_another_architecture_ends_the_program(supervisor: Supervisor) -> None:
+    script = """
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+"""
+    child = await supervisor.spawn(Command(argv=[PYTHON, "-I", "-S", "-c", script], trust="trusted"))
+    assert (await child.wait()).signal in (signal.SIGSYS, signal.SIGSEGV)
+
+
+@needs
+async def test_what_it_has_started_is_measured_stopped_and_ended(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("setsid sh -c 'echo on; sleep 1000' & sleep 1000", trust="untrusted"))
+    assert await line(child) == "on"
+    assert (await child.usage()).processes >= 3
+    assert (await child.stop(5)).signal == signal.SIGTERM
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------------
+
+
+NOTHING = SandboxSupport(frozenset(), dict.fromkeys(MEANS, "not here"))
+
+
+async def test_a_level_that_the_system_cannot_hold_is_refused(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: NOTHING)
+    with pytest.raises(
+        SandboxUnavailable, match="trust='trusted' demands what this system does not have: user"
+    ) as raised:
+        await supervisor.spawn(sh("true", trust="trusted", working_dir=tmp_path))
+    assert raised.value.missing == ("user", "capabilities", "filter", "writes")
+    assert raised.value.code == "E2041"
+    with pytest.raises(SandboxUnavailable) as raised:
+        await supervisor.spawn(sh("true", trust="confidential", working_dir=tmp_path))
+    assert {"network", "neighbours", "reads", "encryption"} < set(raised.value.missing)
+
+
+async def test_or_is_held_as_far_as_it_goes_and_that_is_told(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sandbox, "available", lambda: NOTHING)
+    anyhow = Sandbox(level="untrusted", allow_degraded=True)
+    child = await supervisor.spawn(
+        sh("echo $HOME; cat /proc/self/status | grep NoNewPrivs", trust=anyhow, working_dir=tmp_path)
+    )
+    assert (await everything(child))[0].split() == [str(tmp_path), "NoNewPrivs:", "1"]
+    assert child.confined_by == frozenset()
+    assert "sh runs with trust='untrusted' without what this system does not have: user" in caplog.text
+    with pytest.raises(SandboxPathRefused, match="it needs a working_dir"):
+        await supervisor.spawn(sh("true", trust=anyhow))
+
+
+@needs
+async def test_a_directory_that_its_user_may_not_write_is_refused(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, area: Path
+) -> None:
+    found = replace(support("without mounts"), user="root")
+    monkeypatch.setattr(sandbox, "available", lambda: found)
+    with pytest.raises(SandboxPathRefused, match=f"may not write in its working directory '{area}/state'") as raised:
+        await supervisor.spawn(sh("true", trust="trusted", working_dir=area / "state"))
+    assert raised.value.code == "E2043"
+    assert isinstance(raised.value, SpawnFailed)
+
+
+@needs
+async def test_a_step_that_fails_is_named(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, area: Path) -> None:
+    monkeypatch.setattr(sandbox, "_real", lambda program, path: os.fspath(path))
+    with pytest.raises(SandboxStepFailed, match=r"its sandbox .files.: /nowhere: No such file or directory") as raised:
+        await supervisor.spawn(sh("true", trust=Sandbox(level="trusted", readable=["/nowhere"])))
+    assert raised.value.code == "E2042"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/", "may not write in '/'"),
+        ("/usr/lib", "may not write in '/usr/lib'"),
+        ("/nowhere", "names '/nowhere', which is not there"),
+        (tempfile.gettempdir(), "where the supervisor keeps its leases"),
+    ],
+)
+async def test_places_that_are_given_to_nobody(supervisor: Supervisor, path: str, why: str) -> None:
+    anyhow = Sandbox(level="trusted", allow_degraded=True)
+    with pytest.raises(SandboxPathRefused, match=why):
+        await supervisor.spawn(sh("true", trust=anyhow, working_dir=path))
+
+
+def test_who_asks_for_one_gets_at_most_the_trust_of_all() -> None:
+    assert stricter(None, None) is None
+    assert stricter("standard", None) == stricter(None, "standard") == Sandbox(level=TrustLevel.STANDARD)
+    both = stricter(Sandbox(level="standard", readable=["/a"]), Sandbox(level="untrusted", readable=["/b"]))
+    assert both == Sandbox(level="untrusted", readable=("/a", "/b"))
+    with pytest.raises(
+        TrustExceeded, match="trust='trusted' is asked for, where no more than 'standard' is given"
+    ) as raised:
+        stricter("standard", "trusted")
+    assert raised.value.code == "E2044"
+    with pytest.raises(TrustExceeded, match="allow_degraded=True is asked for"):
+        stricter("standard", Sandbox(level="standard", allow_degraded=True))
+
+
+def test_settings_that_mean_nothing() -> None:
+    with pytest.raises(UserError, match=r"trust='high'.*'trusted', 'standard', 'untrusted', 'confidential'"):
+        Command(argv=["true"], trust="high")
+    with pytest.raises(UserError, match="no ports of TCP: 0, 70000"):
+        Sandbox(level="standard", ports=[0, 443, 70000])
+    with pytest.raises(UserError, match="less than 4096 bytes"):
+        Sandbox(level="standard", temp_bytes=0)
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------------
+
+
+def found(landlock: int = 7, user: str = "root", *missing: str, encrypted: bool = False) -> SandboxSupport:
+    return support_of(
+        {"user": user, "landlock": landlock, "missing": dict.fromkeys(missing, "no"), "encrypted": encrypted}
+    )
+
+
+@pytest.mark.parametrize(
+    ("support", "missing"),
+    [
+        (found(), {"encryption"}),
+        (found(encrypted=True), set()),
+        (found(5), {"encryption", "neighbours"}),
+        (found(3), {"encryption", "neighbours", "ports"}),
+        (found(2), {"encryption", "neighbours", "ports"}),  # a mount namespace holds what it writes
+        (found(2, "root", "mounts"), {"encryption", "neighbours", "ports", "mounts", "writes"}),
+        (found(0), {"encryption", "neighbours", "ports", "reads"}),
+        (
+            found(7, "", "user", "mounts", "network", "ipc"),
+            {"encryption", "user", "mounts", "ipc"},
+        ),  # no socket is no network
+        (found(7, "", "filter", "network"), {"encryption", "filter", "ports", "network"}),
+        (found(7, "namespace", "proc"), {"encryption"}),
+    ],
+)
+def test_what_findings_come_to(support: SandboxSupport, missing: set[str]) -> None:
+    assert set(support.missing) == missing
+    assert support.there == set(MEANS) - missing
+    assert all(support.missing.values())
+    assert all(name in str(support) for name in MEANS)
+
+
+def test_other_systems_have_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    support = available.__wrapped__()
+    assert support.there == frozenset()
+    assert set(support.missing.values()) == {"darwin has no such means"}
+
+
+def test_a_trial_that_fails_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    support = available.__wrapped__()
+    assert support.there == frozenset()
+    assert "the trial of it failed" in support.missing["user"]
