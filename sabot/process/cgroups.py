@@ -55,6 +55,12 @@ class ControlGroups:
                     joins.append(os.fspath(folder / "cgroup.procs"))
         return joins
 
+    def free_cpu(self, name: str) -> None:
+        """What the group uses of the CPU is not limited any more."""
+        with suppress(OSError, KeyError):
+            if (folder := self._parents["cpu"] / name).exists():
+                self._set(folder, "cpu", None)
+
     def ran_out_of_memory(self, name: str) -> bool:
         """Whether the kernel has killed a process of the group for its memory."""
         with suppress(OSError, KeyError):
@@ -98,18 +104,20 @@ class ControlGroups:
             folders.setdefault(parent / name, []).append(controller)
         return folders
 
-    def _set(self, folder: Path, controller: str, value: float) -> None:
+    def _set(self, folder: Path, controller: str, value: float | None) -> None:
+        """None: no limit."""
         match controller:
+            case "cpu" if self._unified:
+                (folder / "cpu.max").write_text(f"{'max' if value is None else _quota(value)} {_PERIOD_US}")
             case "cpu":
-                quota = max(1000, int(value / 100 * _PERIOD_US))
-                if self._unified:
-                    (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
-                else:
-                    (folder / "cpu.cfs_quota_us").write_text(str(quota))
-            case "memory":
-                (folder / "memory.max").write_text(str(int(value)))
-            case "pids":
-                (folder / "pids.max").write_text(str(int(value)))
+                (folder / "cpu.cfs_quota_us").write_text(str(-1 if value is None else _quota(value)))
+            case "memory" | "pids":
+                (folder / f"{controller}.max").write_text("max" if value is None else str(int(value)))
+
+
+def _quota(percent: float) -> int:
+    """Of a period, in microseconds. The kernel takes none below a millisecond."""
+    return max(1000, int(percent / 100 * _PERIOD_US))
 
 
 def _writable(folder: Path) -> bool:

@@ -160,6 +160,11 @@ class Child:
         """Lets them go on (SIGCONT)."""
         self._ask("resume")
 
+    def hold_cpu(self, percent: float | None) -> None:
+        """Holds them to so many percent of a core from now on, or to what the command's limits say, if that is less or this is None."""
+        both = [each for each in (percent, self._limits.cpu_limit_percent) if each is not None]
+        self._ask("cpu", percent=min(both, default=None))
+
     def kill(self) -> None:
         """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
         self._ask("stop", grace=0.0)

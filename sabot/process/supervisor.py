@@ -38,6 +38,7 @@ _AGAIN_SECONDS = 0.02  # between two looks at what was killed
 _LOOK_SECONDS = 0.1  # between two measurements, which are to take a twentieth of the time
 _LOOK_SHARE = 20
 _BURST_SECONDS = 0.5  # who has computed less than its share may catch up on this much of it
+_NEWS = os.WEXITED | os.WSTOPPED | os.WCONTINUED
 _STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL when the time of a child is over
 
 
@@ -166,6 +167,8 @@ class Supervision:
                     os.killpg(child.pid, request["signal"])
             case "pause" if child is not None:
                 self._pause(child)
+            case "cpu" if child is not None:
+                self._hold(child, request["percent"])
             case "resume" if child is not None:
                 child.paused = child.throttled = False
                 signal_all(self._members(child), signal.SIGCONT)
@@ -269,12 +272,16 @@ class Supervision:
         childless = False
         while True:
             try:
-                pid, status, used = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                news = os.waitid(os.P_ALL, 0, _NEWS | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 childless = True
                 break
-            if pid == 0:
+            if news is None:
                 break
+            stray = None if news.si_pid in self._leaders else self._owner_of(news.si_pid)  # while it can be told
+            pid, status, used = os.wait4(news.si_pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if pid == 0:  # it is told no more: who was stopped goes on
+                continue
             child = self._leaders.get(pid)
             if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
                 if child is not None and (child.paused or not child.throttled):
@@ -284,9 +291,14 @@ class Supervision:
             if child is not None:
                 del self._leaders[pid]
                 child.status = status
-                child.cpu_seconds += used.ru_utime + used.ru_stime
+            if (owner := child or stray) is not None:
+                owner.cpu_seconds += used.ru_utime + used.ru_stime
         self._end_strays()
         return childless
+
+    def _owner_of(self, pid: int) -> _Child | None:
+        tag = tag_of(pid)
+        return next((child for child in self._children.values() if child.tag == tag), None)
 
     def _end_strays(self) -> None:
         """What a child has left, when it has ended, ends too; and with the last of it the child is over."""
@@ -369,6 +381,24 @@ class Supervision:
             child.throttled = False
             if not child.paused:
                 signal_all(members, signal.SIGCONT)
+
+    def _hold(self, child: _Child, percent: float | None) -> None:
+        """From now on all of it may use so much of a core; None: any."""
+        child.limits = {"memory": None, "processes": None, **child.limits, "cpu": percent}
+        members = self._members(child)
+        child.looked_at, child.seen_cpu = time.monotonic(), self._used_by(child, members)["cpu"]
+        child.allowance = 0.0
+        if percent is None:
+            self._groups.free_cpu(child.group)
+            if child.throttled:
+                child.throttled = False
+                if not child.paused:
+                    signal_all(members, signal.SIGCONT)
+            return
+        for group in self._groups.make(child.group, {"cpu": percent, "memory": None, "processes": None}):
+            for pid in members:  # who is being forked meanwhile is measured, as all are where there are no groups
+                with suppress(OSError), open(group, "w") as joined:
+                    joined.write(str(pid))
 
     def _wait_seconds(self) -> float | None:
         now = time.monotonic()

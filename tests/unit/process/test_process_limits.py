@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -141,6 +142,27 @@ async def test_cpu(supervisor: Supervisor) -> None:
     assert (await child.wait()).success
 
 
+async def test_cpu_of_a_child_that_runs_is_held_and_let_go(supervisor: Supervisor) -> None:
+    """Of all its processes together, whatever its command said."""
+    burn = f'{sys.executable} -I -S -c "while True: pass"'
+    child = await supervisor.spawn(sh(f"{burn} & {burn} & wait"))
+
+    async def share(seconds: float) -> float:
+        begin, used = time.monotonic(), (await child.usage()).cpu_seconds
+        await asyncio.sleep(seconds)
+        return ((await child.usage()).cpu_seconds - used) / (time.monotonic() - begin)
+
+    async with asyncio.timeout(20):
+        child.hold_cpu(10)
+        while await share(0.3) > 0.2:  # a measured one may have used much before the first look
+            pass
+        child.hold_cpu(None)
+        while await share(0.1) < 0.3:
+            pass
+    child.kill()
+    assert (await child.wait()).limit is None
+
+
 async def test_a_child_within_its_limits_is_left_alone(supervisor: Supervisor) -> None:
     child = await supervisor.spawn(sh("echo fine", limits=ResourceLimits()))
     status = await child.wait()
@@ -165,6 +187,8 @@ def test_groups_of_version_2_are_made_where_controllers_are_handed_down(tmp_path
     assert joins == [os.fspath(folder / "cgroup.procs")]
     written = {each: (folder / each).read_text() for each in ("cpu.max", "memory.max", "pids.max")}
     assert written == {"cpu.max": "50000 100000", "memory.max": "1048576", "pids.max": "9"}
+    groups.free_cpu("sabot-7")
+    assert (folder / "cpu.max").read_text() == "max 100000"
     assert not groups.ran_out_of_memory("sabot-7")
     (folder / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
     assert groups.ran_out_of_memory("sabot-7")
@@ -176,6 +200,7 @@ def test_without_control_groups_nothing_is_made(tmp_path: Path) -> None:
     groups = ControlGroups(tmp_path, tmp_path / "no such file")
     assert groups.controllers == []
     assert groups.make("sabot-7", {"cpu": 50, "memory": 1, "processes": 1}) == []
+    groups.free_cpu("sabot-7")
     assert groups.remove("sabot-7")
     assert not groups.ran_out_of_memory("sabot-7")
 

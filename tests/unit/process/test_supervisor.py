@@ -170,6 +170,15 @@ async def test_a_stray_of_one_child_does_not_end_with_another(supervisor: Superv
     assert not alive(stray)
 
 
+async def test_what_an_orphan_has_computed_counts_when_it_is_gone(supervisor: Supervisor) -> None:
+    burn = f"{sys.executable} -I -S -c 'import time\nwhile time.process_time() < 0.1: pass'"
+    child = await supervisor.spawn(sh(f"({burn} &); exec sleep 1000"))
+    while (await child.usage()).cpu_seconds < 0.1 or (await child.usage()).processes > 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    child.kill()
+    assert (await child.wait()).cpu_seconds >= 0.1
+
+
 async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supervisor: Supervisor) -> None:
     child = await supervisor.spawn(sh("sleep 1000 & echo $!; wait"))
     inner = int(await line(child))
