@@ -25,12 +25,19 @@ SabotError
     │   ├── ResumeFailed        E2023
     │   ├── RestartFailed       E2024: also when all its restarts are used up
     │   └── UnknownAgent        E2025: there is none of this id (also a NotFound)
+    ├── QuotaError              what an agent may use cannot be said, or cannot be held
+    │   ├── QuotaNotFound       E2070: the agent has no quota
+    │   ├── InvalidQuota        E2071: a limit or a mode that is none (also a UserError)
+    │   ├── QuotaExceeded       E2072: a call would use more than is left
+    │   ├── QuotaUpdateFailed   E2073: the quota stays as it was, or what was done about it does
+    │   ├── QuotaSuspendFailed  E2074: who uses too much was not suspended
+    │   └── QuotaTerminateFailed    E2075: who uses too much still runs
     ├── ScaleUpFailed           E2090: a fleet has not grown
     ├── ScaleDownFailed         E2091: a fleet has not shrunk
     └── WarmPoolExhausted       E2092: no child is warm
 """
 
-from sabot.errors import SabotError
+from sabot.errors import SabotError, UserError
 
 __all__ = [
     "AgentError",
@@ -40,10 +47,17 @@ __all__ = [
     "DrainTimeout",
     "ExecutionError",
     "InvalidContext",
+    "InvalidQuota",
     "IoError",
     "LifecycleError",
     "NotFound",
     "ProviderError",
+    "QuotaError",
+    "QuotaExceeded",
+    "QuotaNotFound",
+    "QuotaSuspendFailed",
+    "QuotaTerminateFailed",
+    "QuotaUpdateFailed",
     "ResourceLimitExceeded",
     "RestartFailed",
     "ResumeFailed",
@@ -183,6 +197,46 @@ class UnknownAgent(LifecycleError, NotFound):
     """There is no agent of this id."""
 
     code = "E2025"
+
+
+class QuotaError(AgentError):
+    """What an agent may use cannot be said, or cannot be held. code: of document 002."""
+
+    code = "E2070"
+
+
+class QuotaNotFound(QuotaError):
+    """The agent has no quota."""
+
+
+class InvalidQuota(QuotaError, UserError):
+    """A limit, a mode or an action of a quota that is none."""
+
+    code = "E2071"
+
+
+class QuotaExceeded(QuotaError):
+    """A call would use more than the quota has left."""
+
+    code = "E2072"
+
+
+class QuotaUpdateFailed(QuotaError):
+    """The quota stays as it was; or it was changed, and what was done about the old one stays."""
+
+    code = "E2073"
+
+
+class QuotaSuspendFailed(QuotaError):
+    """An agent that uses more than it may was not suspended."""
+
+    code = "E2074"
+
+
+class QuotaTerminateFailed(QuotaError):
+    """An agent that uses more than it may was to be terminated, and still runs."""
+
+    code = "E2075"
 
 
 class ScaleUpFailed(AgentError):

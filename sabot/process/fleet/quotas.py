@@ -1,0 +1,198 @@
+"""What agents that are processes may use, as their quotas say it: CPU, memory and tokens; and what is told of it.
+
+A quota is a rule for a manager that looks every few seconds and can warn, slow down, suspend. What must hold at every moment is a limit of
+the command (`ResourceLimits`), which the supervisor and the kernel hold.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from sabot.config import is_whole, parse_seconds
+from sabot.errors import UserError, short_repr
+from sabot.process.errors import InvalidQuota
+from sabot.process.fleet.instances import LifecycleState
+
+__all__ = [
+    "CountsTokens",
+    "QuotaAction",
+    "QuotaMode",
+    "QuotaResource",
+    "QuotaViolation",
+    "ResourceQuota",
+    "ResourceReport",
+    "parse_cpu",
+    "parse_memory",
+]
+
+_UNITS = {"": 1, **{f"{each}i": 1024**power for power, each in enumerate("KMGTPE", 1)}}
+_UNITS |= {each: 1000**power for power, each in enumerate("kMGTPE", 1)}
+_MOST_BYTES = 1 << 62
+_MOST_CORES = 1 << 20
+
+
+class QuotaMode(StrEnum):
+    """When a quota acts. hard: when it is found to be exceeded. soft_then_hard: it warns, and acts when it is so for `grace_seconds`.
+    warn_only: it warns.
+    """
+
+    HARD = "hard"
+    SOFT_THEN_HARD = "soft_then_hard"
+    WARN_ONLY = "warn_only"
+
+
+class QuotaAction(StrEnum):
+    """What follows. throttle: less CPU for the agent. suspend, terminate: those of the lifecycle manager."""
+
+    WARN = "warn"
+    THROTTLE = "throttle"
+    SUSPEND = "suspend"
+    TERMINATE = "terminate"
+
+
+class QuotaResource(StrEnum):
+    """What a quota is about."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    TOKENS = "tokens"
+
+
+class CountsTokens(Protocol):
+    """What a call of a model has used: `sabot.llm.Usage` and a ledger's rows are some."""
+
+    @property
+    def total_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceQuota:
+    """What an agent may use, with all that it has started; exactly so much is allowed. None: it is not limited. Raises InvalidQuota.
+
+    cpu: cores, say "2", "500m" or 0.5, on average between two looks. memory: resident, say "2Gi", "512Mi" or a number of bytes.
+    tokens_per_hour: in an hour of the clock. on_cpu, on_memory, on_tokens: what follows when it uses more, and `mode` says when.
+    throttled_cpu: to what an agent is held that is throttled for its memory or its tokens; for its CPU it is held to `cpu`.
+    """
+
+    cpu: str | float | None = "2"
+    memory: str | int | None = "2Gi"
+    tokens_per_hour: int | None = 100_000
+    mode: QuotaMode = QuotaMode.HARD
+    on_cpu: QuotaAction = QuotaAction.THROTTLE
+    on_memory: QuotaAction = QuotaAction.TERMINATE
+    on_tokens: QuotaAction = QuotaAction.SUSPEND
+    grace_seconds: float = 60.0
+    throttled_cpu: str | float = "100m"
+
+    def __post_init__(self) -> None:
+        parse_cpu(self.throttled_cpu, name="throttled_cpu")
+        self.limits()
+        for name, kind in (
+            ("mode", QuotaMode),
+            ("on_cpu", QuotaAction),
+            ("on_memory", QuotaAction),
+            ("on_tokens", QuotaAction),
+        ):
+            try:
+                object.__setattr__(self, name, kind(getattr(self, name)))
+            except ValueError as error:
+                raise InvalidQuota(
+                    f"quota: {name}={short_repr(getattr(self, name))}", hint=" or ".join(kind)
+                ) from error
+        try:
+            object.__setattr__(self, "grace_seconds", parse_seconds(self.grace_seconds, name="quota: grace_seconds"))
+        except UserError as error:
+            raise InvalidQuota(error.message, hint=error.hint) from error
+
+    def limits(self) -> dict[QuotaResource, float]:
+        """Cores, bytes, tokens an hour; of those that are limited."""
+        if self.tokens_per_hour is not None and not is_whole(self.tokens_per_hour, 1):
+            raise InvalidQuota(
+                f"quota: tokens_per_hour={short_repr(self.tokens_per_hour)}", hint="a whole number from 1 up, or None"
+            )
+        found = {
+            QuotaResource.CPU: None if self.cpu is None else parse_cpu(self.cpu),
+            QuotaResource.MEMORY: None if self.memory is None else parse_memory(self.memory),
+            QuotaResource.TOKENS: self.tokens_per_hour,
+        }
+        return {resource: limit for resource, limit in found.items() if limit is not None}
+
+    def action(self, resource: QuotaResource) -> QuotaAction:
+        """What follows when more is used of it."""
+        return {
+            QuotaResource.CPU: self.on_cpu,
+            QuotaResource.MEMORY: self.on_memory,
+            QuotaResource.TOKENS: self.on_tokens,
+        }[resource]
+
+
+@dataclass(frozen=True)
+class ResourceReport:
+    """What an agent uses, with all that it has started.
+
+    at: seconds since 1970. cpu_cores: on average since the look before; 0 at the first one of a process. cpu_seconds: of all its processes
+    from the first one that was looked at. peak_memory_bytes: of all looks. tokens: in this hour. total_tokens: of those reported here.
+    held_to: cores to which it is held; None: it is not. exceeded: of what it uses too much, or was held for that.
+    """
+
+    agent_id: str
+    at: float
+    state: LifecycleState
+    processes: int
+    cpu_cores: float
+    cpu_seconds: float
+    memory_bytes: int
+    peak_memory_bytes: int
+    tokens: int
+    total_tokens: int
+    held_to: float | None
+    exceeded: tuple[QuotaResource, ...]
+
+
+@dataclass(frozen=True)
+class QuotaViolation:
+    """More was used than is allowed. at: seconds since 1970. action: what was done. error: why that has failed; it is tried again."""
+
+    agent_id: str
+    at: float
+    resource: QuotaResource
+    used: float
+    limit: float
+    action: QuotaAction
+    error: str = ""
+
+    def __str__(self) -> str:
+        what = f"agent {self.agent_id!r} uses {self.used:.6g} of {self.resource}, more than {self.limit:.6g}: {self.action}"
+        return f"{what}: {self.error}" if self.error else what
+
+
+def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
+    """Cores, from "2", "0.5", "500m" (thousandths) or a number. Raises InvalidQuota."""
+    cores = None
+    if isinstance(value, str):
+        if (match := re.fullmatch(r"(\d+)m|(\d+(?:\.\d+)?)", value.strip(), re.ASCII)) is not None:
+            cores = int(match[1]) / 1000 if match[1] else float(match[2])
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        cores = float(value)
+    if cores is None or not math.isfinite(cores) or not 0.001 <= cores <= _MOST_CORES:
+        raise InvalidQuota(
+            f"quota: {name}={short_repr(value)} is no CPU", hint='cores: "2", "0.5" or "500m", at least "1m"'
+        )
+    return cores
+
+
+def parse_memory(value: str | int, *, name: str = "memory") -> int:
+    """Bytes, from "2Gi", "512Mi", "1.5G" or a number. Raises InvalidQuota."""
+    size = None
+    if isinstance(value, str):
+        if (match := re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTPE]i|[kMGTPE])?", value.strip(), re.ASCII)) is not None:
+            size = int(min(float(match[1]), _MOST_BYTES) * _UNITS[match[2] or ""])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    if size is None or not 0 < size <= _MOST_BYTES:
+        raise InvalidQuota(
+            f"quota: {name}={short_repr(value)} is no size", hint='bytes: "2Gi", "512Mi", "1.5G" or a number'
+        )
+    return size

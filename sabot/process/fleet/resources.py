@@ -1,0 +1,433 @@
+"""The manager that measures agents that are processes, over all that they have started, and does what their quotas say."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import is_whole, parse_seconds
+from sabot.errors import SabotError, UserError, short_repr, words_of
+from sabot.process.client import Child
+from sabot.process.errors import (
+    CommunicationError,
+    InvalidQuota,
+    LifecycleError,
+    QuotaError,
+    QuotaExceeded,
+    QuotaNotFound,
+    QuotaSuspendFailed,
+    QuotaTerminateFailed,
+    QuotaUpdateFailed,
+)
+from sabot.process.fleet.instances import OVER, AgentInstance, LifecycleState
+from sabot.process.fleet.lifecycle import LifecycleManager
+from sabot.process.fleet.quotas import (
+    CountsTokens,
+    QuotaAction,
+    QuotaMode,
+    QuotaResource,
+    QuotaViolation,
+    ResourceQuota,
+    ResourceReport,
+    parse_cpu,
+)
+
+__all__ = ["ResourceManager"]
+
+_log = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
+
+_HOUR = 3600.0
+_LEAST_SECONDS = 0.2  # between two looks, for their difference to say something: the kernel counts hundredths
+_VIOLATIONS_KEPT = 1000
+
+
+@dataclass
+class _Breach:
+    """A limit is exceeded since this moment. done: what was done about it, and `why`."""
+
+    since: float
+    done: QuotaAction | None = None
+    why: str = ""
+
+
+@dataclass
+class _Account:
+    """An agent with its quota, and what is known of what it uses."""
+
+    quota: ResourceQuota
+    child: Child | None = None  # to which `looked_at`, `seen_cpu` and `held_to` belong
+    looked_at: float = 0.0
+    seen_cpu: float = 0.0
+    cores: float = 0.0
+    cpu_seconds: float = 0.0
+    memory: int = 0
+    peak_memory: int = 0
+    processes: int = 0
+    hour: float = 0.0
+    tokens: int = 0
+    total_tokens: int = 0
+    asked_tokens: int = 0
+    held: dict[QuotaResource, float] = field(default_factory=dict)
+    held_to: float | None = None
+    breaches: dict[QuotaResource, _Breach] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    limits: dict[QuotaResource, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = self.quota.limits()
+
+
+class ResourceManager:
+    """Measures the agents of a lifecycle manager that have a quota, every `report_interval` seconds, and does what their quotas say.
+
+    default: the quota of agents without one of their own; None: they have none. tokens_of: gives the tokens that an agent has used in this
+    hour of the clock, as a ledger has them, beside what is reported here. on_report, on_violation: are told of each.
+    """
+
+    def __init__(
+        self,
+        lives: LifecycleManager,
+        *,
+        default: ResourceQuota | None = None,
+        report_interval: float = 10.0,
+        tokens_of: Callable[[str], Awaitable[int]] | None = None,
+        on_report: Callable[[ResourceReport], object] | None = None,
+        on_violation: Callable[[QuotaViolation], object] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._lives = lives
+        self._default = default
+        self._interval = parse_seconds(report_interval, name="report_interval", zero=False)
+        self._tokens_of = tokens_of
+        self._on_report = on_report
+        self._on_violation = on_violation
+        self._clock = clock
+        self._sleep = sleep
+        self._accounts: dict[str, _Account] = {}
+        self._violations: deque[QuotaViolation] = deque(maxlen=_VIOLATIONS_KEPT)
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to look every `report_interval` seconds."""
+        if self._loop is None or self._loop.done():
+            self._loop = asyncio.ensure_future(self._look_again_and_again())
+
+    async def close(self) -> None:
+        """Looks no more. What was done to agents stays, and so do they."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+
+    async def __aenter__(self) -> "ResourceManager":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- quotas -------------------------------------------------------------------------------------------------------
+
+    async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
+        """Gives an agent this quota, in the place of the one that it has. What was done about that one is undone, and judged anew.
+
+        Raises UnknownAgent; QuotaUpdateFailed where the agent cannot be let go; what `check` raises.
+        """
+        agent = self._lives.agent(agent_id)
+        if agent_id not in self._accounts:
+            self._accounts[agent_id] = _Account(quota)
+            return
+        async with self._locked(agent_id) as account:
+            await self._let_go(agent, account)
+            account.quota, account.limits = quota, quota.limits()
+            for resource in QuotaResource:
+                await self._judge(agent, account, resource)
+
+    async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
+        """Changes fields of an agent's quota. -> the new one. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has changed; what
+        `check` raises.
+        """
+        account = self._account(agent_id)
+        try:
+            quota = replace(account.quota, **changes)  # type: ignore[arg-type]
+        except (InvalidQuota, TypeError) as error:
+            raise QuotaUpdateFailed(f"the quota of agent {agent_id!r} stays: {words_of(error)}") from error
+        await self.set_quota(agent_id, quota)
+        return quota
+
+    async def remove_quota(self, agent_id: str) -> None:
+        """From now on the agent has the `default`, or is not measured. What was done about its quota is undone. Raises QuotaNotFound;
+        QuotaUpdateFailed where it cannot be let go.
+        """
+        async with self._locked(agent_id) as account:
+            await self._let_go(self._lives.agent(agent_id), account)
+            del self._accounts[agent_id]
+
+    async def reset(self, agent_id: str) -> None:
+        """Forgets what the agent has used, the tokens that were reported here too, and undoes what was done about it. Raises QuotaNotFound;
+        QuotaUpdateFailed where it cannot be let go.
+        """
+        async with self._locked(agent_id) as account:
+            await self._let_go(self._lives.agent(agent_id), account)
+            account.tokens = account.total_tokens = account.peak_memory = 0
+            account.cpu_seconds = 0.0
+
+    def quota(self, agent_id: str) -> ResourceQuota:
+        """That of this agent. Raises QuotaNotFound."""
+        return self._account(agent_id).quota
+
+    @property
+    def violations(self) -> list[QuotaViolation]:
+        """The newest thousand, the oldest first."""
+        return list(self._violations)
+
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    async def report_tokens(self, agent_id: str, used: int | CountsTokens) -> None:
+        """Counts what a model has read and written for the agent, and does what its quota says. Raises QuotaNotFound; what `check` does."""
+        tokens: Any = getattr(used, "total_tokens", used)
+        if not is_whole(tokens, 0):
+            raise UserError(f"agent {agent_id!r}: {short_repr(used)} is no number of tokens")
+        async with self._locked(agent_id) as account:
+            self._roll(account)
+            account.tokens += tokens
+            account.total_tokens += tokens
+            await self._judge(self._lives.agent(agent_id), account, QuotaResource.TOKENS)
+
+    async def require_tokens(self, agent_id: str, tokens: int) -> None:
+        """Returns when a call that uses so many may be made. Nothing is reserved for it: calls at a time may use more together, which the
+        `Budget` of a ledger does not allow. Raises QuotaExceeded where the quota acts, and does not only warn; QuotaNotFound.
+        """
+        async with self._locked(agent_id) as account:
+            await self._ask_for_tokens(agent_id, account)
+            used, limit = account.tokens + account.asked_tokens, account.limits.get(QuotaResource.TOKENS)
+            breach = account.breaches.get(QuotaResource.TOKENS) or _Breach(self._clock.monotonic())
+            action = self._action(account, QuotaResource.TOKENS, breach)
+        if limit is None or used + tokens <= limit or action is QuotaAction.WARN:
+            return
+        left = _HOUR - self._clock.time() % _HOUR
+        raise QuotaExceeded(
+            f"agent {agent_id!r} has used {used} of {limit:.0f} tokens in this hour, and wants {tokens}",
+            hint=f"in {left:.0f} s there are new ones",
+        )
+
+    # -- looks --------------------------------------------------------------------------------------------------------
+
+    async def check(self, agent_id: str) -> ResourceReport:
+        """Looks at an agent now, and does what its quota says.
+
+        Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed where that could not be done.
+        """
+        agent = self._lives.agent(agent_id)
+        errors = []
+        async with self._locked(agent_id) as account:
+            await self._measure(agent, account)
+            for resource in QuotaResource:
+                if resource is QuotaResource.TOKENS:
+                    await self._ask_for_tokens(agent_id, account)
+                try:
+                    await self._judge(agent, account, resource)
+                except (QuotaError, LifecycleError) as error:  # the others are judged too
+                    errors.append(error)
+            report = self._report(agent, account)
+        self._tell(self._on_report, report)
+        if errors:
+            raise errors[0]
+        return report
+
+    async def check_all(self) -> list[ResourceReport]:
+        """Looks at all agents that have a quota and have not ended. What could not be done is logged, and done at the next look."""
+        infos = {info.id: info for info in self._lives.list_agents()}
+        for agent_id in self._accounts.keys() - infos.keys():  # they ended long ago
+            del self._accounts[agent_id]
+        reports = []
+        for info in infos.values():
+            if info.state not in OVER and (info.id in self._accounts or self._default is not None):
+                try:
+                    reports.append(await self.check(info.id))
+                except SabotError as error:
+                    _log.warning("agent %r: %s", info.id, error)
+                except Exception:  # of `tokens_of`: the quotas of the others hold
+                    _log.exception("the quota of agent %r was not checked", info.id)
+        return reports
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            await self._sleep(self._interval)
+            await self.check_all()
+
+    async def _measure(self, agent: AgentInstance, account: _Account) -> None:
+        child, now = agent.child, self._clock.monotonic()
+        try:
+            used = None if child is None or child.is_over else await child.usage()
+        except CommunicationError:  # its supervisor was killed: its end is on the way
+            used = None
+        before = account.child
+        if before is not None and before.status is not None:  # what it used after the last look
+            account.cpu_seconds += max(0.0, before.status.cpu_seconds - account.seen_cpu)
+        if child is None or used is None:
+            account.child, account.held_to, account.cores, account.memory, account.processes = None, None, 0.0, 0, 0
+            return
+        if child is not before:
+            account.child, account.held_to, account.cores = child, None, 0.0
+            account.looked_at, account.seen_cpu = now, used.cpu_seconds
+            account.cpu_seconds += used.cpu_seconds
+            self._hold(account)
+        elif now - account.looked_at >= _LEAST_SECONDS:
+            more = max(0.0, used.cpu_seconds - account.seen_cpu)
+            account.cores = more / (now - account.looked_at)
+            account.cpu_seconds += more
+            account.looked_at, account.seen_cpu = now, used.cpu_seconds
+        account.memory, account.processes = used.memory_bytes, used.processes
+        account.peak_memory = max(account.peak_memory, used.memory_bytes)
+
+    async def _ask_for_tokens(self, agent_id: str, account: _Account) -> None:
+        self._roll(account)
+        if self._tokens_of is not None:
+            account.asked_tokens = await self._tokens_of(agent_id)
+
+    def _roll(self, account: _Account) -> None:
+        hour = self._clock.time() // _HOUR
+        if hour != account.hour:
+            account.hour, account.tokens, account.asked_tokens = hour, 0, 0
+
+    # -- what follows -------------------------------------------------------------------------------------------------
+
+    async def _judge(self, agent: AgentInstance, account: _Account, resource: QuotaResource) -> None:
+        limit = account.limits.get(resource)
+        used = {
+            QuotaResource.CPU: account.cores,
+            QuotaResource.MEMORY: account.memory,
+            QuotaResource.TOKENS: account.tokens + account.asked_tokens,
+        }[resource]
+        breach = account.breaches.get(resource)
+        if limit is None or used <= limit:
+            if breach is not None and not (resource is QuotaResource.CPU and self._keeps_below(agent, breach)):
+                await self._lift(agent, account, resource, breach)
+            return
+        if breach is None:
+            breach = account.breaches[resource] = _Breach(self._clock.monotonic())
+        action = self._action(account, resource, breach)
+        if self._is_done(agent, breach, action):
+            return
+        violation = QuotaViolation(agent.id, self._clock.time(), resource, used, limit, action)
+        try:
+            await self._do(agent, account, resource, action, str(violation))
+        except SabotError as error:
+            self._note(replace(violation, error=words_of(error)))
+            raise
+        breach.done, breach.why = action, str(violation)
+        self._note(violation)
+
+    def _action(self, account: _Account, resource: QuotaResource, breach: _Breach) -> QuotaAction:
+        quota = account.quota
+        soft = quota.mode is QuotaMode.SOFT_THEN_HARD and self._clock.monotonic() - breach.since < quota.grace_seconds
+        return QuotaAction.WARN if soft or quota.mode is QuotaMode.WARN_ONLY else quota.action(resource)
+
+    def _keeps_below(self, agent: AgentInstance, breach: _Breach) -> bool:
+        """Whether the agent uses less CPU because of what was done, so that this is no reason to undo it."""
+        if breach.done is QuotaAction.SUSPEND:
+            return agent.state is LifecycleState.SUSPENDED
+        return breach.done is QuotaAction.THROTTLE
+
+    def _is_done(self, agent: AgentInstance, breach: _Breach, action: QuotaAction) -> bool:
+        match action:
+            case QuotaAction.SUSPEND:  # somebody may have resumed it
+                return agent.state is not LifecycleState.RUNNING
+            case QuotaAction.TERMINATE:
+                return agent.is_over
+        return breach.done is action
+
+    async def _do(
+        self, agent: AgentInstance, account: _Account, resource: QuotaResource, action: QuotaAction, why: str
+    ) -> None:
+        match action:
+            case QuotaAction.THROTTLE:
+                least = parse_cpu(account.quota.throttled_cpu)
+                account.held[resource] = account.limits[resource] if resource is QuotaResource.CPU else least
+                self._hold(account)
+            case QuotaAction.SUSPEND:
+                try:
+                    await self._lives.suspend(agent.id, why=why)
+                except LifecycleError as error:
+                    raise QuotaSuspendFailed(f"{why}: {error.message}", hint=error.hint) from error
+            case QuotaAction.TERMINATE:
+                try:
+                    await self._lives.terminate(agent.id, why=why)
+                except LifecycleError as error:
+                    raise QuotaTerminateFailed(f"{why}: {error.message}", hint=error.hint) from error
+
+    async def _lift(self, agent: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
+        """Undoes what was done about this limit. Who was meanwhile suspended for something else stays so. Raises ResumeFailed."""
+        if account.held.pop(resource, None) is not None:
+            self._hold(account)
+        if breach.done is QuotaAction.SUSPEND and agent.state is LifecycleState.SUSPENDED and agent.why == breach.why:
+            await self._lives.resume(agent.id)
+        del account.breaches[resource]
+
+    async def _let_go(self, agent: AgentInstance, account: _Account) -> None:
+        for resource, breach in list(account.breaches.items()):
+            try:
+                await self._lift(agent, account, resource, breach)
+            except LifecycleError as error:
+                raise QuotaUpdateFailed(f"agent {agent.id!r} is not let go: {error.message}") from error
+
+    def _hold(self, account: _Account) -> None:
+        wanted = min(account.held.values(), default=None)
+        if account.child is not None and wanted != account.held_to:
+            account.child.hold_cpu(None if wanted is None else 100 * wanted)
+            account.held_to = wanted
+
+    def _note(self, violation: QuotaViolation) -> None:
+        self._violations.append(violation)
+        _log.warning("%s", violation)
+        self._tell(self._on_violation, violation)
+
+    def _tell(self, listener: Callable[[Told], object] | None, what: Told) -> None:
+        if listener is not None:
+            try:
+                listener(what)
+            except Exception:  # who listens has no say
+                _log.exception("on_report or on_violation of the resource manager has failed")
+
+    def _report(self, agent: AgentInstance, account: _Account) -> ResourceReport:
+        return ResourceReport(
+            agent.id,
+            self._clock.time(),
+            agent.state,
+            account.processes,
+            account.cores,
+            account.cpu_seconds,
+            account.memory,
+            account.peak_memory,
+            account.tokens + account.asked_tokens,
+            account.total_tokens,
+            account.held_to,
+            tuple(account.breaches),
+        )
+
+    @asynccontextmanager
+    async def _locked(self, agent_id: str) -> AsyncIterator[_Account]:
+        account = self._account(agent_id)
+        async with account.lock:
+            if self._accounts.get(agent_id) is not account:
+                raise QuotaNotFound(f"agent {agent_id!r} has no quota any more")
+            yield account
+
+    def _account(self, agent_id: str) -> _Account:
+        found = self._accounts.get(agent_id)
+        if found is None:
+            if self._default is None:
+                raise QuotaNotFound(f"agent {agent_id!r} has no quota", hint="set_quota gives it one")
+            self._lives.agent(agent_id)
+            found = self._accounts[agent_id] = _Account(self._default)
+        return found
