@@ -33,7 +33,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts.gate import brought_up
 from sabot.clock import ManualClock
-from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError, UserError
 from sabot.journal import MemoryJournal
 from sabot.journal.entries import Begin, End, Entry, Intent
 from sabot.journal.memory import MemoryHome, MemoryReader
@@ -89,12 +89,44 @@ async def test_the_table_of_the_ledger_is_as_documented(database: str) -> None:
     await writer.close()
     time = "timestamp with time zone"
     words = dict.fromkeys(["event_id", "type", "job_id", "scope_id", "principal_id"], "text")
-    counts = dict.fromkeys(["input_tokens", "output_tokens", "total_tokens"], "integer")
-    ours = {"name": "text", "reserved_tokens": "integer"}
+    counts = dict.fromkeys(["input_tokens", "output_tokens", "total_tokens"], "bigint")
+    ours = {"name": "text", "reserved_tokens": "bigint"}
     assert columns(database, "runtime_ledger") == words | counts | ours | {"cost": "numeric", "timestamp": time}
     assert keys(database, "runtime_ledger") == {("PRIMARY KEY", "event_id")}
     ((tokens, cost, at),) = run(database, "SELECT total_tokens, cost, timestamp AT TIME ZONE 'UTC' FROM runtime_ledger")
     assert (tokens, str(cost), str(at)) == (9, "0.10", "2026-03-31 12:00:00.123000")
+
+
+def narrow(database: str) -> None:
+    """The table as it was made before."""
+    for column in ("input_tokens", "output_tokens", "total_tokens", "reserved_tokens"):
+        run(database, f"ALTER TABLE runtime_ledger ALTER COLUMN {column} TYPE INTEGER")
+
+
+async def test_the_table_of_an_earlier_version_is_altered_and_where_it_cannot_be_its_rows_go_on(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    big = row("big", input_tokens=3 * 10**9)
+    maker = PostgresLedgerWriter(database)
+    await maker.write([row("1", input_tokens=7)])
+    await maker.close()
+    narrow(database)
+    maker = PostgresLedgerWriter(database)
+    await maker.write([big])
+    assert columns(database, "runtime_ledger")["total_tokens"] == "bigint"
+    assert (await maker.used("tenant", 0)).tokens == 3 * 10**9 + 7
+    await maker.close()
+    run(database, "DELETE FROM runtime_ledger")
+    narrow(database)
+    run(database, "CREATE VIEW spent AS SELECT sum(total_tokens) FROM runtime_ledger")
+    maker = PostgresLedgerWriter(database)
+    await maker.write([row("1", input_tokens=7)])
+    assert "runtime_ledger.total_tokens stays INTEGER" in caplog.text
+    kept = {name: kind for name, kind in columns(database, "runtime_ledger").items() if name.endswith("tokens")}
+    assert kept == {each: "integer" if each == "total_tokens" else "bigint" for each in kept}
+    with pytest.raises(DataError, match="out of range"):
+        await maker.write([big])
+    await maker.close()
 
 
 async def test_writers_that_begin_side_by_side_make_one_table_and_each_row_once(database: str) -> None:

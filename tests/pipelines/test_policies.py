@@ -73,15 +73,16 @@ async def test_a_denied_tool_is_a_result_that_the_model_can_read(office: Office)
         office.ask(tenant="guests", text="my money!")
         office.ask(tenant="acme", text="my money!")
         office.ask(text="whose?")
-        await until(lambda: len(office.answers()) == 2 and office.records("questions.dlq"))
+        office.ask(tenant="ac\0me", text="what can no database keep?")
+        await until(lambda: len(office.answers()) == 2 and len(office.records("questions.dlq")) == 2)
         jobs = await app.jobs.find()
     said = sorted(each["content"] for each in office.answers())
     denied = "PolicyDenied: refund was not done: only acme gives refunds (rule ToolPolicy refund)"
     assert said == [denied, "refunded o1"]
     assert refunded == ["o1"]
     assert {job.scope_id for job in jobs} == {"guests", "acme"}
-    (letter,) = office.records("questions.dlq")
-    assert "field 'tenant' names no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
+    for letter in office.records("questions.dlq"):
+        assert "field 'tenant' names no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
 
 
 @pytest.mark.parametrize("approved", [True, False])

@@ -5,7 +5,7 @@ twice.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -95,6 +95,20 @@ class Budget:
             raise UserError(
                 f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
             )
+
+    def together(self, other: "Budget") -> "Budget":
+        """Both at once, for the same scope: of two limits of a kind the lower one. Raises UserError where different things follow."""
+        for name in ("exhausted", "degrade_to", "warn_at"):
+            if (mine := getattr(self, name)) != (its := getattr(other, name)):
+                raise UserError(
+                    f"two budgets of {self.scope_id}: one has {name}={mine!r}, the other {name}={its!r}",
+                    hint="budgets of the same scope hold together: say the same in both, or make one of them",
+                )
+        names = [f"max_{measure}_{window}" for measure in _MEASURES for window in WINDOWS]
+        given = {
+            name: [each for each in (getattr(self, name), getattr(other, name)) if each is not None] for name in names
+        }
+        return replace(self, **{name: min(values) for name, values in given.items() if values})
 
     def limits(self) -> Iterator[tuple[Window, str, Decimal]]:
         """Window, measure and limit of each that there is."""

@@ -267,11 +267,14 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
+    name = (answer.model or name).replace(
+        "\0", "\N{REPLACEMENT CHARACTER}"
+    )  # a server has said it, and no database keeps a NUL
     if answer.cached:
-        made = {"name": answer.model or name, "cost": Decimal(0), "reserved_tokens": 0}
+        made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
         return msgspec.structs.replace(row, type="model", **made)
     usage = answer.usage or Usage(row.reserved_tokens)
-    made = {"name": answer.model or name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+    made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     return msgspec.structs.replace(row, type="model", cost=answer.cost, **made)
 
 
@@ -301,7 +304,7 @@ async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     await ledger.writer.write([])  # a server that is missing is told of now, and not by the first call
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
     while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
-        corrected += await ledger.writer.correct(chunk)
+        corrected += await ledger.correct(chunk)
         count += len(chunk)
     if corrected:
         _log.warning("%s: %d rows of the ledger said something else, and are corrected", journal.where, corrected)

@@ -27,8 +27,8 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.context import ExecutionContext, amount, whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
-from sabot.errors import UserError, short_repr, words_of
+from sabot.config import Duration, checked_text, parse_seconds
+from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
@@ -104,7 +104,10 @@ class LedgerWriter(Protocol):
     """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for the row that settles it."""
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """They are there when it returns."""
+        """They are there when it returns. Raises DataError, and keeps none, where one of them cannot be kept for what it says."""
+
+    async def known(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of which there is a row that is no doubt."""
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `write`; and rows of the same ids that say something else are replaced. -> how many were. A doubt and what settles it say the
@@ -124,7 +127,8 @@ class LedgerWriter(Protocol):
 class Ledger:
     """Judges calls by the budgets of their scopes, and keeps what they used. For one event loop; one ledger owns the budgets of a scope.
 
-    reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more.
+    reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more. refused_rows: how many rows
+    the writer did not take for what they say; the log has them.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class Ledger:
         reservation_timeout: Duration = "10m",
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
     ) -> None:
-        """on_decision: told of each call that is not simply allowed."""
+        """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed."""
         self.writer = writer
         self._clock = clock
         self._accounts: dict[str, Account] = {}
@@ -149,15 +153,23 @@ class Ledger:
         self._rows: list[tuple[LedgerEvent, Durable | None]] = []
         self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
-        for budget in budgets:
+        self._asked: dict[
+            str, asyncio.Event
+        ] = {}  # names of rows after which the writer is asked, until it has answered
+        self._named: set[str] = set()  # of rows that wait for the writer
+        self.refused_rows = 0
+        together: dict[str, Budget] = {}
+        for budget in map(_checked, budgets):
+            before = together.get(budget.scope_id)
+            together[budget.scope_id] = budget if before is None else before.together(budget)
+        for budget in together.values():
             self.set_budget(budget)
 
     # -- budgets ------------------------------------------------------------------------------------------------------
 
     def set_budget(self, budget: Budget) -> None:
-        """From now on; what was used counts in it. Raises UserError for what is no Budget."""
-        if not isinstance(budget, Budget):
-            raise UserError(f"{short_repr(budget)} is no Budget", hint='Budget("scope", max_cost_daily=Decimal("10"))')
+        """From now on, in place of what the scope had; what was used counts in it. Raises UserError for what is no Budget."""
+        _checked(budget)
         account = self._accounts.get(budget.scope_id)
         if account is None:
             self._accounts[budget.scope_id] = Account(budget)
@@ -279,8 +291,11 @@ class Ledger:
     ) -> LedgerEvent:
         """A call has used that much. event_id: its own name, by which it counts once. Returns the row when it is written.
 
-        Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used.
+        Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used; and for
+        a model or a name that no database can keep.
         """
+        checked_text(model, "model")
+        checked_text(event_id, "event_id")
         whole("input_tokens", usage.input_tokens)
         whole("output_tokens", usage.output_tokens)
         cost = amount("cost", cost)
@@ -301,9 +316,28 @@ class Ledger:
         call = held.popleft()[0] if held else ""
         if held is not None and not held:
             del self._held[_who(context)]
-        self.record(event, call)
+        if event_id and await self._has(event_id):
+            self.release(call, context.scope_id)
+        else:
+            self.record(event, call)
         await self.flush()
         return event
+
+    async def _has(self, event_id: str) -> bool:
+        """Whether there is a row of this name; else the caller has it, and is to record it at once."""
+        while (asked := self._asked.get(event_id)) is not None:
+            await asked.wait()
+        if event_id in self._named:
+            return True
+        asked = self._asked[event_id] = asyncio.Event()
+        try:
+            if await self.writer.known([event_id]):
+                return True
+        finally:
+            del self._asked[event_id]
+            asked.set()
+        self._named.add(event_id)
+        return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
         """A row, which counts at once and is written soon (`flush`). call: whose reservation it settles. durable: what is waited for before
@@ -332,6 +366,10 @@ class Ledger:
         """Whether so many rows wait for the writer that no call should begin."""
         return len(self._rows) > _MOST_WAITING
 
+    async def correct(self, events: Sequence[LedgerEvent]) -> int:
+        """As `LedgerWriter.correct`, of those rows that the writer takes."""
+        return await self._kept(events, self.writer.correct)
+
     async def flush(self) -> None:
         """Until all rows are written. Raises what the writer raises; the rows are kept, and tried again by the next one."""
         while self._rows or self._writing is not None:
@@ -349,7 +387,8 @@ class Ledger:
                 rows, self._rows = self._rows, []
                 for durable in {each for _, each in rows if each is not None}:
                     await durable()
-                await self.writer.write([event for event, _ in rows])
+                await self._kept([event for event, _ in rows], self.writer.write)
+                self._named.difference_update(event.event_id for event, _ in rows)
                 rows = []
         except Exception as error:
             _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), words_of(error))
@@ -359,12 +398,34 @@ class Ledger:
             self._writing = None
         return None
 
+    async def _kept(
+        self, events: Sequence[LedgerEvent], keep: Callable[[Sequence[LedgerEvent]], Awaitable[int | None]]
+    ) -> int:
+        """Has the writer keep those of these rows that it takes; the others are told in the log. -> how many it has corrected."""
+        try:
+            return await keep(events) or 0
+        except DataError as error:
+            if len(events) > 1:
+                middle = len(events) // 2
+                return await self._kept(events[:middle], keep) + await self._kept(events[middle:], keep)
+            self.refused_rows += 1
+            _log.error(
+                "ledger: row %s of scope %s is left out: %s", events[0].event_id, events[0].scope_id, words_of(error)
+            )
+            return 0
+
     async def close(self) -> None:
         """Writes what waits, and closes the writer."""
         try:
             await self.flush()
         finally:
             await self.writer.close()
+
+
+def _checked(budget: object) -> Budget:
+    if not isinstance(budget, Budget):
+        raise UserError(f"{short_repr(budget)} is no Budget", hint='Budget("scope", max_cost_daily=Decimal("10"))')
+    return budget
 
 
 def _who(context: ExecutionContext) -> tuple[str, str, str]:

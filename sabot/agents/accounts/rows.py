@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
 from sabot.disk import private
-from sabot.errors import UserError, short_repr
+from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
@@ -73,6 +73,10 @@ class InMemoryLedgerWriter:
 
     def __init__(self) -> None:
         self._rows: dict[str, LedgerEvent] = {}
+
+    async def known(self, event_ids: Sequence[str]) -> set[str]:
+        """As `LedgerWriter.known`."""
+        return {name for name in event_ids if (row := self._rows.get(name)) is not None and row.type != "doubt"}
 
     @property
     def events(self) -> list[LedgerEvent]:
@@ -145,6 +149,7 @@ _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0), coalesce(exact_sum(cost), '0'), "
     "coalesce(sum(type <> 'tool'), 0) FROM runtime_ledger WHERE scope_id = ? AND timestamp >= ?"
 )
+_KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ? AND type <> 'doubt'"
 _SUMS = (
     "count(*), sum(input_tokens), sum(output_tokens), sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE 0 END), "
     "exact_sum(CASE type WHEN 'doubt' THEN NULL ELSE cost END), exact_sum(CASE type WHEN 'doubt' THEN cost END), "
@@ -215,8 +220,16 @@ class SqliteLedgerWriter:
                 kept = connection.execute("SELECT * FROM runtime_ledger WHERE event_id = ?", row[:1]).fetchall()
                 wrong |= contradicted([row], {each[0]: each for each in kept})
             connection.executemany("DELETE FROM runtime_ledger WHERE event_id = ?", [(name,) for name in wrong])
-            connection.executemany(_INSERT, rows)
+            try:
+                connection.executemany(_INSERT, rows)
+            except (OverflowError, UnicodeError, sqlite3.DataError, sqlite3.IntegrityError) as error:
+                raise DataError(f"{self._where} does not take it: {words_of(error)}") from error
         return len(wrong)
+
+    async def known(self, event_ids: Sequence[str]) -> set[str]:
+        """As `LedgerWriter.known`."""
+        found = [await to_the_end(aside(self._asked, _KNOWN, (name,))) for name in event_ids]
+        return {name for rows in found for (name,) in rows}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""

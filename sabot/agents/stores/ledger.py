@@ -1,6 +1,7 @@
 """Rows of a ledger in PostgreSQL, the table `runtime_ledger`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -8,6 +9,8 @@ from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
+from sabot.errors import DataError, words_of
+from sabot.redaction import clean_cause
 from sabot.steps import step
 from sabot.threads import aside, to_the_end
 
@@ -16,25 +19,28 @@ __all__ = ["PostgresLedgerWriter"]
 _TABLES = {
     "runtime_ledger": """
 CREATE TABLE runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT NOT NULL, job_id TEXT NOT NULL, scope_id TEXT NOT NULL,
-    principal_id TEXT NOT NULL, name TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    total_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL, cost NUMERIC, timestamp TIMESTAMPTZ NOT NULL);
+    principal_id TEXT NOT NULL, name TEXT NOT NULL, input_tokens BIGINT NOT NULL, output_tokens BIGINT NOT NULL,
+    total_tokens BIGINT NOT NULL, reserved_tokens BIGINT NOT NULL, cost NUMERIC, timestamp TIMESTAMPTZ NOT NULL);
 CREATE INDEX ledger_of_scope ON runtime_ledger (scope_id, timestamp);
 CREATE INDEX ledger_by_time ON runtime_ledger (timestamp)
 """
 }
+_WIDE = {"runtime_ledger": ("input_tokens", "output_tokens", "total_tokens", "reserved_tokens")}
+_CONTENT = ("22", "54", "23514")  # how SQLSTATE begins: data, limits of the server; the violation of a CHECK
 _TIME = "to_timestamp({} / 1000.0)"
 _SINCE = _TIME.format("%s::bigint")
 _INSERT = (  # as arrays, in one statement
     "INSERT INTO runtime_ledger (event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, total_tokens, "
     f"reserved_tokens, cost, timestamp) SELECT r.a, r.b, r.c, r.d, r.e, r.f, r.g, r.h, r.g + r.h, r.i, r.j, {_TIME.format('r.k')} "
-    "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[], "
-    "%s::integer[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) "
+    "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], "
+    "%s::bigint[], %s::numeric[], %s::bigint[]) AS r(a, b, c, d, e, f, g, h, i, j, k) "
 )
 _ONCE = "ON CONFLICT (event_id) DO NOTHING"
 _KEPT = (
     "SELECT event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, reserved_tokens, cost, "
     "round(extract(epoch FROM timestamp) * 1000)::bigint FROM runtime_ledger WHERE event_id = ANY(%s)"
 )
+_KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ANY(%s) AND type <> 'doubt'"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
     f"count(*) FILTER (WHERE type <> 'tool') FROM runtime_ledger WHERE scope_id = %s AND timestamp >= {_SINCE}"
@@ -54,14 +60,17 @@ class PostgresLedgerWriter:
     """Rows in the table `runtime_ledger` of a database, which is made where it is missing; several processes may write, and other
     programs read. A row counts as written when the server has answered its commit.
 
-    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses.
+    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses, DataError where it refuses
+    a row for what it says.
     """
 
     def __init__(self, url: str, *, make: bool = True) -> None:
         """url: postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first
         use. Raises UserError for what is no address, MissingExtra without psycopg.
         """
-        self._tables = PostgresTables(url, "ledger", "PostgresLedgerWriter", _TABLES if make else {})
+        self._tables = PostgresTables(
+            url, "ledger", "PostgresLedgerWriter", _TABLES if make else {}, _WIDE if make else None
+        )
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
@@ -73,7 +82,7 @@ class PostgresLedgerWriter:
 
     def _write(self, rows: list[tuple[Any, ...]], conflict: str, corrects: bool = False) -> int:
         wrong: set[str] = set()
-        with step("ledger", "runtime_ledger"), self._tables.transaction() as connection:
+        with step("ledger", "runtime_ledger"), self._tables.transaction() as connection, _content_told(connection):
             if corrects:
                 kept = connection.execute(_KEPT, ([row[0] for row in rows],)).fetchall()
                 wrong = contradicted(rows, {each[0]: each for each in kept})
@@ -82,6 +91,10 @@ class PostgresLedgerWriter:
             if rows:
                 connection.execute(_INSERT + conflict, [list(values) for values in zip(*rows, strict=True)])
         return len(wrong)
+
+    async def known(self, event_ids: Sequence[str]) -> set[str]:
+        """As `LedgerWriter.known`."""
+        return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
@@ -108,6 +121,18 @@ class PostgresLedgerWriter:
     async def close(self) -> None:
         """As `LedgerWriter.close`; the next use connects again."""
         await to_the_end(aside(self._tables.close))
+
+
+@contextmanager
+def _content_told(connection: Any) -> Iterator[None]:
+    """What the server, or the driver, does not take for its content is a DataError."""
+    try:
+        yield
+    except (connection.Error, UnicodeError) as error:
+        state = getattr(error, "sqlstate", None) or ""
+        if isinstance(error, connection.DataError | UnicodeError) or state.startswith(_CONTENT):
+            raise DataError(f"runtime_ledger does not take it: {words_of(error).strip()}") from clean_cause(error)
+        raise
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:

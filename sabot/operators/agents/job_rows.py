@@ -192,10 +192,10 @@ def _word(row: Row, field: str | None, option: str) -> str:
     if field is None:
         return ""
     found = row.value.get(field) if isinstance(row.value, dict) else None
-    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+    if not isinstance(found, str | int) or isinstance(found, bool) or found == "" or "\0" in str(found):
         what = option.replace("_id", "")
         raise DataError(
-            f"{place_of(row)}: field {field!r} names no {what} ({option}=): it is {found!r}, no text and no whole number"
+            f"{place_of(row)}: field {field!r} names no {what} ({option}=): it is {found!r}, no text (without NUL) and no whole number"
         )
     return str(found)
 

@@ -24,7 +24,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts.budgets import Amounts
 from sabot.clock import ManualClock
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.llm import BudgetExceeded, Usage
 from tools.postgres import server_or_skip
 
@@ -183,6 +183,31 @@ async def test_use_that_is_negative_or_no_number_is_refused_and_gives_nothing_ba
     assert await books.check_budget(who, 79) is BudgetDecision.ALLOW
 
 
+async def test_budgets_of_the_same_scope_hold_together_and_one_that_is_set_takes_their_place() -> None:
+    def books(*budgets: Budget) -> Ledger:
+        return Ledger(InMemoryLedgerWriter(), budgets=budgets, clock=ManualClock(NOON))
+
+    daily, monthly = Budget("tenant", max_tokens_daily=10, max_calls_daily=5), Budget("tenant", max_tokens_monthly=20)
+    other = Budget("other", max_tokens_daily=1)
+    for given in (
+        [daily, other, monthly],
+        [monthly, daily, other],
+        [daily, monthly, Budget("tenant", max_tokens_daily=99)],
+    ):
+        made = books(*given)
+        assert list(made.budget("tenant").limits()) == [
+            ("daily", "tokens", 10),
+            ("daily", "calls", 5),
+            ("monthly", "tokens", 20),
+        ]
+        assert await made.check_budget(TENANT, 11) is BudgetDecision.DENY
+        made.set_budget(monthly)
+        assert await made.check_budget(TENANT, 11) is BudgetDecision.ALLOW
+    asks = Budget("tenant", max_calls_daily=9, exhausted="ask")
+    with pytest.raises(UserError, match=r"two budgets of tenant: one has exhausted='deny', the other exhausted='ask'"):
+        books(daily, asks)
+
+
 # -- time ------------------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +276,52 @@ async def test_what_was_used_before_the_ledger_was_opened_counts(writer: LedgerW
     assert used["daily"] == Amounts(60, Decimal("0.1"), 1)
     assert used["monthly"] == Amounts(960, Decimal("0.1"), 2)
     assert await accounts.check_budget(TENANT, 41) is BudgetDecision.DENY
+
+
+async def test_what_is_recorded_under_one_name_counts_once_also_in_memory_and_over_a_restart(
+    writer: LedgerWriter,
+) -> None:
+    async def record(books: Ledger) -> None:
+        await books.record_model_usage(TENANT, Usage(40), cost=Decimal("0.4"), event_id="e1")
+
+    once = Amounts(40, Decimal("0.4"), 1)
+    books = ledger(writer=writer, max_tokens_daily=100)
+    assert await books.check_budget(TENANT, 40) is BudgetDecision.ALLOW
+    await asyncio.gather(record(books), record(books), record(books))
+    await record(books)
+    assert ((await books.used("tenant"))["daily"], await writer.used("tenant", 0)) == (once, once)
+    again = ledger(writer=writer, max_tokens_daily=100)
+    await record(again)
+    assert (await again.used("tenant"))["daily"] == once
+    assert await writer.known(["e1", "e2"]) == {"e1"}
+    assert await again.check_budget(TENANT, 60) is BudgetDecision.WARN, "no reservation is left"
+
+
+async def test_a_name_with_a_nul_is_refused_where_it_comes_in() -> None:
+    for names in ({"model": "m\0x"}, {"event_id": "e\0x"}, {"model": "\ud800"}):
+        with pytest.raises(UserError, match=next(iter(names))):
+            await ledger().record_model_usage(TENANT, Usage(1), **names)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("writer", ["sqlite", "postgres"], indirect=True)
+async def test_a_row_that_cannot_be_kept_for_what_it_says_is_left_out_and_the_others_are_kept(
+    writer: LedgerWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row(str(number), input_tokens=3 * 10**9) for number in range(7)]
+    rows[2:2] = [row("huge", input_tokens=10**30), row("half", name="\ud800")]
+    with pytest.raises(DataError, match="does not take it"):
+        await writer.write(rows)
+    assert await writer.used("tenant", 0) == Amounts()
+    books = ledger(writer=writer)
+    for each in rows:
+        books.record(each)
+    await books.flush()
+    assert books.refused_rows == 2
+    assert (await writer.used("tenant", 0)) == Amounts(21 * 10**9, Decimal(0), 7)
+    assert await books.correct([rows[0], rows[2], row("next", input_tokens=1)]) == 0
+    assert (await writer.used("tenant", 0)).calls == 8
+    assert "row huge of scope tenant is left out" in caplog.text
+    assert "row half of scope tenant is left out" in caplog.text
 
 
 async def test_a_row_is_kept_once(writer: LedgerWriter) -> None:
