@@ -103,6 +103,8 @@ A_TEST = 0.03
 
 # Slow and few: each of their tests goes to the worker that is free.
 ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes"}
+# They read all source of the package, which one worker parses.
+TOGETHER = {"test_house_rules", "test_layers", "test_exports"}
 
 settings.register_profile("sabot", derandomize=True, deadline=None, database=None)  # the same cases each time
 settings.load_profile("sabot")
@@ -145,7 +147,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deals whole files, as --dist loadfile does, but the tests of some files."""
+    """Deals whole files, as --dist loadfile does, but the tests of some files one by one, and some files together."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler.loadfile import LoadFileScheduling
@@ -153,7 +155,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return nodeid if Path(file).stem in ONE_BY_ONE else file
+            name = Path(file).stem
+            return nodeid if name in ONE_BY_ONE else "source" if name in TOGETHER else file
 
     return Scheduling(config, log)
 

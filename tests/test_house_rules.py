@@ -9,13 +9,15 @@ import ast
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sabot
 import sabot.testing
-from tools.source_tree import PROJECT, ROOT, sources, text_of, trees
+from tools.source_tree import PROJECT, ROOT, nodes_of, sources, text_of
 
 # -- privates -----------------------------------------------------------------------------------------------------------
 
@@ -43,65 +45,54 @@ def is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls", "super")
 
 
-def attributes_of(tree: ast.AST) -> set[str]:
+@cache
+def attributes_of(path: Path) -> set[str]:
     """Names of the attributes that the classes of a module define."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for part in node.body:
-                match part:
-                    case ast.FunctionDef() | ast.AsyncFunctionDef():
-                        names.add(part.name)
-                    case ast.AnnAssign(target=ast.Name(id=name)):
-                        names.add(name)
-                    case ast.Assign(targets=targets, value=value):
-                        names |= {
-                            each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
-                        }
-                        names |= {each.value for each in ast.walk(value) if isinstance(each, ast.Constant)}  # __slots__
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
-            names.add(node.attr)
+    names = {
+        node.attr for node in nodes_of(path, ast.Attribute) if isinstance(node.ctx, ast.Store) and is_self(node.value)
+    }
+    for node in nodes_of(path, ast.ClassDef):
+        for part in node.body:
+            match part:
+                case ast.FunctionDef() | ast.AsyncFunctionDef():
+                    names.add(part.name)
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    names.add(name)
+                case ast.Assign(targets=targets, value=value):
+                    names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+                    names |= {each.value for each in ast.walk(value) if isinstance(each, ast.Constant)}  # __slots__
     return names
 
 
-def outside_names(tree: ast.AST) -> set[str]:
+def outside_names(path: Path) -> set[str]:
     """Names that a module imports from the standard library and third parties: their privates are theirs to explain."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {(each.asname or each.name).partition(".")[0] for each in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] != "sabot":
+    names = {(each.asname or each.name).partition(".")[0] for node in nodes_of(path, ast.Import) for each in node.names}
+    for node in nodes_of(path, ast.ImportFrom):
+        if not node.level and (node.module or "").partition(".")[0] != "sabot":
             names |= {each.asname or each.name for each in node.names}
     return names
 
 
-def privates(tree: ast.AST) -> Iterator[ast.Attribute]:
-    """Uses of private attributes that no class of the module defines."""
-    own = attributes_of(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
-            yield node
-
-
 def test_no_module_reads_a_private_attribute_of_anothers_object() -> None:
     found = defaultdict(list)
-    for path, tree in trees(".py").items():
-        outside = outside_names(tree)
-        for node in privates(tree):
-            if not is_self(node.value) and not (isinstance(node.value, ast.Name) and node.value.id in outside):
-                found[ast.unparse(node)].append(f"{path}:{node.lineno}")
+    for name, path in sources(".py").items():
+        own, outside = attributes_of(path), outside_names(path)
+        for node in nodes_of(path, ast.Attribute):
+            if is_private(node.attr) and node.attr not in own and not is_self(node.value):
+                if isinstance(node.value, ast.Name) and node.value.id in outside:
+                    continue
+                found[ast.unparse(node)].append(f"{name}:{node.lineno}")
     assert {text: places for text, places in found.items() if text not in READ_FROM_OUTSIDE} == {}
     assert READ_FROM_OUTSIDE.keys() - found.keys() == set(), "these are gone: take them off the list"
 
 
 def test_no_class_stands_on_privates_of_a_base_class_elsewhere() -> None:
     found = defaultdict(set)
-    for tree in trees(".py").values():
-        own = attributes_of(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                used = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and is_self(each.value)}
-                if inherited := {name for name in used if is_private(name)} - own:
+    for path in sources(".py").values():
+        used = [node for node in nodes_of(path, ast.Attribute) if is_private(node.attr) and is_self(node.value)]
+        if elsewhere := {node for node in used if node.attr not in attributes_of(path)}:
+            for node in nodes_of(path, ast.ClassDef):
+                if inherited := {each.attr for each in ast.walk(node) if each in elsewhere}:
                     found[node.name] |= inherited
     wrong = {name: sorted(used - INHERITED.get(name, set())) for name, used in found.items()}
     assert {name: used for name, used in wrong.items() if used} == {}
@@ -159,10 +150,9 @@ SHARED_NAMES = {  # AgentError, Budget, Ledger, Operator, OperatorContext: the d
 
 def test_a_class_name_is_defined_in_one_module() -> None:
     found = defaultdict(set)
-    for path, tree in (trees(".py") | trees(".pyi")).items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                found[node.name].add(path)
+    for place, path in sources(".py", ".pyi").items():
+        for node in nodes_of(path, ast.ClassDef):
+            found[node.name].add(place)
     several = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
     listed = SHARED_NAMES | TWO_SIDES_OF_A_STEP
     assert {name: paths for name, paths in several.items() if name not in listed} == {}

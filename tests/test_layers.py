@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tools.source_tree import ROOT, sources, text_of, tree_of
+from tools.source_tree import ROOT, nodes_of, sources, text_of
 
 ORDER = [
     "redaction",
@@ -96,17 +96,14 @@ def imports(path: Path) -> list[str]:
     """The dotted names of the modules that a file imports."""
     if path.suffix in (".pyx", ".pxd"):
         return list(kernel_imports(text_of(path), path))
-    names = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = absolute("." * node.level + (node.module or ""), path)
-            # `from sabot import errors` imports the room, not the root
-            rooms = [a.name for a in node.names if module == "sabot" and a.name in ORDER]
-            names += [f"sabot.{room}" for room in rooms]
-            if len(rooms) < len(node.names):
-                names.append(module)
+    names = [alias.name for node in nodes_of(path, ast.Import) for alias in node.names]
+    for node in nodes_of(path, ast.ImportFrom):
+        module = absolute("." * node.level + (node.module or ""), path)
+        # `from sabot import errors` imports the room, not the root
+        rooms = [a.name for a in node.names if module == "sabot" and a.name in ORDER]
+        names += [f"sabot.{room}" for room in rooms]
+        if len(rooms) < len(node.names):
+            names.append(module)
     return names
 
 
@@ -156,9 +153,7 @@ def test_no_import_of_our_own_modules_is_guarded() -> None:
     """A missing compiled module is an error, never a silent fallback (DESIGN, principle 6)."""
     guarded = []
     for name, path in sources(".py").items():
-        for node in ast.walk(tree_of(path)):
-            if not isinstance(node, ast.Try):
-                continue
+        for node in nodes_of(path, ast.Try):
             inside = [n for statement in node.body for n in ast.walk(statement)]
             ours = any(
                 (isinstance(n, ast.ImportFrom) and (n.level or (n.module or "").split(".")[0] == "sabot"))
@@ -190,7 +185,7 @@ def test_nothing_that_is_read_can_run() -> None:
             if name.split(".")[0] in RUNS_WHAT_IT_READS and place != "testing/every_step.py"
         ]
         if path.suffix == ".py":
-            calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+            calls = (node.func for node in nodes_of(path, ast.Call))
             found += [f"{place}: {f.id}(…)" for f in calls if isinstance(f, ast.Name) and f.id in RUNS_TEXT]
             found += [f"{place}: allow_pickle" for _ in range("allow_pickle" in text_of(path))]
     assert found == []

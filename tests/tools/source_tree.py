@@ -1,17 +1,21 @@
 """The source of `sabot/` for tests that read it.
 
-A file is parsed when the first test asks for it, and once in a session. Nothing is parsed on import, since every worker imports every
-test module.
+A file is parsed when the first test asks for it, and once in a session; its nodes are listed once too. Nothing is parsed on import, since
+every worker imports every test module.
 """
 
 import ast
+import gc
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import sabot
 
 ROOT = Path(sabot.__file__).parent
 PROJECT = ROOT.parent
+Node = TypeVar("Node", bound=ast.AST)
 
 
 @cache
@@ -30,9 +34,28 @@ def text_of(path: Path) -> str:
 @cache
 def tree_of(path: Path) -> ast.Module:
     """The syntax tree of a file."""
-    return ast.parse(text_of(path))
+    return _trees()[path]
 
 
-def trees(suffix: str) -> dict[str, ast.Module]:
-    """The syntax trees of the package's files with this suffix, by their path below `sabot/`."""
-    return {name: tree_of(path) for name, path in sources(suffix).items()}
+@cache
+def _trees() -> dict[Path, ast.Module]:
+    """All of them at once: a collection of garbage between them would walk those before, and took most of the time."""
+    gc.disable()
+    try:
+        return {path: ast.parse(text_of(path)) for path in sources(".py", ".pyi").values()}
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@cache
+def _nodes_of(path: Path) -> dict[type[ast.AST], list[ast.AST]]:
+    found = defaultdict(list)
+    for node in ast.walk(tree_of(path)):
+        found[type(node)].append(node)
+    return found
+
+
+def nodes_of(path: Path, kind: type[Node]) -> list[Node]:
+    """The nodes of a file that are of this kind, outer ones first."""
+    return _nodes_of(path)[kind]  # type: ignore[return-value]
