@@ -39,6 +39,7 @@ dir=$(cd "$dir" && pwd)
 config="$dir/server.properties"
 log="$dir/server.log"
 pid_file="$dir/pid"
+archive= # where the broker writes its classes when it ends
 
 fetch_libs() {
     cmp -s "$here/pom.xml" "$libs/pom.xml" && return
@@ -54,7 +55,21 @@ fetch_libs() {
     fi
     cp "$here/pom.xml" "$fresh/pom.xml" # the mark of a complete folder
     rm -rf "$libs"
-    mv -T "$fresh" "$libs" 2> /dev/null || rm -rf "$fresh" # another run was first
+    mv -T "$fresh" "$libs" 2> /dev/null || { rm -rf "$fresh" && return; } # another run was first
+    archive_classes
+}
+
+# A broker starts and ends once, for an archive of its classes that the JVM of every later one maps instead of reading and verifying them:
+# half of what a start computes. It is left out where this fails; the JVM reads the classes where the archive is not of its version.
+archive_classes() {
+    (
+        dir="$root/.kafka/classes"
+        mkdir -p "$dir"
+        config="$dir/server.properties" log="$dir/server.log" pid_file="$dir/pid"
+        archive="$dir/classes.jsa"
+        start && stop && mv "$archive" "$libs/classes.jsa"
+    ) > /dev/null || echo "kafka.sh: no archive of classes, see $root/.kafka/classes/server.log" >&2
+    [ ! -e "$libs/classes.jsa" ] || rm -rf "$root/.kafka/classes"
 }
 
 running() {
@@ -124,12 +139,13 @@ start() {
     local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
         -XX:-UsePerfData "-Djava.io.tmpdir=$dir/tmp" ${SABOT_KAFKA_JVM:-}
         "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$libs/*")
+    [ ! -f "$libs/classes.jsa" ] || java+=("-XX:SharedArchiveFile=$libs/classes.jsa" -Xlog:cds=off -Xlog:cds+dynamic=off)
     if [ ! -f "$dir/data/meta.properties" ]; then
         "${java[@]}" kafka.tools.StorageTool format -t MkU3OEVBNTcwNTJENDM2Qg -c "$config" > "$dir/format.log" 2>&1 ||
             die "the data folder could not be formatted, see $dir/format.log"
     fi
     # its own session and no inherited terminal: Ctrl-C of the caller does not reach it
-    setsid "${java[@]}" kafka.Kafka "$config" > "$log" 2>&1 < /dev/null &
+    setsid "${java[@]}" ${archive:+"-XX:ArchiveClassesAtExit=$archive"} kafka.Kafka "$config" > "$log" 2>&1 < /dev/null &
     echo $! > "$pid_file"
     for _ in $(seq 600); do
         sleep 0.2 # at first it is still this script's fork, which `running` does not know
