@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.tools import InDoubt
     from sabot.process.limits import ResourceLimits
+    from sabot.process.sandbox import Sandbox, TrustLevel
 
 __all__ = ["DeclaresAgents"]
 
@@ -189,6 +190,7 @@ class DeclaresAgents:
         environment: Mapping[str, str] | None = None,
         working_dir: str | os.PathLike[str] | None = None,
         limits: "ResourceLimits | None" = None,
+        trust: "Sandbox | TrustLevel | str | None" = None,
         timeout: Duration | None = None,
         pool: int | None = None,
         protocol: "PoolProtocol | None" = None,
@@ -204,7 +206,8 @@ class DeclaresAgents:
         field is a dead letter. stdin: the program gets the record as a line of JSON. lines: "text", or "json" where each line is a value.
         exit_record: a last result {"exit": 0, "lines": …, "cpu_seconds": …}. exit_codes: those with which it ends well. Any other, a
         signal, a limit and a time-out are errors of the agent, with the last lines of stderr.
-        environment, working_dir, limits: as of `sabot.process.Command`. timeout: of one run.
+        environment, working_dir, limits, trust: as of `sabot.process.Command`; where the system does not have what a level of trust
+        demands the app does not start. timeout: of one run.
         pool: so many children live on, and get one record after the other on stdin, so many at a time. protocol: "lines": each answers a
         record with one line; "json": with lines that name it (docs/processes.md). A child that ends with a record in hand is an error of
         the agent; in a durable one the record is in doubt, or with effect="idempotent" tried again (retries, backoff).
@@ -234,6 +237,7 @@ class DeclaresAgents:
             environment=environment,
             working_dir=working_dir,
             limits=limits,
+            trust=trust,
             timeout=timeout,
             pool=pool,
             protocol=protocol,
@@ -261,6 +265,8 @@ class DeclaresAgents:
         if spec.schema is not None:
             program.check_schema(spec.schema, where)
         self.agent_runtime.add(replace(spec, check=program.argv))
+        if trust is not None:
+            self.lifespan.starts.append(program.check_system)
         if program.pool is not None:
             self.lifespan.resources.append(program.pool)
         return function

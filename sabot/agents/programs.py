@@ -30,7 +30,9 @@ from sabot.llm.tools import Effect, InDoubt, tool
 from sabot.process.client import Command
 from sabot.process.errors import ExecutionError
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.redaction import keep_settings
+from sabot.threads import aside
 
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext
@@ -105,6 +107,7 @@ class AgentCommand:
         environment: Mapping[str, str] | None = None,
         working_dir: Any = None,
         limits: ResourceLimits | None = None,
+        trust: Sandbox | TrustLevel | str | None = None,
         timeout: Duration | None = None,
         pool: int | None = None,
         protocol: PoolProtocol | None = None,
@@ -125,6 +128,7 @@ class AgentCommand:
                 working_dir=working_dir,
                 stdin="pipe" if stdin else "null",
                 limits=limits,
+                trust=trust,
             )
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
@@ -173,6 +177,12 @@ class AgentCommand:
                 await pool.close()
 
         return Resource(f"pool of {where}", opened)
+
+    async def check_system(self) -> None:
+        """Raises SandboxUnavailable where this system does not have what its level of trust demands."""
+        sandbox = sandbox_of(self._command.trust)
+        if sandbox is not None:
+            await aside(check_available, sandbox, self._program)
 
     def _check(self, where: str, command: Sequence[str]) -> None:
         if self._words[0].fields:

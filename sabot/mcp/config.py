@@ -12,6 +12,7 @@ from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.client import Command
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of
 
 __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
 
@@ -110,8 +111,9 @@ class McpServerSpec:
     """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
 
     environment: what a command's process has besides PATH, HOME and the like. headers: of each HTTP request. working_dir: of the process.
-    limits: of the process and all that it starts; those of a task, its time and its output, are not of a server. connect: `connect(key,
-    ended)` gives an asynchronous context manager of the SDK's two message streams; it calls `ended(why)` when the server is gone.
+    limits: of the process and all that it starts; those of a task, its time and its output, are not of a server. trust: how far the program
+    is trusted (`sabot.process.Command`). connect: `connect(key, ended)` gives an asynchronous context manager of the SDK's two message
+    streams; it calls `ended(why)` when the server is gone.
     """
 
     name: str
@@ -121,6 +123,7 @@ class McpServerSpec:
     headers: PerTenant = field(default=None, repr=False)
     working_dir: "str | PathLike[str] | None" = None
     limits: ResourceLimits | None = None
+    trust: Sandbox | TrustLevel | str | None = None
     connect: Connect | None = None
 
     def __post_init__(self) -> None:
@@ -137,9 +140,10 @@ class McpServerSpec:
             )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{where}: url={short_repr(self.url)}", hint='"http://localhost:8000/mcp"')
-        if not self.command and (self.environment or self.working_dir or self.limits):
+        sandbox_of(self.trust)
+        if not self.command and (self.environment or self.working_dir or self.limits or self.trust):
             raise UserError(
-                f"{where}: environment, working_dir and limits are of a command", hint="headers= is of a URL"
+                f"{where}: environment, working_dir, limits and trust are of a command", hint="headers= is of a URL"
             )
         if not self.url and self.headers:
             raise UserError(f"{where}: headers are of a URL", hint="environment= of a process")
@@ -152,6 +156,7 @@ class McpServerSpec:
             environment=_values(self.environment, key),
             working_dir=self.working_dir,
             lossless=True,
+            trust=self.trust,
             limits=own
             and ResourceLimits(
                 max_memory_bytes=own.max_memory_bytes,

@@ -23,6 +23,7 @@ from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import Sandbox, TrustLevel
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
@@ -95,6 +96,7 @@ class McpServerPool:
         headers: PerTenant = None,
         working_dir: "str | PathLike[str] | None" = None,
         limits: ResourceLimits | None = None,
+        trust: Sandbox | TrustLevel | str | None = None,
         connect: Connect | None = None,
     ) -> None:
         """Names a server, and how it is reached (`McpServerSpec`). Raises UserError where it is named already, and reached otherwise."""
@@ -106,6 +108,7 @@ class McpServerPool:
             headers=headers,
             working_dir=working_dir,
             limits=limits,
+            trust=trust,
             connect=connect,
         )
         if self._specs.setdefault(server, spec) != spec:
@@ -144,6 +147,7 @@ class McpServerPool:
         headers: PerTenant = None,
         working_dir: "str | PathLike[str] | None" = None,
         limits: ResourceLimits | None = None,
+        trust: Sandbox | TrustLevel | str | None = None,
         connect: Connect | None = None,
         scope: str = "",
         principal: str = "",
@@ -177,6 +181,7 @@ class McpServerPool:
                 headers=headers,
                 working_dir=working_dir,
                 limits=limits,
+                trust=trust,
                 connect=connect,
             )
         if on_change not in ("refuse", "allow"):

@@ -26,6 +26,7 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
 from sabot.redaction import keep_settings
@@ -76,7 +77,7 @@ class AgentConfig:
     context, system_prompt: what it has to know; a program without an option for it gets it before the task.
     environment: variables of the program, whose values are shown nowhere. inherit: those of the worker that it gets besides.
     resume: the id of a session of the program, which goes on. arguments: more of the program's own options.
-    limits: at most those of the runner. working_dir: else that of the runner.
+    limits: at most those of the runner. working_dir: else that of the runner. trust: at most that of the runner.
     output_bytes, lossless: as of a `Command`.
     """
 
@@ -91,17 +92,20 @@ class AgentConfig:
     arguments: tuple[str, ...] = ()
     limits: ResourceLimits | None = None
     working_dir: str | os.PathLike[str] | None = None
+    trust: Sandbox | TrustLevel | str | None = None
     output_bytes: int = CAPACITY_BYTES
     lossless: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRunnerConfig:
-    """working_dir: of all agents; None: that of this process. enable_json_streaming: programs that can give events as JSON lines do.
-    enable_health_checks: every agent is measured each `health_check_interval_secs`. max_concurrent_agents: None: any number.
+    """working_dir: of all agents; None: that of this process. trust: of all agents (`Command.trust`). enable_json_streaming: programs that
+    can give events as JSON lines do. enable_health_checks: every agent is measured each `health_check_interval_secs`.
+    max_concurrent_agents: None: any number.
     """
 
     working_dir: str | os.PathLike[str] | None = None
+    trust: Sandbox | TrustLevel | str | None = None
     enable_json_streaming: bool = True
     enable_health_checks: bool = True
     health_check_interval_secs: float = 30
@@ -110,6 +114,7 @@ class ProcessRunnerConfig:
     def __post_init__(self) -> None:
         if self.health_check_interval_secs <= 0:
             raise UserError("health_check_interval_secs is not above 0")
+        sandbox_of(self.trust)
         if self.max_concurrent_agents is not None and self.max_concurrent_agents < 1:
             raise UserError("max_concurrent_agents allows no agent", hint="None is no limit")
 
@@ -318,7 +323,8 @@ class LocalProcessRunner:
     async def spawn(self, config: AgentConfig) -> AgentHandle:
         """Starts an agent.
 
-        Raises SpawnFailed when its program does not start, or when `max_concurrent_agents` run already; InvalidContext for a configuration
+        Raises SpawnFailed when its program does not start (SandboxError where its sandbox cannot be made, TrustExceeded where it asks for
+        more trust than the runner gives), or when `max_concurrent_agents` run already; InvalidContext for a configuration
         that its program cannot be given.
         """
         keep_settings(config.environment)
@@ -398,6 +404,7 @@ class LocalProcessRunner:
             working_dir=config.working_dir or self.config.working_dir,
             stdin=program.stdin,
             limits=limits,
+            trust=stricter(self.config.trust, config.trust),
             output_bytes=config.output_bytes,
             lossless=config.lossless,
         )

@@ -14,6 +14,7 @@ from sabot.process.client import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
 from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelegation, TaskResult, ToolServers
 from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
 from sabot.redaction import keep_settings
 
@@ -38,14 +39,17 @@ _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task")
 class ProcessConfig:
     """max_concurrent_processes: agents at a time. spawn_timeout: seconds until one is ready. shutdown_grace_period: seconds from SIGTERM to
     SIGKILL. enable_isolation: agents get of the worker's environment only `PATH`, `HOME` and the like; else all of it.
+    trust: of all agents (`Command.trust`).
     """
 
     max_concurrent_processes: int = 10
     spawn_timeout: float = 30.0
     shutdown_grace_period: float = 10.0
     enable_isolation: bool = True
+    trust: Sandbox | TrustLevel | str | None = None
 
     def __post_init__(self) -> None:
+        sandbox_of(self.trust)
         _above_zero(self, "max_concurrent_processes", "spawn_timeout")
         if self.shutdown_grace_period < 0:
             raise UserError("ProcessConfig: shutdown_grace_period is below 0")
@@ -203,10 +207,11 @@ class ProcessRuntime:
         environment: Mapping[str, str] | None = None,
         working_dir: str | os.PathLike[str] | None = None,
         limits: ResourceLimits | None = None,
+        trust: Sandbox | TrustLevel | str | None = None,
         wait_ready: bool = False,
     ) -> str:
-        """Starts an agent. -> its id. limits: at most those of the runtime. wait_ready: it is ready when it says `{"method": "ready"}`;
-        else when its program was executed.
+        """Starts an agent. -> its id. limits, trust: at most those of the runtime. wait_ready: it is ready when it says
+        `{"method": "ready"}`; else when its program was executed.
 
         Raises UserError before `start`; SpawnFailed, also when `max_concurrent_processes` run already; Timeout.
         """
@@ -228,6 +233,7 @@ class ProcessRuntime:
             working_dir=working_dir,
             stderr="pipe" if watch.enable_log_aggregation else "null",
             limits=whole.without(*_OF_TASKS),
+            trust=stricter(own.trust, trust),
             output_bytes=(whole.max_output_bytes or _LINE_BYTES) + 1,
             lossless=True,
         )

@@ -28,6 +28,7 @@ __all__ = [
     "SandboxSupport",
     "TrustLevel",
     "available",
+    "check_available",
     "confined",
     "sandbox_of",
     "stricter",
@@ -249,6 +250,22 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
     )
 
 
+def check_available(sandbox: Sandbox, program: str) -> str:
+    """Raises SandboxUnavailable where this system does not have what the level demands. -> what of that it does without, if it may, with
+    the reasons
+    """
+    level, support = TrustLevel(sandbox.level), available()
+    lacking = [name for name in _DEMANDED[level] if name not in support.there]
+    said = "; ".join(f"{name} ({MEANS[name]}): {support.missing[name]}" for name in lacking)
+    if lacking and not sandbox.allow_degraded:
+        raise SandboxUnavailable(
+            f"{program}: trust={str(level)!r} demands what this system does not have: {said}",
+            hint=f"another system or level, or trust=Sandbox(level={str(level)!r}, allow_degraded=True) without it",
+            missing=tuple(lacking),
+        )
+    return said
+
+
 # -- what a command gets ------------------------------------------------------------------------------------------------------
 
 
@@ -260,15 +277,7 @@ def confined(
     Raises SandboxUnavailable where the system does not have what the level demands; SandboxPathRefused.
     """
     level, support = TrustLevel(sandbox.level), available()
-    lacking = [name for name in _DEMANDED[level] if name not in support.there]
-    if lacking:
-        said = "; ".join(f"{name} ({MEANS[name]}): {support.missing[name]}" for name in lacking)
-        if not sandbox.allow_degraded:
-            raise SandboxUnavailable(
-                f"{argv[0]}: trust={str(level)!r} demands what this system does not have: {said}",
-                hint=f"another system or level, or trust=Sandbox(level={str(level)!r}, allow_degraded=True) without it",
-                missing=tuple(lacking),
-            )
+    if said := check_available(sandbox, argv[0]):
         _log.warning("%s runs with trust=%r without what this system does not have: %s", argv[0], str(level), said)
     means = (frozenset(_DEMANDED[level]) | frozenset(_USED_WHERE_THERE)) & support.there
     mounts = "mounts" in means

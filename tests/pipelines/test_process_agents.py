@@ -17,7 +17,7 @@ from sabot import App, SqlSink, UserError
 from sabot.agents import ActionRecord, ActionStatus
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
-from sabot.process import ResourceLimits, Supervisor
+from sabot.process import ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor, sandbox
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
@@ -55,6 +55,29 @@ def headers(app: App, topic: str = "lines") -> list[dict[str, bytes]]:
 def messages(app: App) -> list[str]:
     """What the dead letters say of their errors."""
     return [each["sabot.message"].decode() for each in headers(app, "tasks.dlq")]
+
+
+async def test_an_app_whose_programs_cannot_be_confined_does_not_start(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = SandboxSupport(frozenset(), dict.fromkeys(sandbox.MEANS, "not here"))
+    monkeypatch.setattr(sandbox, "available", lambda: nothing)
+    app.process_agent("tasks", command=["id", "-u"], sink="lines", trust="trusted")
+    with pytest.raises(SandboxUnavailable, match="id: trust='trusted' demands what this system does not have"):
+        await app.start()
+    with pytest.raises(UserError, match="process_agent other: trust='high'"):
+        app.process_agent("tasks", command=["id", "-u"], name="other", trust="high")
+
+
+@pytest.mark.parametrize("pool", [None, 1])
+async def test_a_program_in_a_sandbox(app: App, pool: int | None) -> None:
+    command = ["sh", "-c", "while read -r record; do grep ^NoNewPrivs /proc/self/status; done"]
+    anyhow = Sandbox(level="trusted", allow_degraded=True)
+    app.process_agent("tasks", command=command, sink="lines", stdin=True, pool=pool, trust=anyhow)
+    publish(app, "tasks", [{"task": "x"}])
+    async with started(app):
+        await until(lambda: len(records(app, "lines")) == 1)
+    assert values(app, "lines") == ["NoNewPrivs:\t1"]
 
 
 # -- what a program gets, and gives --------------------------------------------------------------------------------------

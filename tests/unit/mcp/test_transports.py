@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import sys
 import tracemalloc
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sabot.errors import UserError
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.mcp import (
     McpConfig,
@@ -22,7 +24,7 @@ from sabot.mcp import (
     McpServerPool,
     McpUnavailable,
 )
-from sabot.process import ResourceLimits, Supervisor
+from sabot.process import ResourceLimits, Sandbox, Supervisor
 from tools.mcp_servers import Desk, over_http, text, told
 
 PLAIN = McpConfig(max_result_bytes=100_000, max_retries=0)
@@ -277,6 +279,17 @@ async def test_a_child_has_a_clean_environment_and_the_tenant_s_own(pool, tmp_pa
 async def test_a_child_has_limits(pool):
     pool.add("child", command=COMMAND, limits=ResourceLimits(max_open_files=77))
     assert (await (await pool.session("child")).call("files")).text == "(77, 77)"
+
+
+async def test_a_child_in_a_sandbox(pool, tmp_path):
+    command = [shutil.which("python3", path="/usr/bin:/bin") or sys.executable, *COMMAND[1:]]
+    pool.add("child", command=command, trust=Sandbox(level="trusted", allow_degraded=True), working_dir=tmp_path)
+    session = await pool.session("child")
+    assert Path((await session.call("where")).text) == tmp_path
+    (child,) = (await Supervisor.running()).children
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{child.pid}/status").read_text()
+    with pytest.raises(UserError, match="limits and trust are of a command"):
+        pool.add("site", url="http://localhost:1/mcp", trust="trusted")
 
 
 async def test_a_child_that_dies_in_a_call_leaves_its_last_words_and_another_is_started(pool):

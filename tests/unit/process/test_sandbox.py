@@ -21,8 +21,14 @@ from unit.process.children import line, sh
 
 from sabot.errors import UserError
 from sabot.process import (
+    AgentConfig,
     Child,
     Command,
+    LocalProcessRunner,
+    ProcessConfig,
+    ProcessRunnerConfig,
+    ProcessRuntime,
+    RuntimeConfig,
     Sandbox,
     SandboxPathRefused,
     SandboxStepFailed,
@@ -30,6 +36,7 @@ from sabot.process import (
     SandboxUnavailable,
     SpawnFailed,
     Supervisor,
+    TaskDelegation,
     TrustExceeded,
     TrustLevel,
     sandbox,
@@ -308,6 +315,19 @@ async def test_what_it_has_started_is_measured_stopped_and_ended(supervisor: Sup
     assert await line(child) == "on"
     assert (await child.usage()).processes >= 3
     assert (await child.stop(5)).signal == signal.SIGTERM
+
+
+@needs
+async def test_agents_of_a_runner_and_of_a_runtime(supervisor: Supervisor) -> None:
+    answers = """read -r task; echo "{\\"result\\": $(id -u)}"; read -r more"""
+    async with LocalProcessRunner(ProcessRunnerConfig(trust="untrusted")) as runner:
+        agent = await runner.spawn(AgentConfig(name="who", model_backend="sh", task="x", arguments=("-c", "id -u")))
+        assert [each async for each in agent.lines()] == [str(NOBODY)]
+        with pytest.raises(TrustExceeded):
+            await runner.spawn(AgentConfig(name="more", model_backend="sh", task="x", trust="trusted"))
+    async with ProcessRuntime(RuntimeConfig(process=ProcessConfig(trust="trusted"))) as runtime:
+        agent_id = await runtime.spawn_agent("who", "x", "sh", ["-c", answers], trust="untrusted")
+        assert (await runtime.execute_task(agent_id, TaskDelegation(objective="x"))).result == NOBODY
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------------
