@@ -131,6 +131,7 @@ if TYPE_CHECKING:
     from sabot.jobs.gate import Decision as Decision
     from sabot.jobs.gate import GatedCall as GatedCall
     from sabot.jobs.gate import GateVerdict as GateVerdict
+    from sabot.jobs.tree import ChildLimits as ChildLimits
     from sabot.journal.effects import Reconciled as Reconciled
     from sabot.journal.kafka import KafkaInbox as KafkaInbox
     from sabot.journal.kafka import KafkaJournal as KafkaJournal
@@ -160,6 +161,7 @@ __all__ = [
     "BudgetSpec",
     "CedarPolicy",
     "ChainOperator",
+    "ChildLimits",
     "ConditionalNode",
     "ConstraintPolicy",
     "DataAccessPolicy",
@@ -366,6 +368,7 @@ _HOMES = {
         "PolicyDenied",
     ),
     "sabot.jobs.gate": ("Decision", "GateVerdict", "GatedCall"),
+    "sabot.jobs.tree": ("ChildLimits",),
     "sabot.journal.effects": ("Reconciled",),
     "sabot.journal.kafka": ("KafkaInbox", "KafkaJournal"),
     "sabot.journal.postgres": ("PostgresInbox", "PostgresJournal"),

@@ -119,7 +119,8 @@ class DeclaresAgents:
         durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
         behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
         a record is; scope, principal: the fields that say for which tenant, and for whom, its job runs; without scope= that is the app.
-        labels: of its records; ["untrusted"]: anybody may have written them.
+        labels: of its records; ["untrusted"]: anybody may have written them. children: how many a job may begin, and how deep they go, as
+        `sabot.agents.ChildLimits` says.
         on_error: "fail", "retry" (retries, backoff), "skip".
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """

@@ -12,6 +12,7 @@ from sabot.calls import CallOptions, Retry
 from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
 from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
 from sabot.errors import UserError
+from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
 __all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
 
@@ -29,7 +30,8 @@ class AgentSpec:
     value of a record that the agent cannot take, which is a dead letter then.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
-    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record.
+    field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
+    children: that a job may begin.
     """
 
     agent_id: str
@@ -51,6 +53,7 @@ class AgentSpec:
     scope: str | None = None
     principal: str | None = None
     labels: tuple[str, ...] = ()
+    children: ChildLimits = DEFAULT_LIMITS
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
     check: Callable[[Any], object] | None = None
 
@@ -83,6 +86,7 @@ class AgentSpec:
         scope: str | None = None,
         principal: str | None = None,
         labels: Collection[str] | None = None,
+        children: ChildLimits | None = None,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -133,6 +137,7 @@ class AgentSpec:
                 "scope": scope,
                 "principal": principal,
                 "labels": labels,
+                "children": children,
             },
         )
         if not isinstance(sink, str | Sink | None) and not callable(sink):
@@ -160,6 +165,7 @@ class AgentSpec:
             scope=scope,
             principal=principal,
             labels=tuple(sorted(set(labels or ()))),
+            children=checked_limits(f"agent {agent_id}", children),
             topic_by_name=topic is None,
         )
 

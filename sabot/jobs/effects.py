@@ -23,17 +23,17 @@ from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
+from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answer, type_of, unpack
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import ModelError, model_error
 
-__all__ = ["Effects", "child_id", "is_approved"]
+__all__ = ["Effects", "is_approved"]
 
 _log = logging.getLogger(__name__)
 
-_CHILD = "~"  # between the id of a job and the ordinal of its child
 _CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
 _UNAWAITED = GateVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
@@ -53,6 +53,7 @@ class Effects:
     ) -> None:
         """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
+        self.limits: dict[str, ChildLimits] = {}  # by agent
         broken = partial(broke, "an effect")
         self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=broken, again=self.again)
         self._desk = desk
@@ -75,6 +76,9 @@ class Effects:
         if ask.noted:
             if ask.ordinal in live.job.open and live.job.history.end is None:  # else nobody waits for it
                 self._go_on(live, ask)
+        elif ask.dropped and ask.kind == "call":
+            ask.verdict = _UNAWAITED
+            self._note(live, ask)
         elif self._gate is not None and (kind := ask.gated) is not None:
             self._decide(live, ask, kind, self._gate)
         else:
@@ -473,8 +477,11 @@ class Effects:
 
     def _begin_child(self, live: Live, ask: Ask) -> None:
         child, failed = child_id(live.job.job_id, ask.ordinal), ask.ordinal in live.job.history.failed_children
-        if self._desk.is_open(child):
+        if child in self._desk.jobs:
             return  # it tells its end
+        if (refusal := self._child_refused(live, ask)) is not None:
+            self._result(live, ask, refusal.type, pack_error(refusal))
+            return
         try:
             owner = self._desk.owner_of(ask.name)
             if owner is None:
@@ -483,31 +490,42 @@ class Effects:
         except (UserError, DataError) as error:
             self._result(live, ask, type(error).__name__, pack_error(error))
 
+    def _child_refused(self, live: Live, ask: Ask) -> EffectError | None:
+        """Why a job may not begin this child; None: it may."""
+        job, jobs = live.job, self._desk.jobs
+        if job.cancels or job.job_id in jobs.cancelled:
+            return EffectError("JobCancelled", f"job {job.job_id} was cancelled, and begins no child {ask.name}")
+        agent, chain = job.history.begin.agent, jobs.chain(job.job_id)
+        limits = self.limits[agent]
+        before = sum(each.kind == "child" and each.ordinal < ask.ordinal for each in job.open.values())
+        if len(chain) > limits.max_depth:
+            why = f"jobs of {agent} may be {limits.max_depth} levels of children deep (ChildLimits(max_depth=…))"
+        elif before >= limits.max_child_jobs:
+            why = f"a job of {agent} may have {limits.max_child_jobs} children at once (ChildLimits(max_child_jobs=…))"
+        else:
+            return None
+        return EffectError("DepthExceeded", f"{' > '.join([*chain, ask.name])} is not begun: {why}")
+
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...]) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END."""
         if self._gate is not None:
             self._gate.over(job_id)
-        parent, _, ordinal = job_id.rpartition(_CHILD)
-        if not ordinal.isdigit() or not self._desk.is_open(parent):
+        parent, ordinal = parent_of(job_id)
+        if parent not in self._desk.jobs:
             return
         live = self._desk.live(parent)
-        if live is not None and int(ordinal) not in live.job.open:
+        if live is not None and ordinal not in live.job.open:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
-        entry = EffectResult(parent, self._desk.now_ms(), int(ordinal), 1, told, body, labels=labels)
+        entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels)
         if self._gate is not None:
-            used = self._gate.settle(EffectId(parent, int(ordinal)), "child", "", told, body, entry.at_ms)
+            used = self._gate.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
         self._desk.arrived(self._desk.append(entry, live), entry)
 
 
 def _refusal(ask: Ask, why: str, rule: str) -> str:
     return f"{ask.model or ask.name} was not done: {why}" + (f" (rule {rule})" if rule else "")
-
-
-def child_id(job_id: str, ordinal: int) -> str:
-    """The id of the job that this effect of a job begins."""
-    return f"{job_id}{_CHILD}{ordinal}"
 
 
 def is_approved(answer: Answer) -> bool:

@@ -24,13 +24,14 @@ from sabot.jobs.derived import question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.gate import NOBODY, Behalf, EffectGate
 from sabot.jobs.history import Delivery, History
-from sabot.jobs.letters import JobLetters
+from sabot.jobs.letters import UNAWAITED_CHILD, JobLetters
 from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.owner import Item, JobOwner, Live, OpenJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import ContinueAs, JobRun
 from sabot.jobs.timers import JobTimers
+from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
@@ -74,7 +75,7 @@ class JobHost:
         self._loop = asyncio.get_running_loop()
         self._owners: dict[str, JobOwner] = {}
         self._live: dict[str, Live] = {}
-        self._agents: dict[str, str] = {}  # of jobs that have not ended
+        self.jobs = OpenJobs()
         self._blocked: dict[str, NonDeterminism] = {}
         self._retold: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._items: deque[Item] = deque()
@@ -93,9 +94,10 @@ class JobHost:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def register(self, agent_id: str, owner: JobOwner) -> None:
-        """Jobs of this agent are runs of this owner."""
+    def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
+        """Jobs of this agent are runs of this owner. children: that one of them may begin."""
         self._owners[agent_id] = owner
+        self._effects.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
@@ -108,7 +110,9 @@ class JobHost:
         await self._gate.open(self.journal)
         found = await to_the_end(aside(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
         await self.log.open()
-        self._agents.update((job.job_id, job.agent) for job in found if not job.cut)
+        for job in found:
+            if not job.cut:
+                self.jobs.add(job.job_id, job.agent, begun=True)
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
@@ -174,7 +178,7 @@ class JobHost:
         """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. run: above 1: it
         has failed or was cancelled, and runs again over what it has done. behalf: on whose it runs. taken: it goes on behind these entries.
         """
-        self._agents[job_id] = agent_id
+        self.jobs.add(job_id, agent_id, begun=False)
 
         def begin() -> None:
             if self.stopping:
@@ -185,7 +189,9 @@ class JobHost:
             entries: Sequence[Any] = taken or (entry,)
             self._gate.begun(entries[0], entries[1:])
             self._begun_total += 1
-            if run == 1 and not taken:
+            if self.jobs.begins(job_id):
+                entries = (*entries, Cancel(job_id, entry.at_ms, UNAWAITED_CHILD))
+            elif run == 1 and not taken:
                 self._begin(History(entry), owner, entry)
                 return
             for each in entries:
@@ -220,7 +226,7 @@ class JobHost:
             self.parking.load(job.job_id)
 
     def _had_ended(self, job: OpenJob, end: End) -> None:
-        del self._agents[job.job_id]
+        self.jobs.remove(job.job_id)
         self.log.unapplied.pop(job.job_id, None)
         if job.ended_at is not None:
             self.log.again([(job.ended_at, end)])
@@ -300,10 +306,6 @@ class JobHost:
         """As `Desk.owner_of`."""
         return self._owners.get(agent_id)
 
-    def is_open(self, job_id: str) -> bool:
-        """As `Desk.is_open`."""
-        return job_id in self._agents
-
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def run(self, live: Live, turn: Callable[..., None], *given: Any) -> None:
@@ -348,7 +350,7 @@ class JobHost:
             self._failed(live, stuck)
         elif live.may_park(self._clock.time()):
             del self._live[job.job_id]
-            self.parking.park(live, self._agents[job.job_id])
+            self.parking.park(live, self.jobs.agent_of(job.job_id))
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """As `Desk.arrived`. What comes of a delivery is appended behind all that is in the journal, so it is delivered behind it."""
@@ -463,7 +465,7 @@ class JobHost:
             used = self._gate.ended(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
-        del self._agents[job_id]
+        self.jobs.remove(job_id)
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)

@@ -5,20 +5,24 @@ A question is closed by a letter, as by an answer, so that the inbox decides whi
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from sabot.errors import LetterRefused
 from sabot.jobs.asking import answered
-from sabot.jobs.effects import child_id
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask
+from sabot.jobs.tree import child_id
 from sabot.jobs.values import pack_error
-from sabot.journal.entries import EffectResult, Letter
+from sabot.journal import Position
+from sabot.journal.entries import Cancel, EffectResult, Entry, Letter
 from sabot.threads import aside, to_the_end
 
-__all__ = ["JobLetters"]
+__all__ = ["UNAWAITED_CHILD", "JobLetters"]
+
+UNAWAITED_CHILD = "its parent waits no longer"
+"""Why a child is cancelled that nobody waits for."""
 
 
 class JobLetters:
@@ -41,9 +45,18 @@ class JobLetters:
         async def take() -> None:
             entries = await aside(self._desk.journal.take)
             self._log.taken(entries)
-            self._desk.arrived_together(entries)
+            self._desk.arrived_together([*entries, *self._cancelled_with(entries)])
 
         return to_the_end(take())
+
+    def _cancelled_with(self, entries: Sequence[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
+        """What is told to the jobs below those that are cancelled. All of them are told before any goes on, so that none begins another."""
+        desk, told = self._desk, list[tuple[Position, Entry]]()
+        for entry in [entry for _, entry in entries if isinstance(entry, Cancel)]:
+            for below in desk.jobs.cancel(entry.job):
+                cancel = Cancel(below, desk.now_ms(), f"job {entry.job} was cancelled: {entry.reason}", entry.by)
+                told.append((desk.append(cancel), cancel))
+        return told
 
     def dropped(self, live: Live, ask: Ask) -> None:
         """The function waits no longer for a question, or for a child."""
@@ -52,10 +65,11 @@ class JobLetters:
             self.withdraw(job_id, ordinal, ask.token, "cancelled")
         if ask.kind != "child":
             return
-        cancel = Letter("cancel", job=child_id(job_id, ordinal), name="its parent waits no longer")
-        self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
+        if self._desk.jobs.drop(child := child_id(job_id, ordinal)):
+            cancel = Letter("cancel", job=child, name=UNAWAITED_CHILD)
+            self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
         if self._desk.runs(live) and not live.job.history.has_result(ordinal):
-            told = pack_error(asyncio.CancelledError(cancel.name))
+            told = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
             entry = EffectResult(job_id, self._desk.now_ms(), ordinal, 1, "cancelled", told)
             self._desk.arrived(self._desk.append(entry, live), entry)  # another attempt asks for another child
 

@@ -15,6 +15,7 @@ from sabot.errors import NonDeterminism
 from sabot.jobs.gate import NOBODY, Behalf, GateVerdict
 from sabot.jobs.history import PARKS_MS, Delivery
 from sabot.jobs.run import Ask, JobRun
+from sabot.jobs.tree import OpenJobs
 from sabot.journal import Body, End, Entry, Journal, Position
 
 __all__ = ["DecidedEffect", "Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
@@ -152,9 +153,10 @@ class Live:
 
 
 class Desk(Protocol):
-    """The host, as its parts see it. All on its event loop."""
+    """The host, as its parts see it. All on its event loop. jobs: that it knows, and that have not ended."""
 
     journal: Journal
+    jobs: OpenJobs
 
     @property
     def stopping(self) -> bool:
@@ -168,9 +170,6 @@ class Desk(Protocol):
 
     def owner_of(self, agent_id: str) -> JobOwner | None:
         """The agent of this id, if it is durable."""
-
-    def is_open(self, job_id: str) -> bool:
-        """Whether the host knows a job of this id that has not ended."""
 
     def put(self, item: Item) -> None:
         """To be done behind all that waits."""

@@ -16,8 +16,8 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
-from sabot.jobs.effects import child_id
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict
+from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
@@ -128,10 +128,9 @@ class JobLimits(EffectGate):
             tree.jobs[begin.job] = self._jobs[begin.job] = _TreeJob(tree)
 
     def _parent(self, job_id: str) -> _TreeJob | None:
-        name, _, number = job_id.rpartition("~")
+        name, ordinal = parent_of(job_id)
         parent = self._jobs.get(name)
-        ordinal = int(number) if number.isdigit() else 0
-        if parent is None or child_id(name, ordinal) != job_id or ordinal in parent.apart:
+        if parent is None or ordinal in parent.apart:
             return None
         return parent
 
@@ -156,7 +155,7 @@ class JobLimits(EffectGate):
         """-> what it has used, with children that it did not wait for."""
         job = self._jobs.pop(job_id)
         del job.tree.jobs[job_id]
-        for name in [name for name, each in job.tree.jobs.items() if each.over and name.rpartition("~")[0] == job_id]:
+        for name in [name for name, each in job.tree.jobs.items() if each.over and parent_of(name)[0] == job_id]:
             job.used = job.used.plus(self._forget(name))
         return job.used
 

@@ -26,6 +26,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
+from sabot.jobs.tree import ChildLimits
 from sabot.jobs.values import pack_error
 from sabot.journal import Begin, End, Entry, Journal, Position, digest
 from sabot.threads import aside
@@ -54,6 +55,7 @@ class KernelHost:
         dedupe_s: float,
         grace_s: float,
         policy: EffectGate | None,
+        children: ChildLimits,
     ) -> None:
         """agents: by their ids. handle: makes one. shown: stores in which its jobs are seen too. Other arguments as of `RuntimeKernel`."""
         self.journal = journal
@@ -71,7 +73,7 @@ class KernelHost:
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
             agent.watch = self
-            self._host.register(agent.agent_id, agent)
+            self._host.register(agent.agent_id, agent, children)
         self._places: set[str] = set()  # jobs that run
         self._ready: deque[tuple[str, Callable[[], object]]] = deque()
         self._callers: deque[tuple[str, asyncio.Future[None]]] = deque()

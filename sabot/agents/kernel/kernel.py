@@ -33,6 +33,7 @@ from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.run import JobRun
+from sabot.jobs.tree import ChildLimits, checked_limits
 from sabot.journal import Begin, Journal, JournalReader, MemoryHome, MemoryJournal
 from sabot.journal.entries import Entry, Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader
@@ -66,6 +67,7 @@ class RuntimeKernel:
         name: str = "kernel",
         events: InMemoryEventBus | None = None,
         max_jobs: int = 256,
+        children: ChildLimits | None = None,
         keep_jobs: int = 10_000,
         dedupe: Duration = "7d",
         stop_grace: Duration = STOP_GRACE_SECONDS,
@@ -78,8 +80,9 @@ class RuntimeKernel:
         which the kernel does not close; [] only records what is used. ledger_writer: where that is kept; by default beside the journal, if
         that is a folder. job_store, action_store: in which its jobs and actions are seen too; without `journal` the jobs run over that of
         the first one. name: of the kernel, before those of its agents; jobs in a journal are found by it. events: the bus where it
-        publishes. max_jobs: that run at once. keep_jobs: ended jobs whose history the journal keeps. dedupe: how long it keeps their ids,
-        and the history of what has failed. stop_grace: for calls that run when it is closed. version: of the code. Raises UserError.
+        publishes. max_jobs: that run at once. children: that a job may begin. keep_jobs: ended jobs whose history the journal keeps.
+        dedupe: how long it keeps their ids, and the history of what has failed. stop_grace: for calls that run when it is closed.
+        version: of the code. Raises UserError.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         self._shown = _stores_of(job_store, action_store)
@@ -90,6 +93,7 @@ class RuntimeKernel:
         self.events = events if events is not None else InMemoryEventBus()
         self._options: dict[str, Any] = {
             "max_jobs": max_jobs,
+            "children": checked_limits("RuntimeKernel", children),
             "keep_jobs": keep_jobs,
             "dedupe_s": parse_seconds(dedupe, name="dedupe", zero=False),
             "grace_s": parse_seconds(stop_grace, name="stop_grace"),

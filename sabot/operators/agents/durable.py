@@ -91,7 +91,7 @@ class DurableAgentOperator(AgentOperator):
         self._admitted = self._started = False
         self._waits_for_port: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        host.register(spec.agent_id, self)
+        host.register(spec.agent_id, self, spec.children)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,127 @@
+"""The jobs of a host that have not ended, as trees: `ctx.child` begins a job below another one.
+
+job ── job~3 ── job~3~1         a cancel of `job` is one of all that stands below it, in one step; what was asked for before
+ └──── job~4                    that and begins only now is cancelled at its BEGIN
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sabot.calls.options import checked_whole
+from sabot.errors import UserError, short_repr
+
+__all__ = ["DEFAULT_LIMITS", "ChildLimits", "OpenJobs", "checked_limits", "child_id", "parent_of"]
+
+_CHILD = "~"  # between the id of a job and the ordinal of its child
+
+
+def child_id(job_id: str, ordinal: int) -> str:
+    """The id of the job that this effect of a job begins."""
+    return f"{job_id}{_CHILD}{ordinal}"
+
+
+def parent_of(job_id: str) -> tuple[str, int]:
+    """The job that has begun it, and by which effect; ("", 0): none has."""
+    parent, _, number = job_id.rpartition(_CHILD)
+    ordinal = int(number) if number.isdecimal() else 0
+    return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildLimits:
+    """What a job may begin by `ctx.child`. max_depth: levels of jobs below the first one. max_child_jobs: children of one job that have
+    not ended. A child beyond them is not begun: `EffectError` of type "DepthExceeded".
+    """
+
+    max_depth: int = 5
+    max_child_jobs: int = 100
+
+    def __post_init__(self) -> None:
+        checked_whole("ChildLimits", "max_depth", self.max_depth, 0)
+        checked_whole("ChildLimits", "max_child_jobs", self.max_child_jobs, 0)
+
+
+DEFAULT_LIMITS = ChildLimits()
+
+
+def checked_limits(where: str, children: ChildLimits | None) -> ChildLimits:
+    """The limits, or the default. Raises UserError for what is none."""
+    if not isinstance(children, ChildLimits | None):
+        raise UserError(
+            f"{where}: children={short_repr(children)}", hint="ChildLimits(max_depth=5, max_child_jobs=100)"
+        )
+    return children or DEFAULT_LIMITS
+
+
+class OpenJobs:
+    """On the event loop of the host. cancelled: jobs that were told to end, or will be at their BEGIN."""
+
+    def __init__(self) -> None:
+        self.cancelled: set[str] = set()
+        self._agents: dict[str, str] = {}
+        self._coming: set[str] = set()  # whose BEGIN is not in the journal
+        self._unwanted: set[str] = set()  # children that were asked for, and that nobody waits for any more
+        self._children: dict[str, set[str]] = {}
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._agents
+
+    def agent_of(self, job_id: str) -> str:
+        """The id of its agent; "" where the job has ended."""
+        return self._agents.get(job_id, "")
+
+    def add(self, job_id: str, agent_id: str, *, begun: bool) -> None:
+        """A job of this agent. begun: its BEGIN is in the journal."""
+        self._agents[job_id] = agent_id
+        if not begun:
+            self._coming.add(job_id)
+        if parent := parent_of(job_id)[0]:
+            self._children.setdefault(parent, set()).add(job_id)
+
+    def begins(self, job_id: str) -> bool:
+        """Its BEGIN is about to be recorded. -> whether it is cancelled with that."""
+        self._coming.discard(job_id)
+        if job_id in self._unwanted or parent_of(job_id)[0] in self.cancelled:
+            self._unwanted.discard(job_id)
+            self.cancelled.add(job_id)
+        return job_id in self.cancelled
+
+    def remove(self, job_id: str) -> None:
+        """It has ended. What it has begun and not waited for stands below the job above it."""
+        del self._agents[job_id]
+        self.cancelled.discard(job_id)
+        self._coming.discard(job_id)
+        left, parent = self._children.pop(job_id, set()), parent_of(job_id)[0]
+        if siblings := self._children.get(parent):
+            siblings.discard(job_id)
+            siblings |= left
+            if not siblings:
+                del self._children[parent]
+
+    def drop(self, job_id: str) -> bool:
+        """Nobody waits for this child any more. -> whether it has to be told; else it ends by itself, or at its BEGIN."""
+        if job_id in self._agents and job_id not in self._coming:
+            return job_id not in self.cancelled
+        self._unwanted.add(job_id)
+        return False
+
+    def cancel(self, job_id: str) -> Iterator[str]:
+        """An open job was told to end. -> those below it that have to be told too, the nearest first."""
+        if job_id not in self._agents:
+            return
+        self.cancelled.add(job_id)
+        below = [job_id]
+        for each in below:
+            for child in sorted(self._children.get(each, ())):
+                below.append(child)
+                if child not in self.cancelled and child not in self._coming:
+                    yield child
+                self.cancelled.add(child)
+
+    def chain(self, job_id: str) -> list[str]:
+        """The agents from the first job of the tree down to this one; "…" for jobs that have ended."""
+        above, parent = [self.agent_of(job_id)], parent_of(job_id)[0]
+        while parent:
+            above.append(self.agent_of(parent) or "…")
+            parent = parent_of(parent)[0]
+        return above[::-1]

@@ -1,0 +1,243 @@
+"""Trees of jobs: how deep and how wide `ctx.child` makes them, and a cancel of one that grows."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
+
+from sabot.agents import ChildLimits, ExecutionRequest, RuntimeKernel
+from sabot.api.agent import AgentSpec
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError, UserError
+from sabot.jobs.gate import Behalf
+from sabot.jobs.tree import OpenJobs, child_id, parent_of
+from sabot.journal import Begin, Cancel, End, Letter, MemoryHome
+from sabot.llm.tools import tool
+
+DEEP = ChildLimits(max_depth=1_000_000)
+
+
+def home() -> MemoryHome:
+    return MemoryHome(ManualClock(1_000.0))
+
+
+@dataclass
+class Slow(Agent):
+    """Children begin only when they are let, as where others wait before them."""
+
+    waiting: deque[Callable[[], None]] = field(default_factory=deque)
+
+    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
+        begin = super().begin_child
+        self.waiting.append(lambda: begin(job_id, message, failed=failed, behalf=behalf))
+
+    def let(self) -> None:
+        while self.waiting:
+            self.waiting.popleft()()
+
+
+async def again(ctx: DurableContext) -> Any:
+    return await ctx.child(ctx.agent_id.rpartition(".")[2], ctx.message + 1)
+
+
+async def test_a_job_that_begins_itself_ends_at_the_depth_that_there_may_be() -> None:
+    agent, place = Agent(again), home()
+    async with hosting(place, agent) as running:
+        running.begin("job", 0)
+        await running.over("job")
+    begun = [each.job for each in entries(place) if isinstance(each, Begin)]
+    assert begun == ["job", "job~1", "job~1~1", "job~1~1~1", "job~1~1~1~1", "job~1~1~1~1~1"]
+    deepest = agent.errors[begun[-1]]
+    assert isinstance(deepest, EffectError)
+    assert (deepest.type, deepest.message) == (
+        "DepthExceeded",
+        " > ".join([AGENT] * 7)
+        + f" is not begun: jobs of {AGENT} may be 5 levels of children deep (ChildLimits(max_depth=…))",
+    )
+    assert set(agent.outcomes.values()) == {"failed"}
+
+
+async def test_so_many_children_of_a_job_are_open_at_once_and_more_one_after_the_other() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if isinstance(ctx.message, str):
+            return ctx.message
+        seen: list[Any] = [await ctx.child("agent", "one") for _ in range(4)]
+        many = (ctx.child("agent", each) for each in "abcd")
+        came = await asyncio.gather(*many, return_exceptions=True)
+        return [*seen, *([each.type, each.message] if isinstance(each, EffectError) else each for each in came)]
+
+    agent = Agent(job)
+    async with hosting(home(), agent) as running:
+        running.host.register(AGENT, agent, ChildLimits(max_child_jobs=2))
+        running.begin("job", 0)
+        await running.over("job")
+    seen = agent.done["job"]
+    assert seen[:6] == ["one"] * 4 + ["a", "b"]
+    assert [kind for kind, _ in seen[6:]] == ["DepthExceeded"] * 2
+    assert "may have 2 children at once (ChildLimits(max_child_jobs=…))" in seen[7][1]
+
+
+async def test_a_cancel_is_told_to_the_whole_tree_before_it_grows_on() -> None:
+    agent, place = Agent(again), home()
+    async with hosting(place, agent) as running:
+        running.host.register(AGENT, agent, DEEP)
+        running.begin("job", 0)
+        await running.until(lambda: running.host.jobs.agent_of("job" + "~1" * 30))
+        running.journal.post(Letter("cancel", job="job", name="stop"))
+        await running.until(lambda: not running.host.statistics()["running"] + running.host.statistics()["parked"])
+        told = entries(place)
+        begun = [each.job for each in told if isinstance(each, Begin)]
+        await running.over(*begun)
+    assert [each.outcome for each in told if isinstance(each, End)] == ["cancelled"] * len(begun)
+    first = next(at for at, each in enumerate(told) if isinstance(each, Cancel))
+    assert (told[first].job, told[first].reason) == ("job", "stop")
+    above = [each.job for each in told[:first] if isinstance(each, Begin)]
+    cancelled = [each.job for each in told[first:] if isinstance(each, Cancel)]
+    assert cancelled[: len(above)] == above, "in one step, from the first job down"
+    assert sorted(cancelled) == sorted(begun), "each once"
+    late = [at for at, each in enumerate(told) if isinstance(each, Begin) and at > first]
+    assert len(late) <= 1, "what was asked for before the cancel"
+    assert all(isinstance(told[at + 1], Cancel) and told[at + 1].job == told[at].job for at in late)
+
+
+async def test_after_a_crash_in_the_middle_of_a_cancel_the_whole_tree_ends() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        return await (ctx.child("agent", ctx.message - 1) if ctx.message else ctx.wait("never"))
+
+    place = home()
+    async with hosting(place, Agent(job)) as running:
+        running.begin("job", 3)
+        await running.parks("job~1~1~1")
+        running.journal.post(Letter("cancel", job="job"))
+        await running.over("job", "job~1", "job~1~1", "job~1~1~1")
+    whole = entries(place)
+    first = next(at for at, each in enumerate(whole) if isinstance(each, Cancel))
+    for count in range(first + 1, len(whole)):
+        cut, agent = prefix(place, count), Agent(job)
+        async with hosting(cut, agent) as running:
+            await running.over(*(each.job_id for each in running.open if each.ended is None))
+        ends = {each.job: each.outcome for each in entries(cut) if isinstance(each, End)}
+        assert ends == dict.fromkeys(("job", "job~1", "job~1~1", "job~1~1~1"), "cancelled"), count
+
+
+@pytest.mark.parametrize("way", ["cancel", "time-out"])
+async def test_a_child_that_nobody_waits_for_is_cancelled_at_its_begin(way: str) -> None:
+    made: list[str] = []
+
+    @tool(effect="unsafe")
+    async def pay(who: str) -> None:
+        made.append(who)
+
+    async def job(ctx: DurableContext) -> Any:
+        if ctx.message == "child":
+            await ctx.call(pay, "bob")
+        async with asyncio.timeout(60 if way == "time-out" else None):
+            await ctx.child("agent", "child")
+
+    clock = ManualClock(1_000.0)
+    agent, place, child = Slow(job, clock), MemoryHome(clock), "job~1" if way == "cancel" else "job~2"
+    async with hosting(place, agent) as running:
+        running.begin("job", "parent")
+        await running.parks("job")
+        if way == "cancel":
+            running.journal.post(Letter("cancel", job="job"))
+        else:
+            clock.advance(60)
+        await running.over("job")
+        agent.let()
+        await running.over(child)
+    assert agent.outcomes == {"job": "cancelled" if way == "cancel" else "failed", child: "cancelled"}
+    assert made == []
+    of_child = [type(each).__name__ for each in entries(place) if each.job == child]
+    assert of_child == ["Begin", "Cancel", "Intent", "EffectResult", "End"]
+
+
+async def test_a_cancelled_job_begins_no_child_while_it_cleans_up() -> None:
+    seen: list[Any] = []
+
+    async def job(ctx: DurableContext) -> Any:
+        try:
+            await ctx.wait("never")
+        finally:
+            seen.append((await asyncio.gather(ctx.child("agent", "undo"), return_exceptions=True))[0])
+
+    agent, place = Agent(job), home()
+    async with hosting(place, agent) as running:
+        running.begin("job")
+        await running.parks("job")
+        running.journal.post(Letter("cancel", job="job"))
+        await running.over("job")
+    assert [(each.type, each.message) for each in seen] == [
+        ("JobCancelled", f"job job was cancelled, and begins no child {AGENT}")
+    ] * len(seen)
+    assert [each.job for each in entries(place) if isinstance(each, Begin)] == ["job"]
+
+
+async def test_a_call_that_is_given_up_in_the_turn_in_which_it_is_asked_is_not_made() -> None:
+    made: list[str] = []
+
+    @tool(effect="unsafe")
+    async def pay(who: str) -> None:
+        made.append(who)
+
+    async def job(ctx: DurableContext) -> Any:
+        asked = asyncio.ensure_future(ctx.call(pay, "bob"))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await ctx.call(pay, "eve")
+
+    place = home()
+    for _ in range(2):  # and when it runs over its history
+        async with hosting(place, Agent(job)) as running:
+            if not entries(place):
+                running.begin("job")
+            await running.over(*(["job"] if not running.open else []))
+    assert made == ["eve"]
+
+
+def test_what_an_ended_job_has_begun_stands_below_the_job_above_it() -> None:
+    jobs = OpenJobs()
+    for name in ("a", "a~1", "a~1~2", "a~10", "b"):
+        jobs.add(name, "app.x", begun=True)
+    assert jobs.chain("a~1~2") == ["app.x"] * 3
+    jobs.remove("a~1")
+    assert jobs.chain("a~1~2") == ["app.x", "…", "app.x"]
+    assert sorted(jobs.cancel("a")) == ["a~10", "a~1~2"]
+    assert list(jobs.cancel("a")) == []
+    assert "b" not in jobs.cancelled
+    for name in ("a", "a~1~2", "a~10", "b"):
+        jobs.remove(name)
+    assert not any(vars(jobs).values())
+
+
+def test_ids_say_what_has_begun_a_job() -> None:
+    assert parent_of(child_id("a~1", 12)) == ("a~1", 12)
+    for name in ("a", "a~", "a~x", "a~01", "a~0", "~1~"):
+        assert parent_of(name) == ("", 0), name
+
+
+@pytest.mark.parametrize("wrong", [{"max_depth": -1}, {"max_depth": "5"}, {"max_child_jobs": 1.5}])
+def test_limits_that_are_none_are_refused(wrong: Any) -> None:
+    with pytest.raises(UserError, match=f"ChildLimits: {next(iter(wrong))}"):
+        ChildLimits(**wrong)
+    with pytest.raises(UserError, match=re.escape("children={")):
+        RuntimeKernel.create(agent=again, children=wrong)
+    with pytest.raises(UserError, match=re.escape("agent app.agent: children={")):
+        AgentSpec.of("app.agent", again, durable=True, children=wrong)
+    with pytest.raises(UserError, match="children"):
+        AgentSpec.of("app.agent", again, children=ChildLimits())
+
+
+async def test_a_kernel_and_an_agent_say_what_their_jobs_may_begin() -> None:
+    async with RuntimeKernel.create(agent=again, children=ChildLimits(max_depth=1)) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=0))
+        with pytest.raises(EffectError, match=r"kernel\.again > kernel\.again > kernel\.again"):
+            await handle.result()
+        assert len(await kernel.jobs.find()) == 2
+    assert AgentSpec.of("app.agent", again, durable=True, children=ChildLimits(max_depth=9)).children.max_depth == 9
