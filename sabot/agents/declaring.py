@@ -1,7 +1,7 @@
 """How an app is given its agents: a function for each record or batch (`agent`), or a model with tools (`llm_agent`)."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,7 +9,7 @@ from sabot.agents.outside import AppJobs
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.clock import Clock
-from sabot.config import Duration, checked_name
+from sabot.config import Duration, checked_name, checked_topic
 from sabot.errors import UserError
 from sabot.state import state_directory
 
@@ -46,6 +46,7 @@ class DeclaresAgents:
     agent_runtime: AgentRuntime
     jobs: AppJobs
     lifespan: "Lifespan"
+    send: Callable[..., Awaitable[int]]
     listener: "Listener | None"
     _policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
@@ -195,6 +196,9 @@ class DeclaresAgents:
         timeout: Duration | None = None,
         pool: int | None = None,
         protocol: "PoolProtocol | None" = None,
+        resume: Sequence[str] | None = None,
+        session: str | None = None,
+        live: str | None = None,
         effect: str | None = None,
         in_doubt: "InDoubt | None" = None,
         name: str = "process",
@@ -215,8 +219,13 @@ class DeclaresAgents:
         effect, in_doubt: with durable=True, as of `@tool`: the run is one effect, by default "unsafe": where a crash leaves it in doubt a
         person is asked, and on_error="retry" is refused. Without durable=True the record is read again after a crash, and the program
         run again.
+        resume: with durable=True, the command by which the program goes on with a session of its own, whose id is {session} in it: a run
+        that was cut off after it had named its session is not in doubt, and goes on so. session: the field of its JSON lines that has the
+        id, by default that of claude and opencode, else "session_id".
+        live: a topic that gets each line as soon as it is written, also those of runs that are cut off or fail: at least once.
         options: of `App.agent` (key, sink, concurrency, on_error, …).
         """
+        from sabot.agents.program_runs import LiveLines
         from sabot.agents.programs import AgentCommand
 
         where, durable = f"process_agent {name}", options.get("durable", False)
@@ -227,7 +236,16 @@ class DeclaresAgents:
             raise UserError(
                 f"{where}: effect= and in_doubt= are of durable agents", hint="durable=True, or leave them out"
             )
+        if resume is not None and (not durable or options.get("on_error") == "retry"):
+            raise UserError(
+                f"{where}: resume= is of durable agents, without on_error='retry'",
+                hint='durable=True, on_error="skip": what was cut off goes on, what has failed is a dead letter',
+            )
         checked_name(name, f"app {self.id}: agent name")
+        told = None
+        if live is not None:
+            checked_topic(live, f"{where}: live")
+            told = LiveLines(self.send, live, f"{self.id}.{name}", json=lines == "json")
         program = AgentCommand(
             where,
             command,
@@ -242,6 +260,9 @@ class DeclaresAgents:
             timeout=timeout,
             pool=pool,
             protocol=protocol,
+            resume=resume,
+            session=session,
+            live=told,
         )
         if pool is not None:
             if "concurrency" in options:
@@ -265,9 +286,8 @@ class DeclaresAgents:
         spec = self._spec(function, topic, name, options)
         if spec.schema is not None:
             program.check_schema(spec.schema, where)
-        self.agent_runtime.add(replace(spec, check=program.argv))
+        self.agent_runtime.add(replace(spec, check=program.words.of))
         if trust is not None:
             self.lifespan.starts.append(program.check_system)
-        if program.pool is not None:
-            self.lifespan.resources.append(program.pool)
+        self.lifespan.resources += program.resources
         return function

@@ -20,13 +20,12 @@ import msgspec
 
 from sabot.agents.program_runs import (
     GRACE_SECONDS,
-    LAST_BYTES,
     MAX_LINES,
     MAX_OUTPUT_BYTES,
+    ErrorTail,
     ProgramOutput,
     RunId,
     how_ended,
-    last_lines,
 )
 from sabot.calls.options import Retry
 from sabot.codecs.records import encode_json
@@ -209,7 +208,7 @@ class ProgramPool:
         except CommunicationError as error:  # the supervisor was killed
             why = why or f"was ended: {error.message}"
         return CommunicationError(
-            f"{self._program} {why}, with a record in hand: nobody knows how far it came{resident.last_words()}"
+            f"{self._program} {why}, with a record in hand: nobody knows how far it came{resident.tail}"
         )
 
 
@@ -218,12 +217,9 @@ class _Resident:
 
     def __init__(self, child: Child) -> None:
         assert child.stdout is not None
-        assert child.stderr is not None
         self.child, self.stdout, self.is_free = child, child.stdout, True
         self.lines = child.stdout.lines()
-        self._stderr = child.stderr
-        self._last = b""
-        self._reading = asyncio.create_task(self._read_errors())
+        self.tail = ErrorTail(child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
         """Why it can be given no record; "": it can."""
@@ -234,20 +230,12 @@ class _Resident:
             return f"has written {short_repr(unread)}, which answers no record"
         return ""
 
-    def last_words(self) -> str:
-        """The last lines of its stderr."""
-        return last_lines(self._last)
-
     async def end(self) -> None:
         """Ends it and all that it has started."""
         try:
             await self.child.stop(GRACE_SECONDS)
+            await self.tail.over()
         except CommunicationError:  # the supervisor was killed, and the child with it
-            self._stderr.close()
-        await asyncio.wait([self._reading])
+            await self.tail.over(close=True)
         self.stdout.close()
         await self.lines.aclose()
-
-    async def _read_errors(self) -> None:
-        while piece := await self._stderr.read():
-            self._last = (self._last + piece)[-LAST_BYTES:]

@@ -1,7 +1,9 @@
 """A run of a program for one record: what it is given, what it says, and how it ends."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -11,18 +13,19 @@ from sabot.llm.tools import Effect
 from sabot.process.client import Child, Command, Supervisor
 from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.status import ExitStatus
+from sabot.threads import to_the_end
 
 __all__ = [
     "GRACE_SECONDS",
-    "LAST_BYTES",
     "MAX_LINES",
     "MAX_OUTPUT_BYTES",
+    "ErrorTail",
+    "Heard",
+    "LiveLines",
     "ProgramOutput",
     "ProgramRuns",
     "RunId",
     "how_ended",
-    "last_lines",
-    "last_words",
 ]
 
 MAX_OUTPUT_BYTES = 10 << 20
@@ -34,10 +37,10 @@ MAX_LINES = 100_000
 GRACE_SECONDS = 1.0
 """Between SIGTERM and SIGKILL."""
 
-LAST_BYTES = 2000
-"""Of stderr, in an error: at most so many bytes of its last lines."""
+_log = logging.getLogger(__name__)
 
-_LAST_LINES = 10
+_LAST_LINES = 10  # of stderr, in an error
+_LAST_BYTES = 2000
 
 
 class ProgramOutput(msgspec.Struct, frozen=True):
@@ -62,38 +65,99 @@ class RunId:
         return cls(effect.id.job, effect.key)
 
 
+Heard = Callable[[list[str]], Awaitable[None]]
+"""Is told of lines as soon as they were written. The program is held up meanwhile."""
+
+
+class LiveLines:
+    """Lines that are told in a topic as soon as they were written, whatever becomes of the run: at least once, in order for each run."""
+
+    def __init__(self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool) -> None:
+        """send: as `App.send`. json: the lines are values."""
+        self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
+
+    def of(self, run_id: RunId, also: Heard | None) -> Heard:
+        """For one run of a program. also: is told, too."""
+        run, number = uuid.uuid4().hex.encode(), 0
+        broken = False
+
+        async def told(lines: list[str]) -> None:
+            nonlocal number, broken
+            if also is not None:
+                await also(lines)
+            sending = []
+            for line in lines:
+                number += 1
+                if not broken and (line.strip() or not self._json):
+                    place = (("process.line", b"%d" % number), ("process.run", run))
+                    headers = (("process.agent", self._agent), ("process.job", run_id.job.encode()), *place)
+                    value = line.encode() if self._json else line
+                    sending.append(self._send(self._topic, value, key=run_id.job, headers=headers))
+            failed = [each for each in await asyncio.gather(*sending, return_exceptions=True) if each is not None]
+            if errors := [each for each in failed if isinstance(each, Exception)]:
+                broken = True
+                _log.warning("the lines of a run for %s are not told in %s: %s", run_id.job, self._topic, errors[0])
+
+        return told
+
+
+class ErrorTail:
+    """The last words of a child on stderr, which is read as it comes."""
+
+    def __init__(self, child: Child) -> None:
+        assert child.stderr is not None
+        self._stderr = child.stderr
+        self._last = b""
+        self._reading = asyncio.create_task(self._read())
+
+    async def over(self, *, close: bool = False) -> None:
+        """Returns when it has ended. close: nobody waits for the rest."""
+        if close:
+            self._stderr.close()
+        await asyncio.wait([self._reading])
+
+    def __str__(self) -> str:
+        """What an error says of it. It hides the secrets in it."""
+        last = "\n".join(self._last.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
+        return f":\n{last}" if last else ""
+
+    async def _read(self) -> None:
+        while piece := await self._stderr.read():
+            self._last = (self._last + piece)[-_LAST_BYTES:]
+
+
 class ProgramRuns:
     """Runs a program once for each record."""
 
     def __init__(self, program: str, command: Command, *, codes: frozenset[int], timeout_s: float | None) -> None:
         """program: its name, in errors. codes: those with which it ends well."""
-        self._program, self._command, self._codes, self._timeout_s = program, command, codes, timeout_s
+        self._program, self._codes, self._timeout_s = program, codes, timeout_s
+        self._command = replace(command, lossless=True)
 
-    async def run(self, argv: Sequence[str], stdin: str | None, run_id: RunId) -> ProgramOutput:
+    async def run(self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None) -> ProgramOutput:
         """Runs the program to its end. Raises SpawnFailed, ExecutionError where it ends badly, CommunicationError where the supervisor was
         killed, and its children with it. It never outlives this call.
         """
         child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
+        tail = ErrorTail(child)
         try:
             async with asyncio.timeout(self._timeout_s):
-                output = await self._output(child, stdin)
+                return await self._output(child, stdin, tail, heard)
         except TimeoutError:
             await child.stop(GRACE_SECONDS)
+            await tail.over()
             why = f"has not ended in {self._timeout_s:g} s, and was ended"
-            raise ExecutionError(f"{self._program} {why}{await last_words(child)}") from None
+            raise ExecutionError(f"{self._program} {why}{tail}") from None
         finally:
-            if not child.is_over:
-                with suppress(CommunicationError):
-                    await child.stop(GRACE_SECONDS)
-        return output
+            await to_the_end(_ended(child, tail))
 
-    async def _output(self, child: Child, stdin: str | None) -> ProgramOutput:
-        if child.stdin is not None and stdin is not None:
+    async def _output(self, child: Child, stdin: str | None, tail: ErrorTail, heard: Heard | None) -> ProgramOutput:
+        if child.stdin is not None:
             with suppress(CommunicationError):  # it may end well without having read it
-                child.stdin.write(stdin.encode())
+                child.stdin.write((stdin or "").encode())
             child.stdin.close()
         assert child.stdout is not None
-        said, count, too_much = bytearray(), 0, False
+        said, count, told, too_much = bytearray(), 0, 0, False
         while piece := await child.stdout.read():
             said += piece
             count += piece.count(b"\n")
@@ -101,17 +165,36 @@ class ProgramRuns:
             if too_much:
                 child.kill()
                 break
+            if heard is not None and (end := said.rfind(b"\n", told) + 1):
+                await heard(_lines(said[told:end]))
+                told = end
+        if too_much:
+            child.stdout.close()
         status = await child.wait()
         if too_much and status.limit is None:
             why = f"was ended, because it wrote more than {MAX_OUTPUT_BYTES >> 20} MB, or {MAX_LINES:,} lines"
         elif status.limit is not None or status.code not in self._codes:
             why = how_ended(status)
-        elif child.stdout.dropped_bytes:
-            why = f"has written {child.stdout.dropped_bytes:,} bytes that were not read in time"
         else:
-            lines = said.decode(errors="replace").split("\n")
-            return ProgramOutput(lines if lines[-1] else lines[:-1], status.code or 0, status.cpu_seconds)
-        raise ExecutionError(f"{self._program} {why}{await last_words(child)}")
+            if heard is not None and said[told:]:
+                await heard(_lines(said[told:]))
+            return ProgramOutput(_lines(said), status.code or 0, status.cpu_seconds)
+        await tail.over()
+        raise ExecutionError(f"{self._program} {why}{tail}")
+
+
+async def _ended(child: Child, tail: ErrorTail) -> None:
+    """Nothing of it is left."""
+    with suppress(CommunicationError):  # the supervisor was killed, and the child with it
+        await child.stop(GRACE_SECONDS)
+    await tail.over(close=True)
+    assert child.stdout is not None
+    child.stdout.close()
+
+
+def _lines(said: bytes | bytearray) -> list[str]:
+    lines = said.decode(errors="replace").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def how_ended(status: ExitStatus) -> str:
@@ -119,18 +202,3 @@ def how_ended(status: ExitStatus) -> str:
     if status.limit is not None:
         return f"was ended, because it had more than its {status.limit}"
     return f"ended with {status.code}" if status.signal is None else f"was ended by signal {status.signal}"
-
-
-async def last_words(child: Child) -> str:
-    """The last lines of stderr, which has ended."""
-    assert child.stderr is not None
-    said = b""
-    while piece := await child.stderr.read():
-        said = (said + piece)[-LAST_BYTES:]
-    return last_lines(said)
-
-
-def last_lines(said: bytes) -> str:
-    """What an error says of the end of stderr. It hides the secrets in it."""
-    last = "\n".join(said.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
-    return f":\n{last}" if last else ""

@@ -7,18 +7,18 @@
 In a durable agent the run of the program is one effect, and its lines are the result that the journal has.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import PurePath
-from string import Formatter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import pyarrow as pa
 
 from sabot.agents.program_pool import PoolProtocol, ProgramPool
-from sabot.agents.program_runs import ProgramOutput, ProgramRuns, RunId
+from sabot.agents.program_runs import Heard, LiveLines, ProgramOutput, ProgramRuns, RunId
+from sabot.agents.program_sessions import ProgramSessions
+from sabot.agents.program_words import CommandWords
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
 from sabot.calls.options import checked_whole
@@ -27,6 +27,7 @@ from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import DataError, UserError, short_repr
 from sabot.journal.effects import RULES, effect_class
 from sabot.llm.tools import Effect, InDoubt, tool
+from sabot.process.backends import program_of
 from sabot.process.client import Command
 from sabot.process.errors import ExecutionError
 from sabot.process.limits import ResourceLimits
@@ -41,58 +42,14 @@ __all__ = ["AgentCommand", "LineFormat"]
 
 LineFormat = Literal["text", "json"]
 
-_WORD_BYTES = (128 << 10) - 1  # the longest word that Linux gives a program (MAX_ARG_STRLEN)
 _MOST_CHILDREN = 1000  # of a pool
-_BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ and }} are braces"
-_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
-
-
-class _Word:
-    """A word of a command: texts[0] fields[0] texts[1] … texts[n]. fields: paths into the record. may_be_option: of a value that is the
-    beginning of the word, the program may be told that it is an option.
-    """
-
-    def __init__(self, template: str, where: str, may_be_option: bool) -> None:
-        """Raises UserError for what is no template."""
-        self._texts, self.fields = [""], list[tuple[str, ...]]()
-        where = f"{where}: the word {short_repr(template)}"
-        try:
-            for text, field, form, conversion in Formatter().parse(template):
-                self._texts[-1] += text
-                if field is None:
-                    continue
-                names = tuple(field.split("."))
-                if form or conversion or not all(names) or any("[" in each or each.isdigit() for each in names):
-                    raise UserError(f"{where}: {{{field}}} names no field of a record", hint=_BRACES)
-                self.fields.append(names)
-                self._texts.append("")
-        except ValueError as error:
-            raise UserError(f"{where}: {error}", hint=_BRACES) from error
-        self._checks_option = may_be_option and bool(self.fields) and not self._texts[0]
-
-    def of(self, record: Any) -> str:
-        """The word for this record. Raises DataError."""
-        made = self._texts[0]
-        for names, text in zip(self.fields, self._texts[1:], strict=True):
-            value = _field(record, names)
-            if self._checks_option and not made and isinstance(value, str) and value.startswith("-"):
-                raise DataError(
-                    f"field {'.'.join(names)!r} begins with '-', which the program would take for an option",
-                    hint='"--" before it in the command, where the program knows that; or a text: "Task: {task}"; or stdin=True',
-                )
-            made += value if isinstance(value, str) else encode_json(value).decode()
-            if wrong := _unfit(made):
-                raise DataError(
-                    f"field {'.'.join(names)!r} makes a word that {wrong}, which no program can be given",
-                    hint="give the record on stdin: stdin=True",
-                )
-            made += text
-        return made
+_SESSION = "session"
+_RESUME = 'resume=["claude", "-p", "Go on", "--resume", "{session}"]'
 
 
 class AgentCommand:
-    """The program of an agent: `function` is what the agent calls, `argv` what it is called with. pool: of children that live on, open
-    while the app runs; None: a child for each record.
+    """The program of an agent, of whose `words` it is called: `function` is what the agent calls. resources: what is open while the app
+    runs.
     """
 
     def __init__(
@@ -111,6 +68,9 @@ class AgentCommand:
         timeout: Duration | None = None,
         pool: int | None = None,
         protocol: PoolProtocol | None = None,
+        resume: Sequence[str] | None = None,
+        session: str | None = None,
+        live: LiveLines | None = None,
     ) -> None:
         """where: names the agent in errors. The others as of `App.process_agent`. Raises UserError."""
         if lines not in get_args(LineFormat):
@@ -133,25 +93,40 @@ class AgentCommand:
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
         keep_settings(self._command.environment)
-        self._program = PurePath(command[0]).name
-        ends = command.index("--") if "--" in command else len(command)
-        self._words = [_Word(word, where, number < ends) for number, word in enumerate(command)]
-        self._check(where, command)
+        self.words = CommandWords(where, command)
+        self._program = self.words.program
         timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")
         if timeout_s == 0:
             raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
         codes = frozenset(exit_codes)
         self._stdin, self._lines, self._exit_record = stdin or pool is not None, lines, exit_record
         self._runs = ProgramRuns(self._program, self._command, codes=codes, timeout_s=timeout_s)
-        self.pool: Resource[ProgramPool] | None = None
+        self.resources: list[Resource[Any]] = []
+        self._pool: Resource[ProgramPool] | None = None
+        self._live = live
+        self._session = session or program_of(self._program).session or "session_id"
         if pool is None and protocol is not None:
             raise UserError(f"{where}: protocol={protocol!r} is that of a pool", hint="pool=4, or leave it out")
         if pool is not None:
-            self._check_pool(where, pool, protocol, {"exit_record": exit_record, "exit_codes": codes != {0}})
+            ends = {"exit_record": exit_record, "exit_codes": codes != {0}, "resume": resume, "live": live}
+            self._check_pool(where, pool, protocol, ends)
             self._lines = "json" if protocol == "json" else lines
-            self.pool = self._resource(where, pool, protocol or "lines", timeout_s)
+            self._pool = self._opened_pool(where, pool, protocol or "lines", timeout_s)
+            self.resources.append(self._pool)
+        if session is not None and resume is None:
+            raise UserError(f"{where}: session={session!r} without resume=", hint="resume= says how it goes on")
+        self._resume = None if resume is None else self._resume_words(where, resume)
 
-    def _check_pool(self, where: str, pool: int, protocol: Any, given: Mapping[str, bool]) -> None:
+    @staticmethod
+    def _resume_words(where: str, resume: Sequence[str]) -> CommandWords:
+        if isinstance(resume, str) or not resume or not all(isinstance(each, str) for each in resume):
+            raise UserError(f"{where}: resume={short_repr(resume)} is no command", hint=_RESUME)
+        words = CommandWords(f"{where}: resume", resume)
+        if (_SESSION,) not in words.fields:
+            raise UserError(f"{where}: resume= does not say where the session's id goes", hint=_RESUME)
+        return words
+
+    def _check_pool(self, where: str, pool: int, protocol: Any, given: Mapping[str, Any]) -> None:
         checked_whole(where, "pool", pool, 1, _MOST_CHILDREN)
         if protocol not in (None, *get_args(PoolProtocol)):
             raise UserError(f"{where}: protocol={protocol!r}", hint=f"one of {', '.join(get_args(PoolProtocol))}")
@@ -159,13 +134,13 @@ class AgentCommand:
             raise UserError(
                 f"{where}: {wrong[0]}= with pool=, whose children do not end with a record", hint="leave it out"
             )
-        if fields := [".".join(names) for word in self._words for names in word.fields]:
+        if self.words.fields:
             raise UserError(
-                f"{where}: {{{fields[0]}}} in the command of a pool, whose children are started before their records are there",
+                f"{where}: {{{'.'.join(self.words.fields[0])}}} in the command of a pool, whose children are started before any record",
                 hint="they get each record on stdin; {{ and }} are braces",
             )
 
-    def _resource(
+    def _opened_pool(
         self, where: str, size: int, protocol: PoolProtocol, timeout_s: float | None
     ) -> Resource[ProgramPool]:
         @asynccontextmanager
@@ -184,39 +159,18 @@ class AgentCommand:
         if sandbox is not None:
             await aside(check_available, sandbox, self._program)
 
-    def _check(self, where: str, command: Sequence[str]) -> None:
-        if self._words[0].fields:
-            raise UserError(
-                f"{where}: the program {short_repr(command[0])} would be named by a record",
-                hint="an agent for each program; its arguments may have fields",
-            )
-        if self._program not in _SHELLS:
-            return
-        for option, word in zip(command[1:], self._words[2:], strict=False):
-            if re.fullmatch(r"-\w*c\w*", option) and word.fields:
-                raise UserError(
-                    f"{where}: a record would be a part of the script of {self._program}, which runs what it says",
-                    hint=f"""command=["{self._program}", "-c", 'echo "$1"', "{self._program}", "{{field}}"]""",
-                )
-
     def check_schema(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError where a word names a field that no record of this schema has."""
-        for names in (names for word in self._words for names in word.fields):
-            if names[0] not in schema.names:
-                raise UserError(
-                    f"{where}: {{{'.'.join(names)}}} is no field of schema=", hint=f"it has {', '.join(schema.names)}"
-                )
-
-    def argv(self, record: Any) -> list[str]:
-        """The words for this record. Raises DataError for one that does not have what they need."""
-        return [word.of(record) for word in self._words]
+        """Raises UserError where a command names a field that no record of this schema has."""
+        self.words.check_schema(schema, where)
+        if self._resume is not None:
+            self._resume.check_schema(schema, f"{where}: resume", known=[_SESSION])
 
     def function(self, name: str) -> Callable[[AgentContext], Any]:
         """Of an agent that is not durable: the program is run each time that the record is read."""
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
             place = f"{ctx.topic}[{ctx.partition}]@{ctx.offset}"
-            output = await self._run(self.argv(ctx.message), self._input(ctx.message), RunId(place, place))
+            output = await self._run(self.words.of(ctx.message), self._input(ctx.message), RunId(place, place))
             for each in self._results(output, ctx.agent_id, place):
                 yield each
 
@@ -247,18 +201,33 @@ class AgentCommand:
                 )
             retries = 0
         made = tool(effect=effect, in_doubt=in_doubt, retries=retries, backoff=backoff, name=name)(made_of)
+        sessions, resumed = self._sessions(name, effect, in_doubt), self._resume
 
         async def run(ctx: "DurableContext") -> AsyncIterator[Message]:
-            said = await ctx.call(made, self.argv(ctx.message), self._input(ctx.message))
+            argv, stdin = self.words.of(ctx.message), self._input(ctx.message)
+            if sessions is None or resumed is None:
+                said = await ctx.call(made, argv, stdin)
+            else:
+                said = await sessions.output(ctx, argv, stdin, partial(_resumed, resumed, ctx.message))
             for each in self._results(self._output_of(said), ctx.agent_id, ctx.job_id):
                 yield each
 
         run.__name__ = run.__qualname__ = name
         return run
 
-    async def _run(self, argv: Sequence[str], stdin: str | None, run_id: RunId) -> ProgramOutput:
-        runs = self._runs if self.pool is None else self.pool()
-        return await runs.run(argv, stdin, run_id)
+    def _sessions(self, name: str, effect: str, in_doubt: InDoubt) -> ProgramSessions | None:
+        if self._resume is None:
+            return None
+        sessions = ProgramSessions(self._program, name, self._run, self._session, effect, in_doubt)
+        self.resources.append(Resource(f"sessions of process_agent {name}", sessions.open))
+        return sessions
+
+    async def _run(
+        self, argv: Sequence[str], stdin: str | None, run_id: RunId, heard: Heard | None = None
+    ) -> ProgramOutput:
+        if self._pool is not None:
+            return await self._pool().run(argv, stdin, run_id)
+        return await self._runs.run(argv, stdin, heard if self._live is None else self._live.of(run_id, heard))
 
     def _output_of(self, said: Any) -> ProgramOutput:
         """What the journal has. After a doubt it is what a person has given: the output as here, or its lines alone, or nothing. Raises
@@ -302,19 +271,6 @@ class AgentCommand:
             raise ExecutionError(f"{self._program}: line {number} is not JSON: {short_repr(line)}") from error
 
 
-def _unfit(word: str) -> str:
-    """Why the system refuses the word; "": it does not."""
-    try:
-        size = len(word.encode())
-    except UnicodeEncodeError:
-        return "has half a surrogate pair"
-    return "has a null character" if "\0" in word else f"has {size:,} bytes" if size > _WORD_BYTES else ""
-
-
-def _field(record: Any, names: tuple[str, ...]) -> Any:
-    value = record
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if value is None:
-        raise DataError(f"field {'.'.join(names)!r}, which the command has, is missing or null")
-    return value
+def _resumed(words: CommandWords, record: Any, session: str) -> list[str]:
+    """The command that goes on with this session."""
+    return words.of({**(record if isinstance(record, Mapping) else {}), _SESSION: session})

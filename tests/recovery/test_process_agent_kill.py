@@ -23,8 +23,16 @@ AGENTS: dict[str, dict[str, Any]] = {
     "pool.plain": {"pool": 2},
     "pool.unsafe": {"pool": 2, "durable": True},
     "pool.idempotent": {"pool": 2, "durable": True, "effect": "idempotent"},
+    "claude": {"durable": True, "resume": ["claude", "-p", "Go on", "--resume", "{session}"]},
 }
 UNSAFE = {"unsafe", "pool.unsafe"}
+CLAUDE = """#!/bin/sh
+echo "claude $$" >> runs
+echo "$*" >> called
+echo '{"type": "system", "session_id": "ses-1"}'
+[ -e go ] || exec sleep 1000
+echo "did claude"
+"""
 SCRIPT = 'echo "$1 $$" >> runs; [ -e go ] || exec sleep 1000; echo "did $1"'
 
 
@@ -35,7 +43,7 @@ def app_in(folder: Path) -> App:
         tasks = folder / f"{name}.ndjson"
         if not tasks.exists():
             tasks.write_text(f'{{"task": "{name}"}}\n')
-        command = ["sh", "-c", SCRIPT, "sh", "{task}"]
+        command = ["claude", "-p", "{task}"] if name == "claude" else ["sh", "-c", SCRIPT, "sh", "{task}"]
         if "pool" in options:
             command = ["sh", "-c", f"while read -r line; do {SCRIPT}; done", "sh", name]
         app.process_agent(
@@ -43,6 +51,7 @@ def app_in(folder: Path) -> App:
             command=command,
             sink=NdjsonSink(str(folder / f"{name}.out")),
             working_dir=folder,
+            environment={"PATH": f"{folder}:{os.environ['PATH']}"},
             name=name.replace(".", "_"),
             **options,
         )
@@ -64,6 +73,12 @@ async def questions(app: App, count: int) -> list[ActionRecord]:
         await asyncio.sleep(0.01)
 
 
+async def session_known(folder: Path) -> None:
+    """The journal has what the first effect of claude's job has given, and the second one."""
+    while not any(job.agent == "works.claude" and job.effects > 1 for job in await app_in(folder).jobs.find()):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 def written(folder: Path) -> dict[str, str]:
     """What is in the sinks that are there."""
     return {path.stem: path.read_text() for path in folder.glob("*.out")}
@@ -72,11 +87,14 @@ def written(folder: Path) -> dict[str, str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
 @pytest.mark.slow  # it starts an interpreter; `tests/pipelines/test_process_agents.py` crashes apps in this one
 async def test_programs_die_with_their_worker_and_an_unsafe_one_is_in_doubt(tmp_path: Path) -> None:
+    (tmp_path / "claude").write_text(CLAUDE)
+    (tmp_path / "claude").chmod(0o755)
     worker = await asyncio.create_subprocess_exec(
         sys.executable, __file__, str(tmp_path), env={**environment(), "PYTHONPATH": PATH}
     )
     try:
         await until(lambda: worker.returncode or len(runs(tmp_path)) == len(AGENTS), patience=PATIENCE_SECONDS)
+        await asyncio.wait_for(session_known(tmp_path), PATIENCE_SECONDS)
     finally:
         if worker.returncode is None:
             worker.kill()
@@ -98,7 +116,10 @@ async def test_programs_die_with_their_worker_and_an_unsafe_one_is_in_doubt(tmp_
     finally:
         if Supervisor._current is not None:
             Supervisor._current.close()
-    assert written(tmp_path) == {name: f'"did {name}"\n' for name in AGENTS}
+    said = {name: f'"did {name}"\n' for name in AGENTS}
+    event = r'"{\"type\": \"system\", \"session_id\": \"ses-1\"}"'
+    assert written(tmp_path) == said | {"claude": f"{event}\n{said['claude']}"}
+    assert (tmp_path / "called").read_text().splitlines() == ["-p claude", "-p Go on --resume ses-1"]
 
 
 if __name__ == "__main__":

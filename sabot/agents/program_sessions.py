@@ -1,0 +1,125 @@
+"""Programs that keep sessions of their own, and go on with one after they were cut off.
+
+    start   an effect of the agent's class: the program runs, until a line of it names its session     ─▶ {"session", "run"}
+    finish  an effect that only looks: how that run has ended; null: it is not there any more          ─▶ its output
+    resume  an effect that may be repeated: the command that goes on with the session, as `start`
+
+So the journal knows the session while the program runs. Who is killed before that knows nothing of it: `start` is in doubt then, like any
+effect of its class.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from sabot.agents.program_runs import Heard, ProgramOutput, RunId
+from sabot.codecs.records import decode_json
+from sabot.errors import DataError
+from sabot.llm.tools import Effect, InDoubt, Tool, tool
+from sabot.process.errors import CommunicationError, ExecutionError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sabot.api.durable import DurableContext
+
+__all__ = ["ProgramSessions"]
+
+_MOST_RESUMES = 100  # of one record
+
+Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[ProgramOutput]]
+
+
+class ProgramSessions:
+    """The runs of one agent whose programs keep sessions. run: runs a program to its end. field: that of a JSON line which has the
+    session's id.
+    """
+
+    def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
+        self._program, self._run, self._field = program, run, field
+        self._running: dict[str, asyncio.Future[ProgramOutput]] = {}
+        self._start: Tool = tool(effect=effect, in_doubt=in_doubt, name=name)(self._begun)
+        self._finish: Tool = tool(effect="read", name=f"{name}.finish")(self._finished)
+        self._resume: Tool = tool(effect="idempotent", name=f"{name}.resume")(self._begun)
+
+    @asynccontextmanager
+    async def open(self) -> "AsyncIterator[None]":
+        """What still runs behind the block is ended."""
+        try:
+            yield
+        finally:
+            await asyncio.gather(*map(_cancelled, self._running.values()))
+            self._running.clear()
+
+    async def output(
+        self, ctx: "DurableContext", argv: Sequence[str], stdin: str | None, resumed: Callable[[str], Sequence[str]]
+    ) -> Any:
+        """What the program has said for this job, over as many runs as it takes. resumed: the command that goes on with a session. Raises
+        EffectError.
+        """
+        said = await ctx.call(self._start, argv, stdin)
+        for _ in range(_MOST_RESUMES):
+            if not isinstance(said, Mapping) or "session" not in said:
+                return said
+            session = str(said["session"])
+            found = await ctx.call(self._finish, session, said.get("run", ""))
+            if found is not None:
+                return found
+            said = await ctx.call(self._resume, resumed(session), None)
+        raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
+
+    async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:
+        """Returns when the session is known, or the program has ended."""
+        known: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def heard(lines: list[str]) -> None:
+            for line in lines:
+                if not known.done() and (found := self._session_in(line)):
+                    known.set_result(found)
+
+        running = asyncio.ensure_future(self._run(argv, stdin, RunId.of(effect), heard))
+        try:
+            waiting: list[asyncio.Future[Any]] = [running, known]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancelled(running)
+            raise
+        if running.done():
+            return running.result()
+        token = uuid.uuid4().hex
+        self._running[token] = running
+        return {"session": known.result(), "run": token}
+
+    async def _finished(self, session: str, run: str) -> ProgramOutput | None:
+        """None: it has ended with its worker, or with the supervisor, and can be resumed. Raises ExecutionError where it ended badly."""
+        running = self._running.get(run)
+        if running is None:
+            return None
+        try:
+            return await asyncio.shield(running)
+        except CommunicationError:
+            return None
+        finally:
+            await _cancelled(running)
+            self._running.pop(run, None)
+
+    def _session_in(self, line: str) -> str:
+        """The id of the session, where the line has it."""
+        if self._field not in line:
+            return ""
+        try:
+            value = decode_json(line.encode(), where=self._program)
+        except DataError:
+            return ""
+        found = value.get(self._field) if isinstance(value, Mapping) else None
+        return found if isinstance(found, str) else ""
+
+
+async def _cancelled(running: "asyncio.Future[Any]") -> None:
+    """Returns when it is over."""
+    running.cancel()
+    await asyncio.wait([running])
+    if not running.cancelled():
+        running.exception()  # who waited has it

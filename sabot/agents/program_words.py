@@ -1,0 +1,122 @@
+"""The words of a command in which {field} is a field of a record. No shell reads them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from string import Formatter
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.codecs.records import encode_json
+from sabot.errors import DataError, UserError, short_repr
+
+__all__ = ["CommandWords"]
+
+_WORD_BYTES = (128 << 10) - 1  # the longest word that Linux gives a program (MAX_ARG_STRLEN)
+_BRACES = "{field} is a field of the record, {place.city} one inside of it; {{ and }} are braces"
+_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
+
+
+class CommandWords:
+    """The command of an agent. fields: those of a record that its words have, as paths into it. program: its name."""
+
+    def __init__(self, where: str, command: Sequence[str]) -> None:
+        """where: names the agent in errors. Raises UserError."""
+        self.program = PurePath(command[0]).name
+        ends = command.index("--") if "--" in command else len(command)
+        self._words = [_Word(word, where, number < ends) for number, word in enumerate(command)]
+        self.fields = [names for word in self._words for names in word.fields]
+        self._check(where, command)
+
+    def of(self, record: Any) -> list[str]:
+        """The words for this record. Raises DataError for one that does not have what they need."""
+        return [word.of(record) for word in self._words]
+
+    def _check(self, where: str, command: Sequence[str]) -> None:
+        if self._words[0].fields:
+            raise UserError(
+                f"{where}: the program {short_repr(command[0])} would be named by a record",
+                hint="an agent for each program; its arguments may have fields",
+            )
+        if self.program not in _SHELLS:
+            return
+        for option, word in zip(command[1:], self._words[2:], strict=False):
+            if re.fullmatch(r"-\w*c\w*", option) and word.fields:
+                raise UserError(
+                    f"{where}: a record would be a part of the script of {self.program}, which runs what it says",
+                    hint=f"""command=["{self.program}", "-c", 'echo "$1"', "{self.program}", "{{field}}"]""",
+                )
+
+    def check_schema(self, schema: pa.Schema, where: str, known: Sequence[str] = ()) -> None:
+        """Raises UserError where a word names a field that no record of this schema has. known: fields that are not the record's."""
+        for names in self.fields:
+            if names[0] not in (*schema.names, *known):
+                raise UserError(
+                    f"{where}: {{{'.'.join(names)}}} is no field of schema=", hint=f"it has {', '.join(schema.names)}"
+                )
+
+    def argv(self, record: Any) -> list[str]:
+        """The words for this record. Raises DataError for one that does not have what they need."""
+        return [word.of(record) for word in self._words]
+
+
+class _Word:
+    """A word of a command: texts[0] fields[0] texts[1] … texts[n]. fields: paths into the record. may_be_option: of a value that is the
+    beginning of the word, the program may be told that it is an option.
+    """
+
+    def __init__(self, template: str, where: str, may_be_option: bool) -> None:
+        """Raises UserError for what is no template."""
+        self._texts, self.fields = [""], list[tuple[str, ...]]()
+        where = f"{where}: the word {short_repr(template)}"
+        try:
+            for text, field, form, conversion in Formatter().parse(template):
+                self._texts[-1] += text
+                if field is None:
+                    continue
+                names = tuple(field.split("."))
+                if form or conversion or not all(names) or any("[" in each or each.isdigit() for each in names):
+                    raise UserError(f"{where}: {{{field}}} names no field of a record", hint=_BRACES)
+                self.fields.append(names)
+                self._texts.append("")
+        except ValueError as error:
+            raise UserError(f"{where}: {error}", hint=_BRACES) from error
+        self._checks_option = may_be_option and bool(self.fields) and not self._texts[0]
+
+    def of(self, record: Any) -> str:
+        """The word for this record. Raises DataError."""
+        made = self._texts[0]
+        for names, text in zip(self.fields, self._texts[1:], strict=True):
+            value = _field(record, names)
+            if self._checks_option and not made and isinstance(value, str) and value.startswith("-"):
+                raise DataError(
+                    f"field {'.'.join(names)!r} begins with '-', which the program would take for an option",
+                    hint='"--" before it in the command, where the program knows that; or a text: "Task: {task}"; or stdin=True',
+                )
+            made += value if isinstance(value, str) else encode_json(value).decode()
+            if wrong := _unfit(made):
+                raise DataError(
+                    f"field {'.'.join(names)!r} makes a word that {wrong}, which no program can be given",
+                    hint="give the record on stdin: stdin=True",
+                )
+            made += text
+        return made
+
+
+def _unfit(word: str) -> str:
+    """Why the system refuses the word; "": it does not."""
+    try:
+        size = len(word.encode())
+    except UnicodeEncodeError:
+        return "has half a surrogate pair"
+    return "has a null character" if "\0" in word else f"has {size:,} bytes" if size > _WORD_BYTES else ""
+
+
+def _field(record: Any, names: tuple[str, ...]) -> Any:
+    value = record
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if value is None:
+        raise DataError(f"field {'.'.join(names)!r}, which the command has, is missing or null")
+    return value
