@@ -82,6 +82,14 @@ _KINDS = {
     "sabot_model_in_flight": _Kind("gauge", _MODEL, "Calls that are being made."),
     "sabot_model_waiting": _Kind("gauge", _MODEL, "Calls that wait for the limits."),
     "sabot_model_limit": _Kind("gauge", _MODEL, "Requests that the provider may have in flight now."),
+    "sabot_fleet_replicas": _Kind("gauge", ("fleet", "state"), "Replicas: idle, busy, draining."),
+    "sabot_fleet_waiting": _Kind("gauge", ("fleet",), "Pieces of work that wait for a replica."),
+    "sabot_fleet_lag": _Kind("gauge", ("fleet",), "What there is to do beside that, as the fleet was told."),
+    "sabot_fleet_cpu_percent": _Kind("gauge", ("fleet",), "Of what a replica may use, on average."),
+    "sabot_fleet_memory_bytes": _Kind("gauge", ("fleet",), "Resident memory of all replicas."),
+    "sabot_fleet_events_total": _Kind(
+        "counter", ("fleet", "event"), "Scalings up and down, replicas that died, work given back."
+    ),
     "sabot_warm_pool_children": _Kind("gauge", ("pool", "state"), "Children: warm, starting, given_out."),
     "sabot_warm_pool_events_total": _Kind(
         "counter", ("pool", "event"), "Children allocated, refused, died while warm, refreshed."

@@ -67,6 +67,7 @@ WAITING = {
     "test_source_contract": 8,
     "test_values": 8,
     "test_warm_pool": 5,
+    "test_fleet": 5,
     "test_sandbox": 3,
 }
 COMPUTING = {

@@ -74,8 +74,17 @@ if TYPE_CHECKING:
         ResourceQuota,
         ResourceReport,
     )
+    from sabot.process.fleet.recommending import (
+        FleetConfig,
+        FleetMetrics,
+        ScalingDecision,
+    )
     from sabot.process.fleet.resources import (
         ResourceManager,
+    )
+    from sabot.process.fleet.scaling import (
+        FleetManager,
+        FleetReplica,
     )
     from sabot.process.fleet.warm import (
         WarmPool,
@@ -147,6 +156,10 @@ __all__ = [
     "ExecutionError",
     "ExecutorStatistics",
     "ExitStatus",
+    "FleetConfig",
+    "FleetManager",
+    "FleetMetrics",
+    "FleetReplica",
     "GracefulShutdown",
     "InstanceInfo",
     "InvalidContext",
@@ -197,6 +210,7 @@ __all__ = [
     "SandboxUnavailable",
     "ScaleDownFailed",
     "ScaleUpFailed",
+    "ScalingDecision",
     "SpawnFailed",
     "Supervisor",
     "SuspendFailed",
@@ -282,6 +296,15 @@ _HOMES = {
         "ResourceReport",
     ),
     "sabot.process.fleet.resources": ("ResourceManager",),
+    "sabot.process.fleet.recommending": (
+        "FleetConfig",
+        "FleetMetrics",
+        "ScalingDecision",
+    ),
+    "sabot.process.fleet.scaling": (
+        "FleetManager",
+        "FleetReplica",
+    ),
     "sabot.process.fleet.warm": (
         "WarmPool",
         "WarmPoolConfig",

@@ -105,7 +105,7 @@ class WarmPool:
         self.config = config or WarmPoolConfig()
         self.name = name
         self._seconds = limits.max_task_duration
-        self._command = command if command.limits is None else replace(command, limits=_without_time(limits))
+        self.command = command if command.limits is None else replace(command, limits=_without_time(limits))
         self._ready = None if ready is None else ready.encode()
         self._reset = reset
         self._clock = clock
@@ -299,7 +299,7 @@ class WarmPool:
     def _exhausted(self, why: str) -> WarmPoolExhausted:
         because = f"; the last one {self._failure}" if self._failure else ""
         return WarmPoolExhausted(
-            f"warm pool {self.name!r} of {self._command.argv[0]}: {why}{because}",
+            f"warm pool {self.name!r} of {self.command.argv[0]}: {why}{because}",
             hint="wait (wait_secs=), or make the pool larger (size=)",
         )
 
@@ -338,7 +338,7 @@ class WarmPool:
     def _failed(self, round_: int, why: str) -> None:
         self._round = max(self._round, round_ + 1)
         self._failure = why
-        _log.warning("warm pool %r: a child of %s %s", self.name, self._command.argv[0], why)
+        _log.warning("warm pool %r: a child of %s %s", self.name, self.command.argv[0], why)
 
     def _enter(self, child: Child) -> None:
         """The child is warm: whoever has waited longest gets it."""
@@ -372,7 +372,7 @@ class WarmPool:
             except TimeoutError:
                 await to_the_end(self._end(child))
                 raise SpawnFailed(
-                    f"{self._command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
+                    f"{self.command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
                     hint=f"it is to say {self._ready.decode()!r} on its stdout",
                 ) from None
             except BaseException:
@@ -383,7 +383,7 @@ class WarmPool:
 
     async def _begin(self) -> Child:
         round_ = self._round
-        child = await (await Supervisor.running()).spawn(self._command)
+        child = await (await Supervisor.running()).spawn(self.command)
         self._children[child] = round_
         self._keep(self._watch(child))
         return child
@@ -394,7 +394,7 @@ class WarmPool:
             if line == self._ready:
                 return
         await child.wait()
-        raise SpawnFailed(f"{self._command.argv[0]} has ended before it was warm: {_how(child)}")
+        raise SpawnFailed(f"{self.command.argv[0]} has ended before it was warm: {_how(child)}")
 
     async def _refresh(self) -> None:
         while True:

@@ -1,0 +1,131 @@
+"""How many replicas a fleet should have: what it is told and what was measured, and for how long that has been so."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sabot.errors import UserError
+
+__all__ = ["FleetConfig", "FleetMetrics", "Recommendations", "ScalingDecision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """min_replicas, max_replicas: how many there are at least and at most. target_cpu_percent, target_memory_percent: of what one may use
+    (of a core, where its CPU is not limited; memory counts only where it is), on average over all. target_lag: how much of the lag is for
+    one replica. tolerance: so far from a target nothing is changed.
+    interval_secs: between two looks. scale_up_secs, scale_down_secs: for how long more, or fewer, were wanted before it is done.
+    drain_secs: for what a replica does to end, and again for the hook. spawn_timeout_secs: for a child of a warm pool. grace_secs: from
+    SIGTERM to SIGKILL.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 100
+    target_cpu_percent: float = 70
+    target_memory_percent: float = 80
+    target_lag: float = 10
+    tolerance: float = 0.1
+    interval_secs: float = 15
+    scale_up_secs: float = 60
+    scale_down_secs: float = 300
+    drain_secs: float = 30
+    spawn_timeout_secs: float = 60
+    grace_secs: float = 5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+            raise UserError(
+                f"FleetConfig: min_replicas={self.min_replicas}, max_replicas={self.max_replicas}",
+                hint="0 <= min_replicas <= max_replicas, and at least one replica",
+            )
+        for name in ("target_cpu_percent", "target_memory_percent", "target_lag", "interval_secs"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"FleetConfig: {name} is not above 0")
+        for name in ("tolerance", "scale_up_secs", "scale_down_secs", "drain_secs", "grace_secs"):
+            if getattr(self, name) < 0:
+                raise UserError(f"FleetConfig: {name} is below 0")
+
+
+@dataclass(frozen=True)
+class FleetMetrics:
+    """As measured: percents are averages over the active replicas, None where there is nothing to measure them by. waiting: pieces of work
+    in the queue. lag: of the function that the fleet was given, else 0.
+    """
+
+    active: int
+    busy: int
+    draining: int
+    waiting: int
+    lag: float
+    cpu_percent: float | None
+    memory_percent: float | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class ScalingDecision:
+    """What is to be done. recommended: by the metrics of this moment alone. desired: what is done, when that was so for long enough."""
+
+    action: Literal["up", "down", "none"]
+    current: int
+    recommended: int
+    desired: int
+    reason: str
+    metrics: FleetMetrics
+
+
+class Recommendations:
+    """What was recommended, and when, from the start of a fleet on."""
+
+    def __init__(self, config: FleetConfig, now: float) -> None:
+        self._config = config
+        self._wanted = deque([(now, config.min_replicas)])
+
+    def decide(self, metrics: FleetMetrics, current: int, now: float) -> ScalingDecision:
+        """What is to be done where there are `current` replicas. now: by the clock's steady count of seconds."""
+        own = self._config
+        recommended, reason = self._of(metrics)
+        self._wanted.append((now, recommended))
+        while len(self._wanted) > 1 and self._wanted[1][0] <= now - max(own.scale_up_secs, own.scale_down_secs):
+            self._wanted.popleft()
+        more, fewer = self._held(own.scale_up_secs, min), self._held(own.scale_down_secs, max)
+        if more is not None and more > current:
+            return ScalingDecision("up", current, recommended, more, reason, metrics)
+        if fewer is not None and fewer < current:
+            return ScalingDecision("down", current, recommended, fewer, reason, metrics)
+        return ScalingDecision("none", current, recommended, current, reason, metrics)
+
+    def _of(self, metrics: FleetMetrics) -> tuple[int, str]:
+        """How many there should be, and why."""
+        own = self._config
+        wanted = {
+            "work": metrics.busy + math.ceil(metrics.waiting / own.target_lag),
+            "lag": math.ceil(metrics.lag / own.target_lag),
+            "CPU": self._by_share(metrics, metrics.cpu_percent, own.target_cpu_percent),
+            "memory": self._by_share(metrics, metrics.memory_percent, own.target_memory_percent),
+        }
+        why = max(wanted, key=lambda each: wanted[each])
+        figures = {
+            "work": f"{metrics.busy} busy, {metrics.waiting} waiting",
+            "lag": f"{metrics.lag:g}",
+            "CPU": f"{metrics.cpu_percent or 0:.0f} % of {own.target_cpu_percent:g} %",
+            "memory": f"{metrics.memory_percent or 0:.0f} % of {own.target_memory_percent:g} %",
+        }
+        return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
+
+    def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
+        """So many that each uses its target."""
+        if percent is None:
+            return 0
+        ratio = percent / target
+        return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
+
+    def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
+        """What was wanted for so long; None: it is not known for so long yet."""
+        since = self._wanted[-1][0] - seconds
+        at_first = [wanted for at, wanted in self._wanted if at <= since]
+        if not at_first:
+            return None
+        return least([at_first[-1], *(wanted for at, wanted in self._wanted if at > since)])

@@ -1,0 +1,488 @@
+"""A fleet of children that do one kind of work: as many of them as the work needs.
+
+        run(work) ─▶ a free replica, or the queue
+        each interval: measured ─▶ recommended ─▶ held for long enough ─▶ started, or drained
+
+A replica is drained so: it gets no new work, what it does may end, the hook saves what is to be saved, the child ends. Work that is not
+done by then is given back.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import UserError
+from sabot.metrics import Sample
+from sabot.process.client import Child, Command, Supervisor
+from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
+from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
+from sabot.process.fleet.warm import WarmPool
+from sabot.process.limits import ResourceLimits
+from sabot.process.status import ProcessUsage
+from sabot.threads import to_the_end
+
+__all__ = ["FleetManager", "FleetReplica"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LONGEST_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(eq=False)
+class FleetReplica:
+    """One child of a fleet. state: `active`; `draining`: it gets no new work; `ending`. done: pieces of work."""
+
+    number: int
+    child: Child
+    state: Literal["active", "draining", "ending"] = "active"
+    done: int = 0
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it does nothing
+    work: "asyncio.Task[Any] | None" = None
+    is_given_back: bool = False  # what it does is to be done by another one
+    failures: int = 0  # of the fleet, when it was started
+    seen_cpu: float = 0.0
+    seen_at: float = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work."""
+        return not self.quiet.is_set()
+
+
+class FleetManager:
+    """Keeps as many children of one command as their work needs. They end with `close`, and with this process, however it ends.
+
+    what: the command of a replica, or a warm pool that gives them.
+    lag: says how much there is to do that `run` does not know of, say how many records a consumer lags behind.
+    checkpoint: called with a replica that is drained, before its child ends; where it fails, the replica goes on.
+    sleep: waits between looks, and for drains.
+    """
+
+    def __init__(
+        self,
+        what: Command | WarmPool,
+        config: FleetConfig | None = None,
+        *,
+        lag: Callable[[], float | Awaitable[float]] | None = None,
+        checkpoint: Callable[[FleetReplica], Awaitable[Any]] | None = None,
+        name: str = "fleet",
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.config = config or FleetConfig()
+        self.name = name
+        self._what = what
+        self._limits = (what.command if isinstance(what, WarmPool) else what).limits or ResourceLimits.none()
+        self._lag = lag
+        self._checkpoint = checkpoint
+        self._clock = clock
+        self._sleep = sleep
+        self._replicas: list[FleetReplica] = []  # the oldest first
+        self._numbers = count(1)
+        self._waiting: deque[asyncio.Future[FleetReplica]] = deque()
+        self._recommendations = Recommendations(self.config, clock.monotonic())
+        self._target = 0
+        self._starting = 0
+        self._failures = 0  # ends of replicas since work was done; of those that end together it is one
+        self._running = False
+        self._scaling = asyncio.Lock()
+        self._work: set[asyncio.Task[Any]] = set()
+        self._last = FleetMetrics(0, 0, 0, 0, 0.0, None, None, 0)
+        self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
+
+    async def start(self) -> None:
+        """Returns when `min_replicas` run, which are watched from then on. Raises ScaleUpFailed (E2090): then none is left."""
+        if self._running:
+            return
+        self._running = True
+        self._recommendations = Recommendations(self.config, self._clock.monotonic())
+        try:
+            await self._grow(self.config.min_replicas)
+        except BaseException:
+            await to_the_end(self.close())
+            raise
+        self._keep(self._watch())
+
+    async def __aenter__(self) -> "FleetManager":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await to_the_end(self.close())
+
+    @property
+    def replicas(self) -> list[FleetReplica]:
+        """All that have not ended, the oldest first."""
+        return list(self._replicas)
+
+    async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
+        """Calls `work` with the child of a free replica, in the order in which it was asked to. -> what that gives
+
+        A replica whose work has raised, or was cancelled, is replaced: what it says next would be taken for the answer to other work.
+        Raises DrainTimeout (E2093) where the work was not done when its replica was drained; repeatable: then another one does it again.
+        """
+        given_back = False
+        while True:
+            replica = await self._free(first=given_back)
+            try:
+                return await self._do(replica, work)
+            except DrainTimeout:
+                if not repeatable or not self._running:
+                    raise
+                given_back = True
+
+    async def evaluate(self) -> ScalingDecision:
+        """Measures, and decides. It does nothing yet."""
+        metrics = await self.measure()
+        return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
+
+    async def scale_to(self, replicas: int) -> None:
+        """Starts replicas, or drains some: first those that have no work, then the youngest.
+
+        Raises ScaleUpFailed (E2090) above `max_replicas`, or where some did not start: then there are as many as did. Raises
+        ScaleDownFailed (E2091) below `min_replicas`, or where the hook has failed: then there are as many as could not be drained.
+        """
+        if not self._running:
+            raise self._not_running()
+        async with self._scaling:
+            if replicas > self.config.max_replicas:
+                raise ScaleUpFailed(
+                    f"fleet {self.name!r}: {replicas} replicas are more than max_replicas={self.config.max_replicas}"
+                )
+            if replicas < self.config.min_replicas:
+                raise ScaleDownFailed(
+                    f"fleet {self.name!r}: {replicas} replicas are fewer than min_replicas={self.config.min_replicas}"
+                )
+            if replicas > self._target:
+                await self._grow(replicas)
+                self._counts["up"] += 1
+            elif replicas < self._target:
+                await self._shrink(self._target - replicas)
+                self._counts["down"] += 1
+
+    async def measure(self) -> FleetMetrics:
+        """What the replicas use, with all that they have started; CPU since the measurement before."""
+        active = self._active()
+        used = [each for each in await asyncio.gather(*map(self._used, active)) if each is not None]
+        lag = 0.0
+        if self._lag is not None:
+            said = self._lag()
+            lag = float(await said if inspect.isawaitable(said) else said)
+        memory, most = sum(usage.memory_bytes for usage, _ in used), self._limits.max_memory_bytes
+        cpu = [each for _, each in used if each is not None]
+        self._last = FleetMetrics(
+            active=len(active),
+            busy=sum(each.is_busy for each in active),
+            draining=len(self._replicas) - len(active),
+            waiting=sum(not each.done() for each in self._waiting),
+            lag=lag,
+            cpu_percent=sum(cpu) / len(cpu) if cpu else None,
+            memory_percent=100 * memory / len(used) / most if used and most is not None else None,
+            memory_bytes=memory,
+        )
+        return self._last
+
+    def samples(self) -> list[Sample]:
+        """Its figures for Prometheus; what is measured is that of the last measurement. From any thread."""
+        every = list(self._replicas)
+        draining = sum(each.state == "draining" for each in every)
+        busy = sum(each.is_busy for each in every if each.state == "active")
+        states = {"idle": len(every) - draining - busy, "busy": busy, "draining": draining}
+        last = self._last
+        return [
+            *(Sample("sabot_fleet_replicas", each, self.name, state) for state, each in states.items()),
+            *(Sample("sabot_fleet_events_total", each, self.name, what) for what, each in self._counts.items()),
+            Sample("sabot_fleet_waiting", len(self._waiting), self.name),
+            Sample("sabot_fleet_lag", last.lag, self.name),
+            Sample("sabot_fleet_memory_bytes", last.memory_bytes, self.name),
+            *([] if last.cpu_percent is None else [Sample("sabot_fleet_cpu_percent", last.cpu_percent, self.name)]),
+        ]
+
+    async def close(self) -> None:
+        """Drains all replicas. Work that waits is given back (DrainTimeout). Raises ScaleDownFailed where the hook has failed; the children
+        have ended then too.
+        """
+        if not self._running and not self._replicas:
+            return
+        self._running = False
+        while self._waiting:
+            if not (waiting := self._waiting.popleft()).done():
+                waiting.set_exception(self._given_back("it was not begun"))
+        work = list(self._work)
+        for each in work:
+            each.cancel()
+        if work:
+            await asyncio.wait(work)
+        self._starting = self._target = 0
+        every = list(self._replicas)
+        active = [each for each in every if each.state != "ending"]
+        drained = await asyncio.gather(*map(self._drain, active), return_exceptions=True)
+        await asyncio.gather(*map(self._end, every))
+        self._replicas.clear()
+        for error in drained:
+            if isinstance(error, BaseException):
+                raise error
+
+    # -- looks --------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await self._sleep(self.config.interval_secs)
+            try:
+                decision = await self.evaluate()
+            except Exception:  # of `lag=`, which is the user's
+                _log.exception("fleet %r cannot be measured", self.name)
+                continue
+            if decision.action != "none":
+                _log.info(
+                    "fleet %r: %d replicas, %d wanted (%s)",
+                    *(self.name, decision.current, decision.desired, decision.reason),
+                )
+                try:
+                    await self.scale_to(decision.desired)
+                except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
+                    _log.warning("%s", error)
+
+    async def _used(self, replica: FleetReplica) -> tuple[ProcessUsage, float | None] | None:
+        """What it uses, and its CPU in percent of what it may use."""
+        try:
+            usage = await replica.child.usage()
+        except CommunicationError:  # its supervisor was killed: its end is on the way
+            return None
+        now = self._clock.monotonic()
+        passed, used = now - replica.seen_at, usage.cpu_seconds - replica.seen_cpu
+        if passed <= 0:
+            return usage, None
+        replica.seen_at, replica.seen_cpu = now, usage.cpu_seconds
+        return usage, 100 * max(0.0, used) / passed / ((self._limits.cpu_limit_percent or 100) / 100)
+
+    # -- work -----------------------------------------------------------------------------------------------------------
+
+    async def _free(self, *, first: bool) -> FleetReplica:
+        if not self._running:
+            raise self._not_running()
+        for replica in self._active():
+            if not replica.is_busy and not replica.child.is_over:
+                replica.quiet.clear()
+                return replica
+        waiting: asyncio.Future[FleetReplica] = asyncio.get_running_loop().create_future()
+        self._waiting.insert(0 if first else len(self._waiting), waiting)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._offer(waiting.result())  # nobody takes it now
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waiting)
+
+    def _offer(self, replica: FleetReplica) -> None:
+        """It is free: whoever waits gets it."""
+        replica.quiet.set()
+        while self._waiting and replica.state == "active" and not replica.child.is_over:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                replica.quiet.clear()
+                waiting.set_result(replica)
+                return
+
+    async def _do(self, replica: FleetReplica, work: Callable[[Child], Awaitable[T]]) -> T:
+        if replica.is_given_back:
+            raise self._given_back("it was not begun")
+        task: asyncio.Task[T] = asyncio.ensure_future(_called(work, replica.child))
+        replica.work = task
+        try:
+            result = await task
+        except BaseException as error:
+            current = asyncio.current_task()
+            is_ours = replica.is_given_back and not (current is not None and current.cancelling())
+            self._spoiled(replica)
+            if is_ours and isinstance(error, asyncio.CancelledError):
+                self._counts["given_back"] += 1
+                raise self._given_back(f"it was not done in {self.config.drain_secs:g} s") from None
+            raise
+        replica.work = None
+        replica.done += 1
+        self._failures = 0
+        self._offer(replica)
+        return result
+
+    def _spoiled(self, replica: FleetReplica) -> None:
+        """What it says next belongs to work that nobody waits for: it is ended, and replaced."""
+        replica.work = None
+        if replica.state == "active" and replica in self._replicas:
+            replica.state = "ending"
+            self._keep(self._end(replica))
+            self._restore()
+        replica.quiet.set()
+
+    def _given_back(self, why: str) -> DrainTimeout:
+        return DrainTimeout(
+            f"fleet {self.name!r}: the work is given back: {why}",
+            hint="run it again where that is safe (repeatable=True does), or give a drain more time (drain_secs=)",
+        )
+
+    def _not_running(self) -> UserError:
+        return UserError(f"fleet {self.name!r} does not run", hint="await fleet.start() before, or `async with`")
+
+    # -- replicas -------------------------------------------------------------------------------------------------------
+
+    def _active(self) -> list[FleetReplica]:
+        return [each for each in self._replicas if each.state == "active"]
+
+    async def _grow(self, replicas: int) -> None:
+        wanted = replicas - self._target
+        self._target = replicas
+        self._starting += wanted
+        starting = [self._keep(self._add()) for _ in range(wanted)]
+        started = await asyncio.gather(*starting, return_exceptions=True)
+        failed = [each for each in started if isinstance(each, BaseException)]
+        if failed:
+            self._target -= len(failed)
+            if not self._running:
+                raise self._not_running()
+            if not isinstance(failed[0], AgentError | OSError):
+                raise failed[0]
+            raise ScaleUpFailed(
+                f"fleet {self.name!r}: {len(failed)} of {wanted} replicas did not start: {failed[0]}"
+            ) from failed[0]
+
+    async def _add(self) -> None:
+        try:
+            await to_the_end(self._begin())
+        finally:
+            self._starting -= 1
+
+    async def _begin(self) -> None:
+        before = 0.0
+        if isinstance(self._what, WarmPool):
+            child = await self._what.allocate(self.config.spawn_timeout_secs)
+            before = (await child.usage()).cpu_seconds
+        else:
+            child = await (await Supervisor.running()).spawn(self._what)
+        replica = FleetReplica(next(self._numbers), child, failures=self._failures)
+        replica.seen_at, replica.seen_cpu = self._clock.monotonic(), before
+        self._replicas.append(replica)
+        self._keep(self._see_end(replica))
+        self._offer(replica)
+
+    async def _see_end(self, replica: FleetReplica) -> None:
+        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
+            await replica.child.wait()
+        if replica in self._replicas and replica.state != "draining":
+            self._replicas.remove(replica)
+        if replica.state == "active":
+            replica.state = "ending"
+            self._counts["died"] += 1
+            if not replica.done:
+                self._failures = max(self._failures, min(replica.failures, self._failures) + 1)
+            _log.warning("fleet %r: replica %d has ended: %s", self.name, replica.number, replica.child.status)
+            self._restore()
+
+    def _restore(self) -> None:
+        """Starts what is missing, later each time where replicas end without having done anything."""
+        if self._running:
+            missing = max(0, self._target - len(self._active()) - self._starting)
+            self._starting += missing
+            for _ in range(missing):
+                self._keep(self._replace())
+
+    async def _replace(self) -> None:
+        begun = False
+        try:
+            while not begun:
+                if failures := self._failures:
+                    await self._sleep(min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (failures - 1)))
+                try:
+                    await to_the_end(self._begin())
+                    begun = True
+                except (AgentError, OSError) as error:
+                    self._failures = max(self._failures, failures + 1)
+                    _log.warning("fleet %r: a replica did not start: %s", self.name, error)
+        finally:
+            self._starting -= 1
+
+    async def _shrink(self, by: int) -> None:
+        """Drains so many. Those that were drained are gone, whatever becomes of the others."""
+        some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
+        self._target -= by  # what dies meanwhile is not replaced
+        drained = await asyncio.gather(*map(self._drain, some), return_exceptions=True)
+        failed = [each for each in drained if isinstance(each, BaseException)]
+        self._target += len(failed)
+        if failed:
+            raise failed[0]
+
+    async def _drain(self, replica: FleetReplica) -> None:
+        replica.state = "draining"
+        try:
+            await self._within(replica.quiet.wait())
+            if self._checkpoint is not None and not replica.child.is_over:
+                await self._saved(replica, self._checkpoint)
+        except BaseException:
+            if self._running:
+                replica.state = "active"
+                if not replica.is_busy:
+                    self._offer(replica)
+            raise
+        finally:
+            if replica.state == "draining":
+                if replica.work is not None:
+                    replica.is_given_back = True
+                    replica.work.cancel()
+                await to_the_end(self._end(replica))
+                if replica in self._replicas:
+                    self._replicas.remove(replica)
+
+    async def _saved(self, replica: FleetReplica, checkpoint: Callable[[FleetReplica], Awaitable[Any]]) -> None:
+        what = f"fleet {self.name!r}: replica {replica.number} is not drained, because its checkpoint"
+        saving: asyncio.Future[Any] = asyncio.ensure_future(_called(checkpoint, replica))
+        try:
+            is_done = await self._within(saving)
+        finally:
+            saving.cancel()
+        if not is_done:
+            raise ScaleDownFailed(f"{what} was not made in {self.config.drain_secs:g} s")
+        if (error := saving.exception()) is not None:
+            raise ScaleDownFailed(f"{what} has failed: {error}") from error
+
+    async def _within(self, what: Awaitable[Any]) -> bool:
+        """Whether it is done in the time of a drain."""
+        work = asyncio.ensure_future(what)
+        late = asyncio.ensure_future(self._sleep(self.config.drain_secs))
+        try:
+            await asyncio.wait((work, late), return_when=asyncio.FIRST_COMPLETED)
+            return work.done()
+        finally:
+            late.cancel()
+            if not work.done():
+                work.cancel()
+
+    async def _end(self, replica: FleetReplica) -> None:
+        if isinstance(self._what, WarmPool):
+            await self._what.give_back(replica.child)
+        else:
+            with suppress(CommunicationError):
+                await replica.child.stop(self.config.grace_secs)
+
+    def _keep(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+
+async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:
+    return await work(what)
