@@ -168,8 +168,6 @@ class ProgramRuns:
             if heard is not None and (end := said.rfind(b"\n", told) + 1):
                 await heard(_lines(said[told:end]))
                 told = end
-        if too_much:
-            child.stdout.close()
         status = await child.wait()
         if too_much and status.limit is None:
             why = f"was ended, because it wrote more than {MAX_OUTPUT_BYTES >> 20} MB, or {MAX_LINES:,} lines"
