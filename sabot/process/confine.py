@@ -19,10 +19,13 @@ from typing import Any
 
 from sabot.process.seccomp import MACHINES, instructions
 
-__all__ = ["NOBODY", "confinement", "filter_calls", "landlock_version", "main", "probe"]
+__all__ = ["NOBODY", "PRIVATE", "confinement", "filter_calls", "landlock_version", "main", "probe"]
 
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
+PRIVATE = ("/tmp", "/dev/shm")
+"""Folders that are empty, in memory, and its own, where there is a mount namespace."""
+_SOCKETS = "/run"  # of Docker, of the message bus of its user, …: who may connect to them is not confined
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x08000000, 0x10000000, 0x40000000
 _NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
@@ -155,14 +158,14 @@ def _enter_network() -> None:
 
 
 def _mount(plan: Mapping[str, Any]) -> None:
-    """All is read-only but `writable`. /tmp and /dev/shm are empty, and its own. Where nobody may not pass on the way to a path that is
-    named, there is nothing but these paths.
+    """All is read-only but `writable`. /tmp and /dev/shm are empty, and its own; /run is empty. Where nobody may not pass on the way to a
+    path that is named, there is nothing but these paths.
     """
     writable = list(plan["writable"])
     named = sorted({*plan["readable"], *writable}, key=lambda path: path.count("/"))
     identity = {path: _map_of(path) for path in writable} if plan["user"] == "root" else {}
     folders = {path for path in named if os.path.isdir(path)}
-    covers = ["/tmp"]
+    covers = [each for each in (*PRIVATE, _SOCKETS) if os.path.isdir(each) and not os.path.islink(each)]
     covers += sorted({each for path in named if (each := _closed_above(path)) and not _is_below(each, covers)})
     _unshare(_NEW_MOUNTS)
     _checked(_libc.mount(None, b"/", None, _RECURSIVE | _PRIVATE, None), "/")
@@ -179,10 +182,7 @@ def _mount(plan: Mapping[str, Any]) -> None:
                 os.close(users)
     _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
     for cover in covers:
-        private = cover == "/tmp"
-        _mount_new("tmpfs", cover, f"mode={'1777' if private else '755'},size={plan['temp_bytes']}")
-    if os.path.isdir("/dev/shm"):
-        _mount_new("tmpfs", "/dev/shm", f"mode=1777,size={plan['temp_bytes']}")
+        _mount_new("tmpfs", cover, f"mode={'1777' if cover in PRIVATE else '755'},size={plan['temp_bytes']}")
     for path, tree in trees.items():
         if path in folders:
             os.makedirs(path, exist_ok=True)
@@ -193,7 +193,7 @@ def _mount(plan: Mapping[str, Any]) -> None:
         _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, path.encode(), _MOVE_EMPTY_PATH, path=path)
         os.close(tree)
     for cover in covers:
-        if cover != "/tmp" and cover not in trees:
+        if cover not in PRIVATE and cover not in trees:
             _set_attributes(_AT_FDCWD, cover, _ATTR_RDONLY)
     if plan["proc"]:
         _mount_new("proc", "/proc", "hidepid=ptraceable")
@@ -288,7 +288,7 @@ def _ruleset(plan: Mapping[str, Any]) -> int:
     os.set_inheritable(rules, False)
     read, write = rights & _READS, rights & ~_MAKE_NODES & ~_IOCTL_DEV
     device = rights & (_READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV)
-    temporary = [each for each in ("/tmp", "/dev/shm") if plan["mounts"] and os.path.isdir(each)]
+    temporary = [each for each in PRIVATE if plan["mounts"] and os.path.isdir(each)]
     for paths, allowed in (
         ([*plan["system"], *plan["readable"]], read),
         ([*plan["writable"], *temporary], write),

@@ -69,6 +69,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
             os.dup2(given, wanted)
         sandbox = plan["sandbox"]
         if sandbox is not None:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             for name, action in confinement(sandbox):
                 step = f"sandbox-{name}"
                 action()

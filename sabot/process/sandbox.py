@@ -101,7 +101,7 @@ MEANS = {
     "filter": "system calls are filtered (seccomp)",
     "writes": "it writes only where it may (Landlock since Linux 6.2, or a mount namespace)",
     "reads": "it reads only what it may (Landlock)",
-    "mounts": "/tmp and /dev/shm are its own, all else is read-only (mount namespace)",
+    "mounts": "/tmp and /dev/shm are its own, /run is empty, all else is read-only (mount namespace)",
     "neighbours": "it sends no signal to others, and cannot look into them (Landlock since Linux 6.12)",
     "ports": "TCP connections go only to named ports (Landlock since Linux 6.7)",
     "network": "its network has nothing but a loopback device (network namespace), or it can make no socket",
@@ -296,12 +296,13 @@ def confined(
     }
     if level is TrustLevel.STANDARD:
         seen.setdefault("RES_OPTIONS", "use-vc")  # names are asked for by TCP
+    readable += [each for each in (os.path.realpath("/etc/resolv.conf"),) if os.path.exists(each)]
     readable += _program(argv[0], environment.get("PATH", os.defpath), where)
     system = ["/"]
     if level is not TrustLevel.TRUSTED:
         private = support.proc and "neighbours" in means
         proc = ["/proc"] if private else [f"/proc/{name}" for name in _OF_PROC]
-        system = [each for each in (*_SYSTEM, *proc, os.path.realpath("/etc/resolv.conf")) if os.path.exists(each)]
+        system = [each for each in (*_SYSTEM, *proc) if os.path.exists(each)]
     isolated = level in (TrustLevel.UNTRUSTED, TrustLevel.CONFIDENTIAL)
     own_network = isolated and support.namespace
     sockets = {TrustLevel.TRUSTED: "egress", TrustLevel.STANDARD: "restricted"}.get(level, "none")
@@ -345,7 +346,8 @@ def _real(program: str, path: str | os.PathLike[str]) -> str:
 def _may_be_written(program: str, path: str | os.PathLike[str]) -> str:
     real = _real(program, path)
     leases = os.path.realpath(folder_of_leases())
-    if real == "/" or any(f"{real}/".startswith(f"{each}/") for each in _NOT_WRITABLE):
+    of_the_system = any(f"{real}/".startswith(f"{each}/") for each in _NOT_WRITABLE)
+    if real == "/" or (of_the_system and not real.startswith("/dev/shm/")):
         raise SandboxPathRefused(f"{program}: its sandbox may not write in {real!r}", hint="a folder for it alone")
     if f"{leases}/".startswith(f"{real.rstrip('/')}/"):
         raise SandboxPathRefused(
