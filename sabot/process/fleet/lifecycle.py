@@ -98,7 +98,8 @@ class LifecycleManager:
         """
         if self._closed:
             raise AgentNotSpawned("the lifecycle manager is closed, and starts no agent")
-        if agent_id is not None and (there := self._agents.get(agent_id)) is not None and not there.is_over:
+        there = None if agent_id is None else self._agents.get(agent_id)
+        if there is not None and not (there.is_over and there.child is None):
             return await self._same(there, command)
         agent_id = agent_id or uuid.uuid4().hex
         agent = self._agents[agent_id] = AgentInstance(
@@ -236,8 +237,9 @@ class LifecycleManager:
             if agent.child is not None:
                 try:
                     await self._stop(agent, agent.child, 0.0)
-                except TerminateFailed as worse:  # it stays the agent's child: a verb that ends it tries again
+                except TerminateFailed as worse:  # it stays the agent's child until it has ended
                     why = f"{why}; {worse.message}"
+                    self._keep(self._watch(agent, agent.child))
             raise AgentNotSpawned(why) from error
         now = self._clock.monotonic()
         agent.running_since = agent.active_at = now
@@ -338,7 +340,7 @@ class LifecycleManager:
             if agent.child is not child:  # a verb has ended it
                 return
             agent.child, agent.why = None, _how(status)
-            if agent.state is LifecycleState.SUSPENDED:  # `resume` starts another one
+            if agent.state is not LifecycleState.RUNNING:  # suspended: `resume` starts another one
                 return
             if agent.given_up.is_set() or (status is not None and status.success):
                 agent.become(LifecycleState.TERMINATED)
@@ -504,7 +506,7 @@ class LifecycleManager:
         return task
 
     def _forget_the_oldest(self) -> None:
-        over = [agent.id for agent in self._agents.values() if agent.is_over]
+        over = [agent.id for agent in self._agents.values() if agent.is_over and agent.child is None]
         for agent_id in over[: max(0, len(over) - _ENDED_KEPT)]:
             del self._agents[agent_id]
 

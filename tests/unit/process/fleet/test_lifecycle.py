@@ -425,6 +425,30 @@ async def test_what_cannot_be_ended_is_told(
     await until(lambda: agent.state is TERMINATED)
 
 
+async def test_an_id_is_free_again_when_nothing_of_its_agent_is_left(
+    make: Make, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was not ready, and could not be ended then: its supervisor is stopped."""
+    monkeypatch.setattr(lifecycle, "_KILL_SECONDS", 0.02)
+
+    async def hangs(child: Child) -> None:
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        raise ValueError("no such model")
+
+    manager = make()
+    try:
+        with pytest.raises(AgentNotSpawned, match=r"no such model; .* was sent SIGKILL, and has not ended"):
+            await manager.spawn(SLEEP, agent_id="a", ready=hangs)
+        agent = manager.agent("a")
+        assert (agent.state, alive(pid_of(agent))) == (FAILED, True)
+        with pytest.raises(AgentNotSpawned, match="no such model"):
+            await manager.spawn(SLEEP, agent_id="a")
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    await until(lambda: agent.child is None)
+    assert (await manager.spawn(SLEEP, agent_id="a")).state is RUNNING
+
+
 async def test_a_supervisor_that_is_killed_is_a_failure_of_its_agents(
     make: Make, by_hand: ByHand, supervisor: Supervisor
 ) -> None:
