@@ -48,6 +48,7 @@ INHERITED = (
 """What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
 
 _STOP_SECONDS = 20.0
+_GONE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +337,7 @@ class Supervisor:
             child.close_streams()
             if not isinstance(error, AgentError):
                 child.kill()
+                await to_the_end(_gone(child, reply))
             raise
         finally:
             for each in set(far):
@@ -431,6 +433,15 @@ class Supervisor:
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
         for child in self._children.values():
             child.forget()
+
+
+async def _gone(child: Child, reply: "Future[dict[str, Any]]") -> None:
+    """Returns when a child is over that was killed while it was started, or when its supervisor does not say so."""
+    with suppress(TimeoutError, AgentError):
+        async with asyncio.timeout(_GONE_SECONDS):
+            await done(reply)
+            if reply.result()["event"] == "began":
+                await child.wait()
 
 
 def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], list[int]]:

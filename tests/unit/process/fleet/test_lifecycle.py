@@ -142,15 +142,20 @@ async def test_an_agent_that_does_not_start_is_failed_and_says_why(make: Make) -
 
 async def test_an_agent_that_is_not_ready_in_time_leaves_no_process(make: Make) -> None:
     manager = make(spawn_timeout=0.05)
-    seen: list[int] = []
-
-    async def never(child: Child) -> None:
-        seen.append(child.pid)
-        await asyncio.Event().wait()
-
     with pytest.raises(AgentNotSpawned, match=r"it was not ready in 0\.05 s"):
-        await manager.spawn(SLEEP, ready=never)
-    assert not alive(seen[0])
+        await manager.spawn(SLEEP, ready=lambda child: asyncio.Event().wait())
+    assert (await Supervisor.running()).children == []
+
+
+async def test_a_program_that_is_not_even_executed_in_time_leaves_no_process(
+    make: Make, supervisor: Supervisor
+) -> None:
+    manager = make(spawn_timeout=0.01)
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    asyncio.get_running_loop().call_later(0.05, os.kill, supervisor.pid, signal.SIGCONT)
+    with pytest.raises(AgentNotSpawned, match=r"it was not ready in 0\.01 s"):
+        await manager.spawn(SLEEP)
+    assert supervisor.children == []
 
 
 async def test_an_agent_that_ends_before_it_is_ready_or_says_no_is_not_spawned(make: Make) -> None:
