@@ -30,7 +30,8 @@ from sabot.agents.program_runs import (
 from sabot.calls.options import Retry
 from sabot.codecs.records import encode_json
 from sabot.errors import short_repr
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.limits import ResourceLimits
 from sabot.threads import to_the_end

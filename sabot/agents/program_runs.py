@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sabot.llm.tools import Effect
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.status import ExitStatus
 from sabot.threads import to_the_end

@@ -28,7 +28,7 @@ from sabot.errors import DataError, UserError, short_repr
 from sabot.journal.effects import RULES, effect_class
 from sabot.llm.tools import Effect, InDoubt, tool
 from sabot.process.backends import program_of
-from sabot.process.client import Command
+from sabot.process.command import Command
 from sabot.process.errors import ExecutionError
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, check_available, sandbox_of

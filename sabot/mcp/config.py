@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
-from sabot.process.client import Command
+from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of
 

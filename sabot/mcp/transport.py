@@ -24,7 +24,8 @@ from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
-from sabot.process.client import Command, Supervisor
+from sabot.process.client import Supervisor
+from sabot.process.command import Command
 from sabot.redaction import scrubbed
 
 __all__ = [

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sabot.process.client import (
         Child,
-        Command,
         Supervisor,
+    )
+    from sabot.process.command import (
+        Command,
     )
     from sabot.process.errors import (
         AgentError,
@@ -232,9 +234,9 @@ __all__ = [
 _HOMES = {
     "sabot.process.client": (
         "Child",
-        "Command",
         "Supervisor",
     ),
+    "sabot.process.command": ("Command",),
     "sabot.process.errors": (
         "AgentError",
         "AgentNotFound",
@@ -295,12 +297,12 @@ _HOMES = {
         "ResourceQuota",
         "ResourceReport",
     ),
-    "sabot.process.fleet.resources": ("ResourceManager",),
     "sabot.process.fleet.recommending": (
         "FleetConfig",
         "FleetMetrics",
         "ScalingDecision",
     ),
+    "sabot.process.fleet.resources": ("ResourceManager",),
     "sabot.process.fleet.scaling": (
         "FleetManager",
         "FleetReplica",

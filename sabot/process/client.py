@@ -2,7 +2,6 @@
 
 import asyncio
 import atexit
-import errno
 import itertools
 import json
 import os
@@ -14,83 +13,25 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sabot.errors import UserError
 from sabot.process.cgroups import ControlGroups
-from sabot.process.errors import AgentError, CommunicationError, SandboxPathRefused, SandboxStepFailed, SpawnFailed
+from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
+from sabot.process.errors import AgentError, CommunicationError
 from sabot.process.lease import end_what_is_left, folder_of_leases
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import BOOT, Confined, Sandbox, TrustLevel, confined, sandbox_of
+from sabot.process.sandbox import BOOT
 from sabot.process.status import ExitStatus, ProcessUsage
-from sabot.process.streams import CAPACITY_BYTES, ChildInput, ChildOutput
+from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
 from sabot.threads import aside, done, tell, to_the_end
 
-__all__ = ["INHERITED", "Child", "Command", "Supervisor"]
-
-INHERITED = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "TERM",
-    "TMPDIR",
-    "TZ",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-)
-"""What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
+__all__ = ["Child", "Supervisor"]
 
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A program to be run.
-
-    argv: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
-    environment: variables that are set; their values are shown nowhere.
-    inherit: the names of the worker's variables that the child gets besides. It gets no others.
-    working_dir: the worker's current one, if None.
-    stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
-    limits: what it and all that it starts may use; None: no limits.
-    trust: how far it is trusted: a level, or a `Sandbox`; None: it runs as the worker does. In a sandbox it writes in its working_dir, and
-    where that is None in an empty /tmp of its own.
-    output_bytes: how much that nobody has read is kept of stdout, and of stderr. lossless: the child waits for the reader instead.
-    """
-
-    argv: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    inherit: Sequence[str] = INHERITED
-    working_dir: str | os.PathLike[str] | None = None
-    stdin: Literal["pipe", "null"] = "pipe"
-    stdout: Literal["pipe", "null"] = "pipe"
-    stderr: Literal["pipe", "null", "stdout"] = "pipe"
-    limits: ResourceLimits | None = None
-    trust: Sandbox | TrustLevel | str | None = None
-    output_bytes: int = CAPACITY_BYTES
-    lossless: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.argv, str) or not self.argv or not all(isinstance(each, str) for each in self.argv):
-            raise UserError("a command is a sequence of words", hint='argv=["git", "status"]')
-        words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
-        if not self.argv[0] or any("\0" in each for each in words):
-            raise UserError("a command has an empty program, or a null character in it")
-        if wrong := [name for name in self.environment if not name or "=" in name]:
-            raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
-        sandbox_of(self.trust)
-
-    def whole_environment(self) -> dict[str, str]:
-        """The environment that the child sees."""
-        return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
 
 
 class Child:
@@ -322,7 +263,7 @@ class Supervisor:
         Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there; SandboxError when its
         sandbox cannot be made.
         """
-        sandbox = None if command.trust is None else await aside(_confined, command)
+        sandbox = None if command.trust is None else await aside(confined_command, command)
         number = next(self._numbers)
         reply = self._replies[number] = Future()
         streams, far = _pipes(command)
@@ -330,7 +271,7 @@ class Supervisor:
         try:
             if sandbox is not None:
                 child.confined_by = sandbox.means
-            await to_the_end(aside(self.tell, _request(number, command, sandbox), far))
+            await to_the_end(aside(self.tell, spawn_request(number, command, sandbox), far))
             await self._replied(reply)
             began = reply.result()
         except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
@@ -344,7 +285,7 @@ class Supervisor:
                 os.close(each)
         if began["event"] == "failed":
             child.close_streams()
-            raise _failure(command, began)
+            raise spawn_failure(command, began)
         return child
 
     async def usage(self, number: int) -> ProcessUsage:
@@ -477,66 +418,6 @@ def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], lis
                 os.close(each)
         raise
     return streams, far
-
-
-def _confined(command: Command) -> Confined:
-    sandbox = sandbox_of(command.trust)
-    assert sandbox is not None
-    where = None if command.working_dir is None else os.path.abspath(command.working_dir)
-    return confined(sandbox, command.argv, command.whole_environment(), command.environment, where)
-
-
-def _request(number: int, command: Command, sandbox: Confined | None) -> dict[str, Any]:
-    return {
-        "do": "spawn",
-        "child": number,
-        "argv": list(command.argv),
-        "environment": command.whole_environment() if sandbox is None else sandbox.environment,
-        "limits": {} if command.limits is None else command.limits.plan(),
-        "directory": os.path.abspath(command.working_dir or os.getcwd()) if sandbox is None else sandbox.directory,
-        "sandbox": None if sandbox is None else sandbox.plan,
-    }
-
-
-def _failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
-    """Says which program did not start, why, and what to do."""
-    program, number, step = command.argv[0], said["errno"], said["step"]
-    why, what = (os.strerror(number), said.get("what", "")) if number else (said.get("what", ""), "")
-    hint = ""
-    match step, number:
-        case "sandbox-directory", _:
-            return SandboxPathRefused(
-                f"{program}: the user of its sandbox may not write in its working directory {os.fspath(command.working_dir or '')!r}",
-                hint="make it over to user 65534: chown -R 65534:65534",
-            )
-        case str(), _ if step.startswith("sandbox-"):
-            return SandboxStepFailed(
-                f"{program}: its sandbox ({step.removeprefix('sandbox-')}): {f'{what}: ' if what else ''}{why}"
-            )
-        case "directory", _:
-            why = f"its working directory {os.fspath(command.working_dir or os.getcwd())!r}: {why}"
-        case "interpreter", _:
-            why = "it is a script, and the interpreter that its first line names is not there"
-        case "program", errno.ENOENT if "/" in program:
-            why = "there is no such file"
-        case "program", errno.ENOENT:
-            why = f"not found on PATH ({command.whole_environment().get('PATH', os.defpath)})"
-            hint = "install it, or give its path"
-        case "program", errno.EACCES if command.trust is not None:
-            why = "the user of its sandbox may not execute it"
-            hint = "is it executable by anybody, and is what it needs among Sandbox(readable=)?"
-        case "program", errno.EACCES:
-            why = "it is not executable"
-        case "program", errno.ENOEXEC:
-            why = "it is neither a program for this machine nor a script with a first line that begins with #!"
-        case "program", errno.E2BIG:
-            why = "its arguments and environment are longer than the system takes"
-            hint = "give long input on stdin"
-        case "fork", _:
-            why = f"no process could be made for it: {why}"
-        case _:
-            why = f"{step}: {why}"
-    return SpawnFailed(f"{program}: {why}", hint=hint)
 
 
 @atexit.register

@@ -15,7 +15,8 @@ from typing import Any
 
 from sabot.errors import UserError
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
-from sabot.process.client import INHERITED, Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import INHERITED, Command
 from sabot.process.errors import (
     CommunicationError,
     ExecutionError,

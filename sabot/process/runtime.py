@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
-from sabot.process.client import INHERITED, Command
+from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
 from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelegation, TaskResult, ToolServers
 from sabot.process.limits import ResourceLimits

@@ -20,7 +20,8 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import (
     AgentError,
     CommunicationError,

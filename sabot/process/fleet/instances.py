@@ -9,7 +9,8 @@ from typing import Final
 
 from sabot.config import is_whole, parse_seconds
 from sabot.errors import IllegalTransition, UserError, short_repr
-from sabot.process.client import Child, Command
+from sabot.process.client import Child
+from sabot.process.command import Command
 
 __all__ = ["OVER", "AgentInstance", "InstanceInfo", "LifecycleConfig", "LifecycleState", "OnState"]
 

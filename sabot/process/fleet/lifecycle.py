@@ -18,7 +18,8 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import words_of
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import (
     AgentNotSpawned,
     CommunicationError,

@@ -21,7 +21,8 @@ from typing import Any, Literal, TypeVar
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.metrics import Sample
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool

@@ -17,7 +17,8 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.metrics import Sample
-from sabot.process.client import Child, Command, Supervisor
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, SpawnFailed, WarmPoolExhausted
 from sabot.process.limits import ResourceLimits
 from sabot.process.tree import numbers_of
