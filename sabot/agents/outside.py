@@ -68,6 +68,9 @@ class OutsideStore(JobsAndActions):
         with closing(opened) as inbox:
             inbox.post(letter)
 
+    async def own_writes(self) -> None:
+        """What this process has told of its jobs can be read from now on."""
+
     def _home(self) -> MemoryHome:
         home = self._app.journal_home
         if home is None:
@@ -81,6 +84,7 @@ class OutsideStore(JobsAndActions):
         raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
 
     async def get(self, job_id: str) -> JobRecord | None:
+        await self.own_writes()
         return await aside(self._job, job_id)
 
     def _job(self, job_id: str) -> JobRecord | None:
@@ -107,6 +111,7 @@ class OutsideStore(JobsAndActions):
                     if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
                 ]
 
+        await self.own_writes()
         return await aside(find)
 
     # -- actions ------------------------------------------------------------------------------------------------------
@@ -125,6 +130,7 @@ class OutsideStore(JobsAndActions):
                 found = list(self._known(reader, job_id).actions.values())
             return [action for action in map(self._in_time, found) if not statuses or action.status in statuses]
 
+        await self.own_writes()
         return await aside(find)
 
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:

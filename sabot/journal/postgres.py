@@ -85,8 +85,8 @@ _NO_ENTRIES = "SELECT 1 FROM claim FOR UPDATE"
 class PostgresReader(SqlReader):
     """Reads the journal of an app at a PostgreSQL address. Raises UserError where there is none, BrokerUnavailable where no server answers.
 
-    app: the id of the app. It may stand in the address instead, behind what libpq takes (`postgresql://user@host/database?app=refunds`);
-    in neither, it is the only journal of the database.
+    app: the id of the app, where the address does not say it behind what libpq takes (`postgresql://user@host/database?app=refunds`); in
+    neither, it is the only journal of the database.
     """
 
     def __init__(self, url: str, app: str | None = None) -> None:

@@ -72,19 +72,27 @@ class Statements:
         self._connection.execute(f"{head}SELECT * FROM {_ARRAYS}", [list(values) for values in zip(*rows, strict=True)])
 
 
+def split_app(url: str) -> tuple[str, str]:
+    """The address as libpq takes it, and the app that `?app=NAME` in it says; "": none."""
+    address, mark, query = url.partition("?")
+    words = query.split("&") if mark else []
+    named = [word for word in words if word.startswith("app=")]
+    words = [word for word in words if word not in named]
+    app = unquote(named[-1].removeprefix("app=")) if named else ""
+    return "?".join([address, "&".join(words)][: 1 + bool(words)]), app
+
+
 class JournalSchema:
-    """Of an app, at the address of a database. Connects to the server only where no app is named, to find the only one."""
+    """Of an app, at the address of a database. Connects to the server only where no app is named, to find the only one.
+
+    app: where the address does not say it.
+    """
 
     def __init__(self, url: str, app: str | None) -> None:
-        address, mark, query = url.partition("?")
-        words = query.split("&") if mark else []
-        for word in [each for each in words if each.startswith("app=")]:
-            app = app or unquote(word.removeprefix("app="))
-            words.remove(word)
+        address, named = split_app(url)
+        app = named or app
         what = f"the journal of app {app}" if app else "the journal"
-        self.server = PostgresServer(
-            "?".join([address, "&".join(words)][: 1 + bool(words)]), what, "a journal in PostgreSQL"
-        )
+        self.server = PostgresServer(address, what, "a journal in PostgreSQL")
         self.schema = f"sabot_{app}" if app else self._only_schema()
         if len(self.schema.encode()) > _LONGEST_NAME or "\0" in self.schema:
             raise UserError(

@@ -129,6 +129,26 @@ async def test_the_table_of_an_earlier_version_is_altered_and_where_it_cannot_be
     await maker.close()
 
 
+async def test_the_address_says_whose_journal_it_is_and_its_jobs_end_in_the_store_with_their_results(
+    database: str,
+) -> None:
+    async def echo(ctx: Any) -> Any:
+        return ctx.message
+
+    store = PostgresJobStore(f"{database}?app=first", app="ignored")
+    async with RuntimeKernel.create(agent=echo, name="zed", job_store=store) as kernel:
+        for number in range(5):
+            handle = await kernel.execute(ExecutionRequest(prompt=number))
+            await handle.result()
+            assert (await store.get(handle.job_id)).status is JobStatus.SUCCEEDED
+    await store.close()
+    for app, jobs in (("first", 5), ("other", 0)):
+        async with RuntimeKernel.create(agent=echo, name="zed", journal=f"{database}?app={app}") as kernel:
+            assert len(await kernel.jobs.find()) == jobs
+    found = run(database, "SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE 'sabot_%'")
+    assert sorted(found) == [("sabot_first",), ("sabot_other",)]
+
+
 async def test_writers_that_begin_side_by_side_make_one_table_and_each_row_once(database: str) -> None:
     writers = [PostgresLedgerWriter(database) for _ in range(4)]
     rows = [row(str(number), input_tokens=1) for number in range(300)]

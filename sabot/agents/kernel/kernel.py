@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from sabot.agents.store import JournalStore, ShowsJobs
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
-from sabot.errors import UserError, short_repr
+from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import EffectGate, gate_of
 from sabot.jobs.history import History
@@ -330,6 +330,12 @@ class _KernelStore(OutsideStore):
         opened = MemoryReader(place) if isinstance(place, MemoryHome) else open_reader(place, app=self._name)
         with closing(opened) as reader:
             yield reader
+
+    async def own_writes(self) -> None:
+        """As `OutsideStore.own_writes`: a handle says that its job is over when END is appended, and END is read when it is durable."""
+        if self.journal is not None:
+            with suppress(JournalFailed):  # the kernel says so; what is durable can be read all the same
+                await self.journal.flush()
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         raise UserError("jobs of a kernel begin with requests", hint="await kernel.execute(ExecutionRequest(prompt=…))")

@@ -21,6 +21,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import TransientError, UserError
 from sabot.journal.base import Journal, JournalReader
 from sabot.journal.postgres import PostgresJournal
+from sabot.journal.schemas import split_app
 from sabot.threads import aside, to_the_end
 
 __all__ = ["PostgresActionStore", "PostgresJobStore", "PostgresJobViews"]
@@ -229,10 +230,10 @@ class PostgresJobStore(JournalStore):
     """
 
     def __init__(self, url: str, *, app: str = "runtime", clock: Clock = SYSTEM_CLOCK) -> None:
-        """app: the name of the journal. Blocks. Raises BrokerUnavailable where no server answers, JobLocked for a journal of another
-        process, UserError.
+        """app: the name of the journal, where the address does not say it (`?app=NAME`). Blocks. Raises BrokerUnavailable where no server
+        answers, JobLocked for a journal of another process, UserError.
         """
-        self.views = PostgresJobViews(url)
+        self.views = PostgresJobViews(split_app(url)[0] if isinstance(url, str) else url)
         super().__init__(PostgresJournal(url, app, clock=clock))
         self._shown: Journal = self.journal
         self._told = False

@@ -55,7 +55,6 @@ async def test_the_jobs_and_actions_of_a_kernel_are_seen_and_answered_by_its_sto
         assert (await jobs.get(first.job_id)).status is JobStatus.WAITING_ACTION
         await actions.resolve(action.resume_token, {"approved": True}, by="ann")
         assert (await first.result()).output is True
-        await kernel.record(first.job_id)
         seen = await jobs.get(first.job_id)
         assert (seen.status, seen.principal_id, seen.agent) == ("succeeded", "ann", "kernel.asks")
         assert (await actions.wait_for_resolution(action.action_id)).by == "ann"
@@ -65,12 +64,25 @@ async def test_the_jobs_and_actions_of_a_kernel_are_seen_and_answered_by_its_sto
         assert other.job_id == second.job_id
         await jobs.cancel(second.job_id, "not wanted")
         await until(lambda: second.done)
-        await kernel.record(second.job_id)
         assert (await jobs.get(second.job_id)).status is JobStatus.CANCELLED
         with pytest.raises(UserError, match="jobs of a kernel begin with requests"):
             await jobs.create(JobSpec(scope_id="a"))
         assert await jobs.find() == await kernel.jobs.find()
     assert len(await jobs.find()) == 2  # also when the kernel is closed
+    store.journal.close()
+
+
+async def test_who_has_the_result_of_a_job_sees_its_end_in_the_store_at_once(tmp_path: Path) -> None:
+    async def echo(ctx: Any) -> Any:
+        return ctx.message
+
+    store = JournalStore(SqliteJournal(tmp_path))
+    async with RuntimeKernel(None, echo, job_store=store) as kernel:
+        for number in range(10):
+            handle = await kernel.execute(ExecutionRequest(prompt=number))
+            await handle.result()
+            assert (await store.get(handle.job_id)).status is JobStatus.SUCCEEDED
+            assert [each.status for each in await store.find()] == [JobStatus.SUCCEEDED] * (number + 1)
     store.journal.close()
 
 
@@ -85,7 +97,6 @@ async def test_two_stores_show_one_kernel(tmp_path: Path, journal: str) -> None:
         [action] = await ActionManager(actions).find()
         await ActionManager(actions).resolve(action.resume_token, {"approved": True})
         assert (await handle.result()).output is True
-        await kernel.record(handle.job_id)
         assert (await JobManager(jobs).get(handle.job_id)).status == "succeeded"
 
 
