@@ -120,7 +120,7 @@ def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Call
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect)
         JUDGE.set(requests)  # of this effect: each has a context of its own
-        if pieces is None or not pieces.wants_fragments(job_id):
+        if pieces is None or not await pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key)
         return await _in_pieces(engine, spec, effect, pieces, requests)
 

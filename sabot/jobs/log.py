@@ -63,7 +63,7 @@ class Listener(Protocol):
     async def told(self, news: News) -> None:
         """Something has happened. The next thing is told when this has returned. What it raises ends the run."""
 
-    def wants_fragments(self, job_id: str) -> bool:
+    async def wants_fragments(self, job_id: str) -> bool:
         """Whether pieces of answers of this job are to be told: then models are asked for streams."""
 
 
@@ -127,9 +127,9 @@ class JobLog:
 
     # -- who listens --------------------------------------------------------------------------------------------------
 
-    def wants_fragments(self, job_id: str) -> bool:
+    async def wants_fragments(self, job_id: str) -> bool:
         """As of the listener."""
-        return self.listener is not None and self.listener.wants_fragments(job_id)
+        return self.listener is not None and await self.listener.wants_fragments(job_id)
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
         """A piece of the answer to this call has come."""

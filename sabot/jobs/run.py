@@ -139,7 +139,7 @@ class Ask:
 class Pieces(Protocol):
     """Who hears of answers of models while they come."""
 
-    def wants_fragments(self, job_id: str) -> bool:
+    async def wants_fragments(self, job_id: str) -> bool:
         """Whether anybody does now."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:

@@ -136,7 +136,6 @@ class Subscription:
         "event_types",
         "job_id",
         "last_error",
-        "loud",
         "queue",
         "slow",
     )
@@ -149,10 +148,8 @@ class Subscription:
         job_id: str | None,
         slow: Slow,
         capacity: int,
-        *,
-        loud: bool = True,
     ) -> None:
-        """As `EventBus.subscribe`. loud: drops are told in the log."""
+        """As `EventBus.subscribe`."""
         if slow not in get_args(Slow):
             raise UserError(f"slow={short_repr(slow)}", hint=f"one of {', '.join(get_args(Slow))}")
         if not isinstance(capacity, int) or capacity < 1:
@@ -160,7 +157,6 @@ class Subscription:
         self.event_types = None if event_types is None else _types(event_types)
         self.job_id = job_id
         self.slow: Slow = slow
-        self.loud = loud
         self.capacity = capacity
         self.delivered = self.dropped = self.errors = 0
         self.last_error: Exception | None = None
@@ -187,7 +183,7 @@ class Subscription:
         if len(queue) >= self.capacity:
             if self.slow == "drop":
                 self.dropped += 1
-                if self.dropped == 1 and self.loud:
+                if self.dropped == 1:
                     _log.warning("events are dropped: %d wait for subscriber %s", len(queue), self.name)
                 return
             self._full = True  # this one is taken: whoever publishes the next one waits
@@ -321,10 +317,9 @@ class InMemoryEventBus:
         job_id: str | None = None,
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
-        loud: bool = True,
     ) -> Subscription:
-        """A subscription to be iterated: `async for event in bus.listen(): …`. `close` ends it. loud: drops are told in the log."""
-        return self._join(Subscription(self, None, event_types, job_id, slow, capacity, loud=loud))
+        """A subscription to be iterated: `async for event in bus.listen(): …`. `close` ends it."""
+        return self._join(Subscription(self, None, event_types, job_id, slow, capacity))
 
     def _join(self, subscription: Subscription) -> Subscription:
         if subscription.job_id is None:

@@ -63,7 +63,7 @@ class JobEvents:
         self._bus = bus
         self._jobs: dict[str, _ToldJob] = {}  # that have not ended
 
-    def wants_fragments(self, job_id: str) -> bool:
+    async def wants_fragments(self, job_id: str) -> bool:
         """As of a Listener."""
         return self._bus.wants(_TYPE.MODEL_TOKEN, job_id) or self._bus.wants(_TYPE.MODEL_REASONING, job_id)
 

@@ -13,10 +13,7 @@ from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
 from sabot.llm.errors import BudgetExceeded, TurnLimitExceeded, model_error
 
-__all__ = ["EARLY_PIECES", "ExecutionHandle", "outcome_of"]
-
-EARLY_PIECES = 1_000
-"""Pieces of answers that are kept of a job until somebody listens."""
+__all__ = ["ExecutionHandle", "outcome_of"]
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)
@@ -41,7 +38,6 @@ class ExecutionHandle:
         "_answered",
         "_begins",
         "_begun",
-        "_early",
         "_ended",
         "_kernel",
         "_listening",
@@ -63,7 +59,6 @@ class ExecutionHandle:
         self._begins: asyncio.Event | None = None  # for who waits for BEGIN
         self._begun: bool | None = None
         self._listening: list[Subscription] = []
-        self._early: Subscription | list[RuntimeEvent] | None = None  # pieces that came before somebody listened
 
     def __repr__(self) -> str:
         return f"<ExecutionHandle {self.job_id}>"
@@ -90,15 +85,13 @@ class ExecutionHandle:
         return self._outcome
 
     async def events(self) -> AsyncIterator[RuntimeEvent]:
-        """The events of the job from its beginning, then as they come, until `final.result` or `final.error`. Pieces of answers that came
-        before are told to the first who asks, and so many only as EARLY_PIECES, as no journal has them. Raises what `result` raises where
-        the job does not come to its end.
+        """The events of the job from its beginning, then as they come, until `final.result` or `final.error`. Pieces are told of answers
+        that were asked for when somebody listened: who does so when he gets the handle hears all of them. Raises what `result` raises
+        where the job does not come to its end.
         """
         live, told = self._kernel.events.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
-        self.stop_collecting()
-        early = self._early if isinstance(self._early, list) else []
-        self._early = None
+        early: list[RuntimeEvent] = []  # pieces, until what they are of is told
         if self.done and not self._ended:
             live.close()
         try:
@@ -150,19 +143,6 @@ class ExecutionHandle:
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers a question, by its `resume_token`. Durable when this returns. Raises LetterRefused."""
         return await self._kernel.actions.resolve(token, resolution, by=by)
-
-    # -- pieces of answers, for who comes later ---------------------------------------------------------------------------
-
-    def collect(self) -> None:
-        """Keeps pieces of answers until somebody listens, or `stop_collecting`."""
-        self._early = self._kernel.events.listen(_PIECES, job_id=self.job_id, capacity=EARLY_PIECES, loud=False)
-
-    def stop_collecting(self) -> None:
-        """No further piece comes."""
-        collecting = self._early
-        if isinstance(collecting, Subscription):
-            self._early = list(collecting.queue)
-            collecting.close()
 
     # -- what its kernel says -------------------------------------------------------------------------------------------
 

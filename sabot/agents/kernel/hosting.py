@@ -34,6 +34,7 @@ from sabot.watch import unexpected, watched
 
 __all__ = ["KernelHost"]
 
+_TURNS = 20  # of the event loop, in which whoever gets a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again
 _TRIMS = 10  # times while as many jobs end as are kept
 
@@ -64,11 +65,11 @@ class KernelHost:
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
-        self._collecting: dict[str, ExecutionHandle] = {}  # of jobs whose END was not told
+        self._expected: dict[str, asyncio.Event] = {}  # jobs whose handles somebody is about to get
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # that the stores do not show
-        listener = _KernelEvents(events, self._end_told, self._show if shown else None)
+        listener = _KernelEvents(events, self._expected, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "gate": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
@@ -183,7 +184,7 @@ class KernelHost:
             if before is not None:
                 return before
             await self._place(job_id)
-            self._collect(handle)
+            self._expected[job_id] = asyncio.Event()
             self._host.begin(handle.agent.agent_id, job_id, **inputs)
         except BaseException:
             if self.handles.get(job_id) is handle:
@@ -191,11 +192,21 @@ class KernelHost:
             self._leave(job_id)
             handle.begun(False)
             raise
-        if not await handle.begins():
-            self.check()
-            raise UserError("the kernel was closed before the job had begun")
-        await self.journal.flush()
+        try:
+            if not await handle.begins():
+                self.check()
+                raise UserError("the kernel was closed before the job had begun")
+            await self.journal.flush()
+        finally:
+            self._given(job_id)
         return handle
+
+    def _given(self, job_id: str, turns: int = _TURNS) -> None:
+        """Somebody gets the handle of this job now, and has some turns of the event loop to listen to it, before a model is asked."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._given, job_id, turns - 1)
+        elif (expected := self._expected.pop(job_id, None)) is not None:
+            expected.set()
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
         """The handle of a job that the journal has already; None: it has none."""
@@ -261,7 +272,8 @@ class KernelHost:
 
     def _resume(self, job: OpenJob, handle: ExecutionHandle) -> None:
         handle.begun()
-        self._collect(handle)
+        self._expected[job.job_id] = asyncio.Event()
+        self._given(job.job_id)
         self._when_free(job.job_id, partial(self._host.resume, job))
 
     # -- places -------------------------------------------------------------------------------------------------------
@@ -291,12 +303,6 @@ class KernelHost:
                 self._places.add(job_id)
                 free.set_result(None)
 
-    def _collect(self, handle: ExecutionHandle) -> None:
-        """Who gets this handle is told of pieces of answers, though he cannot listen before he has it."""
-        if handle.agent.asks_model:
-            handle.collect()
-            self._collecting[handle.job_id] = handle
-
     def _show(self) -> None:
         """More is durable."""
         self._news = True
@@ -310,11 +316,6 @@ class KernelHost:
             self._news = False
             for store in self._shown:
                 await store.became_durable()
-
-    def _end_told(self, job_id: str) -> None:
-        handle = self._collecting.pop(job_id, None)
-        if handle is not None:
-            handle.stop_collecting()
 
     def _leave(self, job_id: str) -> None:
         if job_id in self._places:
@@ -401,18 +402,23 @@ class KernelHost:
 
 class _KernelEvents(JobEvents):
     def __init__(
-        self, events: InMemoryEventBus, end_told: Callable[[str], None], durable: Callable[[], None] | None
+        self, events: InMemoryEventBus, expected: Mapping[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
-        """end_told: the last events of a job were published. durable: an entry is."""
+        """expected: jobs of which it is not known yet whether somebody listens. durable: an entry is."""
         super().__init__(events)
-        self._end_told, self._durable = end_told, durable
+        self._expected, self._durable = expected, durable
+
+    async def wants_fragments(self, job_id: str) -> bool:
+        """As of a Listener."""
+        expected = self._expected.get(job_id)
+        if expected is not None:
+            await expected.wait()
+        return await super().wants_fragments(job_id)
 
     async def told(self, news: News) -> None:
         await super().told(news)
         if self._durable is not None and not isinstance(news, Fragment | Blocked):
             self._durable()
-        if isinstance(news, End):
-            self._end_told(news.job)
 
 
 def _check_same(request: ExecutionRequest, job_id: str, before: bytes, name: bytes) -> None:

@@ -187,7 +187,6 @@ class KernelAgent:
         self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
         self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None
         self._clock = clock
-        self.asks_model = isinstance(agent, Agent)
         self.watch: JobWatch
         self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
 

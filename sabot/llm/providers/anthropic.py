@@ -85,7 +85,7 @@ class AnthropicProvider:
             "answer", body, timeout_s, idempotency_key, max_answer_bytes, **needed
         )
         gathering = _Gathering(self._calls, self.name, body["model"])
-        return gathering.take(data, request_id)
+        return gathering.whole(data, request_id)
 
     def stream(
         self,
@@ -216,7 +216,7 @@ class _MessageEvent(msgspec.Struct):
 
 
 class _Gathering:
-    """An answer, whole (`take`) or streamed."""
+    """An answer, whole or streamed."""
 
     def __init__(self, calls: SdkCalls, provider: str, model: str) -> None:
         self.is_over = False
@@ -229,7 +229,7 @@ class _Gathering:
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
 
-    def take(self, data: bytes, request_id: str) -> Completion:
+    def whole(self, data: bytes, request_id: str) -> Completion:
         """The completion that a whole message is."""
         message = self._calls.decoded(data, _Message, self._model, request_id)
         self._blocks = dict(enumerate(message.content))

@@ -78,18 +78,10 @@ class OpenAIProvider:
             data, request_id = await self._calls.whole(
                 "answer", body, timeout_s, idempotency_key, max_answer_bytes, messages=[]
             )
-            chat = ChatGathering(self._calls, self.name, model)
-            chat.feed(data, request_id)
-            completion = chat.end(request_id)
-        else:
-            body = responses_request(spec, self.model, stream=False)
-            data, request_id = await self._calls.whole("answer", body, timeout_s, idempotency_key, max_answer_bytes)
-            responses = ResponsesGathering(self._calls, self.name, model)
-            responses.take(data, request_id)
-            completion = responses.end(request_id)
-        if completion is None:
-            raise self._calls.no_answer(data, model, request_id)
-        return completion
+            return ChatGathering(self._calls, self.name, model).whole(data, request_id)
+        body = responses_request(spec, self.model, stream=False)
+        data, request_id = await self._calls.whole("answer", body, timeout_s, idempotency_key, max_answer_bytes)
+        return ResponsesGathering(self._calls, self.name, model).whole(data, request_id)
 
     def stream(
         self,

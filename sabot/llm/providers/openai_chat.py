@@ -199,6 +199,14 @@ class ChatGathering:
     def _calls_so_far(self) -> list[ToolCall]:
         return [ToolCall(call_id, name, "".join(texts)) for call_id, name, texts in self._parts.values()]
 
+    def whole(self, data: bytes, request_id: str) -> Completion:
+        """The completion that a whole answer is."""
+        self.feed(data, request_id)
+        completion = self.end(request_id)
+        if completion is None:
+            raise self._calls.no_answer(data, self._model, request_id)
+        return completion
+
     def end(self, request_id: str) -> Completion | None:
         """The whole, when the vendor has said why the answer ended."""
         if self._reason is None:

@@ -150,6 +150,12 @@ class ResponsesGathering:
             request_id=request_id or response.id,
         )
 
+    def whole(self, data: bytes, request_id: str) -> Completion:
+        """The completion that a whole response is."""
+        self.take(data, request_id)
+        assert self._completion is not None
+        return self._completion
+
     def end(self, request_id: str) -> Completion | None:
         """The whole, when it came."""
         return self._completion

@@ -4,10 +4,11 @@ The libraries give the addresses, the authentication and the connections. The JS
 """
 
 import asyncio
+import logging
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -38,6 +39,8 @@ __all__ = ["Gathering", "SdkCalls", "api_key_of", "checked_model", "is_strict", 
 
 T = TypeVar("T")
 
+_log = logging.getLogger("sabot.llm")
+
 _DEFAULT_TIMEOUT_S = 600.0  # that of the vendors' libraries
 _DRAIN_S = 1.0  # for the end of a connection after the end of the answer
 _MOST_TEXT = 500  # characters of an answer or a message, in an error
@@ -51,6 +54,7 @@ _WRONG_KEY = "it is the argument api_key, else that of the environment; may it u
 _NO_PARAMETER = re.compile(r"temperature|top_p", re.IGNORECASE)
 _NO_CREDIT = re.compile(r"insufficient.?quota|credit balance|billing", re.IGNORECASE)
 _NOT_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}  # of httpx, under any of its names
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # of a stream of events
 _STATUS = {  # of errors that come in a stream, after a 200
     "authentication_error": 401,
     "invalid_request_error": 400,
@@ -75,6 +79,9 @@ class Gathering(Protocol):
 
     def end(self, request_id: str) -> Completion | None:
         """The whole; None: it is not all here."""
+
+    def whole(self, data: bytes, request_id: str) -> Completion:
+        """The whole, of an answer that is no stream. Raises ModelError."""
 
 
 class _SdkClient(NamedTuple):
@@ -106,7 +113,7 @@ class SdkCalls:
         self._make = make
         self._methods = methods
         self._owned = owned
-        self._closed = False
+        self._closed = self._says_whole = False
         self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
         # The first client is made here and not in a call: libraries import themselves in parts, which takes a while.
         self._unused: _SdkClient | None = self._new()
@@ -197,10 +204,16 @@ class SdkCalls:
         most: int | None = None,
         **needed: Any,
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces of an answer, as `Provider.stream` promises. The rest as for `whole`."""
+        """The pieces of an answer, as `Provider.stream` promises. The rest as for `whole`. Some servers know no streams, and answer whole:
+        that answer is paid, so it is read.
+        """
         model, request_id = body["model"], ""
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
-            async for data, request_id in events:
+            async for data, request_id, is_event in events:
+                if not is_event:
+                    for piece in self._in_pieces(gathering.whole(data, request_id)):
+                        yield piece
+                    return
                 for piece in gathering.feed(data, request_id):
                     yield piece
                 if gathering.is_over:
@@ -215,6 +228,17 @@ class SdkCalls:
                     async for _ in events:
                         pass
 
+    def _in_pieces(self, answer: Completion) -> Iterator[Piece]:
+        """Of an answer that came whole, though a stream was asked for."""
+        if not self._says_whole:
+            self._says_whole = True
+            _log.warning("%s at %s answers requests for streams whole: pieces come late", self._provider, self.base_url)
+        if answer.content:
+            yield Piece(answer.content)
+        for call in answer.tool_calls:
+            yield Piece(tool_call=call)
+        yield Piece(completion=answer)
+
     async def _events(
         self,
         method: str,
@@ -223,8 +247,8 @@ class SdkCalls:
         key: str,
         most: int | None,
         needed: dict[str, Any],
-    ) -> AsyncGenerator[tuple[bytes, str], None]:
-        """(data of an event, request id)."""
+    ) -> AsyncGenerator[tuple[bytes, str, bool], None]:
+        """(data of an event, request id, true); of what is no stream of events: all of it, request id, false."""
         model, request_id = body["model"], ""
         manager = self._client().methods[method](**self._arguments(body, timeout_s, key, needed), stream=True)
         response = await self._in_time(manager.__aenter__(), model, request_id, timeout_s)
@@ -232,18 +256,22 @@ class SdkCalls:
             request_id = _request_id(response.headers)
             async with aclosing(response.iter_bytes()) as chunks:
                 rest: list[bytes] = []  # of a line whose end is not here
-                size = 0
+                size, is_stream = 0, True
                 while (chunk := await self._in_time(anext(chunks, None), model, request_id, timeout_s)) is not None:
                     size += len(chunk)
                     self._check_size(size, most, model, request_id)
+                    if size == len(chunk):
+                        is_stream = _begins_stream(chunk)
                     rest.append(chunk)
-                    if b"\n" not in chunk:
+                    if b"\n" not in chunk or not is_stream:
                         continue
                     *lines, last = b"".join(rest).split(b"\n")
                     rest = [last]
                     for line in lines:
                         if line.startswith(b"data:"):
-                            yield line[5:].strip(), request_id
+                            yield line[5:].strip(), request_id, True
+                if not is_stream:
+                    yield b"".join(rest), request_id, False
         finally:
             await manager.__aexit__(None, None, None)
 
@@ -420,6 +448,12 @@ def usage_of(read: Any, written: Any, *, cached: Any = 0, cache_write: Any = 0, 
     if counts[2] + counts[3] > read or counts[4] > written:
         return None
     return Usage(*counts)
+
+
+def _begins_stream(chunk: bytes) -> bool:
+    """Whether these are the first bytes of a stream of events: a field, or a comment."""
+    text = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return not text or any(text.startswith(each[: len(text)]) for each in _FIELDS)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

@@ -79,7 +79,7 @@ class Hearing:
     def __init__(self) -> None:
         self.pieces: list[int] = []
 
-    def wants_fragments(self, job_id: str) -> bool:
+    async def wants_fragments(self, job_id: str) -> bool:
         return True
 
     async def told(self, news: Any) -> None:

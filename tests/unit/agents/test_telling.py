@@ -290,7 +290,7 @@ async def test_no_listener_costs_no_task_and_no_memory():
         jobs.begin("j")
         await jobs.over("j")
         assert not jobs.host.log.is_ahead
-        assert not jobs.host.log.wants_fragments("j")
+        assert not await jobs.host.log.wants_fragments("j")
 
 
 async def test_what_was_not_sent_is_told_as_another_attempt():

@@ -21,6 +21,7 @@ from sabot.llm import (
     ExecutionEngine,
     IdempotencyTracker,
     Limits,
+    MalformedAnswer,
     MemoryCache,
     ModelTimeout,
     ModelUnavailable,
@@ -255,6 +256,91 @@ async def test_an_answer_that_does_not_end_is_refused_and_not_read_on(
     assert "max_answer_bytes" in error.hint
     assert server.sent < 30_000_000, "what is beyond the limit waits in the sockets at most"
     assert (figures["attempts"], figures["failed"], figures["retries"]) == (1, 1, 0), "it is not asked for again"
+
+
+# -- servers that know no streams ---------------------------------------------------------------------------------------------
+
+_CALL = {"name": "look", "arguments": "{}"}
+_WHOLE = {
+    "chat": {
+        "choices": [
+            {"finish_reason": "stop", "message": {"content": "hi", "tool_calls": [{"id": "c", "function": _CALL}]}}
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    },
+    "responses": {
+        "output": [
+            {"type": "message", "content": [{"type": "output_text", "text": "hi"}]},
+            {"type": "function_call", "call_id": "c", **_CALL},
+        ],
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    },
+    "messages": {
+        "content": [{"type": "text", "text": "hi"}, {"type": "tool_use", "id": "c", "name": "look", "input": {}}],
+        "stop_reason": "tool_use",
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    },
+}
+
+
+@asynccontextmanager
+async def saying(*parts: bytes) -> AsyncIterator[tuple[list[int], str]]:
+    """A server that answers each request so, whatever is asked, and counts them."""
+    asked: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(1)
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % sum(map(len, parts)))
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield asked, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+async def test_a_whole_answer_to_a_request_for_a_stream_is_read_and_not_paid_again(
+    kind: str, provider_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = msgspec.json.format(msgspec.json.encode(_WHOLE[kind]))  # of several lines
+    async with saying(body[:1], body[1:]) as (asked, url), ExecutionEngine(provider_of(kind, url)) as engine:
+        for _ in range(2):
+            async with aclosing(engine.stream("go")) as stream:
+                pieces = [piece async for piece in stream]
+            assert [each.text for each in pieces] == ["hi", "", ""]
+            assert pieces[1].tool_call == ToolCall("c", "look", "{}")
+            answer = pieces[2].completion
+            assert answer is not None
+            assert (answer.content, answer.tool_calls, answer.usage) == ("hi", (pieces[1].tool_call,), Usage(3, 2))
+        figures = engine.statistics()
+    assert (len(asked), figures["attempts"], figures["output_tokens"]) == (2, 2, 4)
+    said = [each.getMessage() for each in caplog.records if each.name == "sabot.llm"]
+    assert said == [
+        f"{engine.provider.name} at {said[0].split()[2]} answers requests for streams whole: pieces come late"
+    ]
+
+
+@pytest.mark.parametrize("kind", list(_WHOLE))
+@pytest.mark.parametrize("body", [b"<html>busy</html>", b'["hi"]', b'{"choices"', b"hello"])
+async def test_what_is_neither_a_stream_nor_an_answer_is_not_asked_for_again(
+    body: bytes, kind: str, provider_of: Any
+) -> None:
+    async with saying(body) as (asked, url), ExecutionEngine(provider_of(kind, url)) as engine:
+        with pytest.raises(MalformedAnswer) as caught:
+            await read(engine, "stream")
+        assert caught.value.text == body.decode()
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n", b": busy\n\n", b"event: message_start\n", b"da"])
+async def test_a_stream_that_ends_before_its_first_event_has_broken_off(body: bytes, provider_of: Any) -> None:
+    async with saying(body) as (_, url), ExecutionEngine(provider_of("chat", url), retries=0) as engine:
+        with pytest.raises(ModelUnavailable, match="broke off"):
+            await read(engine, "stream")
 
 
 # -- what is used -------------------------------------------------------------------------------------------------------------
