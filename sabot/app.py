@@ -16,7 +16,7 @@ from sabot.agents.declaring import DeclaresAgents
 from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
-from sabot.api.arguments import RowPolicy, Schema
+from sabot.api.arguments import RowPolicy, Schema, one_of
 from sabot.api.lifespan import HasLifespan, Lifespan
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
@@ -132,7 +132,8 @@ class App(DeclaresAgents, HasLifespan):
         self.checkpoint_interval_s: float | None = None
         self.redeliver: str | None = None
         self.from_: str | None = None
-        self.fresh = False
+        self.fresh = self.forget_effects = self.refresh_schema = False
+        self.drop: frozenset[str] = frozenset()
         self._state_backend: StateBackend | None = None
         self.journal_home: MemoryHome | None = None
         self.stop_timeout_s = parse_seconds(stop_timeout, name="stop_timeout")
@@ -142,7 +143,6 @@ class App(DeclaresAgents, HasLifespan):
         self.broker = broker
         self.state_place = state
         self.journal_place: str | Path | None = None
-        self.forget_effects = False
         self.reprocess: set[str] = set()
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
@@ -180,11 +180,14 @@ class App(DeclaresAgents, HasLifespan):
         from_: str | None = None,
         forget_effects: bool | None = None,
         reprocess: Iterable[str] | None = None,
+        drop: Iterable[str] | None = None,
+        schema: str | None = None,
     ) -> None:
         """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
 
         forget_effects: with `fresh`, the journal of durable agents is discarded too, so that effects may be made again.
         reprocess: durable agents whose records are read again, each as a new job: what they do is done again.
+        drop: operators, or OPERATOR.AGGREGATE, whose state is not taken over, once. schema: "refresh": columns are inferred anew.
         from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
         redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
         metrics_port: serves `/metrics` for Prometheus, `/healthz` and `/ready` while the app runs (0: a free port, see the log), on
@@ -201,7 +204,10 @@ class App(DeclaresAgents, HasLifespan):
             self.journal_place = place if place == "memory" or "://" in place else Path(place).expanduser()
         if reprocess is not None:
             self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in reprocess}
-        for name, value in (("fresh", fresh), ("forget_effects", forget_effects)):
+        if schema is not None:
+            self.refresh_schema = one_of("schema", schema, ("kept", "refresh")) == "refresh"
+        dropped = None if drop is None else frozenset(drop)
+        for name, value in (("fresh", fresh), ("forget_effects", forget_effects), ("drop", dropped)):
             if value is not None:
                 setattr(self, name, value)
         if checkpoint_dir is not None:
@@ -217,9 +223,7 @@ class App(DeclaresAgents, HasLifespan):
         if restart is not None:
             self.restart = parse_restart(restart)
         if redeliver is not None:
-            if redeliver not in CHOICES:
-                raise UserError(f"redeliver={redeliver!r}", hint='"repeat" or "skip"')
-            self.redeliver = redeliver
+            self.redeliver = one_of("redeliver", redeliver, CHOICES)
         if from_ is not None:
             self.from_ = checked_path(from_, "from_")
         if metrics_port is not None:

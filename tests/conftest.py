@@ -86,6 +86,7 @@ COMPUTING = {
     "test_seeds": 17,
     "test_exactly_once": 16,
     "test_changes_against_batch": 16,
+    "test_changed_programs": 14,
     "test_keyed_functions_against_batch": 16,
     "test_tables": 14,
     "test_stream_recovery": 14,
@@ -101,6 +102,7 @@ COMPUTING = {
     "test_pattern_kernel": 10,
     "test_fraud_features": 9,
     "test_time_joins": 9,
+    "test_carried": 4,
     "test_exports": 6,
 }
 A_TEST = 0.03

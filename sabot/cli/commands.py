@@ -101,6 +101,18 @@ Reprocess = Annotated[
     list[str] | None,
     typer.Option(metavar="AGENT", help="Read the records of this durable agent again: what it does is done again."),
 ]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="State that is not taken over: an operator, or OPERATOR.AGGREGATE; else all goes on."
+    ),
+]
+SchemaFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--schema", metavar="kept|refresh", help="refresh: infer columns anew, instead of as the checkpoint has them."
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[
     int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve /metrics, /healthz, /ready.")
@@ -153,6 +165,8 @@ def run(
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
+    drop: Drop = None,
+    schema: SchemaFrom = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
     from_: From = None,
@@ -170,6 +184,8 @@ def run(
         "fresh": fresh or None,
         "forget_effects": forget_effects or None,
         "reprocess": reprocess or None,
+        "drop": drop or None,
+        "schema": schema,
         "metrics_port": metrics_port,
         "metrics_host": metrics_host,
         "from_": from_,
@@ -194,6 +210,8 @@ def worker(
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
+    drop: Drop = None,
+    schema: SchemaFrom = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
     from_: From = None,
@@ -216,6 +234,8 @@ def worker(
         fresh=fresh,
         forget_effects=forget_effects,
         reprocess=reprocess,
+        drop=drop,
+        schema=schema,
         metrics_port=metrics_port,
         metrics_host=metrics_host,
         from_=from_,

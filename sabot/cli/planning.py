@@ -1,6 +1,7 @@
 """`sabot plan`: shows what a program will do, and what would become of the state in a checkpoint."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.logs import set_up_logging
 from sabot.operators.agents.timers import state_name
-from sabot.plan import Plan
+from sabot.plan import Plan, Verdict
 from sabot.runtime.facts import check_facts
 from sabot.runtime.restore import check_app, plan_of, sinks_of, verdicts_of
 
@@ -30,11 +31,12 @@ class _Fate:
     """What would become of the state of one operator or agent, or of an agent's unfinished rows."""
 
     id: str
-    outcome: str  # one of keep, migrate, new, drop, refuse
+    outcome: str  # one of keep, migrate, new, drop, refuse; of an aggregate keep, add, drop, refuse
     before: str
     now: str
     why: str
-    lost: bool
+    lost: bool = False
+    ways: list[str] = field(default_factory=list)  # the options by which it is given up
 
 
 def plan(
@@ -43,13 +45,15 @@ def plan(
         str | None,
         typer.Option(metavar="JOB", help="A checkpoint or state directory, a savepoint; DIR@ID for an older one."),
     ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As in `sabot run`.")] = None,
     parallelism: Annotated[int | None, typer.Option(min=1, metavar="N", help="As in `sabot run`.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")] = False,
 ) -> None:
     """Print the plan of an app. With --against: before it runs, whose state would go on.
 
     keep: as it is. migrate: with the change that is named. new: it begins empty. drop: the program has it no more. refuse: it
-    keeps something else now. Exit code 1 when a start would be refused, or state dropped.
+    keeps something else now. Below a step that changes, each of its aggregates: keep, add (it begins empty), drop, refuse. Exit code 1 when
+    a start would be refused; --drop says what is given up.
     """
 
     def work() -> None:
@@ -65,7 +69,7 @@ def plan(
         manifest = job.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
-        fates = _fates(app, manifest)
+        fates = _fates(app, manifest, drop or ())
         if json:
             for fate in fates:
                 json_line(asdict(fate))
@@ -73,9 +77,13 @@ def plan(
             typer.echo(f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}, in {job.place}")
             rows = [[each.id, each.outcome, each.now or each.before, each.why] for each in fates]
             columns(["operator", "state", "what it is", "why"], rows)
-        lost = [f"{each.id}: {each.why}" for each in fates if each.lost]
+        lost = [each for each in fates if each.lost]
         if lost:
-            raise UserError(f"this program would not go on with all of it: {'; '.join(lost)}")
+            ways = " ".join(way for each in lost for way in each.ways)
+            raise UserError(
+                f"this program would not go on with all of it: {'; '.join(f'{each.id}: {each.why}' for each in lost)}",
+                hint=f"what is given up is named: {ways}" if ways else "run the program that wrote it",
+            )
 
     set_up_logging("warning")
     raise typer.Exit(guarded(work, debug=False))
@@ -100,27 +108,25 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
         manifest,
         agents=_specs(app),
         parallelism=app.parallelism,
-        infer=lambda node: node.source.infer_schema() if isinstance(node.source, Source) else None,
+        infer=lambda node, readers: node.source.infer_schema() if isinstance(node.source, Source) else None,
     )
     made.check()
     return made
 
 
-def _fates(app: App, manifest: Manifest) -> list[_Fate]:
+def _fates(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Fate]:
     made = _plan(app, manifest)
-    verdicts = verdicts_of(made, manifest)
-    fates = [
-        _Fate(
-            each.id,
-            each.outcome,
-            each.before or "",
-            each.now or "",
-            each.why,
-            each.outcome == "refuse" or (each.outcome == "drop" and each.groups > 0),
-        )
-        for each in verdicts
-    ]
+    fates = [fate for each in verdicts_of(made, manifest, drop) for fate in _stream_fates(each)]
     return [*fates, *_agent_fates(app, manifest), *_output_fates(app, made, manifest)]
+
+
+def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:
+    """The fate of an operator, and those of its aggregates where something becomes of them."""
+    ways = verdict.ways if verdict.loses else []
+    yield _Fate(verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.why, verdict.loses, ways)
+    if any(part.outcome != "keep" or part.why for part in verdict.parts):
+        for part in verdict.parts:
+            yield _Fate(f"{verdict.id}.{part.name}", part.outcome, part.before or "", part.now or "", part.why)
 
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:

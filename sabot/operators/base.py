@@ -111,6 +111,7 @@ class Operator:
     text: str = ""  # what the operator does, as the plan says it
     named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of the steps before it, which tells two operators that do the same apart
+    forgets: frozenset[str] = frozenset()  # set before `restore`: names of what it does not take over, as aggregates
     emit: Callable[[Batch], None]
     inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
     polls = False  # True: the task calls `poll` between elements, at least every 50 ms

@@ -25,6 +25,8 @@ from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorContext
 from sabot.state.base import Cut, Owned, Saved
+from sabot.state.tables.restored import Renewal
+from sabot.state.tables.store import TableStore
 
 __all__ = [
     "Batches",
@@ -36,6 +38,7 @@ __all__ = [
     "KeptCut",
     "Owned",
     "Stored",
+    "StoredTables",
     "columns_schema",
     "key_hashes",
     "last_watermark",
@@ -43,6 +46,7 @@ __all__ = [
     "owned_groups",
     "owned_or_all",
     "read_batches",
+    "with_columns_of",
 ]
 
 T = TypeVar("T")
@@ -139,12 +143,30 @@ class Stored(Kept):
             self._store.restore(parts, owned)
 
 
+class StoredTables(Stored):
+    """A TableStore. carried: at a restore, how the groups of the checkpoint become groups of the store; None: they go on as they are."""
+
+    def __init__(self, name: str, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
+        super().__init__(name, _Renewing(store, carried))
+
+
+class _Renewing:
+    """A TableStore as a Store, whose groups are renewed at a restore."""
+
+    def __init__(self, store: TableStore, carried: Callable[[], Renewal | None]) -> None:
+        self.cut, self._store, self._carried = store.cut, store, carried
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
+        self._store.restore(saved, owned, self._carried())
+
+
 class Columns(Kept):
     """Rows in memory, kept as columns.
 
     rows: gives the rows for a cut. load: takes back the rows that belong here, batch by batch. schema: of the rows; keys: the indices of
-    its key columns. A checkpoint with other columns raises CorruptCheckpoint, whose text begins with `what`. fewer: the program may
-    keep fewer columns than the checkpoint has; the others are passed over.
+    its key columns. A checkpoint with other columns raises CorruptCheckpoint, whose text begins with `what`. others: the program may
+    keep columns of other names than the checkpoint has: those that it does not keep are passed over, new ones are null. renewed: makes of
+    rows of the checkpoint rows with the columns of `schema`, where they can be had.
     """
 
     def __init__(
@@ -155,12 +177,13 @@ class Columns(Kept):
         *,
         schema: pa.Schema,
         keys: Sequence[int],
-        fewer: bool = False,
+        others: bool = False,
+        renewed: Callable[[pa.RecordBatch], pa.RecordBatch] = lambda rows: rows,
         what: str = "the state has",
         hint: str = _CANNOT_CHANGE,
     ) -> None:
-        self._name, self._rows, self._load = name, rows, load
-        self._schema, self._keys, self._fewer = schema, list(keys), fewer
+        self._name, self._rows, self._load, self._renewed = name, rows, load, renewed
+        self._schema, self._keys, self._others = schema, list(keys), others
         self._refusal = what, hint
 
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
@@ -171,10 +194,10 @@ class Columns(Kept):
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         for part in saved:
-            for rows in read_batches(part.directory, self._name):
-                if self._fewer:
-                    rows = rows.select(self._schema.names)
-                elif not rows.schema.equals(self._schema):
+            for rows in map(self._renewed, read_batches(part.directory, self._name)):
+                if self._others:
+                    rows = with_columns_of(self._schema, rows)
+                if not rows.schema.equals(self._schema):
                     raise other_columns(part, *self._refusal)
                 if owned is not None:
                     rows = rows.filter(owned(key_hashes([rows.column(index) for index in self._keys], rows.num_rows)))
@@ -303,6 +326,16 @@ def owned_or_all(context: OperatorContext, keyed: bool = True) -> Owned | None:
 def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
     """The hash of each row, by whose key group rows are shared among subtasks; without keys it is 0 for all."""
     return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
+
+
+def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows with the columns of a schema, by name: those that they do not have are null."""
+    columns = [
+        rows.column(field.name) if field.name in rows.schema.names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    fields = [field.with_type(column.type) for field, column in zip(schema, columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, schema.metadata))
 
 
 def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:

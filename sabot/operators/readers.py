@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sabot.api import windows
+from sabot.codecs.json import schema_of_text
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import Operator
 from sabot.state.reading import json_text
 
-__all__ = ["Readers", "aggregates_of", "no_function", "window_of"]
+__all__ = ["Readers", "aggregates_of", "described", "no_function", "window_of"]
 
 Readers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Operator] | str]
 
@@ -29,11 +30,18 @@ def window_of(reader: Mapping[str, Any]) -> Any:
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
     """The aggregates that `reader` describes. The user's functions are not there: stand-ins give their states as JSON."""
-    functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
+    functions, shares = _RowsAsJson() if reader.get("changes") else _StateAsJson(), reader.get("shares", True)
     return [
-        AggregateColumn(**described, function=functions if described["kind"] == "user" else None)
+        AggregateColumn(**described, function=functions if described["kind"] == "user" else None, shares=shares)
         for described in reader["calls"]
     ]
+
+
+def described(reader: Mapping[str, Any]) -> tuple[list[AggregateColumn], pa.Schema]:
+    """The aggregates that `reader` describes, and the columns that they are over."""
+    input = schema_of_text(reader["input"])
+    assert input is not None
+    return aggregates_of(reader), input
 
 
 def no_function(so_far: Any, row: Any) -> Any:

@@ -2,7 +2,7 @@
 
 An operator finds its state by the id that the user gave it (`.named("totals")`); else by what it consists of (`state_schema`), if that
 is unlike all others; else by the steps that its rows have gone through, and by the functions in these. The steps before and after an
-operator may change.
+operator may change, and so may its aggregates, each of which is found again by what it computes (`operators.aggregates.carried`).
 """
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from sabot.errors import UserError
+from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Fate, fates
 from sabot.operators.base import Operator
 from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
@@ -21,6 +22,10 @@ from sabot.state.reading import SavedJob
 __all__ = ["Planned", "Verdict", "check", "compare", "planned"]
 
 Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
+_CARRIED = (
+    "aggregates",
+    "order",
+)  # the facts of a schema in which an operator may differ from the one whose state it takes over
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
 
@@ -43,6 +48,8 @@ class Verdict(NamedTuple):
     keep: it goes on as it is. migrate: it goes on, and `why` says what changes. new: the checkpoint has none, so it begins empty. drop: the
     program has no such operator. refuse: the program's operator of that id keeps other state; `why` says what differs.
     saved_as: the operator's id in the checkpoint; None: no state is taken over. groups: about how many groups the checkpoint has of it.
+    parts: what becomes of each of its aggregates. forgets: names of which nothing is taken over, as the user asked. given_up: the user
+    asked for all of its state to be dropped.
     """
 
     id: str
@@ -52,6 +59,20 @@ class Verdict(NamedTuple):
     why: str = ""
     saved_as: str | None = None
     groups: int = 0
+    parts: tuple[Fate, ...] = ()
+    forgets: frozenset[str] = frozenset()
+    given_up: bool = False
+
+    @property
+    def loses(self) -> bool:
+        """Whether state would be lost that the user has not given up. A start is refused then."""
+        return self.outcome == "refuse" or (self.outcome == "drop" and self.groups > 0 and not self.given_up)
+
+    @property
+    def ways(self) -> list[str]:
+        """The options by which the user gives up what would be lost, and no more."""
+        refused = [f"--drop {self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
+        return refused or [f"--drop {self.id}"]
 
 
 class _Saved(NamedTuple):
@@ -64,6 +85,7 @@ class _Saved(NamedTuple):
     groups: int
     named: bool
     path: str
+    names: frozenset[str]  # of what it keeps, beside those in the schema
 
 
 def planned(plan: Plan) -> list[Planned]:
@@ -89,47 +111,95 @@ def planned(plan: Plan) -> list[Planned]:
     return found
 
 
-def compare(operators: Sequence[Planned], manifest: SavedJob) -> list[Verdict]:
-    """A verdict for each operator of the program that keeps state, in order; then for those that only the checkpoint has."""
+def compare(operators: Sequence[Planned], manifest: SavedJob, drop: Iterable[str] = ()) -> list[Verdict]:
+    """A verdict for each operator of the program that keeps state, in order; then for those that only the checkpoint has.
+
+    drop: what is given up: the id of an operator, in the program or in the checkpoint; or OPERATOR.NAME, for one of its aggregates, or for
+    what a process function keeps under that name. UserError for what there is not.
+    """
     saved = {each.id: each for each in _saved(manifest)}
-    matched, unclear = _matched(operators, saved)
-    taken = {old.id for old in matched.values()}
+    whole, parts = _given_up(drop, operators, saved)
+    matched = _matched(operators, saved)[0] if whole else {}
+    begun = {new.id: matched.get(new.id) or saved.get(new.id) for new in operators if new.id in whole}
+    gone = whole | {old.id for old in begun.values() if old is not None}
     verdicts = []
+    left = {id: old for id, old in saved.items() if id not in gone}
+    matched, unclear = _matched([new for new in operators if new.id not in whole], left)
+    taken = {old.id for old in matched.values()}
     for new in operators:
         old = matched.get(new.id)
-        same_id = saved.get(new.id)
-        if old is not None:
-            verdicts.append(_verdict(old, new))
+        same_id = left.get(new.id)
+        if new.id in gone and old is None:
+            taken.add(new.id)
+            before = saved.get(new.id) or begun.get(new.id)
+            text = None if before is None else before.text
+            why = "its state is dropped, as asked: it begins empty"
+            verdicts.append(Verdict(new.id, text, new.text, "new", why, given_up=True))
+        elif old is not None:
+            verdicts.append(_verdict(old, new, parts))
         elif new.id in unclear:
             verdicts.append(_unclear(new, unclear[new.id]))
             taken.update(each.id for each in unclear[new.id])
         elif same_id is not None and same_id.id not in taken:
             taken.add(same_id.id)
-            verdicts.append(_verdict(same_id, new))
+            verdicts.append(_verdict(same_id, new, parts))
         else:
             verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
     for old in saved.values():
         if old.id not in taken:
-            why = "this program has no such operator" + ("" if old.groups else "; it holds nothing")
-            verdicts.append(Verdict(old.id, old.text, None, "drop", why, groups=old.groups))
+            given_up = old.id in gone
+            why = "as asked" if given_up else "this program has no such operator"
+            why += "" if old.groups else "; it holds nothing"
+            verdicts.append(Verdict(old.id, old.text, None, "drop", why, groups=old.groups, given_up=given_up))
     return verdicts
 
 
 def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
     """Operator -> the id under which the checkpoint has its state. Raises UserError, which says what differs, where state would be lost."""
     found: dict[str, str] = {}
-    lost = []
+    lost: list[str] = []
+    ways: list[str] = []
     for each in verdicts:
-        if each.outcome == "refuse" or (each.outcome == "drop" and each.groups):
+        if each.loses:
             lost.append(f"{each.id} ({each.before}): {each.why}")
+            ways += each.ways
         elif each.saved_as is not None:
             found[each.id] = each.saved_as
     if lost:
         raise UserError(
             f"checkpoint {checkpoint} has state that this program would not go on with: {'; '.join(lost)}",
-            hint="run the program that wrote it; or start afresh (--fresh)",
+            hint=f"run the program that wrote it; or give up just that: {' '.join(ways)}",
         )
     return found
+
+
+def _given_up(
+    drop: Iterable[str], operators: Iterable[Planned], saved: Mapping[str, _Saved]
+) -> tuple[set[str], dict[str, set[str]]]:
+    """(ids of operators that are given up whole, names that are given up by operator)."""
+    names: dict[str, set[str]] = {id: {*_names(old.schema), *old.names} for id, old in saved.items()}
+    for new in operators:
+        names[new.id] = names.get(new.id, set()) | set(_names(new.schema))
+    whole: set[str] = set()
+    parts: dict[str, set[str]] = defaultdict(set)
+    for each in drop:
+        owner = each if each in names else max((id for id in names if each.startswith(f"{id}.")), key=len, default="")
+        name = each[len(owner) + 1 :]
+        if each in names:
+            whole.add(each)
+        elif owner and name in names[owner]:
+            parts[owner].add(name)
+        else:
+            there = [*names, *(f"{id}.{name}" for id, known in names.items() for name in sorted(known))]
+            raise UserError(
+                f"--drop {each}: neither the program nor the checkpoint has state of that name",
+                hint=f"there are {', '.join(there)}" if there else "nothing in them keeps state",
+            )
+    return whole, parts
+
+
+def _names(schema: Mapping[str, Any]) -> Iterator[str]:
+    return (name for name, *_ in schema.get("aggregates", ()))
 
 
 def _saved(manifest: SavedJob) -> Iterator[_Saved]:
@@ -144,7 +214,8 @@ def _saved(manifest: SavedJob) -> Iterator[_Saved]:
         schema = first.get("schema") or {"kind": "state of another version of Sabot"}
         groups = sum(facts.get("groups", 0) for facts in parts)
         named, path = first.get("named", False), first.get("path", "")
-        yield _Saved(operator, text, schema, len(parts), groups, named, path)
+        names = frozenset(name for facts in parts for name in facts.get("names", ()))
+        yield _Saved(operator, text, schema, len(parts), groups, named, path, names)
 
 
 def _matched(
@@ -153,7 +224,8 @@ def _matched(
     """(operator -> the saved one whose state is its own; operator -> the saved ones whose state it may be, where that is unclear).
 
     Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; those of one path, as
-    many as before, in the order of their numbers; and where one is left on each side, these two.
+    many as before, in the order of their numbers; and where one is left on each side, these two. At last those are matched that differ in
+    some of their aggregates, where only one pair of them has aggregates in common.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -178,7 +250,24 @@ def _matched(
             matched[left[0].id] = gone[0]
         elif gone:
             unclear.update((new.id, gone) for new in left)
+    news = [new for new in operators if new.id not in matched and new.id not in unclear]
+    free = [old for old in saved.values() if not old.named and old not in matched.values()]
+    candidates = {new.id: [old for old in free if _share(old.schema, new.schema)] for new in news}
+    for new in news:
+        olds = candidates[new.id]
+        if len(olds) == 1 and sum(olds[0] in others for others in candidates.values()) == 1:
+            matched[new.id] = olds[0]
+        elif olds:
+            unclear[new.id] = olds
     return matched, unclear
+
+
+def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the two differ in their aggregates alone, and have some of these in common."""
+    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference(_CARRIED)):
+        return False
+    computed = [{what for _, what, _ in schema.get("aggregates", ())} for schema in (old, new)]
+    return bool(computed[0] & computed[1])
 
 
 def _pairs(news: list[Planned], olds: list[_Saved]) -> Iterator[tuple[Planned, _Saved]]:
@@ -210,34 +299,69 @@ def _unclear(new: Planned, olds: list[_Saved]) -> Verdict:
     return Verdict(new.id, before, new.text, "refuse", why, groups=sum(old.groups for old in olds))
 
 
-def _verdict(old: _Saved, new: Planned) -> Verdict:
-    changes, differences = [], []
+def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Verdict:
+    forgets = frozenset().union(*(given_up.get(each, ()) for each in (old.id, new.id)))
+    changes: list[str] = []
+    differences: list[str] = []
+    refused: list[str] = []  # differences of single aggregates
+    parts: list[Fate] = []
     if old.schema.get("kind") != new.schema["kind"]:
         differences.append(f"it was a {old.schema.get('kind')}, is a {new.schema['kind']}")
     else:
+        if "aggregates" in old.schema:
+            parts = _parts(old, new, forgets)
+            refused = [
+                f"aggregate {each.name} was {each.before}, is {each.now}" for each in parts if each.outcome == "refuse"
+            ]
+            changes += _said_of(parts)
+            if (
+                not refused
+                and not forgets
+                and old.schema["aggregates"]
+                and not any(each.outcome == "keep" for each in parts)
+            ):
+                differences.append("none of its aggregates is left")
         for name in dict.fromkeys([*old.schema, *new.schema]):
             before, now = old.schema.get(name), new.schema.get(name)
-            if before != now:
+            if before != now and not (name == "aggregates" or (name == "order" and None in (before, now))):
                 change = _taken_over(name, before, now, old, new)
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
-    if differences and not old.groups:
-        why = f"{'; '.join(differences)}; the checkpoint holds nothing of it, it begins empty"
+    if (differences or refused) and not old.groups:
+        why = f"{'; '.join([*differences, *refused])}; the checkpoint holds nothing of it, it begins empty"
         return Verdict(new.id, old.text, new.text, "new", why)
-    if differences:
-        why = "; ".join([*differences, *changes])
-        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups)
+    told = () if differences else tuple(parts)
+    if differences or refused:
+        why = "; ".join([*differences, *refused, *changes])
+        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, parts=told)
     if old.id != new.id:
         changes.insert(0, f"the checkpoint calls it {old.id}")
     if old.subtasks != new.parallelism:
         changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
-    return Verdict(new.id, old.text, new.text, "migrate" if changes else "keep", "; ".join(changes), old.id, old.groups)
+    outcome: Outcome = "migrate" if changes else "keep"
+    return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
+
+
+def _parts(old: _Saved, new: Planned, forgets: frozenset[str]) -> list[Fate]:
+    """What becomes of each aggregate. Groups know how many rows they have, whether or not the user has asked for that."""
+    hidden = [ROWS_OF_A_KEY] if new.schema["kind"] == "groups" else []
+    before, apart = [*old.schema["aggregates"], *hidden], bool(new.schema.get("changes"))
+    return fates(before, new.schema["aggregates"], forgets, apart=apart)
+
+
+def _said_of(parts: Sequence[Fate]) -> Iterator[str]:
+    """What changes for aggregates, for people."""
+    renamed = [f"{part.called} is {part.name} now" for part in parts if part.called]
+    if renamed:
+        yield ", ".join(renamed)
+    for part in parts:
+        if part.outcome == "add":
+            yield f"{part.name} is new ({part.now}): {part.why}"
+        elif part.outcome == "drop":
+            yield f"{part.name} is gone ({part.before}): {part.why}"
 
 
 def _taken_over(name: str, before: Any, now: Any, old: _Saved, new: Planned) -> str | None:
     """How state goes on though it differs in `name`; None: it cannot. Here for all operators, the rest they say themselves."""
-    if name == "aggregates" and [each[1:] for each in before] == [each[1:] for each in now]:
-        renamed = [f"{one[0]} is {two[0]} now" for one, two in zip(before, now, strict=True) if one != two]
-        return ", ".join(renamed)
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"
     return new.taken_over(name, before, now, old.groups)

@@ -137,6 +137,7 @@ class Build:
             agents=self._agents,
             parallelism=self.settings.parallelism,
             infer=self._inferred,
+            refresh=self.settings.refresh_schema,
         )
         self._afresh = restored is None
         readers = {stage.id: self._readers(stage) for stage in self.plan.stages if stage.reading is not None}
@@ -235,13 +236,20 @@ class Build:
             assert isinstance(task.input, GateInput)
             task.input.on_first_over = partial(over, task.name)
 
-    def _inferred(self, node: Read) -> pa.Schema:
-        """Infers the columns from the data, or from the first records, for which it may have to wait."""
+    def _inferred(self, node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema:
+        """Infers the columns from the data, or from the first records, for which it may have to wait.
+
+        readers: what the checkpoint says of those that read it. Then the records behind their positions count.
+        """
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         inferred = source.infer_schema()
         if inferred is not None:
             return inferred
-        return wait_for_columns(node.name, source, self.settings.clock, self._is_stopped, self.settings.first_record_s)
+        positions = {
+            place: at for facts in readers if facts["log"] == source.log_id for place, at in positions_in(facts).items()
+        }
+        patience_s = self.settings.first_record_s
+        return wait_for_columns(node.name, source, self.settings.clock, self._is_stopped, patience_s, positions)
 
     def _is_stopped(self) -> bool:
         return self.cancelled.is_set() or self.settings.stop_asked()
@@ -471,11 +479,13 @@ class Build:
         if not stored_streams(restored):
             return
         assert self.plan is not None
-        verdicts = verdicts_of(self.plan, restored)
+        verdicts = verdicts_of(self.plan, restored, self.settings.drop)
         saved_as = check(verdicts, restored.checkpoint_id)
+        forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
-            if each.outcome in ("migrate", "drop"):
-                _log.info("%s: %s: %s", each.id, each.outcome, each.why)
+            loses = each.given_up or bool(each.forgets) or any(part.outcome == "drop" for part in each.parts)
+            if each.outcome in ("migrate", "drop") or loses:
+                _log.log(logging.WARNING if loses else logging.INFO, "%s: %s: %s", each.id, each.outcome, each.why)
         saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
         subtasks = Counter(operator.id for task in self.tasks for operator in task.chain.operators)
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
@@ -484,6 +494,7 @@ class Build:
             for operator in task.chain.operators:
                 parts = saved.get(operator.id, {})
                 same = len(parts) == subtasks[operator.id] and task.name in parts and operator.id not in scattered
+                operator.forgets = forgets.get(operator.id, frozenset())
                 states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sabot.clock import Clock
 from sabot.codecs import JsonCodec
-from sabot.connectors.base import Source
+from sabot.connectors.base import Positions, Source
 from sabot.errors import SabotError, UserError
 
 __all__ = ["StoppedEarly", "wait_for_columns"]
@@ -24,15 +24,20 @@ class StoppedEarly(SabotError):
 
 
 def wait_for_columns(
-    name: str, source: Source, clock: Clock, stopped: Callable[[], bool], first_record_s: float
+    name: str,
+    source: Source,
+    clock: Clock,
+    stopped: Callable[[], bool],
+    first_record_s: float,
+    positions: Positions | None = None,
 ) -> pa.Schema:
     """The columns of the first records of a topic, read by a source of its own, which is closed again. Blocking, until they come.
 
-    name: of the stream. Raises StoppedEarly when `stopped()`; UserError for records that are no JSON objects, and where none has come
-    after so many seconds.
+    name: of the stream. positions: where to begin; without them, at its first record. Raises StoppedEarly when `stopped()`; UserError for
+    records that are no JSON objects, and where none has come after so many seconds.
     """
     codec = JsonCodec()
-    source.open(None, "earliest")
+    source.open(positions or None, "earliest")
     try:
         rows: list[pa.RecordBatch] = []
         count, deadline = 0, float("inf")

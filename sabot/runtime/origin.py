@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot._cython.groups.partition import HASH_VERSION
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
@@ -21,7 +22,9 @@ class Asked(Protocol):
     """The user's wishes for the next start. They are dropped once a checkpoint of the job's own has followed."""
 
     id: str
+    version: str
     from_: str | None
+    drop: frozenset[str]
     redeliver: str | None
 
 
@@ -30,6 +33,7 @@ class Origin:
 
     def __init__(self, asked: Asked) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the job has followed the savepoint
+        self.drop: frozenset[str] = frozenset()  # what is not taken over of the checkpoint that `find` has given
         self._asked = asked
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.
@@ -56,7 +60,24 @@ class Origin:
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """Returns the newest checkpoint, or the savepoint that was asked for."""
+        """Returns the newest checkpoint, or the savepoint that was asked for.
+
+        What the user drops is dropped once: a checkpoint that has followed a start with the same wish is taken over whole.
+        """
+        found = self._find(storage)
+        self.drop = frozenset() if found is None else self._asked.drop.difference(found.describe.get("dropped", ()))
+        return found
+
+    def describe(self, origin: Manifest | None) -> dict[str, Any]:
+        """Returns what every checkpoint of this run says of it. origin: what `find` has given. Does not block."""
+        facts: dict[str, Any] = {"app": self._asked.id, "version": self._asked.version, "hash": HASH_VERSION}
+        if origin is not None:  # it may be the savepoint with which the program was started
+            facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
+        if self._asked.drop:
+            facts["dropped"] = sorted(self._asked.drop)
+        return facts
+
+    def _find(self, storage: CheckpointStorage) -> Manifest | None:
         if self.savepoint is None:
             found = storage.latest()
             if self._back_to is not None and (found is None or found.checkpoint_id < self._back_to[1]):

@@ -4,9 +4,12 @@
 command never promises what a start refuses. Nothing here starts a thread or writes.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -53,6 +56,8 @@ def check_app(restored: Manifest, app: str) -> None:
             )
 
 
+_log = logging.getLogger(__name__)
+
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
@@ -62,21 +67,47 @@ def plan_of(
     *,
     agents: Sequence[AgentSpec],
     parallelism: int,
-    infer: Callable[[Read], pa.Schema | None],
+    infer: Callable[[Read, Sequence[Mapping[str, Any]]], pa.Schema | None],
+    refresh: bool = False,
 ) -> Plan:
     """Builds the plan of an app's streams and agents. Raises UserError for a program that cannot run.
 
-    infer: finds the columns of a stream that neither the program nor the checkpoint knows. It may block, and returns None if only
-    records that have not come yet would tell.
+    infer: finds the columns of a stream that neither the program nor the checkpoint knows, given what the checkpoint says of its readers.
+    It may block, and returns None if only records that have not come yet would tell.
+    refresh: columns that the checkpoint keeps are inferred anew.
     """
     reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
     _refuse_shared_files(ends)
     own = {end.sink for end in [*ends, *agents] if isinstance(end, Write | AgentSpec) and isinstance(end.sink, str)}
-    schemas = {id(node): _columns(node, restored, own, infer) for node in reads}
+    kept = {} if restored is None else {node.name: found for node in reads if (found := _kept_columns(node, restored))}
     tasks: Mapping[str, StoredTask] = {} if restored is None else restored.tasks
     readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
-    return make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, readers=readers)
+    for name, schema in () if refresh else kept.items():
+        _log.info(
+            "stream %s: columns as the checkpoint keeps them: %s (--schema refresh: anew)",
+            name,
+            ", ".join(schema.names),
+        )
+    with _saying_what_is_kept({} if refresh else kept):
+        schemas = {}
+        for node in reads:
+            facts = [
+                task.meta["input"]
+                for task in tasks.values()
+                if _reads(task) and task.meta["input"]["source"] == node.name
+            ]
+            found = kept.get(node.name) if node.schema is None else None
+            if found is None or (refresh and node.source not in own):
+                now = _columns(node, own, partial(infer, node, facts))
+                found = now if found is None or now is None else _refreshed(node, found, now)
+            if found is not None:
+                _check_columns(node, found)
+            schemas[id(node)] = found
+        plan = make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, readers=readers)
+        if kept:
+            plan.check()
+    return plan
 
 
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
@@ -103,30 +134,59 @@ def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
             files.append((path, end.sink))
 
 
-def _columns(
-    node: Read, restored: Manifest | None, written: Collection[str], infer: Callable[[Read], pa.Schema | None]
-) -> pa.Schema | None:
-    """Returns the columns of a stream: as the program declares them, else as the checkpoint keeps them, else as the data shows them."""
-    schema = _stored_columns(node, restored) if node.schema is None else node.schema
-    if schema is None:
-        if node.source in written:
-            raise UserError(
-                f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
-                hint='give it schema={"name": "type", …}',
-            )
-        schema = infer(node)
-    if schema is not None:
-        _check_columns(node, schema)
-    return schema
+def _columns(node: Read, written: Collection[str], infer: Callable[[], pa.Schema | None]) -> pa.Schema | None:
+    """Returns the columns of a stream: as the program declares them, else as the data shows them."""
+    if node.schema is not None:
+        return node.schema
+    if node.source in written:
+        raise UserError(
+            f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
+            hint='give it schema={"name": "type", …}',
+        )
+    return infer()
 
 
-def _stored_columns(node: Read, restored: Manifest | None) -> pa.Schema | None:
-    """Returns the columns that the checkpoint keeps of a stream whose schema was inferred."""
-    for stored in () if restored is None else restored.tasks.values():
+def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
+    """Returns the columns that the checkpoint keeps of a stream whose schema was inferred, and still is."""
+    for stored in restored.tasks.values() if node.schema is None else ():
         facts = stored.meta.get("input", {})
         if facts.get("source") == node.name and facts.get("schema") is not None:
             return schema_of_text(facts["schema"])
     return None
+
+
+def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
+    """Returns the columns of now, and those that the checkpoint keeps and the data of now does not show. Numbers get the wider type."""
+    fields: dict[str, pa.Field] = {field.name: field for field in kept}
+    for field in now:
+        try:
+            (widest,) = pa.unify_schemas(
+                [pa.schema([fields.get(field.name, field)]), pa.schema([field])], promote_options="permissive"
+            )
+        except pa.ArrowException:
+            widest = field
+        fields[field.name] = widest
+    found = pa.schema(list(fields.values()))
+    changed = [
+        f"{each.name} {each.type}"
+        for each in found
+        if each.name not in kept.names or kept.field(each.name).type != each.type
+    ]
+    _log.info("stream %s: columns that the checkpoint did not have: %s", node.name, ", ".join(changed) or "none")
+    return found
+
+
+@contextmanager
+def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
+    """Adds to an error about columns that those of these streams are older than the program."""
+    try:
+        yield
+    except UserError as error:
+        if not kept or "column" not in f"{error.message} {error.hint}":
+            raise
+        names = "; ".join(f"{name}: {', '.join(schema.names)}" for name, schema in kept.items())
+        told = f"the checkpoint keeps the columns that were inferred when the job began ({names}); --schema refresh infers them anew"
+        raise UserError(error.message, hint=f"{error.hint}; {told}" if error.hint else told) from error
 
 
 def _check_columns(node: Read, schema: pa.Schema) -> None:
@@ -153,9 +213,11 @@ def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
     return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
 
 
-def verdicts_of(plan: Plan, restored: Manifest) -> list[Verdict]:
+def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> list[Verdict]:
     """Decides what becomes of the state of each operator; `plan.check` refuses the verdicts that would lose state. Raises UserError if
     the program reads other sources than the one that wrote the checkpoint, as its positions belong to those sources.
+
+    drop: what the user gives up, as `plan.compare` takes it.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -165,7 +227,7 @@ def verdicts_of(plan: Plan, restored: Manifest) -> list[Verdict]:
             f"the checkpoint is of a program that reads {_named(before)}, this one reads {_named(now)}",
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
-    return compare(planned(plan), restored)
+    return compare(planned(plan), restored, drop)
 
 
 def positions_in(facts: Mapping[str, Any]) -> Positions:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
@@ -28,7 +27,7 @@ from sabot.runtime.agent_job import AgentJob, RunnableAgent
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.jobs import check_journal, stored_journal
-from sabot.runtime.origin import Origin, identity
+from sabot.runtime.origin import Origin
 from sabot.runtime.restore import check_app
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
@@ -131,11 +130,7 @@ class Run:
         await to_the_end(aside(self._check_journal, manifest))
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
-            facts: dict[str, Any] = {"app": app.id, "version": app.version, "hash": HASH_VERSION}
-            if manifest is not None:  # it may be the savepoint with which the program was started
-                savepoint = self._origin.savepoint
-                facts["from"] = manifest.describe.get("from") if savepoint is None else identity(manifest)
-            coordinator.keep_in(storage, facts, incarnation)
+            coordinator.keep_in(storage, self._origin.describe(manifest), incarnation)
         if manifest is not None:
             check_app(manifest, app.id)
             check_facts(manifest)
@@ -206,6 +201,8 @@ class Run:
             listener=app.listener,
             gates=app.gates,
             reprocess=app.reprocess,
+            drop=self._origin.drop,
+            refresh_schema=app.refresh_schema,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,
         )

@@ -35,6 +35,8 @@ class AppSettings(Protocol):
     dedupe_s: float
     listener: Listener | None
     reprocess: set[str]
+    drop: frozenset[str]
+    refresh_schema: bool
     metrics_port: int | None
     metrics_host: str
     lifespan: Lifespan
@@ -99,6 +101,10 @@ class Settings:
     """What decides on what they ask, the first one first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""
+    drop: frozenset[str] = frozenset()
+    """Of the restored checkpoint: operators, and OPERATOR.NAME for a part of one, whose state is not taken over."""
+    refresh_schema: bool = False
+    """Columns that were inferred are not those that the checkpoint keeps, but those of the records that come."""
     first_record_s: float = math.inf
     """How long a start waits for the first record of a stream whose columns nobody has said."""
     has_dead_letters: bool = True

@@ -279,7 +279,7 @@ async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refuse
     publish(first, "orders", [{"k": "a", "ts": 1000}])
     await first.start()
     await bounded(first.stop())
-    with pytest.raises(UserError, match=r"tumbling window.*fresh"):
+    with pytest.raises(UserError, match=r"tumbling window.*--drop tumbling-1"):
         await app(session("1m")).start()
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from sabot._cython.groups.keyed import GroupTable
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
+from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -48,6 +49,7 @@ class AggregateColumn:
 
     function: for the kind "user" (see `user.UserAggregate`). ddof: for variance and stddev. q: the quantile or quantiles of
     approx_quantile. k: for top_k. text: the aggregate as the user wrote it, where its argument is an expression without a name.
+    shares: its state is that of an older checkpoint, in which a variance with another ddof shares accumulators with other aggregates.
     """
 
     name: str
@@ -60,6 +62,7 @@ class AggregateColumn:
     text: str = ""
     q: Any = None
     k: int | None = None
+    shares: bool = False
 
     def words(self) -> str:
         """The aggregate as text, without the name of its column."""
@@ -77,7 +80,7 @@ class Aggregator:
 
     schema: the columns of results, which are the keys, then the aggregates. kernel: the accumulators that its GroupTable has. states:
     keys and all accumulators as columns, one row for each group, as `merge` takes them. needs_slots: there are extras, and tables must
-    stay in memory.
+    stay in memory. shape: where the state of each aggregate stands.
     Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0; collect_list keeps nulls, and goes by `order`,
     then arrival. For first, last and any nulls are values; of rows with equal `order` the first (last) to arrive is taken. For arg_min
     and arg_max, rows with equal `by` go by the least `order`, then arrival; rows whose `by` is null or NaN are passed over.
@@ -97,8 +100,14 @@ class Aggregator:
         self._known: dict[tuple[Any, ...], int] = {}
         self._gathers: list[Gather] = []
         self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
+        self._asked: list[int] = []  # the accumulators of one aggregate, while it is resolved
+        places: list[Standing] = []
         for aggregate in aggregates:
+            self._asked, before = [], len(self._gathers)
             self._outputs.append(self._resolve(aggregate))
+            beside = [field.name for gather in self._gathers[before:] for field in gather.states]
+            places.append(Standing(self._asked, beside))
+        self._asked = []
         if not self.kernel:  # a batch of states needs a column to have rows
             self._kernel("count", None, -1, -1)
         table = self.table()
@@ -107,6 +116,7 @@ class Aggregator:
         self.states = pa.schema([*table.states, *gathered])
         self._kernel_states = table.states.names
         self.gathered = pa.schema([*self.keys, *gathered])
+        self.shape = Shape(self.table, self.gathered, places)
         empty = self.compose(
             [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
         )
@@ -182,7 +192,7 @@ class Aggregator:
 
     def kernel_index(self, kind: str, column: str) -> int:
         """The index among the kernel's accumulators of `kind` of that column, without a filter."""
-        return self._known[kind, self.input.get_field_index(column), -1]
+        return self._known[kind, self.input.get_field_index(column), -1, False]
 
     # Results out
 
@@ -300,22 +310,27 @@ class Aggregator:
             )
         if aggregate.kind in ("sum", "mean"):
             return _kernel_at(self._kernel(aggregate.kind, kind, argument, where))
-        variance = self._kernel("variance", kind, argument, where)
+        # Accumulators are shared by aggregates that keep the same alone: so one that is added to a program begins empty beside the others.
+        apart = aggregate.ddof != 1 and not aggregate.shares
+        variance = self._kernel("variance", kind, argument, where, apart=apart)
         root = aggregate.kind == "stddev"
         if aggregate.ddof == 1:
             return lambda kernel, gathered: pc.sqrt(kernel[variance]) if root else kernel[variance]
-        count = self._kernel("count", kind, argument, where)
-        mean = self._kernel("mean", kind, argument, where)
+        count = self._kernel("count", kind, argument, where, apart=apart)
+        mean = self._kernel("mean", kind, argument, where, apart=apart)
         return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], aggregate.ddof, root)
 
-    def _kernel(self, kind: str, argument_type: pa.DataType | None, argument: int, where: int) -> int:
-        """The index of an accumulator; aggregates that need the same one share it."""
-        known = (kind, argument, where)
+    def _kernel(
+        self, kind: str, argument_type: pa.DataType | None, argument: int, where: int, *, apart: bool = False
+    ) -> int:
+        """The index of an accumulator; aggregates that need the same one share it. apart: only with others that are apart."""
+        known = (kind, argument, where, apart)
         if known not in self._known:
             self._known[known] = len(self.kernel)
             self.kernel.append((kind, argument_type))
             self.arguments.append(argument)
             self.filters.append(where)
+        self._asked.append(self._known[known])
         return self._known[known]
 
     def _gather(
@@ -378,10 +393,14 @@ def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn]
     )
     columns = pa.schema([field for field in input if field.name in used])
     described = [
-        {name: value for name, value in asdict(replace(aggregate, function=None)).items() if value is not None}
+        {
+            name: value
+            for name, value in asdict(replace(aggregate, function=None)).items()
+            if value is not None and name != "shares"
+        }
         for aggregate in aggregates
     ]
-    return {"keys": list(keys), "calls": described, "input": schema_text(columns)}
+    return {"keys": list(keys), "calls": described, "input": schema_text(columns), "shares": False}
 
 
 def _fixed(kind: pa.DataType) -> bool:

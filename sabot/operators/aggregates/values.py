@@ -81,6 +81,11 @@ class WholeSums:
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
         self._call, self._kind, self._result, self._first = aggregate, kind, result, first
 
+    @property
+    def accumulators(self) -> range:
+        """The numbers of its columns."""
+        return range(self._first, self._first + (1 if self._call.kind == "count" else 3))
+
     def figures(self, rows: ChangedRows) -> list[Array]:
         aggregate = self._call
         values = None if aggregate.argument is None else rows.column(aggregate.argument)

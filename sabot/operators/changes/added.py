@@ -9,6 +9,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
+from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.values import ChangedRows, Values
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
@@ -54,6 +55,9 @@ class AddedGroups(StoredGroups):
         self._extras = aggregator.extras()
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*aggregator.gathered, *kept])
+        standing, beside = iter(aggregator.shape.places[len(hidden) :]), iter(kept)
+        places = [next(standing) if holder is None else Standing((), [next(beside).name]) for holder in self._values]
+        self.shape = Shape(aggregator.table, self.saved_schema, [*places, *aggregator.shape.places[: len(hidden)]])
         # Times are recorded once it is known which groups have changed. So there are two passes over the accumulators: in each, a filter
         # that is never true leaves out the accumulators of the other pass.
         self._filters = aggregator.filters

@@ -8,7 +8,7 @@ stands beside these by slot, and is exact: sums without rounding, values in sort
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
 from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
-from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, with_marks
+from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Shape, carried
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.changes.added import AddedGroups
 from sabot.operators.changes.removable import RemovableGroups
-from sabot.operators.changes.state import Groups
+from sabot.operators.changes.state import Groups, StoredGroups
 from sabot.operators.changes.weaving import Weave, differ
 from sabot.operators.columns import key_columns, result_schema
 from sabot.operators.keeping import Keeper, Keeping, columns_schema
+from sabot.operators.readers import described
 
 __all__ = ["GroupAggregate", "KeptGroups"]
 
@@ -142,6 +144,20 @@ class GroupAggregate(KeptGroups):
 
     def _make(self, context: OperatorContext) -> "Groups":
         return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
+
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        groups, now = self._there(), self.state_schema()["aggregates"]
+        assert isinstance(groups, StoredGroups)
+        hidden = [[*ROWS_OF_A_KEY], *([["", "event time", "int64"]] if self._timed else [])]
+        groups.carried = carried(
+            saved, now, self.forgets, groups.shape, self._shape_in, hidden=hidden, apart=self._changes
+        )
+
+    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
+        """Where the state of the aggregates that `reader` describes stands."""
+        make = RemovableGroups if self._changes else AddedGroups
+        aggregates, input = described(reader)
+        return make(self.key_names, aggregates, input, OperatorContext(input)).shape
 
     def state_schema(self) -> dict[str, Any]:
         aggregates = aggregates_schema(self._aggregates, self._there().fields, self.rows)

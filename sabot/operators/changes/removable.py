@@ -1,6 +1,7 @@
 """Groups whose rows may be taken away again."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
+from sabot.operators.aggregates.carried import Shape, Standing
 from sabot.operators.aggregates.values import (
     Beside,
     Best,
@@ -65,6 +67,13 @@ class RemovableGroups(StoredGroups):
         )
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*described.keys, *kept])
+        names = iter(field.name for field in kept)
+        places = [
+            Standing(part.accumulators, ()) if isinstance(part, WholeSums) else Standing((), [next(names)])
+            for part in self._parts
+        ]
+        hidden = [Standing([0], ()), *([Standing([self._figures], ())] if self._timed else [])]
+        self.shape = Shape(partial(GroupTable, described.keys, figures), self.saved_schema, [*places, *hidden])
 
     def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | Beside":
         if aggregate.kind == "approx_count_distinct":

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
-from sabot.operators.keeping import Columns, Kept, Stored
+from sabot.operators.aggregates.carried import Carried, Shape
+from sabot.operators.keeping import Columns, Kept, StoredTables
 from sabot.state.tables.store import TableStore
 
 __all__ = ["KEPT", "Groups", "StoredGroups"]
@@ -84,6 +85,10 @@ class StoredGroups(Groups):
 
     store: TableStore
     saved_schema: pa.Schema  # the columns of `saved`: the keys, then the state beside the store
+    shape: Shape  # where the state of each aggregate stands; behind them, how many rows a group has, and the event time of its result
+    carried: Carried | None = (
+        None  # set before a restore: how groups of a checkpoint with other aggregates become groups of now
+    )
 
     def table(self) -> GroupTable:
         return self.store.table()
@@ -103,8 +108,13 @@ class StoredGroups(Groups):
 
     def keeps(self) -> list[Kept]:
         keys = range(len(self.saved_schema) - self._beside())
-        beside = Columns(KEPT, lambda: list(self.saved()), self.load, schema=self.saved_schema, keys=keys)
-        return [Stored("tables", self.store), beside]
+        rows = Columns(
+            KEPT, lambda: list(self.saved()), self.load, schema=self.saved_schema, keys=keys, renewed=self._renewed
+        )
+        return [StoredTables("tables", self.store, lambda: self.carried), rows]
+
+    def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows if self.carried is None else self.carried.beside(rows)
 
     @abstractmethod
     def _beside(self) -> int:

@@ -35,7 +35,7 @@ class EventOrder(KeepsWatermark):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._schema = context.input
         keys = [self._schema.get_field_index(name) for name in self._keys]
-        held = Columns("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, fewer=True)
+        held = Columns("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, others=True)
         self.kept = Keeper(context, [held], keyed=len(self._keys) > 0)
         self._time = context.input.get_field_index(TIME_COLUMN)
         return context.input
@@ -95,9 +95,16 @@ class EventOrder(KeepsWatermark):
         return {"kind": "rows in order", "keys": keys, "columns": columns_schema(without_time(self._schema))}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        if fact == "columns" and all(column in before for column in now):
-            return f"of the rows that wait only {', '.join(column for column, _ in now)} go on"
-        return "other columns; no rows wait" if fact == "columns" and not groups else None
+        if fact != "columns":
+            return None
+        then = dict(before)
+        if not groups:
+            return "other columns; no rows wait"
+        if any(then.get(name, kind) != kind for name, kind in now):
+            return None
+        new = [name for name, _ in now if name not in then]
+        gone = f"of the rows that wait only {', '.join(name for name, _ in now)} go on"
+        return f"of the rows that wait, {', '.join(new)} is null" if new else gone
 
     def state_reader(self) -> dict[str, Any]:
         return {"keys": list(self._keys), "input": schema_text(self._schema)}

@@ -127,7 +127,7 @@ class Over(KeepsWatermark):
         if self._leading is not None:
             kept += self._leading.keeps()
         input = context.input
-        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, fewer=True))
+        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, others=True))
         self.kept = Keeper(context, kept, keyed=len(self._names) > 0)
         return self._schema
 

@@ -5,7 +5,7 @@ a number of rows, a `RunTable` says which rows belong together (a run), and the 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, TypeAlias
@@ -22,14 +22,15 @@ from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
+from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, StoredTables, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, aggregates_of, no_function
+from sabot.operators.readers import Readers, aggregates_of, described, no_function
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import KeyedRuns, Numbered
@@ -51,6 +52,7 @@ class _Keyed(Keeping):
 
     _store: TableStore | None = None
     _runs: RunTable | None = None
+    _carried: Carried | None = None  # how the groups of a checkpoint with other aggregates become groups of the store
 
     def __init__(self, keys: Sequence[str], id: str) -> None:
         self.id = id
@@ -62,7 +64,7 @@ class _Keyed(Keeping):
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._schema = self._open(context)
-        kept: Kept = self._state if self._store is None else Stored("", self._store)
+        kept: Kept = self._state if self._store is None else StoredTables("", self._store, lambda: self._carried)
         self.kept = Keeper(context, [kept], keyed=len(self._names) > 0)
         return self._schema
 
@@ -157,6 +159,19 @@ class RunningAggregate(_Keyed):
         if self._runs is not None:
             self._state.remove(self._runs.advance(watermark_ms))
 
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        if self._store is None:
+            self._state.foretell(saved, self.forgets)
+            return
+        now, shape = self.state_schema()["aggregates"], self._aggregator.shape
+        self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
+
+    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
+        aggregates, input = described(reader)
+        return Aggregator(
+            self._names, aggregates, input, order=TIME_COLUMN if TIME_COLUMN in input.names else None
+        ).shape
+
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._keys)
         results = [self._schema.field(aggregate.name) for aggregate in self._aggregates]
@@ -226,6 +241,9 @@ class CountAggregate(_Keyed):
     def finish(self) -> None:
         if self._runs is not None:
             self._emit(self._runs, self._runs.export().column("run"))
+
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        self._state.foretell(saved, self.forgets)
 
     def state_schema(self) -> dict[str, Any]:
         keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))

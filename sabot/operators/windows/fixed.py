@@ -22,14 +22,15 @@ from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
+from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import time_index
-from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
+from sabot.operators.keeping import Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, aggregates_of, window_of
+from sabot.operators.readers import Readers, aggregates_of, described, window_of
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state.tables.store import TableStore
@@ -89,6 +90,7 @@ class WindowAggregate(Keeping):
         self._reopened: dict[int, GroupTable] = {}
         self._merged = self._cache()
         self.kept = self._keeper(context)
+        self._carried: Carried | None = None
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
         result = self._aggregator.schema
@@ -241,6 +243,14 @@ class WindowAggregate(Keeping):
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark, "late_rows": self._late_rows}
 
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        now, shape = self.state_schema()["aggregates"], self._aggregator.shape
+        self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
+
+    def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
+        """Where the state of the aggregates that `reader` describes stands."""
+        return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).shape
+
     def recall(self, saved: Sequence[Saved]) -> None:
         self._panes = sorted(self._store.panes)
         for pane in self._panes:
@@ -259,8 +269,10 @@ class WindowAggregate(Keeping):
         return Keeper(
             context,
             [
-                Stored("tables", self._store),
-                Columns("gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys),
+                StoredTables("tables", self._store, lambda: self._carried),
+                Columns(
+                    "gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys, renewed=self._renewed
+                ),
                 Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=keys),
             ],
             keyed=len(self._keys) > 0,
@@ -274,6 +286,9 @@ class WindowAggregate(Keeping):
             for pane in self._panes
             for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
         ]
+
+    def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows if self._carried is None else self._carried.beside(rows)
 
     def _load_gathered(self, rows: pa.RecordBatch) -> None:
         pane, state = _without_pane(rows)

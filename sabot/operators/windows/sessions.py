@@ -14,6 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
+from sabot.operators.aggregates.carried import Carried, carried
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import (
@@ -28,7 +29,7 @@ from sabot.operators.keeping import (
     other_columns,
     read_batches,
 )
-from sabot.operators.readers import Readers, aggregates_of
+from sabot.operators.readers import Readers, aggregates_of, described
 from sabot.operators.windows.panes import window_words
 
 __all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate"]
@@ -143,6 +144,7 @@ class SessionAggregate(Keeping):
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
     def foretell(self, saved: Sequence[Saved]) -> None:
+        self._state.foretell(saved, self.forgets)
         self._watermark_ms = last_watermark(saved, None)
         if self._watermark_ms is not None:
             self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
@@ -261,15 +263,20 @@ class Numbered(KeyedRuns):
         runs: SessionTable | RunTable,
     ) -> None:
         super().__init__(keys, input, runs)
-        order = TIME_COLUMN if TIME_COLUMN in input.names else None
         self._aggregates, self._input = list(aggregates), input
-        self._aggregator = Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order)
+        self._aggregator = _numbering(aggregates, input)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
         self._slot_of = np.zeros(0, np.int32)  # number -> slot in the table
         self._serials = 0
+        self._carried: Carried | None = None
         self._blank: Array = pa.nulls(0, pa.int64())
+
+    def foretell(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
+        """Before a restore: how the checkpoint's aggregates become those of now."""
+        now, shape = self.aggregates_schema()["aggregates"], self._aggregator.shape
+        self._carried = carried(saved, now, forgets, shape, lambda reader: _numbering(*described(reader)).shape)
 
     def open(self, numbers: pa.Int32Array) -> None:
         """Makes empty accumulators for new numbers."""
@@ -331,8 +338,10 @@ class Numbered(KeyedRuns):
         return {}, {"runs": Batches(self.saved_schema, runs), "states": Batches(self._aggregator.states, states)}
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        schema = self._aggregator.states
-        for numbers, states in self.load(saved, owned, "states", schema):
+        schema, carried = self._aggregator.states, self._carried
+        for numbers, states in self.load(saved, owned, "states", schema if carried is None else carried.states):
+            if carried is not None:
+                states = carried.whole(states)
             serials = self._serial_rows(len(numbers)).column(0)
             renamed = states.set_column(0, schema.field(0), serials)
             self._assign(numbers, self._aggregator.merge(self._table, self._extras, renamed))
@@ -372,6 +381,12 @@ class Numbered(KeyedRuns):
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
         self._table.remove(gone)
+
+
+def _numbering(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> Aggregator:
+    """The aggregator of sessions or runs, by the serials of these."""
+    order = TIME_COLUMN if TIME_COLUMN in input.names else None
+    return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order)
 
 
 def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:

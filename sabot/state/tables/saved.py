@@ -28,7 +28,16 @@ from sabot.faults import unreadable
 from sabot.state.files import link_file, link_tree, remove_tree
 from sabot.state.tables.cold import ColdGroups
 
-__all__ = ["COLD", "Change", "ColdCut", "Delta", "SavedChange", "TablesCut", "count_deltas", "read_changes"]
+__all__ = [
+    "COLD",
+    "Change",
+    "ColdCut",
+    "Delta",
+    "SavedChange",
+    "TablesCut",
+    "count_deltas",
+    "read_changes",
+]
 
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")

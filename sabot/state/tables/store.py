@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
@@ -32,9 +31,10 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.faults import hint_of
 from sabot.state.base import Owned, Saved
 from sabot.state.files import remove_tree
-from sabot.state.tables.cold import ColdGroups, read_cold
+from sabot.state.tables.cold import ColdGroups
 from sabot.state.tables.hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables.saved import COLD, Change, ColdCut, Delta, TablesCut, count_deltas, read_changes
+from sabot.state.tables.restored import PaneFacts, Renewal, SavedGroups
+from sabot.state.tables.saved import COLD, Change, ColdCut, Delta, TablesCut, count_deltas
 
 __all__ = ["CHUNK_ROWS", "TableStore"]
 
@@ -249,112 +249,51 @@ class TableStore:
             return facts, None
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
-    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None, renewal: Renewal | None = None) -> None:
         """Restores what `cut` took. `saved` has an entry for each subtask of the job at the checkpoint. Must be called while the store is
         empty.
 
-        owned: tells which groups are this subtask's; None: all. Raises CorruptCheckpoint.
+        owned: tells which groups are this subtask's; None: all. renewal: how groups of the checkpoint, which had other accumulators, become
+        groups of the store. Raises CorruptCheckpoint.
         """
         every_group = pa.array(range(KEY_GROUPS), pa.uint64())
         if owned is not None and owned(every_group).true_count == KEY_GROUPS:
             owned = None
+        whole = self._directory is not None and len(saved) == 1 and owned is None and renewal is None
         for part in saved:
             if part.facts.get("format") != _FORMAT:
                 raise CorruptCheckpoint(f"{part.directory}: is no state of this version of Sabot")
-            panes = [_PaneFacts(*facts) for facts in part.facts["panes"]]
+            panes = [PaneFacts(*facts) for facts in part.facts["panes"]]
             if part.facts["deltas"] != count_deltas(part.directory):
                 raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")
-            cold = part.directory / COLD
-            if not part.facts["cold"]:
-                if part.facts["deltas"]:  # without deltas there may be no directory
-                    self._load_hot(part, panes, owned)
-            elif self._directory is not None and self._database is None and len(saved) == 1 and owned is None:
-                self._open_database(ColdGroups.linked, cold)
+            groups = SavedGroups(part.directory, panes, self._new if renewal is None else renewal.make)
+            if part.facts["cold"] and whole:
+                self._open_database(ColdGroups.linked, part.directory / COLD)
                 for pane in panes:
                     table = self.table(pane.pane)
                     if isinstance(table, HotTable):
                         table.database, table.cold, table.parts = self._database, pane.cold, pane.parts
                         table.lookups = pane.cold > 0
                 self._runs = part.facts["runs"]
-                self._load_hot(part, panes, owned)
+            if part.facts["cold"] and not whole:
+                found = groups.all()
             else:
-                hot = self._image(part.directory, panes)
-                for number, are_parts, groups in read_cold(cold, self._states, len(self._keys), self._new):
-                    if number in hot:
-                        self._put(number, self._beside(hot[number], groups, are_parts), owned)
-                for number, table in hot.items():
-                    for slots in pieces(table, CHUNK_ROWS):
-                        self._put(number, table.export(slots), owned)
+                self._reserve(panes, owned)
+                found = (
+                    groups.in_memory() if part.facts["deltas"] else iter(())
+                )  # without deltas there may be no directory
+            for number, rows in found:
+                self._put(number, rows if renewal is None else renewal.groups(rows), owned)
             for pane in panes:
-                if pane.bound is not None:
+                if pane.bound is not None and renewal is None:
                     self.retire(pane.bound[0], pane.bound[1], pane.pane)
 
-    def _load_hot(self, part: Saved, panes: list["_PaneFacts"], owned: Owned | None) -> None:
-        """Restores the groups that were in memory."""
+    def _reserve(self, panes: list[PaneFacts], owned: Owned | None) -> None:
+        """Makes room for the groups that were in memory."""
         for pane in panes:
             if owned is None and pane.hot:
                 room = min(pane.hot, self._table_bytes // _ROW_BYTES) if self._evictable else pane.hot
                 self.table(pane.pane).reserve(room)
-        for number, groups in self._latest(part.directory, panes):
-            self._put(number, groups, owned)
-
-    def _image(self, directory: Path, panes: list["_PaneFacts"]) -> dict[int, GroupTable]:
-        """The groups that were in memory, by pane, in tables outside the store."""
-        tables = {pane.pane: self._new() for pane in panes}
-        for number, groups in self._latest(directory, panes):
-            tables[number].merge(groups)
-        return tables
-
-    def _latest(self, directory: Path, panes: list["_PaneFacts"]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Pairs of a pane and groups of it that were in memory, each group once: going from the newest change back, each change gives the
-        groups that no newer one has.
-        """
-        since = {(pane.pane, pane.life): pane.since for pane in panes}
-        changes = [  # files are mapped here, and read later
-            change
-            for change in read_changes(directory, self._keys, self._states)
-            if change.number >= since.get((change.pane, change.life), change.number + 1)
-        ]
-        seen = {pane.pane: GroupTable(self._keys, []) for pane in panes}
-        columns = range(len(self._keys))
-        oldest = min((change.number for change in changes), default=0)
-        if changes and changes[0].number > oldest:
-            for pane in panes:
-                seen[pane.pane].reserve(pane.hot)
-        for change in changes:
-            table = seen[change.pane]
-            if change.number == oldest and change.gone:
-                continue
-            for start in range(0, change.groups.num_rows, CHUNK_ROWS):
-                groups = change.groups.slice(start, CHUNK_ROWS)
-                if change.number > oldest:
-                    before = len(table)
-                    slots = table.resolve(groups, columns)
-                    new = pc.greater_equal(
-                        slots, before
-                    )  # slots are given out in order, of a table that nothing leaves
-                elif len(table):
-                    new = pc.less(table.resolve(groups, columns, insert=False), 0)
-                else:
-                    new = None
-                if not change.gone:
-                    yield change.pane, groups if new is None else groups.filter(new)
-
-    def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
-        """The database's values of some groups, made whole: for a group that was hot, the hot value replaces the one in the database, or is
-        merged with it where that is only a part.
-        """
-        slots = hot.resolve(groups, range(len(self._keys)), insert=False)
-        if not are_parts:
-            return groups.filter(pc.less(slots, 0))
-        slots = slots.filter(pc.greater_equal(slots, 0))
-        if not len(slots):
-            return groups
-        table = self._new()
-        table.merge(groups)
-        table.merge(hot.export(slots))
-        hot.remove(slots)
-        return table.export()
 
     def _put(self, pane: int, groups: pa.RecordBatch, owned: Owned | None) -> None:
         """Adds groups of a checkpoint that the store does not have."""
@@ -519,18 +458,6 @@ class TableStore:
             (kept if needed else over).append(delta)
         self._deltas = kept
         return over
-
-
-class _PaneFacts(NamedTuple):
-    """The facts about a pane in a checkpoint."""
-
-    pane: int
-    life: int
-    since: int  # the first delta that counts for the pane
-    bound: tuple[int, int] | None
-    cold: int  # how many groups are only in the database
-    parts: int  # how many parts of groups are in the database
-    hot: int = 0  # how many groups are in memory; 0 if unknown
 
 
 def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:

@@ -92,7 +92,7 @@ def test_other_columns_are_refused_and_fewer_are_taken_where_that_is_said(tmp_pa
     saved = Saved(tmp_path, {"left": {"format": 1, "rows": 0}})
     with pytest.raises(CorruptCheckpoint, match="other columns than the program now keeps"):
         Both().keeper.restore([saved])
-    back = Both(fewer=True)
+    back = Both(others=True)
     back.keeper.restore([saved])
     assert back.rows() == [0, 1, 2]
 

@@ -1,6 +1,6 @@
 """A changed program beside the checkpoint of the one before: whose state goes on. What is said is then tried by a restore."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,13 @@ def checkpoint(tmp_path: Path) -> Manifest:
     return manifest
 
 
-def verdicts(program: Program, manifest: Manifest, parallelism: int = 1) -> list[Verdict]:
+def verdicts(program: Program, manifest: Manifest, parallelism: int = 1, *, drop: Sequence[str] = ()) -> list[Verdict]:
     """What `sabot plan --against` says of a program."""
     app = App("shop", parallelism=parallelism)
     stream = app.stream("orders", schema=SCHEMA, time="ts")
     stream.select("n").to("seen")
     program(stream)
-    return compare(planned(make_plan(app.agent_runtime.writes, parallelism=parallelism)), manifest)
+    return compare(planned(make_plan(app.agent_runtime.writes, parallelism=parallelism)), manifest, drop)
 
 
 def outcomes(program: Program, manifest: Manifest, parallelism: int = 1) -> dict[str, str]:
@@ -71,7 +71,7 @@ def outcomes(program: Program, manifest: Manifest, parallelism: int = 1) -> dict
 def why(program: Program, manifest: Manifest) -> str:
     (verdict,) = verdicts(program, manifest)
     assert verdict.outcome == "refuse"
-    with pytest.raises(UserError, match=r"state that this program would not go on with.*--fresh"):
+    with pytest.raises(UserError, match=r"state that this program would not go on with.*--drop"):
         check([verdict], manifest.checkpoint_id)
     return verdict.why
 
@@ -265,15 +265,7 @@ async def test_names_say_whose_the_state_is_whatever_else_changed(run: Any, tmp_
             lambda s: hours(s.with_columns(n=col("n").cast("float64")), name="w"),
             'aggregate total was sum(col("n")) int64, is sum(col("n")) double',
         ),
-        (lambda s: hours(s, n=sabot.count(), name="w"), 'aggregate total is gone (sum(col("n")) int64)'),
-        (
-            lambda s: hours(s, n=sabot.count(), total=sabot.sum("n"), most=sabot.max("n"), name="w"),
-            'aggregate most is new (max(col("n")) int64)',
-        ),
-        (
-            lambda s: hours(s, total=sabot.sum("n"), n=sabot.count(), name="w"),
-            "aggregates were in the order n, total, are in the order total, n",
-        ),
+        (lambda s: hours(s, most=sabot.max("n"), name="w"), "none of its aggregates is left"),
         (
             lambda s: (
                 s.key_by("k", "shop").window(tumbling("1h")).aggregate(n=sabot.count(), total=sabot.sum("n")).named("w")
@@ -302,12 +294,116 @@ async def test_what_cannot_go_on_is_said_exactly(run: Any, tmp_path: Path, chang
     assert checkpoint(tmp_path).checkpoint_id == manifest.checkpoint_id
 
 
+def fates(verdict: Verdict) -> dict[str, str]:
+    return {part.name: part.outcome for part in verdict.parts}
+
+
+async def test_each_aggregate_is_kept_added_dropped_or_refused(run: Any, tmp_path: Path) -> None:
+    await run(lambda stream: hours(stream, name="w", n=sabot.count(), total=sabot.sum("n"), t=sabot.max("k")).to("h"))
+    manifest = checkpoint(tmp_path)
+
+    def changed(stream: Any) -> None:
+        hours(stream, name="w", sums=sabot.sum("n"), least=sabot.min("n"), n=sabot.count()).to("h")
+
+    (verdict,) = verdicts(changed, manifest)
+    assert verdict.outcome == "migrate"
+    assert fates(verdict) == {"sums": "keep", "least": "add", "n": "keep", "t": "drop"}
+    assert verdict.why == (
+        'total is sums now; least is new (min(col("n")) int64): it begins empty; '
+        't is gone (max(col("k")) string): the program has it no more'
+    )
+
+    def other(stream: Any) -> None:
+        hours(stream, name="w", n=sabot.count(), total=sabot.sum(col("n") * 2)).to("h")
+
+    (verdict,) = verdicts(other, manifest)
+    assert fates(verdict) == {"n": "keep", "total": "refuse", "t": "drop"}
+    with pytest.raises(UserError, match=r"give up just that: --drop w\.total\)"):
+        check([verdict], manifest.checkpoint_id)
+    (verdict,) = verdicts(other, manifest, drop=["w.total"])
+    assert (verdict.outcome, verdict.forgets) == ("migrate", {"total"})
+    assert fates(verdict) == {"n": "keep", "total": "add", "t": "drop"}
+
+
+async def test_another_order_of_aggregates_is_no_change(run: Any, tmp_path: Path) -> None:
+    await run(lambda stream: hours(stream, name="w").to("hours"))
+
+    def turned(stream: Any) -> None:
+        hours(stream, name="w", total=sabot.sum("n"), n=sabot.count()).to("hours")
+
+    (verdict,) = verdicts(turned, checkpoint(tmp_path))
+    assert (verdict.outcome, verdict.why) == ("keep", "")
+    app = await run(turned, drain=True)
+    assert counts(app, "hours") == {f"k{number}": 16 for number in range(5)}
+
+
+async def test_a_changed_step_without_a_name_is_found_by_the_aggregates_that_it_has_left(
+    run: Any, tmp_path: Path
+) -> None:
+    """Its number belongs to another step now."""
+
+    def before(stream: Any) -> None:
+        hours(stream, n=sabot.count(), s=sabot.sum("n")).to("a")
+        hours(stream, t=sabot.max("k")).to("b")
+
+    def after(stream: Any) -> None:
+        hours(stream, t=sabot.max("k"), low=sabot.min("n")).to("b")
+        hours(stream, n=sabot.count(), high=sabot.max("n")).to("a")
+
+    await run(before)
+    found = verdicts(after, checkpoint(tmp_path))
+    assert [(each.id, each.saved_as, fates(each)) for each in found] == [
+        ("tumbling-1", "tumbling-2", {"t": "keep", "low": "add"}),
+        ("tumbling-2", "tumbling-1", {"n": "keep", "high": "add", "s": "drop"}),
+    ]
+    app = await run(after, drain=True)
+    assert counts(app, "a") == {f"k{number}": 16 for number in range(5)}
+
+
+async def test_where_several_steps_may_have_changed_into_one_it_is_refused(run: Any, tmp_path: Path) -> None:
+    def before(stream: Any) -> None:
+        hours(stream, n=sabot.count(), s=sabot.sum("n")).to("a")
+        hours(stream, n=sabot.count(), t=sabot.max("k")).to("b")
+
+    await run(before)
+    manifest = checkpoint(tmp_path)
+    found = verdicts(lambda stream: hours(stream, n=sabot.count(), low=sabot.min("n")).to("a"), manifest)
+    assert found[0].outcome == "refuse"
+    assert "tumbling-1 or tumbling-2" in found[0].why
+
+
+async def test_what_is_given_up_is_named(run: Any, tmp_path: Path) -> None:
+    await run(lambda stream: (hours(stream, name="w").to("hours"), hours(stream, name="v").to("others")))
+    manifest = checkpoint(tmp_path)
+
+    def changed(stream: Any) -> None:
+        hours(stream, tumbling("30m"), name="w").to("halves")
+
+    with pytest.raises(UserError, match=r"--drop w --drop v\)"):
+        check(verdicts(changed, manifest), manifest.checkpoint_id)
+    found = verdicts(changed, manifest, drop=["w", "v"])
+    assert [(each.id, each.outcome, each.loses) for each in found] == [("w", "new", False), ("v", "drop", False)]
+    assert check(found, manifest.checkpoint_id) == {}
+    with pytest.raises(UserError, match=r"--drop x.*there are w, v, w\.n, w\.total"):
+        verdicts(changed, manifest, drop=["x"])
+    with pytest.raises(UserError, match=r"--drop w\.x"):
+        verdicts(changed, manifest, drop=["w.x"])
+
+
+async def test_a_step_is_given_up_by_the_name_that_it_has_now_or_had(run: Any, tmp_path: Path) -> None:
+    await run(lambda stream: hours(stream).to("hours"))
+    for name in ("totals", "tumbling-1"):
+        found = verdicts(lambda stream: hours(stream, name="totals").to("hours"), checkpoint(tmp_path), drop=[name])
+        assert [(each.outcome, each.saved_as) for each in found if each.id == "totals"] == [("new", None)]
+        assert not any(each.loses for each in found)
+
+
 async def test_state_is_never_dropped_in_silence(run: Any, tmp_path: Path) -> None:
     await run(lambda stream: hours(stream, name="w").to("hours"))
     manifest = checkpoint(tmp_path)
     found = verdicts(lambda stream: stream.to("hours"), manifest)
     assert [(each.id, each.outcome, each.now, each.groups) for each in found] == [("w", "drop", None, 5)]
-    with pytest.raises(UserError, match=r"w \(tumbling window.*this program has no such operator.*--fresh"):
+    with pytest.raises(UserError, match=r"w \(tumbling window.*this program has no such operator.*--drop"):
         await run(lambda stream: stream.to("hours"))
 
 
@@ -622,7 +718,7 @@ async def test_what_cannot_go_on_of_them_is_said_exactly(
     (verdict,) = [each for each in verdicts(changed, checkpoint(tmp_path)) if each.id == "it"]
     assert verdict.outcome == "refuse"
     assert says in verdict.why
-    with pytest.raises(UserError, match="--fresh") as caught:
+    with pytest.raises(UserError, match="--drop") as caught:
         await run(changed)
     assert says in str(caught.value)
 

@@ -4,6 +4,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -360,7 +361,10 @@ def test_memory_is_by_what_must_be_kept_not_by_the_rows():
 def test_calls_that_need_the_same_accumulator_share_it():
     kinds = {"a": "stddev", "b": "variance", "c": "mean", "d": "stddev"}
     calls = [AggregateColumn(name, kind, "number", ddof=0 if name == "d" else 1) for name, kind in kinds.items()]
-    assert [kind for kind, _ in Aggregator([], calls, SCHEMA).kernel] == ["variance", "mean", "count"]
+    kernel = [kind for kind, _ in Aggregator([], calls, SCHEMA).kernel]
+    assert kernel == ["variance", "mean", "variance", "count", "mean"]  # those of another ddof stand apart
+    shared = [replace(call, shares=True) for call in calls]  # as checkpoints had it before
+    assert [kind for kind, _ in Aggregator([], shared, SCHEMA).kernel] == ["variance", "mean", "count"]
 
 
 @pytest.mark.parametrize(

@@ -584,7 +584,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     run = OperatorRun(lambda: SessionAggregate(10, ["user"], CALLS), SCHEMA, ["user"], tmp_path)
     run.feed(batch_of([("a", 1.0, "r", 0)]))
     saved = run.checkpoint()
-    other = SessionAggregate(10, ["user"], CALLS[:2])
+    other = SessionAggregate(10, [SCHEMA.names[1]], CALLS)
     other.open(OperatorContext(SCHEMA))
     with pytest.raises(CorruptCheckpoint, match="other columns"):
         other.restore(saved)

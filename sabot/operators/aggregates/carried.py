@@ -1,0 +1,228 @@
+"""State of the aggregates that a checkpoint has, as state of those that the program has now.
+
+    checkpoint   total = sum(x)   n = count()
+                      │               └── gone: its state is left behind
+    program      total = sum(x)   biggest = max(x)   begins empty in each group
+
+An aggregate is found again by what it computes, whatever its name is. What it keeps stands in accumulators of a table, and in columns
+beside the table (`Standing`); groups are taken over with these where the checkpoint has them, and with empty ones where it does not.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.groups.keyed import GroupTable
+from sabot.errors import UserError
+from sabot.state.base import Saved
+
+__all__ = ["ROWS_OF_A_KEY", "Carried", "Fate", "Shape", "Standing", "carried", "fates"]
+
+_KEPT_AS = {"stddev": "variance", "any": "first"}
+ROWS_OF_A_KEY = ("", "count()", "int64")  # what groups keep beside the aggregates of the user's, as an aggregate
+
+Array: TypeAlias = pa.Array
+
+
+class Standing(NamedTuple):
+    """Where the state of one aggregate stands. accumulators: their indices in the table. beside: the names of its columns beside it."""
+
+    accumulators: Sequence[int]
+    beside: Sequence[str]
+
+
+class Shape(NamedTuple):
+    """Where the state of aggregates stands. table: makes an empty table. beside: keys, and the columns beside the table."""
+
+    table: Callable[[], GroupTable]
+    beside: pa.Schema
+    places: Sequence[Standing]
+
+
+class Fate(NamedTuple):
+    """What becomes of one aggregate: of the program (`name`, or the checkpoint's where the program has it no more).
+
+    keep: it goes on with the state of the checkpoint's aggregate number `source`. add: it begins empty. drop: its state is left behind.
+    refuse: under its name the checkpoint has what computes something else. before, now: what it computes, with the type of the result.
+    called: its name in the checkpoint, where that is another.
+    """
+
+    name: str
+    outcome: Literal["keep", "add", "drop", "refuse"]
+    before: str | None
+    now: str | None
+    why: str = ""
+    source: int | None = None
+    called: str = ""
+
+
+def fates(
+    before: Sequence[Sequence[str]],
+    now: Sequence[Sequence[str]],
+    forgets: frozenset[str] = frozenset(),
+    *,
+    apart: bool = False,
+) -> list[Fate]:
+    """A fate for each aggregate of the program, in order, then for those that only the checkpoint has.
+
+    before, now: (name, what it computes, type of the result) of each. A name "" in `before` is for state that is kept for no aggregate of
+    the user's. forgets: names of which no state is taken over. apart: the aggregates are over changes, where each keeps its own.
+    """
+    sources = [_source(each, before, forgets, apart) for each in now]
+    taken = {source for source in sources if source is not None}
+    names = {name: number for number, (name, _, _) in enumerate(before)}
+    found = []
+    for (name, words, kind), source in zip(now, sources, strict=True):
+        text, same_name = f"{words} {kind}", names.get(name)
+        if source is not None:
+            was, then, old = before[source]
+            if old != kind:
+                why = f"it was {then} {old}, is {text}"
+                found.append(Fate(name, "refuse", f"{then} {old}", text, why))
+                continue
+            called = "" if was == name else was
+            why = (
+                f"the checkpoint calls it {called}"
+                if called
+                else ""
+                if was
+                else "the checkpoint has how many rows each key has"
+            )
+            found.append(Fate(name, "keep", text, text, why, source, called))
+        elif same_name is not None and same_name not in taken and name not in forgets:
+            was = " ".join(before[same_name][1:])
+            taken.add(same_name)
+            found.append(Fate(name, "refuse", was, text, f"it was {was}, is {text}"))
+        else:
+            found.append(
+                Fate(
+                    name, "add", None, text, "its state is dropped, as asked" if name in forgets else "it begins empty"
+                )
+            )
+    here = {name for name, _, _ in now}
+    for number, (name, *said) in enumerate(before):
+        if number not in taken and name and not (name in forgets and name in here):
+            why = "its state is dropped, as asked" if name in forgets else "the program has it no more"
+            found.append(Fate(name, "drop", " ".join(said), None, why))
+    return found
+
+
+def _source(each: Sequence[str], before: Sequence[Sequence[str]], forgets: frozenset[str], apart: bool) -> int | None:
+    """The aggregate of the checkpoint that keeps the same; the one of the same name, where there are several."""
+    if each[0] in forgets:
+        return None
+    keeps = (lambda words: words) if apart else _keeps
+    same = [number for number, was in enumerate(before) if keeps(was[1]) == keeps(each[1]) and was[0] not in forgets]
+    return min(same, key=lambda number: before[number][0] != each[0], default=None)
+
+
+def _keeps(words: str) -> str:
+    """What an aggregate keeps, as text: aggregates that differ in what they make of it share their accumulators."""
+    kind, _, rest = words.partition("(")
+    return f"{_KEPT_AS.get(kind, kind)}({re.sub(r', ddof=[0-9]+', ', ddof', rest)}"
+
+
+class Carried:
+    """Groups of a checkpoint that kept the state of other aggregates (`was`), as groups of those that there are now.
+
+    sources: for each aggregate that there is now, the number of the one whose state it goes on with; None: it begins empty.
+    """
+
+    def __init__(self, was: Shape, now: Shape, sources: Sequence[int | None]) -> None:
+        self.make, self._now = was.table, now
+        self._keys = len(was.table().keys)
+        self._states = now.table().states
+        self.states = pa.schema(
+            [*was.table().states, *list(was.beside)[self._keys :]]
+        )  # all columns that the checkpoint has
+        self._width = len(was.beside)
+        accumulators: dict[int, int] = {}
+        beside: dict[str, str] = {}
+        for place, source in zip(now.places, sources, strict=True):
+            if source is not None:
+                then = was.places[source]
+                accumulators |= zip(place.accumulators, then.accumulators, strict=True)
+                beside |= zip(place.beside, then.beside, strict=True)
+        self._from = beside
+        for name in self._states.names[self._keys :]:
+            number, _, part = name.partition(".")
+            if int(number) in accumulators:
+                self._from[name] = f"{accumulators[int(number)]}.{part}"
+        self._blank: pa.RecordBatch | None = None  # a group to which nothing was added
+
+    def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
+        """Keys and accumulators, as the table of now has them."""
+        columns = [*groups.columns[: self._keys], *self._accumulators(groups)]
+        return pa.RecordBatch.from_arrays(columns, schema=self._states)
+
+    def beside(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Keys and the columns beside the table; columns of the operator's own behind them stay."""
+        own = range(self._width, rows.num_columns)
+        columns = [*rows.columns[: self._keys], *self._beside(rows), *(rows.column(each) for each in own)]
+        return pa.RecordBatch.from_arrays(
+            columns, schema=pa.schema([*self._now.beside, *(rows.schema.field(each) for each in own)])
+        )
+
+    def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Keys, accumulators, and the columns beside the table."""
+        columns = [*rows.columns[: self._keys], *self._accumulators(rows), *self._beside(rows)]
+        fields = list(self._now.beside)[self._keys :]
+        return pa.RecordBatch.from_arrays(columns, schema=pa.schema([*self._states, *fields]))
+
+    def _accumulators(self, groups: pa.RecordBatch) -> list[Array]:
+        if self._blank is None and groups.num_rows:
+            table = self._now.table()
+            self._blank = table.export(table.resolve(groups.slice(0, 1), list(range(self._keys))))
+        fields = list(self._states)[self._keys :]
+        return [self._column(field, groups, self._blank_of(field)) for field in fields]
+
+    def _beside(self, rows: pa.RecordBatch) -> list[Array]:
+        fields = list(self._now.beside)[self._keys :]
+        return [
+            self._column(field, rows, pa.array([[] if pa.types.is_list(field.type) else b""], field.type))
+            for field in fields
+        ]
+
+    def _blank_of(self, field: pa.Field) -> Array:
+        return pa.nulls(1, field.type) if self._blank is None else self._blank.column(field.name)
+
+    def _column(self, field: pa.Field, rows: pa.RecordBatch, blank: Array) -> Array:
+        source = self._from.get(field.name)
+        if source is None:
+            return blank.take(pa.array(np.zeros(rows.num_rows, np.int32)))
+        column = rows.column(source)
+        if column.type != field.type:
+            raise UserError(
+                f"an aggregate was kept as {column.type}, and is kept as {field.type} now: its column has another type",
+                hint="cast the column to the type that it had; or begin the step empty (--drop)",
+            )
+        return column
+
+
+def carried(
+    saved: Sequence[Saved],
+    now: Sequence[Sequence[str]],
+    forgets: frozenset[str],
+    shape: Shape,
+    was: Callable[[Mapping[str, Any]], Shape],
+    *,
+    hidden: Sequence[Sequence[str]] = (),
+    apart: bool = False,
+) -> Carried | None:
+    """How the state of a checkpoint becomes that of the aggregates of now; None where it has the same ones, and goes on as it is.
+
+    now: as in `fates`. shape: where their state stands. was: the same of the checkpoint's, by its `reader` (`Operator.state_reader`).
+    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. apart: as in `fates`.
+    """
+    facts = next((part.facts for part in saved if part.facts.get("schema")), None)
+    if facts is None:
+        return None
+    before, reader = facts["schema"]["aggregates"], facts["reader"]
+    sources = [_source(each, [*before, *hidden], forgets, apart) for each in now]
+    same = reader.get("shares") is False or all(call.get("ddof", 1) == 1 for call in reader["calls"])
+    if same and sources == list(range(len(before))):
+        return None
+    return Carried(was(reader), shape, [*sources, *range(len(before), len(before) + len(hidden))])

@@ -1,0 +1,378 @@
+"""A program that lives changes: half of the rows, a stop or a crash, another program, the rest. What was kept equals a run that nobody
+interrupted; what was added equals a run over the rest alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import sabot
+from sabot import (
+    App,
+    UserAggregate,
+    UserError,
+    aggregate_with,
+    col,
+    count_window,
+    cumulative,
+    hopping,
+    session,
+    tumbling,
+)
+from sabot.connectors.memory import MemoryBroker
+from tools.agent_tools import bounded, checkpoint, crash_image, publish, until, values
+
+SCHEMA = {"k": "string", "n": "int64", "x": "int64", "y": "float64", "w": "string", "ts": "int64"}
+ROWS = [
+    {
+        "k": f"k{number * 7 % 11}",
+        "n": number,
+        "x": number * 37 % 101 - 50,
+        "y": None if number % 13 == 0 else number * 0.5,
+        "w": f"w{number * 5 % 17}",
+        "ts": 1000 * number,
+    }
+    for number in range(240)
+]
+HALF = 130  # in the middle of windows and of keys
+
+Program = Callable[[Any], Any]
+Aggregates = dict[str, Any]
+
+
+class Longest(UserAggregate):
+    """The longest text; a state is a text."""
+
+    type = pa.string()
+
+    def init(self) -> Any:
+        return ""
+
+    def accumulate(self, state: Any, values: Any) -> Any:
+        texts = values.column("w").to_pylist()
+        return max([state, *texts], key=lambda text: (len(text), text))
+
+    def merge(self, state: Any, other: Any) -> Any:
+        return max(state, other, key=lambda text: (len(text), text))
+
+    def finish(self, state: Any) -> Any:
+        return state
+
+
+def numbers() -> Aggregates:
+    """Aggregates with accumulators of fixed width."""
+    return {
+        "n": sabot.count(),
+        "s": sabot.sum("x"),
+        "d": sabot.sum(col("x") * 2),
+        "low": sabot.min("x"),
+        "high": sabot.max("y"),
+        "avg": sabot.mean("y"),
+        "var": sabot.variance("x"),
+        "sd": sabot.stddev("y", ddof=0),
+        "one": sabot.first("x"),
+        "end": sabot.last("y"),
+        "many": sabot.count("y"),
+        "some": sabot.sum("x").filter(col("y") > 40),
+    }
+
+
+def gathered() -> Aggregates:
+    """Aggregates of values without a fixed width."""
+    return {
+        "words": sabot.collect_list("w"),
+        "kinds": sabot.count_distinct("w"),
+        "word": sabot.max("w"),
+        "latest": sabot.last("w"),
+        "best": sabot.arg_max("w", "x"),
+        "top": sabot.top_k("x", 3),
+        "about": sabot.approx_count_distinct("x"),
+        "median": sabot.approx_quantile("x", 0.5),
+        "own": aggregate_with(Longest(), "w"),
+    }
+
+
+def halves(aggregates: Aggregates) -> tuple[Aggregates, Aggregates]:
+    """(of the program before, of the program after): a third is gone, a third is kept, with other names, and a third is new."""
+    kinds = list(aggregates.items())
+    before = dict(kinds[0::3] + kinds[1::3])
+    kept = [(f"{name}_", each) for name, each in kinds[1::3]]
+    added = kinds[2::3]
+    return before, dict(added[:1] + kept[::-1] + added[1:])
+
+
+class Life:
+    """Programs of one job, one after the other."""
+
+    def __init__(self, broker: str, directory: Path, state: str) -> None:
+        self.broker, self.directory, self.state = broker, directory, state
+        self.sent = 0
+
+    def app(self, program: Program, *, parallelism: int = 1, **settings: Any) -> App:
+        state = "memory" if self.state == "memory" else str(self.directory / "state")
+        app = App(
+            "shop",
+            broker=self.broker,
+            state=state,
+            checkpoint_dir=self.directory / "checkpoints",
+            parallelism=parallelism,
+            memory_budget="256MB",
+        )
+        app.configure(**settings)
+        stream = app.stream("orders", schema=SCHEMA, time="ts")
+        stream.select("n").to("seen")
+        program(stream)
+        return app
+
+    def seen(self, app: App) -> int:
+        return len(values(app, "seen")) if "seen" in MemoryBroker.get(self.broker).topics() else 0
+
+    async def run(self, program: Program, rows: Sequence[Any], *, drain: bool = False, **settings: Any) -> App:
+        """Runs it over these rows, behind those that there are, and stops it."""
+        app = self.app(program, **settings)
+        before = self.seen(app)
+        publish(app, "orders", rows)
+        await app.start()
+        await until(lambda: self.seen(app) == before + len(rows))
+        await bounded(app.stop(drain=drain))
+        return app
+
+
+@pytest.fixture(params=["memory", "rocksdb"])
+def life(request: Any, memory_url: str, tmp_path: Path) -> Life:
+    return Life(memory_url, tmp_path / "job", request.param)
+
+
+async def alone(tmp_path: Path, program: Program, rows: Sequence[Any]) -> list[Any]:
+    """What a job writes that has nothing but these rows, and is not interrupted."""
+    directory = tmp_path / f"alone-{len(rows)}"
+    other = Life(f"memory://{directory.name}-{tmp_path.name}", directory, "memory")
+    app = await other.run(program, rows, drain=True)
+    found = values(app, "out")
+    MemoryBroker.get(other.broker).reset()
+    return found
+
+
+def rounded(value: Any) -> Any:
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def keyed(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[Any, Any]:
+    """The last row of each key and window, with some of its columns. A restart sums parts, so floats are rounded."""
+    return {
+        (row["k"], row.get("window_end"), row.get("n_at")): {name.rstrip("_"): rounded(row[name]) for name in names}
+        for row in rows
+    }
+
+
+def windowed(window: Any) -> Callable[[Aggregates], Program]:
+    return lambda aggregates: (
+        lambda stream: stream.key_by("k").window(window).aggregate(**aggregates).named("totals").to("out")
+    )
+
+
+def running(ttl: str | None = None) -> Callable[[Aggregates], Program]:
+    return lambda aggregates: (
+        lambda stream: (
+            stream.key_by("k").aggregate(ttl=ttl, n_at=sabot.max("n"), **aggregates).named("totals").to("out")
+        )
+    )
+
+
+def grouped(over_changes: bool) -> Callable[[Aggregates], Program]:
+    def program(aggregates: Aggregates) -> Program:
+        def build(stream: Any) -> None:
+            rows = stream.upsert("n") if over_changes else stream
+            rows.group_by("k").aggregate(**aggregates).named("totals").changelog().to("out")
+
+        return build
+
+    return program
+
+
+STEPS: dict[
+    str, tuple[Callable[[Aggregates], Program], bool]
+] = {  # a program of aggregates, whether it takes all kinds
+    "tumbling": (windowed(tumbling("150s")), True),
+    "hopping": (windowed(hopping("120s", "40s")), True),
+    "cumulative": (windowed(cumulative("160s", "40s")), True),
+    "session": (windowed(session("20s")), True),
+    "count": (windowed(count_window(30)), True),
+    "running": (running(), False),
+    "running with ttl": (running("1h"), False),
+    "groups": (grouped(over_changes=False), True),
+    "groups over changes": (grouped(over_changes=True), True),
+}
+
+
+@pytest.mark.one_in(3, "each step is changed in memory or on disk, with one thread or more")
+@pytest.mark.parametrize("threads", [(1, 1), (2, 2), (1, 2)], ids=["1", "2", "1 to 2"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_kept_aggregates_go_on_and_added_ones_begin(
+    life: Life, tmp_path: Path, step: str, threads: tuple[int, int]
+) -> None:
+    make, all_kinds = STEPS[step]
+    aggregates = numbers() | (gathered() if all_kinds else {})
+    if step == "groups over changes":
+        del aggregates["about"]  # it cannot forget a row
+    before, after = halves(aggregates)
+    kept = [name for name in after if name.endswith("_")]
+    added = [name for name in after if not name.endswith("_")]
+    await life.run(make(before), ROWS[:HALF], parallelism=threads[0])
+    app = await life.run(make(after), ROWS[HALF:], parallelism=threads[1], drain=True)
+    found = [row for row in values(app, "out") if added[0] in row]  # without those of the program before
+    whole = await alone(tmp_path, make(after), ROWS)
+    waits = (
+        step == "running with ttl"
+    )  # the newest row waits until event time has passed it, and counts behind the change
+    rest = await alone(tmp_path, make(after), ROWS[HALF - waits :])
+    if step != "count":  # windows of a number of rows begin elsewhere in a run over the rest
+        ends = keyed(rest, added)
+        assert ends
+        now = keyed(found, added)
+        assert {key: now[key] for key in ends} == ends
+    expected = keyed(whole, kept)
+    assert len(expected) >= 11
+    now = keyed(found, kept)
+    assert now
+    assert now == {key: expected[key] for key in now}
+
+
+async def test_a_crash_before_the_change_loses_and_doubles_nothing(life: Life, tmp_path: Path) -> None:
+    """What was read behind the last checkpoint is read again by the program that came after."""
+    make = windowed(tumbling("150s"))
+    before, after = {"n": sabot.count(), "s": sabot.sum("x")}, {"biggest": sabot.max("x"), "rows": sabot.count()}
+    app = life.app(make(before))
+    publish(app, "orders", ROWS[:HALF])
+    await app.start()
+    await until(lambda: life.seen(app) == HALF)
+    await checkpoint(app)
+    publish(app, "orders", ROWS[HALF : HALF + 30])
+    await until(lambda: life.seen(app) == HALF + 30)
+    image = crash_image(life.directory / "checkpoints", tmp_path / "after" / "checkpoints")
+    await bounded(app.stop())
+    life.directory = image.parent
+    crashed = life.app(make(after))
+    publish(crashed, "orders", ROWS[HALF + 30 :])
+    seen = life.seen(crashed)
+    await crashed.start()
+    await until(lambda: life.seen(crashed) == seen + len(ROWS) - HALF)
+    await bounded(crashed.stop(drain=True))
+    found = [row for row in values(crashed, "out") if "biggest" in row]
+    assert keyed(found, ["rows"]) == keyed(await alone(tmp_path, make(after), ROWS), ["rows"])
+    rest = keyed(await alone(tmp_path, make(after), ROWS[HALF:]), ["biggest"])
+    now = keyed(found, ["biggest"])
+    assert {key: now[key] for key in rest} == rest
+    assert all(now[key] == {"biggest": None} for key in now.keys() - rest.keys())
+
+
+async def test_groups_have_counted_their_rows_before_they_are_asked_for_it(memory_url: str, tmp_path: Path) -> None:
+    for over_changes in (False, True):
+        life = Life(f"{memory_url}-{over_changes}", tmp_path / str(over_changes), "memory")
+        make = grouped(over_changes)
+        await life.run(make({"s": sabot.sum("x")}), ROWS[:HALF])
+        app = await life.run(make({"s": sabot.sum("x"), "n": sabot.count()}), ROWS[HALF:], drain=True)
+        found = keyed([row for row in values(app, "out") if "n" in row], ["n"])
+        assert sum(row["n"] for row in found.values()) == len(ROWS)
+        MemoryBroker.get(life.broker).reset()
+
+
+async def test_a_variance_goes_on_as_a_deviation_and_a_mean_beside_it_begins(memory_url: str, tmp_path: Path) -> None:
+    """They share accumulators within one program: a mean that was added had the whole past of the variance beside it."""
+    life = Life(memory_url, tmp_path, "memory")
+    make = windowed(tumbling("1h"))
+    await life.run(make({"v": sabot.variance("x", ddof=0), "w": sabot.variance("x")}), ROWS[:HALF])
+    after = {
+        "sd": sabot.stddev("x"),
+        "avg": sabot.mean("x"),
+        "v": sabot.variance("x", ddof=0),
+        "many": sabot.count("x"),
+    }
+    app = await life.run(make(after), ROWS[HALF:], drain=True)
+    whole, rest = await alone(tmp_path, make(after), ROWS), await alone(tmp_path, make(after), ROWS[HALF:])
+    assert keyed(values(app, "out"), ["sd", "v"]) == keyed(whole, ["sd", "v"])
+    assert keyed(values(app, "out"), ["avg", "many"]) == keyed(rest, ["avg", "many"])
+
+
+async def test_what_is_dropped_by_name_begins_anew_once(life: Life, caplog: pytest.LogCaptureFixture) -> None:
+    make = running()
+    await life.run(make({"n": sabot.count(), "s": sabot.sum("x")}), ROWS[:HALF])
+    changed = make({"n": sabot.count(), "s": sabot.sum("n")})
+    with pytest.raises(UserError, match=r"aggregate s was sum\(col\(\"x\"\)\) int64, is .*--drop totals\.s\)"):
+        await life.run(changed, [])
+    middle, dropped = HALF + 40, {"drop": ["totals.s"]}
+    await life.run(changed, ROWS[HALF:middle], **dropped)
+    assert 's is new (sum(col("n")) int64): its state is dropped, as asked' in caplog.text
+    app = await life.run(changed, ROWS[middle:], **dropped)  # the same options, as a supervisor gives them
+    last = {row["k"]: row for row in values(app, "out")}
+    for key, row in last.items():
+        assert row["n"] == sum(each["k"] == key for each in ROWS)
+        assert row["s"] == sum(each["n"] for each in ROWS[HALF:] if each["k"] == key)
+
+
+async def test_a_step_that_is_dropped_by_name_begins_anew_and_the_others_go_on(life: Life) -> None:
+    def program(size: str) -> Program:
+        def build(stream: Any) -> None:
+            running()({"n": sabot.count()})(stream)
+            stream.key_by("k").window(tumbling(size)).aggregate(n=sabot.count()).named("windows").to("windows")
+
+        return build
+
+    await life.run(program("1h"), ROWS[:HALF])
+    with pytest.raises(UserError, match=r"window was tumbling\(3600000\), is tumbling\(7200000\).*--drop windows\)"):
+        await life.run(program("2h"), [])
+    app = await life.run(program("2h"), ROWS[HALF:], drain=True, drop=["windows"])
+    assert sum(row["n"] for row in values(app, "windows")) == len(ROWS) - HALF
+    assert sum({row["k"]: row["n"] for row in values(app, "out")}.values()) == len(ROWS)
+
+
+def inferring(broker: str, directory: Path, program: Program, **settings: Any) -> App:
+    """An app that says nothing of its columns."""
+    app = App("shop", broker=broker, state="memory", checkpoint_dir=directory)
+    app.configure(**settings)
+    program(app.stream("orders"))
+    return app
+
+
+async def test_a_field_that_came_later_is_read_when_the_schema_is_refreshed(
+    memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def before(stream: Any) -> None:
+        stream.key_by("k").aggregate(n=sabot.count()).named("totals").to("out")
+
+    def after(stream: Any) -> None:
+        stream.key_by("k").aggregate(n=sabot.count(), most=sabot.max("price")).named("totals").to("out")
+
+    app = inferring(memory_url, tmp_path, before)
+    publish(app, "orders", [{"k": "a", "x": 1}, {"k": "b", "x": 2}])
+    await app.start()
+    await until(lambda: "out" in MemoryBroker.get(memory_url).topics() and len(values(app, "out")) == 2)
+    await bounded(app.stop())
+
+    kept = inferring(memory_url, tmp_path, after)
+    publish(kept, "orders", [{"k": "a", "price": 2.5}, {"k": "b", "x": 3, "price": 7.0}])
+    with pytest.raises(UserError, match=r"price.*the checkpoint keeps the columns .*orders: k, x\); --schema refresh"):
+        await kept.start()
+
+    caplog.set_level("INFO")
+    refreshed = inferring(memory_url, tmp_path, after, schema="refresh")
+    await refreshed.start()
+    await until(lambda: len(values(refreshed, "out")) == 4)
+    await bounded(refreshed.stop())
+    assert values(refreshed, "out")[2:] == [{"k": "a", "n": 2, "most": 2.5}, {"k": "b", "n": 2, "most": 7.0}]
+    assert "stream orders: columns that the checkpoint did not have: price double" in caplog.text
+
+    again = inferring(memory_url, tmp_path, after)  # what was found is kept from now on
+    publish(again, "orders", [{"k": "a", "price": 9.0}])
+    await again.start()
+    await until(lambda: len(values(again, "out")) == 5)
+    await bounded(again.stop())
+    assert values(again, "out")[4] == {"k": "a", "n": 3, "most": 9.0}
+
+
+def test_a_schema_is_kept_or_refreshed() -> None:
+    with pytest.raises(UserError, match="schema='new'"):
+        App("shop").configure(schema="new")
