@@ -15,6 +15,7 @@ import pytest
 from pyarrow import fs
 
 from sabot import App, Message, UserError
+from sabot.agents import ChildLimits
 from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
@@ -680,6 +681,35 @@ async def test_a_child_that_failed_is_tried_again_over_what_it_has_done(shop: Sh
         await until(lambda: shop.answers())
     assert shop.answers() == ["refunded 1"]
     assert shop.calls == [1]
+
+
+async def test_an_agent_that_begins_itself_has_a_bound_and_a_cancel_ends_all_that_it_has_begun(shop: Shop) -> None:
+    app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+    @app.agent("tickets", sink="answers", durable=True, children=ChildLimits(max_depth=2))
+    async def ask(ctx: Any) -> Any:
+        try:
+            return await ctx.child(ask, ctx.message)
+        except EffectError as error:
+            if ctx.message["customer"] == "ann":
+                return f"{error.type} {error.message}"
+            await ctx.wait("never")
+
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 3)
+        shop.ticket("bob", 2)
+        await until(lambda: jobs(app)["parked"] == 3)
+        await checkpoint(app)  # so that all of it is in the journal
+        root = min((job.job_id for job in await app.jobs.find(statuses=["running", "waiting_action"])), key=len)
+        await app.jobs.cancel(root, "enough")
+        await until(lambda: not jobs(app)["parked"] + jobs(app)["running"])
+        await checkpoint(app)
+    (said,) = set(shop.answers())
+    assert said.startswith(
+        "DepthExceeded shop.ask > shop.ask > shop.ask > shop.ask is not begun: jobs of shop.ask may be 2"
+    )
+    assert [job.status for job in await app.jobs.find() if job.job_id.startswith(root)] == ["cancelled"] * 3
 
 
 # -- errors -------------------------------------------------------------------------------------------------------------
