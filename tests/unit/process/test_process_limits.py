@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from unit.process.children import children_of, line, sh
 
 from sabot.errors import UserError
 from sabot.process import Command, ResourceLimits, Supervisor
-from sabot.process.cgroups import ControlGroups
+from sabot.process.cgroups import ControlGroups, group_of
+from sabot.process.tree import tag_of
 
 
 def python(script: str, limits: ResourceLimits) -> Command:
@@ -143,22 +143,27 @@ async def test_cpu(supervisor: Supervisor) -> None:
 
 
 async def test_cpu_of_a_child_that_runs_is_held_and_let_go(supervisor: Supervisor) -> None:
-    """Of all its processes together, whatever its command said."""
+    """Of all its processes together, whatever its command said. Held, they would take 15 s for what they have to compute in the end."""
     burn = f'{sys.executable} -I -S -c "while True: pass"'
     child = await supervisor.spawn(sh(f"{burn} & {burn} & wait"))
 
-    async def share(seconds: float) -> float:
-        begin, used = time.monotonic(), (await child.usage()).cpu_seconds
-        await asyncio.sleep(seconds)
-        return ((await child.usage()).cpu_seconds - used) / (time.monotonic() - begin)
+    async def used() -> float:
+        return (await child.usage()).cpu_seconds
 
     async with asyncio.timeout(20):
-        child.hold_cpu(10)
-        while await share(0.3) > 0.2:  # a measured one may have used much before the first look
-            pass
+        while await used() < 0.05:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        child.hold_cpu(1)
+        held = False
+        while not held:
+            before = await used()
+            await asyncio.sleep(0.3)
+            held = await used() - before < 0.03
+    async with asyncio.timeout(12):
         child.hold_cpu(None)
-        while await share(0.1) < 0.3:
-            pass
+        before = await used()
+        while await used() < before + 0.15:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     child.kill()
     assert (await child.wait()).limit is None
 
@@ -207,11 +212,12 @@ def test_without_control_groups_nothing_is_made(tmp_path: Path) -> None:
 
 async def test_no_control_group_is_left(supervisor: Supervisor) -> None:
     groups = ControlGroups()
-    used = bool(supervisor.control_groups)
-    before = groups.left_of("sabot-")
-    child = await supervisor.spawn(sh("sleep 1000 & wait", limits=only(max_processes=50, max_cpu_percent=100)))
-    assert len(groups.left_of("sabot-")) == len(before) + used
+    child = await supervisor.spawn(sh("sleep 1000 & echo; wait", limits=only(max_processes=50, max_cpu_percent=100)))
+    await line(child)
+    tag = tag_of(child.pid)
+    assert tag is not None
+    assert (group_of(tag) in groups.left_of("sabot-")) == bool(supervisor.control_groups)
     await child.stop()
     async with asyncio.timeout(20):
-        while groups.left_of("sabot-") != before:  # noqa: ASYNC110
+        while group_of(tag) in groups.left_of("sabot-"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -55,7 +55,9 @@ async def make(by_hand: ByHand) -> AsyncIterator[Make]:
 
     def manager(*, checkpoint: Any = None, on_state: Any = None, **config: Any) -> LifecycleManager:
         more = {"checkpoint": checkpoint, "on_state": on_state, "clock": by_hand.clock, "sleep": by_hand.sleep}
-        made.append(LifecycleManager(LifecycleConfig(**({"idle_suspend": None} | config)), **more))
+        made.append(
+            LifecycleManager(LifecycleConfig(**({"idle_suspend": None, "shutdown_timeout": 5} | config)), **more)
+        )
         return made[-1]
 
     yield manager

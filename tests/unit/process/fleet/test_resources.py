@@ -240,15 +240,14 @@ async def test_an_agent_that_computes_is_held_to_its_cpu(lives: LifecycleManager
     """Of its descendants, too: the shell only waits."""
     resources = ResourceManager(lives)
     agent = await lives.spawn(sh(f'{sys.executable} -I -S -c "while True: pass" & wait'), agent_id="a")
-    await resources.set_quota("a", only(cpu="100m"))
+    await resources.set_quota("a", only(cpu="10m"))
     report = await looks(resources, lambda report: report.held_to is not None)
-    assert (report.held_to, report.exceeded) == (0.1, (CPU,))
-    report = await looks(resources, lambda report: report.cpu_cores < 0.2)
+    assert (report.held_to, report.exceeded) == (0.01, (CPU,))
+    report = await looks(resources, lambda report: report.cpu_cores < 0.02)
     assert report.cpu_seconds > 0
     assert (agent.state, told(resources.violations)) == (RUNNING, [("cpu", "throttle")])
     await resources.update_quota("a", cpu="10")
-    await looks(resources, lambda report: report.cpu_cores > 0.3)
-    assert agent.state is RUNNING
+    assert (await resources.check("a")).held_to is None
 
 
 async def test_an_agent_that_is_started_again_is_held_again(
@@ -370,19 +369,22 @@ async def test_an_action_that_fails_is_told_and_tried_again(
     make: Make, lives: LifecycleManager, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The supervisor is stopped, so nobody stops or ends anything."""
-    monkeypatch.setattr(lifecycle, "_KILL_SECONDS", 0.02)
-    monkeypatch.setattr(lifecycle, "_ANSWER_SECONDS", 0.02)
     resources = make()
     agents = [await lives.spawn(SLEEP, agent_id=each) for each in ("s", "t")]
     await resources.set_quota("s", only(tokens_per_hour=1, on_tokens="suspend"))
     await resources.set_quota("t", only(tokens_per_hour=1, on_tokens="terminate"))
-    monkeypatch.setattr(lives, "config", LifecycleConfig(shutdown_timeout=0))
     os.kill(supervisor.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(QuotaSuspendFailed, match=r"uses 2 of tokens, more than 1: suspend: .*has not answered"):
-            await resources.report_tokens("s", 2)
-        with pytest.raises(QuotaTerminateFailed, match=r"uses 2 of tokens, more than 1: terminate: .*has not ended"):
-            await resources.report_tokens("t", 2)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(lifecycle, "_KILL_SECONDS", 0.02)
+            impatient.setattr(lifecycle, "_ANSWER_SECONDS", 0.02)
+            impatient.setattr(lives, "config", LifecycleConfig(shutdown_timeout=0))
+            with pytest.raises(QuotaSuspendFailed, match=r"uses 2 of tokens, more than 1: suspend: .*has not answered"):
+                await resources.report_tokens("s", 2)
+            with pytest.raises(
+                QuotaTerminateFailed, match=r"uses 2 of tokens, more than 1: terminate: .*has not ended"
+            ):
+                await resources.report_tokens("t", 2)
         assert [each.state for each in agents] == [RUNNING, RUNNING]
         assert ["has not" in each.error for each in resources.violations] == [True, True]
     finally:
