@@ -28,7 +28,7 @@ from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answ
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
-from sabot.llm.errors import ModelError, model_error
+from sabot.llm.errors import model_error
 
 __all__ = ["Effects", "is_approved"]
 
@@ -199,7 +199,7 @@ class Effects:
 
     async def again(self, effect: EffectId) -> EffectId:
         """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a gate
-        lets it. Returns when that may be sent. Raises ModelError where nobody waits for it any more, BudgetExceeded.
+        lets it. Returns when that may be sent. Raises EffectError where nobody waits for it any more, BudgetExceeded.
         """
         asked: asyncio.Future[tuple[EffectId, Position]] = asyncio.get_running_loop().create_future()
         self._desk.put(partial(self._sent_again, effect, asked))
@@ -213,7 +213,7 @@ class Effects:
         live = self._desk.live(effect.job)
         ask = self._outlived.get(effect[:2]) if live is None else live.job.open.get(effect.ordinal)
         if ask is None:
-            asked.set_exception(ModelError(f"it was not asked again: effect {effect} is over"))
+            asked.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect}: it was not asked again"))
             return
         effect = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
         refused = None if self._gate is None else self._gate.again(effect)

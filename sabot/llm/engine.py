@@ -21,7 +21,7 @@ import numpy as np
 from sabot.calls.options import Retry, checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
-from sabot.errors import PolicyDenied, TransientError, UserError, short_repr
+from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError
@@ -40,6 +40,7 @@ from sabot.llm.telemetry import join_loop
 
 __all__ = ["ExecutionEngine"]
 
+_OWN = (BudgetExceeded, EffectError)  # what keeps one caller from asking keeps no other one
 _TEXTS_AT_ONCE = 256  # of one request for embeddings
 _KEPT_ENDS = ("stop", "tool_calls")
 
@@ -153,12 +154,17 @@ class ExecutionEngine:
         Raises ModelError, MalformedAnswer where the answer does not match the output, BudgetExceeded, IdempotencyConflict, UserError.
         """
         call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
-        shared, joined = self._share(call, schema, cache)
-        if shared is None:
-            return with_output(await self._ask(call), schema)
-        if isinstance(shared, SharedCall):
-            shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
-        return with_output(_unpaid(shared) if joined else shared, schema)
+        while True:
+            shared, joined = self._share(call, schema, cache)
+            if shared is None:
+                return with_output(await self._ask(call), schema)
+            try:
+                if isinstance(shared, SharedCall):
+                    shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
+                return with_output(_unpaid(shared) if joined else shared, schema)
+            except _OWN:
+                if not joined:
+                    raise
 
     def stream(
         self,
@@ -179,16 +185,24 @@ class ExecutionEngine:
         return self._stream(call, schema, cache)
 
     async def _stream(self, call: ModelCall, schema: Schema | None, cache: bool) -> AsyncGenerator[Piece, None]:
-        shared, joined = self._share(call, schema, cache)
-        if shared is None:
-            shared = self._running(call, lambda _: self._answer(call, schema))
-        pieces = shared.stream() if isinstance(shared, SharedCall) else in_pieces(shared)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                if piece.completion is not None:
-                    answer = _unpaid(piece.completion) if joined else piece.completion
-                    piece = Piece(completion=with_output(answer, schema))
-                yield piece
+        told = 0
+        while True:
+            shared, joined = self._share(call, schema, cache)
+            if shared is None:
+                shared = self._running(call, lambda _: self._answer(call, schema))
+            pieces = shared.stream() if isinstance(shared, SharedCall) else in_pieces(shared)
+            try:
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        if piece.completion is not None:
+                            answer = _unpaid(piece.completion) if joined else piece.completion
+                            piece = Piece(completion=with_output(answer, schema))
+                        told += 1
+                        yield piece
+                return
+            except _OWN:
+                if told or not joined:
+                    raise
 
     @overload
     async def complete_many(

@@ -60,9 +60,9 @@ class Route:
     async def send(self, call: ModelCall) -> Outcome:
         """One request, when the limits let it begin, and what it costs."""
         if call.unread:
-            call.unread = False
             if call.again is not None:
                 await call.again()
+            call.unread = False
         admission, circuit = self.admission, self._circuit
         tokens = call.tokens if admission.needs_tokens else 0
         began = await admission.enter(tokens)

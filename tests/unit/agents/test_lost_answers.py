@@ -1,6 +1,7 @@
 """Requests that were sent and whose answers were not read: each is a row in doubt, and each further one is asked of the budgets first."""
 
 import asyncio
+from contextlib import suppress
 from contextvars import copy_context
 from decimal import Decimal
 from typing import Any
@@ -143,6 +144,19 @@ async def test_a_budget_that_is_used_up_ends_the_retries(limits: Any) -> None:
     assert "with attempts before it that may have been paid, the daily budget of app has" in error.message
     assert [each[0] for each in rows(by).values()] == ["doubt", "doubt"]
     assert (await by.ledger.used("app"))["daily"].calls == 2
+
+
+async def test_middleware_that_asks_again_after_all_is_asked_of_the_budget_each_time() -> None:
+    async def stubborn(call: Any, forward: Any) -> Any:
+        for _ in range(3):
+            with suppress(ModelUnavailable, BudgetExceeded):
+                return await forward(call)
+        return await forward(call)
+
+    asking, by = Asking(LOST, LOST, LOST, answer, middleware=(stubborn,)), gate(max_calls_daily=2)
+    await asking.run(by)
+    assert isinstance(asking.errors[0], BudgetExceeded)
+    assert len(asking.provider.requests) == len(rows(by)) == 2
 
 
 async def test_another_provider_is_asked_only_where_the_budget_has_room_for_both() -> None:

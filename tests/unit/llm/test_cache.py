@@ -12,6 +12,7 @@ import pytest
 
 from sabot.errors import MissingExtra, UserError
 from sabot.llm import (
+    BudgetExceeded,
     Completion,
     ExecutionEngine,
     MalformedAnswer,
@@ -24,6 +25,8 @@ from sabot.llm import (
     Usage,
     assistant,
 )
+from sabot.llm.judging import JUDGE
+from tools.agent_tools import until
 from tools.redis_server import Redis, server_or_skip
 
 ANSWER = Completion(
@@ -269,3 +272,27 @@ async def test_a_password_that_is_wrong_is_refused_and_none_is_in_a_message(serv
     with pytest.raises(UserError, match="Authentication"):
         await cache.put(b"k", ANSWER)
     await cache.close()
+
+
+@pytest.mark.parametrize("kind", ["complete", "stream"])
+async def test_what_keeps_one_caller_from_asking_keeps_nobody_from_it_who_has_joined(kind):
+    """Two callers with equal prompts share a request; the budget of the first one says no while it waits."""
+    go_on, engine = asyncio.Event(), ExecutionEngine(ScriptedProvider("yes"), cache=MemoryCache())
+
+    async def refuses(call, model, price, ask):
+        await go_on.wait()
+        raise BudgetExceeded("tenant one has used up its budget")
+
+    async def ask(judge):
+        JUDGE.set(judge)
+        if kind == "complete":
+            return (await engine.complete("the same")).content
+        return "".join([piece.text async for piece in engine.stream("the same")])
+
+    asking = [asyncio.create_task(ask(judge)) for judge in (refuses, None, None)]
+    await until(lambda: engine.statistics()["unasked"] == 2)
+    go_on.set()
+    first, *others = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(first, BudgetExceeded)
+    assert others == ["yes", "yes"]
+    assert len(engine.provider.requests) == 1
