@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -501,6 +502,63 @@ async def test_verbs_on_one_agent_at_a_time_leave_one_process_or_none(make: Make
     assert all(each is agent for each in done)
     assert agent.state is RUNNING
     assert [child.pid for child in (await Supervisor.running()).children] == [pid_of(agent)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_comes_at_once_an_agent_has_one_process_or_none(
+    make: Make, by_hand: ByHand, supervisor: Supervisor, seed: int
+) -> None:
+    """Verbs, deaths and cancelled callers, in a random order."""
+
+    async def checkpoint(agent: AgentInstance) -> Command:
+        return agent.command
+
+    random = Random(seed)
+    manager = make(checkpoint=checkpoint, max_restarts=1000)
+    agents = [await manager.spawn(SLEEP) for _ in range(4)]
+
+    async def disturb(agent: AgentInstance) -> None:
+        await asyncio.sleep(random.random() / 20)
+        match random.choice(["suspend", "release", "resume", "restart", "at once", "kill", "use", "time", "terminate"]):
+            case "suspend":
+                await manager.suspend(agent.id)
+            case "release":
+                await manager.suspend(agent.id, release_memory=True)
+            case "resume":
+                await manager.resume(agent.id)
+            case "restart":
+                await manager.restart(agent.id)
+            case "at once":
+                await manager.restart(agent.id, at_once=True)
+            case "kill" if agent.child is not None and not agent.child.is_over:
+                agent.child.kill()
+            case "use":
+                async with manager.in_use(agent.id):
+                    await asyncio.sleep(0.001)
+            case "time":
+                by_hand.advance(5)
+            case "terminate" if random.random() < 0.1:
+                await manager.terminate(agent.id)
+
+    verbs = [asyncio.create_task(disturb(random.choice(agents))) for _ in range(80)]
+    for each in random.sample(verbs, 10):
+        await asyncio.sleep(0.003)
+        each.cancel()
+    while not all(each.done() for each in verbs):  # who waits for a restart needs time to pass
+        by_hand.advance(1000)
+        await asyncio.sleep(0.01)
+    for error in await asyncio.gather(*verbs, return_exceptions=True):
+        assert error is None or isinstance(error, LifecycleError | asyncio.CancelledError), error
+    for agent in agents:
+        async with agent.lock:
+            assert (agent.state is RUNNING) <= (agent.child is not None), agent
+            assert agent.child is None or agent.state in (RUNNING, SUSPENDED), agent
+    await until(lambda: not any(agent.lock.locked() for agent in agents))
+    owned = {agent.child for agent in agents}
+    assert set(supervisor.children) <= owned
+    await manager.close()
+    assert supervisor.children == []
+    assert {agent.state for agent in agents} == {TERMINATED}
 
 
 # -- idle ---------------------------------------------------------------------------------------------------------------
