@@ -1,12 +1,12 @@
 """Control groups of Linux, where this process may make some: they hold a tree of processes to its share of the CPU, its number of
 processes, and its memory, exactly and at once, where the supervisor else measures.
 
-Of version 2 all three are used, in groups beside that of this process or below it, wherever the controllers are handed down. Of version 1
-CPU and processes are: its memory controller counts the files that a program reads.
+Of version 2 all three are used, in groups beside that of this process or below it, wherever the controllers are handed down, and where this
+process may hand them down itself. Of version 1 CPU and processes are: its memory controller counts the files that a program reads.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 __all__ = ["ControlGroups", "group_of"]
 
 _PERIOD_US = 100_000
+_USED = {"cpu", "memory", "pids"}
+_OF_THE_WORKER = "sabot.worker"
 
 
 def group_of(tag: int | str) -> str:
@@ -27,11 +29,13 @@ class ControlGroups:
     def __init__(self, mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> None:
         self._parents: dict[str, Path] = {}
         self._unified = (mount / "cgroup.controllers").exists()
+        self._mount = self._own = mount
         with suppress(OSError):
             for line in own.read_text().splitlines():
                 _, names, path = line.split(":", 2)
                 if self._unified and not names:
-                    self._find_unified(mount / path.strip("/"), mount)
+                    self._own = mount / path.strip("/")
+                    self._find_unified()
                 for name in {"cpu", "pids"} & set(names.split(",")):
                     if _writable(folder := mount / name / path.strip("/")):
                         self._parents[name] = folder
@@ -40,6 +44,31 @@ class ControlGroups:
     def controllers(self) -> list[str]:
         """Those that can be used, of `cpu`, `memory` and `pids`."""
         return sorted(self._parents)
+
+    def hand_down(self, ours: Iterable[int]) -> None:
+        """Makes version 2 usable where a group is made over to this process, and nothing is handed down in it yet: by systemd
+        (`Delegate=yes`), or as the root of a container. Its processes are moved into a group below it, since a group that hands controllers
+        down has no process; where it has any other than `ours` it is left as it is.
+        """
+        for place in (self._own, self._own.parent) if self._unified else ():
+            with suppress(OSError):
+                if place in self._parents.values():
+                    return
+                if place == self._mount.parent or not (_is_made_over(place, self._mount) and _writable(place)):
+                    continue
+                inside = [int(each) for each in (place / "cgroup.procs").read_text().split()]
+                if not set(inside) <= set(ours):
+                    continue
+                if inside:
+                    (leaf := place / _OF_THE_WORKER).mkdir(exist_ok=True)
+                    for pid in inside:
+                        (leaf / "cgroup.procs").write_text(str(pid))
+                wanted = _USED & set((place / "cgroup.controllers").read_text().split())
+                (place / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in sorted(wanted)))
+                self._own = place / _OF_THE_WORKER
+                self._parents.clear()
+                self._find_unified()
+                return
 
     def make(self, name: str, limits: Mapping[str, Any]) -> list[str]:
         """A group with these limits (`cpu` in percent of a core, `memory` in bytes, `processes`). -> the files by which a process joins."""
@@ -60,6 +89,12 @@ class ControlGroups:
         with suppress(OSError, KeyError):
             if (folder := self._parents["cpu"] / name).exists():
                 self._set(folder, "cpu", None)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to all of the group at once, where the kernel can (version 2, Linux 5.14): nobody is just being forked."""
+        for folder in self._folders(name) if self._unified else ():
+            with suppress(OSError):
+                (folder / "cgroup.kill").write_text("1")
 
     def ran_out_of_memory(self, name: str) -> bool:
         """Whether the kernel has killed a process of the group for its memory."""
@@ -89,13 +124,13 @@ class ControlGroups:
                 found |= {entry for entry in os.listdir(parent) if entry.startswith(prefix)}
         return sorted(found)
 
-    def _find_unified(self, own: Path, mount: Path) -> None:
-        for parent in (own, own.parent):
-            if parent == mount.parent or not _writable(parent):
+    def _find_unified(self) -> None:
+        for parent in (self._own, self._own.parent):
+            if parent == self._mount.parent or not _writable(parent):
                 continue
             with suppress(OSError):
                 given = (parent / "cgroup.subtree_control").read_text().split()
-                for name in {"cpu", "memory", "pids"} & set(given):
+                for name in _USED & set(given):
                     self._parents.setdefault(name, parent)
 
     def _folders(self, name: str) -> dict[Path, list[str]]:
@@ -113,11 +148,27 @@ class ControlGroups:
                 (folder / "cpu.cfs_quota_us").write_text(str(-1 if value is None else _quota(value)))
             case "memory" | "pids":
                 (folder / f"{controller}.max").write_text("max" if value is None else str(int(value)))
+        if controller == "memory":
+            (folder / "memory.oom.group").write_text("1")  # all of it is killed, not the largest one
+            with suppress(OSError):  # there is no swap in this kernel
+                (folder / "memory.swap.max").write_text("0")
 
 
 def _quota(percent: float) -> int:
     """Of a period, in microseconds. The kernel takes none below a millisecond."""
     return max(1000, int(percent / 100 * _PERIOD_US))
+
+
+def _is_made_over(folder: Path, mount: Path) -> bool:
+    if folder == mount:  # of a container: the root of all has no type
+        return (folder / "cgroup.type").exists()
+    if os.geteuid() and folder.stat().st_uid == os.geteuid():
+        return True
+    for name in "user.delegate", "trusted.delegate":
+        with suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return False
 
 
 def _writable(folder: Path) -> bool:

@@ -27,7 +27,18 @@ from typing import Any
 from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.launcher import become_subreaper, launch
 from sabot.process.lease import Lease, end_what_is_left
-from sabot.process.tree import TAGS, below, children_of, end, may_be_signalled, numbers_of, own_tags, signal_all, tag_of
+from sabot.process.tree import (
+    TAGS,
+    above,
+    below,
+    children_of,
+    end,
+    may_be_signalled,
+    numbers_of,
+    own_tags,
+    signal_all,
+    tag_of,
+)
 
 __all__ = ["LENGTH", "Supervision", "main"]
 
@@ -336,7 +347,11 @@ class Supervision:
             signal_all(members, signal.SIGTERM)
             signal_all(members, signal.SIGCONT)  # what is stopped hears nothing else
         else:
-            end(self._roots(child))
+            self._kill(child)
+
+    def _kill(self, child: _Child) -> None:
+        self._groups.kill(child.group)
+        end(self._roots(child))  # also what was never in a group
 
     def _end_what_is_due(self) -> None:
         now = time.monotonic()
@@ -349,7 +364,7 @@ class Supervision:
                 child.limit = "max_task_duration"
                 self._stop(child, _STOP_SECONDS)
             if child.deadline is not None and now >= child.deadline:
-                end(self._roots(child))
+                self._kill(child)
         if now >= self._next_look and (measured := [each for each in self._children.values() if each.is_measured]):
             self._look(measured, now)
 
@@ -453,4 +468,7 @@ def main() -> None:
     """
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)
-    Supervision(worker, int(sys.argv[2]), ControlGroups(Path(sys.argv[3])), Path(sys.argv[4])).run()
+    worker_pid = int(sys.argv[2])
+    groups = ControlGroups(Path(sys.argv[3]))
+    groups.hand_down([*above(worker_pid), worker_pid, *below(worker_pid)])
+    Supervision(worker, worker_pid, groups, Path(sys.argv[4])).run()

@@ -11,6 +11,7 @@ from sabot.process.launcher import TAG
 
 __all__ = [
     "TAGS",
+    "above",
     "below",
     "children_of",
     "end",
@@ -65,6 +66,13 @@ def _parent_of(pid: int) -> int | None:
     with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
         return int(stat.read().rpartition(b")")[2].split()[1])
     return None
+
+
+def above(pid: int) -> Iterator[int]:
+    """All ancestors, parents before their parents."""
+    while parent := _parent_of(pid):
+        yield parent
+        pid = parent
 
 
 def below(pid: int) -> Iterator[int]:

@@ -197,8 +197,33 @@ def test_groups_of_version_2_are_made_where_controllers_are_handed_down(tmp_path
     assert not groups.ran_out_of_memory("sabot-7")
     (folder / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
     assert groups.ran_out_of_memory("sabot-7")
+    assert (folder / "memory.oom.group").read_text() == "1"
+    groups.kill("sabot-7")
+    assert (folder / "cgroup.kill").read_text() == "1"
     assert groups.left_of("sabot-") == ["sabot-7"]
     assert not groups.remove("sabot-7"), "it is not empty"
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_group_that_is_made_over_hands_its_controllers_down(tmp_path: Path, foreign: bool) -> None:
+    """The root of a container, as the files of the kernel are: the worker is moved away from it, if it is alone there."""
+    (tmp_path / "cgroup.type").write_text("domain")
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    (tmp_path / "cgroup.procs").write_text("7\n8\n" + "9\n" * foreign)
+    (tmp_path / "mine").write_text("0::/\n")
+    groups = ControlGroups(tmp_path, tmp_path / "mine")
+    assert groups.controllers == []
+    groups.hand_down([7, 8])
+    if foreign:
+        assert groups.controllers == []
+        assert not (tmp_path / "sabot.worker").exists()
+        return
+    assert (tmp_path / "sabot.worker/cgroup.procs").read_text() == "8"
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids")  # as the kernel then says it
+    (tmp_path / "mine").write_text("0::/sabot.worker\n")
+    assert ControlGroups(tmp_path, tmp_path / "mine").controllers == ["cpu", "memory", "pids"]
 
 
 def test_without_control_groups_nothing_is_made(tmp_path: Path) -> None:
