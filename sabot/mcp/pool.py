@@ -7,6 +7,7 @@ A pool has an event loop of its own, in a thread: tools are looked up in one eve
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["McpServerPool", "McpSession", "OnChange"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 OnChange = Literal["refuse", "allow"]
 """What becomes of a call of a tool that has changed since it was offered."""
@@ -311,10 +314,16 @@ class McpServerPool:
                 legacy=key.server in self._legacy,
                 on_over=self._over,
             )
+            began = asyncio.get_running_loop().time()
             try:
                 await connection.open()
             except McpUnavailable as error:
                 if connection.may_be_older:
+                    _log.info(
+                        "MCP server %s ended at `server/discover`, %.1f s after it was asked: from now on it is asked as older ones are",
+                        key.server,
+                        asyncio.get_running_loop().time() - began,
+                    )
                     self._legacy.add(key.server)
                     continue
                 self._legacy.discard(key.server)

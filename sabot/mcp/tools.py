@@ -17,7 +17,7 @@ import msgspec
 from sabot.calls.options import Retry
 from sabot.errors import EffectError, UserError, short_repr
 from sabot.journal.effects import RULES, EffectClass, effect_class
-from sabot.llm.errors import BudgetExceeded, ModelError
+from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.json_schema import mismatch
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
 from sabot.llm.spec import RequestSpec
@@ -155,7 +155,7 @@ class ServerQuestions:
             return _refusal("no model answers")
         try:
             said = await site.complete(self._sampling, _request_of(params, self._tokens))
-        except (ModelError, BudgetExceeded, EffectError, UserError) as error:
+        except (ModelError, BudgetExceeded, TurnLimitExceeded, EffectError, UserError) as error:
             return _refusal(error.message)
         stopped = "maxTokens" if said.finish_reason == "length" else "endTurn"
         text = {"type": "text", "text": said.content}

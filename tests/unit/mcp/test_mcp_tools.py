@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from sabot.agents import BudgetSpec, ExecutionRequest, RuntimeKernel
 from sabot.errors import UserError
 from sabot.journal.effects import EffectClass
 from sabot.llm import (
@@ -360,6 +361,25 @@ async def test_a_budget_holds_for_what_servers_ask(desk):
         pool.add("old", connect=asking(("sampling/createMessage", params), ("sampling/createMessage", params)))
         result = await (await pool.session("old")).call("go")
     assert "tokens" in result.text
+
+
+@pytest.mark.parametrize(("turns", "asked"), [(0, 0), (1, 1), (2, 2)])
+async def test_what_servers_ask_of_models_counts_in_the_limits_of_a_job(turns, asked):
+    params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hm?"}}], "maxTokens": 10}
+    provider = ScriptedProvider(["fine", "fine"])
+    async with McpServerPool(sampling=ExecutionEngine(provider, retries=0, patience=0)) as pool:
+        twice = asking(("sampling/createMessage", params), ("sampling/createMessage", params))
+        (go,) = await pool.tools("old", connect=twice)
+
+        async def work(ctx):
+            return (await ctx.call(go)).text
+
+        async with RuntimeKernel.create(agent=work) as kernel:
+            request = ExecutionRequest(prompt="go", budgets=BudgetSpec(max_turns=turns))
+            said = (await (await kernel.execute(request)).result()).output
+    assert len(provider.requests) == asked
+    assert said.count("'text': 'fine'") == asked
+    assert ("the job may" in said) is (turns < 2)
 
 
 @pytest.mark.parametrize("sampling", [None, scripted("fine")])
