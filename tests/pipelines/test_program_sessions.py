@@ -99,13 +99,13 @@ async def crash(app: App) -> None:
         await app.stop()
 
 
-async def session_known(app: App) -> None:
-    """The journal has it: the job waits for the end of the run."""
+async def session_known(app: App, jobs: int = 1) -> None:
+    """The journal has it: so many jobs wait for the ends of their runs."""
     while True:
-        for job in await app.jobs.find():
-            if job.effects >= 2:
-                return
-        await asyncio.sleep(0.002)
+        found = await app.jobs.find()
+        if sum(job.effects >= 2 for job in found) == jobs:
+            return
+        await asyncio.sleep(0.01)
 
 
 async def question(app: App) -> ActionRecord:
@@ -163,6 +163,28 @@ async def test_it_may_be_cut_off_again_and_again(works: Works) -> None:
     await until(lambda: kinds(app) == ["system", "result"])
     await app.stop()
     assert works.called()[1:] == [RESUMED["claude"]] * (len(works.called()) - 1)
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(100, marks=pytest.mark.slow(reason="two hundred programs"))])
+async def test_each_job_of_each_tenant_goes_on_with_a_session_of_its_own(works: Works, count: int) -> None:
+    script = works.folder / "own"
+    script.write_text(
+        '#!/bin/sh\necho "$*" >> called\necho "{\\"session_id\\": \\"of $1\\"}"\n[ -e go ] || exec sleep 1000\n'
+    )
+    script.chmod(0o755)
+    options: dict[str, Any] = {"command": ["own", "{task}"], "resume": ["own", "{task}", "with", "{session}"]}
+    options |= {"concurrency": count, "scope": "tenant"}
+    tasks = [{"task": f"task{number}", "tenant": f"tenant{number}"} for number in range(count)]
+    await (app := works.app(**options)).start()
+    publish(app, "tasks", tasks)
+    await bounded(session_known(app, count), 60)
+    await crash(app)
+    works.make("go")
+    async with started(app := works.app(**options)):
+        await until(lambda: len(records(app, "lines")) == count, patience=60)
+    names = [each["task"] for each in tasks]
+    assert sorted(works.called()) == sorted([*names, *(f"{name} with of {name}" for name in names)])
+    assert sorted(value["session_id"] for value in values(app, "lines")) == sorted(f"of {name}" for name in names)
 
 
 async def test_when_the_supervisor_is_killed_the_session_goes_on(works: Works) -> None:
