@@ -43,7 +43,8 @@ _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
 # How many tokens of a model: no secret where its value is a number.
 _COUNT = re.compile(
-    r"(?:max|min|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context)[\w\-]{0,32}tokens"
+    r"(?:max|min|most|num|total|input|output|prompt|completion|cached?|reasoning|thinking|context|pending|reserved)[\w\-]{0,32}tokens"
+    r"(?:_(?:hourly|daily|monthly))?"
     r"|tokens[_-](?:used|left|per[_-]\w{1,16})|token[_-](?:count|limit|budget)",
     re.IGNORECASE,
 )
@@ -102,7 +103,10 @@ _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
 _PAIR = re.compile(
     rf"((?:{_NAMES})[\w.\-]{{0,64}})(\s{{0,8}}=\s{{0,8}}(?={_QUOTED})|=)({_QUOTED}|[^\s&;,'\"]+)", re.IGNORECASE
 )
-_NUMBER = re.compile(r"(?:\d[\d_]{0,11}|None)[)\]}>.:]*")
+_NUMBER = re.compile(
+    r"(['\"]?)(?:[+-]?(?:\d[\d_]{0,11}(?:\.\d{1,6})?(?:e[+-]?\d{1,3})?|inf|nan)|None|True|False)\1[)\]}>.:]*",
+    re.IGNORECASE,
+)
 _END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
 _URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*")

@@ -167,6 +167,18 @@ def test_a_short_secret_is_hidden_as_a_whole_word_and_a_common_one_is_not_looked
             "maxTokens=7",
             "https://h/v1?max_tokens=5",
         ),
+        *(
+            "max_tokens=-4: a whole number is wanted",
+            "max_tokens='0': a whole number is wanted",
+            "max_tokens=1.5",
+            "max_tokens=1e9",
+            "max_tokens=nan",
+            "max_tokens=True",
+            "max_tokens_daily=-1",
+            "max_tokens_monthly=1000000",
+            "pending_tokens=-1",
+            "reserved_tokens=5",
+        ),
     ],
 )
 def test_how_many_tokens_a_model_may_use_is_no_secret(count: str) -> None:
@@ -184,6 +196,9 @@ def test_how_many_tokens_a_model_may_use_is_no_secret(count: str) -> None:
         "access_tokens=5",
         "tokens=123456",
         "max_tokens=sk-5",
+        "max_tokens='sk-5'",
+        "max_tokens_daily=sk-5",
+        "access_tokens_daily=5",
         "max_tokens=1234567890123456",
     ],
 )
