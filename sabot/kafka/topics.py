@@ -7,10 +7,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers
 from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+from sabot.threads import aside
 
 __all__ = ["RecordSender", "open_sink", "open_source", "sink_of"]
 
@@ -80,6 +82,20 @@ class RecordSender:
             return await MemoryBroker.get(self.broker).send(topic, payload, key, headers, timestamp, partition)
         offset: int = await self._sender().send(topic, payload, key, headers, timestamp, partition)
         return offset
+
+    async def reach(self, seconds: float) -> None:
+        """Returns where a broker answers, within so many seconds or the usual ones. Raises BrokerUnavailable (naming the address),
+        UserError where it refuses us.
+        """
+        if not self._memory:
+            await aside(self._reach, seconds)
+
+    def _reach(self, seconds: float) -> None:
+        from sabot.kafka.client import ANSWER_SECONDS, admin_of, link_of, metadata_of
+
+        link, deadline = link_of(self.broker, "sender", self._kafka_settings, "Write"), SYSTEM_CLOCK.monotonic()
+        deadline += min(seconds, ANSWER_SECONDS)
+        metadata_of(admin_of(link, self._kafka_settings), link, "", deadline)
 
     def _sender(self) -> Any:
         with self._lock:

@@ -78,18 +78,32 @@ class _Adapter(ABC):
         self._subscription: Subscription | None = None
         self._waiting: list[RuntimeEvent] = []
         self._sending: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Events go out from now on. Raises UserError where it has been started."""
+        """Events go out from now on. Where no server answers, the log says so, and that they wait. Raises UserError where it has been
+        started.
+        """
         if self._subscription is not None:
             raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
         self._subscription = await self._bus.subscribe(self._take, self._event_types, slow=self._slow)
+        self._looking = asyncio.create_task(self._look(), name=f"the look for the server of {type(self).__name__}")
+
+    async def _look(self) -> None:
+        try:
+            await self._reach()
+        except (TransientError, UserError) as error:
+            name, patience_s = type(self).__name__, self._patience_s
+            _log.warning("%s: events wait, and are lost after %g s each: %s", name, patience_s, error)
 
     async def stop(self) -> None:
         """Sends what the bus has handed over, and closes the connection. Repeated calls do nothing."""
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         await subscription.flush()
         await subscription.unsubscribe()
         while self._sending is not None:
@@ -153,6 +167,10 @@ class _Adapter(ABC):
         """Returns when the server has them: for each why it does not, or None."""
 
     @abstractmethod
+    async def _reach(self) -> None:
+        """Returns where the server answers. Raises TransientError, UserError."""
+
+    @abstractmethod
     async def _close(self) -> None:
         """Nothing more is sent."""
 
@@ -201,6 +219,10 @@ class KafkaEventAdapter(_Adapter):
         said += await asyncio.gather(*calls, return_exceptions=True)
         return [_error(each) for each in said]
 
+    async def _reach(self) -> None:
+        assert self._open is not None
+        await self._open.reach(self._patience_s)
+
     async def _close(self) -> None:
         if self._open is not None:
             await asyncio.to_thread(self._open.close)
@@ -242,6 +264,10 @@ class RedisStreamsAdapter(_Adapter):
         except SabotError as error:
             return [error] * len(events)
         return [self._server.error_of(each) if isinstance(each, Exception) else None for each in said]
+
+    async def _reach(self) -> None:
+        with self._server.explained():
+            await self._server.client.ping()
 
     async def _close(self) -> None:
         await self._server.close()

@@ -20,6 +20,7 @@ from sabot.agents import (
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import DataError, SabotError, TransientError, UserError
 from tools.agent_tools import until
+from tools.broker import free_ports
 from tools.redis_server import Redis, server_or_skip
 
 Type = RuntimeEventType
@@ -106,6 +107,23 @@ async def test_what_cannot_be_sent_is_tried_again_or_counted(memory_url: str, ca
     async with impatient:
         await published(bus, events(1))
     assert impatient.lost == 1
+
+
+@pytest.mark.parametrize("kind", ["kafka", "redis"])
+async def test_an_adapter_whose_server_is_missing_says_so_at_its_start(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    [port], bus = free_ports(1), InMemoryEventBus()
+    adapter: Any
+    if kind == "kafka":
+        kafka = KafkaConfig(bootstrap_servers=f"127.0.0.1:{port}", topic_prefix="e")
+        adapter = KafkaEventAdapter(bus, kafka, patience="100ms")
+    else:
+        config = RedisStreamsConfig(stream_prefix="e")
+        adapter = RedisStreamsAdapter(f"redis://127.0.0.1:{port}/0", bus, config, patience="100ms")
+    async with adapter:
+        await until(lambda: "events wait, and are lost after 0.1 s each" in caplog.text)
+    assert f"127.0.0.1:{port}" in caplog.text
 
 
 @pytest.mark.kafka
