@@ -10,7 +10,7 @@ from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.clock import Clock
 from sabot.config import Duration, checked_name, checked_topic
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.state import state_directory
 
 if TYPE_CHECKING:
@@ -61,9 +61,19 @@ class DeclaresAgents:
     ) -> None:
         """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
         self._policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
+        if policy is not None:
+            from sabot.jobs.gate import checked_gate
+
+            checked_gate(policy)
+        if budgets is not None:
+            from sabot.agents.accounts.gate import checked_budgets
+
+            checked_budgets(budgets)
         if events is not None:
             from sabot.agents.events.telling import JobEvents
 
+            if not (hasattr(events, "publish") and hasattr(events, "wants")):
+                raise UserError(f"events={short_repr(events)}", hint="an EventBus: InMemoryEventBus()")
             self.listener = JobEvents(events)
 
     @property

@@ -167,6 +167,8 @@ def fork_job(
             typer.echo(f"the fork of job {recording.job_id} {found.outcome}, {differs}", err=True)
             if found.outcome == "succeeded":
                 typer.echo(value_text(as_plain(found.result)), err=True)
+        for word in found.unused:
+            typer.echo(f"{word}, of --allow or --answer, is the name of nothing that the fork has asked for", err=True)
         if found.outcome == "failed":
             raise UserError(f"the fork of job {recording.job_id} has failed: {found.error}")
 

@@ -15,7 +15,7 @@ from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import parse_bytes
+from sabot.config import checked_name, parse_bytes
 from sabot.errors import LetterRefused
 
 __all__ = ["checkpoint", "list_checkpoints", "restore"]
@@ -24,7 +24,10 @@ __all__ = ["checkpoint", "list_checkpoints", "restore"]
 def checkpoint(
     job: JobId,
     place: Place,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Its own in the job; default: made of the type.")] = "",
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Its own in the job; default: made of the type.", show_default=False),
+    ] = None,
     kafka: Kafka = None,
     kind: Annotated[CheckpointType, typer.Option("--type", help="Why it is made.")] = "manual",
     most: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Of the history of the job.")] = MOST_BYTES,
@@ -34,12 +37,13 @@ def checkpoint(
 
     def work() -> None:
         limit, now_ms = parse_bytes(most, name="--max-size"), round(SYSTEM_CLOCK.time() * 1000)
+        given = "" if name is None else checked_name(name, "NAME")
         with reading(place, kafka) as reader:
-            letter = checkpoint_letter(reader, job, name, kind, most=limit, now_ms=now_ms, by=by or this_user())
+            letter = checkpoint_letter(reader, job, given, kind, most=limit, now_ms=now_ms, by=by or this_user())
         try:
             post(place, kafka, letter)
         except LetterRefused as error:
-            raise refused(job, name, error) from error
+            raise refused(job, given, error) from error
         typer.echo(f"job {job} has checkpoint {name or kind}", err=True)
 
     quietly(work)

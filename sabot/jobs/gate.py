@@ -25,7 +25,7 @@ from uuid import UUID
 import msgspec
 
 from sabot.config import Secret
-from sabot.errors import UNREADABLE, CorruptJournal, UserError, words_of
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Begin, Entry
@@ -348,6 +348,13 @@ class EffectGates(EffectGate):
         """As `EffectGate.close`."""
         for gate in self._gates:
             await gate.close()
+
+
+def checked_gate(given: Any) -> EffectGate | None:
+    """A policy, as an app or a kernel takes it. Raises UserError for what decides nothing."""
+    if given is not None and not isinstance(given, EffectGate):
+        raise UserError(f"policy={short_repr(given)}", hint="a PolicyEngine: PolicyEngine([ToolPolicy(…)])")
+    return given
 
 
 def gate_of(gates: Sequence[EffectGate]) -> EffectGate | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
-from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent
+from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent, together
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
@@ -31,7 +31,7 @@ from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
-__all__ = ["LedgerGate", "brought_up", "ledger_of", "rows_of"]
+__all__ = ["LedgerGate", "brought_up", "checked_budgets", "ledger_of", "rows_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -311,13 +311,21 @@ async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     return count
 
 
+def checked_budgets(given: object) -> "list[Budget] | Ledger":
+    """Budgets, as an app or a kernel takes them. Raises UserError for what is none of them, and where those of a scope contradict."""
+    if isinstance(given, Ledger):
+        return given
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(
+            f"budgets={short_repr(given)}", hint='[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger'
+        )
+    return together(given)
+
+
 def ledger_of(budgets: "Sequence[Budget] | Ledger", directory: Path | None, clock: Clock) -> Ledger:
     """A ledger with these budgets: in a file of the directory, or in memory where there is none."""
-    if isinstance(budgets, Ledger):
-        return budgets
-    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
-        raise UserError(
-            f"budgets={short_repr(budgets)}", hint='[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger'
-        )
+    given = checked_budgets(budgets)
+    if isinstance(given, Ledger):
+        return given
     writer = InMemoryLedgerWriter() if directory is None else SqliteLedgerWriter(directory / DATABASE)
-    return Ledger(writer, budgets=budgets, clock=clock)
+    return Ledger(writer, budgets=given, clock=clock)

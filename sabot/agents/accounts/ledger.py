@@ -9,9 +9,9 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -32,7 +32,17 @@ from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
-__all__ = ["BudgetExceededError", "Durable", "Ledger", "LedgerEvent", "LedgerEventType", "LedgerSum", "LedgerWriter"]
+__all__ = [
+    "BudgetExceededError",
+    "Durable",
+    "Ledger",
+    "LedgerEvent",
+    "LedgerEventType",
+    "LedgerSum",
+    "LedgerWriter",
+    "checked_writer",
+    "together",
+]
 
 BudgetExceededError = BudgetExceeded
 """As document 001 calls it."""
@@ -100,6 +110,7 @@ Durable = Callable[[], Awaitable[object]]
 """Returns when all that was recorded in a journal so far is durable."""
 
 
+@runtime_checkable
 class LedgerWriter(Protocol):
     """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for the row that settles it."""
 
@@ -141,7 +152,7 @@ class Ledger:
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
     ) -> None:
         """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed."""
-        self.writer = writer
+        self.writer = checked_writer(writer)
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -158,11 +169,7 @@ class Ledger:
         ] = {}  # names of rows after which the writer is asked, until it has answered
         self._named: set[str] = set()  # of rows that wait for the writer
         self.refused_rows = 0
-        together: dict[str, Budget] = {}
-        for budget in map(_checked, budgets):
-            before = together.get(budget.scope_id)
-            together[budget.scope_id] = budget if before is None else before.together(budget)
-        for budget in together.values():
+        for budget in together(budgets):
             self.set_budget(budget)
 
     # -- budgets ------------------------------------------------------------------------------------------------------
@@ -420,6 +427,26 @@ class Ledger:
             await self.flush()
         finally:
             await self.writer.close()
+
+
+def together(budgets: Iterable[Budget]) -> list[Budget]:
+    """One for each scope. Raises UserError for what is no Budget, and for two that contradict each other."""
+    found: dict[str, Budget] = {}
+    for budget in map(_checked, budgets):
+        before = found.get(budget.scope_id)
+        found[budget.scope_id] = budget if before is None else before.together(budget)
+    return list(found.values())
+
+
+def checked_writer(given: Any) -> "LedgerWriter":
+    """Raises UserError for what keeps no rows."""
+    if not isinstance(given, LedgerWriter):
+        lacks = [name for name in ("write", "correct", "known", "used", "sums", "close") if not hasattr(given, name)]
+        raise UserError(
+            f"{short_repr(given)} is no LedgerWriter: it has no {', '.join(lacks)}",
+            hint="InMemoryLedgerWriter(), SqliteLedgerWriter(path), PostgresLedgerWriter(url)",
+        )
+    return given
 
 
 def _checked(budget: object) -> Budget:

@@ -61,10 +61,14 @@ GROUPS = {
 
 
 def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
-    """The words. Raises UserError for one that there is not."""
+    """The words. Raises UserError for one that there is not, or that is there twice."""
+    if isinstance(by, str):
+        raise UserError(f"by={short_repr(by)}", hint='a list of words: ["scope", "model"]')
     for each in by:
         if each not in GROUPS:
             raise UserError(f"a ledger has no {short_repr(each)}", hint=f"by: {', '.join(GROUPS)}")
+    if twice := [each for each in dict.fromkeys(by) if by.count(each) > 1]:
+        raise UserError(f"rows of a ledger are put together by {', '.join(twice)} twice", hint="name each word once")
     return tuple(by)
 
 

@@ -182,7 +182,10 @@ class KernelAgent:
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
         self.agent = agent
-        self.name = checked_name(agent.name if isinstance(agent, Agent) else agent.__name__, "agent: name")
+        name = agent.name if isinstance(agent, Agent) else getattr(agent, "__name__", None)
+        if name is None:
+            raise UserError(f"agent {short_repr(agent)} has no name", hint="`async def f(ctx)` has one")
+        self.name = checked_name(name, "agent: name")
         self.agent_id = f"{kernel}.{self.name}"
         self.code = version_of(Agent.run if isinstance(agent, Agent) else agent, version)
         self._engine = engine if engine is not None else agent.engine if isinstance(agent, Agent) else None

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
-from sabot.agents.accounts.gate import LedgerGate, ledger_of
-from sabot.agents.accounts.ledger import Ledger, LedgerWriter
+from sabot.agents.accounts.gate import LedgerGate, checked_budgets, ledger_of
+from sabot.agents.accounts.ledger import Ledger, LedgerWriter, checked_writer
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.actions import ActionManager, ActionStore
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
@@ -28,7 +28,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.asking import answered
-from sabot.jobs.gate import EffectGate, gate_of
+from sabot.jobs.gate import EffectGate, checked_gate, gate_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.recovery import whole_entries
@@ -85,6 +85,13 @@ class RuntimeKernel:
         version: of the code. Raises UserError.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
+        for word, given, kind, hint in (
+            ("engine", engine, ExecutionEngine, "an ExecutionEngine"),
+            ("events", events, InMemoryEventBus, "an InMemoryEventBus"),
+            ("journal", journal, str | Path | Journal | MemoryHome, "a folder, an address, or a Journal"),
+        ):
+            if given is not None and (given == "" or not isinstance(given, kind)):
+                raise UserError(f"RuntimeKernel: {word}={short_repr(given)}", hint=hint)
         self._shown = _stores_of(job_store, action_store)
         if journal is None:
             journal = next((each.journal for each in self._shown if isinstance(each, JournalStore)), None)
@@ -100,7 +107,12 @@ class RuntimeKernel:
             "clock": journal.clock if isinstance(journal, Journal) else clock,
         }
         version, clock = checked_text(version, "version"), self._options["clock"]
-        agents = [agent] if isinstance(agent, Agent) or callable(agent) else list(agent)
+        one = isinstance(agent, Agent) or callable(agent)
+        if not one and (isinstance(agent, str | bytes) or not isinstance(agent, Sequence)):
+            raise UserError(
+                f"RuntimeKernel: agent={short_repr(agent)}", hint="an Agent, `async def f(ctx)`, or a list of them"
+            )
+        agents: list[Any] = [agent] if one else list(agent)  # type: ignore[arg-type]
         made = [KernelAgent(self.name, each, engine, clock, version) for each in agents]
         self._agents = {each.name: each for each in made}
         if not made or len(self._agents) < len(made):
@@ -109,7 +121,11 @@ class RuntimeKernel:
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
         self._place = MemoryHome(clock) if journal is None else journal
-        self._policy, self._budgets, self._writer = policy, budgets, ledger_writer
+        self._policy, self._budgets, self._writer = checked_gate(policy), budgets, ledger_writer
+        if budgets is not None:
+            checked_budgets(budgets)
+        if ledger_writer is not None:
+            checked_writer(ledger_writer)
         self.ledger: Ledger | None = budgets if isinstance(budgets, Ledger) else None
         if budgets is None and ledger_writer is not None:
             self._budgets = []

@@ -18,13 +18,14 @@ from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import LetterRefused, NonDeterminism, UserError
-from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, gate_of
+from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.taking import part_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.llm.messages import assistant, system
 from sabot.llm.results import Completion
@@ -44,7 +45,8 @@ class Forked:
 
     outcome: "succeeded", "failed", "cancelled"; "waits": for an answer or a signal that nobody gives it. result: what the function has
     returned. error: what it has raised. recording: of the fork. first_difference: the ordinal of the first step that is not as it was
-    recorded; None: all are.
+    recorded; None: all are. unused: those of `allow` and `answers` that are no class of effects, and the name of nothing that was asked
+    for, by the job or the fork: they may be misspelt.
     """
 
     outcome: str
@@ -52,6 +54,7 @@ class Forked:
     error: BaseException | None
     recording: Recording
     first_difference: int | None
+    unused: tuple[str, ...] = ()
 
 
 async def fork(
@@ -114,7 +117,21 @@ async def fork(
     made = record_job(MemoryReader(home), recording.job_id)
     seeds = (*recording.seeds, *made.seeds[len(recording.seeds) :])
     made = replace(made, initial_input=recording.initial_input, seeds=seeds)
-    return Forked(outcome, owner.value, owner.error, made, _first_difference(recording, made))
+    named = _asked_for(recording.entries) | _asked_for(made.entries) | {each.value for each in EffectClass}
+    unused = tuple(each for each in (*allow, *changes.answers) if each not in named)
+    return Forked(outcome, owner.value, owner.error, made, _first_difference(recording, made), unused)
+
+
+def _asked_for(entries: Sequence[Entry]) -> set[str]:
+    """The names by which effects, questions, signals and children are told apart: those of models, and of agents without their app, too."""
+    found = set[str]()
+    for entry in entries:
+        if isinstance(entry, Intent):
+            verdict = decode_verdict(entry.note)
+            found |= {entry.name, entry.name.rpartition(".")[2]}
+            if verdict is not None:
+                found |= {verdict.about, verdict.model}
+    return found
 
 
 def _up_to(recording: Recording, at: int | None) -> list[Entry]:

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import DurableContext, IllegalTransition, JobRecord, JobSpec, JobStatus, LetterRefused, Reply
+from sabot.agents import (
+    Budget,
+    DurableContext,
+    IllegalTransition,
+    JobRecord,
+    JobSpec,
+    JobStatus,
+    LetterRefused,
+    Reply,
+    ToolPolicy,
+)
 from sabot.errors import UserError
 from sabot.journal import Begin, Intent, SqliteJournal
 from sabot.llm import tool
@@ -188,3 +198,20 @@ async def test_a_failed_job_says_why(memory_url: str, tmp_path: Path) -> None:
         await app.agent_runtime.trigger_checkpoint()
         job = await only(app)
     assert (job.status, job.error) == (JobStatus.FAILED, "KeyError: 'order 7'")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"policy": 3}, "policy=3.*a PolicyEngine"),
+        ({"policy": ToolPolicy(["look"], denied=True)}, "policy=.*a PolicyEngine"),
+        ({"events": 3}, "events=3.*an EventBus"),
+        ({"budgets": 3}, "budgets=3"),
+        ({"budgets": [3]}, "3 is no Budget"),
+        ({"budgets": Budget("a")}, "budgets=Budget"),
+        ({"budgets": [Budget("a"), Budget("a", warn_at=1)]}, "two budgets of a"),
+    ],
+)
+def test_what_surrounds_the_jobs_of_an_app_is_refused_where_it_is_none(options: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        App("a", "memory://surroundings", **options)

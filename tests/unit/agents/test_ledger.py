@@ -385,6 +385,10 @@ async def test_rows_are_put_together_by_what_is_asked(writer: LedgerWriter) -> N
     assert await writer.sums([], next_day + 1) == []
     with pytest.raises(UserError, match="a ledger has no 'colour'"):
         await writer.sums(["colour"], 0)
+    with pytest.raises(UserError, match="put together by scope twice"):
+        await writer.sums(["scope", "day", "scope"], 0)
+    with pytest.raises(UserError, match="by='scope'"):
+        await writer.sums("scope", 0)
 
 
 async def test_costs_are_added_exactly(writer: LedgerWriter) -> None:

@@ -119,6 +119,13 @@ async def test_a_job_of_an_app_goes_on_from_a_step_with_an_answer_in_place_of_a_
     assert (code, "refund was not done" in errors, "PolicyDenied" in out) == (1, True, True)
     code, out, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0, "--answer", 'refund="nothing"')
     assert (code, "succeeded, otherwise from step 1 on" in errors, "nothing" in out) == (0, True, True)
+    assert "is the name of nothing" not in errors
+    misspelt = ("--allow", "refnud", "--allow", "unsafe", "--answer", "refnd=1")
+    code, _, errors = await forked(one, "-A", same, "--journal", "state", "--from", 0, *misspelt)
+    assert [line.split(",")[0] for line in errors.splitlines() if "is the name of nothing" in line] == [
+        "refnud",
+        "refnd",
+    ]
     code, out, _ = await forked(
         *(one, "-A", same, "--journal", "state", "--from", 0, "--allow", "refund"), "--json", "--record", "fork.json"
     )

@@ -49,6 +49,8 @@ async def test_a_job_gets_a_checkpoint_and_goes_on_from_it(tmp_path: Path, monke
     assert sabot_says("jobs", "checkpoint", job, "seen", "--journal", "jobs", "--by", "ada").exit_code == 0
     twice = sabot_says("jobs", "checkpoint", job, "seen", "--journal", "jobs")
     assert (twice.exit_code, "has a checkpoint seen" in twice.stderr) == (1, True)
+    nameless = sabot_says("jobs", "checkpoint", job, "", "--journal", "jobs")
+    assert (nameless.exit_code, "NAME is empty" in nameless.stderr) == (1, True)
     large = sabot_says("jobs", "checkpoint", job, "--journal", "jobs", "--max-size", "10")
     assert "bytes, and 10 are allowed" in large.stderr
     listed = json.loads(sabot_says("jobs", "checkpoints", job, "--journal", "jobs", "--json").stdout)
