@@ -423,11 +423,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-_NO_TEXT = (type(None), bool, int, float, bytes, Decimal, date, time, timedelta, UUID, Secret)
+_NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, Secret)
 
 
 def hidden(value: Any, patterns: Sequence[str]) -> Any:
-    """The value with `***` for each text in it that matches one of these regular expressions; the value itself where none does.
+    """The value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions; the value itself where none
+    does.
 
     Raises UserError for an object that cannot be looked into.
     """
@@ -439,6 +440,10 @@ def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
         for each in patterns:
             value = each.sub(HIDDEN, value)
         return value
+    if isinstance(value, bytes):
+        text = value.decode(errors="surrogateescape")
+        shown = _without(text, patterns)
+        return value if shown == text else shown.encode(errors="surrogateescape")
     if isinstance(value, _NO_TEXT):
         return value
     if isinstance(value, Mapping):

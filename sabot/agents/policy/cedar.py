@@ -52,7 +52,9 @@ class CedarPolicy(PolicyRule):
             import cedarpy
         except ImportError as error:
             raise MissingExtra("CedarPolicy", "cedar") from error
-        if not set(kinds) <= set(_RESOURCES):
+        if not isinstance(policies, str):
+            raise UserError(f"CedarPolicy: policies={short_repr(policies)}", hint="a text in Cedar's language")
+        if not kinds or not set(kinds) <= set(_RESOURCES):
             raise UserError(f"CedarPolicy: kinds={short_repr(kinds)}", hint=f"some of {', '.join(_RESOURCES)}")
         self.name, self.policies, self.kinds = name, policies, tuple(sorted(kinds))
         self.entities = [dict(each) for each in entities]

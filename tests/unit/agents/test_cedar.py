@@ -134,6 +134,8 @@ def test_a_schema_finds_a_policy_and_a_call_that_do_not_fit() -> None:
         (("permit(",), "unexpected end of input"),
         (("", {"entities": [{"id": "ann"}]}), "entities"),
         (("", {"kinds": ["tools"]}), "kinds="),
+        (("", {"kinds": []}), "kinds="),
+        ((3,), "policies=3"),
     ],
 )
 def test_what_is_no_cedar_is_refused_at_once(arguments: Any, why: str) -> None:

@@ -447,6 +447,7 @@ def test_hidden_looks_into_what_calls_are_given_and_leaves_the_rest_as_it_is() -
     same = [Place("Ulm"), {"a": {"b": (1, 2.0, b"4711", None)}}, spec]
     assert hidden(same, ["0815"]) is same
     assert hidden({"4711": 1}, ["4711"]) == {"***": 1}
+    assert hidden([b"\xff is 4711"], ["4711"]) == [b"\xff is ***"], "texts in UTF-8, and what is none, stay bytes"
     with pytest.raises(UserError, match="texts cannot be hidden in an argument of type builtins"):
         hidden([object()], ["4711"])
 
