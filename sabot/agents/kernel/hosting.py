@@ -65,11 +65,11 @@ class KernelHost:
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
-        self._expected: dict[str, asyncio.Event] = {}  # jobs whose handles somebody is about to get
+        self._given: dict[str, asyncio.Event] = {}  # whether somebody has the handle, of jobs that have asked no model
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
         self._news = False  # that the stores do not show
-        listener = _KernelEvents(events, self._expected, self._show if shown else None)
+        listener = _KernelEvents(events, self._given, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "gate": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
         for agent in agents.values():
@@ -184,7 +184,7 @@ class KernelHost:
             if before is not None:
                 return before
             await self._place(job_id)
-            self._expected[job_id] = asyncio.Event()
+            given = self._given[job_id] = asyncio.Event()
             self._host.begin(handle.agent.agent_id, job_id, **inputs)
         except BaseException:
             if self.handles.get(job_id) is handle:
@@ -198,15 +198,8 @@ class KernelHost:
                 raise UserError("the kernel was closed before the job had begun")
             await self.journal.flush()
         finally:
-            self._given(job_id)
+            given.set()
         return handle
-
-    def _given(self, job_id: str, turns: int = _TURNS) -> None:
-        """Somebody gets the handle of this job now, and has some turns of the event loop to listen to it, before a model is asked."""
-        if turns:
-            asyncio.get_running_loop().call_soon(self._given, job_id, turns - 1)
-        elif (expected := self._expected.pop(job_id, None)) is not None:
-            expected.set()
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
         """The handle of a job that the journal has already; None: it has none."""
@@ -272,8 +265,8 @@ class KernelHost:
 
     def _resume(self, job: OpenJob, handle: ExecutionHandle) -> None:
         handle.begun()
-        self._expected[job.job_id] = asyncio.Event()
-        self._given(job.job_id)
+        given = self._given[job.job_id] = asyncio.Event()
+        given.set()
         self._when_free(job.job_id, partial(self._host.resume, job))
 
     # -- places -------------------------------------------------------------------------------------------------------
@@ -363,6 +356,7 @@ class KernelHost:
         """As `JobWatch.over`."""
         said = self._said.pop(job_id, None)
         handle = self.handles.pop(job_id, None)
+        self._given.pop(job_id, None)
         if handle is not None:
             if outcome == "cancelled":
                 handle.settle(outcome_of(job_id, outcome, b""), ended=True)
@@ -402,17 +396,20 @@ class KernelHost:
 
 class _KernelEvents(JobEvents):
     def __init__(
-        self, events: InMemoryEventBus, expected: Mapping[str, asyncio.Event], durable: Callable[[], None] | None
+        self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
-        """expected: jobs of which it is not known yet whether somebody listens. durable: an entry is."""
+        """given: whether somebody has the handle, of jobs that have asked no model. durable: an entry is."""
         super().__init__(events)
-        self._expected, self._durable = expected, durable
+        self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """As of a Listener."""
-        expected = self._expected.get(job_id)
-        if expected is not None:
-            await expected.wait()
+        """As of a Listener. Whoever gets a handle has some turns of the event loop to listen, before its first model is asked."""
+        given = self._given.get(job_id)
+        if given is not None:
+            await given.wait()
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            self._given.pop(job_id, None)
         return await super().wants_fragments(job_id)
 
     async def told(self, news: News) -> None:
