@@ -1,5 +1,6 @@
 """A program for each record, once, whatever kills the app: its lines are a topic. Run it: sabot run examples.cli_agents:app
-With claude: command=["claude", "-p", "Review: {text}", "--output-format", "stream-json", "--verbose"], lines="json"."""
+With claude: command=["claude", "-p", "Review: {text}", "--output-format", "stream-json", "--verbose"], lines="json", and
+resume=["claude", "-p", "Go on", "--resume", "{session}", "--output-format", "stream-json", "--verbose"]."""
 
 from sabot import App
 from sabot.process import ResourceLimits
@@ -16,9 +17,17 @@ app.process_agent(
     on_error="skip",
     limits=ResourceLimits(max_memory_mb=512, max_runtime_secs=60),
 )
+app.process_agent(  # a program that lives on, and gets one record after the other
+    "said",
+    name="shouter",
+    command=["sh", "-c", 'while read -r line; do echo "$line" | tr a-z A-Z; done'],
+    pool=1,
+    sink="shouted",
+    lines="json",
+)
 
 
-@app.agent("said")
+@app.agent("shouted")
 async def show(ctx):
     print(ctx.message, flush=True)
 

@@ -59,6 +59,7 @@ WAITING = {
     "test_agent_kafka": 11,
     "test_changes_sinks": 10,
     "test_program_pool": 9,
+    "test_hostile_programs": 7,
     "test_tenants": 6,
     "test_program_sessions": 9,
     "test_stream_kill": 9,

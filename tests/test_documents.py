@@ -213,7 +213,7 @@ EXAMPLES = {
     "takeover": ["ada 4 900"],
     "calls": ["1 0.4", "2 0.8", "3 1.2"],
     "mcp_tools": ["tea 12", "ink 3"],
-    "cli_agents": ["reading a.txt", "a.txt has 3 words"],
+    "cli_agents": ["READING A.TXT", "A.TXT HAS 3 WORDS"],
 }
 
 

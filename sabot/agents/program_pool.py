@@ -181,7 +181,7 @@ class ProgramPool:
                 return [said.decode(errors="replace")]
             if self._taken(said, run_id, found):
                 return found
-        why = f"was ended, because it wrote more than {self._most:,} bytes, or {MAX_LINES:,} lines, for a record"
+        why = f"was ended, because it wrote more than {self._most:,} bytes, or {MAX_LINES:,} lines"
         raise await self._lost(resident, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:

@@ -315,6 +315,33 @@ async def test_a_child_that_is_no_server_is_told(pool, command, words):
         await pool.session("bad")
 
 
+@pytest.mark.parametrize("megabytes", [2, pytest.param(100, marks=pytest.mark.slow(reason="100 MB"))])
+async def test_a_child_that_floods_stderr_and_will_not_end_answers_and_is_ended(pool, monkeypatch, megabytes):
+    monkeypatch.setattr("sabot.mcp.transport._GRACE_SECONDS", 0.05)
+    rude = CHILD.replace(
+        "for line in sys.stdin:", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nfor line in sys.stdin:"
+    )
+    flood = f'name = said["params"]["name"]; sys.stderr.write("z" * {megabytes << 20})'
+    rude = rude.replace('name = said["params"]["name"]', flood) + "\nwhile True: signal.pause()"
+    pool.add("rude", command=[*COMMAND[:-1], rude])
+    session = await pool.session("rude", scope="one")
+    assert (await session.call("where")).text
+    (child,) = (await Supervisor.running()).children
+    await pool.close()
+    assert child.is_over
+
+
+async def test_a_child_that_allocates_without_end_is_ended_and_says_for_which_limit(pool):
+    greedy = CHILD.replace(
+        'name = said["params"]["name"]', "name, kept = '', []\n        while True: kept.append('x' * 1_000_000)"
+    )
+    limits = ResourceLimits(max_memory_mb=64)
+    pool.add("greedy", command=[*COMMAND[:-1], greedy], limits=limits)
+    session = await pool.session("greedy")
+    with pytest.raises(McpConnectionLost, match=r"its limit max_memory_bytes|MemoryError"):
+        await session.call("where")
+
+
 async def test_a_child_ends_with_its_session():
     async with McpServerPool() as pool:
         pool.add("child", command=["sh", "-c", 'sleep 1000 & exec "$@"', "sh", *COMMAND])
