@@ -122,6 +122,9 @@ def _enter_user_namespace() -> None:
 
 
 def _become_nobody() -> None:
+    for stream in range(3):  # whose /dev/stdout, which opens a pipe again, is then its own
+        if stat.S_ISFIFO(os.fstat(stream).st_mode):
+            os.fchown(stream, NOBODY, NOBODY)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)

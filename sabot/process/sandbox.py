@@ -364,7 +364,8 @@ def _program(program: str, path: str, directory: str) -> list[str]:
     found: list[str] = []
     for each in path.split(os.pathsep):
         folder = os.path.realpath(each)
-        if os.path.isabs(each) and os.path.isdir(folder) and not f"{os.path.expanduser('~')}/".startswith(f"{folder}/"):
+        above_home = f"{os.path.expanduser('~')}/".startswith(f"{folder.rstrip('/')}/")
+        if os.path.isabs(each) and os.path.isdir(folder) and not above_home:
             found += [folder, *_installation(folder)]
     for each in candidates(program, path):
         place = os.path.join(directory, each)

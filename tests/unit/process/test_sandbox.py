@@ -244,6 +244,7 @@ async def test_python_git_and_a_shell_work_in_its_directory(
 ) -> None:
     script = f"""
     set -e
+    echo noted > /dev/stderr
     git init -q . && echo one > file && git add file && git -c user.name=a -c user.email=a@b commit -q -m one && git log --oneline | wc -l
     {sys.executable} -c 'import subprocess, tempfile, threading
 with tempfile.TemporaryFile() as file:
@@ -254,7 +255,8 @@ thread.join()
 print(subprocess.run(["sh", "-c", "id -u; pwd"], capture_output=True, text=True, check=True).stdout)'
     """
     child = await supervisor.spawn(sh(script, trust=level, working_dir=area / "mine"))
-    out, _ = await everything(child)
+    out, err = await everything(child)
+    assert err == "noted\n"
     assert out.split() == ["1", "in", "a", "thread", str(NOBODY), str(area / "mine")]
     assert child.confined_by >= {"user", "capabilities", "filter", "writes"}
     made = (area / "mine/file").stat()
@@ -306,6 +308,20 @@ async def test_a_program_below_a_folder_that_nobody_may_pass(supervisor: Supervi
     (area / "state").chmod(0o700)
     child = await supervisor.spawn(Command(argv=[str(program)], trust="trusted"))
     assert (await everything(child))[0] == "ran\nbin\n"
+
+
+@needs
+async def test_its_path_opens_no_home(supervisor: Supervisor, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(area / "state"))
+    for folder in "/", area / "state":
+        child = await supervisor.spawn(
+            sh(
+                'cat "$FILE"',
+                trust="standard",
+                environment={"PATH": f"/usr/bin:/bin:{folder}", "FILE": f"{area}/state/data"},
+            )
+        )
+        assert (await child.wait()).code == 1
 
 
 @needs
