@@ -4,6 +4,7 @@
 
     first_ms               from nothing: the supervisor's start and the first child's
     spawn_p50_ms, _p99     of `spawn`, one after the other, until the program is executed
+    trusted_p50_ms, …      of `spawn` in a sandbox of this level, where this system can hold it
     spawns_per_s           of ten at a time, with their ends
     cold_answer_p50_ms     from `spawn` to the child's first answer, a line for a line
     warm_p50_ms, _p99      of `WarmPool.allocate`, each from a pool that is full
@@ -27,6 +28,9 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -38,7 +42,9 @@ from sabot.process import (
     LocalProcessRunner,
     ProcessRunnerConfig,
     ResourceLimits,
+    SandboxUnavailable,
     Supervisor,
+    TrustLevel,
     WarmPool,
 )
 
@@ -174,6 +180,11 @@ async def measured(options: argparse.Namespace) -> dict[str, float]:
     figures["first_ms"] = 1000 * (time.perf_counter() - begin)
     taken = await timed(options.spawns, lambda: supervisor.spawn(SLEEP))
     figures |= {"spawn_p50_ms": median(taken), "spawn_p99_ms": quantiles(taken, n=100)[98]}
+    for level in TrustLevel:
+        confined = replace(SLEEP, trust=level)
+        with suppress(SandboxUnavailable):
+            await (await supervisor.spawn(confined)).stop(0)
+            figures[f"{level}_p50_ms"] = median(await timed(options.spawns, partial(supervisor.spawn, confined)))
 
     async def one() -> None:
         assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success

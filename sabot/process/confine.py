@@ -19,7 +19,7 @@ from typing import Any
 
 from sabot.process.seccomp import MACHINES, instructions
 
-__all__ = ["NOBODY", "PRIVATE", "confinement", "filter_calls", "landlock_version", "main", "probe"]
+__all__ = ["NOBODY", "PRIVATE", "confinement", "filter_calls", "landlock_version", "main", "prepare", "probe"]
 
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
@@ -78,6 +78,18 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
     steps.append(("privileges", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)))
     step(plan["landlock"], "files", lambda: _restrict(ruleset[0]))
     return steps
+
+
+def prepare(plan: Mapping[str, Any]) -> None:
+    """Makes what is made once for many children, in the process that forks them."""
+    if plan["filter"] is not None:
+        instructions(plan["filter"])
+    if plan["user"] == "root" and plan["mounts"]:
+        for path in plan["writable"]:
+            with suppress(OSError):
+                owner = _owner_of(path)
+                if owner[0] != NOBODY and owner not in _identities:
+                    _identities[owner] = _identity(*owner)
 
 
 def filter_calls(sockets: Any) -> None:
@@ -166,7 +178,6 @@ def _mount(plan: Mapping[str, Any]) -> None:
     """
     writable = list(plan["writable"])
     named = sorted({*plan["readable"], *writable}, key=lambda path: path.count("/"))
-    identity = {path: _map_of(path) for path in writable} if plan["user"] == "root" else {}
     folders = {path for path in named if os.path.isdir(path)}
     covers = [each for each in (*PRIVATE, _SOCKETS) if os.path.isdir(each) and not os.path.islink(each)]
     covers += sorted({each for path in named if (each := _closed_above(path)) and not _is_below(each, covers)})
@@ -179,10 +190,9 @@ def _mount(plan: Mapping[str, Any]) -> None:
             trees[path] = tree = _call(_OPEN_TREE, _AT_FDCWD, path.encode(), flags, path=path)
             given = _ATTR_NOSUID | (_ATTR_NODEV if path in writable else _ATTR_RDONLY)
             _set_attributes(tree, "", given, recursive=True)
-            if (users := identity.get(path)) is not None:
+            if path in writable and (users := _identities.get(_owner_of(path))) is not None:
                 with suppress(OSError):  # a file system that cannot: then its files are whose they are
                     _set_attributes(tree, "", _ATTR_IDMAP, users=users)
-                os.close(users)
     _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
     for cover in covers:
         _mount_new("tmpfs", cover, f"mode={'1777' if cover in PRIVATE else '755'},size={plan['temp_bytes']}")
@@ -227,13 +237,16 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-def _map_of(path: str) -> int | None:
-    """A user namespace in which who owns the path is nobody: where it is mounted with that, what nobody makes is the owner's. None: nobody
-    owns it anyway.
-    """
+_identities: dict[tuple[int, int], int] = {}
+
+
+def _owner_of(path: str) -> tuple[int, int]:
     status = os.stat(path)
-    if status.st_uid == NOBODY:
-        return None
+    return status.st_uid, status.st_gid
+
+
+def _identity(user: int, group: int) -> int:
+    """A user namespace in which these are nobody: where a file system is mounted with it, what nobody makes is theirs. -> its descriptor"""
     waiting, end = os.pipe2(os.O_CLOEXEC)
     ready, tell = os.pipe2(os.O_CLOEXEC)
     if (pid := os.fork()) == 0:
@@ -247,13 +260,11 @@ def _map_of(path: str) -> int | None:
     os.close(tell)
     try:
         if not os.read(ready, 1):
-            return None
-        for name, owner in ("uid_map", status.st_uid), ("gid_map", status.st_gid):
+            raise OSError(errno.EPERM, "no user namespace")
+        for name, owner in ("uid_map", user), ("gid_map", group):
             with open(f"/proc/{pid}/{name}", "w") as file:
                 file.write(_ids(owner))
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
     finally:
         for each in (waiting, end, ready):
             os.close(each)

@@ -5,6 +5,7 @@ the filter sees the registers of a call, and not the memory that they point to.
 """
 
 import errno
+import functools
 import platform
 import struct
 from collections.abc import Iterator, Sequence
@@ -198,6 +199,7 @@ def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
             yield name, (_has(argument, _FAST_OPEN),), errno.EOPNOTSUPP
 
 
+@functools.cache
 def instructions(sockets: Sockets, machine: str = "") -> bytes:
     """The program, as the kernel takes it: 8 bytes for each instruction. machine: as `platform.machine()` has it, by default this one.
 

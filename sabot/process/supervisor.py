@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sabot.process.cgroups import ControlGroups, group_of
+from sabot.process.confine import prepare
 from sabot.process.launcher import become_subreaper, launch
 from sabot.process.lease import Lease, end_what_is_left
 from sabot.process.tree import (
@@ -249,6 +250,8 @@ class Supervision:
         plan["groups"] = self._groups.make(child.group, child.limits) if child.limits else ()
         if child.limits.get("seconds"):
             child.last_moment = time.monotonic() + child.limits["seconds"]
+        if plan["sandbox"] is not None:
+            prepare(plan["sandbox"])
         report, writer = os.pipe2(os.O_CLOEXEC)
         try:
             child.pid = os.fork()
