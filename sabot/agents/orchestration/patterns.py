@@ -206,6 +206,8 @@ def _steps_of(content: Any) -> list[Any]:
         if not found:
             raise FlowFailed(f'a plan has no list "steps", "items" or "tasks": {short_repr(content)}')
         plan = found[0]
+    if not isinstance(plan, list | tuple):
+        raise FlowFailed(f"a plan is a list, fields or a text, and this is none: {short_repr(content)}")
     return list(plan)
 
 

@@ -235,7 +235,7 @@ async def test_a_plan_may_be_executed_as_map_and_reduce_and_put_together() -> No
 
 
 async def test_a_plan_that_is_empty_too_long_or_none_is_a_failure() -> None:
-    for plan in ([], ["a"] * 51, {"goal": "x"}):
+    for plan in ([], ["a"] * 51, {"goal": "x"}, None, 7):
         with pytest.raises(FlowFailed, match="plan"):
             await PlannerExecutorOperator(seen([], plan), seen([])).execute({})
     result = await PlannerExecutorOperator(seen([], ["a", "b"]), fails).execute({})
