@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import line, sh
+from unit.process.children import alive, line, sh, until
 
 from sabot.errors import UserError
 from sabot.process import (
     AgentConfig,
     Child,
     Command,
+    CommunicationError,
     LocalProcessRunner,
     ProcessConfig,
     ProcessRunnerConfig,
@@ -102,12 +103,20 @@ def support(road: str) -> SandboxSupport:
     return replace(here, there=here.there - left, missing=missing, proc=here.proc and "mounts" not in left)
 
 
-def there(*means: str) -> pytest.MarkDecorator:
-    lacking = sys.platform != "linux" or not {"user", "filter", "mounts", *means} <= available().there
-    return pytest.mark.skipif(lacking, reason="this system does not have the means")
+@pytest.fixture
+def some_means() -> None:
+    """Those of the kernel that are there for long, for a worker that is root or may make user namespaces."""
+    if not {"user", "filter", "mounts"} <= available().there:
+        pytest.skip("this system does not have the means")
 
 
-needs_some, needs = there(), there("reads", "neighbours", "ports", "network")
+@pytest.fixture
+def all_means(some_means: None) -> None:
+    if not {"reads", "neighbours", "ports", "network"} <= available().there:
+        pytest.skip("this system does not have the means")
+
+
+needs_some, needs = pytest.mark.usefixtures("some_means"), pytest.mark.usefixtures("all_means")
 
 
 @pytest.fixture
@@ -367,6 +376,16 @@ async def test_agents_of_a_runner_and_of_a_runtime(supervisor: Supervisor) -> No
     async with ProcessRuntime(RuntimeConfig(process=ProcessConfig(trust="trusted"))) as runtime:
         agent_id = await runtime.spawn_agent("who", "x", "sh", ["-c", answers], trust="untrusted")
         assert (await runtime.execute_task(agent_id, TaskDelegation(objective="x"))).result == NOBODY
+
+
+@needs
+async def test_a_killed_supervisor_leaves_nothing_of_it(supervisor: Supervisor) -> None:
+    child = await supervisor.spawn(sh("setsid sleep 1000 & echo $!; exec sleep 1000", trust="untrusted"))
+    stray = int(await line(child))
+    os.kill(supervisor.pid, signal.SIGKILL)
+    with pytest.raises(CommunicationError):
+        await child.wait()
+    await until(lambda: not alive(child.pid) and not alive(stray))
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------------
