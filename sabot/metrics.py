@@ -13,12 +13,12 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sabot.errors import MissingExtra, UserError
 from sabot.probes import Page, PageServer
 
-__all__ = ["Durations", "Metrics", "Sample", "Value", "minus", "plus"]
+__all__ = ["Durations", "Health", "Metrics", "Sample", "Value", "minus", "plus"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +90,14 @@ _KINDS = {
     "sabot_fleet_events_total": _Kind(
         "counter", ("fleet", "event"), "Scalings up and down, replicas that died, work given back."
     ),
+    "sabot_process_live": _Kind("gauge", ("agent",), "1: the processes of the agent live."),
+    "sabot_process_ready": _Kind("gauge", ("agent",), "1: the agent can be given work."),
+    "sabot_process_stuck": _Kind("gauge", ("agent",), "1: its work makes no progress, or a process is stopped."),
+    "sabot_process_in_progress": _Kind("gauge", ("agent",), "Pieces of work that it is at."),
+    "sabot_process_requests_total": _Kind("counter", ("agent",), "Pieces of work that have ended."),
+    "sabot_process_errors_total": _Kind("counter", ("agent",), "Of these, those that have failed."),
+    "sabot_process_request_seconds": _Kind("histogram", ("agent",), "How long pieces of work took."),
+    "sabot_process_memory_bytes": _Kind("gauge", ("agent",), "Resident memory of its processes."),
     "sabot_warm_pool_children": _Kind("gauge", ("pool", "state"), "Children: warm, starting, given_out."),
     "sabot_warm_pool_events_total": _Kind(
         "counter", ("pool", "event"), "Children allocated, refused, died while warm, refreshed."
@@ -132,6 +140,19 @@ class Durations:
         """`count`, `seconds_total`."""
         figures = self.read()
         return {"count": sum(figures[:-1]), "seconds_total": figures[-1]}
+
+
+class Health(Protocol):
+    """What the probes of an app say beside the app's own state. All methods may be called from any thread."""
+
+    def liveness(self) -> tuple[str, dict[str, str]]:
+        """(why the process should not live on, or "", and what each part lacks)."""
+
+    def readiness(self) -> tuple[str, dict[str, str]]:
+        """(why it is not ready, or "", and what each part lacks)."""
+
+    def samples(self) -> Iterable[Sample]:
+        """Figures, whose counters never go back."""
 
 
 class Metrics:

@@ -70,6 +70,7 @@ WAITING = {
     "test_values": 8,
     "test_warm_pool": 5,
     "test_fleet": 5,
+    "test_process_health": 4,
     "test_lifecycle": 4,
     "test_resources": 4,
     "test_sandbox": 3,

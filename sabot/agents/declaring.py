@@ -3,6 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sabot.agents.outside import AppJobs
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.tools import InDoubt
+    from sabot.process.fleet.health import HealthMonitor
     from sabot.process.limits import ResourceLimits
     from sabot.process.sandbox import Sandbox, TrustLevel
 
@@ -190,6 +192,19 @@ class DeclaresAgents:
         self.agent(topic, name=name, **{"durable": True, **wiring})(function)
         return agent
 
+    @cached_property
+    def health(self) -> "HealthMonitor":
+        """Health of the agents that are processes, which the metrics port tells of: `app.health.register("reviewer", child)`. Those of
+        `process_agent` are in it.
+        """
+        from sabot.api.lifespan import Resource
+        from sabot.process.fleet.health import HealthMonitor
+
+        monitor = HealthMonitor(self.id, clock=self.clock)
+        self.agent_runtime.job.health = monitor
+        self.lifespan.resources.append(Resource("health of processes", monitor.running))
+        return monitor
+
     def process_agent(
         self,
         topic: Any,
@@ -273,6 +288,7 @@ class DeclaresAgents:
             resume=resume,
             session=session,
             live=told,
+            health=(self.health, f"{self.id}.{name}"),
         )
         if pool is not None:
             if "concurrency" in options:

@@ -22,6 +22,7 @@ from sabot.agents.program_runs import (
     GRACE_SECONDS,
     MAX_LINES,
     MAX_OUTPUT_BYTES,
+    Began,
     ErrorTail,
     ProgramOutput,
     RunId,
@@ -92,7 +93,9 @@ class ProgramPool:
         """Ends its children."""
         await asyncio.gather(*(each.end() for each in list(self._all)))
 
-    async def run(self, argv: Sequence[str], stdin: str | None, run_id: RunId) -> ProgramOutput:
+    async def run(
+        self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
+    ) -> ProgramOutput:
         """Gives the record to a child that is free, and waits for its answer. stdin: the record, as a line of JSON.
 
         Raises ExecutionError for an answer that says that it has failed; SpawnFailed; CommunicationError where the child has ended with the
@@ -100,10 +103,12 @@ class ProgramPool:
         """
         assert stdin is not None
         async with self._slots, self._resident(argv) as resident:
-            began = resident.stdout.total_bytes
+            if began is not None:
+                began(resident.child)
+            before = resident.stdout.total_bytes
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    lines = await self._answered(resident, stdin, run_id, began)
+                    lines = await self._answered(resident, stdin, run_id, before)
             except TimeoutError:
                 why = f"has not answered in {self._timeout_s:g} s, and was ended"
                 raise await self._lost(resident, why) from None

@@ -20,6 +20,7 @@ __all__ = [
     "GRACE_SECONDS",
     "MAX_LINES",
     "MAX_OUTPUT_BYTES",
+    "Began",
     "ErrorTail",
     "Heard",
     "LiveLines",
@@ -65,6 +66,9 @@ class RunId:
         """That of an effect of a job."""
         return cls(effect.id.job, effect.key)
 
+
+Began = Callable[[Child], object]
+"""Is told of the child that a program runs in."""
 
 Heard = Callable[[list[str]], Awaitable[None]]
 """Is told of lines as soon as they were written. The program is held up meanwhile."""
@@ -135,11 +139,15 @@ class ProgramRuns:
         self._program, self._codes, self._timeout_s = program, codes, timeout_s
         self._command = replace(command, lossless=True)
 
-    async def run(self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None) -> ProgramOutput:
+    async def run(
+        self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
+    ) -> ProgramOutput:
         """Runs the program to its end. Raises SpawnFailed, ExecutionError where it ends badly, CommunicationError where the supervisor was
         killed, and its children with it. It never outlives this call.
         """
         child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
+        if began is not None:
+            began(child)
         tail = ErrorTail(child)
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -30,6 +30,7 @@ from sabot.llm.tools import Effect, InDoubt, tool
 from sabot.process.backends import program_of
 from sabot.process.command import Command
 from sabot.process.errors import ExecutionError
+from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.redaction import keep_settings
@@ -71,8 +72,12 @@ class AgentCommand:
         resume: Sequence[str] | None = None,
         session: str | None = None,
         live: LiveLines | None = None,
+        health: tuple[HealthMonitor, str],
     ) -> None:
-        """where: names the agent in errors. The others as of `App.process_agent`. Raises UserError."""
+        """where: names the agent in errors. health: who watches it, and its name there. The others as of `App.process_agent`.
+
+        Raises UserError.
+        """
         if lines not in get_args(LineFormat):
             raise UserError(f"{where}: lines={lines!r}", hint=f"one of {', '.join(map(repr, get_args(LineFormat)))}")
         if limits is not None and not isinstance(limits, ResourceLimits):
@@ -104,6 +109,8 @@ class AgentCommand:
         self.resources: list[Resource[Any]] = []
         self._pool: Resource[ProgramPool] | None = None
         self._live = live
+        self._monitor, self._watched_as = health
+        self._monitor.register(self._watched_as)
         self._session = session or program_of(self._program).session or "session_id"
         if pool is None and protocol is not None:
             raise UserError(f"{where}: protocol={protocol!r} is that of a pool", hint="pool=4, or leave it out")
@@ -225,9 +232,11 @@ class AgentCommand:
     async def _run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, heard: Heard | None = None
     ) -> ProgramOutput:
-        if self._pool is not None:
-            return await self._pool().run(argv, stdin, run_id)
-        return await self._runs.run(argv, stdin, heard if self._live is None else self._live.of(run_id, heard))
+        with self._monitor.request(self._watched_as) as request:
+            if self._pool is not None:
+                return await self._pool().run(argv, stdin, run_id, request.by)
+            heard = heard if self._live is None else self._live.of(run_id, heard)
+            return await self._runs.run(argv, stdin, heard, request.by)
 
     def _output_of(self, said: Any) -> ProgramOutput:
         """What the journal has. After a doubt it is what a person has given: the output as here, or its lines alone, or nothing. Raises

@@ -58,6 +58,13 @@ if TYPE_CHECKING:
         ToolRequest,
         ToolServers,
     )
+    from sabot.process.fleet.health import (
+        HealthChange,
+        HealthConfig,
+        HealthMonitor,
+        HealthSnapshot,
+        WatchedRequest,
+    )
     from sabot.process.fleet.instances import (
         AgentInstance,
         InstanceInfo,
@@ -163,6 +170,10 @@ __all__ = [
     "FleetMetrics",
     "FleetReplica",
     "GracefulShutdown",
+    "HealthChange",
+    "HealthConfig",
+    "HealthMonitor",
+    "HealthSnapshot",
     "InstanceInfo",
     "InvalidContext",
     "InvalidQuota",
@@ -229,6 +240,7 @@ __all__ = [
     "WarmPoolConfig",
     "WarmPoolExhausted",
     "WarmPoolStatus",
+    "WatchedRequest",
 ]
 
 _HOMES = {
@@ -280,6 +292,13 @@ _HOMES = {
         "TaskResult",
         "ToolRequest",
         "ToolServers",
+    ),
+    "sabot.process.fleet.health": (
+        "HealthChange",
+        "HealthConfig",
+        "HealthMonitor",
+        "HealthSnapshot",
+        "WatchedRequest",
     ),
     "sabot.process.fleet.instances": (
         "AgentInstance",

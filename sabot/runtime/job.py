@@ -30,7 +30,7 @@ from sabot.errors import (
 from sabot.exits import Exit, exit_in
 from sabot.journal import Journal
 from sabot.kafka import open_source
-from sabot.metrics import Metrics, Sample
+from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
 from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.blocking import Watch
@@ -62,6 +62,7 @@ class Job:
         self.coordinator.on_complete.append(lambda manifest: self._followed())
         self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_failed()
         self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
+        self.health: Health | None = None  # of agents that are processes
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
@@ -433,13 +434,15 @@ class Job:
             yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
             yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
         yield Sample("sabot_restarts_total", self.restarts)
+        if self.health is not None:
+            yield from self.health.samples()
         if self._run is not None:
             yield from self._run.samples()
 
     # -- probes, called from the threads of their server --------------------------------------------------------------
 
     def _healthz(self) -> Page:
-        """Whether this process should live on: the event loop answers, and nothing has ended the run."""
+        """Whether this process should live on: the event loop answers, nothing has ended the run, and agents that are processes live."""
         why = "" if self.failure is None else self.failure.message
         loop, answered = self._loop, threading.Event()
         if loop is None or loop.is_closed():
@@ -448,7 +451,11 @@ class Job:
             tell(loop, answered.set)
             if not answered.wait(_ANSWER_SECONDS):
                 why = why or f"the event loop has not answered for {_ANSWER_SECONDS:g} s: a function blocks it"
-        return page_of({"app": self.app.id, "healthy": not why, "why": why}, good=not why)
+        report: dict[str, Any] = {}
+        if self.health is not None:
+            lacks, report["processes"] = self.health.liveness()
+            why = why or lacks
+        return page_of({"app": self.app.id, "healthy": not why, "why": why, **report}, good=not why)
 
     def _readiness(self) -> Page:
         """Whether everything is open and works: not while it starts or stops, nor with an agent that has failed."""
@@ -458,8 +465,11 @@ class Job:
             why = why or ("the app is starting" if self.starting else "the app is stopping")
         if broken := [name for name, agent in self.agents.items() if agent.error is not None]:
             why = why or f"agents have failed: {', '.join(broken)}"
-        checkpoint = self.coordinator.statistics()["last_id"]
-        return page_of({"app": self.app.id, "ready": not why, "why": why, "checkpoint": checkpoint}, good=not why)
+        report: dict[str, Any] = {"checkpoint": self.coordinator.statistics()["last_id"]}
+        if self.health is not None:
+            lacks, report["processes"] = self.health.readiness()
+            why = why or lacks
+        return page_of({"app": self.app.id, "ready": not why, "why": why, **report}, good=not why)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

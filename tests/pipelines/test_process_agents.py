@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
+import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +19,7 @@ from sabot import App, SqlSink, UserError
 from sabot.agents import ActionRecord, ActionStatus
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
-from sabot.process import ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor, sandbox
+from sabot.process import HealthConfig, ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor, sandbox
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
@@ -78,6 +80,62 @@ async def test_a_program_in_a_sandbox(app: App, pool: int | None) -> None:
     async with started(app):
         await until(lambda: len(records(app, "lines")) == 1)
     assert values(app, "lines") == ["NoNewPrivs:\t1"]
+
+
+@pytest.mark.parametrize("pool", [None, 1])
+async def test_a_program_that_is_stopped_is_told_on_the_metrics_port(
+    app: App, tmp_path: Path, pool: int | None
+) -> None:
+    script = "while read -r record; do while [ ! -e go ]; do sleep 0.005; done; echo done; done"
+    command = ["sh", "-c", script]
+    app.process_agent("tasks", command=command, sink="lines", stdin=True, pool=pool, working_dir=tmp_path)
+    app.health.config = HealthConfig(liveness_interval_secs=0.01, readiness_interval_secs=0.01)
+    app.configure(metrics_port=0)
+    publish(app, "tasks", [{"task": "x"}])
+    async with started(app):
+        port = app.statistics()["metrics"]["port"]
+        assert await asked(port, "/healthz") == (
+            200,
+            {"app": "works", "healthy": True, "why": "", "processes": {"works.process": ""}},
+        )
+        supervisor = await Supervisor.running()
+        await until(lambda: any(child.pid for child in supervisor.children))
+        (child,) = supervisor.children
+        os.kill(child.pid, signal.SIGSTOP)
+        why = f"its process {child.pid} is stopped (SIGSTOP)"
+        status, report = await answers(port, "/healthz", 503)
+        assert (status, report["why"]) == (503, f"agent works.process does not live: {why}")
+        status, report = await answers(port, "/ready", 503)
+        assert (status, report["processes"]) == (503, {"works.process": why})
+        _, figures = await asked(port, "/metrics")
+        assert 'sabot_process_stuck{agent="works.process",app="works"} 1.0' in figures
+        os.kill(child.pid, signal.SIGCONT)
+        (tmp_path / "go").touch()
+        await until(lambda: values(app, "lines") == ["done"])
+        for path in ("/healthz", "/ready"):
+            await answers(port, path, 200)
+        _, figures = await asked(port, "/metrics")
+        assert 'sabot_process_requests_total{agent="works.process",app="works"} 1.0' in figures
+
+
+async def asked(port: int, path: str) -> tuple[int, Any]:
+    def ask() -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        return answer.status, json.loads(body) if path != "/metrics" else body
+
+    return await asyncio.to_thread(ask)
+
+
+async def answers(port: int, path: str, status: int) -> tuple[int, Any]:
+    """What the path answers, once it is with this status."""
+    async with asyncio.timeout(20):
+        while (found := await asked(port, path))[0] != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return found
 
 
 # -- what a program gets, and gives --------------------------------------------------------------------------------------

@@ -106,7 +106,9 @@ class WarmPool:
         self.config = config or WarmPoolConfig()
         self.name = name
         self._seconds = limits.max_task_duration
-        self.command = command if command.limits is None else replace(command, limits=_without_time(limits))
+        self.command = (
+            command if command.limits is None else replace(command, limits=limits.without("max_task_duration"))
+        )
         self._ready = None if ready is None else ready.encode()
         self._reset = reset
         self._clock = clock
@@ -411,11 +413,6 @@ class WarmPool:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task
-
-
-def _without_time(limits: ResourceLimits) -> ResourceLimits:
-    every = {name: getattr(limits, name) for name in ResourceLimits.__slots__}
-    return ResourceLimits(**(every | {"max_task_duration": None}))
 
 
 def _is_fit(child: Child) -> bool:

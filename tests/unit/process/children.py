@@ -55,8 +55,18 @@ class ByHand:
     async def sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
         event = asyncio.Event()
-        self._waiting.append((self.clock.monotonic() + seconds, event))
-        await event.wait()
+        wait = (self.clock.monotonic() + seconds, event)
+        self._waiting.append(wait)
+        try:
+            await event.wait()
+        finally:
+            if wait in self._waiting:  # it was cancelled
+                self._waiting.remove(wait)
+
+    @property
+    def asleep(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)

@@ -1,0 +1,473 @@
+"""Whether agents that are processes live, are ready, or are stuck; what they take, and how often they fail.
+
+a probe finds something wrong ─▶ so many times in a row ─▶ the agent does not live, or is not ready
+the next probe that finds nothing ─▶ it lives, or is ready, again
+a child that is stopped, work without progress ─▶ stuck, at the first probe that finds it
+"""
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import UserError
+from sabot.metrics import Durations, Metrics, Sample
+from sabot.probes import Page, page_of
+from sabot.process.client import Child
+from sabot.process.errors import CommunicationError, NotFound
+
+__all__ = ["HealthChange", "HealthConfig", "HealthMonitor", "HealthSnapshot", "WatchedRequest"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_REQUESTS = 10_000  # of an agent, in the window
+_USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """liveness_interval_secs, readiness_interval_secs: between two probes. liveness_failures, readiness_failures: probes in a row that find
+    something wrong, until the agent does not live, or is not ready.
+    stuck_secs: for how long work may make no progress. window_secs: over which latency and errors are counted.
+    max_error_rate: above it an agent is not ready, from 0 to 1, where there were at least `min_requests` in the window.
+    """
+
+    liveness_interval_secs: float = 10
+    liveness_failures: int = 3
+    readiness_interval_secs: float = 5
+    readiness_failures: int = 2
+    stuck_secs: float = 600
+    window_secs: float = 300
+    max_error_rate: float = 0.5
+    min_requests: int = 5
+
+    def __post_init__(self) -> None:
+        for name in HealthConfig.__dataclass_fields__:
+            if getattr(self, name) <= 0 and name != "max_error_rate":
+                raise UserError(f"HealthConfig: {name} is not above 0")
+        if not 0 <= self.max_error_rate <= 1:
+            raise UserError(f"HealthConfig: max_error_rate={self.max_error_rate}", hint="from 0 to 1")
+
+
+@dataclass(frozen=True)
+class HealthSnapshot:
+    """An agent at this moment. why: of each that is not so. requests, error_rate, latencies: of the window; None where there was nothing.
+    in_progress: pieces of work. memory_bytes, cpu_seconds: of its children with all that they have started, as measured at the last probe
+    of liveness.
+    """
+
+    agent_id: str
+    live: bool
+    ready: bool
+    stuck: bool
+    why_not_live: str
+    why_not_ready: str
+    why_stuck: str
+    in_progress: int
+    requests: int
+    error_rate: float | None
+    latency_mean_secs: float | None
+    latency_p50_secs: float | None
+    latency_p99_secs: float | None
+    memory_bytes: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class HealthChange:
+    """An agent is not any more what it was, or is so again."""
+
+    agent_id: str
+    what: Literal["live", "ready", "stuck"]
+    now: bool
+    why: str
+
+
+class WatchedRequest:
+    """A piece of work of an agent. child: who does it, if that is known."""
+
+    def __init__(self, began: float, child: Child | None) -> None:
+        self.began = began
+        self.child = child
+        self.failed = False
+        self.moved_at = began
+        self._progressed = False
+        self._seen_bytes = 0
+
+    def by(self, child: Child) -> None:
+        """This child does it."""
+        self.child = child
+
+    def progress(self) -> None:
+        """It goes on. What its child writes says so too."""
+        self._progressed = True
+
+    def look(self, now: float) -> float:
+        """-> for how long it has made no progress"""
+        seen = 0 if self.child is None else self.child.output_bytes
+        if self._progressed or seen != self._seen_bytes:
+            self._progressed, self._seen_bytes, self.moved_at = False, seen, now
+        return now - self.moved_at
+
+
+@dataclass(eq=False)
+class _WatchedAgent:
+    agent_id: str
+    child_of: Callable[[], Child | None] | None  # None: it has children only for its work
+    is_suspended: Callable[[], bool]
+    beat_at: float | None  # None: it sends no heartbeats
+    open: set[WatchedRequest] = field(default_factory=set)
+    past: deque[tuple[float, float, bool]] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
+    durations: Durations = field(default_factory=Durations)
+    requests: int = 0
+    errors: int = 0
+    strikes: dict[str, int] = field(default_factory=lambda: {"live": 0, "ready": 0})
+    wrong: dict[str, str] = field(default_factory=dict)  # why it is not live, not ready; why it is stuck
+    memory_bytes: int = 0
+    cpu_seconds: float = 0.0
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether a probe can find anything."""
+        return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
+
+    def children(self) -> list[Child]:
+        """Its own, and those of its work."""
+        own = None if self.child_of is None else self.child_of()
+        every = [own, *(request.child for request in list(self.open))]
+        return list(dict.fromkeys(child for child in every if child is not None))
+
+
+class HealthMonitor:
+    """Watches agents that are processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any.
+
+    name: of the app, in pages and figures. on_change: is told of each change. Pages and samples may be asked for from any thread.
+    """
+
+    def __init__(
+        self,
+        name: str = "agents",
+        config: HealthConfig | None = None,
+        *,
+        on_change: Callable[[HealthChange], object] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self.config = config or HealthConfig()
+        self._on_change = on_change
+        self._clock = clock
+        self._sleep = sleep
+        self._agents: dict[str, _WatchedAgent] = {}
+        self._probes: list[asyncio.Task[None]] = []
+        self._figures: list[Callable[[], list[Sample]]] = []
+        self._metrics: Metrics | None = None
+
+    # -- what is watched ------------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        agent_id: str,
+        child: Child | Callable[[], Child | None] | None = None,
+        *,
+        heartbeats: bool = False,
+        is_suspended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Watches an agent from now on, in the place of one of the same id, whose requests are kept.
+
+        child: its process, or what gives the one that it has now; without it, it has processes only for its work. heartbeats: it calls
+        `beat` at least each `liveness_interval_secs`. is_suspended: it is stopped on purpose, so that this is no failure.
+        """
+        before = self._agents.get(agent_id)
+        child_of = (lambda: child) if isinstance(child, Child) else child
+        watched = _WatchedAgent(agent_id, child_of, is_suspended, self._clock.monotonic() if heartbeats else None)
+        if before is not None:
+            watched.past, watched.durations = before.past, before.durations
+            watched.requests, watched.errors, watched.open = before.requests, before.errors, before.open
+        self._agents[agent_id] = watched
+        self._look_after()
+
+    def unregister(self, agent_id: str) -> None:
+        """Watches it no more. Does nothing for one that is not watched."""
+        self._agents.pop(agent_id, None)
+        self._look_after()
+
+    def beat(self, agent_id: str) -> None:
+        """A heartbeat of the agent, which is progress of its work, too. Raises NotFound."""
+        watched = self._find(agent_id)
+        watched.beat_at = self._clock.monotonic()
+        for request in watched.open:
+            request.progress()
+        self._look_after()
+
+    @contextmanager
+    def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
+        """The agent works, inside. What is raised counts as an error, and so does `request.failed = True`. Raises NotFound."""
+        watched = self._find(agent_id)
+        request = WatchedRequest(self._clock.monotonic(), child)
+        watched.open.add(request)
+        self._look_after()
+        try:
+            yield request
+        except asyncio.CancelledError:  # nobody waits for it any more: that says nothing of the agent
+            watched.open.discard(request)
+            raise
+        except BaseException:
+            request.failed = True
+            raise
+        finally:
+            if request in watched.open:
+                watched.open.discard(request)
+                self._record(watched, self._clock.monotonic() - request.began, request.failed)
+            self._look_after()
+
+    def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
+        """The agent has worked for so long. Raises NotFound."""
+        self._record(self._find(agent_id), seconds, failed)
+
+    def include(self, figures: Callable[[], list[Sample]]) -> None:
+        """`samples` of a fleet or of a warm pool, which are told beside those of agents."""
+        self._figures.append(figures)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["HealthMonitor"]:
+        """Probes run inside, as long as there is anything to watch, and none does afterwards."""
+        self._look_after()
+        try:
+            yield self
+        finally:
+            probes, self._probes = self._probes, []
+            for each in probes:
+                each.cancel()
+            if probes:
+                await asyncio.wait(probes)
+
+    async def close(self) -> None:
+        """Watches nothing any more, and serves nothing. Children go on."""
+        self._agents.clear()
+        self._look_after()
+        if self._metrics is not None:
+            metrics, self._metrics = self._metrics, None
+            await asyncio.to_thread(metrics.close)
+
+    # -- probes ---------------------------------------------------------------------------------------------------------
+
+    async def probe_liveness(self) -> None:
+        """Looks at all agents once, and measures their children."""
+        for watched in list(self._agents.values()):
+            self._stuck(watched)
+            self._struck(watched, "live", self._why_not_live(watched), self.config.liveness_failures)
+        await asyncio.gather(*map(self._measure, list(self._agents.values())))
+
+    async def probe_readiness(self) -> None:
+        """Looks at all agents once."""
+        for watched in list(self._agents.values()):
+            self._stuck(watched)
+            self._struck(watched, "ready", self._why_not_ready(watched), self.config.readiness_failures)
+
+    def snapshot(self, agent_id: str) -> HealthSnapshot:
+        """The agent at this moment. Raises NotFound."""
+        return self._snapshot(self._find(agent_id))
+
+    def snapshots(self) -> list[HealthSnapshot]:
+        """All agents at this moment. From any thread."""
+        return [self._snapshot(each) for each in list(self._agents.values())]
+
+    # -- pages ----------------------------------------------------------------------------------------------------------
+
+    def liveness(self) -> tuple[str, dict[str, str]]:
+        """(why not all live, or "", and what each agent lacks). From any thread."""
+        return self._lacking("live")
+
+    def readiness(self) -> tuple[str, dict[str, str]]:
+        """(why not all are ready, or "", and what each agent lacks). From any thread."""
+        return self._lacking("ready")
+
+    def samples(self) -> Iterator[Sample]:
+        """Figures for Prometheus. From any thread."""
+        for each in list(self._agents.values()):
+            agent = each.agent_id
+            for name, what in (("sabot_process_live", "live"), ("sabot_process_ready", "ready")):
+                yield Sample(name, float(what not in each.wrong), agent)
+            yield Sample("sabot_process_stuck", float("stuck" in each.wrong), agent)
+            yield Sample("sabot_process_in_progress", len(each.open), agent)
+            yield Sample("sabot_process_requests_total", each.requests, agent)
+            yield Sample("sabot_process_errors_total", each.errors, agent)
+            yield Sample("sabot_process_request_seconds", each.durations.read(), agent)
+            yield Sample("sabot_process_memory_bytes", each.memory_bytes, agent)
+        for figures in list(self._figures):
+            yield from figures()
+
+    def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
+        """Answers `/healthz`, `/ready` and `/metrics` on host:port until `close`; 0 takes a free port. -> the port
+
+        For programs without an app: an app tells of its agents on its own port. Raises MissingExtra, and UserError for an address that
+        cannot be had, and where it is served already.
+        """
+        if self._metrics is not None:
+            raise UserError(f"health of {self.name} is served already, on port {self._metrics.port}")
+        metrics = Metrics(self.name, self.samples, {"/healthz": self._healthz, "/ready": self._readiness})
+        port = metrics.serve(port, host)
+        self._metrics = metrics
+        return port
+
+    def _healthz(self) -> Page:
+        why, agents = self.liveness()
+        return page_of({"app": self.name, "healthy": not why, "why": why, "agents": agents}, good=not why)
+
+    def _readiness(self) -> Page:
+        why, agents = self.readiness()
+        return page_of({"app": self.name, "ready": not why, "why": why, "agents": agents}, good=not why)
+
+    def _lacking(self, what: Literal["live", "ready"]) -> tuple[str, dict[str, str]]:
+        agents = {each.agent_id: each.wrong.get(what, "") for each in list(self._agents.values())}
+        not_so = "does not live" if what == "live" else "is not ready"
+        return "; ".join(f"agent {agent} {not_so}: {why}" for agent, why in agents.items() if why), agents
+
+    # -- inside -----------------------------------------------------------------------------------------------------------
+
+    def _find(self, agent_id: str) -> _WatchedAgent:
+        if (found := self._agents.get(agent_id)) is None:
+            raise NotFound(f"agent {agent_id!r} is not watched", hint="monitor.register(agent_id) before")
+        return found
+
+    def _record(self, watched: _WatchedAgent, seconds: float, failed: bool) -> None:
+        watched.past.append((self._clock.monotonic(), seconds, failed))
+        watched.durations.add(seconds)
+        watched.requests += 1
+        watched.errors += failed
+
+    def _why_not_live(self, watched: _WatchedAgent) -> str:
+        if watched.is_suspended():
+            return ""
+        if watched.child_of is not None and ((child := watched.child_of()) is None or child.is_over):
+            return "its process has ended"
+        if stopped := _stopped(watched):
+            return stopped
+        if watched.beat_at is not None:
+            silent = self._clock.monotonic() - watched.beat_at
+            if silent > self.config.liveness_interval_secs:
+                return f"its last heartbeat was {silent:.0f} s ago"
+        return ""
+
+    def _why_not_ready(self, watched: _WatchedAgent) -> str:
+        if watched.is_suspended():
+            return "it is suspended"
+        if why := self._why_not_live(watched) or watched.wrong.get("stuck"):
+            return why
+        since = self._clock.monotonic() - self.config.window_secs
+        while watched.past and watched.past[0][0] < since:
+            watched.past.popleft()
+        past = self._window(watched)
+        failed = sum(each for _, each in past)
+        if len(past) >= self.config.min_requests and failed > self.config.max_error_rate * len(past):
+            return f"{failed} of {len(past)} requests of the last {self.config.window_secs:g} s have failed"
+        return ""
+
+    def _stuck(self, watched: _WatchedAgent) -> None:
+        now = self._clock.monotonic()
+        why = ""
+        if not watched.is_suspended():
+            idle = max((request.look(now) for request in watched.open), default=0.0)
+            why = _stopped(watched)
+            if not why and idle > self.config.stuck_secs:
+                why = f"its work has made no progress for {idle:.0f} s"
+        self._becomes(watched, "stuck", why)
+
+    def _struck(self, watched: _WatchedAgent, what: Literal["live", "ready"], why: str, most: int) -> None:
+        watched.strikes[what] = watched.strikes[what] + 1 if why else 0
+        if not why or watched.strikes[what] >= most:
+            self._becomes(watched, what, why)
+
+    def _becomes(self, watched: _WatchedAgent, what: Literal["live", "ready", "stuck"], why: str) -> None:
+        before = watched.wrong.get(what, "")
+        if why:
+            watched.wrong[what] = why
+        else:
+            watched.wrong.pop(what, None)
+        if bool(before) != bool(why):
+            is_so = bool(why) if what == "stuck" else not why
+            if why:
+                _log.warning("agent %r: %s: %s", watched.agent_id, what if is_so else f"not {what}", why)
+            if self._on_change is not None:
+                try:
+                    self._on_change(HealthChange(watched.agent_id, what, is_so, why))
+                except Exception:  # who listens has no say
+                    _log.exception("on_change of the health monitor has failed for agent %r", watched.agent_id)
+
+    async def _measure(self, watched: _WatchedAgent) -> None:
+        memory, cpu = 0, 0.0
+        for child in watched.children():
+            try:
+                async with asyncio.timeout(_USAGE_SECONDS):
+                    usage = await child.usage()
+            except (CommunicationError, TimeoutError):  # its supervisor was killed, or is
+                continue
+            memory += usage.memory_bytes
+            cpu += usage.cpu_seconds
+        watched.memory_bytes, watched.cpu_seconds = memory, cpu
+
+    def _window(self, watched: _WatchedAgent) -> list[tuple[float, bool]]:
+        since = self._clock.monotonic() - self.config.window_secs
+        return [(seconds, failed) for at, seconds, failed in list(watched.past) if at >= since]
+
+    def _snapshot(self, watched: _WatchedAgent) -> HealthSnapshot:
+        past, wrong = self._window(watched), dict(watched.wrong)
+        taken = sorted(seconds for seconds, _ in past)
+        return HealthSnapshot(
+            agent_id=watched.agent_id,
+            live="live" not in wrong,
+            ready="ready" not in wrong,
+            stuck="stuck" in wrong,
+            why_not_live=wrong.get("live", ""),
+            why_not_ready=wrong.get("ready", ""),
+            why_stuck=wrong.get("stuck", ""),
+            in_progress=len(watched.open),
+            requests=len(past),
+            error_rate=sum(failed for _, failed in past) / len(past) if past else None,
+            latency_mean_secs=sum(taken) / len(taken) if taken else None,
+            latency_p50_secs=_quantile(taken, 0.5),
+            latency_p99_secs=_quantile(taken, 0.99),
+            memory_bytes=watched.memory_bytes,
+            cpu_seconds=watched.cpu_seconds,
+        )
+
+    def _look_after(self) -> None:
+        """Probes run while there is something to watch. The last ones may be of an event loop that has ended."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        needed = any(each.is_probed for each in self._agents.values())
+        if self._probes and (not needed or self._probes[0].get_loop() is not loop):
+            probes, self._probes = self._probes, []
+            for each in probes:
+                if not each.get_loop().is_closed():
+                    each.cancel()
+        if needed and not self._probes:
+            each_live, each_ready = self.config.liveness_interval_secs, self.config.readiness_interval_secs
+            self._probes = [
+                loop.create_task(self._each(each_live, self.probe_liveness), name="probes of liveness"),
+                loop.create_task(self._each(each_ready, self.probe_readiness), name="probes of readiness"),
+            ]
+
+    async def _each(self, seconds: float, probe: Callable[[], Awaitable[Any]]) -> None:
+        while True:
+            await self._sleep(seconds)
+            await probe()
+            self._look_after()  # it ends here, where there is nothing more
+
+
+def _stopped(watched: _WatchedAgent) -> str:
+    stopped = [child.pid for child in watched.children() if child.paused and not child.is_over]
+    return f"its process {stopped[0]} is stopped (SIGSTOP)" if stopped else ""
+
+
+def _quantile(ordered: list[float], share: float) -> float | None:
+    """The least that is not below such a share of all."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
