@@ -712,6 +712,35 @@ async def test_an_agent_that_begins_itself_has_a_bound_and_a_cancel_ends_all_tha
     assert [job.status for job in await app.jobs.find() if job.job_id.startswith(root)] == ["cancelled"] * 3
 
 
+@pytest.mark.parametrize("between", [False, True])
+async def test_a_child_that_would_wait_for_a_job_above_it_is_refused(shop: Shop, between: bool) -> None:
+    """Each of them waited for the other, and nothing said so: the key had no other job any more."""
+    app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+    @app.agent("tickets", key="customer", sink="answers", durable=True)
+    async def ask(ctx: Any) -> Any:
+        if ctx.message["customer"] == "eve":
+            return "another key"
+        said = [await ctx.child(ask, {**ctx.message, "customer": "eve"})]
+        try:
+            said.append(await ctx.child(relay if between else ask, ctx.message))
+        except EffectError as error:
+            said.append(error.message)
+        return said
+
+    @app.agent("relayed", durable=True)
+    async def relay(ctx: Any) -> Any:
+        return await ctx.child(ask, ctx.message)
+
+    async with started(app):
+        shop.ticket("ann", 1)
+        await until(lambda: len(shop.answers()) == 2)
+    first, (second, refused) = shop.answers()
+    assert first == second == "another key"
+    assert "ctx.child: shop.ask has one job of customer 'ann' at a time, and that is job shop.ask/" in refused
+    assert "/tickets/0/0, which would wait for this child" in refused
+
+
 # -- errors -------------------------------------------------------------------------------------------------------------
 
 

@@ -437,9 +437,9 @@ class DurableAgentOperator(AgentOperator):
         self._reader.decode(row)
         assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
-        self.order.children.add(job_id)
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
-        self._come(call)
+        if not self.is_known(call):
+            self.order.child_comes(call)
         self.go_on()
 
     def parked(self, job_id: str) -> None:

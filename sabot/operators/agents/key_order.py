@@ -14,6 +14,7 @@ import msgspec
 
 from sabot.api.agent import AgentSpec
 from sabot.errors import MailboxFull, SabotError, UserError
+from sabot.jobs.tree import parent_of
 from sabot.operators.agents.job_rows import JobCall, WaitingInput, decode_waiting, encode
 from sabot.operators.agents.mailbox import Mailboxes, MailRoom
 from sabot.operators.agents.timers import key_of
@@ -99,6 +100,21 @@ class KeyOrder:
         for call in calls:
             if call.parked:
                 call.before = None
+
+    def child_comes(self, call: JobCall) -> None:
+        """A job has asked for this one. Raises UserError where the job that has its key is above it: each would wait for the other."""
+        queue = None if self._spec.job_key is None else self._queues.get(call.scope)
+        above = parent_of(call.job_id)[0]
+        while queue is not None and above:
+            if queue.call.job_id == above:
+                raise UserError(
+                    f"ctx.child: {self._spec.agent_id} has one job of {self._spec.key} {key_of(call.scope)!r} at a time, and that is job "
+                    f"{above}, which would wait for this child",
+                    hint="call a function, begin a child of another key or of an agent without key=, or ctx.continue_as",
+                )
+            above = parent_of(above)[0]
+        self.children.add(call.job_id)
+        self.come(call)
 
     def come(self, call: JobCall) -> None:
         """A row takes its place behind those that came before it."""
