@@ -19,7 +19,7 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
 from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent, together
-from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, unpaid
+from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
@@ -267,15 +267,13 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
-    name = (answer.model or name).replace(
-        "\0", "\N{REPLACEMENT CHARACTER}"
-    )  # a server has said it, and no database keeps a NUL
+    name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # of a server; no database keeps a NUL
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
         return msgspec.structs.replace(row, type="model", **made)
-    usage = answer.usage or Usage(row.reserved_tokens)
+    usage, cost = told_use(answer, row.amounts)
     made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-    return msgspec.structs.replace(row, type="model", cost=answer.cost, **made)
+    return msgspec.structs.replace(row, type="model", cost=cost, **made)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -16,6 +16,7 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
+from sabot.config import is_whole
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
@@ -26,12 +27,13 @@ from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "unpaid"]
+__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "told_use", "unpaid"]
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
+_MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them is a number that databases have
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *(each.__name__ for each in UNPAID)})
 
@@ -317,8 +319,20 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse
     answer = msgspec.convert(unpack(body), Completion)
     if answer.cached:
         return before
-    tokens = wanted.tokens if answer.usage is None else answer.usage.total_tokens
-    return TreeUse(before.tokens + tokens, before.cost + (answer.cost or 0), 1)
+    usage, cost = told_use(answer, wanted)
+    return TreeUse(before.tokens + usage.total_tokens, before.cost + (cost or 0), 1)
+
+
+def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
+    """Tokens and cost by what an answer says. One that says nothing of its tokens, or what cannot be (some that are negative, more than any
+    model has), counts with what was reserved: else a server gives a budget back what it has used, or ends it for good.
+    """
+    usage = answer.usage
+    if usage is None:
+        return Usage(wanted.tokens), answer.cost
+    if not (is_whole(usage.input_tokens, 0, _MOST_TOKENS) and is_whole(usage.output_tokens, 0, _MOST_TOKENS)):
+        return Usage(wanted.tokens), wanted.cost or None
+    return usage, answer.cost
 
 
 def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict:

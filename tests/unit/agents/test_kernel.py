@@ -453,6 +453,30 @@ async def test_what_a_scope_uses_is_recorded_and_its_budget_ends_further_jobs(tm
             assert used.cost == Decimal("0.4")
 
 
+@pytest.mark.parametrize("said", [-1_000_000, 2**62])
+async def test_tokens_that_cannot_be_count_with_what_was_reserved(said):
+    """A server that says it has read -1,000,000 tokens gave them back to the budgets of the job and of its scope."""
+
+    def answer(spec):
+        return Completion(message=assistant("done"), usage=Usage(said, 1), cost=Decimal(-9))
+
+    engine = ExecutionEngine(ScriptedProvider(answer, model="m\0x"))
+    budgets = [Budget("default", max_tokens_daily=10_000)]
+
+    async def three(ctx):
+        return [(await ctx.llm(engine).complete("go")).content for _ in range(3)]
+
+    async with RuntimeKernel.create(agent=three, budgets=budgets) as kernel:
+        with pytest.raises(BudgetExceeded, match="the job may use 8,000 tokens"):
+            await run(kernel, "go", budgets=BudgetSpec(max_tokens=8_000))
+        await kernel.ledger.flush()
+        [row] = await kernel.ledger.writer.sums(["model"], 0)
+        assert row.group == ("m\N{REPLACEMENT CHARACTER}x",)
+        assert 4_096 < row.input_tokens <= 8_000
+        assert row.cost == 0
+        assert (await kernel.ledger.used("default"))["daily"].tokens == row.input_tokens + row.output_tokens
+
+
 async def test_a_ledger_of_ones_own_stays_open():
     ledger = Ledger(InMemoryLedgerWriter())
     engine, agent, _ = model(spends(100))
