@@ -1,5 +1,6 @@
 """MCP servers that others wrote, of all ages of the protocol. `python tests/tools/mcp_real.py` installs them."""
 
+import asyncio
 import subprocess
 
 import pytest
@@ -105,6 +106,33 @@ async def test_the_memory_servers_of_two_tenants_know_nothing_of_each_other(pool
     await ada.call("create_entities", {"entities": [entity]})
     found = [(await each.call("read_graph")).structured["entities"] for each in (ada, bob)]
     assert ([each["name"] for each in found[0]], found[1]) == (["tea"], [])
+
+
+async def test_many_tenants_of_the_memory_server_know_nothing_of_each_other(start, tmp_path):
+    """Six servers at a time: each tenant's is ended and started again between its calls, over the tenant's own file."""
+    numbers, slots = {}, asyncio.Semaphore(4)
+
+    def environment(scope, principal):
+        return {"MEMORY_FILE_PATH": str(tmp_path / f"{scope}.json")}
+
+    async with McpServerPool(McpConfig(connect_timeout="60s", request_timeout="60s", max_servers=6)) as pool:
+        pool.add("memory", command=start("memory"), environment=environment)
+
+        async def visit(scope, number):
+            async with slots:
+                session = await pool.session("memory", scope=scope)
+                entity = {"name": f"{scope} {number}", "entityType": "note", "observations": []}
+                await session.call("create_entities", {"entities": [entity]})
+                found = (await session.call("read_graph")).structured["entities"]
+                numbers[scope, number] = [each["name"] for each in found]
+
+        for number in range(2):
+            await asyncio.gather(*(visit(f"tenant{each}", number) for each in range(25)))
+    assert numbers == {
+        (scope, number): [f"{scope} {each}" for each in range(number + 1)]
+        for scope in (f"tenant{each}" for each in range(25))
+        for number in range(2)
+    }
 
 
 async def test_a_server_on_the_sdk_before_2_speaks_the_first_protocol(pool, start):
