@@ -32,9 +32,10 @@ test: $(STAMP)
 test-all: test
 	@$(MAKE) -j 2 slow simulate SEEDS=600
 
-# Crashes at every step of whole pipelines, packages, kills of a job on Kafka, the cases that `make test` leaves out.
+# Crashes at every step of whole pipelines, packages, kills of a job on Kafka, the cases that `make test` leaves out, and properties, of whose
+# examples it tries half.
 slow: $(STAMP)
-	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m slow tests
+	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" tests
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200

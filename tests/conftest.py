@@ -5,6 +5,7 @@ uses.
 import atexit
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -47,12 +48,13 @@ WAITING = {
     "test_journal_contract": 35,
     "test_cli": 30,
     "test_kill_dance": 25,
+    "test_leftovers": 24,
     "test_signals": 24,
     "test_sqlite_journal": 23,
     "test_kafka_faults": 22,
-    "test_leftovers": 18,
     "test_kill_minus_nine": 17,
     "test_savepoints": 17,
+    "test_stream_kill": 13,
     "test_agent_state_e2e": 14,
     "test_agent_runtime": 12,
     "test_changes_kafka": 11,
@@ -62,7 +64,12 @@ WAITING = {
     "test_hostile_programs": 7,
     "test_tenants": 6,
     "test_program_sessions": 9,
-    "test_stream_kill": 9,
+    "test_process_kill": 10,
+    "test_app": 8,
+    "test_cli_checkpoints": 7,
+    "test_delivery_contract": 6,
+    "test_kafka_delivery_contract": 6,
+    "test_secrets": 5,
     "test_durable_journals": 9,
     "test_postgres_sink": 8,
     "test_exits": 8,
@@ -101,14 +108,27 @@ COMPUTING = {
     "test_row_table": 11,
     "test_engine_faults": 11,
     "test_durable_faults": 10,
+    "test_checkpoint_e2e": 10,
+    "test_checkpoint_place_contract": 10,
     "test_keyed": 10,
     "test_pattern_kernel": 10,
     "test_fraud_features": 9,
+    "test_stream_faults": 9,
     "test_time_joins": 9,
     "test_carried": 4,
+    "test_map_async": 8,
+    "test_gathered": 7,
+    "test_ranked": 7,
+    "test_changes": 6,
     "test_exports": 6,
+    "test_loop_replay": 6,
+    "test_rows_state": 6,
+    "test_runtime_crashes": 6,
 }
 A_TEST = 0.03
+# Of the examples of each property `make test` tries this share, and `make slow` all of them: what is found late is found in the first ones,
+# or in more than any of them.
+SHARE_OF_EXAMPLES = 0.5
 
 # Slow and few: each of their tests goes to the worker that is free.
 ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes"}
@@ -193,11 +213,13 @@ def pytest_collection() -> Any:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Workers take whole files in this order: the longest first, and files that wait alternate with files that compute."""
     if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"ids with an address differ between workers, give ids= to {unstable}")
     leave_cases_to_slow(items)
+    if config.option.markexpr == "not slow":
+        leave_examples_to_slow(items)
     files = defaultdict(list)
     for item in items:
         files[item.path.stem].append(item)
@@ -222,6 +244,16 @@ def leave_cases_to_slow(items: list[pytest.Item]) -> None:
         for number, item in enumerate(cases):
             if (begin + sum_of_digits(number, count)) % count:
                 item.add_marker(pytest.mark.slow)
+
+
+def leave_examples_to_slow(items: list[pytest.Item]) -> None:
+    """Where Hypothesis keeps the settings of a test elsewhere, this changes nothing."""
+    place = "_hypothesis_internal_use_settings"
+    for test in {
+        item.function for item in items if isinstance(item, pytest.Function) and hasattr(item.function, place)
+    }:
+        told = getattr(test, place)
+        setattr(test, place, settings(told, max_examples=math.ceil(told.max_examples * SHARE_OF_EXAMPLES)))
 
 
 def sum_of_digits(number: int, base: int) -> int:
