@@ -80,7 +80,13 @@ def test_processes_and_files_of_a_session_go_with_it(number: int | None) -> None
     assert gone([int(pid) for pid in pids], Path(folder))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.slow),  # a session that ends by itself: above
+        pytest.param(signal.SIGKILL, id="killed"),
+    ],
+)
 def test_a_pytest_that_does_not_come_to_its_end_leaves_nothing(number: int, tmp_path: Path) -> None:
     program = tmp_path / "project" / "test_it.py"
     program.parent.mkdir()

@@ -875,6 +875,7 @@ def test_a_running_aggregate_of_whole_values_is_the_answer_or_is_refused(aggrega
     check(program, got, how, 0)
 
 
+@pytest.mark.one_in(2, "each program, and each parallelism, is in one of its cases")
 @pytest.mark.parametrize("later", [1, 2, 4])
 @pytest.mark.parametrize(
     "name", ["tumbling, by SQL", "session", "running aggregate", "three windows, one over another", "deduplicate"]
@@ -899,6 +900,7 @@ def late_rows(statistics: Any) -> int:
     return sum(value if name == "late_rows" else late_rows(value) for name, value in statistics.items())
 
 
+@pytest.mark.one_in(2, "each pair of parameters is in one of its cases")
 @each_seed
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("parallelism", [1, 3])
@@ -953,6 +955,7 @@ SPANS = [
 ]
 
 
+@pytest.mark.one_in(2, "each window, and each way to cut the rows, is in one of its cases")
 @each_seed
 @pytest.mark.parametrize(
     ("partitions", "parallelism", "split"),

@@ -267,7 +267,7 @@ def check(found: list[dict[str, Any]], wanted: list[dict[str, Any]], keys: list[
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_windows_give_what_duckdb_gives(tmp_path, window, keys, calls):
-    data = rows(1, 250)
+    data = rows(1, 160)
     job = Job(tmp_path if keys else None, window, keys, [call for call, _ in calls])
     check(run(job, data, 2, restarts=tmp_path), expected(data, window, keys, calls), keys)
     assert job.late == []
