@@ -80,7 +80,8 @@ answers() {
     (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null
 }
 
-# A short broker session: a restarted broker waits for the session of its former self to run out.
+# A short broker session: a restarted broker waits for the session of its former self to run out. An idle one writes no record of its
+# metadata each half second.
 # Retention goes by the timestamps of the records: without log.retention.ms=-1 replayed history would vanish while it is read.
 configure() {
     cat > "$config" << EOF
@@ -110,6 +111,7 @@ group.initial.rebalance.delay.ms=0
 controlled.shutdown.enable=false
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
+metadata.max.idle.interval.ms=5000
 EOF
     [ ! -f "$dir/more.properties" ] || cat "$dir/more.properties" >> "$config"
     cat > "$dir/log4j2.properties" << 'EOF'
