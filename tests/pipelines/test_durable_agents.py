@@ -728,7 +728,7 @@ async def test_a_child_that_would_wait_for_a_job_above_it_is_refused(shop: Shop,
             said.append(error.message)
         return said
 
-    @app.agent("relayed", durable=True)
+    @app.agent("relayed", durable=True, on_error="skip")
     async def relay(ctx: Any) -> Any:
         return await ctx.child(ask, ctx.message)
 
