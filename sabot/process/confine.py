@@ -143,13 +143,14 @@ def _become_nobody() -> None:
 
 
 def _drop_bounds() -> None:
-    """No program that it executes can have a capability."""
+    """No program that it executes can have a capability. Who may not say so has none to give, and `no_new_privs` then says it."""
     with open("/proc/sys/kernel/cap_last_cap") as last:
         highest = int(last.read())
     _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
-    _prctl(_PR_SET_SECUREBITS, _SECURE_BITS)
-    for capability in range(highest + 1):
-        _prctl(_PR_CAPBSET_DROP, capability)
+    with suppress(PermissionError):
+        _prctl(_PR_SET_SECUREBITS, _SECURE_BITS)
+        for capability in range(highest + 1):
+            _prctl(_PR_CAPBSET_DROP, capability)
 
 
 def _drop_capabilities() -> None:
