@@ -241,6 +241,7 @@ class FleetManager:
     async def _watch(self) -> None:
         while True:
             await self._sleep(self.config.interval_secs)
+            self._end_stopped()
             try:
                 decision = await self.evaluate()
             except Exception:  # of `lag=`, which is the user's
@@ -255,6 +256,14 @@ class FleetManager:
                     await self.scale_to(decision.desired)
                 except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
                     _log.warning("%s", error)
+
+    def _end_stopped(self) -> None:
+        """Replaces replicas that somebody has stopped (SIGSTOP): their work would never end."""
+        for replica in self._active():
+            if replica.child.paused and not replica.child.is_over:
+                _log.warning("fleet %r: replica %d is stopped (SIGSTOP), and is ended", self.name, replica.number)
+                self._counts["died"] += 1
+                self._retire(replica)
 
     async def _used(self, replica: FleetReplica) -> tuple[ProcessUsage, float | None] | None:
         """What it uses, and its CPU in percent of what it may use."""
@@ -275,7 +284,7 @@ class FleetManager:
         if not self._running:
             raise self._not_running()
         for replica in self._active():
-            if not replica.is_busy and not replica.child.is_over:
+            if not replica.is_busy and _can_work(replica):
                 replica.quiet.clear()
                 return replica
         waiting: asyncio.Future[FleetReplica] = asyncio.get_running_loop().create_future()
@@ -293,7 +302,7 @@ class FleetManager:
     def _offer(self, replica: FleetReplica) -> None:
         """It is free: whoever waits gets it."""
         replica.quiet.set()
-        while self._waiting and replica.state == "active" and not replica.child.is_over:
+        while self._waiting and replica.state == "active" and _can_work(replica):
             waiting = self._waiting.popleft()
             if not waiting.done():
                 replica.quiet.clear()
@@ -325,10 +334,13 @@ class FleetManager:
         """What it says next belongs to work that nobody waits for: it is ended, and replaced."""
         replica.work = None
         if replica.state == "active" and replica in self._replicas:
-            replica.state = "ending"
-            self._keep(self._end(replica))
-            self._restore()
+            self._retire(replica)
         replica.quiet.set()
+
+    def _retire(self, replica: FleetReplica) -> None:
+        replica.state = "ending"
+        self._keep(self._end(replica))
+        self._restore()
 
     def _given_back(self, why: str) -> DrainTimeout:
         return DrainTimeout(
@@ -487,3 +499,7 @@ class FleetManager:
 
 async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:
     return await work(what)
+
+
+def _can_work(replica: FleetReplica) -> bool:
+    return not replica.child.is_over and not replica.child.paused

@@ -201,6 +201,27 @@ async def test_the_end_of_the_supervisor_is_survived(supervisor: Supervisor) -> 
         assert await fleet.run(echo("on")) == "on"
 
 
+async def test_a_replica_that_is_stopped_gets_no_work_and_is_replaced_at_the_next_look() -> None:
+    time = ByHand()
+    async with fleet_of(CAT, time, min_replicas=2) as fleet:
+        first, second = fleet.replicas
+        os.kill(first.child.pid, signal.SIGSTOP)
+        await until(lambda: first.child.paused)
+        gate = Gate()
+        (work,) = await busy(fleet, gate, 1)
+        assert gate.begun == [second.child.pid]
+        os.kill(second.child.pid, signal.SIGSTOP)
+        await until(lambda: second.child.paused)
+        waiting = asyncio.ensure_future(fleet.run(echo("on")))
+        await until(lambda: 15 in time.waits)
+        time.advance(15)
+        assert await waiting == "on"
+        assert first.child.is_over or first.state == "ending"
+        assert not {each.number for each in fleet.replicas if each.state == "active"} & {1, 2}
+        gate.open()
+        await work
+
+
 # -- how many -----------------------------------------------------------------------------------------------------------
 
 
