@@ -135,6 +135,7 @@ class Stored(Kept):
         return {self._name: facts} if self._name else facts, {} if cut is None else {self._folder: cut}
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        saved = [part for part in saved if not self._name or self._name in part.facts]  # it may be new in the program
         facts = [part.facts[self._name] if self._name else part.facts for part in saved]
         parts = [Saved(part.directory / self._folder, told) for part, told in zip(saved, facts, strict=True)]
         if self._everywhere:

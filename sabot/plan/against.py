@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, Fate, fates
 from sabot.operators.base import Operator
+from sabot.operators.keyed.over_columns import hidden_over, keeps_over
 from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
 from sabot.plan.paths import steps_of
@@ -22,10 +23,6 @@ from sabot.state.reading import SavedJob
 __all__ = ["Planned", "Verdict", "check", "compare", "planned"]
 
 Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
-_CARRIED = (
-    "aggregates",
-    "order",
-)  # the facts of a schema in which an operator may differ from the one whose state it takes over
 _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 
 
@@ -199,7 +196,8 @@ def _given_up(
 
 
 def _names(schema: Mapping[str, Any]) -> Iterator[str]:
-    return (name for name, *_ in schema.get("aggregates", ()))
+    listed = _listed(schema)
+    return (name for name, *_ in schema[listed]) if listed else iter(())
 
 
 def _saved(manifest: SavedJob) -> Iterator[_Saved]:
@@ -264,9 +262,10 @@ def _matched(
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether the two differ in their aggregates alone, and have some of these in common."""
-    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference(_CARRIED)):
+    listed = _listed(new)
+    if any(old.get(name) != new.get(name) for name in {*old, *new}.difference([listed, "order", "rows"])):
         return False
-    computed = [{what for _, what, _ in schema.get("aggregates", ())} for schema in (old, new)]
+    computed = [{what for _, what, _ in schema[listed]} for schema in (old, new)] if listed else [set(), set()]
     return bool(computed[0] & computed[1])
 
 
@@ -308,22 +307,24 @@ def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Ver
     if old.schema.get("kind") != new.schema["kind"]:
         differences.append(f"it was a {old.schema.get('kind')}, is a {new.schema['kind']}")
     else:
-        if "aggregates" in old.schema:
-            parts = _parts(old, new, forgets)
+        listed = _listed(old.schema)
+        if old.names:
+            parts = [_fate_of(name, forgets) for name in sorted(old.names)]
+            changes += _said_of(parts)
+        if listed:
+            parts = _parts(listed, old, new, forgets)
             refused = [
                 f"aggregate {each.name} was {each.before}, is {each.now}" for each in parts if each.outcome == "refuse"
             ]
             changes += _said_of(parts)
-            if (
-                not refused
-                and not forgets
-                and old.schema["aggregates"]
-                and not any(each.outcome == "keep" for each in parts)
-            ):
-                differences.append("none of its aggregates is left")
+            left = forgets or not old.schema[listed] or any(each.outcome == "keep" for each in parts)
+            if listed == "columns" and _leads(old.schema) and not _leads(new.schema):
+                differences.append("rows wait for lead, of which no column is left")
+            elif not refused and not left:
+                differences.append(f"none of its {listed} is left")
         for name in dict.fromkeys([*old.schema, *new.schema]):
             before, now = old.schema.get(name), new.schema.get(name)
-            if before != now and not (name == "aggregates" or (name == "order" and None in (before, now))):
+            if before != now and not (name == listed or (name == "order" and None in (before, now))):
                 change = _taken_over(name, before, now, old, new)
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
     if (differences or refused) and not old.groups:
@@ -341,11 +342,31 @@ def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Ver
     return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
 
 
-def _parts(old: _Saved, new: Planned, forgets: frozenset[str]) -> list[Fate]:
-    """What becomes of each aggregate. Groups know how many rows they have, whether or not the user has asked for that."""
+def _listed(schema: Mapping[str, Any]) -> str | None:
+    """The fact that lists aggregates, or columns over rows: (name, what it computes, type of the result) of each."""
+    return "columns" if schema.get("kind") == "over" else "aggregates" if "aggregates" in schema else None
+
+
+def _leads(schema: Mapping[str, Any]) -> bool:
+    return any(words.startswith("lead(") for _, words, _ in schema["columns"])
+
+
+def _parts(listed: str, old: _Saved, new: Planned, forgets: frozenset[str]) -> list[Fate]:
+    """What becomes of each aggregate."""
+    before = old.schema[listed]
+    if listed == "columns":
+        return fates(
+            before, new.schema[listed], forgets, keeps=keeps_over(new.schema["frame"]), hidden=hidden_over(before)
+        )
     hidden = [ROWS_OF_A_KEY] if new.schema["kind"] == "groups" else []
-    before, apart = [*old.schema["aggregates"], *hidden], bool(new.schema.get("changes"))
-    return fates(before, new.schema["aggregates"], forgets, apart=apart)
+    return fates(before, new.schema[listed], forgets, keeps=str if new.schema.get("changes") else None, hidden=hidden)
+
+
+def _fate_of(name: str, forgets: frozenset[str]) -> Fate:
+    """What becomes of the values that a process function keeps under a name."""
+    if name in forgets:
+        return Fate(name, "drop", "values", None, "its state is dropped, as asked")
+    return Fate(name, "keep", "values", "values")
 
 
 def _said_of(parts: Sequence[Fate]) -> Iterator[str]:

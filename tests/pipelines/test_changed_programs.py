@@ -376,3 +376,87 @@ async def test_a_field_that_came_later_is_read_when_the_schema_is_refreshed(
 def test_a_schema_is_kept_or_refreshed() -> None:
     with pytest.raises(UserError, match="schema='new'"):
         App("shop").configure(schema="new")
+
+
+OVER: dict[str, dict[str, Any]] = {"all rows": {}, "rows": {"preceding": 4}, "time": {"preceding": "60s"}}
+
+
+@pytest.mark.parametrize("threads", [(1, 1), (1, 2)], ids=["1", "1 to 2"])
+@pytest.mark.parametrize("leads", [False, True], ids=["", "lead"])
+@pytest.mark.parametrize("frame", OVER)
+async def test_columns_over_rows_go_on_and_begin(
+    life: Life, tmp_path: Path, frame: str, leads: bool, threads: tuple[int, int]
+) -> None:
+    def program(**columns: Any) -> Program:
+        return lambda stream: stream.key_by("k").over(**OVER[frame], **columns).named("around").to("out")
+
+    ahead = {"ahead_": sabot.lead("n", 2)} if leads else {}
+    before = program(
+        gone=sabot.mean("y"),
+        e=sabot.sum(col("x") * 2),
+        s=sabot.sum("x"),
+        back=sabot.lag("x", 2),
+        far=sabot.lag("n", 3),
+        number=sabot.row_number(),
+        **({"next": sabot.lead("n", 2)} if leads else {}),
+    )
+    kept = ["s_", "e_", "number_", "back_"]
+    added = ["avg", "most", "some", "before", "ones"]
+    after = program(
+        avg=sabot.mean(col("x") * 3),
+        most=sabot.last(col("y") * 2),
+        number_=sabot.row_number(),
+        s_=sabot.sum("x"),
+        before=sabot.lag("y", default=-1.0),
+        back_=sabot.lag("x", 2),
+        some=sabot.sum("x").filter(col("y") > 40),
+        e_=sabot.sum(col("x") * 2),
+        ones=sabot.count(),
+        **ahead,
+    )
+    await life.run(before, ROWS[:HALF], parallelism=threads[0])
+    app = await life.run(after, ROWS[HALF:], parallelism=threads[1], drain=True)
+    now = {row["n"]: row for row in values(app, "out") if "avg" in row}
+    whole = {row["n"]: row for row in await alone(tmp_path, after, ROWS)}
+    rest = {row["n"]: row for row in await alone(tmp_path, after, ROWS[HALF - 1 :])}  # the newest row waits
+    waited = [n for n in now if n < HALF - 1]
+    assert len(waited) == (22 if leads else 0)  # the last two of each key
+    assert now.keys() == {*waited, *rest}
+    for n, row in now.items():
+        assert {name: rounded(row[name]) for name in kept} == {name: rounded(whole[n][name]) for name in kept}
+        if leads:
+            assert row["ahead_"] == whole[n]["ahead_"]
+        if n in rest:
+            assert {name: rounded(row[name]) for name in added} == {name: rounded(rest[n][name]) for name in added}
+
+
+async def test_lead_does_not_go_while_rows_wait_for_it(memory_url: str, tmp_path: Path) -> None:
+    life = Life(memory_url, tmp_path, "memory")
+
+    def program(**columns: Any) -> Program:
+        return lambda stream: stream.key_by("k").over(**columns).named("around").to("out")
+
+    await life.run(program(s=sabot.sum("x"), next=sabot.lead("n")), ROWS[:HALF])
+    with pytest.raises(UserError, match=r"rows wait for lead, of which no column is left.*--drop around\)"):
+        await life.run(program(s=sabot.sum("x")), [])
+
+
+async def test_what_a_process_function_keeps_is_dropped_by_its_name(life: Life) -> None:
+    def remember(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        for name in ("seen", "last"):
+            ctx.state(name).put((ctx.state(name).get() or 0) + 1)
+        ctx.map("places").put(row["w"], row["n"])
+        return {"k": row["k"], "seen": ctx.state("seen").get(), "last": ctx.state("last").get()}
+
+    def program(stream: Any) -> None:
+        schema = {"k": "string", "seen": "int64", "last": "int64"}
+        stream.key_by("k").process(remember, schema=schema).named("flags").to("out")
+
+    await life.run(program, ROWS[:HALF])
+    with pytest.raises(UserError, match=r"--drop flags\.sen.*there are flags, flags\.last, flags\.places, flags\.seen"):
+        await life.run(program, [], drop=["flags.sen"])
+    for parallelism, rows in ((1, ROWS[HALF : HALF + 50]), (2, ROWS[HALF + 50 :])):
+        app = await life.run(program, rows, drop=["flags.seen"], parallelism=parallelism)
+    for row in {row["k"]: row for row in values(app, "out")}.values():
+        assert row["last"] == sum(each["k"] == row["k"] for each in ROWS)
+        assert row["seen"] == sum(each["k"] == row["k"] for each in ROWS[HALF:])

@@ -19,12 +19,24 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.state.base import Saved
 
-__all__ = ["ROWS_OF_A_KEY", "Carried", "Fate", "Shape", "Standing", "carried", "fates"]
+__all__ = [
+    "ROWS_OF_A_KEY",
+    "Carried",
+    "Fate",
+    "Keeps",
+    "Shape",
+    "Standing",
+    "carried",
+    "fates",
+    "shared_by",
+    "sources_of",
+]
 
 _KEPT_AS = {"stddev": "variance", "any": "first"}
 ROWS_OF_A_KEY = ("", "count()", "int64")  # what groups keep beside the aggregates of the user's, as an aggregate
 
 Array: TypeAlias = pa.Array
+Keeps: TypeAlias = Callable[[str], str]
 
 
 class Standing(NamedTuple):
@@ -64,44 +76,43 @@ def fates(
     now: Sequence[Sequence[str]],
     forgets: frozenset[str] = frozenset(),
     *,
-    apart: bool = False,
+    keeps: Keeps | None = None,
+    hidden: Sequence[Sequence[str]] = (),
 ) -> list[Fate]:
     """A fate for each aggregate of the program, in order, then for those that only the checkpoint has.
 
-    before, now: (name, what it computes, type of the result) of each. A name "" in `before` is for state that is kept for no aggregate of
-    the user's. forgets: names of which no state is taken over. apart: the aggregates are over changes, where each keeps its own.
+    before, now: (name, what it computes, type of the result) of each. forgets: names of which no state is taken over. keeps: what an
+    aggregate keeps, by what it computes (`shared_by` if None): those that keep the same share it, unless it is `str`. hidden: as `before`,
+    what the operator keeps for no aggregate of the user's.
     """
-    sources = [_source(each, before, forgets, apart) for each in now]
+    keeps = shared_by if keeps is None else keeps
+    anyway = {} if keeps is str else {keeps(words): "the step" for _, words, _ in hidden}
+    before = [*before, *hidden]
+    sources = sources_of(before, now, forgets, keeps)
     taken = {source for source in sources if source is not None}
+    kept = {keeps(words): name for (name, words, _), source in zip(now, sources, strict=True) if source is not None}
+    kept |= anyway
     names = {name: number for number, (name, _, _) in enumerate(before)}
     found = []
     for (name, words, kind), source in zip(now, sources, strict=True):
         text, same_name = f"{words} {kind}", names.get(name)
         if source is not None:
             was, then, old = before[source]
-            if old != kind:
-                why = f"it was {then} {old}, is {text}"
-                found.append(Fate(name, "refuse", f"{then} {old}", text, why))
+            if then == words and old != kind:
+                found.append(Fate(name, "refuse", f"{then} {old}", text, f"it was {then} {old}, is {text}"))
                 continue
-            called = "" if was == name else was
-            why = (
-                f"the checkpoint calls it {called}"
-                if called
-                else ""
-                if was
-                else "the checkpoint has how many rows each key has"
-            )
-            found.append(Fate(name, "keep", text, text, why, source, called))
+            why = "" if was == name else f"the checkpoint calls it {was}" if was else "the checkpoint has it anyway"
+            found.append(Fate(name, "keep", text, text, why, source, "" if was == name else was))
+        elif name in forgets and keeps(words) in kept:
+            why = f"{kept[keeps(words)]} keeps the same: it cannot be dropped alone"
+            found.append(Fate(name, "keep", text, text, why))
         elif same_name is not None and same_name not in taken and name not in forgets:
             was = " ".join(before[same_name][1:])
             taken.add(same_name)
             found.append(Fate(name, "refuse", was, text, f"it was {was}, is {text}"))
         else:
-            found.append(
-                Fate(
-                    name, "add", None, text, "its state is dropped, as asked" if name in forgets else "it begins empty"
-                )
-            )
+            why = "its state is dropped, as asked" if name in forgets else "it begins empty"
+            found.append(Fate(name, "add", None, text, why))
     here = {name for name, _, _ in now}
     for number, (name, *said) in enumerate(before):
         if number not in taken and name and not (name in forgets and name in here):
@@ -110,16 +121,22 @@ def fates(
     return found
 
 
-def _source(each: Sequence[str], before: Sequence[Sequence[str]], forgets: frozenset[str], apart: bool) -> int | None:
-    """The aggregate of the checkpoint that keeps the same; the one of the same name, where there are several."""
-    if each[0] in forgets:
-        return None
-    keeps = (lambda words: words) if apart else _keeps
-    same = [number for number, was in enumerate(before) if keeps(was[1]) == keeps(each[1]) and was[0] not in forgets]
-    return min(same, key=lambda number: before[number][0] != each[0], default=None)
+def sources_of(
+    before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], forgets: frozenset[str], keeps: Keeps
+) -> list[int | None]:
+    """For each aggregate of the program, the number of the one in the checkpoint whose state it goes on with; None: of none.
+
+    Of several that keep the same it is one that computes the same, and one of the same name.
+    """
+    found: list[int | None] = []
+    for name, words, _ in now:
+        same = [number for number, was in enumerate(before) if keeps(was[1]) == keeps(words) and was[0] not in forgets]
+        likeness = {number: (before[number][1] != words, before[number][0] != name) for number in same}
+        found.append(None if name in forgets else min(same, key=likeness.__getitem__, default=None))
+    return found
 
 
-def _keeps(words: str) -> str:
+def shared_by(words: str) -> str:
     """What an aggregate keeps, as text: aggregates that differ in what they make of it share their accumulators."""
     kind, _, rest = words.partition("(")
     return f"{_KEPT_AS.get(kind, kind)}({re.sub(r', ddof=[0-9]+', ', ddof', rest)}"
@@ -210,18 +227,18 @@ def carried(
     was: Callable[[Mapping[str, Any]], Shape],
     *,
     hidden: Sequence[Sequence[str]] = (),
-    apart: bool = False,
+    keeps: Keeps | None = None,
 ) -> Carried | None:
     """How the state of a checkpoint becomes that of the aggregates of now; None where it has the same ones, and goes on as it is.
 
     now: as in `fates`. shape: where their state stands. was: the same of the checkpoint's, by its `reader` (`Operator.state_reader`).
-    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. apart: as in `fates`.
+    hidden: what both keep for no aggregate of the user's, whose places stand behind those of the others. keeps: as in `fates`.
     """
     facts = next((part.facts for part in saved if part.facts.get("schema")), None)
     if facts is None:
         return None
     before, reader = facts["schema"]["aggregates"], facts["reader"]
-    sources = [_source(each, [*before, *hidden], forgets, apart) for each in now]
+    sources = sources_of([*before, *hidden], now, forgets, shared_by if keeps is None else keeps)
     same = reader.get("shares") is False or all(call.get("ddof", 1) == 1 for call in reader["calls"])
     if same and sources == list(range(len(before))):
         return None

@@ -150,7 +150,7 @@ class GroupAggregate(KeptGroups):
         assert isinstance(groups, StoredGroups)
         hidden = [[*ROWS_OF_A_KEY], *([["", "event time", "int64"]] if self._timed else [])]
         groups.carried = carried(
-            saved, now, self.forgets, groups.shape, self._shape_in, hidden=hidden, apart=self._changes
+            saved, now, self.forgets, groups.shape, self._shape_in, hidden=hidden, keeps=str if self._changes else None
         )
 
     def _shape_in(self, reader: Mapping[str, Any]) -> Shape:

@@ -23,7 +23,6 @@ from sabot.operators.functions.state import (
     SharedMap,
     Side,
     kind_of,
-    namespace_of,
     no_key,
     plain_keys,
 )
@@ -296,7 +295,7 @@ class _BatchState:
     __slots__ = ("_form", "_held", "_values", "name")
 
     def __init__(self, values: StateBackend, form: BatchForm, name: str) -> None:
-        self._values, self._form, self.name = values, form, namespace_of(name)
+        self._values, self._form, self.name = values, form, form._state.named(name)
         self._held: list[tuple[list[bytes], Sequence[bytes | None]]] = []  # the writes of this call
 
     def get_many(self, keys: Any) -> Array:

@@ -185,16 +185,27 @@ class Process(Keeping):
         return state.values.statistics()["keys"] + len(state.timers)
 
     def noted(self) -> dict[str, Any]:
-        return {"watermark": self._keyed.watermark_ms, "latest": self._keyed.latest_ms}
+        state = self._keyed
+        return {
+            "watermark": state.watermark_ms,
+            "latest": state.latest_ms,
+            "names": sorted({*state.names, *(name for name, each in state.maps.items() if each.stored)}),
+        }
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         state = self._keyed
+        state.forgets = self.forgets
+        state.names |= {name for part in saved for name in part.facts.get("names", ())} - self.forgets
         watermark = last_watermark(saved, None)
         if watermark is not None:
             state.watermark_ms = watermark
             state.forget_expired(watermark)
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        if any("names" not in part.facts for part in saved):  # an older checkpoint does not say them
+            self._keyed.names |= set(self._keyed.values.namespaces())
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}
@@ -249,7 +260,15 @@ class _Values(Kept):
         state = self._state
         directories = [part.directory / _VALUES for part in saved if part.facts[_VALUES]]
         passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
-        load_values(state.values, directories, None if owned is None else self._mine(owned), passed)
+        mine = None if owned is None else self._mine(owned)
+        load_values(state.values, directories, self._without_forgotten(mine) if state.forgets else mine, passed)
+
+    def _without_forgotten(self, mine: Mine | None) -> Mine:
+        """As `mine`, without the values of which nothing is taken over."""
+        forgets = self._state.forgets
+        return lambda entries: (
+            entry for entry in (entries if mine is None else mine(entries)) if entry[0] not in forgets
+        )
 
     def _mine(self, owned: Owned) -> Mine:
         """Which entries belong to this subtask."""
@@ -293,7 +312,8 @@ class _BroadcastMaps(Kept):
         for part in saved[:1]:
             for batch in read_batches(part.directory, "broadcast"):
                 for name, key, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    self._state.map(name).store(key, value)
+                    if name not in self._state.forgets:
+                        self._state.map(name).store(key, value)
 
 
 def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,6 @@ from sabot.operators.functions.state import (
     head_key,
     key_values,
     kind_of,
-    namespace_of,
     no_key,
     plain_keys,
 )
@@ -346,7 +345,7 @@ class _KeyState:
     def __init__(self, ctx: _RowContext, name: str) -> None:
         state = ctx._state
         self._ctx = ctx
-        self.namespace = namespace_of(name)
+        self.namespace = state.named(name)
         self._value = PlainValue(state.called, self.namespace)
         self._log = None if state.trial is None else state.trial.log
         backend = state.called if self._log is None else state.values  # below the log, which is written here
@@ -382,7 +381,7 @@ class _KeyList:
     __slots__ = ("_base", "_list")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._list = PlainList(ctx._state.called, namespace_of(name))
+        self._list = PlainList(ctx._state.called, ctx._state.named(name))
         self._base = head_key(ctx._key())
 
     def add(self, value: Any) -> None:
@@ -401,7 +400,7 @@ class _KeyMap:
     __slots__ = ("_base", "_map")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._map = PlainMap(ctx._state.called, namespace_of(name))
+        self._map = PlainMap(ctx._state.called, ctx._state.named(name))
         self._base = head_key(ctx._key())
 
     def get(self, field: Any) -> Any:

@@ -81,12 +81,19 @@ class Keyed:
         # Where functions read and write values: those of a trial reach `values` when the calls are kept.
         self.called: StateBackend = self.values if self.trial is None else self.trial.values
         self.maps: dict[str, SharedMap] = {}
+        self.names: set[str] = set()  # under which functions have kept values
+        self.forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
         self.broadcasting = False  # whether the function of the broadcast side is running
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None
         self.subtask = context.subtask
         self._clock = context.clock
+
+    def named(self, name: Any) -> str:
+        """The name as that of state, which there is from now on."""
+        self.names.add(namespace_of(name))
+        return str(name)
 
     def guard(self) -> None:
         """Called before event timers fire: counts from now on how many timers each key sets."""

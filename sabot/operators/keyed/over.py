@@ -31,12 +31,11 @@ from sabot.operators.base import (
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
 from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.keyed.ordered import in_order
+from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, over_carried
 from sabot.operators.keyed.over_state import (
-    RANKS,
     Array,
     FrameState,
     LeadState,
-    OverColumn,
     OverState,
     PlaceState,
     RunningState,
@@ -127,7 +126,9 @@ class Over(KeepsWatermark):
         if self._leading is not None:
             kept += self._leading.keeps()
         input = context.input
-        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, others=True))
+        self._carried: OverCarried | None = None
+        more: Any = {"others": True, "renewed": self._renewed}
+        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, **more))
         self.kept = Keeper(context, kept, keyed=len(self._names) > 0)
         return self._schema
 
@@ -229,11 +230,27 @@ class Over(KeepsWatermark):
 
     def state_reader(self) -> dict[str, Any]:
         described = [
-            {name: value for name, value in vars(each).items() if value is not None and name != "default"}
+            {
+                name: value
+                for name, value in vars(each).items()
+                if value is not None and name not in ("default", "shares")
+            }
             for each in self._described
         ]
         frame = {"preceding_rows": self._rows, "preceding_ms": self._ms}
-        return {"keys": self._names, "calls": described, **frame, "input": schema_text(self._context.input)}
+        columns = schema_text(self._context.input)
+        return {"keys": self._names, "calls": described, **frame, "input": columns, "shares": False}
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        if fact != "rows":
+            return None
+        if before is None or now is None:
+            return "rows wait in it from now on" if before is None else "rows wait in it no more"
+        then = dict(before)
+        if any(then.get(name, kind) != kind for name, kind in now):
+            return None
+        new = [name for name, _ in now if name not in then]
+        return f"of the rows that wait, {', '.join(new)} is null" if new else "columns of the rows that wait are gone"
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The aggregates of each key after its newest row; without aggregates, the number of rows of each key."""
@@ -245,9 +262,20 @@ class Over(KeepsWatermark):
     def group_count(self) -> int:
         return max((part.groups() for part in self._parts), default=0)
 
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        self._carried = over_carried(saved, self.state_schema(), self._described, self.forgets)
+        for part in self._parts:
+            part.carried = self._carried
+        if self._leading is not None:
+            self._leading.carried = self._carried
+
+    def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows if self._carried is None else self._carried.rows(self._context.input, rows)
+
     def recall(self, saved: Sequence[Saved]) -> None:
         super().recall(saved)
         for part in self._parts:
+            part.restored()
             part.advance(self._watermark)
 
     def _held_back(self, rows: pa.RecordBatch) -> None:
@@ -299,7 +327,7 @@ PLACES: Places = {nodes.Over: place_over}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Over:
-    described = [OverColumn(**each) for each in reader["calls"]]
+    described = [OverColumn(**each, shares=reader.get("shares", True)) for each in reader["calls"]]
     return Over(reader["keys"], described, preceding_rows=reader["preceding_rows"], preceding_ms=reader["preceding_ms"])
 
 

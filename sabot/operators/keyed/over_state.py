@@ -1,7 +1,6 @@
 """The columns that `Over` adds, and the state behind them: running aggregates, frames of rows, places, rows that wait for later rows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,14 +12,15 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn, Aggregator
+from sabot.operators.aggregates.aggregator import KINDS, Aggregator
+from sabot.operators.aggregates.carried import Carried
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.columns import key_columns, key_table
-from sabot.operators.keeping import Columns, Kept, Stored
+from sabot.operators.keeping import Columns, Kept, StoredTables
+from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
 
-__all__ = ["RANKS", "FrameState", "LeadState", "OverColumn", "OverState", "PlaceState", "RunningState"]
+__all__ = ["FrameState", "LeadState", "OverState", "PlaceState", "RunningState"]
 
-RANKS = ("row_number", "rank", "dense_rank")
 _INT64 = pa.int64()
 _CANNOT_CHANGE = "keys and columns of over cannot change between a checkpoint and its restore"
 _MARKS = (
@@ -32,42 +32,12 @@ _MARKS = (
 Array: TypeAlias = pa.Array
 
 
-@dataclass(frozen=True)
-class OverColumn:
-    """One column that is added. kind: that of an aggregate, or one of OVER_KINDS. `argument` and `where` name input columns.
-
-    offset, default: for lag and lead. where, ddof: for aggregates. text: the column as the user wrote it, where its argument is an
-    expression without a name.
-    """
-
-    name: str
-    kind: str
-    argument: str | None = None
-    offset: int = 1
-    default: Any = None
-    where: str | None = None
-    ddof: int = 1
-    text: str = ""
-
-    def words(self) -> str:
-        """The column as text, without its name."""
-        if self.text:
-            return self.text
-        if self.kind in KINDS:
-            return self.aggregate().words()
-        default = None if self.default is None else f"default={self.default!r}"
-        given = [self.argument, str(self.offset) if self.kind in ("lag", "lead") else None, default]
-        return f"{self.kind}({', '.join(each for each in given if each is not None)})"
-
-    def aggregate(self) -> AggregateColumn:
-        return AggregateColumn(self.name, self.kind, self.argument, where=self.where, ddof=self.ddof, text=self.text)
-
-
 class OverState:
     """Some of the columns that are added (`fields`), and the state that they need."""
 
     fields: list[pa.Field]
     tells = False  # whether `contents` gives rows
+    carried: OverCarried | None = None  # set before a restore: how the columns of the checkpoint become those of now
 
     def add(self, batch: Batch) -> dict[str, Array]:
         """Takes rows; -> its columns by name, with a value for each selected row."""
@@ -75,6 +45,9 @@ class OverState:
 
     def advance(self, watermark_ms: int) -> None:
         """No row below this event time is expected any more, unless it is late."""
+
+    def restored(self) -> None:
+        """All that `keeps` has come back."""
 
     def groups(self) -> int:
         raise NotImplementedError
@@ -99,6 +72,7 @@ class RunningState(OverState):
     tells = True
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
+        self._keys, self._added = keys, added
         self._aggregator = _aggregator(keys, added, context.input, TIME_COLUMN)
         self.fields = list(self._aggregator.schema)[len(keys) :]
         self.store = self._aggregator.store(context)
@@ -124,7 +98,16 @@ class RunningState(OverState):
         yield from self._aggregator.results(self.store, 0, self._aggregator.extras())
 
     def keeps(self) -> list[Kept]:
-        return [Stored("tables", self.store)]
+        return [StoredTables("tables", self.store, self._renewal)]
+
+    def _renewal(self) -> Carried | None:
+        if self.carried is None:
+            return None
+        was = [each for each in self.carried.was if each.kind in KINDS]
+        sources = [self.carried.source(each) for each in self._added]
+        numbers = [None if source is None else was.index(source) for source in sources]
+        before = _aggregator(self._keys, was, self.carried.input, TIME_COLUMN)
+        return Carried(before.shape, self._aggregator.shape, numbers)
 
     def statistics(self) -> dict[str, int]:
         told = self.store.statistics()
@@ -142,6 +125,7 @@ class FrameState(OverState):
     def __init__(
         self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext, rows: int | None, ms: int | None
     ) -> None:
+        self._keys, self._added = keys, added
         self._aggregator = aggregator = _aggregator(keys, added, context.input, None)
         self._time = context.input.get_field_index(TIME_COLUMN)
         self.fields = list(aggregator.schema)[len(keys) :]
@@ -184,7 +168,44 @@ class FrameState(OverState):
 
     def keeps(self) -> list[Kept]:
         frames = self._frames
-        return [_slotted("frames", lambda: [frames.export()], frames.load, frames.export().schema, self._known)]
+        schema = frames.export().schema
+        return [_slotted("frames", lambda: [frames.export()], frames.load, schema, self._known, self._renewed)]
+
+    def _renewed(self, schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows of frames with the values that are kept now. A value that the checkpoint does not have counts for no aggregate."""
+        if self.carried is None:
+            return rows
+        sources = self._value_sources(self.carried)
+        columns = []
+        for field in schema:
+            number, _, part = field.name.partition(".")
+            if part not in ("value", "state"):
+                columns.append(rows.column(field.name))
+            elif int(number) in sources:
+                columns.append(rows.column(f"{sources[int(number)]}.{part}"))
+            else:
+                columns.append(pa.array(np.zeros(rows.num_rows, np.uint64 if part == "value" else np.uint8)))
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def _value_sources(self, carried: OverCarried) -> dict[int, int]:
+        """For values of a row that is kept now: which values the checkpoint has of it."""
+        was = [each for each in carried.was if each.kind in KINDS]
+        before, now = _aggregator(self._keys, was, carried.input, None), self._aggregator
+        then, here = _values(before), _values(now)
+        sources = {}
+        for each, place in zip(self._added, now.shape.places, strict=True):
+            source = carried.source(each)
+            if source is None:
+                continue
+            first = before.shape.places[was.index(source)].accumulators[0]
+            for accumulator in place.accumulators:
+                if now.kernel[accumulator][1] != before.kernel[first][1]:
+                    raise UserError(
+                        f"{each.name}: {each.words()} was over {before.kernel[first][1]}, is over {now.kernel[accumulator][1]}",
+                        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+                    )
+                sources[here[accumulator]] = then[first]
+        return sources
 
     def statistics(self) -> dict[str, int]:
         return {
@@ -218,6 +239,7 @@ class PlaceState(OverState):
             else:
                 self.fields.append(pa.field(each.name, _INT64))
         self._known = key_table(self._key_schema)
+        self._earlier: list[pa.RecordBatch] = []
         kept = pa.schema([context.input.field(name) for name in self._arguments])
         self._places = _kept_table(lambda: PlaceTable(kept, self._offsets))
 
@@ -253,8 +275,33 @@ class PlaceState(OverState):
         earlier = pa.schema([*_MARKS, *places.columns])
         return [
             _slotted("places", lambda: [places.counters()], places.load, places.counters().schema, self._known),
-            _slotted("earlier", lambda: places.history(CHUNK_ROWS), self._load_earlier, earlier, self._known),
+            _slotted(
+                "earlier", lambda: places.history(CHUNK_ROWS), self._take_earlier, earlier, self._known, self._renewed
+            ),
         ]
+
+    def _renewed(self, schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows before, with the arguments of now; one that the checkpoint does not have is as if there were no row."""
+        if self.carried is None:
+            return rows
+        defaults = {each.argument: each.default for each in self._added if each.kind == "lag"}
+        return self.carried.rows(schema, rows if self._arguments else rows.slice(0, 0), defaults)
+
+    def _take_earlier(self, state: pa.RecordBatch) -> None:
+        if self.carried is None:
+            self._load_earlier(state)
+        else:
+            self._earlier.append(state)
+
+    def restored(self) -> None:
+        """Of the rows before, only as many are looked back at as the columns of now ask for."""
+        if self._earlier:
+            rows = pa.concat_batches(self._earlier)
+            self._earlier.clear()
+            slots = rows.column(0).to_numpy()
+            order = np.argsort(slots, kind="stable")
+            behind = np.searchsorted(slots[order], slots[order], side="right") - np.arange(len(order))
+            self._load_earlier(rows.take(pa.array(order[behind <= self._offsets[-1]])))
 
     def _load_earlier(self, state: pa.RecordBatch) -> None:
         slots, times, _, *_ = state.columns
@@ -269,6 +316,8 @@ class PlaceState(OverState):
 
 class LeadState:
     """Lead: rows wait for the later rows at which they look. They are kept with the columns that are added already (`rows`)."""
+
+    carried: OverCarried | None = None
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
         self.rows = made
@@ -309,7 +358,12 @@ class LeadState:
     def keeps(self) -> list[Kept]:
         schema, keys = pa.schema([*_MARKS, *self.rows]), [len(_MARKS) + index for index in self._key_indices]
         export = partial(self.table.export, CHUNK_ROWS)
-        return [Columns("waiting", export, self._load, schema=schema, keys=keys, hint=_CANNOT_CHANGE)]
+
+        def renewed(rows: pa.RecordBatch) -> pa.RecordBatch:
+            return rows if self.carried is None else self.carried.rows(schema, rows)
+
+        more: Any = {"others": True, "renewed": renewed, "hint": _CANNOT_CHANGE}
+        return [Columns("waiting", export, self._load, schema=schema, keys=keys, **more)]
 
     def _load(self, state: pa.RecordBatch) -> None:
         rows = state.select(range(len(_MARKS), state.num_columns))
@@ -330,6 +384,13 @@ def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, 
                 hint="count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
             )
     return Aggregator(keys, [each.aggregate() for each in added], input, order=order)
+
+
+def _values(aggregator: Aggregator) -> list[int]:
+    """By accumulator: which of the values of a row it is over, as a FrameTable numbers these."""
+    known: dict[tuple[int, int], int] = {}
+    pairs = zip(aggregator.arguments, aggregator.filters, strict=True)
+    return [known.setdefault(pair, len(known)) for pair in pairs]
 
 
 def _argument(each: OverColumn, input: pa.Schema) -> pa.Field:
@@ -392,8 +453,12 @@ def _slotted(
     load: Callable[[pa.RecordBatch], None],
     state: pa.Schema,
     known: GroupTable,
+    renewed: Callable[[pa.Schema, pa.RecordBatch], pa.RecordBatch] = lambda schema, rows: rows,
 ) -> Columns:
-    """Rows whose first column is a slot of `known`. In a checkpoint the keys of the slots stand behind the columns."""
+    """Rows whose first column is a slot of `known`. In a checkpoint the keys of the slots stand behind the columns.
+
+    renewed: gives rows of a checkpoint the columns of a schema.
+    """
     width = len(state)
     keys = range(width, width + len(known.keys))
     schema = pa.schema([*state, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
@@ -409,4 +474,6 @@ def _slotted(
         slots = known.resolve(saved, list(keys))
         load(pa.RecordBatch.from_arrays([slots, *saved.columns[1:width]], schema=state))
 
-    return Columns(name, rows, take_back, schema=schema, keys=keys, hint=_CANNOT_CHANGE)
+    return Columns(
+        name, rows, take_back, schema=schema, keys=keys, renewed=partial(renewed, schema), hint=_CANNOT_CHANGE
+    )

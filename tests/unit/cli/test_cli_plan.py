@@ -267,3 +267,37 @@ def test_the_plan_refuses_what_a_start_refuses(
     with pytest.raises(UserError) as refused:
         asyncio.run(start())
     assert says in str(refused.value)
+
+
+CHANGED = """
+rows.key_by("account").aggregate({}).to("totals")
+"""
+
+
+def test_each_aggregate_of_a_step_that_changes_has_a_line(shop: Path) -> None:
+    target = program(shop, MINUTES, CHANGED.format('sums=sabot.sum("amount"), n=sabot.count()'), AGENT)
+    code, found = fates("plan", target, "--against", "state")
+    assert code == 0
+    assert found == {
+        "tumbling-1": "keep",
+        "aggregate-1": "migrate",
+        "aggregate-1.sums": "keep",
+        "aggregate-1.n": "add",
+        "shop.seen": "keep",
+    }
+    text = sabot_says("plan", target, "--against", "state").stdout
+    assert "aggregate-1.n     add      count() int64" in text
+
+
+def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> None:
+    target = program(shop, CHANGED.format('total=sabot.sum(col("amount") * 2)'), AGENT)
+    refused = sabot_says("plan", target, "--against", "state")
+    assert refused.exit_code == 1
+    assert "what is given up is named: --drop aggregate-1.total --drop tumbling-1" in refused.stderr
+    assert sabot_says("run", target).exit_code == 1
+    words = ["--drop", "aggregate-1.total", "--drop", "tumbling-1"]
+    code, found = fates("plan", target, "--against", "state", *words)
+    assert code == 0
+    assert found == {"aggregate-1": "migrate", "aggregate-1.total": "add", "tumbling-1": "drop", "shop.seen": "keep"}
+    wrong = sabot_says("plan", target, "--against", "state", "--drop", "totals")
+    assert "--drop totals: neither the program nor the checkpoint has state of that name" in wrong.stderr

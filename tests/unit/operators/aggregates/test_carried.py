@@ -1,6 +1,7 @@
 """State of other aggregates taken over by an operator: groups that have left memory, and the rules by which aggregates are found again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sabot.api.windows import TumblingWindow
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.carried import ROWS_OF_A_KEY, fates
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed.running import RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
 from tools.operator_run import OperatorRun
@@ -71,9 +72,9 @@ def tuple_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def of(
-    before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], *drop: str, apart: bool = False
+    before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], *drop: str, keeps: Any = None, hidden: Any = ()
 ) -> dict[str, Any]:
-    found = fates(before, now, frozenset(drop), apart=apart)
+    found = fates(before, now, frozenset(drop), keeps=keeps, hidden=hidden)
     return {each.name: (each.outcome, each.source) for each in found}
 
 
@@ -106,11 +107,32 @@ def test_aggregates_that_keep_the_same_go_on_as_each_other_unless_they_are_over_
     before = [("v", "variance(x)", "double"), ("f", "first(x)", "int64")]
     now = [("sd", "stddev(x)", "double"), ("sd0", "stddev(x, ddof=0)", "double"), ("any", "any(x)", "int64")]
     assert of(before, now) == {"sd": ("keep", 0), "sd0": ("add", None), "any": ("keep", 1)}
-    assert {outcome for outcome, _ in of(before, now, apart=True).values()} == {"add", "drop"}
+    assert {outcome for outcome, _ in of(before, now, keeps=str).values()} == {"add", "drop"}
 
 
 def test_the_count_that_groups_have_anyway_is_not_told_as_gone() -> None:
-    assert of([("s", "sum(x)", "int64"), ROWS_OF_A_KEY], [("n", "count()", "int64")]) == {
+    assert of([("s", "sum(x)", "int64")], [("n", "count()", "int64")], hidden=[ROWS_OF_A_KEY]) == {
         "n": ("keep", 1),
         "s": ("drop", None),
     }
+
+
+def test_what_keeps_the_same_as_another_one_is_not_dropped_alone() -> None:
+    before = [("v", "variance(x)", "double"), ("sd", "stddev(x)", "double")]
+    assert of(before, before, "sd") == {"v": ("keep", 0), "sd": ("keep", None)}
+    assert of(before, before, "sd", "v") == {"v": ("add", None), "sd": ("add", None)}
+
+
+def test_a_checkpoint_of_before_in_which_variances_shared_with_others_is_taken_over(tmp_path: Path) -> None:
+    calls = [AggregateColumn("avg", "mean", "x"), AggregateColumn("sd", "stddev", "x", ddof=0)]
+    old = OperatorRun(lambda: running([replace(each, shares=True) for each in calls]), SCHEMA, ["user"], tmp_path / "a")
+    new = OperatorRun(lambda: running(calls), SCHEMA, ["user"], tmp_path / "b")
+    for run in (old, new):
+        run.feed(rows(1, 50))
+    (saved,) = old.checkpoint()
+    del saved.facts["reader"]["shares"]  # nothing was said of it
+    other = running(calls)
+    other.open(OperatorContext(SCHEMA))
+    other.restore([saved])
+    (then,), (now,) = ([each.to_pylist() for each in part.contents()] for part in (new.parts[0], other))
+    assert sorted(now, key=repr) == sorted(then, key=repr)
