@@ -23,22 +23,49 @@ from sabot.api.aggregates import (
     top_k,
     variance,
 )
-from sabot.api.context import AgentContext, Message
-from sabot.api.expr import Expr, coalesce, col, lit, struct, when
-from sabot.api.functions import BatchProcessContext, Process, ProcessContext, Timer
-from sabot.api.over import dense_rank, lag, lead, rank, row_number
-from sabot.api.patterns import Pattern, pattern, step
-from sabot.api.stream import KeyedStream, Stream, WindowedStream
-from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
-from sabot.app import App
+from sabot.api.asked_batches import AgentModel
+from sabot.api.context import AgentContext, Message, StateAccessor
+from sabot.api.expr import Expr, Then, When, coalesce, col, lit, struct, when
+from sabot.api.functions import (
+    BatchProcessContext,
+    BatchState,
+    BatchTimers,
+    BroadcastMap,
+    KeyList,
+    KeyMap,
+    KeyState,
+    Process,
+    ProcessContext,
+    Timer,
+    Timers,
+)
+from sabot.api.over import OverFunction, dense_rank, lag, lead, rank, row_number
+from sabot.api.patterns import Pattern, StepRows, pattern, step
+from sabot.api.stream import ConnectedStreams, GroupedStream, KeyedStream, ProcessedStream, Stream, WindowedStream
+from sabot.api.windows import (
+    CountWindow,
+    CumulativeWindow,
+    HoppingWindow,
+    SessionWindow,
+    TumblingWindow,
+    count_window,
+    cumulative,
+    hopping,
+    session,
+    tumbling,
+)
+from sabot.app import App, StateView
+from sabot.clock import Clock
 from sabot.codecs.records import Record
-from sabot.config import secret
+from sabot.config import Secret, secret
 from sabot.connectors.base import Sink, Source, Token, Track
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,
     CsvSink,
     CsvSource,
+    FileSink,
+    FileSource,
     NdjsonSink,
     NdjsonSource,
     ParquetSink,
@@ -67,28 +94,47 @@ from sabot.errors import (
     TransientError,
     UserError,
 )
+from sabot.state import StateBackend
+from sabot.state.values import ListState, MapState, ReducingState
 
 __all__ = [
     "AgentContext",
     "AgentFailed",
+    "AgentModel",
     "Aggregate",
     "App",
     "ArrowSink",
     "ArrowSource",
     "Batch",
     "BatchProcessContext",
+    "BatchState",
+    "BatchTimers",
+    "BroadcastMap",
     "BrokerUnavailable",
     "CheckpointFailed",
+    "Clock",
+    "ConnectedStreams",
     "CorruptCheckpoint",
+    "CountWindow",
     "CsvSink",
     "CsvSource",
+    "CumulativeWindow",
     "DataError",
     "DeliveryConflict",
     "EffectError",
     "Expr",
+    "FileSink",
+    "FileSource",
+    "GroupedStream",
+    "HoppingWindow",
     "InputChanged",
     "JobLocked",
+    "KeyList",
+    "KeyMap",
+    "KeyState",
     "KeyedStream",
+    "ListState",
+    "MapState",
     "Message",
     "MissingExtra",
     "NdjsonSink",
@@ -96,26 +142,39 @@ __all__ = [
     "NoStateBackend",
     "NonDeterminism",
     "NotSent",
+    "OverFunction",
     "Overloaded",
     "ParquetSink",
     "ParquetSource",
     "Pattern",
     "Process",
     "ProcessContext",
+    "ProcessedStream",
     "Record",
+    "ReducingState",
     "RowErrors",
     "SabotError",
+    "Secret",
+    "SessionWindow",
     "Sink",
     "Source",
     "SqlSink",
+    "StateAccessor",
+    "StateBackend",
+    "StateView",
+    "StepRows",
     "StorageLost",
     "Stream",
+    "Then",
     "Timer",
+    "Timers",
     "Token",
     "Track",
     "TransientError",
+    "TumblingWindow",
     "UserAggregate",
     "UserError",
+    "When",
     "WindowedStream",
     "aggregate_with",
     "any",

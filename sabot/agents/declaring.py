@@ -4,14 +4,18 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import pyarrow as pa
 
 from sabot.agents.outside import AppJobs
 from sabot.agents.runtime import AgentRuntime
-from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.api.agent import AGENT_OPTIONS, AgentSpec, MailboxFull, OnError
 from sabot.clock import Clock
 from sabot.config import Duration, checked_name, checked_topic
+from sabot.connectors.base import Delivery, Sink, Source
 from sabot.errors import UserError, short_repr
+from sabot.jobs.tree import ChildLimits
 from sabot.state import state_directory
 
 if TYPE_CHECKING:
@@ -119,6 +123,60 @@ class DeclaresAgents:
 
             self._judge = judge_of(self.id, self.gates, self.clock)
         return self._judge
+
+    @overload
+    def agent(
+        self,
+        topic: str | Source | Sequence[str | Source] | None = None,
+        *,
+        name: str | None = None,
+        batch: Literal[False] = False,
+        key: str | None = None,
+        sink: "str | Sink | Callable[..., Any] | None" = None,
+        schema: pa.Schema | Mapping[str, Any] | None = None,
+        concurrency: int = 1,
+        timeout: Duration | None = None,
+        on_error: OnError = "fail",
+        retries: int = 3,
+        backoff: Duration = "100ms",
+        rate: str | float | None = None,
+        dead_letter: str | Sink = "{topic}.dlq",
+        delivery: Delivery = None,
+        start: str | int = "earliest",
+        on_timer: Callable[..., Any] | None = None,
+        durable: bool = False,
+        mailbox: int | None = None,
+        mailbox_full: MailboxFull | None = None,
+        job_id: str | None = None,
+        scope: str | None = None,
+        principal: str | None = None,
+        labels: Collection[str] | None = None,
+        children: ChildLimits | None = None,
+    ) -> Callable[[F], F]: ...
+
+    @overload
+    def agent(
+        self,
+        topic: str | Source | Sequence[str | Source] | None = None,
+        *,
+        name: str | None = None,
+        batch: Literal[True],
+        key: str | None = None,
+        sink: "str | Sink | Callable[..., Any] | None" = None,
+        schema: pa.Schema | Mapping[str, Any] | None = None,
+        concurrency: int = 1,
+        timeout: Duration | None = None,
+        on_error: OnError = "fail",
+        retries: int = 3,
+        backoff: Duration = "100ms",
+        rate: str | float | None = None,
+        dead_letter: str | Sink = "{topic}.dlq",
+        delivery: Delivery = None,
+        start: str | int = "earliest",
+        durable: bool = False,
+        labels: Collection[str] | None = None,
+        children: ChildLimits | None = None,
+    ) -> Callable[[F], F]: ...
 
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.

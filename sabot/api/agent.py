@@ -14,7 +14,7 @@ from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_
 from sabot.errors import UserError
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
-__all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
+__all__ = ["AGENT_OPTIONS", "AgentSpec", "MailboxFull", "OnError", "as_schema"]
 
 OnError = Literal["fail", "retry", "skip"]
 

@@ -75,17 +75,21 @@ class KeyState(Protocol):
     def put(self, value: Any) -> None:
         """Sets the value. None deletes it."""
 
-    def delete(self) -> None: ...
+    def delete(self) -> None:
+        """Removes the value."""
 
 
 class KeyList(Protocol):
     """A list of the key. Adding to it costs the same however long it is."""
 
-    def add(self, value: Any) -> None: ...
+    def add(self, value: Any) -> None:
+        """Adds a value at the end."""
+
     def get(self) -> list[Any]:
         """The whole list, in order; [] when absent."""
 
-    def delete(self) -> None: ...
+    def delete(self) -> None:
+        """Removes the whole list."""
 
 
 class KeyMap(Protocol):
@@ -97,7 +101,9 @@ class KeyMap(Protocol):
     def put(self, field: Any, value: Any) -> None:
         """Sets the value of the field. None removes the field."""
 
-    def items(self) -> dict[Any, Any]: ...
+    def items(self) -> dict[Any, Any]:
+        """All fields and their values."""
+
     def delete(self, field: Any = ...) -> None:
         """Removes one field, or without `field` all of them."""
 
@@ -118,7 +124,9 @@ class Timers(Protocol):
 class BroadcastMap(Protocol):
     """A map that all keys share, the same in every subtask. The values it returns must not be changed."""
 
-    def get(self, key: Any, default: Any = None) -> Any: ...
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value of the key; `default` when absent."""
+
     def items(self) -> Mapping[Any, Any]:
         """All keys and values, in the order in which the keys were first put."""
 
@@ -176,15 +184,21 @@ class BatchState(Protocol):
     def put_many(self, keys: Array, values: Array) -> None:
         """Sets the values of these keys. Null deletes; of equal keys the last value counts. Times and decimals have to be cast first."""
 
-    def delete_many(self, keys: Array) -> None: ...
+    def delete_many(self, keys: Array) -> None:
+        """Removes the values of these keys."""
 
 
 class BatchTimers(Protocol):
     """Timers of many keys; `at`: int64 ms, one for each key, or one for all."""
 
-    def event_many(self, keys: Array, at: Array | int) -> None: ...
-    def processing_many(self, keys: Array, at: Array | int) -> None: ...
-    def delete_many(self, keys: Array, at: Array | int, *, kind: str = "event") -> None: ...
+    def event_many(self, keys: Array, at: Array | int) -> None:
+        """Sets for each key a timer that fires when the watermark reaches its time."""
+
+    def processing_many(self, keys: Array, at: Array | int) -> None:
+        """Sets for each key a timer that fires when the clock reaches its time."""
+
+    def delete_many(self, keys: Array, at: Array | int, *, kind: str = "event") -> None:
+        """Deletes the timers of these keys at these times, where there are any."""
 
 
 class BatchProcessContext(Protocol):

@@ -173,9 +173,11 @@ class ValueState(_State):
         return None if data is None else self._decoded(data)
 
     async def put(self, key: object, value: object) -> None:
+        """Sets the value of the key. None removes it."""
         self._write(self._namespace, self._key(key), None if value is None else self._encoded(value))
 
     async def delete(self, key: object) -> None:
+        """Removes the value of the key."""
         self._write(self._namespace, self._key(key), None)
 
     def get_many(self, keys: "pa.Array[Any]") -> "pa.Array[Any]":
@@ -229,6 +231,7 @@ class PlainList(_State):
     __slots__ = ()
 
     def add_at(self, base: bytes, value: object) -> None:
+        """Adds a value at the end of the list under this encoded key."""
         data = self._encoded(value)
         first, end = self._head(_LIST, base)
         self._write(self._namespace, state_key(end, scope=base), data)
@@ -246,6 +249,7 @@ class PlainList(_State):
         return [self._decoded(data) for data in found if data is not None]
 
     def delete_at(self, base: bytes) -> None:
+        """Removes the whole list under this encoded key."""
         first, end = self._head(_LIST, base)
         if end - first > _PLACES:
             self._read_places(base, first, end)
@@ -259,6 +263,7 @@ class ListState(PlainList):
     __slots__ = ()
 
     async def add(self, key: object, value: object) -> None:
+        """Adds a value at the end of the list."""
         self.add_at(self._key(key), value)
 
     async def get(self, key: object) -> list[Any]:
@@ -266,6 +271,7 @@ class ListState(PlainList):
         return self.entries_at(self._key(key))
 
     async def delete(self, key: object) -> None:
+        """Removes the whole list."""
         self.delete_at(self._key(key))
 
 
@@ -405,6 +411,7 @@ class ReducingState:
         self._reduce = reduce
 
     async def add(self, key: object, value: object) -> None:
+        """Makes the value of the key reduce(value, new), or the new one where there is none."""
         old = await self._state.get(key)
         await self._state.put(key, value if old is None else self._reduce(old, value))
 
@@ -413,6 +420,7 @@ class ReducingState:
         return await self._state.get(key)
 
     async def delete(self, key: object) -> None:
+        """Removes the value of the key."""
         await self._state.delete(key)
 
 
