@@ -56,9 +56,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
     """The steps by which this process is confined for good, in order, with their names. They raise OSError.
 
-    plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0: not),
-    filter (which sockets, None: no filter), system and readable (paths that can be read), writable, devices, ports (None: any),
-    temp_bytes.
+    plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0:
+    not), filter (which sockets, None: no filter), links (symbolic links on the way to paths, and to where they point), system and readable
+    (paths that can be read), writable, devices, ports (None: any), temp_bytes.
     """
     steps: list[tuple[str, Callable[[], None]]] = []
     ruleset: list[int] = []
@@ -206,6 +206,11 @@ def _mount(plan: Mapping[str, Any]) -> None:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, path.encode(), _MOVE_EMPTY_PATH, path=path)
         os.close(tree)
+    for path, target in plan["links"]:
+        if _is_below(path, covers) and not os.path.lexists(path):
+            with suppress(OSError):  # in a folder that was put back as it is
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.symlink(target, path)
     for cover in covers:
         if cover not in PRIVATE and cover not in trees:
             _set_attributes(_AT_FDCWD, cover, _ATTR_RDONLY)
@@ -360,7 +365,7 @@ def probe() -> dict[str, Any]:
 
         return run
 
-    nothing = {"user": user, "readable": [], "writable": [], "temp_bytes": 4096, "proc": False}
+    nothing = {"user": user, "readable": [], "links": [], "writable": [], "temp_bytes": 4096, "proc": False}
     trial("capabilities", inside(_drop_all))
     if trial("mounts", inside(lambda: _mount(nothing))):
         trial("proc", inside(lambda: _mount({**nothing, "proc": True})))

@@ -297,7 +297,9 @@ def confined(
     if level is TrustLevel.STANDARD:
         seen.setdefault("RES_OPTIONS", "use-vc")  # names are asked for by TCP
     readable += [each for each in (os.path.realpath("/etc/resolv.conf"),) if os.path.exists(each)]
-    readable += _program(argv[0], environment.get("PATH", os.defpath), where)
+    readable += _program(argv[0], environment, where)
+    named = [*sandbox.readable, *sandbox.writable, directory or "/tmp", *environment.get("PATH", os.defpath).split(":")]
+    links = [each for path in (*named, *_places(argv[0], environment, where)) for each in _links(path)]
     system = ["/"]
     if level is not TrustLevel.TRUSTED:
         private = support.proc and "neighbours" in means
@@ -316,6 +318,7 @@ def confined(
         "landlock": support.landlock if support.landlock >= 2 else 0,
         "filter": ("isolated" if own_network else sockets) if "filter" in means else None,
         "system": system,
+        "links": sorted(set(links)),
         "readable": _outermost(readable),
         "writable": _outermost(writable),
         "devices": [each for each in _DEVICES if os.path.exists(each)],
@@ -325,6 +328,26 @@ def confined(
     if isolated and own_network:
         plan["ports"] = None  # its loopback is its own
     return Confined(plan, seen, where, means)
+
+
+def _places(program: str, environment: Mapping[str, str], directory: str) -> Iterator[str]:
+    """The file that is run, if there is one."""
+    for each in candidates(program, environment.get("PATH", os.defpath)):
+        place = os.path.join(directory, each)
+        if os.path.isfile(place) and os.access(place, os.X_OK):
+            yield place
+            return
+
+
+def _links(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """The symbolic links on the way to the path, and to where each points."""
+    way = "/"
+    for name in os.path.abspath(path).split("/")[1:]:
+        place = os.path.join(way, name)
+        if os.path.islink(place):
+            yield place, os.readlink(place)
+            place = os.path.realpath(place)
+        way = place
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
@@ -357,21 +380,18 @@ def _may_be_written(program: str, path: str | os.PathLike[str]) -> str:
     return real
 
 
-def _program(program: str, path: str, directory: str) -> list[str]:
+def _program(program: str, environment: Mapping[str, str], directory: str) -> list[str]:
     """What is read to run a program: its file, the interpreter that its first line names, what was installed with either; and the programs
     on the path, for it to run.
     """
     found: list[str] = []
-    for each in path.split(os.pathsep):
+    for each in environment.get("PATH", os.defpath).split(os.pathsep):
         folder = os.path.realpath(each)
         above_home = f"{os.path.expanduser('~')}/".startswith(f"{folder.rstrip('/')}/")
         if os.path.isabs(each) and os.path.isdir(folder) and not above_home:
             found += [folder, *_installation(folder)]
-    for each in candidates(program, path):
-        place = os.path.join(directory, each)
-        if os.path.isfile(place) and os.access(place, os.X_OK):
-            found += _installed(place)
-            break
+    for place in _places(program, environment, directory):
+        found += _installed(place)
     return found
 
 
@@ -394,7 +414,10 @@ def _installed(file: str, depth: int = 0) -> Iterator[str]:
 
 
 def _installation(folder: str) -> Iterator[str]:
-    """The parts of an installation of Python or Node in whose `bin` a program is."""
+    """The parts of an installation of Python or Node in whose `bin` a program is; or all packages of Node where it lies among them."""
+    before, packages, _ = f"{folder}/".partition("/node_modules/")
+    if packages:
+        yield f"{before}/node_modules"
     prefix = Path(folder).parent
     settings = prefix / "pyvenv.cfg"
     if (

@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 from sabot.mcp import McpConfig, McpServerPool, ToolCall
+from sabot.process import Sandbox, SandboxUnavailable
+from sabot.process.sandbox import check_available
 from tools.mcp_real import command
 
 pytestmark = pytest.mark.slow  # each server takes seconds to start
@@ -140,3 +142,25 @@ async def test_a_server_on_the_sdk_before_2_speaks_the_first_protocol(pool, star
     session = await pool.session("old")
     assert await session.version() == "2024-11-05"
     assert (await session.call("add", {"a": 1})).text == "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "tool", "arguments"),
+    [
+        ("time", "get_current_time", {"timezone": "UTC"}),
+        ("git", "git_status", {"repo_path": "."}),
+        ("everything", "echo", {"message": "heard"}),
+        ("filesystem", "list_directory", {"path": "."}),
+    ],
+)
+async def test_servers_run_in_a_sandbox(pool, start, repository, name, tool, arguments):
+    """Those of Python and those of Node: what they need to run is found."""
+    try:
+        check_available(Sandbox(level="untrusted"), name)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    words = start(name, *{"git": ["--repository", "."], "filesystem": ["."]}.get(name, []))
+    pool.add(name, command=words, trust="untrusted", working_dir=repository)
+    result = await (await pool.session(name)).call(tool, arguments)
+    assert not result.is_error
+    assert {"time": "UTC", "git": "On branch", "everything": "heard", "filesystem": ".git"}[name] in result.text

@@ -327,9 +327,24 @@ async def test_a_program_below_a_folder_that_nobody_may_pass(supervisor: Supervi
     program = area / "state/bin/program"
     program.write_text("#!/bin/sh\necho ran; ls -A " + str(area / "state"))
     program.chmod(0o755)
+    (area / "state/current").symlink_to(".")
     (area / "state").chmod(0o700)
-    child = await supervisor.spawn(Command(argv=[str(program)], trust="trusted"))
-    assert (await everything(child))[0] == "ran\nbin\n"
+    for path in program, area / "state/current/bin/program":
+        child = await supervisor.spawn(Command(argv=[str(path)], trust="trusted"))
+        assert (await everything(child))[0] == "ran\nbin\n" + "current\n" * (path != program)
+
+
+@needs
+async def test_a_program_of_node_finds_its_packages(supervisor: Supervisor, area: Path) -> None:
+    packages = area / "state/node_modules"
+    for folder in ".bin", "one/dist", "two":
+        (packages / folder).mkdir(parents=True)
+    (packages / "two/words").write_text("found")
+    (packages / "one/dist/cli.js").write_text('#!/bin/sh\ncat "$(dirname "$(readlink -f "$0")")/../../two/words"\n')
+    (packages / "one/dist/cli.js").chmod(0o755)
+    (packages / ".bin/one").symlink_to("../one/dist/cli.js")
+    child = await supervisor.spawn(Command(argv=[str(packages / ".bin/one")], trust="untrusted"))
+    assert (await everything(child))[0] == "found"
 
 
 @needs
