@@ -12,7 +12,7 @@ came: `CommunicationError`. The others are not touched, and another child takes 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -168,10 +168,12 @@ class ProgramPool:
         line = stdin.encode()
         if self._protocol == "json":
             line = b'{"id": %s, "record": %s}\n' % (encode_json(run_id.key), line.rstrip(b"\n"))
-        with suppress(CommunicationError):  # it has ended: then its output has, too
-            assert resident.child.stdin is not None
+        assert resident.child.stdin is not None
+        try:
             resident.child.stdin.write(line)
             await resident.child.stdin.drain()
+        except CommunicationError:  # it does not read any more, whether it has ended or not
+            raise await self._lost(resident, "") from None
         found: list[str] = []
         for count in range(1, MAX_LINES + 2):
             try:

@@ -279,6 +279,14 @@ async def test_a_child_that_is_no_good_is_ended_and_the_record_in_its_hand_has_f
     assert why in messages(app)[0]
 
 
+async def test_a_child_that_does_not_read_any_more_is_ended(app: App, tmp_path: Path) -> None:
+    pooled(app, "exec <&-; exec sleep 1000", tmp_path, on_error="skip")
+    publish(app, "tasks", ["x" * 1_000_000])
+    async with started(app):
+        await until(lambda: len(messages(app)) == 1)
+    assert "was ended by signal 15, with a record in hand" in messages(app)[0]
+
+
 async def test_what_a_child_writes_without_being_asked_is_nobodys_answer(app: App, tmp_path: Path) -> None:
     script = 'while read -r line; do echo "$$ $line"; [ -e once ] || { touch once; echo "one more"; }; done'
     pooled(app, script, tmp_path)
