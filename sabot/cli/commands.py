@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 from json import dumps as encoded
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +24,10 @@ from sabot.cli.mcp import mcp
 from sabot.cli.planning import plan
 from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
+from sabot.cli.reloading import reload_on_change, words_of
 from sabot.cli.replaying import diff_jobs, fork_job, record, replay
 from sabot.cli.running import guarded, leave_at_once, run_app
+from sabot.cli.starting import init
 from sabot.cli.states import checkpoint, list_checkpoints, restore
 from sabot.errors import UserError
 from sabot.logs import LOG_FORMATS, LOG_LEVELS, set_up_logging
@@ -43,6 +47,7 @@ _cli = typer.Typer(
 )
 _demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
 _cli.add_typer(_demos, name="demo")
+_cli.command()(init)
 _cli.command()(plan)
 _cli.command("state")(read_state)
 _cli.command()(plugins)
@@ -172,6 +177,9 @@ def run(
     from_: From = None,
     redeliver: Redeliver = None,
     restart: Restart = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: start again when a file of the program changes.")
+    ] = False,
 ) -> None:
     """Run an app until its input ends, or Ctrl-C. The options override what the program says."""
     settings = {
@@ -192,6 +200,11 @@ def run(
         "redeliver": redeliver,
         "restart": restart,
     }
+    if reload:
+        said = {"loglevel": loglevel, "log_format": log_format, **settings}
+        command = [sys.executable, "-m", "sabot", "run", target]
+        first, again = ([*command, *words_of(said, again=each)] for each in (False, True))
+        raise typer.Exit(reload_on_change(first, again, Path.cwd()))
     set_up_logging(loglevel, log_format)
     raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
 

@@ -1,0 +1,56 @@
+"""`sabot init`: the project that it writes runs, and its test passes."""
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sabot.cli import load_app
+from tools.command_line import sabot_says
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The project, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    found = sabot_says("init", "shop")
+    assert found.exit_code == 0, found.output
+    monkeypatch.chdir("shop")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "shop"), *sys.path])
+    yield tmp_path / "shop"
+    for name in ("app", "test_app"):
+        sys.modules.pop(name, None)
+
+
+def test_the_project_runs(shop: Path) -> None:
+    asyncio.run(load_app("app:app").run())
+    assert [json.loads(line) for line in (shop / "alerts.ndjson").read_text().splitlines()] == [
+        {"account": "b", "cents": 500000}
+    ]
+
+
+def test_its_test_passes(shop: Path, tmp_path: Path) -> None:
+    test = importlib.import_module("test_app")
+    test.test_large_payments_raise_an_alert_each_once_whatever_crashes(tmp_path / "lives")
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "mine.txt").write_text("mine")
+    found = sabot_says("init", "shop")
+    assert found.exit_code == 2
+    assert "shop is there and not empty: nothing is written" in found.stderr
+    assert [each.name for each in (tmp_path / "shop").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["1st", "a b", "ä"])
+def test_a_name_that_no_app_can_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = sabot_says("init", name)
+    assert (found.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "cannot be the name of a project" in found.stderr
