@@ -12,9 +12,10 @@ WHOLE = re.compile(r"(?<![\w/.{}\"'-])(?:tests|sabot|docs|benchmarks|tools|examp
 # A path from the package's root, between backticks: `runtime/task`, `runtime/task.StreamTask`, `api/nodes/`.
 ROOM = re.compile(r"`(?:sabot/)?([a-z_]+(?:/[a-z_]+)+/?)(?:\.(\w+))?[`(]")
 
-NOT_OURS = {  # paths of a user's project, and of a job's directory
+NOT_OURS = {  # paths of a user's project, of a job's directory, and of what Python makes
     "examples/app.py",
     "state/checkpoints",
+    "tests/unit/__pycache__",
 }
 MADE_BY_TESTS = {"test_it.py", "test_page.py"}
 
