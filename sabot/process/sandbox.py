@@ -10,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -138,6 +138,8 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "level", _level(self.level))
+        if isinstance(self.readable, str) or isinstance(self.writable, str):
+            raise UserError("readable and writable of a sandbox are lists of paths", hint='readable=["/data"]')
         if self.temp_bytes < 4096:
             raise UserError("a sandbox has less than 4096 bytes of temp_bytes")
         if wrong := [port for port in self.ports if not 0 < port < 1 << 16]:
@@ -319,7 +321,7 @@ def confined(
         "filter": ("isolated" if own_network else sockets) if "filter" in means else None,
         "system": system,
         "links": sorted(set(links)),
-        "readable": _outermost(readable),
+        "readable": [each for each in _outermost(readable) if not _is_in(each, writable)],
         "writable": _outermost(writable),
         "devices": [each for each in _DEVICES if os.path.exists(each)],
         "ports": list(sandbox.ports) if level is TrustLevel.STANDARD else None if level is TrustLevel.TRUSTED else [],
@@ -354,9 +356,14 @@ def _outermost(paths: Sequence[str]) -> list[str]:
     """Without those that lie in another one."""
     found: list[str] = []
     for path in sorted(set(paths)):
-        if not any(path.startswith(f"{each.rstrip('/')}/") for each in found):
+        if not _is_in(path, found):
             found.append(path)
     return found
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    """Whether the path is one of these, or lies in one."""
+    return any(f"{path.rstrip('/')}/".startswith(f"{each.rstrip('/')}/") for each in folders)
 
 
 def _real(program: str, path: str | os.PathLike[str]) -> str:
@@ -369,10 +376,9 @@ def _real(program: str, path: str | os.PathLike[str]) -> str:
 def _may_be_written(program: str, path: str | os.PathLike[str]) -> str:
     real = _real(program, path)
     leases = os.path.realpath(folder_of_leases())
-    of_the_system = any(f"{real}/".startswith(f"{each}/") for each in _NOT_WRITABLE)
-    if real == "/" or (of_the_system and not real.startswith("/dev/shm/")):
+    if real == "/" or (_is_in(real, _NOT_WRITABLE) and not _is_in(real, ["/dev/shm"])):
         raise SandboxPathRefused(f"{program}: its sandbox may not write in {real!r}", hint="a folder for it alone")
-    if f"{leases}/".startswith(f"{real.rstrip('/')}/"):
+    if _is_in(leases, [real]):
         raise SandboxPathRefused(
             f"{program}: its sandbox may not write in {real!r}, where the supervisor keeps its leases ({leases})",
             hint="a folder for it alone",
@@ -387,8 +393,7 @@ def _program(program: str, environment: Mapping[str, str], directory: str) -> li
     found: list[str] = []
     for each in environment.get("PATH", os.defpath).split(os.pathsep):
         folder = os.path.realpath(each)
-        above_home = f"{os.path.expanduser('~')}/".startswith(f"{folder.rstrip('/')}/")
-        if os.path.isabs(each) and os.path.isdir(folder) and not above_home:
+        if os.path.isabs(each) and os.path.isdir(folder) and not _is_in(os.path.expanduser("~"), [folder]):
             found += [folder, *_installation(folder)]
     for place in _places(program, environment, directory):
         found += _installed(place)

@@ -335,6 +335,16 @@ async def test_a_program_below_a_folder_that_nobody_may_pass(supervisor: Supervi
 
 
 @needs
+async def test_what_it_may_write_it_may_write_also_where_its_programs_are(supervisor: Supervisor) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "bin").mkdir()
+        where = {"PATH": f"{folder}/bin:/usr/bin:/bin"}
+        script = "echo 'echo made' > bin/made; chmod +x bin/made; PATH=$PWD/bin sh -c made || made"
+        child = await supervisor.spawn(sh(script, trust="untrusted", working_dir=folder, environment=where))
+        assert (await everything(child))[0] == "made\n"
+
+
+@needs
 async def test_a_program_of_node_finds_its_packages(supervisor: Supervisor, area: Path) -> None:
     packages = area / "state/node_modules"
     for folder in ".bin", "one/dist", "two":
@@ -507,6 +517,8 @@ def test_settings_that_mean_nothing() -> None:
         Command(argv=["true"], trust="high")
     with pytest.raises(UserError, match="no ports of TCP: 0, 70000"):
         Sandbox(level="standard", ports=[0, 443, 70000])
+    with pytest.raises(UserError, match="are lists of paths"):
+        Sandbox(level="standard", readable="/data")
     with pytest.raises(UserError, match="less than 4096 bytes"):
         Sandbox(level="standard", temp_bytes=0)
 
