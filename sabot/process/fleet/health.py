@@ -223,6 +223,7 @@ class HealthMonitor:
         finally:
             if request in watched.open:
                 watched.open.discard(request)
+                watched = self._agents.get(agent_id, watched)  # another child may be registered since
                 self._record(watched, self._clock.monotonic() - request.began, request.failed)
             self._look_after()
 

@@ -51,7 +51,7 @@ class FleetReplica:
     work: "asyncio.Task[Any] | None" = None
     is_given_back: bool = False  # what it does is to be done by another one
     failures: int = 0  # of the fleet, when it was started
-    seen_cpu: float = 0.0
+    seen_cpu: float | None = None  # seconds, when it was measured last
     seen_at: float = 0.0
 
     @property
@@ -167,7 +167,7 @@ class FleetManager:
                     f"fleet {self.name!r}: {replicas} replicas are fewer than min_replicas={self.config.min_replicas}"
                 )
             if replicas > self._target:
-                await self._grow(replicas)
+                await to_the_end(self._grow(replicas))
                 self._counts["up"] += 1
             elif replicas < self._target:
                 await self._shrink(self._target - replicas)
@@ -272,11 +272,15 @@ class FleetManager:
         except CommunicationError:  # its supervisor was killed: its end is on the way
             return None
         now = self._clock.monotonic()
-        passed, used = now - replica.seen_at, usage.cpu_seconds - replica.seen_cpu
-        if passed <= 0:
+        passed, before = now - replica.seen_at, replica.seen_cpu
+        if before is not None and passed <= 0:
             return usage, None
         replica.seen_at, replica.seen_cpu = now, usage.cpu_seconds
-        return usage, 100 * max(0.0, used) / passed / ((self._limits.cpu_limit_percent or 100) / 100)
+        if before is None:
+            return usage, None
+        return usage, 100 * max(0.0, usage.cpu_seconds - before) / passed / (
+            (self._limits.cpu_limit_percent or 100) / 100
+        )
 
     # -- work -----------------------------------------------------------------------------------------------------------
 
@@ -287,6 +291,9 @@ class FleetManager:
             if not replica.is_busy and _can_work(replica):
                 replica.quiet.clear()
                 return replica
+        if self._target == 0:  # it need not wait for a look
+            self._target = 1
+            self._restore()
         waiting: asyncio.Future[FleetReplica] = asyncio.get_running_loop().create_future()
         self._waiting.insert(0 if first else len(self._waiting), waiting)
         try:
@@ -357,6 +364,8 @@ class FleetManager:
         return [each for each in self._replicas if each.state == "active"]
 
     async def _grow(self, replicas: int) -> None:
+        if not self._running:
+            raise self._not_running()
         wanted = replicas - self._target
         self._target = replicas
         self._starting += wanted
@@ -375,19 +384,22 @@ class FleetManager:
 
     async def _add(self) -> None:
         try:
-            await to_the_end(self._begin())
+            await self._begin()
         finally:
             self._starting -= 1
 
     async def _begin(self) -> None:
-        before = 0.0
         if isinstance(self._what, WarmPool):
-            child = await self._what.allocate(self.config.spawn_timeout_secs)
-            before = (await child.usage()).cpu_seconds
+            self._enter(await self._what.allocate(self.config.spawn_timeout_secs), None)
         else:
-            child = await (await Supervisor.running()).spawn(self._what)
+            await to_the_end(self._spawn(self._what))
+
+    async def _spawn(self, command: Command) -> None:
+        self._enter(await (await Supervisor.running()).spawn(command), 0.0)
+
+    def _enter(self, child: Child, cpu_seconds: float | None) -> None:
         replica = FleetReplica(next(self._numbers), child, failures=self._failures)
-        replica.seen_at, replica.seen_cpu = self._clock.monotonic(), before
+        replica.seen_at, replica.seen_cpu = self._clock.monotonic(), cpu_seconds
         self._replicas.append(replica)
         self._keep(self._see_end(replica))
         self._offer(replica)
@@ -420,7 +432,7 @@ class FleetManager:
                 if failures := self._failures:
                     await self._sleep(min(_LONGEST_BACKOFF_SECONDS, 2.0 ** (failures - 1)))
                 try:
-                    await to_the_end(self._begin())
+                    await self._begin()
                     begun = True
                 except (AgentError, OSError) as error:
                     self._failures = max(self._failures, failures + 1)
@@ -432,11 +444,13 @@ class FleetManager:
         """Drains so many. Those that were drained are gone, whatever becomes of the others."""
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
         self._target -= by  # what dies meanwhile is not replaced
-        drained = await asyncio.gather(*map(self._drain, some), return_exceptions=True)
-        failed = [each for each in drained if isinstance(each, BaseException)]
-        self._target += len(failed)
-        if failed:
-            raise failed[0]
+        try:
+            drained = await asyncio.gather(*map(self._drain, some), return_exceptions=True)
+        finally:
+            self._target += sum(each.state == "active" for each in some)
+        for error in drained:
+            if isinstance(error, BaseException):
+                raise error
 
     async def _drain(self, replica: FleetReplica) -> None:
         replica.state = "draining"

@@ -256,6 +256,52 @@ async def test_fewer_are_kept_when_fewer_were_wanted_for_five_minutes() -> None:
         assert actions == ["none"] * 19 + ["down"]
 
 
+async def test_a_fleet_of_none_starts_a_replica_for_the_first_work_at_once(supervisor: Supervisor) -> None:
+    async with fleet_of(min_replicas=0) as fleet:
+        assert children_of(supervisor.pid) == []
+        assert await asyncio.gather(*(fleet.run(echo(str(number))) for number in range(3))) == ["0", "1", "2"]
+        assert len(fleet.replicas) == 1
+        await fleet.scale_to(0)
+        assert children_of(supervisor.pid) == []
+        assert await fleet.run(echo("again")) == "again"
+
+
+async def test_a_scaling_that_is_cancelled_leaves_as_many_as_are_counted(supervisor: Supervisor) -> None:
+    async with fleet_of(max_replicas=9) as fleet:
+        growing = asyncio.ensure_future(fleet.scale_to(4))
+        await asyncio.sleep(0)
+        growing.cancel()
+        await asyncio.wait([growing])
+        assert len(fleet.replicas) == (await fleet.evaluate()).current == 4
+        gate = Gate()
+        work = await busy(fleet, gate, 4)
+        shrinking = asyncio.ensure_future(fleet.scale_to(1))
+        await until(lambda: sum(each.state == "draining" for each in fleet.replicas) == 3)
+        shrinking.cancel()
+        await asyncio.wait([shrinking])
+        assert [each.state for each in fleet.replicas] == ["active"] * 4
+        assert (await fleet.evaluate()).current == 4
+        gate.open()
+        await asyncio.gather(*work)
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 2, 3, 4, 5])
+async def test_a_fleet_is_closed_while_it_waits_for_a_warm_child(tmp_path: Path, ticks: int) -> None:
+    (tmp_path / "go").touch()
+    command = sh("while [ ! -e go ]; do sleep 0.005; done; echo ready; exec cat", working_dir=tmp_path)
+    async with WarmPool(command, WarmPoolConfig(size=1), ready="ready") as pool:
+        (tmp_path / "go").unlink()
+        fleet = fleet_of(pool)
+        await fleet.start()
+        growing = asyncio.ensure_future(fleet.scale_to(3))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await fleet.close()
+        with pytest.raises(UserError, match="does not run"):
+            await growing
+        assert pool.status().given_out == 0
+
+
 async def test_what_comes_and_goes_changes_nothing() -> None:
     time, lag = ByHand(), [0.0]
     async with fleet_of(CAT, time, lag=lambda: lag[0]) as fleet:

@@ -278,6 +278,17 @@ async def test_memory_and_cpu_of_children_are_measured(watch: Watch, supervisor:
     await child.stop(0)
 
 
+async def test_work_counts_for_its_agent_whatever_child_it_has_by_then(watch: Watch, supervisor: Supervisor) -> None:
+    watch.register("worker")
+    with watch.request("worker"):
+        child = await supervisor.spawn(SLEEP)
+        watch.register("worker", child)
+        assert watch.snapshot("worker").in_progress == 1
+    assert (watch.snapshot("worker").requests, watch.snapshot("worker").in_progress) == (1, 0)
+    assert next(each.value for each in watch.samples() if each.name == "sabot_process_requests_total") == 1
+    await child.stop(0)
+
+
 async def test_who_is_not_watched_is_not_known(watch: Watch) -> None:
     watch.register("worker")
     watch.unregister("worker")
