@@ -206,7 +206,7 @@ class App(DeclaresAgents, HasLifespan):
             self.reprocess = {name if "." in name else f"{self.id}.{name}" for name in reprocess}
         if schema is not None:
             self.refresh_schema = one_of("schema", schema, ("kept", "refresh")) == "refresh"
-        dropped = None if drop is None else frozenset(drop)
+        dropped = None if drop is None else frozenset([drop] if isinstance(drop, str) else drop)
         for name, value in (("fresh", fresh), ("forget_effects", forget_effects), ("drop", dropped)):
             if value is not None:
                 setattr(self, name, value)

@@ -8,6 +8,7 @@ operator may change, and so may its aggregates, each of which is found again by 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from sabot.errors import UserError
@@ -68,8 +69,8 @@ class Verdict(NamedTuple):
     @property
     def ways(self) -> list[str]:
         """The options by which the user gives up what would be lost, and no more."""
-        refused = [f"--drop {self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
-        return refused or [f"--drop {self.id}"]
+        names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"] or [self.id]
+        return [f"--drop {quote(name)}" for name in names]
 
 
 class _Saved(NamedTuple):
@@ -390,7 +391,7 @@ def _taken_over(name: str, before: Any, now: Any, old: _Saved, new: Planned) -> 
 
 def _difference(name: str, before: Any, now: Any) -> str:
     """What differs, for people."""
-    if name in ("aggregates", "columns", "keys") and _rows(before) and _rows(now):
+    if name in ("columns", "keys", "left", "right", "rows") and _rows(before) and _rows(now):
         return "; ".join(_differences_in(name, before, now))
     unit = _UNITS.get(name, "")
     one, two = (f"{value}{unit}" if value is not None else "none" for value in (before, now))
@@ -404,7 +405,7 @@ def _rows(value: Any) -> bool:
 def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) -> Iterator[str]:
     """How two lists of named things differ: what each thing was and is, which came and went, or their order."""
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
-    one = {"aggregates": "aggregate", "columns": "column", "keys": "key"}[name]
+    one = {"columns": "column", "keys": "key"}.get(name, f"{name} column")  # else those of one side
     for each in dict.fromkeys([*old, *new]):
         if each not in new:
             yield f"{one} {each} is gone ({old[each]})"
