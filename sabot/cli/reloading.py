@@ -4,6 +4,7 @@ A change stops the child as SIGTERM does, with a final checkpoint, from which th
 nothing: the error is told, and the child goes on until the file is mended. A child that ends by itself is started at the next change.
 """
 
+import ast
 import os
 import signal
 import subprocess
@@ -127,7 +128,7 @@ def _wrong(changed: Sequence[Path]) -> str | None:
     """The first error of syntax in these files, with its place."""
     for path in changed:
         try:
-            compile(path.read_bytes(), path, "exec")
+            ast.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             continue
         except (SyntaxError, ValueError) as error:  # ValueError: a null byte
