@@ -110,16 +110,16 @@ async def show(ctx):
 """
 
 
-def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(tmp_path: Path) -> None:
-    (tmp_path / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
-    write(tmp_path, bounded=BOUNDED)
-    first = sabot_does(tmp_path, "run", "bounded:app")
+def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(here: Path) -> None:
+    (here / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
+    write(here, bounded=BOUNDED)
+    first = sabot_does(here, "run", "bounded:app")
     assert (first.returncode, first.stdout) == (0, "row 1\nrow 2\n")
-    again = sabot_does(tmp_path, "run", "bounded:app", "--loglevel", "warning")
+    again = sabot_does(here, "run", "bounded:app", "--loglevel", "warning")
     assert (again.returncode, again.stdout) == (0, "")
     assert "--fresh" in again.stderr
-    fresh = sabot_does(tmp_path, "run", "bounded:app", "--fresh")
-    assert (fresh.returncode, fresh.stdout) == (0, "row 1\nrow 2\n")
+    fresh = sabot_says("run", "bounded:app", "--fresh")
+    assert (fresh.exit_code, fresh.stdout) == (0, "row 1\nrow 2\n")
 
 
 def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
@@ -200,15 +200,16 @@ def test_a_module_that_raises_is_shown_with_file_and_line(here: Path, text: str,
     assert done.stderr.count("\n") == 1
 
 
-def test_a_module_that_raises_is_shown_whole_at_loglevel_debug(tmp_path: Path) -> None:
-    done = sabot_does(write(tmp_path, broken="1 / 0\n"), "run", "broken:app", "--loglevel", "debug")
-    assert done.returncode == 2
+def test_a_module_that_raises_is_shown_whole_at_loglevel_debug(here: Path) -> None:
+    write(here, broken="1 / 0\n")
+    done = sabot_says("run", "broken:app", "--loglevel", "debug")
+    assert done.exit_code == 2
     assert "Traceback" in done.stderr
 
 
-def test_a_run_that_nobody_awaits_is_explained(tmp_path: Path) -> None:
+def test_a_run_that_nobody_awaits_is_explained(here: Path) -> None:
     """In a script `app.run()` looks like the way to start; without await it does nothing, and Python says so too late."""
-    folder = write(tmp_path, hello=HELLO + "app.run()\n", kept=HELLO + "main = app.run()\n")
+    folder = write(here, hello=HELLO + "app.run()\n", kept=HELLO + "main = app.run()\n")
     with sabot_running(folder, "run", "hello:app") as process:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
@@ -216,8 +217,8 @@ def test_a_run_that_nobody_awaits_is_explained(tmp_path: Path) -> None:
     assert f"hello.py:{line}: app.run() is called and not awaited, so it does nothing" in errors
     assert "app.main()" in errors
     assert process.returncode == 0
-    done = sabot_does(folder, "run", "kept:main")
-    assert done.returncode == 2
+    done = sabot_says("run", "kept:main")
+    assert done.exit_code == 2
     assert "kept:main is a coroutine" in done.stderr
 
 
@@ -263,8 +264,8 @@ def test_the_fraud_demo_says_its_figures_as_json(tmp_path: Path) -> None:
     assert figures["restored_from"] is None
 
 
-def test_the_fraud_demo_refuses_a_row_count_that_is_none(tmp_path: Path) -> None:
-    assert sabot_does(tmp_path, "demo", "fraud", "--rows", "-5").returncode == 2
+def test_the_fraud_demo_refuses_a_row_count_that_is_none() -> None:
+    assert sabot_says("demo", "fraud", "--rows", "-5").exit_code == 2
 
 
 def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path) -> None:
