@@ -393,6 +393,7 @@ def test_a_schema_is_kept_or_refreshed() -> None:
 OVER: dict[str, dict[str, Any]] = {"all rows": {}, "rows": {"preceding": 4}, "time": {"preceding": "60s"}}
 
 
+@pytest.mark.one_in(3, "each frame is changed in memory or on disk, with lead or without")
 @pytest.mark.parametrize("threads", [(1, 1), (1, 2)], ids=["1", "1 to 2"])
 @pytest.mark.parametrize("leads", [False, True], ids=["", "lead"])
 @pytest.mark.parametrize("frame", OVER)
