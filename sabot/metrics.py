@@ -1,4 +1,4 @@
-"""Figures for Prometheus. The only importer of prometheus_client.
+"""Figures for Prometheus and OpenTelemetry. The only importer of prometheus_client.
 
 Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
 record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
@@ -11,7 +11,7 @@ Durations are kept as a histogram (`Durations`), to which each batch adds one. R
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -219,6 +219,46 @@ class Metrics:
         self.port = self._server.port
         _log.info("metrics of app %s: http://%s:%d/metrics", self._app, host, self.port)
         return self.port
+
+    def observe(self, meter_provider: Any = None) -> None:
+        """Gives OpenTelemetry the same figures: each time that its reader collects, as observable counters and gauges of the meter "sabot".
+
+        Names and labels are those of `text`; a histogram is its `_bucket`, `_count` and `_sum`. meter_provider: by default that of the
+        process. Raises MissingExtra.
+        """
+        try:
+            from opentelemetry import metrics
+        except ImportError as error:
+            raise MissingExtra("figures for OpenTelemetry", "otel") from error
+        meter = (meter_provider if meter_provider is not None else metrics).get_meter("sabot")
+
+        def observations(name: str) -> Callable[[Any], list[Any]]:
+            return lambda options: [metrics.Observation(value, labels) for value, labels in self._series(name)]
+
+        for name, kind in _KINDS.items():
+            gauge = kind.type == "gauge"
+            make = meter.create_observable_gauge if gauge else meter.create_observable_counter
+            for part in ("_bucket", "_count", "_sum") if kind.type == "histogram" else ("",):
+                make(name + part, [observations(name + part)], description=kind.text)
+
+    def _series(self, name: str) -> Iterator[tuple[float, dict[str, str]]]:
+        """The values of one name as `text` has it, with their labels."""
+        base, part = name, ""
+        if name not in _KINDS:
+            base, _, part = name.rpartition("_")
+        labels = _KINDS[base].labels
+        for (found, *places), value in sorted(self._now().items()):
+            if found != base:
+                continue
+            said = {"app": self._app, **dict(zip(labels, places, strict=False))}
+            if not isinstance(value, tuple):
+                yield value, said
+            elif part == "sum":
+                yield value[-1], said
+            elif part == "count":
+                yield sum(value[:-1]), said
+            else:
+                yield from ((count, {**said, "le": bound}) for bound, count in _cumulative(value))
 
     def close(self) -> None:
         """Ends the server and frees the port; blocks up to half a second. Idempotent."""

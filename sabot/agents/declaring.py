@@ -124,6 +124,13 @@ class DeclaresAgents:
             self._judge = judge_of(self.id, self.gates, self.clock)
         return self._judge
 
+    def observe_metrics(self, meter_provider: Any = None) -> None:
+        """Gives a meter provider of OpenTelemetry the figures of /metrics, under the same names: call it once, in the program.
+
+        meter_provider: by default that of the process, as `opentelemetry-instrument` sets it up. Raises MissingExtra (`sabot[otel]`).
+        """
+        self.agent_runtime.job.metrics.observe(meter_provider)
+
     @overload
     def agent(
         self,

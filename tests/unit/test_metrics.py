@@ -13,6 +13,8 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
@@ -613,3 +615,46 @@ async def test_an_app_that_asks_no_model_has_no_figures_of_models(app: App) -> N
     async with started(app):
         assert [name for name, _ in read(app) if "model" in name] == []
         assert app.statistics()["engines"] == {}
+
+
+def test_opentelemetry_has_the_figures_of_prometheus_under_the_same_names_and_labels() -> None:
+    durations = Durations()
+    for seconds in (0.0001, 0.02, 60.0):
+        durations.add(seconds)
+    samples = [
+        Sample("sabot_records_in_total", 3, "a.read", "rows"),
+        Sample("sabot_records_in_total", 4, "a.read", "rows"),
+        Sample("sabot_consumer_lag", 7, "a.read", "rows", "0"),
+        Sample("sabot_batch_seconds", durations.read(), "a.read"),
+    ]
+    metrics = Metrics("a", lambda: samples)
+    reader = InMemoryMetricReader()
+    metrics.observe(MeterProvider([reader]))
+    (resource,) = reader.get_metrics_data().resource_metrics
+    (scope,) = resource.scope_metrics
+    found = {
+        (metric.name, frozenset(point.attributes.items())): point.value
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    }
+    assert found == figures(metrics.text())
+    assert len(found) == 1 + 1 + 15 + 2
+    rising = {metric.name for metric in scope.metrics if getattr(metric.data, "is_monotonic", False)}
+    assert rising == {name for name, _ in found} - {"sabot_consumer_lag"}
+
+
+async def test_an_app_gives_its_figures_to_opentelemetry_while_it_runs() -> None:
+    reader = InMemoryMetricReader()
+    app = App("seen", state="memory")
+
+    @app.agent("inputs")
+    async def read(ctx: Any) -> None:
+        """Nothing to do."""
+
+    app.observe_metrics(MeterProvider([reader]))
+    async with started(app):
+        await app.send("inputs", 1)
+        await until(lambda: processed(app, "read") == 1)
+        (scope,) = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    (rows,) = [metric for metric in scope.metrics if metric.name == "sabot_records_in_total"]
+    assert [(point.value, point.attributes["operator"]) for point in rows.data.data_points] == [(1, "seen.read")]
