@@ -216,8 +216,10 @@ def pytest_collection() -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Workers take whole files in this order: the longest first, and files that wait alternate with files that compute."""
-    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
-        raise pytest.UsageError(f"ids with an address differ between workers, give ids= to {unstable}")
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid or "sabot-tests-" in item.nodeid]:
+        raise pytest.UsageError(
+            f"ids with an address or a temporary folder differ between workers, give ids= to {unstable}"
+        )
     leave_cases_to_slow(items)
     if config.option.markexpr == "not slow":
         leave_examples_to_slow(items)

@@ -494,7 +494,7 @@ async def test_a_step_that_fails_is_named(supervisor: Supervisor, monkeypatch: p
         ("/", "may not write in '/'"),
         ("/usr/lib", "may not write in '/usr/lib'"),
         ("/nowhere", "names '/nowhere', which is not there"),
-        (tempfile.gettempdir(), "where the supervisor keeps its leases"),
+        pytest.param(tempfile.gettempdir(), "where the supervisor keeps its leases", id="the temporary folder"),
     ],
 )
 async def test_places_that_are_given_to_nobody(supervisor: Supervisor, path: str, why: str) -> None:
