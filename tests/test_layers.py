@@ -66,7 +66,7 @@ THIRD_PARTIES = {
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
     "openai": {"llm"},
-    "opentelemetry": {"agents"},
+    "opentelemetry": {"agents", "metrics"},  # spans of jobs; the figures of a worker
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
     "pydantic": {"mcp"},
