@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 from sabot.codecs.records import HEAD_BYTES
-from sabot.connectors.files.paths import DataFile, codec_of, open_stream
+from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_stream
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 from sabot.errors import InternalError, UserError
 
@@ -213,7 +213,7 @@ class ChunkedFile(Blocks):
         while at < self._size:
             piece = os.pread(self._fd, min(SKIP_BYTES, self._size - at), at)
             if not piece:
-                raise _shorter(self._file, self._fd, at)
+                raise _shorter(self._file, os.fstat(self._fd).st_size, at)
             found = piece.find(b"\n") + 1
             at += found or len(piece)
             if found:
@@ -234,7 +234,7 @@ class ChunkedFile(Blocks):
         while start + filled < stop:
             got = os.preadv(self._fd, [view[filled : stop - start]], start + filled)
             if got == 0:
-                raise _shorter(self._file, self._fd, start + filled)
+                raise _shorter(self._file, os.fstat(self._fd).st_size, start + filled)
             filled += got
         return filled
 
@@ -330,7 +330,7 @@ class StreamedFile(Blocks):
             self._filled += got
             self._end_reached = got == 0
             if self._end_reached and self._plain and self._raw.tell() < self._file.size:
-                raise _shorter(self._file, self._raw.fileno(), self._raw.tell())
+                raise _shorter(self._file, self._raw.size(), self._raw.tell())
 
     @property
     def fraction(self) -> float:
@@ -343,9 +343,9 @@ class StreamedFile(Blocks):
         self._raw.close()
 
 
-def _shorter(file: DataFile, fd: int, offset: int) -> UserError:
+def _shorter(file: DataFile, size: int, offset: int) -> UserError:
     return UserError(
-        f"file {file.path!r} became shorter while it was read: it had {file.size} bytes and has {os.fstat(fd).st_size},"
+        f"file {file.path!r} became shorter while it was read: it had {file.size} bytes and has {size},"
         f" nothing is left to read at offset {offset}",
         hint="rotate a log by renaming it (logrotate's copytruncate cuts off what is not read yet); write new data to a new"
         " file; to read the file as it is now, start afresh (--fresh)",
@@ -354,7 +354,7 @@ def _shorter(file: DataFile, fd: int, offset: int) -> UserError:
 
 def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, record_bytes: int) -> Blocks:
     """Opens the lines of a file that belong to this share."""
-    if codec_of(file.path) is None:
+    if cut_anywhere(file.path):
         return ChunkedFile(file, offset, share, block_bytes, record_bytes)
     if not share.has(file.number, 0):
         return Nothing(offset)

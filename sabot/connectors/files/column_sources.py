@@ -15,7 +15,8 @@ from pyarrow import parquet as pq
 from sabot._cython.arrow.border import validate
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
-from sabot.connectors.files.paths import DataFile, codec_of, open_stream
+from sabot.connectors.files.paths import DataFile, codec_of, open_raw, open_stream
+from sabot.connectors.files.remote import RemotePath
 from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
 from sabot.errors import UserError
 
@@ -69,7 +70,7 @@ class ArrowSource(FileSource):
             raw, stream = open_stream(path)
             with raw, ipc.open_stream(stream) as opened:
                 return _columns(opened.schema, path)
-        with pa.OSFile(path) as raw, ipc.open_file(raw) as opened:
+        with open_raw(path) as raw, ipc.open_file(raw) as opened:
             return _columns(opened.schema, path)
 
 
@@ -81,14 +82,15 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 def _parquet(path: str) -> pq.ParquetFile:
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    return pq.ParquetFile(path, page_checksum_verification=True)  # checks the pages that have checksums
+    opened = path.open() if isinstance(path, RemotePath) else path  # a path it also closes
+    return pq.ParquetFile(opened, page_checksum_verification=True)  # checks the pages that have checksums
 
 
 def _is_stream(path: str) -> bool:
     if codec_of(path) is not None:
         return True
-    with open(path, "rb") as file:
-        start = file.read(len(_MAGIC))
+    with open_raw(path) as file:
+        start: bytes = file.read(len(_MAGIC))
     if start.startswith(b"FEA1"):
         raise UserError(
             f"file {path!r} is Feather version 1, which is no Arrow IPC", hint="write it again as version 2"
@@ -215,7 +217,7 @@ class _IpcReader(_Slices):
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
         self._share = share
-        self._raw = pa.OSFile(file.path)
+        self._raw = open_raw(file.path)
         try:
             whole = ipc.open_file(self._raw).schema
             fields = [number for number, name in enumerate(whole.names) if name in schema.names]

@@ -12,7 +12,7 @@ from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
-from sabot.connectors.files.paths import DataFile, Paths, codec_of
+from sabot.connectors.files.paths import DataFile, Paths, codec_of, cut_anywhere
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
 from sabot.errors import UserError
 
@@ -40,7 +40,7 @@ class NdjsonSource(FileSource):
         self._block_bytes = block_bytes
 
     def _pieces(self, file: DataFile) -> bool:
-        return codec_of(file.path) is None
+        return cut_anywhere(file.path)
 
     def _end_of(self, file: DataFile) -> int | None:
         return file.size if codec_of(file.path) is None else None

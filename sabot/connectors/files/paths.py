@@ -4,7 +4,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,24 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.config import checked_path
+from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, listed, remote_path
 from sabot.errors import UserError
 from sabot.faults import hint_of
 
-__all__ = ["COMPRESSION", "DataFile", "Paths", "bare_suffix", "codec_of", "find_files", "name_of", "open_stream"]
+__all__ = [
+    "COMPRESSION",
+    "DataFile",
+    "Paths",
+    "bare_suffix",
+    "codec_of",
+    "cut_anywhere",
+    "find_files",
+    "name_of",
+    "open_raw",
+    "open_stream",
+]
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
@@ -43,16 +55,26 @@ def bare_suffix(path: str) -> str:
     return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSION else suffix).lower()
 
 
+def open_raw(path: str) -> Any:
+    """Opens a file, of this machine or of an object store, to be read at any place."""
+    return path.open() if isinstance(path, RemotePath) else pa.OSFile(path)
+
+
+def cut_anywhere(path: str) -> bool:
+    """Whether several readers may each read their own lines of the file: a plain one of this machine."""
+    return codec_of(path) is None and not isinstance(path, RemotePath)
+
+
 def open_stream(path: str) -> tuple[Any, Any]:
     """Returns (the file, the stream of its content). They are the same object unless the suffix says that the file is compressed."""
-    raw = pa.OSFile(path)
+    raw = open_raw(path)
     codec = codec_of(path)
     return raw, raw if codec is None else pa.CompressedInputStream(raw, codec)
 
 
 def _each(paths: Paths) -> list[str]:
-    each = [paths] if isinstance(paths, str | os.PathLike) else paths
-    return [checked_path(path, "path") for path in each]
+    each: Any = [paths] if isinstance(paths, str | os.PathLike) or is_remote(paths) else paths
+    return [remote_path(path) if is_remote(path) else checked_path(path, "path") for path in each]
 
 
 def name_of(paths: Paths) -> str:
@@ -74,8 +96,17 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
     wanted = tuple(suffixes)
     each = _each(paths)
     found: list[str] = []
+    known: dict[str, DataFile] = {}
     for path in each:
-        if os.path.isdir(path):
+        if isinstance(path, RemotePath):
+            stored, by_ending = listed(path)
+            taken = [file for file in stored if not by_ending or bare_suffix(file[0]) in wanted]
+            if not taken:
+                raise UserError(f"{str(path)!r} has no file that ends in {' or '.join(wanted)}", hint="give a glob")
+            for file, info in taken:
+                known[file] = DataFile(file, 0, info.size, (info.mtime_ns or 0) // 1_000_000)
+                found.append(file)
+        elif os.path.isdir(path):
             found += _folder(path, wanted)
         elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
@@ -84,7 +115,11 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
             found += matches
         else:
             found.append(path)
-    return [_stated(path, number) for number, path in enumerate(found)], len(each) > 1 or found != each
+    files = [
+        replace(known[path], number=number) if path in known else _stated(path, number)
+        for number, path in enumerate(found)
+    ]
+    return files, len(each) > 1 or found != each
 
 
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:

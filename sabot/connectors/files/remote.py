@@ -1,0 +1,142 @@
+"""Files in object stores: s3://, gs://, az:// and abfs://, hdfs://, and any file system of pyarrow's.
+
+A file there is a RemotePath: its text is the address without keys, for messages and positions, and it knows where the bytes are.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+from pyarrow import fs as arrow_fs
+
+from sabot.errors import UserError
+from sabot.redaction import clean_cause, has_password, keep_url, redacted_url, scrubbed
+
+__all__ = ["RemotePath", "Remotely", "is_remote", "listed", "naming", "remote_path"]
+
+Remotely = tuple[arrow_fs.FileSystem, str]
+"""A file system of pyarrow's, and a path in it."""
+
+_SCHEME = re.compile(r"(s3|gs|gcs|az|abfs|abfss|hdfs|viewfs)://")
+_MAGIC = re.compile(r"[*?[]")
+_HINT = (
+    "s3://bucket/path, gs://…, az://container/path (account: AZURE_STORAGE_ACCOUNT), abfs://…, hdfs://…;"
+    " behind a ? stand options, such as region"
+)
+
+
+class RemotePath(str):
+    """The address of a file or of a folder of files, as it may be shown. inside: its path in `filesystem`."""
+
+    filesystem: arrow_fs.FileSystem
+    inside: str
+
+    def __new__(cls, text: str, filesystem: arrow_fs.FileSystem, inside: str) -> "RemotePath":
+        """text: without keys."""
+        path = super().__new__(cls, text)
+        path.filesystem, path.inside = filesystem, inside.rstrip("/")
+        return path
+
+    def at(self, inside: str) -> "RemotePath":
+        """The file at this path of the same file system."""
+        root = self.removesuffix("/")
+        root = root[: len(root) - len(self.inside)] if root.endswith(self.inside) else f"{root}:"
+        return RemotePath(root + inside, self.filesystem, inside)
+
+    def open(self) -> Any:
+        """The file, to be read at any place. Raises OSError."""
+        with naming(self):
+            return self.filesystem.open_input_file(self.inside)
+
+
+def is_remote(path: object) -> TypeGuard[str | Remotely]:
+    """Whether the path is one of an object store."""
+    if isinstance(path, tuple):
+        return len(path) == 2 and isinstance(path[0], arrow_fs.FileSystem)
+    return isinstance(path, RemotePath) or (isinstance(path, str) and _SCHEME.match(path) is not None)
+
+
+def remote_path(path: str | Remotely) -> RemotePath:
+    """The address, looked up. Nothing is asked yet. Raises UserError for one that cannot be read."""
+    if isinstance(path, RemotePath):
+        return path
+    if isinstance(path, tuple):
+        return RemotePath(f"{path[0].type_name}:{path[1]}", *path)
+    keep_url(path)
+    where = redacted_url(path).partition("?")[0]
+    try:
+        filesystem, inside = arrow_fs.FileSystem.from_uri(_known_to_arrow(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        secret = "@" in path or has_password(path)
+        why = "its address cannot be read" if secret else str(error).replace(path, where)
+        raise UserError(f"{where}: {why}", hint=_HINT) from (None if secret else error)
+    return RemotePath(where, filesystem, inside)
+
+
+def _known_to_arrow(path: str) -> str:
+    """az://container/path as Arrow has it: abfs://account@container/path."""
+    scheme, _, rest = path.partition("://")
+    if scheme != "az":
+        return path
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    return f"abfs://{rest}" if "@" in rest.partition("/")[0] or not account else f"abfs://{account}@{rest}"
+
+
+def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]], bool]:
+    """The files that a path stands for, by name, and whether it is a folder, of which only some endings are wanted. Raises UserError."""
+    try:
+        with naming(path):
+            (info,) = path.filesystem.get_file_info([path.inside])
+            if info.type == arrow_fs.FileType.File:
+                return [(path, info)], False
+            folder, matches = path.inside, None
+            if info.type == arrow_fs.FileType.NotFound and _MAGIC.search(path.inside):
+                parts = path.inside.split("/")
+                fixed = next(number for number, part in enumerate(parts) if _MAGIC.search(part))
+                folder, matches = "/".join(parts[:fixed]), _pattern(parts)
+            selector = arrow_fs.FileSelector(folder, allow_not_found=True, recursive=True)
+            infos = [each for each in path.filesystem.get_file_info(selector) if each.type == arrow_fs.FileType.File]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}", hint=_HINT) from clean_cause(error)
+    if matches is not None:
+        infos = [each for each in infos if matches.fullmatch(each.path)]
+    else:
+        infos = [each for each in infos if not _hidden(each.path[len(folder) :])]
+    if not infos:
+        what = "no file matches" if matches is not None else "there is no file at"
+        raise UserError(f"{what} {str(path)!r}", hint="a file, a folder, or a glob; is the name of the bucket right?")
+    return sorted(((path.at(each.path), each) for each in infos), key=lambda found: found[0]), matches is None
+
+
+def _hidden(below: str) -> bool:
+    return any(part.startswith((".", "_")) for part in below.split("/"))
+
+
+def _pattern(parts: list[str]) -> "re.Pattern[str]":
+    """A glob as the glob module means it: * and ? stay within a name, ** stands for any number of folders; neither for a leading dot."""
+    texts = []
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if part == "**":
+            texts.append(r"(?!\.).*" if last else r"(?:(?!\.)[^/]+/)*")
+            continue
+        text = "" if part[0] == "." else r"(?!\.)"
+        for piece in re.findall(r"\[!?[^]]+\]|.", part):
+            if len(piece) > 1:
+                text += piece.replace("[!", "[^")
+            else:
+                text += {"*": "[^/]*", "?": "[^/]"}.get(piece, re.escape(piece))
+        texts.append(text if last else f"{text}/")
+    return re.compile("".join(texts))
+
+
+@contextmanager
+def naming(path: RemotePath) -> Iterator[None]:
+    """Errors of the store become OSError with its address, without the keys that a store may repeat in them."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{path}: {scrubbed(str(error))}") from clean_cause(error)
