@@ -196,6 +196,14 @@ GROUPS = [
         key=("k", "j"),
     ),
     Joined(
+        "groups by expressions",
+        lambda a: a.group_by(col("j"), big=col("x") > 3).aggregate(c=sabot.count(), total=sabot.sum("x")),
+        "select j, x > 3 as big, count(*) as c, sum(x)::bigint as total from a group by 1, 2",
+        sources=1,
+        changes=True,
+        key=("j", "big"),
+    ),
+    Joined(
         "groups by a float",
         lambda a: a.group_by("f").aggregate(c=sabot.count(), total=sabot.sum("x")),
         groups(["f"], c=of("count"), total=of("sum", "x")),

@@ -189,25 +189,29 @@ class Stream:
 
     # -- keys and time ------------------------------------------------------------------------------------------------
 
-    def key_by(self, *keys: str | Expr) -> "KeyedStream":
-        """Groups rows by key: names of columns, or expressions with an alias. Null is a key like any other."""
-        node, names, _ = self._with_keys(keys)
+    def key_by(self, *keys: str | Expr, **named: str | Expr) -> "KeyedStream":
+        """Groups rows by key: names of columns, or expressions: `key_by("shop", day=col("ts").dt.date())`. Null is a key like any other."""
+        node, names, _ = self._with_keys(keys, named)
         return KeyedStream(Steps(self._owner, node), names)
 
-    def _with_keys(self, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
+    def _with_keys(
+        self, keys: Sequence[str | Expr], named: Mapping[str, str | Expr] | None = None, where: str = "key_by"
+    ) -> tuple[Node, tuple[str, ...], list[str]]:
         """Returns the step that has the keys as columns, the names of the keys, and those of the columns that were made for them."""
-        if not keys:
-            raise UserError("key_by needs a column", hint='key_by("account")')
-        named = named_columns_of(keys, {}, "key_by")
-        made = tuple((name, expr) for name, expr in named if not expr.same(col(name)))
+        if not keys and not named:
+            raise UserError(f"{where} needs a column", hint=f'{where}("account")')
+        pairs = named_columns_of(keys, named or {}, where)
+        made = tuple((name, expr) for name, expr in pairs if not expr.same(col(name)))
+        known = self._node.column_names or ()
         for name, expr in made:
-            if name in expr.columns:
+            if name in expr.columns or name in known:
                 raise UserError(
-                    f"key_by: {expr!r} would take the place of column {name!r}", hint='give it a name: .alias("…")'
+                    f"{where}: {expr!r} would take the place of column {name!r}",
+                    hint='give it another name: .alias("…")',
                 )
         node = WithColumns(self._node, made) if made else self._node
-        names = tuple(name for name, _ in named)
-        check_columns("key_by", node, names)
+        names = tuple(name for name, _ in pairs)
+        check_columns(where, node, names)
         return node, names, [name for name, _ in made]
 
     def window(
@@ -420,9 +424,12 @@ class Stream:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def group_by(self, *keys: str | Expr) -> "GroupedStream":
-        """Groups rows by key, with one result row for each key that is kept up to date: SQL's GROUP BY. Without keys, one row for all."""
-        node, names, _ = self._with_keys(keys) if keys else (self._node, (), [])
+    def group_by(self, *keys: str | Expr, **named: str | Expr) -> "GroupedStream":
+        """Groups rows by key, with one result row for each key that is kept up to date: SQL's GROUP BY. Without keys, one row for all.
+
+        Keys are names of columns, or expressions: `group_by(day=col("ts").dt.date())`.
+        """
+        node, names, _ = self._with_keys(keys, named, "group_by") if keys or named else (self._node, (), [])
         return GroupedStream(Steps(self._owner, node), names)
 
     def upsert(self, *keys: str) -> "Stream":
