@@ -37,6 +37,9 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _TYPES: dict[Any, str] = {
     **{str: "string", int: "int64", float: "float64", bool: "bool"},
     **{"str": "string", "int": "int64", "float": "float64", "double": "float64", "boolean": "bool", "date": "date32"},
+    **{"tinyint": "int8", "smallint": "int16", "integer": "int64", "bigint": "int64", "real": "float32"},
+    **{"double precision": "float64", "varchar": "string", "text": "string", "blob": "binary", "bytea": "binary"},
+    **{"timestamp": "timestamp[us]", "datetime": "timestamp[us]", "timestamptz": "timestamp[us, UTC]"},
 }
 
 
@@ -159,10 +162,26 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     return integer_array(values, pa.int64(), array)
 
 
+def _of_sql(name: str) -> pa.DataType | None:
+    """The type that SQL calls so, with its length or digits: varchar(20) is text of any length, decimal(10, 2) a decimal."""
+    match = re.fullmatch(r"(varchar|decimal|numeric)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", name.strip().lower())
+    if match is None:
+        known = _TYPES.get(name.strip().lower())
+        return as_type(known) if known is not None and known != name else None
+    if match[1] == "varchar":
+        return pa.string()
+    digits, scale = int(match[2]), int(match[3] or 0)
+    if not 0 < digits <= 76 or scale > digits:
+        raise UserError(f"{name!r} is no decimal", hint="decimal(digits, digits behind the point), up to 76 digits")
+    return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale)
+
+
 def as_type(type: Any) -> pa.DataType:
-    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow or Python (int, float, str, bool)."""
+    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow, Python (int, float, str, bool) or SQL."""
     if isinstance(type, pa.DataType):
         return type
+    if isinstance(type, str) and (sql := _of_sql(type)) is not None:
+        return sql
     name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
     zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([\w/+:-]+)\]", name) if isinstance(name, str) else None
     if zoned is not None:
@@ -173,5 +192,5 @@ def as_type(type: Any) -> pa.DataType:
         raise UserError(
             f"{type!r} is no name of a type",
             hint='"int64", "float64", "string", "bool", "timestamp[ms]", …; a pa.DataType for the others: '
-            'pa.struct({"x": pa.int64()}), pa.list_(pa.string()), pa.decimal128(10, 2)',
+            'pa.struct({"x": pa.int64()}), pa.list_(pa.string()); decimals: "decimal(10, 2)"',
         ) from error

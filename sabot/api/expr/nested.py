@@ -30,6 +30,18 @@ class ListExpr(Generic[E]):
         """Returns the value at this index, from the end if it is negative. Out of bounds: null, or a DataError if not `null_on_oob`."""
         return self.make("list.get", index=whole_of("list.get", index), null_on_oob=bool(null_on_oob))
 
+    def first(self) -> E:
+        """Returns the first value; null of an empty list."""
+        return self.get(0)
+
+    def last(self) -> E:
+        """Returns the last value; null of an empty list."""
+        return self.get(-1)
+
+    def join(self, separator: str) -> E:
+        """Joins a list of strings to one string; null if one of them is null."""
+        return self.make("list.join", separator=string_of("list.join", separator))
+
     def len(self) -> E:
         """Returns the number of values, nulls included, as int32."""
         return self.make("list.len")

@@ -28,6 +28,22 @@ class StringExpr(Generic[E]):
         """Removes these characters (white space by default) at both ends."""
         return self.make("str.strip", characters=None if characters is None else string_of("strip", characters))
 
+    def strip_start(self, characters: str | None = None) -> E:
+        """Removes these characters (white space by default) at the start."""
+        return self.make("str.strip_start", characters=None if characters is None else string_of("strip", characters))
+
+    def strip_end(self, characters: str | None = None) -> E:
+        """Removes these characters (white space by default) at the end."""
+        return self.make("str.strip_end", characters=None if characters is None else string_of("strip", characters))
+
+    def pad_start(self, length: int, fill_char: str = " ") -> E:
+        """Puts `fill_char` in front until there are so many characters."""
+        return self.make("str.pad_start", length=_width("pad_start", length), fill_char=_one("pad_start", fill_char))
+
+    def pad_end(self, length: int, fill_char: str = " ") -> E:
+        """Puts `fill_char` behind until there are so many characters."""
+        return self.make("str.pad_end", length=_width("pad_end", length), fill_char=_one("pad_end", fill_char))
+
     def split(self, by: str) -> E:
         """Splits at each `by` into a list of strings."""
         if not string_of("split", by):
@@ -37,6 +53,12 @@ class StringExpr(Generic[E]):
     def contains(self, pattern: str, literal: bool = False) -> E:
         """Returns whether the string contains a match of the regular expression; with `literal`, the text itself."""
         return self.make("str.contains", pattern=string_of("contains", pattern), literal=bool(literal))
+
+    def count_matches(self, pattern: str, literal: bool = False) -> E:
+        """Returns how many matches of the regular expression there are, without overlaps, as int32; with `literal`, of the text itself."""
+        if literal and not pattern:
+            raise UserError("str.count_matches: there is nothing to count", hint='str.count_matches("a", literal=True)')
+        return self.make("str.count_matches", pattern=string_of("count_matches", pattern), literal=bool(literal))
 
     def startswith(self, prefix: str) -> E:
         """Returns whether the string begins with this text."""
@@ -59,6 +81,22 @@ class StringExpr(Generic[E]):
         """Returns the number of characters, as int32."""
         return self.make("str.length")
 
+    def len_bytes(self) -> E:
+        """Returns the number of bytes in UTF-8, as int32."""
+        return self.make("str.len_bytes")
+
+    def to_datetime(self, format: str | None = None, strict: bool = True) -> E:
+        """Reads a time in UTC, as timestamp[us] (with %z, with the zone UTC): ISO 8601, or as `format` says: "%d.%m.%Y %H:%M:%S".
+
+        Codes: %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z, and %f, %3f, %6f, %9f (with a point: %.f) for a fraction. Text that
+        is no such time is a DataError; with strict=False it becomes null.
+        """
+        return self.make("str.to_datetime", format=_format(format), strict=bool(strict))
+
+    def to_date(self, format: str | None = None, strict: bool = True) -> E:
+        """Reads a date: 2024-02-29, or as `format` says, with the codes of `to_datetime`. strict: as there."""
+        return self.make("str.to_date", format=_format(format), strict=bool(strict))
+
     def slice(self, offset: int, length: int | None = None) -> E:
         """Returns `length` characters (by default all) from `offset` on; a negative offset counts from the end."""
         taken = None if length is None else whole_of("slice", length)
@@ -80,6 +118,24 @@ class StringExpr(Generic[E]):
     to_lowercase = lower
     to_uppercase = upper
     strip_chars = strip
+    strip_chars_start = strip_start
+    strip_chars_end = strip_end
     starts_with = startswith
     ends_with = endswith
     len_chars = length
+
+
+def _format(format: str | None) -> str | None:
+    return None if format is None else string_of("format", format)
+
+
+def _width(where: str, length: int) -> int:
+    if whole_of(where, length) < 0:
+        raise UserError(f"str.{where}: length {length} is negative")
+    return int(length)
+
+
+def _one(where: str, character: str) -> str:
+    if len(string_of(where, character)) != 1:
+        raise UserError(f"str.{where}: {character!r} is not one character", hint=f'str.{where}(8, "0")')
+    return character

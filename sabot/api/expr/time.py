@@ -45,13 +45,29 @@ class DateExpr(Generic[E]):
         check_one_of("dt.epoch", unit, ("ns", "us", "ms", "s", "d"))
         return self.make("dt.epoch", unit=unit)
 
+    def date(self) -> E:
+        """Returns the date, on the clock of the time zone."""
+        return self.make("dt.date")
+
     def year(self) -> E:
         """Returns the year."""
         return self.make("dt.year")
 
+    def quarter(self) -> E:
+        """Returns the quarter of the year, 1 to 4."""
+        return self.make("dt.quarter")
+
     def month(self) -> E:
         """Returns the month, 1 to 12."""
         return self.make("dt.month")
+
+    def week(self) -> E:
+        """Returns the week of ISO 8601, 1 to 53."""
+        return self.make("dt.week")
+
+    def ordinal_day(self) -> E:
+        """Returns the day of the year, 1 to 366."""
+        return self.make("dt.ordinal_day")
 
     def day(self) -> E:
         """Returns the day of the month, 1 to 31."""
@@ -68,6 +84,10 @@ class DateExpr(Generic[E]):
     def second(self) -> E:
         """Returns the second, 0 to 59."""
         return self.make("dt.second")
+
+    def millisecond(self) -> E:
+        """Returns the milliseconds within the second, 0 to 999."""
+        return self.make("dt.millisecond")
 
     def day_of_week(self) -> E:
         """Returns the day of the week, Monday 1 to Sunday 7."""

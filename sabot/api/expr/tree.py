@@ -4,6 +4,7 @@ Names and null semantics are those of polars. Where a value is expected, a strin
 `then`, `coalesce`, `struct`, aggregates), a string is the name of a column.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -32,9 +33,12 @@ __all__ = ["Expr", "as_column", "as_expr", "col", "lit"]
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
 _UNARY = {"neg": "-", "not": "~"}
 _DEFAULTS = {
+    "base": math.e,
     "closed": "both",
     "characters": None,
     "decimals": 0,
+    "fill_char": " ",
+    "format": None,
     "group": 1,
     "length": None,
     "literal": False,
@@ -245,6 +249,22 @@ class Expr:
         """True where it is NaN; null stays null."""
         return Expr("is_nan", (self,))
 
+    def is_not_nan(self) -> "Expr":
+        """True where it is a number; null stays null."""
+        return ~self.is_nan()
+
+    def is_finite(self) -> "Expr":
+        """True where it is neither NaN nor infinite; null stays null."""
+        return Expr("is_finite", (self,))
+
+    def is_infinite(self) -> "Expr":
+        """True where it is infinite, of either sign; null stays null."""
+        return Expr("is_infinite", (self,))
+
+    def fill_nan(self, value: Any) -> "Expr":
+        """`value` (or another expression's, or None for null) where it is NaN."""
+        return Expr("fill_nan", (self, as_expr(value)))
+
     # -- values -------------------------------------------------------------------------------------------------------
 
     def is_in(self, values: Iterable[Any]) -> "Expr":
@@ -284,6 +304,26 @@ class Expr:
     def sqrt(self) -> "Expr":
         """The square root; NaN of negative numbers."""
         return Expr("sqrt", (self,))
+
+    def exp(self) -> "Expr":
+        """e to the power of it."""
+        return Expr("exp", (self,))
+
+    def log(self, base: float = math.e) -> "Expr":
+        """The logarithm, natural unless `base` says otherwise; -inf of 0, NaN of negative numbers."""
+        if isinstance(base, bool) or not isinstance(base, int | float) or not (base > 0 and base != 1):
+            raise UserError(f"log: base {base!r} is no positive number other than 1", hint="log(2), log(10)")
+        return Expr("log", (self,), (("base", float(base)),))
+
+    def sign(self) -> "Expr":
+        """-1, 0 or 1, of its type; NaN of NaN."""
+        return Expr("sign", (self,))
+
+    def clip(self, lower: Any = None, upper: Any = None) -> "Expr":
+        """The nearest value within the bounds: values or expressions; None, and null in a row, is no bound. NaN stays NaN."""
+        if lower is None and upper is None:
+            raise UserError("clip: there is no bound", hint="clip(0, 100), clip(upper=100)")
+        return Expr("clip", (self, as_expr(lower), as_expr(upper)))
 
     def cast(self, type: Any, strict: bool = True) -> "Expr":
         """As another type: a pa.DataType or its name ("int64", "float64", "string", "timestamp[ms]", "timestamp[ms, UTC]", …).

@@ -14,15 +14,20 @@ from sabot.operators.expressions.node import Compiled, Steps, apply, to_type
 __all__ = ["STEPS"]
 
 _PARTS = {
+    "dt.date": lambda x: pc.cast(epoch(x, "d"), pa.int32()).view(pa.date32()),
     "dt.year": pc.year,
+    "dt.quarter": pc.quarter,
+    "dt.week": pc.iso_week,
+    "dt.ordinal_day": pc.day_of_year,
     "dt.month": pc.month,
     "dt.day": pc.day,
     "dt.hour": pc.hour,
     "dt.minute": pc.minute,
     "dt.second": pc.second,
+    "dt.millisecond": pc.millisecond,
     "dt.day_of_week": functools.partial(pc.day_of_week, count_from_zero=False, week_start=1),
 }
-_CLOCK_PARTS = {"dt.hour", "dt.minute", "dt.second"}
+_CLOCK_PARTS = {"dt.hour", "dt.minute", "dt.second", "dt.millisecond"}
 
 
 def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:

@@ -24,6 +24,9 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         raise UserError(f"{expr.text()} cannot be: {expr.inputs[0].text()} is {node.type}, no list")
     if expr.kind == "list.len":
         return apply(expr, pc.list_value_length, node)
+    if expr.kind == "list.join":
+        separator = pa.scalar(expr.option("separator"), pa.string())
+        return apply(expr, lambda x: pc.binary_join(x, separator), node)
     if expr.kind == "list.get":
         strict = not expr.option("null_on_oob")
         get = functools.partial(_list_get, index=expr.option("index"), strict=strict, what=expr.text())
@@ -95,4 +98,4 @@ def _bounds(lists: pa.Array) -> tuple[Any, Any]:
     return offsets[:-1], offsets[1:]
 
 
-STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.contains"], _list_step)
+STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.join", "list.contains"], _list_step)

@@ -125,7 +125,12 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
     found = " and ".join(str(node.type) for node in nodes)
     texts = any(pa.types.is_string(node.type) for node in nodes)
     nested = any(pa.types.is_nested(node.type) for node in nodes)
-    hint = "" if nested else f'cast one of them: .cast("{"string" if texts else "float64"}")'
+    times = [node.type for node in nodes if pa.types.is_timestamp(node.type) or pa.types.is_date(node.type)]
+    to = str(times[0]) if texts and times else "string" if texts else "float64"
+    hint = "" if nested else f'cast one of them: .cast("{to}")'
+    written = [node.value.as_py() for node in nodes if node.value is not None and pa.types.is_string(node.type)]
+    if times and written and written[0] is not None:
+        hint = f'a text is no time: lit("{written[0]}").cast("{to}")'
     reason = f": {error}" if error is not None and "no kernel" not in str(error) else ""
     return UserError(f"{expr.text()} cannot be: {expr.kind} of {found}{reason}", hint=hint)
 

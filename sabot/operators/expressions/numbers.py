@@ -2,6 +2,7 @@
 
 import decimal
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from sabot.arrays import floats, integer_array, integers, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (
+    FALSE,
     Compiled,
+    Function,
     Steps,
     adapted,
     all_numbers,
@@ -204,14 +207,51 @@ def _round(x: pa.Array, decimals: int) -> pa.Array:
     return pc.if_else(far, x, pc.round(where(pc.invert(far), x), ndigits=decimals))
 
 
-def _root(expr: Expr, nodes: list[Compiled]) -> Compiled:
+def _of_floats(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
-    return apply(expr, pc.sqrt, node if pa.types.is_floating(node.type) else to_type(node, pa.float64()))
+    node = node if pa.types.is_floating(node.type) else to_type(node, pa.float64())
+    return apply(expr, _OF_FLOATS.get(expr.kind) or _logarithm(expr, node), node)
 
 
-def _is_nan(expr: Expr, nodes: list[Compiled]) -> Compiled:
+_OF_FLOATS: dict[str, Function] = {
+    "sqrt": pc.sqrt,
+    "exp": pc.exp,
+    "is_nan": pc.is_nan,
+    "is_finite": pc.is_finite,
+    "is_infinite": pc.is_inf,
+}
+
+
+def _logarithm(expr: Expr, node: Compiled) -> Function:
+    known: dict[float, Function] = {math.e: pc.ln, 2.0: pc.log2, 10.0: pc.log10}
+    base = expr.option("base")
+    return known.get(base) or (lambda x: pc.divide(pc.ln(x), pa.scalar(math.log(base), node.type)))
+
+
+def _fill_nan(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    number(expr, nodes[0])
+    if not pa.types.is_floating(nodes[0].type):
+        return nodes[0]
+    return apply(expr, lambda x, value: pc.if_else(pc.is_nan(x), value, x), *unified(expr, nodes))
+
+
+def _sign(expr: Expr, nodes: list[Compiled]) -> Compiled:
     node = number(expr, nodes[0])
-    return apply(expr, pc.is_nan, node if pa.types.is_floating(node.type) else to_type(node, pa.float64()))
+    return apply(expr, lambda x: pc.cast(pc.sign(x), node.type), node)
+
+
+def _clip(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    if not (is_number(nodes[0].type) or pa.types.is_temporal(nodes[0].type) or pa.types.is_null(nodes[0].type)):
+        raise misfit(expr, nodes)
+    nodes = unified(expr, nodes)
+
+    def clipped(x: Any, lower: Any, upper: Any) -> Any:
+        for bound, beyond in ((lower, pc.less), (upper, pc.greater)):
+            if not isinstance(bound, pa.Scalar) or bound.is_valid:
+                x = pc.if_else(pc.coalesce(beyond(x, bound), FALSE), bound, x)
+        return x
+
+    return apply(expr, clipped, *nodes)
 
 
 STEPS: Steps = {
@@ -219,6 +259,8 @@ STEPS: Steps = {
     "neg": _negative,
     "abs": _absolute,
     **dict.fromkeys(["round", "floor", "ceil"], _rounded),
-    "sqrt": _root,
-    "is_nan": _is_nan,
+    **dict.fromkeys([*_OF_FLOATS, "log"], _of_floats),
+    "fill_nan": _fill_nan,
+    "sign": _sign,
+    "clip": _clip,
 }

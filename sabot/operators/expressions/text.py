@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ from sabot._cython.arrow.compare import contains, starts_with
 from sabot.api.expr import Expr
 from sabot.arrays import is_ascii
 from sabot.errors import InternalError, UserError
+from sabot.operators.expressions.casts import RefusedValues, caster
 from sabot.operators.expressions.node import Compiled, Function, Steps, apply, to_type
 
 __all__ = ["STEPS"]
@@ -19,12 +21,18 @@ _KINDS = [
     "lower",
     "upper",
     "strip",
+    "strip_start",
+    "strip_end",
+    "pad_start",
+    "pad_end",
     "split",
     "contains",
+    "count_matches",
     "startswith",
     "endswith",
     "regexp_extract",
     "length",
+    "len_bytes",
     "slice",
     "replace",
     "replace_all",
@@ -53,9 +61,13 @@ def _string_function(expr: Expr) -> Function:
             return _lower
         case "upper":
             return _upper
-        case "strip":
+        case "strip" | "strip_start" | "strip_end" as kind:
+            trim: Function = {"strip": pc.utf8_trim, "strip_start": pc.utf8_ltrim, "strip_end": pc.utf8_rtrim}[kind]
             given = options["characters"]
-            return functools.partial(pc.utf8_trim, characters=_WHITE_SPACE if given is None else given)
+            return functools.partial(trim, characters=_WHITE_SPACE if given is None else given)
+        case "pad_start" | "pad_end" as kind:
+            pad: Function = pc.utf8_lpad if kind == "pad_start" else pc.utf8_rpad
+            return functools.partial(pad, width=options["length"], padding=options["fill_char"])
         case "split":
             return functools.partial(pc.split_pattern, pattern=options["by"])
         case "contains":
@@ -63,6 +75,9 @@ def _string_function(expr: Expr) -> Function:
                 return functools.partial(pc.match_substring_regex, pattern=options["pattern"])
             wanted = options["pattern"].encode()
             return lambda x: contains(x, wanted)
+        case "count_matches":
+            count: Function = pc.count_substring if options["literal"] else pc.count_substring_regex
+            return functools.partial(count, pattern=options["pattern"])
         case "startswith":
             prefix = options["prefix"].encode()
             return lambda x: starts_with(x, prefix)
@@ -73,6 +88,8 @@ def _string_function(expr: Expr) -> Function:
             return lambda x: pc.struct_field(pc.extract_regex(x, pattern=pattern), [0])
         case "length":
             return lambda x: pc.binary_length(x) if is_ascii(x) else pc.utf8_length(x)
+        case "len_bytes":
+            return lambda x: pc.binary_length(x)
         case "slice":
             offset, length = options["offset"], options["length"]
             stop = None if length is None or (offset < 0 <= offset + length) else offset + length
@@ -150,4 +167,111 @@ def _replacement(value: str, expr: Expr) -> str:
     return re.sub(r"\\|\$\$|\$(\w+)|\$\{(\w+)\}|\$", group, value)
 
 
-STEPS: Steps = {f"str.{name}": _string_step for name in _KINDS}
+# -- times ----------------------------------------------------------------------------------------------------------------
+
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+_MONTH = rf"(?i:(?P<b>{'|'.join(_MONTHS)}|{'|'.join(name[:3] for name in _MONTHS)}))"
+_CODES = {
+    "Y": r"(?P<Y>\d{4})",
+    "m": r"(?P<m>\d{1,2})",
+    "d": r"(?P<d>\d{1,2})",
+    "b": _MONTH,
+    "B": _MONTH,
+    "H": r"(?P<H>\d{1,2})",
+    "M": r"(?P<M>\d{1,2})",
+    "S": r"(?P<S>\d{1,2})",
+    "f": r"(?P<f>\d{1,9})",
+    "z": r"(?P<z>[+-]\d{2}:?\d{2}|Z)",
+    "%": "%",
+}
+_SHORT_CODES = {"F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M"}
+
+
+def _time_of_text(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,), format, strict = nodes, expr.option("format"), expr.option("strict")
+    if pa.types.is_null(node.type):
+        node = to_type(node, pa.string())
+    if not pa.types.is_string(node.type):
+        raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint="it reads text")
+    zoned = format is not None and "%z" in format.replace("%%", "")
+    target = pa.date32() if expr.kind == "str.to_date" else pa.timestamp("us", "UTC" if zoned else None)
+    if format is None:
+        function, can_fail = caster(pa.string(), target, strict=strict, what=expr.text())
+        return apply(expr, function, node, can_fail=can_fail)
+    pattern, found = _pattern_of(format, expr)
+    moment = pa.timestamp("us")  # a date may be read with the time of its day
+    parse, _ = caster(pa.string(), moment, strict=False, what=expr.text())
+
+    def read(texts: pa.Array) -> pa.Array:
+        made = parse(_iso(pc.extract_regex(texts, pattern=pattern), found))
+        made = pc.cast(made, target, safe=False) if pa.types.is_date(target) else made.view(target)
+        if strict and made.null_count > texts.null_count:
+            raise RefusedValues(expr.text(), texts, target, pc.and_(pc.is_null(made), pc.is_valid(texts)))
+        return made
+
+    return apply(expr, read, node, can_fail=strict)
+
+
+def _pattern_of(format: str, expr: Expr) -> tuple[str, list[str]]:
+    """The regular expression of a format, and the parts of a time that it finds."""
+    long = re.sub("%([FTR])", lambda match: _SHORT_CODES[match[1]], format)
+    pattern, hint = "", "%Y %m %d %H %M %S %b %B %F %T %R %z %f %3f %6f %9f %.f"
+    for point, digits, code, other in re.findall(r"%(\.?)([369]?)([A-Za-z%]|$)|([^%]+)", long):
+        if other:
+            pattern += re.escape(other)
+        elif (digits or point) and code != "f":
+            raise UserError(f"{expr.text()}: %{point}{digits}{code} is no code of a time", hint=hint)
+        elif code not in _CODES:
+            raise UserError(f"{expr.text()}: %{code} is no code of a time that is read", hint=hint)
+        else:
+            part = rf"(?P<f>\d{{{digits}}})" if digits else _CODES[code]
+            pattern += rf"(?:\.{part})?" if point else part
+    found = re.findall(r"\?P<(\w)>", pattern)
+    if len(set(found)) < len(found):
+        raise UserError(f"{expr.text()}: a part of the time stands there twice")
+    if "Y" not in found or "d" not in found or not {"m", "b"} & set(found):
+        raise UserError(f"{expr.text()}: there is no year, month and day in {format!r}", hint='"%Y-%m-%d %H:%M:%S"')
+    return f"^{pattern}$", found
+
+
+def _iso(parts: pa.Array, found: list[str]) -> pa.Array:
+    """The parts of times as texts of ISO 8601, which say also whether there is such a day."""
+
+    def part(name: str, width: int = 2) -> Any:
+        if name not in found:
+            return "0" * width
+        return pc.utf8_lpad(pc.struct_field(parts, [found.index(name)]), width=width, padding="0")
+
+    month = part("m")
+    if "b" in found:
+        names = pc.utf8_slice_codeunits(pc.utf8_lower(part("b", 0)), 0, 3)
+        place = pc.index_in(names, value_set=pa.array([name[:3] for name in _MONTHS]))
+        month = pc.utf8_lpad(pc.cast(pc.add(place, pa.scalar(1, pa.int32())), pa.string()), width=2, padding="0")
+    fraction: Any = "000000"
+    if "f" in found:
+        digits = pc.struct_field(parts, [found.index("f")])
+        fraction = pc.utf8_slice_codeunits(pc.utf8_rpad(digits, width=6, padding="0"), 0, 6)
+    day = pc.binary_join_element_wise(part("Y", 4), month, part("d"), "-")
+    clock = pc.binary_join_element_wise(part("H"), part("M"), part("S"), ":")
+    moment = pc.binary_join_element_wise(day, clock, "T")
+    zone: Any = pc.struct_field(parts, [found.index("z")]) if "z" in found else ""
+    return pc.binary_join_element_wise(pc.binary_join_element_wise(moment, fraction, "."), zone, "")
+
+
+STEPS: Steps = {
+    **{f"str.{name}": _string_step for name in _KINDS},
+    **dict.fromkeys(["str.to_datetime", "str.to_date"], _time_of_text),
+}
