@@ -61,6 +61,7 @@ WAITING = {
     "test_agent_kafka": 11,
     "test_changes_sinks": 10,
     "test_cli_reload": 6,
+    "test_files_partitions": 5,
     "test_program_pool": 9,
     "test_hostile_programs": 7,
     "test_tenants": 6,

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
+from sabot.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth
+from sabot.connectors.files.partitions import PartitionedGrowth, check_partitions
 from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
@@ -48,7 +50,7 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
         return SealedPart(path, self)
 
     def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:
-        return PendingGrowth(path, self)
+        return PartitionedGrowth(path, self, self.partition_by) if self.partition_by else PendingGrowth(path, self)
 
     def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         return self._fitting(_own(self.columns(batch)))
@@ -58,6 +60,8 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
 
     def accept(self, empty: Batch, before: pa.Schema | None) -> None:
         schema = self.columns(empty).schema.remove_metadata()
+        if self.partition_by:
+            check_partitions(schema, self.partition_by, self.name)
         before = self._schema if before is None else before
         if before is not None and not schema.equals(before.remove_metadata()):
             raise self._other_columns(schema, before)
@@ -139,8 +143,12 @@ class ParquetSink(FileSink):
         overwrite: bool = False,
         compression: str = "snappy",
         part_bytes: int | None = None,
+        part_time: Duration | None = None,
+        partition_by: Sequence[str] = (),
     ) -> None:
-        super().__init__(_Parquet(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
+        format = _Parquet(os.fspath(path), compression)
+        format.partition_by = tuple(partition_by)
+        super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 
 class _Arrow(_ColumnFormat):
@@ -169,8 +177,12 @@ class ArrowSink(FileSink):
         overwrite: bool = False,
         compression: str | None = None,
         part_bytes: int | None = None,
+        part_time: Duration | None = None,
+        partition_by: Sequence[str] = (),
     ) -> None:
-        super().__init__(_Arrow(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
+        format = _Arrow(os.fspath(path), compression)
+        format.partition_by = tuple(partition_by)
+        super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 
 class _Gathered:

@@ -14,16 +14,16 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.arrow.batch import Batch
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.delivered import Busy, Entry
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth
-from sabot.connectors.files.parts import beside, pending_of, remove, sync_folder
+from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.errors import JobLocked, TransientError, UserError
 from sabot.faults import hint_of
-from sabot.steps import step
 
 __all__ = ["FileDelivering"]
 
@@ -35,17 +35,28 @@ _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR
 class FileDelivering:
     """Delivers parts into the files of a target. Methods that `Sink` has too do the same, and raise the same errors.
 
-    part_bytes: a file of a folder is completed when so many bytes of rows were delivered into it. track: the claimed track; None while the
-    sink writes at least once.
+    part_bytes: a file of a folder is completed when so many bytes of rows were delivered into it; part_s: or by the first delivery so many
+    seconds after its first rows. track: the claimed track; None while the sink writes at least once.
     """
 
-    def __init__(self, target: FileTarget, format: FileFormat[Any], writing: FileWriting, part_bytes: int) -> None:
+    def __init__(
+        self,
+        target: FileTarget,
+        format: FileFormat[Any],
+        writing: FileWriting,
+        part_bytes: float,
+        part_s: float | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.track: Track | None = None
         self._owner = ""  # "": the track has to be claimed before the next delivery
         self._target = target
         self._format = format
         self._writing = writing
         self._part_bytes = part_bytes
+        self._part_s = part_s
+        self._clock = clock
+        self._since: float | None = None  # when this process delivered the first rows of the file that grows
         self._fits: pa.Schema | None = None  # the columns of the last rows that passed `fitting`
 
     @property
@@ -119,8 +130,7 @@ class FileDelivering:
         growth = target.growth(entry.number)
         growth.keep(entry.length, target.ledger.path)
         if anew and known and target.folder:
-            for part in target.parts()[0].values():
-                remove(part)
+            target.clear()
         self._format.forget()
         first = growth.begin(entry.length)
         if first is not None:
@@ -224,6 +234,10 @@ class FileDelivering:
         if again:  # the format cannot be continued, so the rows of the complete file are written again first
             rows = itertools.chain(self._format.read(growth.path), rows)
         full = self._part_bytes if folder else math.inf
+        now = self._clock.time()
+        self._since = self._since if length and self._since is not None else now
+        if folder and self._part_s is not None and now - self._since >= self._part_s:
+            full = 0
         length, complete = growth.add(length, rows, nbytes, full)
         if complete:
             return replace(entry, number=number + 1, length=0, ready=growth.path.name)
@@ -232,7 +246,7 @@ class FileDelivering:
     def _free(self, entry: Entry) -> tuple[int, Growth[Any]]:
         """The number and the file into which the next rows go: the next free part of a folder, or the one file."""
         number, growth = entry.number, self._target.growth(entry.number)
-        while self._target.folder and growth.path.exists():
+        while self._target.folder and growth.taken():
             if entry.length:
                 raise UserError(
                     f"file {os.fspath(growth.path)!r} is there, and rows wait to become a file of that name",
@@ -285,10 +299,6 @@ class FileDelivering:
         """Gives a complete file its name, if the entry says that one is ready. Doing it again changes nothing."""
         if not entry.ready:
             return
-        path = (self._target.path if self._target.folder else self._target.path.parent) / entry.ready
-        temporary = beside(path, "tmp")
-        if temporary.exists():
-            with step("rename", path):
-                os.rename(temporary, path)
-            sync_folder(path.parent)
-        remove(pending_of(path))
+        folder = self._target.folder
+        path = (self._target.path if folder else self._target.path.parent) / entry.ready
+        self._format.new_growth(path, hidden=folder).publish()

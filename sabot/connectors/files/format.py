@@ -28,6 +28,8 @@ class FileFormat(ABC, Generic[Rows]):
     suffix: ClassVar[str]
     needs_suffix: ClassVar[bool] = True
     """A path without a suffix is a folder."""
+    partition_by: tuple[str, ...] = ()
+    """The columns whose values say in which folder a row goes."""
     compresses: ClassVar[bool] = False
     """A file is compressed as a whole, by the ending of its path."""
 

@@ -49,6 +49,19 @@ class Growth(ABC, Generic[Rows]):
     def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
         """Adds these rows as the last ones, and makes and syncs the complete .tmp file. False: there are no rows and no known columns."""
 
+    def publish(self) -> None:
+        """Gives the complete file its name, which the token says is ready. Doing it again changes nothing."""
+        temporary = beside(self.path, "tmp")
+        if temporary.exists():
+            with step("rename", self.path):
+                os.rename(temporary, self.path)
+            sync_folder(self.path.parent)
+        remove(pending_of(self.path))
+
+    def taken(self) -> bool:
+        """Whether there is a file of this name."""
+        return self.path.exists()
+
     @abstractmethod
     def begin(self, length: int) -> Rows | None:
         """The first rows of the file. None: it has none."""
@@ -175,7 +188,7 @@ class PendingGrowth(Growth[Rows]):
         native = pa.PythonFile(_Borrowed(file), mode="w")
         writer: RowWriter[Rows] | None = None
         try:
-            for each in itertools.chain(self._counted(length), rows):
+            for each in itertools.chain(self.counted(length), rows):
                 if writer is None:
                     writer = self._encoding.start(native, each)
                     assert writer is not None
@@ -199,7 +212,7 @@ class PendingGrowth(Growth[Rows]):
         return True
 
     def begin(self, length: int) -> Rows | None:
-        return next(self._counted(length), None)
+        return next(self.counted(length), None)
 
     def size(self) -> int:
         found = super().size()
@@ -210,7 +223,8 @@ class PendingGrowth(Growth[Rows]):
             remove(beside(self.path, kind))
         super().keep(length, token)
 
-    def _counted(self, length: int) -> Iterator[Rows]:
+    def counted(self, length: int) -> Iterator[Rows]:
+        """The rows that wait. Raises UserError where they are damaged."""
         if length == 0:
             return
         with open(self.grown, "rb", opener=regular) as file:

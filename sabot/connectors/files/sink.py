@@ -1,5 +1,6 @@
 """What all sinks of files share: the contract of `Sink`, over a format. `writing` is at least once, `delivering` exactly once."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import refuse_types
+from sabot.config import Duration, parse_seconds
 from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.connectors.letters import as_columns
@@ -37,12 +41,24 @@ class FileSink(Sink):
 
     keeps_token = True
 
-    def __init__(self, format: FileFormat[Any], *, overwrite: bool, part_bytes: int | None) -> None:
+    def __init__(
+        self,
+        format: FileFormat[Any],
+        *,
+        overwrite: bool,
+        part_bytes: int | None,
+        part_time: Duration | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.name = format.name
+        part_s = None if part_time is None else parse_seconds(part_time, name="part_time", zero=False)
+        waits = math.inf if part_s is not None else 0  # for what completes a part of a folder
         self._format = format
         self._target = FileTarget(format, overwrite=overwrite)
         self._writing = FileWriting(self._target, format, _PART_BYTES if part_bytes is None else part_bytes)
-        self._delivering = FileDelivering(self._target, format, self._writing, 0 if part_bytes is None else part_bytes)
+        self._delivering = FileDelivering(
+            self._target, format, self._writing, waits if part_bytes is None else part_bytes, part_s, clock
+        )
         self._afresh = False  # `start_afresh` was called for the next `open`
         self._opened = False
         self._target.check_ending(type(self).__name__)
@@ -55,12 +71,16 @@ class FileSink(Sink):
         self._afresh = True
 
     def check_types(self, schema: pa.Schema) -> None:
+        if self._format.partition_by:
+            check_partitions(schema, self._format.partition_by, self.name)
         refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
 
     def expect(self, schema: pa.Schema) -> None:
         self._format.expected = schema
 
     def open(self) -> None:
+        if self._format.partition_by:
+            raise UserError(f"file {self.name!r}: partition_by= delivers exactly once", hint="leave delivery= out")
         self._writing.close()
         try:
             self._target.look()

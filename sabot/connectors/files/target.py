@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class FileTarget:
         """Finds out what the path is, and makes the folder that is missing."""
         path = self.path
         bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
-        self.folder = self._says_folder() or path.is_dir() or bare
+        self.folder = bool(self._format.partition_by) or self._says_folder() or path.is_dir() or bare
         folder = path if self.folder else path.parent
         for each in (*reversed(folder.parents), folder):
             if not each.is_dir():
@@ -78,11 +79,21 @@ class FileTarget:
         ending = re.escape(self._format.ending)
         complete: dict[int, Path] = {}
         unfinished_parts: dict[int, Path] = {}
-        for name in os.listdir(self.path):
-            found = re.fullmatch(rf"(\.?)(part-(\d+){ending})(?:\.(?:tmp|journal|copy))?", name)
+        for place in self._places():
+            found = re.fullmatch(rf"(\.?)(part-(\d+){ending})(?:\.(?:tmp|journal|copy|files))?", place.name)
             if found is not None:
-                (unfinished_parts if found[1] else complete)[int(found[3])] = self.path / found[2]
+                (unfinished_parts if found[1] else complete)[int(found[3])] = place.with_name(found[2])
         return complete, unfinished_parts
+
+    def clear(self) -> None:
+        """Removes all complete parts of the folder."""
+        ending = re.escape(self._format.ending)
+        for place in list(self._places()):
+            if re.fullmatch(rf"part-\d+{ending}", place.name):
+                remove(place)
+
+    def _places(self) -> Iterable[Path]:
+        return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
     def check_free(self) -> None:
         """Raises UserError where a job that begins would mix its rows into a complete file."""

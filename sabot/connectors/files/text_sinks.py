@@ -13,6 +13,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
+from sabot.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
@@ -176,8 +177,11 @@ class NdjsonSink(FileSink):
         overwrite: bool = False,
         compression: str | None = None,
         part_bytes: int | None = None,
+        part_time: Duration | None = None,
     ) -> None:
-        super().__init__(_Ndjson(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
+        super().__init__(
+            _Ndjson(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes, part_time=part_time
+        )
 
 
 class _Csv(_TextFormat):
@@ -230,8 +234,14 @@ class CsvSink(FileSink):
         overwrite: bool = False,
         compression: str | None = None,
         part_bytes: int | None = None,
+        part_time: Duration | None = None,
     ) -> None:
-        super().__init__(_Csv(os.fspath(path), compression, delimiter), overwrite=overwrite, part_bytes=part_bytes)
+        super().__init__(
+            _Csv(os.fspath(path), compression, delimiter),
+            overwrite=overwrite,
+            part_bytes=part_bytes,
+            part_time=part_time,
+        )
 
 
 def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:

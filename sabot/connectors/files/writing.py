@@ -51,8 +51,7 @@ class FileWriting:
     def _open_folder(self, afresh: bool) -> None:
         complete, open_parts = self._target.parts()
         if self._anew:
-            for path in complete.values():
-                remove(path)
+            self._target.clear()
             complete = {}
         for number, path in sorted(open_parts.items()):
             if afresh:

@@ -1,0 +1,144 @@
+"""Parts of a folder by the values of columns, in folders as Hive has them: day=2026-11-22/hour=7/part-00003.parquet.
+
+Rows of all partitions wait in one pending list. When the part is complete, each partition gets one file of it, one after the other, so
+that one file is open at a time however many partitions there are:
+
+    .part-00003.parquet.files   the names of these files; written before the first of them
+    day=…/.part-00003.parquet.tmp    renamed when the token says that the part is `ready`
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.connectors.files.growth import PendingGrowth
+from sabot.connectors.files.parts import Encoding, beside, pending_of, remove, sync_folder
+from sabot.connectors.files.whole import WholeFile
+from sabot.disk import private
+from sabot.errors import UserError
+from sabot.steps import step
+
+__all__ = ["PartitionedGrowth", "check_partitions", "partitions_of"]
+
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_NAME_BYTES = 255
+
+
+class PartitionedGrowth(PendingGrowth[pa.RecordBatch]):
+    """A part whose rows become a file in the folder of each partition. by: the columns, which are not in the files."""
+
+    def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
+        super().__init__(path, encoding)
+        self._by = by
+        self._each = encoding  # of the file of each partition
+        self._names = beside(path, "files")
+
+    def complete(self, length: int, rows: Iterable[pa.RecordBatch] = ()) -> bool:
+        batches = list(itertools.chain(self.counted(length), rows))
+        if not batches:
+            return False
+        found = list(partitions_of(pa.Table.from_batches(batches), self._by))
+        paths = [self.path.parent / folder / self.path.name for folder, _ in found]
+        remove(self._names)
+        names = WholeFile(self._names, "xb+", "write", private)
+        try:
+            names.write(json.dumps([folder for folder, _ in found]).encode())
+            names.sync()
+        finally:
+            names.close()
+        sync_folder(self.path.parent)
+        for path, (_, table) in zip(paths, found, strict=True):
+            self._make(path.parent)
+            PendingGrowth(path, self._each).complete(0, table.to_batches())
+        return True
+
+    def publish(self) -> None:
+        for path in self._files():
+            temporary = beside(path, "tmp")
+            if temporary.exists():
+                with step("rename", path):
+                    os.rename(temporary, path)
+                sync_folder(path.parent)
+        remove(pending_of(self.path))
+        remove(self._names)
+
+    def keep(self, length: int, token: Path) -> None:
+        for path in self._files():
+            remove(beside(path, "tmp"))
+        remove(self._names)
+        super().keep(length, token)
+
+    def taken(self) -> bool:
+        """No: the token counts on, and where there was none the first number is behind those of all folders."""
+        return False
+
+    def _files(self) -> list[Path]:
+        """The files of which the names were written down, whether they are there or not."""
+        if not self._names.exists():
+            return []
+        try:
+            folders = json.loads(self._names.read_bytes())
+        except ValueError:  # it was not written to its end, so there is none of the files
+            return []
+        return [self.path.parent / folder / self.path.name for folder in folders]
+
+    def _make(self, folder: Path) -> None:
+        for each in (*reversed(folder.relative_to(self.path.parent).parents), folder.relative_to(self.path.parent)):
+            made = self.path.parent / each
+            if not made.is_dir():
+                with step("make folder", made):
+                    made.mkdir(exist_ok=True)
+                sync_folder(made.parent)
+
+
+def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
+    """Raises UserError for columns by which rows cannot be put into folders. name: of the sink."""
+    for column in by:
+        if column not in schema.names:
+            raise UserError(
+                f"file {name!r}: partition_by names {column!r}, and the rows have {', '.join(schema.names)}",
+                hint="make it before the sink: with_columns(day=col(…).dt.strftime('%Y-%m-%d'))",
+            )
+        kind = schema.field(column).type
+        if not (
+            pa.types.is_string(kind)
+            or pa.types.is_large_string(kind)
+            or pa.types.is_integer(kind)
+            or pa.types.is_boolean(kind)
+            or pa.types.is_date(kind)
+        ):
+            raise UserError(
+                f"file {name!r}: partition_by: column {column!r} of type {kind} does not name folders",
+                hint="texts, whole numbers, booleans and dates do; cast it",
+            )
+    if len(schema) == len(by):
+        raise UserError(f"file {name!r}: partition_by takes all columns, and nothing is left for the files")
+
+
+def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """The folder of each partition, and its rows in their order, without the columns `by`."""
+    order = pc.sort_indices(table, sort_keys=[(column, "ascending") for column in by])
+    ordered = table.take(order)
+    keys = [ordered.column(column).combine_chunks() for column in by]
+    ends = sorted({end for key in keys for end in pc.run_end_encode(key).run_ends.to_pylist()})
+    rows = ordered.drop_columns(list(by))
+    start = 0
+    for end in ends:
+        folder = "/".join(_folder(column, key[start].as_py()) for column, key in zip(by, keys, strict=True))
+        yield folder, rows.slice(start, end - start)
+        start = end
+
+
+def _folder(column: str, value: object) -> str:
+    """column=value, where both are escaped as in an address; no value can reach out of its folder."""
+    text = _NULL if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    name = f"{quote(column, safe='')}={quote(text, safe=' :')}"
+    if len(name) > _NAME_BYTES:
+        raise UserError(f"partition_by: column {column!r}: a value of {len(text)} letters is too long for a folder")
+    return name

@@ -1,0 +1,211 @@
+"""Sinks of files by partition: which folders and files there are, when they appear, exactly once wherever the process dies."""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import dataset
+
+from sabot import App, ArrowSink, ParquetSink
+from sabot.connectors.base import Track
+from sabot.connectors.files import growth, partitions
+from sabot.errors import UserError
+from sabot.testing import BARRIER, END, ManualClock, ScriptedSource, crash_at_every_step
+
+TRACK = Track("job", "lake", "one")
+ROWS = [{"day": f"d{n % 3}", "hour": n % 2, "n": n} for n in range(12)]
+
+
+def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(rows)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".part.")
+    )
+
+
+def lake(folder: Path) -> list[dict[str, Any]]:
+    """What pyarrow reads of the folder, with the columns of the folders' names."""
+    found = dataset.dataset(folder, format="parquet", partitioning="hive", exclude_invalid_files=False).to_table()
+    return sorted(found.to_pylist(), key=lambda row: row["n"])
+
+
+def claimed(folder: Path, **options: Any) -> ParquetSink:
+    sink = ParquetSink(folder, partition_by=["day", "hour"], **options)
+    sink.claim(TRACK)
+    return sink
+
+
+def deliver(sink: Any, seq: int, rows: list[dict[str, Any]]) -> None:
+    sink.deliver(seq, [sink.fitting(batch(rows))])
+
+
+def test_each_delivery_gives_each_partition_a_file_without_the_columns_of_its_folder(tmp_path: Path) -> None:
+    sink = claimed(tmp_path)
+    deliver(sink, 1, ROWS[:3])
+    deliver(sink, 2, ROWS[3:])
+    deliver(sink, 2, ROWS[3:])
+    assert lake(tmp_path) == ROWS
+    found = files_of(tmp_path)
+    assert found[:3] == [
+        "day=d0/hour=0/part-00000.parquet",
+        "day=d0/hour=0/part-00001.parquet",
+        "day=d0/hour=1/part-00001.parquet",
+    ]
+    assert len(found) == 3 + 6
+    sink.close()
+
+
+def test_rows_wait_until_a_part_has_its_bytes_and_the_end_completes_it(tmp_path: Path) -> None:
+    size = batch(ROWS[:3]).nbytes
+    sink = claimed(tmp_path, part_bytes=2 * size)
+    deliver(sink, 1, ROWS[:3])
+    assert files_of(tmp_path) == [".part-00000.parquet.journal"]
+    deliver(sink, 2, ROWS[3:9])
+    assert lake(tmp_path) == ROWS[:9]
+    deliver(sink, 3, ROWS[9:])
+    sink.finish()
+    assert lake(tmp_path) == ROWS
+    assert not [name for name in files_of(tmp_path) if "/." in name or name.startswith(".")]
+    sink.close()
+
+
+def test_a_part_is_completed_by_the_first_delivery_after_its_time(tmp_path: Path) -> None:
+    clock = ManualClock()
+    sink = claimed(tmp_path, part_time="10m")
+    sink._delivering._clock = clock
+    deliver(sink, 1, ROWS[:3])
+    clock.advance(599)
+    deliver(sink, 2, ROWS[3:6])
+    assert files_of(tmp_path) == [".part-00000.parquet.journal"]
+    clock.advance(2)
+    deliver(sink, 3, ROWS[6:9])
+    assert lake(tmp_path) == ROWS[:9]
+    deliver(sink, 4, ROWS[9:])  # the time of the next part begins with its first rows
+    assert lake(tmp_path) == ROWS[:9]
+    sink.close()
+    assert lake(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("value", "folder"),
+    [
+        ("../../etc", "day=..%2F..%2Fetc"),
+        ("a=b%", "day=a%3Db%25"),
+        ("", "day="),
+        (None, "day=__HIVE_DEFAULT_PARTITION__"),
+        ("ä\n\0", "day=%C3%A4%0A%00"),
+        (True, "day=true"),
+        (date(2026, 11, 22), "day=2026-11-22"),
+        (-7, "day=-7"),
+    ],
+)
+def test_values_are_escaped_in_the_names_of_folders(value: Any, folder: str) -> None:
+    table = pa.table({"day": pa.array([value], pa.string() if value is None else None), "n": [1]})
+    ((name, rows),) = partitions.partitions_of(table, ["day"])
+    assert (name, rows.to_pylist()) == (folder, [{"n": 1}])
+
+
+def test_one_file_is_open_at_a_time_however_many_partitions_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_now, most = 0, 0
+
+    class Counted(growth.WholeFile):
+        def __init__(self, *options: Any) -> None:
+            nonlocal open_now, most
+            super().__init__(*options)
+            open_now += 1
+            most = max(most, open_now)
+
+        def close(self) -> None:
+            nonlocal open_now
+            super().close()
+            open_now -= 1
+
+    monkeypatch.setattr(growth, "WholeFile", Counted)
+    sink = claimed(tmp_path)
+    deliver(sink, 1, [{"day": str(n), "hour": 0, "n": n} for n in range(50)])
+    sink.close()
+    assert (most, open_now, len(files_of(tmp_path))) == (1, 0, 50)
+
+
+def test_overwrite_removes_the_parts_of_all_partitions(tmp_path: Path) -> None:
+    sink = claimed(tmp_path)
+    deliver(sink, 1, ROWS)
+    sink.finish()
+    sink.close()
+    again = ParquetSink(tmp_path, partition_by=["day", "hour"], overwrite=True)
+    again.start_afresh()
+    again.claim(Track("job", "lake", "two"))
+    deliver(again, 1, ROWS[:1])
+    again.close()
+    assert files_of(tmp_path) == ["day=d0/hour=0/part-00000.parquet"]
+
+
+def test_without_its_token_the_folder_gets_further_parts(tmp_path: Path) -> None:
+    sink = claimed(tmp_path)
+    deliver(sink, 1, ROWS)
+    sink.close()
+    os.remove(tmp_path / ".part.parquet.token")
+    other = claimed(tmp_path)
+    deliver(other, 1, ROWS[:1])
+    other.close()
+    assert files_of(tmp_path)[:2] == ["day=d0/hour=0/part-00000.parquet", "day=d0/hour=0/part-00001.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"day": "a", "n": 1}], "partition_by names 'hour', and the rows have day, n"),
+        ([{"day": "a", "hour": 1.5, "n": 1}], "column 'hour' of type double does not name folders"),
+        ([{"day": "a", "hour": 1}], "nothing is left for the files"),
+    ],
+)
+def test_columns_that_cannot_name_folders_are_refused_before_rows_are_taken(
+    tmp_path: Path, rows: Any, said: str
+) -> None:
+    sink = claimed(tmp_path)
+    with pytest.raises(UserError, match=said):
+        sink.fitting(batch(rows))
+    with pytest.raises(UserError, match=said):
+        ArrowSink(tmp_path / "b", partition_by=["day", "hour"]).check_types(batch(rows).schema)
+
+
+def test_at_least_once_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="delivers exactly once"):
+        ParquetSink(tmp_path, partition_by=["day"]).open()
+
+
+def build(directory: Path) -> App:
+    app = App("lake", state="memory", checkpoint_dir=directory / "checkpoints")
+    script = [*ROWS[:4], BARRIER, *ROWS[4:8], BARRIER, *ROWS[8:], END]
+    size = batch(ROWS[:4]).nbytes
+    app.stream(ScriptedSource(script)).to(
+        ParquetSink(directory / "lake", partition_by=["day", "hour"], part_bytes=size + 1)
+    )
+    return app
+
+
+def outcome(directory: Path) -> Any:
+    hidden = [name for name in files_of(directory / "lake") if "/." in name or name.startswith(".")]
+    return lake(directory / "lake"), hidden
+
+
+def test_a_crash_at_some_steps_leaves_each_row_once() -> None:
+    crashes = crash_at_every_step(build, outcome, sample=6, seed=3)
+    assert crashes.died > 0
+
+
+@pytest.mark.slow  # sixty runs
+def test_crashes_at_many_steps_leave_each_row_once() -> None:
+    crashes = crash_at_every_step(build, outcome, workers=2, sample=60, seed=11)
+    assert crashes.died > 40
+    assert crashes.kinds["rename"] > 5
