@@ -59,6 +59,7 @@ from sabot.clock import Clock
 from sabot.codecs.records import Record
 from sabot.config import Secret, secret
 from sabot.connectors.base import Sink, Source, Token, Track
+from sabot.connectors.console import ConsoleSink, console
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,
@@ -114,6 +115,7 @@ __all__ = [
     "CheckpointFailed",
     "Clock",
     "ConnectedStreams",
+    "ConsoleSink",
     "CorruptCheckpoint",
     "CountWindow",
     "CsvSink",
@@ -185,6 +187,7 @@ __all__ = [
     "coalesce",
     "col",
     "collect_list",
+    "console",
     "count",
     "count_distinct",
     "count_window",

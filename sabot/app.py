@@ -39,7 +39,6 @@ from sabot.config import (
     parse_seconds,
 )
 from sabot.connectors.base import Sink, Source
-from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
@@ -50,8 +49,8 @@ from sabot.operators.base import without_marks
 from sabot.operators.reading import StateView, state_of
 from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
 from sabot.redaction import keep_settings
-from sabot.runtime.host import run_here
 from sabot.runtime.jobs import open_app_journal
+from sabot.runtime.looking import rows_of
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
@@ -326,18 +325,10 @@ class App(DeclaresAgents, HasLifespan):
             f"{name} is no agent of app {self.id}", hint=f"put @app.agent() above {name}, before the stream goes there"
         )
 
-    def collect(self, node: Node) -> pa.Table:
+    def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
-        for read in walk([node]):
-            if isinstance(read, Read) and (isinstance(read.source, str) or not read.source.bounded):
-                hint = "collect() is for files; write it with .to(…) and run the app"
-                if isinstance(read.source, str) and format_of(read.name) is not None:
-                    hint = f'it is a topic; a file of this name is read by app.stream(files("{read.name}"))'
-                raise UserError(f"collect: stream {read.name} has no end", hint=hint)
         self._collected.update(id(read) for read in walk([node]))
-        sink = TableSink()
-        run_here(lambda: self.agent_runtime.job.run_alone([Write(node, sink, None)]))
-        return sink.table()
+        return rows_of(self.agent_runtime.job, node, limit, seconds)
 
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node; called by `Stream.explain`."""

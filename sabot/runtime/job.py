@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.changes import Materialize
+from sabot.api.nodes.node import Node, walk
+from sabot.api.nodes.read import StreamEnd, Write
 from sabot.checkpoint import Coordinator
 from sabot.config import parse_broker
-from sabot.connectors.memory import CountSink, MemoryBroker
+from sabot.connectors.memory import CountSink, MemoryBroker, TableSink
 from sabot.errors import (
     AgentFailed,
     BrokerUnavailable,
@@ -350,8 +352,10 @@ class Job:
         stopping.cancel()
         return not stopped
 
-    async def run_alone(self, writes: Sequence[StreamEnd]) -> None:
-        """Runs these streams to their end, without agents or checkpoints, with state in memory."""
+    async def run_alone(self, node: Node, sink: TableSink, seconds: float | None) -> None:
+        """Runs the steps up to this one, without agents or checkpoints, with state in memory: to their end, until the sink is full, or for
+        so many seconds. Tables that wait for their end then give what they have; nothing else is finished: an open window gives no row.
+        """
         app = self.app
         settings = Settings(
             app=app.id,
@@ -364,14 +368,23 @@ class Job:
             parallelism=app.parallelism,
             memory_budget=app.memory_budget_bytes,
             has_dead_letters=False,
+            first_record_s=math.inf if seconds is None else seconds,
         )
-        job = StreamJob(writes, settings)
+        job, loop, full = StreamJob([Write(node, sink, None)], settings), asyncio.get_running_loop(), asyncio.Event()
+        sink.on_full = lambda: tell(loop, full.set)
         try:
             await job.start()
             job.awaited = True
+            filled = asyncio.ensure_future(full.wait())
             try:
-                await job.running
+                waits: list[asyncio.Future[Any]] = [job.running, filled]
+                done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not done and any(isinstance(each, Materialize) for each in walk([node])):
+                    await job.stop(drain=True)
+                if job.running.done():
+                    await job.running
             finally:
+                filled.cancel()
                 await job.close()
         except SabotError as error:
             if (asked := exit_in(error)) is not None:

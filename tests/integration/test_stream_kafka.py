@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 from fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
 
 import sabot
@@ -68,6 +68,21 @@ def commands(place, name, topic, out, tmp_path, *more):
     """`sabot run minutes_app:app`: the words, and the environment."""
     words = ["minutes_app:app", "--broker", place.url, "--state", str(tmp_path / "state"), "--loglevel", "warning"]
     return [*words, *more], {"MINUTES_ID": name, "MINUTES_IN": topic, "MINUTES_OUT": out}
+
+
+async def test_a_look_at_a_topic_gives_the_next_rows_and_commits_nothing(place, name):
+    topic, rows = place.topic(1), payments(200)
+    send(place.settings, topic, rows, slices=1)
+    stream = App(name, broker=place.url, parallelism=2).stream(topic, schema=SCHEMA)
+    for _ in range(2):
+        assert stream.select("id").collect(limit=50).to_pylist() == [{"id": row["id"]} for row in rows[:50]]
+    assert stream.head(7).collect().num_rows == 7
+    group = Consumer(place.settings | {"group.id": name})
+    try:
+        (committed,) = group.committed([TopicPartition(topic, 0)], timeout=10)
+    finally:
+        group.close()
+    assert committed.offset == OFFSET_INVALID
 
 
 @pytest.mark.one_in(2, "the same in memory: test_streams_against_batch")

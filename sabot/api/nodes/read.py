@@ -12,7 +12,7 @@ from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
-__all__ = ["Read", "StreamEnd", "TableFormat", "Write", "read_node"]
+__all__ = ["Read", "StreamEnd", "TableFormat", "Write", "endless_read", "only_source", "read_node"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ def read_node(
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, on_error=on_error)
+
+
+def endless_read(node: Node) -> Read | None:
+    """A source of this step's rows that has no end; None where all have one."""
+    reads = (each for each in walk([node]) if isinstance(each, Read))
+    return next((each for each in reads if isinstance(each.source, str) or not each.source.bounded), None)
 
 
 def only_source(node: Node) -> str:

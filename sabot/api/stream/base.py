@@ -54,7 +54,8 @@ from sabot.api.nodes.rows import (
 from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
 from sabot.api.stream.keyed import KeyedStream
-from sabot.api.stream.outputs import check_takes_changes, shown
+from sabot.api.stream.looks import Looks
+from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
@@ -91,7 +92,7 @@ class Steps:
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
-class Stream:
+class Stream(Looks):
     """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
 
     Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows
@@ -489,15 +490,6 @@ class Stream:
         node.check()
         self._owner.write(node)
 
-    def collect(self) -> pa.Table:
-        """Runs the stream now and returns all rows; for changes, those that exist at the end. Bounded inputs only. Works in notebooks."""
-        return self._owner.collect(self.materialize()._node)
-
-    def print(self, n: int = 20) -> None:
-        """Runs the stream now and prints the first `n` rows. Bounded inputs only."""
-        table = self.collect()
-        print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows")
-
     def describe(self) -> pa.Table:
         """Runs the stream now; one row for each column: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
 
@@ -512,13 +504,6 @@ class Stream:
     def schema(self) -> pa.Schema:
         """Returns names and types of the columns. Without a declared schema, the source is asked for it; a topic has none to give."""
         return self._owner.schema(self._node)
-
-    def explain(self) -> str:
-        """Returns the plan as text: its stages, what each of them does and reads, and where rows are changes."""
-        return self._owner.explain(self._node)
-
-    def __repr__(self) -> str:
-        return f"Stream({type(self._node).__name__})"
 
     def _other(self, other: Any, where: str) -> Node:
         if not isinstance(other, Stream):

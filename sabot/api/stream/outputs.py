@@ -1,12 +1,14 @@
 """The outputs of a stream: whether a sink can take its changes, and its rows as text."""
 
+from html import escape
+
 import pyarrow as pa
 
 from sabot.api.nodes.node import Node
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
-__all__ = ["check_takes_changes", "shown"]
+__all__ = ["check_takes_changes", "html", "shown"]
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
@@ -43,3 +45,8 @@ def shown(table: pa.Table) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def html(text: str) -> str:
+    """A text of several lines for notebooks: escaped, as it may have names and values of others."""
+    return f"<pre>{escape(text)}</pre>"

@@ -22,8 +22,8 @@ class Owner(Protocol):
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
         """The agent that this function is. Raises UserError where it is none of the app's."""
 
-    def collect(self, node: Node) -> pa.Table:
-        """Runs the steps up to this node, now, over bounded inputs."""
+    def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
+        """Runs the steps up to this node, now: to their end, to `limit` rows, or for so many seconds."""
 
     def explain(self, node: Node) -> str:
         """The plan of the steps up to this node."""

@@ -1,6 +1,7 @@
 """Sinks that keep or count what they are given, and write nowhere."""
 
 import logging
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -34,10 +35,14 @@ class CountSink(Sink):
 
 
 class TableSink(Sink):
-    """Keeps everything that is written, in memory: what `Stream.collect` gives."""
+    """Keeps what is written in memory, up to `limit` rows: what `Stream.collect` gives. on_full: called when it has so many, at least once,
+    and in the thread that writes.
+    """
 
-    def __init__(self, name: str = "table") -> None:
+    def __init__(self, name: str = "table", *, limit: int | None = None) -> None:
         self.name = name
+        self.on_full: Callable[[], object] = lambda: None
+        self._free = limit
         self._schema: pa.Schema | None = None
         self._batches: list[pa.RecordBatch] = []
 
@@ -45,10 +50,16 @@ class TableSink(Sink):
         self._schema = schema
 
     def open(self) -> None:
-        """Nothing to do."""
+        if self._free == 0:
+            self.on_full()
 
     def write(self, batch: Batch) -> None:
-        self._batches.append(batch.data)
+        data = batch.data if self._free is None else batch.data.slice(0, self._free)
+        self._batches.append(data)
+        if self._free is not None:
+            self._free -= data.num_rows
+            if self._free == 0:
+                self.on_full()
 
     def flush(self) -> None:
         """Nothing to do."""
@@ -59,4 +70,4 @@ class TableSink(Sink):
     def table(self) -> pa.Table:
         """All rows so far."""
         schema = self._batches[0].schema if self._schema is None and self._batches else self._schema
-        return pa.Table.from_batches(self._batches, schema=schema)
+        return pa.Table.from_batches(self._batches, schema=schema or pa.schema([]))

@@ -1,0 +1,47 @@
+"""A sink that shows rows to whoever looks at the standard output."""
+
+import re
+import sys
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import to_records
+from sabot.connectors.base import Sink
+
+__all__ = ["ConsoleSink", "console"]
+
+# what moves the cursor of a terminal, or turns the direction of text; JSON escapes a part of it
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class ConsoleSink(Sink):
+    """Writes each row as a line of JSON to the standard output as it is at that moment. What would control a terminal is escaped."""
+
+    lasting = False
+
+    def __init__(self, name: str = "console") -> None:
+        self.name = name
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        payloads = to_records(batch, round(SYSTEM_CLOCK.time() * 1000)).column(0)
+        together = pa.ListArray.from_arrays([0, len(payloads)], payloads.fill_null(b"null"))
+        text = pc.binary_join(together, b"\n")[0].as_py().decode(errors="backslashreplace")
+        sys.stdout.write(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+        sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Nothing to do: `write` does."""
+
+    def close(self) -> None:
+        """Nothing to do: others write there too."""
+
+
+def console() -> ConsoleSink:
+    """Shows the rows of a stream or agent on the standard output, as they come: `stream.to(console())`."""
+    return ConsoleSink()

@@ -1,0 +1,30 @@
+"""A look at a stream: it runs by itself, and its rows become a table."""
+
+import pyarrow as pa
+
+from sabot.api.nodes.changes import Materialize
+from sabot.api.nodes.node import Node, walk
+from sabot.api.nodes.read import endless_read
+from sabot.connectors.files.choice import format_of
+from sabot.connectors.memory import TableSink
+from sabot.errors import UserError
+from sabot.runtime.host import run_here
+from sabot.runtime.job import Job
+
+__all__ = ["rows_of"]
+
+
+def rows_of(job: Job, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
+    """The rows of a step, at most `limit`, and those that come within so many seconds. Raises UserError where that would never end."""
+    endless = endless_read(node)
+    waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))
+    if endless is not None and seconds is None and waits:
+        hint = "collect(limit=20) waits for the next 20 rows, collect(seconds=5) takes what comes in 5 s"
+        if limit is not None:
+            hint = "these are changes, which hold until the next ones: collect(seconds=5) gives what is there after 5 s"
+        if isinstance(endless.source, str) and format_of(endless.name) is not None:
+            hint = f'it is a topic; a file of this name is read by app.stream(files("{endless.name}"))'
+        raise UserError(f"collect: stream {endless.name} has no end", hint=hint)
+    sink = TableSink(limit=limit)
+    run_here(lambda: job.run_alone(node, sink, seconds))
+    return sink.table()

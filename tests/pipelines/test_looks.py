@@ -1,0 +1,129 @@
+"""A look at a stream without an end: the next rows, or those of some time; on the console; in a notebook."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+
+import sabot
+from sabot import App, UserError, console
+from sabot.testing import END, MemoryBroker, ScriptedSource
+from tools.agent_tools import bounded
+
+
+def patient(look: Callable[[float], pa.Table], rows: int) -> pa.Table:
+    """What a look of so many seconds sees; longer ones on a machine that is too busy for a short one."""
+    for seconds in (0.05, 0.5, 5.0, 30.0):
+        found = look(seconds)
+        if found.num_rows >= rows:
+            break
+    return found
+
+
+def numbers(url: str, count: int, partitions: int = 1) -> sabot.Stream:
+    broker = MemoryBroker.get(url)
+    broker.create_topic("in", partitions)
+    broker.publish("in", [{"n": n, "odd": n % 2} for n in range(count)])
+    return App("looks", url).stream("in", schema={"n": "int64", "odd": "int64"})
+
+
+def test_limit_waits_for_so_many_rows_and_takes_no_more(memory_url: str) -> None:
+    stream = numbers(memory_url, 100)
+    assert stream.collect(limit=5)["n"].to_pylist() == [0, 1, 2, 3, 4]
+    assert stream.filter(sabot.col("odd") == 1).collect(limit=2)["n"].to_pylist() == [1, 3]
+    none = stream.collect(limit=0)
+    assert (none.num_rows, none.column_names) == (0, ["n", "odd"])
+
+
+def test_head_of_a_topic_ends_by_itself(memory_url: str) -> None:
+    stream = numbers(memory_url, 100)
+    assert stream.head(3).collect()["n"].to_pylist() == [0, 1, 2]
+    assert stream.head(3).collect(limit=2).num_rows == 2
+
+
+def test_seconds_end_a_stream_that_has_fewer_rows(memory_url: str) -> None:
+    stream = numbers(memory_url, 3)
+    assert patient(lambda s: stream.collect(limit=10, seconds=s), 3)["n"].to_pylist() == [0, 1, 2]
+    assert patient(lambda s: stream.collect(seconds=f"{s * 1000:g}ms"), 3)["n"].to_pylist() == [0, 1, 2]
+
+
+def test_of_changes_what_exists_after_the_seconds_shows(memory_url: str) -> None:
+    totals = numbers(memory_url, 10).group_by("odd").aggregate(n=sabot.count())
+    found = patient(lambda s: totals.collect(seconds=s), 2)
+    assert sorted(found.to_pylist(), key=str) == [{"odd": 0, "n": 5}, {"odd": 1, "n": 5}]
+    assert patient(lambda s: totals.collect(limit=1, seconds=s), 1).num_rows == 1
+    with pytest.raises(UserError, match=r"has no end.*these are changes.*seconds=5"):
+        totals.collect(limit=1)
+
+
+def test_limit_is_for_streams_with_an_end_too() -> None:
+    stream = App("looks").stream(ScriptedSource([*([{"n": n}] for n in range(50)), END]))
+    assert stream.collect(limit=3)["n"].to_pylist() == [0, 1, 2]
+    assert stream.collect().num_rows == 50
+
+
+async def test_a_look_does_not_move_what_the_app_reads(memory_url: str) -> None:
+    """Nothing is committed: it works under a running loop, and a second look sees the same."""
+    stream = numbers(memory_url, 4, partitions=2)
+    found = [sorted(stream.collect(limit=4)["n"].to_pylist()) for _ in range(2)]
+    assert found == [[0, 1, 2, 3]] * 2
+    assert MemoryBroker.get(memory_url).committed("looks", "in") == {}
+
+
+def test_print_says_how_long_it_looked(memory_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers(memory_url, 3).select("n").print(2)
+    assert capsys.readouterr().out == "n\n0\n1\n2 rows\n"
+    nothing = App("looks", memory_url).stream("empty", schema={"n": "int64"})
+    nothing.print(9, seconds="10ms")
+    assert capsys.readouterr().out == "n\n0 rows in 0.01 s\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({}, "limit=20"),
+        ({"limit": -1}, "limit=-1"),
+        ({"limit": 1.5}, "limit=1.5"),
+        ({"seconds": 0}, "seconds"),
+        ({"seconds": "soon"}, "seconds"),
+    ],
+)
+def test_what_would_never_end_is_refused(memory_url: str, asked: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        numbers(memory_url, 1).collect(**asked)  # type: ignore[arg-type]
+
+
+async def test_the_console_shows_rows_as_json(memory_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would control the terminal is escaped, in rows and in payloads that are no JSON."""
+    evil = "\x1b[2J \x9b31m \u202e"
+    app = App("looks")
+    app.stream(ScriptedSource([[{"n": 1, "t": evil}, {"n": 2, "t": "ä"}], END])).to(console())
+    await bounded(app.run())
+    shown = r'{"n":1,"t":"\u001b[2J \u009b31m \u202e"}' + '\n{"n":2,"t":"ä"}\n'
+    assert capsys.readouterr().out == shown
+
+
+async def test_the_console_shows_what_agents_give(memory_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = App("looks", memory_url)
+
+    @app.agent(ScriptedSource([[{"n": 1}, {"n": 2}], END]), sink=console())
+    async def raw(ctx: sabot.AgentContext) -> object:
+        return sabot.Message(b"\x1b\xff\r") if ctx.message["n"] == 1 else {"n": ctx.message["n"]}
+
+    await bounded(app.run())
+    assert capsys.readouterr().out == '\\u001b\\xff\\u000d\n{"n":2}\n'
+
+
+def test_notebooks_get_columns_and_plan_escaped(memory_url: str) -> None:
+    stream = App("looks", memory_url).stream("in", schema={"<script>": "int64"})
+    page = stream._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;: int64" in page
+    assert "read in" in page
+    plan = stream.explain()
+    assert plan in str(plan)
+    assert plan._repr_html_().startswith("<pre>stage")  # type: ignore[attr-defined]
+
+
+def test_a_notebook_shows_a_stream_whose_columns_nobody_knows(memory_url: str) -> None:
+    assert "not known before the first records" in App("looks", memory_url).stream("in")._repr_html_()
