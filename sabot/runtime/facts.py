@@ -28,6 +28,7 @@ class _Reader(msgspec.Struct):
     rows_in: _Count
     watermark_ms: _Int64
     greatest_ms: _Places
+    silent_ms: _Places = []
 
 
 class _StreamTask(msgspec.Struct):

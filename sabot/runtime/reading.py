@@ -232,7 +232,8 @@ class SourceInput(Reader):
         now_ms = self._now_ms()
         if facts is not None:
             self._told.watermark_ms = facts["watermark_ms"]
-            self._watermarks.restore(facts["watermark_ms"], facts["greatest_ms"], now_ms)
+            greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
+            self._watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms)
         self._watermarks.know(self._positions, now_ms)
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
@@ -385,6 +386,7 @@ class SourceInput(Reader):
             "rows_in": self.rows_in,
             "watermark_ms": self._told.watermark_ms,
             "greatest_ms": self._watermarks.facts(self._positions),
+            "silent_ms": self._watermarks.silent(self._positions, self._now_ms()),
         }
 
     def _now_ms(self) -> int:

@@ -101,13 +101,27 @@ class Watermarks:
             found = [(place, self._greatest.get(place, START_OF_TIME)) for place in partitions]
         return [[topic, number, ms] for (topic, number), ms in found if ms > START_OF_TIME]
 
-    def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], now_ms: int) -> None:
-        """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers."""
+    def silent(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> list[list[Any]]:
+        """Returns for how many ms each of these partitions has had no rows, at most `idle_ms`, as the checkpoint keeps it."""
+        with self._lock:
+            seen = [
+                (place, now_ms if place in self._busy else self._seen_ms.get(place, now_ms)) for place in partitions
+            ]
+        return [[*place, min(max(0, now_ms - seen_ms), self._idle_ms)] for place, seen_ms in seen]
+
+    def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], silent_ms: list[list[Any]], now_ms: int) -> None:
+        """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers.
+
+        Each partition has `idle_ms` from now for the rows that came meanwhile. One that was silent for less time than another becomes idle
+        as much later: the watermark then passes the rows that the other no longer holds back, as it would have without a restart.
+        """
+        silent = {(topic, number): min(max(0, ms), self._idle_ms) for topic, number, ms in silent_ms}
         with self._lock:
             before = self._watermark_ms
             self._watermark_ms = watermark_ms if before == START_OF_TIME else min(before, watermark_ms)
         for topic, number, ms in greatest_ms:
-            self.see((topic, number), ms, now_ms)
+            place = (topic, number)
+            self.see(place, ms, now_ms + self._idle_ms - silent.get(place, self._idle_ms))
 
 
 class Told:

@@ -95,10 +95,34 @@ def test_a_restored_input_goes_on_where_it_was():
     again = Time(lateness_ms=10)
     again.know([A, B], 5)
     again.told.watermark_ms = marks.told.watermark_ms
-    again.restore(marks.told.watermark_ms, marks.facts([A, B]), 5)
+    again.restore(marks.told.watermark_ms, marks.facts([A, B]), marks.silent([A, B], 0), 5)
     assert again.progress(5) == []
     again.see(B, 90, 5)
     assert again.progress(5) == [Watermark(80)]
+
+
+def test_behind_a_restart_a_partition_that_was_silent_for_longer_is_idle_first_and_windows_close():
+    marks = two_partitions(idle_ms=2000)
+    marks.see(B, 10, 0)
+    marks.see(A, 100, 800)
+    assert marks.progress(1000) == [Watermark(10)]
+    again = Time(idle_ms=2000)
+    again.told.watermark_ms = 10
+    again.restore(10, marks.facts([A, B]), marks.silent([A, B], 1000), 50)
+    again.know([A, B], 50)
+    assert again.progress(2049) == []  # rows of B that came meanwhile have as long as ever to be read
+    assert again.progress(2849) == [Watermark(100)]
+    assert again.progress(2850) == [IDLE]
+
+
+def test_a_checkpoint_that_does_not_say_how_long_partitions_were_silent_is_taken_too():
+    again = Time(idle_ms=1000)
+    again.told.watermark_ms = 10
+    again.restore(10, [[*A, 100], [*B, 10]], [], 5)
+    again.know([A, B], 5)
+    assert again.progress(1004) == []
+    again.see(A, 110, 1004)
+    assert again.progress(1005) == [Watermark(110)]
 
 
 def test_a_partition_whose_rows_were_not_read_yet_is_not_idle():
