@@ -112,8 +112,8 @@ class Watermarks:
     def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], silent_ms: list[list[Any]], now_ms: int) -> None:
         """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers.
 
-        Each partition has `idle_ms` from now for the rows that came meanwhile. One that was silent for less time than another becomes idle
-        as much later: the watermark then passes the rows that the other no longer holds back, as it would have without a restart.
+        Each partition has `idle_ms` from now for the rows that came meanwhile, and what was left of its wait: one that was silent for less
+        time than another becomes idle as much later, and the watermark passes what the other no longer holds back, as without a restart.
         """
         silent = {(topic, number): min(max(0, ms), self._idle_ms) for topic, number, ms in silent_ms}
         with self._lock:

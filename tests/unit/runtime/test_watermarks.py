@@ -110,9 +110,10 @@ def test_behind_a_restart_a_partition_that_was_silent_for_longer_is_idle_first_a
     again.told.watermark_ms = 10
     again.restore(10, marks.facts([A, B]), marks.silent([A, B], 1000), 50)
     again.know([A, B], 50)
-    assert again.progress(2049) == []  # rows of B that came meanwhile have as long as ever to be read
-    assert again.progress(2849) == [Watermark(100)]
-    assert again.progress(2850) == [IDLE]
+    assert again.progress(3049) == []  # B was silent for 1000 of 2000 ms, A for 200
+    assert again.progress(3050) == [Watermark(100)]
+    assert again.progress(3849) == []
+    assert again.progress(3850) == [IDLE]
 
 
 def test_a_checkpoint_that_does_not_say_how_long_partitions_were_silent_is_taken_too():
