@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -147,6 +147,15 @@ class Aggregate:
 
     def __repr__(self) -> str:
         return self.text()
+
+    def _no_operand(self, other: Any) -> NoReturn:
+        raise UserError(
+            f"{self.text()} is computed with {other!r}, but an aggregate is no expression",
+            hint='give it a name, and compute behind it: aggregate(a=…, b=…).with_columns(c=col("a") / col("b"))',
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_operand
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __lt__ = __le__ = __gt__ = __ge__ = _no_operand
 
 
 def count(x: str | Expr | None = None) -> Aggregate:

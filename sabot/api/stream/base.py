@@ -51,6 +51,7 @@ from sabot.api.nodes.rows import (
     flat_map_node,
     map_batches_node,
 )
+from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
 from sabot.api.stream.keyed import KeyedStream
@@ -92,7 +93,7 @@ class Steps:
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
-class Stream(Looks):
+class Stream(Looks, NamedElsewhere):
     """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
 
     Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows

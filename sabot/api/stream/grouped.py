@@ -7,6 +7,7 @@ from sabot.api.arguments import (
     aggregates_of_keywords,
 )
 from sabot.api.nodes.changes import GroupAggregate
+from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupedStream"]
 
 
-class GroupedStream:
+class GroupedStream(NamedElsewhere):
     """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
 
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ from sabot.api.nodes.rows import (
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
 from sabot.api.stream.connected import ConnectedStreams
+from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import CountWindow, SessionWindow, Window
 from sabot.config import Duration, is_whole
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["KeyedStream"]
 
 
-class KeyedStream:
+class KeyedStream(NamedElsewhere):
     """Rows with a key: its methods work on the rows of each key separately."""
 
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from sabot.api.arguments import (
 )
 from sabot.api.nodes.keyed import Ties
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
+from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["WindowedStream"]
 
 
-class WindowedStream:
+class WindowedStream(NamedElsewhere):
     """Rows with a key and a window: its methods work on the rows of each key and window separately."""
 
     def __init__(

@@ -1,11 +1,25 @@
 """What the plan makes of a program: which columns are read, where filters stand, where rows change threads."""
 
+import re
+
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 import sabot
-from sabot import App, UserError, col, count_window, session, tumbling
+from sabot import (
+    App,
+    GroupedStream,
+    KeyedStream,
+    Stream,
+    UserError,
+    WindowedStream,
+    col,
+    count_window,
+    session,
+    tumbling,
+)
+from sabot.api.stream.elsewhere import HERE
 
 SCHEMA = {"id": "int64", "account": "string", "amount": "float64", "ts": "int64", "country": "string"}
 
@@ -310,3 +324,26 @@ def test_a_column_that_is_no_time_is_refused_though_nothing_goes_by_it(app, tmp_
     (tmp_path / "a.ndjson").write_text('{"id": 1, "at": "noon"}\n')
     with pytest.raises(UserError, match="'at'"):
         app.stream(files(tmp_path / "a.ndjson"), time="at").collect()
+
+
+def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
+    kinds = [Stream, KeyedStream, GroupedStream, WindowedStream]
+    known = set().union(*map(dir, kinds))
+    for name, here in HERE.items():
+        assert name not in known
+        assert re.split(r"\W", here)[0] in known, name
+    streams = [orders, orders.key_by("id"), orders.group_by("id"), orders.key_by("id").window(tumbling("1m"))]
+    for each in streams:
+        with pytest.raises(AttributeError, match=f"'{type(each).__name__}' object has no attribute 'agg' .*aggregate"):
+            each.agg(n=sabot.count())
+        with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
+            _ = each.nonsense
+        assert not hasattr(each, "_repr_png_")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda a: a / sabot.count(), lambda a: 100 * a, lambda a: a - 1, lambda a: a > 3, lambda a: col("id") + a]
+)
+def test_aggregates_are_computed_with_behind_them(make):
+    with pytest.raises(UserError, match=r'sum\(col\("id"\)\)|is no value that a column can hold'):
+        make(sabot.sum("id"))

@@ -1,0 +1,45 @@
+"""Methods that streams do not have, by the names that others give them: the error says what does the same here."""
+
+from typing import TYPE_CHECKING, NoReturn
+
+__all__ = ["HERE", "NamedElsewhere"]
+
+HERE = {
+    "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
+    "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches",
+    "distinct": 'deduplicate("column")',
+    "drop_nulls": 'filter(col("x").is_not_null())',
+    "explode": 'flat_map(lambda row: [{**row, "tag": tag} for tag in row["tags"]], schema=…)',
+    "fill_null": 'with_columns(x=col("x").fill_null(0))',
+    "first": "head(1)",
+    "groupBy": 'group_by("column")',
+    "groupby": 'group_by("column")',
+    "keyBy": 'key_by("column")',
+    "limit": "head(n)",
+    "map": "with_columns(y=col(…)), map_batches(function), flat_map(function, schema=…)",
+    "map_elements": "flat_map(function, schema=…), map_batches(function)",
+    "order_by": 'top_n(n, by="x") behind key_by or window: a stream has no end to sort at; sort what collect() gives',
+    "partition_by": 'key_by("column")',
+    "show": "print()",
+    "sink_parquet": 'to(ParquetSink("folder"))',
+    "sort": 'top_n(n, by="x") behind key_by or window: a stream has no end to sort at; sort what collect() gives',
+    "tail": 'top_n(n, by="ts") behind key_by or window: a stream has no end',
+    "unique": 'deduplicate("column")',
+    "unnest": 'with_columns(city=col("place").struct.field("city"))',
+    "where": 'filter(col("x") > 3)',
+    "withColumn": "with_columns(name=expression)",
+    "with_column": "with_columns(name=expression)",
+    "write_parquet": 'to(ParquetSink("folder"))',
+}
+"""Name of a method elsewhere -> what does the same here."""
+
+
+class NamedElsewhere:
+    """A kind of stream whose missing methods say what does the same."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            here = HERE.get(name)
+            what = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{what} (here it is {here})" if here else what, name=name, obj=self)
