@@ -45,6 +45,7 @@ WAITING = {
     "test_dlq": 52,
     "test_postgres_journal": 48,
     "test_stream_kafka": 36,
+    "test_topics_command": 3,
     "test_journal_contract": 35,
     "test_cli": 30,
     "test_kill_dance": 25,

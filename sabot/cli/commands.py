@@ -29,6 +29,7 @@ from sabot.cli.replaying import diff_jobs, fork_job, record, replay
 from sabot.cli.running import guarded, leave_at_once, run_app
 from sabot.cli.starting import init
 from sabot.cli.states import checkpoint, list_checkpoints, restore
+from sabot.cli.topics import topics
 from sabot.errors import UserError
 from sabot.logs import LOG_FORMATS, LOG_LEVELS, set_up_logging
 from sabot.redaction import redacted_url
@@ -66,6 +67,7 @@ jobs.command("diff")(diff_jobs)
 jobs.command()(checkpoint)
 jobs.command("checkpoints")(list_checkpoints)
 jobs.command()(restore)
+_cli.add_typer(topics, name="topics")
 _cli.add_typer(actions, name="actions")
 _cli.add_typer(mcp, name="mcp")
 

@@ -23,7 +23,9 @@ from sabot.logs import set_up_logging
 from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
 
-__all__ = ["Broker", "Table", "dlq", "redrive_job"]
+__all__ = ["Broker", "Table", "address_of", "dlq", "redrive_job"]
+
+_WHICH = "--broker kafka://host:port, or sabot -A module:app dlq …"
 
 dlq = typer.Typer(help="Dead letters in Kafka topics, files and tables.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -231,7 +233,7 @@ def _opened(
     """
     home = _home(place, table)
     try:
-        address, settings = _address(context, broker, kafka, needed=sends or home is None)
+        address, settings = address_of(context, broker, kafka, needed=sends or home is None)
         if address is None:
             assert home is not None
             yield Letters(home)
@@ -257,8 +259,8 @@ def _home(place: str, table: str | None) -> Home | None:
     return FileHome(place) if "/" in place or bare_suffix(place) == ".ndjson" else None
 
 
-def _address(
-    context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool
+def address_of(
+    context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool, hint: str = _WHICH
 ) -> tuple[str | None, dict[str, Any]]:
     """The broker from the command line or the app (None where there is none and none is needed), and settings of the Kafka client."""
     target = context.find_root().obj
@@ -270,7 +272,7 @@ def _address(
     if broker is None:
         if not needed:
             return None, {}
-        raise WrongUse("which broker?", hint="--broker kafka://host:port, or sabot -A module:app dlq …")
+        raise WrongUse("which broker?", hint=hint)
     settings |= kafka_settings(kafka)
     try:
         scheme, _ = parse_broker(broker)
@@ -281,7 +283,7 @@ def _address(
             return None, {}
         raise WrongUse(
             f"{redacted_url(broker)}: what it held went with its process",
-            hint="dead letters outlive the app on a kafka:// broker",
+            hint="topics outlive the app on a kafka:// broker",
         )
     return broker, settings
 

@@ -13,15 +13,16 @@ __all__ = ["Kafka", "kafka_settings"]
 Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]
 
 
-def kafka_settings(given: Sequence[str] | None) -> dict[str, str]:
+def kafka_settings(given: Sequence[str] | None, option: str = "--kafka") -> dict[str, str]:
     """Settings by name, of `NAME=VALUE` each. Raises WrongUse."""
     settings = {}
+    example = "security.protocol=ssl" if option == "--kafka" else "cleanup.policy=compact"
     for setting in given or []:
         name, equals, value = setting.partition("=")
         if not equals:
             raise WrongUse(
-                f"--kafka {setting_name(setting)} has no value",
-                hint="write --kafka NAME=VALUE, as in security.protocol=ssl",
+                f"{option} {setting_name(setting)} has no value",
+                hint=f"write {option} NAME=VALUE, as in {example}",
             )
         settings[name] = value
     return settings

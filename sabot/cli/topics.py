@@ -1,0 +1,186 @@
+"""`sabot topics`: the topics of a Kafka broker, listed, made, described, and their last records."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sabot.cli.letters import Broker, address_of
+from sabot.cli.loading import WrongUse
+from sabot.cli.options import Kafka, kafka_settings
+from sabot.cli.printing import columns, json_line, moment, shortened, text_or_hex
+from sabot.cli.running import guarded
+from sabot.config import checked_topic
+from sabot.errors import UserError
+from sabot.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from sabot.kafka.log import TopicLog
+
+__all__ = ["topics"]
+
+topics = typer.Typer(help="The topics of a Kafka broker.", no_args_is_help=True, rich_markup_mode=None)
+
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Its name.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+
+
+@topics.command("list")
+def list_(context: typer.Context, broker: Broker = None, kafka: Kafka = None, json: Json = False) -> None:
+    """The topics and how many partitions each has, without the broker's own."""
+
+    def work() -> None:
+        from sabot.kafka import admin  # here and below, because this loads the Kafka client
+
+        url, settings = _broker(context, broker, kafka)
+        found = sorted(admin.topics(url, kafka=settings).items())
+        if json:
+            for name, partitions in found:
+                json_line({"topic": name, "partitions": partitions})
+        else:
+            columns(["topic", "partitions"], found)
+
+    _run(work)
+
+
+@topics.command()
+def create(
+    context: typer.Context,
+    topic: Topic,
+    broker: Broker = None,
+    kafka: Kafka = None,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many; by default as many as the broker makes.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of a new topic, cleanup.policy=compact.")
+    ] = None,
+) -> None:
+    """Make a topic. One that is there grows to so many partitions, and keeps its settings."""
+
+    def work() -> None:
+        from sabot.kafka import admin
+
+        url, settings = _broker(context, broker, kafka)
+        checked_topic(topic, "topics create", kafka=True)
+        before = admin.partitions(url, topic, kafka=settings)
+        if before and config:
+            raise UserError(
+                f"topic {topic!r} is there already, and keeps its settings",
+                hint="leave --config out, or change them with the tools of the broker",
+            )
+        if partitions is not None and before > partitions:
+            raise UserError(f"topic {topic!r} has {before} partitions already", hint="a topic never shrinks")
+        admin.create_topic(url, topic, partitions or -1, config=kafka_settings(config, "--config"), kafka=settings)
+        now = admin.partitions(url, topic, kafka=settings)
+        what = "made" if not before else "grown" if now > before else "there already"
+        typer.echo(f"topic {topic} is {what}: partitions {now}")
+
+    _run(work)
+
+
+@topics.command()
+def describe(
+    context: typer.Context, topic: Topic, broker: Broker = None, kafka: Kafka = None, json: Json = False
+) -> None:
+    """The partitions of a topic: the offset of the first record, that behind the last, and about how many there are between them."""
+
+    def work() -> None:
+        with _log_of(context, topic, broker, kafka) as log:
+            bounds = [(index, *log.bounds(topic, index)) for index in log.partitions(topic)]
+        if json:
+            for index, first, end in bounds:
+                json_line({"partition": index, "first": first, "end": end})
+        else:
+            rows = [(index, first, end, end - first) for index, first, end in bounds]
+            columns(["partition", "first", "end", "offsets"], rows)
+
+    _run(work)
+
+
+@topics.command()
+def tail(
+    context: typer.Context,
+    topic: Topic,
+    broker: Broker = None,
+    kafka: Kafka = None,
+    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="So many of each partition.")] = 10,
+    json: Json = False,
+) -> None:
+    """The last records of each partition of a topic, in the order of their timestamps. Nothing is committed."""
+
+    def work() -> None:
+        found: list[Any] = []
+        with _log_of(context, topic, broker, kafka) as log:
+            for index in log.partitions(topic):
+                found += _last(log, topic, index, count)
+        found.sort(
+            key=lambda message: message.timestamp()[1]
+        )  # stable: in a partition they keep their order among equals
+        if json:
+            for message in found:
+                json_line(
+                    {
+                        "partition": message.partition(),
+                        "offset": message.offset(),
+                        "timestamp": message.timestamp()[1],
+                        "key": None if message.key() is None else text_or_hex(message.key()),
+                        "headers": [[name, text_or_hex(value)] for name, value in message.headers() or ()],
+                        "payload": None if message.value() is None else text_or_hex(message.value()),
+                    }
+                )
+            return
+        rows = [
+            [
+                f"{message.partition()}:{message.offset()}",
+                moment(message.timestamp()[1]),
+                shortened(text_or_hex(message.key()), 24),
+                "null" if message.value() is None else shortened(text_or_hex(message.value()), 100),
+            ]
+            for message in found
+        ]
+        columns(["record", "written", "key", "payload"], rows)
+
+    _run(work)
+
+
+def _last(log: "TopicLog", topic: str, index: int, count: int) -> "deque[Any]":
+    """The last records of a partition. Markers of transactions, and what compaction has removed, take offsets: so it looks further back
+    until there are enough.
+    """
+    first, end = log.bounds(topic, index)
+    span = count
+    while True:
+        begin = max(first, end - span)
+        found = deque(log.messages(topic, index, begin, end), maxlen=count)
+        if len(found) == count or begin == first:
+            return found
+        span *= 4
+
+
+@contextmanager
+def _log_of(context: typer.Context, topic: str, broker: str | None, kafka: list[str] | None) -> "Iterator[TopicLog]":
+    from sabot.kafka.client import link_of
+    from sabot.kafka.log import TopicLog
+
+    url, settings = _broker(context, broker, kafka)
+    log = TopicLog(f"sabot.topics.{topic}", link_of(url, f"topic {topic!r}", settings), settings)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _broker(context: typer.Context, broker: str | None, kafka: list[str] | None) -> tuple[str, dict[str, Any]]:
+    hint = "--broker kafka://host:port, or sabot -A module:app topics …"
+    url, settings = address_of(context, broker, kafka, needed=True, hint=hint)
+    if url is None:
+        raise WrongUse("which broker?", hint=hint)
+    return url, settings
+
+
+def _run(work: Callable[[], None]) -> None:
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
