@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
 from sabot._cython.text.json import encode_rows
-from sabot.arrays import to_ms
+from sabot.arrays import is_time, to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.json import schema_text
@@ -285,7 +285,7 @@ class SourceInput(Reader):
             data, records = self._with_time(data, records, batch)
         # No operator needs event time, but rows without it are refused all the same.
         elif self._time is not None:
-            data, _, records = self._in_time(data, to_ms(data.column(self._time)), records, batch)
+            data, _, records = self._in_time(data, self._times(data, self._time), records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if not data.num_rows:
@@ -302,13 +302,13 @@ class SourceInput(Reader):
     ) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
         """Returns the rows that have event time, with it as their last column, and their records."""
         if self._time is not None:
-            times: Any = to_ms(data.column(self._time))
+            times: Any = self._times(data, self._time)
         elif records is not None:
             times = records.column("timestamp")
         else:
             raise UserError(
-                f"source {self.name}: its rows have no time of their own",
-                hint='give the stream time="its column of event time"',
+                f"stream {self.name}: its rows have no timestamps of their own, as records of a topic have, and no column of event time",
+                hint=f'time="ts" names one of its columns: {", ".join(data.schema.names)}',
             )
         data, times, records = self._in_time(data, times, records, batch)
         data = data.append_column(TIME_COLUMN, times)
@@ -319,6 +319,16 @@ class SourceInput(Reader):
                 self._watermarks.see(partition, greatest, now_ms)
         self._tell_time(now_ms)
         return data, records
+
+    def _times(self, data: pa.RecordBatch, time: str) -> pa.Array:
+        """Returns the column of event time in ms. A Source may give another type than schema= says."""
+        column = data.column(time)
+        if not is_time(column.type):
+            raise UserError(
+                f"stream {self.name}: the column of event time, {time!r}, comes as {column.type}, which is no time",
+                hint="a timestamp, a date, or int64 as ms since 1970 UTC",
+            )
+        return to_ms(column)
 
     def _in_time(
         self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch

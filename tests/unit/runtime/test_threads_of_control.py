@@ -5,11 +5,13 @@ import functools
 import threading
 
 import pyarrow as pa
+import pytest
 
 from sabot import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
+from sabot.errors import UserError
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import SourceInput
 from sabot.runtime.task import Chain, Output, StreamTask
@@ -21,14 +23,14 @@ from sabot.threads import threads
 ROWS = pa.record_batch({"n": [1, 2, 3]})
 
 
-def source_input(script, *, clock=None, timed=False, watermarks=None):
+def source_input(script, *, clock=None, timed=False, time="n", watermarks=None):
     source = ScriptedSource(script)
     made = SourceInput(
         "script",
         source,
         codec=None,
         schema=source.schema if not timed else source.schema.append(pa.field("__time", pa.int64())),
-        time="n" if timed else None,
+        time=time if timed else None,
         timed=timed,
         watermarks=watermarks or Watermarks(0, 1000),
         dead_letter=lambda records: None,
@@ -177,3 +179,18 @@ def test_a_task_that_may_not_wait_keeps_the_order_of_what_a_full_channel_refuses
             found.append(channel.get_nowait())
     assert [e.num_rows if isinstance(e, Batch) else e for e in found] == [3, 3, Watermark(5), 3, END]
     assert task.ended
+
+
+def test_a_column_that_holds_no_time_is_refused_with_its_stream_and_name():
+    reader = source_input([pa.record_batch({"n": ["noon"]})], timed=True)
+    with pytest.raises(
+        UserError, match="stream script: the column of event time, 'n', comes as string, which is no time"
+    ):
+        elements(reader.next)
+
+
+def test_rows_without_time_are_refused_with_the_stream_and_its_columns():
+    reader = source_input([ROWS], timed=True, time=None)
+    with pytest.raises(UserError, match="stream script: its rows have no timestamps of their own") as failure:
+        elements(reader.next)
+    assert failure.value.hint == 'time="ts" names one of its columns: n'
