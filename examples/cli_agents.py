@@ -17,14 +17,8 @@ app.process_agent(
     on_error="skip",
     limits=ResourceLimits(max_memory_mb=512, max_runtime_secs=60),
 )
-app.process_agent(  # a program that lives on, and gets one record after the other
-    "said",
-    name="shouter",
-    command=["sh", "-c", 'while read -r line; do echo "$line" | tr a-z A-Z; done'],
-    pool=1,
-    sink="shouted",
-    lines="json",
-)
+shout = ["sh", "-c", 'while read -r line; do echo "$line" | tr a-z A-Z; done']  # it lives on, and gets all records
+app.process_agent("said", name="shouter", command=shout, pool=1, sink="shouted", lines="json")
 
 
 @app.agent("shouted")

@@ -269,19 +269,20 @@ async def test_nobody_gets_out(
 @needs
 @pytest.mark.parametrize("level", ["trusted", "standard", "untrusted"])
 async def test_python_git_and_a_shell_work_in_its_directory(supervisor: Supervisor, area: Path, level: str) -> None:
-    script = f"""
+    script = """
     set -e
     echo noted > /dev/stderr
     git init -q . && echo one > file && git add file && git -c user.name=a -c user.email=a@b commit -q -m one && git log --oneline | wc -l
-    {sys.executable} -c 'import subprocess, tempfile, threading
+    python -c 'import subprocess, tempfile, threading
 with tempfile.TemporaryFile() as file:
     file.write(b"x")
-thread = threading.Thread(target=print, args=["in a thread"], kwargs={{"flush": True}})
+thread = threading.Thread(target=print, args=["in a thread"], kwargs={"flush": True})
 thread.start()
 thread.join()
 print(subprocess.run(["sh", "-c", "id -u; pwd"], capture_output=True, text=True, check=True).stdout)'
     """
-    child = await supervisor.spawn(sh(script, trust=level, working_dir=area / "mine"))
+    venv = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # as in a shell in which it is active
+    child = await supervisor.spawn(sh(script, trust=level, working_dir=area / "mine", environment=venv))
     out, err = await everything(child)
     assert err == "noted\n"
     assert out.split() == ["1", "in", "a", "thread", str(NOBODY), str(area / "mine")]
