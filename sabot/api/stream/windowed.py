@@ -10,6 +10,8 @@ from sabot.api.arguments import (
     order_of,
 )
 from sabot.api.nodes.keyed import Ties
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.rows import Rename
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
@@ -68,7 +70,8 @@ class WindowedStream(NamedElsewhere):
     ) -> "Stream":
         """The first `n` rows of each key and window in the order of `by`, when the window closes: the row, window_start, window_end.
 
-        The arguments are as in KeyedStream.top_n. For tumbling, hopping and cumulative windows.
+        The arguments are as in KeyedStream.top_n. For tumbling, hopping and cumulative windows. Behind another window, the bounds of the
+        rows' own window are row_window_start and row_window_end.
         """
         window = self._window
         if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
@@ -77,9 +80,14 @@ class WindowedStream(NamedElsewhere):
             )
         number, order = order_of("top_n", n, by, descending)
         ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
-        node = WindowTopN(
-            self._steps.node, self._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late
-        )
+        known = self._steps.node.column_names or ()
+        own = {name: f"row_{name}" for name in ("window_start", "window_end") if name in known}
+        node: Node = self._steps.node
+        if own and not any(name in own for name in self._keys):
+            node = Rename(node, tuple(own.items()))
+            node.check()
+            order = tuple((own.get(name, name), down) for name, down in order)
+        node = WindowTopN(node, self._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late)
         return self._steps.then(node)
 
     def __repr__(self) -> str:

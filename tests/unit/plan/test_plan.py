@@ -1,5 +1,6 @@
 """What the plan makes of a program: which columns are read, where filters stand, where rows change threads."""
 
+import datetime
 import re
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from sabot import (
     WindowedStream,
     col,
     count_window,
+    files,
     session,
     tumbling,
 )
@@ -64,6 +66,19 @@ def test_top_n_passes_on_columns_that_are_called_as_those_of_windows(app):
     rows = app.stream("rows", schema={"k": "string", "x": "int64", "window_start": "int64"})
     best = rows.key_by("k").top_n(1, "x").select("window_start")
     assert line(best, "read") == "read rows: k, x, window_start; event time from the records"
+
+
+def test_top_n_of_a_window_behind_a_window_has_the_bounds_of_both(app, tmp_path):
+    table = pa.table({"k": ["a", "b", "a", "b", "b"], "ts": [0, 10, 20, 61_000, 62_000]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    rows = app.stream(files(tmp_path / "rows.parquet"), time="ts")
+    counts = rows.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count())
+    best = counts.window(tumbling("2m")).top_n(2, by=["n", "window_start"]).collect()
+    found = [
+        tuple(map(row.get, ("k", "n", "row_window_start", "window_start", "window_end"))) for row in best.to_pylist()
+    ]
+    at = [datetime.datetime.fromtimestamp(seconds, datetime.UTC) for seconds in (0, 60, 120)]
+    assert found == [("b", 2, at[1], at[0], at[2]), ("a", 2, at[0], at[0], at[2])]
 
 
 def steps(stream):
