@@ -216,6 +216,10 @@ class EffectGate:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
         raise NotImplementedError
 
+    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """What may become of a call that it has let pass, and that a gate behind it makes ask another model. By default as `decide`."""
+        return self.decide(call)
+
     def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         """BEGIN of a job is about to be recorded: it begins, or runs once more over what it has done. taken: behind it, of another job,
         from whose checkpoint it goes on.
@@ -258,7 +262,9 @@ class EffectGate:
 
 
 class EffectGates(EffectGate):
-    """Several gates, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds."""
+    """Several gates, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds.
+    Where one has another model asked, those before it decide on that model too.
+    """
 
     def __init__(self, gates: Sequence[EffectGate]) -> None:
         self._gates = tuple(gates)
@@ -272,6 +278,8 @@ class EffectGates(EffectGate):
             found = judged(self._gates[at], call)
             if not isinstance(found, GateVerdict):
                 return self._awaited(found, at, call, so_far)
+            if at and degraded_to(call, found):
+                return self._degraded(found, at, call, so_far)
             so_far, call = self._joined(at, call, so_far, found)
             if so_far.decision is Decision.DENY:
                 break
@@ -281,7 +289,23 @@ class EffectGates(EffectGate):
     async def _awaited(
         self, found: Awaitable[GateVerdict], at: int, call: GatedCall, so_far: GateVerdict | None
     ) -> GateVerdict:
-        so_far, call = self._joined(at, call, so_far, await found)
+        return await self._degraded(await found, at, call, so_far)
+
+    async def _degraded(self, found: GateVerdict, at: int, call: GatedCall, so_far: GateVerdict | None) -> GateVerdict:
+        """As `_from`, where this gate has decided, and may have another model asked."""
+        first = call.name
+        so_far, call = self._joined(at, call, so_far, found)
+        asked, place = [first, call.name], at if call.name == first else 0
+        while place < at and so_far.decision is not Decision.DENY:
+            answer = judged(self._gates[place], call, degraded=True)
+            said = for_degraded(answer if isinstance(answer, GateVerdict) else await answer, call.name, first)
+            place += 1
+            if model := degraded_to(call, said):
+                if model in asked:
+                    said = ring_of([*asked, model], said.rule, said.version)
+                asked.append(model)
+                place = 0  # all of them decide on that one
+            so_far, call = self._joined(at + 1, call, so_far, said)
         if so_far.decision is Decision.DENY:
             return so_far
         rest = self._from(at + 1, call, so_far)
@@ -362,10 +386,31 @@ def gate_of(gates: Sequence[EffectGate]) -> EffectGate | None:
     return EffectGates(gates) if len(gates) > 1 else next(iter(gates), None)
 
 
-def judged(gate: EffectGate, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-    """What the gate decides. Where it raises, or changes what cannot be changed, the call is denied, and the reason says so."""
+def degraded_to(call: GatedCall, verdict: GateVerdict) -> str:
+    """The other model that a call which may be made is to ask; "": there is none."""
+    other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
+    return verdict.model if other else ""
+
+
+def for_degraded(verdict: GateVerdict, model: str, asked: str) -> GateVerdict:
+    """A verdict about a model that is asked in place of another one, whose reason says so."""
+    if not verdict.reason:
+        return verdict
+    return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
+
+
+def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GateVerdict:
+    """The denial of a call for which each of these models stands in for the one before it, and the last one is there twice."""
+    reason = f"models stand in for each other in a ring: {', '.join(models)}"
+    return GateVerdict(Decision.DENY, rule, version, reason)
+
+
+def judged(gate: EffectGate, call: GatedCall, *, degraded: bool = False) -> GateVerdict | Awaitable[GateVerdict]:
+    """What the gate decides; degraded: as `EffectGate.decide_degraded`. Where it raises, or changes what cannot be changed, the call is
+    denied, and the reason says so.
+    """
     try:
-        found = gate.decide(call)
+        found = gate.decide_degraded(call) if degraded else gate.decide(call)
         if isinstance(found, GateVerdict):
             call.changed(_sound(found))
             return found

@@ -103,6 +103,10 @@ class LedgerGate(EffectGate):
             return self._decide(call)
         return self._decide_later(call)
 
+    def decide_degraded(self, call: GatedCall) -> GateVerdict:
+        """As `EffectGate.decide_degraded`: what is reserved for the call holds."""
+        return GateVerdict()
+
     async def _decide_later(self, call: GatedCall) -> GateVerdict:
         await self.ledger.ready(call.scope)
         if self.ledger.full:

@@ -182,6 +182,10 @@ class JobLimits(EffectGate):
             return self._model(call, job)
         return GateVerdict()
 
+    def decide_degraded(self, call: GatedCall) -> GateVerdict:
+        """As `EffectGate.decide_degraded`: what is reserved for the call holds."""
+        return GateVerdict()
+
     def _model(self, call: GatedCall, job: _TreeJob) -> GateVerdict:
         assert call.spec is not None
         limits, used = job.tree.limits, job.tree.used()

@@ -25,7 +25,18 @@ from sabot.agents.policy.rules import PolicyRule, RuleAnswer
 from sabot.api.durable import DurableContext
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
-from sabot.jobs.gate import NOBODY, Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
+from sabot.jobs.gate import (
+    NOBODY,
+    Behalf,
+    CallKind,
+    Decision,
+    EffectGate,
+    GatedCall,
+    GateVerdict,
+    degraded_to,
+    for_degraded,
+    ring_of,
+)
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
@@ -167,7 +178,41 @@ class PolicyEngine(EffectGate):
     # -- as a gate (`jobs.gate.EffectGate`) ---------------------------------------------------------------------------
 
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """As `EffectGate.decide`."""
+        """As `EffectGate.decide`. Where a rule has another model asked, all rules decide on that one too."""
+        return self._followed(self._judge(call), call, None, ())
+
+    def _followed(
+        self,
+        found: GateVerdict | Awaitable[GateVerdict],
+        call: GatedCall,
+        so_far: GateVerdict | None,
+        asked: tuple[str, ...],
+    ) -> GateVerdict | Awaitable[GateVerdict]:
+        """found: what is said of this call, which asks its model in place of those that were asked before."""
+        while isinstance(found, GateVerdict):
+            if so_far is not None:
+                found = for_degraded(found, call.name, asked[0])
+                so_far = msgspec.structs.replace(so_far.and_then(found), version=self.version)
+            else:
+                so_far = found
+            model, asked = degraded_to(call, found), (*asked, call.name)
+            if not model:
+                return so_far
+            if model in asked:
+                ring = ring_of((*asked, model), found.rule, self.version)
+                return msgspec.structs.replace(so_far.and_then(ring), version=self.version)
+            call = call.changed(found)
+            found = self._judge(call)
+        return self._followed_later(found, call, so_far, asked)
+
+    async def _followed_later(
+        self, found: Awaitable[GateVerdict], call: GatedCall, so_far: GateVerdict | None, asked: tuple[str, ...]
+    ) -> GateVerdict:
+        rest = self._followed(await found, call, so_far, asked)
+        return rest if isinstance(rest, GateVerdict) else await rest
+
+    def _judge(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """What the rules say of this call alone."""
         verdict, later = None, []
         for rule, known in self._matching(call):
             try:
@@ -247,7 +292,8 @@ class PolicyEngine(EffectGate):
             return other
         if Decision.ALLOW in (verdict.decision, other.decision) and not (verdict.notes or other.notes):
             return other if other.decision.strictness > verdict.decision.strictness else verdict
-        return msgspec.structs.replace(verdict.and_then(other), version=self.version)
+        model = verdict.model or other.model
+        return msgspec.structs.replace(verdict.and_then(other), version=self.version, model=model)
 
     def _final(self, call: GatedCall, verdict: GateVerdict | None) -> GateVerdict:
         if verdict is not None:

@@ -150,7 +150,7 @@ class AgentPolicy(_NameRule):
 @dataclass(frozen=True)
 class ModelPolicy(_NameRule):
     """Who may ask models with such names. degrade_to: the model of the same engine that is asked in place of a denial; where nothing is
-    denied, and nobody is to be asked, in place of every such model.
+    denied, and nobody is to be asked, in place of every such model. This rule lets it be asked; what others say of that model holds.
     """
 
     model_patterns: Sequence[str]
@@ -166,8 +166,10 @@ class ModelPolicy(_NameRule):
         found = super().decide(call)
         mild = found is Decision.ALLOW and self.allowed_scopes is None and self.allowed_principals is None
         denied = isinstance(found, GateVerdict) and found.decision is Decision.DENY
-        if not self.degrade_to or call.name == self.degrade_to or not ((mild and not self.denied_scopes) or denied):
+        if not self.degrade_to or not ((mild and not self.denied_scopes) or denied):
             return found
+        if call.name == self.degrade_to:
+            return Decision.ALLOW  # it stands in for itself
         why = self.reason or (found.reason if isinstance(found, GateVerdict) else "a smaller model is to be asked")
         return GateVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
 

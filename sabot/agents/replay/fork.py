@@ -257,6 +257,10 @@ class _ForkGate(EffectGate):
         )
         return GateVerdict(Decision.DENY, rule="fork", reason=reason)
 
+    def decide_degraded(self, call: GatedCall) -> GateVerdict:
+        """As `EffectGate.decide_degraded`: it may be made."""
+        return GateVerdict()
+
 
 class _ForkOwner:
     """The owner of the one job of a fork (`jobs.owner.JobOwner`). over_as: its outcome, when it is over or nobody will go on with it."""

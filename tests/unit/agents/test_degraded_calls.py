@@ -1,0 +1,101 @@
+"""Calls that ask another model than they were asked for: by a rule, or because a budget is used up. What rules say of that model holds."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from sabot.agents import (
+    Budget,
+    DataAccessPolicy,
+    Decision,
+    GatedCall,
+    GateVerdict,
+    InMemoryLedgerWriter,
+    Ledger,
+    ModelPolicy,
+    PolicyEngine,
+    PolicyRule,
+    RedactionPolicy,
+)
+from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.accounts.gate import LedgerGate
+from sabot.jobs.gate import Behalf, EffectGate, gate_of
+from sabot.journal import EffectId
+from sabot.llm.messages import user
+from sabot.llm.spec import RequestSpec
+
+BIG_TO_SMALL = ModelPolicy(["big"], degrade_to="small")
+
+
+@pytest.mark.parametrize("by_budget", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "default", "decision", "model", "said"),
+    [
+        ([ModelPolicy(["small"], denied=True)], "allow", "deny", "", "small, in place of big: it is denied"),
+        ([ModelPolicy(["small"], require_approval=True)], "allow", "ask", "small", "small, in place of big: it needs"),
+        ([DataAccessPolicy(["pii"], allowed_models=["big"])], "allow", "deny", "", "is pii may not go to small"),
+        ([ModelPolicy(["big"], warn=True)], "deny", "deny", "", "small, in place of big: no rule allows it"),
+        ([ModelPolicy(["small"], degrade_to="tiny")], "allow", "degrade", "tiny", "tiny is asked"),
+        ([ModelPolicy(["small"], degrade_to="big")], "allow", "deny", "", "in a ring: big, small, big"),
+        (
+            [RedactionPolicy([r"sk-\d+"], model_patterns=["small"])],
+            "allow",
+            "degrade",
+            "small",
+            "texts in it are hidden",
+        ),
+    ],
+)
+async def test_the_rules_judge_the_model_that_is_asked_in_place_of_another_one(
+    rules: list[PolicyRule], default: Any, decision: str, model: str, said: str, by_budget: bool
+) -> None:
+    """Also where the first one is replaced because a budget is used up. The intent has what was said of both."""
+    policy = PolicyEngine(rules if by_budget else [BIG_TO_SMALL, *rules], default=default)
+    if by_budget and default == "deny":
+        policy.add_rule(ModelPolicy(["big"]))
+    budget = Budget("acme", max_calls_daily=0, exhausted="degrade", degrade_to="small")
+    gates: list[EffectGate] = [policy, LedgerGate(Ledger(InMemoryLedgerWriter(), budgets=[budget]))]
+    spec = RequestSpec(messages=(user("my key is sk-123"),))
+    call = GatedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec, labels=frozenset({"pii"}))
+    gate = gate_of(gates[: 1 + by_budget])
+    assert gate is not None
+    found = gate.decide(call)
+    verdict = found if isinstance(found, GateVerdict) else await found
+    assert (verdict.decision, "" if decision == "deny" else verdict.model) == (decision, model)
+    assert any(said in each for each in (verdict.reason, *verdict.notes))
+    of_first = "the daily budget of acme" if by_budget else "a smaller model is to be asked"
+    assert any(each.startswith(of_first) for each in (verdict.reason, *verdict.notes))
+    assert verdict.hide == (("sk-\\d+",) if isinstance(rules[0], RedactionPolicy) else ())
+
+
+async def test_an_async_rule_judges_the_model_that_is_asked_in_place_of_another_one() -> None:
+    seen: list[str] = []
+
+    async def rule(call: GatedCall) -> Decision:
+        seen.append(call.name)
+        return Decision.DENY if call.name == "small" else Decision.ALLOW
+
+    found = PolicyEngine([BIG_TO_SMALL, rule]).decide(GatedCall(EffectId("j", 1), "model", "big"))
+    assert not isinstance(found, GateVerdict)
+    assert ((await found).decision, seen) == ("deny", ["big", "small"])
+
+
+async def test_what_a_budget_has_reserved_is_free_where_the_rules_deny_the_model_that_it_degrades_to() -> None:
+    budget = Budget("acme", max_tokens_daily=10, exhausted="degrade", degrade_to="small")
+    ledger = Ledger(InMemoryLedgerWriter(), budgets=[budget])
+    gate = gate_of([PolicyEngine([ModelPolicy(["small"], denied=True)]), LedgerGate(ledger)])
+    assert gate is not None
+    spec = RequestSpec(messages=(user("hi"),), max_tokens=100)
+    found = gate.decide(GatedCall(EffectId("j", 1), "model", "big", "app.f", Behalf("acme"), spec=spec))
+    assert not isinstance(found, GateVerdict)
+    assert (await found).decision == "deny"
+    assert ledger.reserve("another", "acme", Amounts(10, Decimal(0), 1)).decision in ("allow", "warn")
+
+
+async def test_the_first_of_two_rules_says_which_model_is_asked() -> None:
+    found = PolicyEngine([BIG_TO_SMALL, ModelPolicy(["b*"], degrade_to="tiny")]).decide(
+        GatedCall(EffectId("j", 1), "model", "big")
+    )
+    assert isinstance(found, GateVerdict)
+    assert found.model == "small"
