@@ -13,11 +13,14 @@ from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of
+from sabot.redaction import keep_secret, keep_settings, keep_url
 
 __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]
 
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 """The versions of the protocol that are spoken, oldest first."""
+
+_CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers
 
 PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
 """Names and values, the same for all, or given by a function of (scope, principal): credentials of a tenant's own."""
@@ -170,8 +173,14 @@ class McpServerSpec:
         )
 
     def headers_of(self, key: SessionKey) -> dict[str, str]:
-        """What each HTTP request of this session carries."""
-        return _values(self.headers, key)
+        """What each HTTP request of this session carries. The secret values, and those of the URL, are hidden in texts from now on."""
+        headers = _values(self.headers, key)
+        keep_settings(headers)
+        for name, value in headers.items():
+            if name.lower() in _CREDENTIALS:
+                keep_secret(value, value.rpartition(" ")[2])
+        keep_url(self.url)
+        return headers
 
 
 def _values(given: PerTenant, key: SessionKey) -> dict[str, str]:

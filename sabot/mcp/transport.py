@@ -53,7 +53,9 @@ _END = 512  # bytes of each end of a line that is too long
 _MOST_JUNK = 10_000  # lines that are no messages, before a server is given up
 _CLOSE_SECONDS = 1.0
 _GRACE_SECONDS = 2.0  # for a server to end when its stdin has
-_LAST_WORDS = 1000  # bytes of stderr that are kept
+_LAST_WORDS = 1000  # characters of stderr that are told
+_SCRUBBED = 4 * _LAST_WORDS  # bytes that are searched for secrets, so that none is told which begins before those words
+_JUNK_WORDS = 200  # characters of the first line that is no message
 _FIRST_ID = re.compile(rb'\A\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*,')
 _LAST_ID = re.compile(rb'[{,]\s*"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
 
@@ -145,7 +147,7 @@ async def over_bytes(
                         continue
                     junk += 1
                     if junk == 1:
-                        _log.warning("an MCP server writes what is no message: %r", bytes(line[:200]))  # type: ignore[index]
+                        _log.warning("an MCP server writes what is no message: %r", _junk(line))
                     if junk > _MOST_JUNK:
                         raise _GivenUp(f"it wrote {junk:,} lines that are no messages")
         except _GivenUp as error:
@@ -193,6 +195,11 @@ def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
         return None
 
 
+def _junk(line: Any) -> str:
+    """A line of which no message can be made, as it may be shown."""
+    return scrubbed(line[:_SCRUBBED].decode(errors="replace"))[:_JUNK_WORDS]
+
+
 def _error(request_id: int | str | None, code: int, words: str) -> Any:
     return JSONRPCError(jsonrpc="2.0", id=request_id, error=ErrorData(code=code, message=words))
 
@@ -217,7 +224,7 @@ async def over_process(
         assert child.stderr is not None
         while data := await child.stderr.read():
             last.extend(data)
-            del last[:-_LAST_WORDS]
+            del last[:-_SCRUBBED]
 
     async def ended(why: str) -> None:
         with contextlib.suppress(TimeoutError, SabotError):
@@ -227,7 +234,7 @@ async def over_process(
         if (status := child.status) is not None:
             how = f"by signal {status.signal}" if status.code is None else f"with exit code {status.code}"
             why = f"it ended {how}" + (f", for its limit {status.limit}" if status.limit else "")
-        words = scrubbed(last.decode(errors="replace").strip())
+        words = scrubbed(last.decode(errors="replace").strip())[-_LAST_WORDS:]
         on_end(f"{why}; its last words: {words}" if words else why)
 
     listening = asyncio.create_task(listen())

@@ -11,6 +11,7 @@ from sabot.process.errors import SandboxPathRefused, SandboxStepFailed, SpawnFai
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Confined, Sandbox, TrustLevel, confined, sandbox_of
 from sabot.process.streams import CAPACITY_BYTES
+from sabot.redaction import keep_settings
 
 __all__ = ["INHERITED", "Command", "confined_command", "spawn_failure", "spawn_request"]
 
@@ -36,7 +37,7 @@ class Command:
     """A program to be run.
 
     argv: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
-    environment: variables that are set; their values are shown nowhere.
+    environment: variables that are set; their values are shown nowhere, and the secret ones are hidden in what the program says.
     inherit: the names of the worker's variables that the child gets besides. It gets no others.
     working_dir: the worker's current one, if None.
     stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
@@ -67,6 +68,7 @@ class Command:
         if wrong := [name for name in self.environment if not name or "=" in name]:
             raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
         sandbox_of(self.trust)
+        keep_settings(self.environment)
 
     def whole_environment(self) -> dict[str, str]:
         """The environment that the child sees."""

@@ -30,7 +30,6 @@ from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
-from sabot.redaction import keep_settings
 
 __all__ = [
     "AgentConfig",
@@ -328,7 +327,6 @@ class LocalProcessRunner:
         more trust than the runner gives), or when `max_concurrent_agents` run already; InvalidContext for a configuration
         that its program cannot be given.
         """
-        keep_settings(config.environment)
         program = program_of(config.model_backend)
         command = self._command(config, program)
         most = self.config.max_concurrent_agents

@@ -16,7 +16,6 @@ from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelega
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
-from sabot.redaction import keep_settings
 
 __all__ = [
     "MonitoringConfig",
@@ -224,7 +223,6 @@ class ProcessRuntime:
                 hint="terminate one, or allow more",
             )
         environment = environment or {}
-        keep_settings(environment)
         whole, watch = self.config.resources.narrowed(limits), self.config.monitoring
         command = Command(
             argv=[cmd, *args],

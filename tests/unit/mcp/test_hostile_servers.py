@@ -250,7 +250,7 @@ async def test_lines_that_are_no_messages_are_passed_over_up_to_a_bound(pool, ca
 
     session = await opened(pool, peer(chatter))
     assert (await session.call("go")).text == "done"
-    assert "writes what is no message: b'Starting up...'" in caplog.text
+    assert "writes what is no message: 'Starting up...'" in caplog.text
     with pytest.raises(McpConnectionLost, match="it wrote 10,001 lines that are no messages"):
         await session.call("go", {"a": 1})
 

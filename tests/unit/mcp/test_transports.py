@@ -315,6 +315,18 @@ async def test_a_child_that_is_no_server_is_told(pool, command, words):
         await pool.session("bad")
 
 
+@pytest.mark.parametrize("given", [dict, lambda values: lambda scope, principal: values], ids=["mapping", "function"])
+async def test_secrets_of_a_childs_environment_are_in_no_error_and_no_log(pool, caplog, given):
+    whose = "mapping" if given is dict else "function"
+    key, password = f"sekret-of-{whose}-99xyz", f"hunter2-of-{whose}"
+    says = "echo using $API_KEY; echo bad $API_KEY $DB_PASSWORD >&2; exit 3"
+    pool.add("bad", command=["sh", "-c", says], environment=given({"API_KEY": key, "DB_PASSWORD": password}))
+    with pytest.raises(McpUnavailable, match=r"its last words: bad \*\*\* \*\*\*") as caught:
+        await pool.session("bad")
+    assert "writes what is no message: 'using ***'" in caplog.text
+    assert [each for each in (key, password) if each in f"{caught.value}{caplog.text}"] == []
+
+
 @pytest.mark.parametrize("megabytes", [2, pytest.param(100, marks=pytest.mark.slow(reason="100 MB"))])
 async def test_a_child_that_floods_stderr_and_will_not_end_answers_and_is_ended(pool, monkeypatch, megabytes):
     monkeypatch.setattr("sabot.mcp.transport._GRACE_SECONDS", 0.05)
