@@ -37,6 +37,7 @@ from sabot.process.tree import (
     may_be_signalled,
     numbers_of,
     own_tags,
+    shared_memory_of,
     signal_all,
     tag_of,
 )
@@ -456,7 +457,7 @@ class Supervision:
         figures = [found for pid in members if (found := numbers_of(pid)) is not None]
         return {
             "processes": len(figures),
-            "memory": sum(memory for memory, _ in figures),
+            "memory": sum(memory for memory, _ in figures) + shared_memory_of(members),
             "cpu": sum(cpu for _, cpu in figures) + child.cpu_seconds,
         }
 

@@ -18,6 +18,7 @@ __all__ = [
     "may_be_signalled",
     "numbers_of",
     "own_tags",
+    "shared_memory_of",
     "signal_all",
     "tag_of",
     "tagged",
@@ -96,6 +97,39 @@ def numbers_of(pid: int) -> tuple[int, float] | None:
     return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
 
 
+def shared_memory_of(pids: Iterable[int]) -> int:
+    """Bytes of the shared memory of these processes that is resident and not counted by `numbers_of`, because nobody has mapped it: of open
+    files without a name (memfd_create), of those in /dev/shm, and of System V segments that one of them has made.
+
+    Not counted: what only a message in a socket still holds, and files of processes that this one may not look into.
+    """
+    pids, files = set(pids), dict[tuple[int, int], int]()
+    for pid in pids:
+        folder = f"/proc/{pid}/fd"
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError):  # it was closed meanwhile
+                    if os.readlink(f"{folder}/{name}").startswith(_IN_MEMORY):
+                        found = os.stat(f"{folder}/{name}")
+                        files[found.st_dev, found.st_ino] = found.st_blocks * 512
+    held = sum(files.values())
+    with suppress(OSError), open("/proc/sysvipc/shm") as segments:
+        header = segments.readline().split()
+        maker, resident = header.index("cpid"), header.index("rss")
+        for figures in map(str.split, segments):
+            held += int(figures[resident]) if int(figures[maker]) in pids else 0
+    return max(0, held - sum(map(_mapped_shared, pids))) if held else 0
+
+
+def _mapped_shared(pid: int) -> int:
+    """Bytes of shared memory that it has mapped, and that are resident."""
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"RssShmem:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def signal_all(pids: Iterable[int], number: int) -> None:
     """A signal to each; not to who has ended, or is another user's."""
     for pid in pids:
@@ -148,5 +182,6 @@ def _signal_groups(groups: Iterable[int], number: int) -> None:
 
 
 _CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # a kernel may be built without
+_IN_MEMORY = ("/memfd:", "/dev/shm/")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")

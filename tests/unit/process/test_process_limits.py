@@ -1,6 +1,7 @@
 """Each limit ends or denies, and says so; measured where no control group can be made, by control groups where they can."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.tree import tag_of
 
 
-def python(script: str, limits: ResourceLimits) -> Command:
+def python(script: str, limits: ResourceLimits | None = None) -> Command:
     return Command(argv=[sys.executable, "-I", "-S", "-c", script], limits=limits)
 
 
@@ -68,6 +69,48 @@ async def test_memory_of_a_child_and_its_descendants_together(supervisor: Superv
     each = "import time; held = b'x' * (40 << 20); print(1, flush=True); time.sleep(1000)"
     script = f'{sys.executable} -I -S -c "{each}" & {sys.executable} -I -S -c "{each}" & wait'
     child = await supervisor.spawn(sh(script, limits=only(max_memory_mb=70)))
+    status = await child.wait()
+    assert (status.signal, status.limit) == (signal.SIGKILL, "max_memory_bytes")
+
+
+MEMFD = "f = os.memfd_create('held'); os.posix_fallocate(f, 0, 80 << 20)"
+# IPC_CREAT | 0600; it is filled, and let go.
+SEGMENT = """
+libc = ctypes.CDLL(None); libc.shmat.restype = ctypes.c_void_p
+f = libc.shmget(0, 80 << 20, 0o1600); at = libc.shmat(f, None, 0)
+ctypes.memset(at, 1, 80 << 20); libc.shmdt(ctypes.c_void_p(at))
+"""
+
+
+@pytest.mark.parametrize("hold", ["memfd", "segment"])
+async def test_shared_memory_that_nobody_has_mapped_counts(supervisor: Supervisor, hold: str) -> None:
+    script = f"import ctypes, os, sys\n{MEMFD if hold == 'memfd' else SEGMENT}\nprint(f, flush=True)\nsys.stdin.read()"
+    child = await supervisor.spawn(python(script))
+    number = int(await line(child))
+    try:
+        used = await child.usage()
+        assert 80 << 20 <= used.memory_bytes < 140 << 20
+    finally:
+        child.kill()
+        await child.wait()
+        if hold == "segment":
+            assert ctypes.CDLL(None).shmctl(number, 0, None) == 0  # IPC_RMID
+
+
+async def test_shared_memory_is_counted_once(supervisor: Supervisor) -> None:
+    script = (
+        f"import mmap, os, sys\n{MEMFD}\nheld = mmap.mmap(f, 0)\nheld[::4096] = bytes(80 << 8)\ng = os.dup(f)\n"
+        "print(1, flush=True)\nsys.stdin.read()"
+    )
+    child = await supervisor.spawn(python(script))
+    await line(child)
+    assert 80 << 20 <= (await child.usage()).memory_bytes < 140 << 20
+    assert (await child.stop()).limit is None
+
+
+async def test_memory_that_is_only_in_a_file_without_a_name_is_limited(supervisor: Supervisor) -> None:
+    script = f"import os, sys\n{MEMFD}\nsys.stdin.read()"
+    child = await supervisor.spawn(python(script, only(max_memory_mb=60)))
     status = await child.wait()
     assert (status.signal, status.limit) == (signal.SIGKILL, "max_memory_bytes")
 
