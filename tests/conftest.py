@@ -53,6 +53,7 @@ WAITING = {
     "test_signals": 24,
     "test_sqlite_journal": 23,
     "test_kafka_faults": 22,
+    "test_kafka_lease": 2,
     "test_kill_minus_nine": 17,
     "test_savepoints": 17,
     "test_stream_kill": 13,

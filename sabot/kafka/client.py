@@ -21,6 +21,7 @@ from sabot.redaction import clean_cause, has_password, keep_settings, redacted, 
 
 __all__ = [
     "ANSWER_SECONDS",
+    "ELECTING",
     "FENCED",
     "FETCHING",
     "FORBIDDEN",
@@ -69,6 +70,7 @@ FETCHING = {
 #   _ABSENT      may pass: BrokerUnavailable at an opening; later the client goes on trying, and `BrokerLink` logs it
 #   _REFUSED     a login or a certificate is not accepted: lasting at an opening; later, once it has lasted for REFUSED_SECONDS
 #   FORBIDDEN    a right is missing: lasting
+#   ELECTING     passes within seconds: the broker is starting up
 #   UNKNOWN      a topic or partition does not exist: lasting
 #   FENCED       another producer has the transactional id; what that means, only the user of transactions knows
 _ABSENT = {
@@ -91,6 +93,13 @@ FORBIDDEN = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
 FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
+ELECTING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
 REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment

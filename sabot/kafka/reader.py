@@ -30,6 +30,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    ELECTING,
     FETCHING,
     FORBIDDEN,
     admin_of,
@@ -51,13 +52,6 @@ log = logging.getLogger("sabot.kafka")
 CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.5  # the figures of `lag` may be so old
 WAIT_SECONDS = 0.5  # a wait for records is interrupted so often, to take in new partitions
-_ELECTING = {
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-}
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -198,7 +192,7 @@ class KafkaReader(Source):
                 return call(argument, timeout=max(0.1, deadline - SYSTEM_CLOCK.monotonic()))
             except KafkaException as error:
                 reason = error.args[0]
-                again = reason.retriable() or reason.code() in _ELECTING
+                again = reason.retriable() or reason.code() in ELECTING
                 if SYSTEM_CLOCK.monotonic() > deadline or not again:
                     raise explain(reason, self._link, self.name) from clean_cause(error)
                 self._consumer.poll(0)

@@ -27,6 +27,7 @@ from sabot.runtime.agent_job import AgentJob, RunnableAgent
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.runtime.lease import take_lease
 from sabot.runtime.origin import Origin
 from sabot.runtime.restore import check_app
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
@@ -102,6 +103,7 @@ class Run:
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._delivery: StagedSinks | None = None
+        self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
         self._agents: AgentJob | None = None
         self._streams: StreamJob | None = None
 
@@ -143,6 +145,7 @@ class Run:
         if not await app.lifespan.open(self._stop_asked):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
         await self._open_jobs(manifest, self._settings(self._delivery))
+        self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
         self._delivery.check_restored()
         await to_the_end(self._delivery.open())
         self._let_run()
@@ -463,8 +466,7 @@ class Run:
 
     async def release(self) -> None:
         """Closes everything that is open. Failed agents stay FAILED."""
-        backend, storage = self._backend, self._storage
-        coordinator, delivery = self._coordinator, self._delivery
+        backend, storage, coordinator, delivery = self._backend, self._storage, self._coordinator, self._delivery
         self._over = True
         self.last_figures = self._last_figures()
         # The state of a user's own backend is replaced when a checkpoint is restored; without a checkpoint it would not be cleared.
@@ -479,6 +481,7 @@ class Run:
         async with AsyncExitStack() as last:  # closes in reverse order, even if one of them raises
             if storage is not None:
                 last.push_async_callback(aside, storage.unlock)
+            last.push_async_callback(aside, self._let_go)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
             if self.journal is not None:

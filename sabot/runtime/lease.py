@@ -1,0 +1,63 @@
+"""Takes the lease of a job at its broker, where nothing else keeps a second worker from the same topic."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from sabot.api.nodes.read import Read, StreamEnd
+from sabot.checkpoint import CheckpointStorage
+from sabot.config import parse_broker
+from sabot.errors import SabotError
+from sabot.journal.life import is_over, life_of_this_process
+from sabot.plan import walk
+from sabot.runtime.agent_job import RunnableAgent
+from sabot.runtime.inference import StoppedEarly
+from sabot.runtime.settings import AppSettings
+from sabot.threads import aside, tell, to_the_end
+
+__all__ = ["take_lease"]
+
+
+async def take_lease(
+    app: AppSettings,
+    storage: CheckpointStorage | None,
+    agents: Mapping[str, RunnableAgent],
+    writes: Sequence[StreamEnd],
+    stop_asked: asyncio.Event,
+    lost: Callable[[BaseException], None],
+) -> Callable[[], None]:
+    """Returns what lets the lease go, blocking. It is that of the topic that comes first by name; there is none, and nothing to let go,
+    where no topic of Kafka is read, or the job has a storage for checkpoints, which has an owner already.
+
+    lost: called on this loop with a JobLocked. Raises JobLocked where another worker has the lease, StoppedEarly.
+    """
+    scheme, _ = parse_broker(app.broker)
+    read = {node.source for node in walk(writes) if isinstance(node, Read) and isinstance(node.source, str)}
+    for spec in (agent.spec for agent in agents.values()):
+        read.update(() if spec is None else (topic for topic in spec.inputs if isinstance(topic, str)))
+    if storage is not None or scheme != "kafka" or not read:
+        return lambda: None
+    from sabot.kafka.lease import KafkaLease
+
+    loop, life = asyncio.get_running_loop(), life_of_this_process()
+
+    def tell_lost(error: SabotError) -> None:
+        tell(loop, lost, error)
+
+    lease = KafkaLease(app.broker, app.id, min(read), app.kafka, life=life, is_over=is_over, lost=tell_lost)
+    taking = asyncio.ensure_future(aside(lease.take, stop_asked.is_set))
+    try:
+        taken = await asyncio.shield(taking)
+    except BaseException:
+        lease.give_up()
+        await to_the_end(_close(taking, lease.close))
+        raise
+    if not taken:
+        await to_the_end(aside(lease.close))
+        raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
+    return lease.close
+
+
+async def _close(taking: asyncio.Future[bool], close: Callable[[], None]) -> None:
+    await asyncio.wait([taking])
+    taking.exception()  # the start was cancelled, or raises it itself
+    await aside(close)
