@@ -14,6 +14,7 @@ from sabot.agents import (
     InMemoryLedgerWriter,
     Ledger,
     ModelPolicy,
+    PolicyDenied,
     PolicyEngine,
     PolicyRule,
     RedactionPolicy,
@@ -22,7 +23,9 @@ from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.gate import LedgerGate
 from sabot.jobs.gate import Behalf, EffectGate, gate_of
 from sabot.journal import EffectId
+from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider
 from sabot.llm.messages import user
+from sabot.llm.middleware import ModelCall
 from sabot.llm.spec import RequestSpec
 
 BIG_TO_SMALL = ModelPolicy(["big"], degrade_to="small")
@@ -99,3 +102,20 @@ async def test_the_first_of_two_rules_says_which_model_is_asked() -> None:
     )
     assert isinstance(found, GateVerdict)
     assert found.model == "small"
+
+
+async def test_a_middleware_keeps_the_fallback_of_an_engine_from_being_asked() -> None:
+    def fails(spec: RequestSpec) -> str:
+        raise ModelUnavailable("it is down")
+
+    async def only_big(call: ModelCall, forward: Any) -> Any:
+        if call.model != "big":
+            raise PolicyDenied(f"{call.model} may not be asked")
+        return await forward(call)
+
+    other = ScriptedProvider("x", model="small")
+    how: dict[str, Any] = {"fallback": [other], "retries": 0, "patience": 0, "middleware": (only_big,)}
+    async with ExecutionEngine(ScriptedProvider(fails, model="big"), **how) as engine:
+        with pytest.raises(PolicyDenied, match="small may not be asked"):
+            await engine.complete("what is told to big only")
+    assert other.requests == []
