@@ -185,6 +185,7 @@ class Supervision:
             case "resume" if child is not None:
                 child.paused = child.throttled = False
                 signal_all(self._members(child), signal.SIGCONT)
+                self._say({"event": "continued", "child": child.number})  # before the answer to what is asked next
             case "stop" if child is not None:
                 child.limit = child.limit or request.get("limit")
                 self._stop(child, request["grace"])

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
 _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
 _ENDED_KEPT = 1000  # agents that have ended, of which a manager still tells
+_STOPPED = "somebody else has stopped its process (SIGSTOP)"
 _IDLE_SHARE = 0.01  # of one core: who computes less and writes nothing is idle
 
 
@@ -170,6 +171,9 @@ class LifecycleManager:
 
     def list_agents(self) -> list[InstanceInfo]:
         """All agents, and of those that have ended the last thousand."""
+        for agent in self._agents.values():
+            if not agent.lock.locked():  # else a verb is about to say what it is
+                self._see(agent)
         return [agent.info for agent in self._agents.values()]
 
     async def wait(self, agent_id: str) -> LifecycleState:
@@ -194,6 +198,8 @@ class LifecycleManager:
         """
         asleep = []
         for agent in list(self._agents.values()):
+            if not agent.lock.locked():
+                self._see(agent)
             if agent.state is LifecycleState.RUNNING and await self._is_idle(agent):
                 try:
                     await to_the_end(self._suspend(agent, self.config.release_idle, "it was idle", if_idle=True))
@@ -439,6 +445,7 @@ class LifecycleManager:
                 raise ResumeFailed(
                     f"agent {agent.name!r} does not go on: it is {agent.state}, {agent.why}", hint="spawn another one"
                 )
+            self._see(agent)
             if agent.state is LifecycleState.SUSPENDED:
                 await self._go_on(agent)
 
@@ -462,10 +469,22 @@ class LifecycleManager:
 
     async def _wake(self, agent: AgentInstance) -> None:
         async with agent.lock:
+            self._see(agent)
             if agent.state is LifecycleState.SUSPENDED and agent.is_asleep:
                 await self._go_on(agent)
             if agent.state is not LifecycleState.RUNNING:
                 raise ResumeFailed(f"agent {agent.name!r} is {agent.state}: {agent.why}")
+
+    def _see(self, agent: AgentInstance) -> None:
+        """An agent whose process somebody else has stopped is suspended, until that one or `resume` lets it go on."""
+        child = agent.child
+        if child is None or child.is_over:
+            return
+        if agent.state is LifecycleState.RUNNING and child.paused:
+            agent.why, agent.is_asleep = _STOPPED, False
+            agent.become(LifecycleState.SUSPENDED)
+        elif agent.state is LifecycleState.SUSPENDED and agent.why is _STOPPED and not child.paused:
+            agent.become(LifecycleState.RUNNING)
 
     async def _sent(self, child: Child) -> None:
         """Returns when the supervisor has done what it was asked before: it answers in order. Raises CommunicationError."""

@@ -224,6 +224,28 @@ async def test_suspend_stops_the_whole_session_and_resume_lets_it_go_on(make: Ma
         assert agent.state is RUNNING
 
 
+async def test_an_agent_that_somebody_else_has_stopped_is_suspended_until_somebody_lets_it_go_on(make: Make) -> None:
+    manager = make()
+    agent = await manager.spawn(SLEEP)
+    child = agent.child
+    assert child is not None
+    for by_resume in (True, False):
+        os.kill(child.pid, signal.SIGSTOP)
+        await until(lambda: child.paused)
+        with pytest.raises(ResumeFailed, match=r"is suspended: somebody else has stopped its process .SIGSTOP."):
+            async with manager.in_use(agent.id):
+                raise AssertionError("it does not run")
+        assert [each.state for each in manager.list_agents()] == [SUSPENDED]
+        if by_resume:
+            await manager.resume(agent.id)
+        else:
+            os.kill(child.pid, signal.SIGCONT)
+            await until(lambda: not child.paused)
+        async with manager.in_use(agent.id):
+            await until(lambda: state(child.pid) == "S")
+        assert [each.state for each in manager.list_agents()] == [RUNNING]
+
+
 async def test_memory_is_given_back_by_a_checkpoint_and_the_agent_goes_on_from_there(make: Make) -> None:
     async def checkpoint(agent: AgentInstance) -> Command:
         assert agent.child is not None
