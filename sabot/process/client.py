@@ -32,6 +32,7 @@ __all__ = ["Child", "Supervisor"]
 
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
+_ANSWER_SECONDS = 30.0  # for the supervisor to say whether a program has begun
 
 
 class Child:
@@ -254,14 +255,15 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        """The children that have not ended."""
-        return list(self._children.values())
+        """The children that have begun and have not ended: each has a pid."""
+        return [child for child in self._children.values() if child.pid]
 
     async def spawn(self, command: Command) -> Child:
         """Starts the program. Returns when it is executed.
 
         Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there; SandboxError when its
-        sandbox cannot be made.
+        sandbox cannot be made; CommunicationError when the supervisor has ended, or does not answer for 30 s: what it was asked for is
+        ended when it goes on.
         """
         sandbox = None if command.trust is None else await aside(confined_command, command)
         number = next(self._numbers)
@@ -272,7 +274,16 @@ class Supervisor:
             if sandbox is not None:
                 child.confined_by = sandbox.means
             await to_the_end(aside(self.tell, spawn_request(number, command, sandbox), far))
-            await self._replied(reply)
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._replied(reply)
+            except TimeoutError:
+                child.kill()
+                raise CommunicationError(
+                    f"{command.argv[0]}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)})"
+                    f" has not answered in {_ANSWER_SECONDS:g} s",
+                    hint=f"was it stopped? kill -CONT {self.pid}",
+                ) from None
             began = reply.result()
         except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
             child.close_streams()
@@ -374,6 +385,15 @@ class Supervisor:
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
         for child in self._children.values():
             child.forget()
+
+
+def _state_of(pid: int) -> str:
+    """The state of a process in the kernel's words, say `T (stopped)`."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("State:"):
+                return line.partition(":")[2].strip()
+    return "it has ended"
 
 
 async def _gone(child: Child, reply: "Future[dict[str, Any]]") -> None:

@@ -11,7 +11,7 @@ import pytest
 from unit.process.children import alive, children_of, line, sh, state, until
 
 from sabot.errors import UserError
-from sabot.process import Child, Command, CommunicationError, SpawnFailed, Supervisor
+from sabot.process import Child, Command, CommunicationError, SpawnFailed, Supervisor, client
 
 # -- a child and its streams --------------------------------------------------------------------------------------------
 
@@ -194,11 +194,29 @@ async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supe
 async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor) -> None:
     spawning = asyncio.ensure_future(supervisor.spawn(Command(argv=["sleep", "1000"])))
     await asyncio.sleep(0)
-    assert len(supervisor.children) == 1
+    assert supervisor.children == []  # none that has no pid yet: os.kill(0) would be for the caller's own group
     spawning.cancel()
     with pytest.raises(asyncio.CancelledError):
         await spawning
-    await until(lambda: not supervisor.children)
+    await until(lambda: not supervisor._children)
+
+
+async def test_a_stopped_supervisor_is_named_and_starts_nothing_later(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: state(supervisor.pid) == "T")
+        monkeypatch.setattr(client, "_ANSWER_SECONDS", 0.05)
+        said = rf"sleep: the supervisor of this worker's children .pid {supervisor.pid}, T .stopped.. has not answered in 0.05 s"
+        with pytest.raises(CommunicationError, match=said):
+            await supervisor.spawn(Command(argv=["sleep", "1000"]))
+        assert supervisor.children == []
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert (await (await supervisor.spawn(Command(argv=["true"]))).wait()).success
+    await until(lambda: not supervisor._children and not children_of(supervisor.pid))
 
 
 # -- one supervisor for a worker ----------------------------------------------------------------------------------------
