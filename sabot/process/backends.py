@@ -59,7 +59,8 @@ def program_of(backend: str) -> AgentProgram:
 
     def argv(task: ProgramTask) -> list[str]:
         _refuse_resume(name, task)
-        return [name, *task.arguments, task.text(with_system_prompt=True)]
+        text = task.text(with_system_prompt=True)
+        return [name, *task.arguments, text if task.arguments[-1:] == ("--",) else _no_option(name, text)]
 
     return AgentProgram(name, argv, stdin="pipe")
 
@@ -107,7 +108,8 @@ def _answer_of_opencode(events: Iterable[Any]) -> str:
 def _no_option(program: str, text: str) -> str:
     if text.startswith("-"):
         raise InvalidContext(
-            f"{program} would take a task that begins with '-' for options: {text[:20]!r}", hint="begin with a word"
+            f"{program} would take a task that begins with '-' for options: {text[:20]!r}",
+            hint='begin with a word; or arguments=["--"], where the program knows that',
         )
     return text
 

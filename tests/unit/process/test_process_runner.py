@@ -175,12 +175,14 @@ async def test_any_program_gets_the_task_as_its_argument(
     handle = await runner.spawn(agent(backend, "the task"))
     assert await handle.answer() == "did: the task"
     assert called(programs) == ["custom", "the task"]
+    await (await runner.spawn(agent(backend, "--version", arguments=("--",)))).answer()
+    assert called(programs) == ["custom", "--", "--version"]
 
 
 async def test_what_a_backend_cannot_be_given_is_said(runner: LocalProcessRunner, programs: Path) -> None:
     with pytest.raises(SpawnFailed, match="no-such-model: not found on PATH"):
         await runner.spawn(agent("no-such-model", "x"))
-    for backend in ("claude", "opencode"):
+    for backend in ("claude", "opencode", "custom"):
         with pytest.raises(InvalidContext, match=f"{backend} would take a task that begins with '-' for options"):
             await runner.spawn(agent(backend, "--dangerously-skip-permissions"))
     with pytest.raises(InvalidContext, match="it is not known how custom resumes a session"):
