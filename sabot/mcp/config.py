@@ -20,6 +20,7 @@ __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTen
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 """The versions of the protocol that are spoken, oldest first."""
 
+_MOST_TIMEOUTS = 10  # of a call that reports progress again and again
 _CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers
 
 PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
@@ -49,7 +50,8 @@ class McpConfig:
 
     binary: the program of the server that an agent has where none is named, run as `BINARY mcp stdio`; None: `cortex`, if it is on PATH.
     protocol_version: the oldest that a server may speak. request_timeout: for an answer; each report of progress begins it anew, and
-    time in which the server waits for a person does not count. connect_timeout: to start a server, and to agree with it. max_retries: how
+    time in which the server waits for a person does not count. max_call_time: of a call altogether, however often it reports progress;
+    None: 10 times what it has for an answer. connect_timeout: to start a server, and to agree with it. max_retries: how
     often opening a session is tried again after a failure that may pass. stdio_buffer: bytes that are read at a time.
     max_result_bytes: of a message from a server. max_servers: sessions that are open at a time. idle_timeout: a session that was not used
     for so long is closed. question_timeout: how long a person may take to answer a server's question. max_questions: of one call.
@@ -60,6 +62,7 @@ class McpConfig:
     binary: str | None = None
     protocol_version: str = PROTOCOL_VERSIONS[0]
     request_timeout: Duration = "30s"
+    max_call_time: Duration | None = None
     connect_timeout: Duration = "30s"
     max_retries: int = 3
     stdio_buffer: int = 8192
@@ -81,6 +84,9 @@ class McpConfig:
         for name in ("request_timeout", "connect_timeout", "idle_timeout", "question_timeout"):
             seconds = parse_seconds(getattr(self, name), name=f"McpConfig: {name}", zero=False)
             object.__setattr__(self, name, seconds)
+        if self.max_call_time is not None:
+            most = parse_seconds(self.max_call_time, name="McpConfig: max_call_time", zero=False)
+            object.__setattr__(self, "max_call_time", most)
         object.__setattr__(
             self, "max_result_bytes", parse_bytes(self.max_result_bytes, name="McpConfig: max_result_bytes")
         )
@@ -92,6 +98,12 @@ class McpConfig:
     def seconds(self, name: str) -> float:
         """One of the durations, in seconds."""
         return parse_seconds(getattr(self, name), name=name)
+
+    def most_seconds(self, timeout_s: float) -> float:
+        """The time of a call altogether that has so many seconds for an answer."""
+        if self.max_call_time is None:
+            return _MOST_TIMEOUTS * timeout_s
+        return parse_seconds(self.max_call_time, name="max_call_time")
 
     @property
     def most_bytes(self) -> int:

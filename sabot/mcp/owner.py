@@ -76,6 +76,8 @@ class _SentCall:
 
     name: str
     seconds: float
+    left: float  # seconds altogether
+    ends: float = 0.0  # when they are over, by the loop's clock
     deadline: asyncio.Timeout | None = None
     task: "asyncio.Task[McpResult] | None" = None
     asks: "asyncio.Future[None] | None" = None
@@ -290,7 +292,7 @@ class McpConnection:
             raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
         await self.refresh()
         self._check_call(name, arguments, expects)
-        call = _SentCall(name, seconds)
+        call = _SentCall(name, seconds, self._config.most_seconds(seconds))
         responses = {} if answers is None else self._responses(answers)
         request = self._request_call(call, name, arguments, progress, responses, state)
         if self.version >= _MODERN:
@@ -343,17 +345,19 @@ class McpConnection:
 
     @contextlib.asynccontextmanager
     async def _answers_within(self, call: _SentCall) -> AsyncIterator[None]:
+        now = asyncio.get_running_loop().time
+        call.ends = now() + call.left
         try:
-            async with asyncio.timeout(call.seconds) as call.deadline:
+            async with asyncio.timeout(min(call.seconds, call.left)) as call.deadline:
                 yield
         except TimeoutError:
-            raise McpTimeout(
-                self.key.server,
-                f"{call.name} did not answer within {call.seconds:g} s",
-                hint="timeout= gives it longer",
-            ) from None
+            words, hint = f"within {call.seconds:g} s", "timeout= gives it longer"
+            if call.deadline is not None and (call.deadline.when() or 0) >= call.ends:
+                words = f"within {self._config.most_seconds(call.seconds):g} s, though it reported progress"
+                hint = "McpConfig(max_call_time=…) gives it longer"
+            raise McpTimeout(self.key.server, f"{call.name} did not answer {words}", hint=hint) from None
         finally:
-            call.deadline = None
+            call.left, call.deadline = max(0.0, call.ends - now()), None
 
     async def _request_call(
         self,
@@ -366,7 +370,7 @@ class McpConnection:
     ) -> McpResult:
         async def on_progress(done: float, total: float | None, words: str | None) -> None:
             if call.deadline is not None and not call.deadline.expired():
-                call.deadline.reschedule(asyncio.get_running_loop().time() + call.seconds)
+                call.deadline.reschedule(min(asyncio.get_running_loop().time() + call.seconds, call.ends))
             if progress is not None:
                 progress(done, total, (words or "")[:1000])
 

@@ -101,7 +101,8 @@ async def test_a_server_that_never_agrees_on_a_session_is_given_up():
         assert certainty_of(caught.value) is Certainty.NOT_SENT
 
 
-async def test_reports_of_progress_give_a_call_more_time(time_limits):
+@pytest.mark.parametrize(("most", "longer"), [(None, True), (17, False)])
+async def test_reports_of_progress_give_a_call_more_time_but_not_without_end(time_limits, most, longer):
     told_ = asyncio.Event()
     here = asyncio.get_running_loop()
 
@@ -113,16 +114,33 @@ async def test_reports_of_progress_give_a_call_more_time(time_limits):
         await there.write(report)
 
     before = []
-    async with McpServerPool() as pool:
+    async with McpServerPool(McpConfig(max_call_time=most)) as pool:
         session = await opened(pool, peer(slow))
         call = asyncio.create_task(
             session.call("go", timeout=17, progress=lambda *said: here.call_soon_threadsafe(told_.set))
         )
         await told_.wait()
         (limit,) = time_limits(17)
-        assert limit.when() > before[0]
+        assert (limit.when() > before[0]) is longer
         call.cancel()
         await asyncio.wait([call])
+
+
+async def test_a_call_that_reports_progress_for_ever_ends_in_doubt():
+    async def report(there, request):
+        token = request["params"]["_meta"]["progressToken"]
+        for done in range(100_000):
+            params = {"progressToken": token, "progress": done}
+            await there.write({"method": "notifications/progress", "params": params})
+            await asyncio.sleep(0.005)
+
+    assert McpConfig().most_seconds(3) == 30
+    async with McpServerPool(McpConfig(max_call_time="50ms")) as pool:
+        session = await opened(pool, peer(report))
+        async with asyncio.timeout(20):
+            with pytest.raises(McpTimeout, match=r"go did not answer within 0\.05 s, though it reported") as caught:
+                await session.call("go", timeout="10s")
+        assert certainty_of(caught.value) is Certainty.UNKNOWN
 
 
 # -- it dies ----------------------------------------------------------------------------------------------------------
