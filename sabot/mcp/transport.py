@@ -3,7 +3,8 @@
     Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
 What a server sends is bounded: of a line that is longer than `most_bytes`, and of such a body, only the size is kept, and the call that it
-answers gets an error. What fails below HTTP becomes the error of the request that it hit, so that the session and its other calls go on.
+answers gets an error; so does a call whose answer cannot be read. What fails below HTTP becomes the error of the request that it hit, so
+that the session and its other calls go on.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import msgspec
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
+from pydantic import ValidationError
 
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
@@ -33,6 +35,7 @@ __all__ = [
     "NOT_SENT",
     "SESSION_OVER",
     "TOO_LARGE",
+    "UNREADABLE",
     "ByteSink",
     "ByteSource",
     "Transport",
@@ -48,6 +51,7 @@ TOO_LARGE = -32091
 NOT_SENT = -32092
 LOST = -32093
 SESSION_OVER = -32094
+UNREADABLE = -32095
 
 _END = 512  # bytes of each end of a line that is too long
 _MOST_JUNK = 10_000  # lines that are no messages, before a server is given up
@@ -56,8 +60,13 @@ _GRACE_SECONDS = 2.0  # for a server to end when its stdin has
 _LAST_WORDS = 1000  # characters of stderr that are told
 _SCRUBBED = 4 * _LAST_WORDS  # bytes that are searched for secrets, so that none is told which begins before those words
 _JUNK_WORDS = 200  # characters of the first line that is no message
-_FIRST_ID = re.compile(rb'\A\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*,')
-_LAST_ID = re.compile(rb'[{,]\s*"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
+_ID = rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")'
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
+_FIRST_ID = re.compile(
+    rb"\A\s*\{\s*(?:" + _VERSION + rb"\s*,\s*)?" + _ID + rb"\s*,\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|error)"\s*:'
+)
+_LAST_ID = re.compile(rb"[{,]\s*" + _ID + rb"\s*(?:,\s*" + _VERSION + rb"\s*)?\}\s*\Z")
+_ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|error)"\s*:')
 
 
 class ByteSource(Protocol):
@@ -87,8 +96,13 @@ class _TooLong:
 
     def request_id(self) -> int | str | None:
         """Of the request that it answers, where that stands at one of its ends."""
-        found = _FIRST_ID.match(self._first) or _LAST_ID.search(self._last)
-        return None if found is None else msgspec.json.decode(found[1], type=int | str)
+        return _answered(self._first, self._last)
+
+
+def _answered(first: bytes, last: bytes) -> int | str | None:
+    """The request that a line with these ends answers; None: it is no answer, or its id stands between them."""
+    found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
+    return msgspec.json.decode(found[1], type=int | str) if found else None
 
 
 class _Lines:
@@ -191,8 +205,17 @@ def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
         return SessionMessage(_error(request_id, TOO_LARGE, words))
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except ValueError:
-        return None
+    except ValueError as error:
+        request_id = _answered(line[:_END], line[-_END:])
+        if request_id is None:
+            return None
+        return SessionMessage(_error(request_id, UNREADABLE, f"an answer that cannot be read: {_first_wrong(error)}"))
+
+
+def _first_wrong(error: ValueError) -> str:
+    """What is wrong with a line, without what is in it."""
+    told = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
+    return str(told[0]["msg"])[:_JUNK_WORDS] if told else type(error).__name__
 
 
 def _junk(line: Any) -> str:

@@ -9,8 +9,8 @@ from mcp import MCPError
 from pydantic import BaseModel, ValidationError
 
 from sabot.errors import words_of
-from sabot.mcp.errors import McpError, McpRefused, McpResultTooLarge, McpUnavailable
-from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE
+from sabot.mcp.errors import McpError, McpInvalidAnswer, McpRefused, McpResultTooLarge, McpUnavailable
+from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
 __all__ = [
     "CLOSED",
@@ -72,6 +72,8 @@ def refusal(server: str, what: str, error: MCPError, most_bytes: int) -> McpErro
         )
     if error.code in (NOT_SENT, SESSION_OVER):
         return McpUnavailable(server, words)
+    if error.code == UNREADABLE:
+        return McpInvalidAnswer(server, f"{what}: {words}")
     return McpRefused(server, f"{what}: {words}", error.code)
 
 

@@ -306,6 +306,33 @@ async def test_an_answer_that_is_wrong_is_an_error_of_its_call(pool, result, wor
     assert certainty_of(caught.value) is Certainty.DONE
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["its id stands first", "its id stands last"])
+@pytest.mark.parametrize(
+    "value", [rb'"\ud800"', b"9" * 10_000, b"[" * 50_000 + b"]" * 50_000], ids=["half a pair", "digits", "nested"]
+)
+async def test_json_that_cannot_be_read_is_an_error_of_its_call_at_once(pool, value, last):
+    async def say(there, request):
+        answers = b'"jsonrpc":"2.0","id":%d' % request["id"]
+        result = b'"result":{"content":[],"structuredContent":{"a":%s}}' % value
+        await there.raw(b"{%s}\n" % b",".join((result, answers) if last else (answers, result)))
+
+    session = await opened(pool, peer(say))
+    with pytest.raises(McpInvalidAnswer, match="go: an answer that cannot be read: ") as caught:
+        await session.call("go")
+    assert certainty_of(caught.value) is Certainty.DONE
+    with pytest.raises(McpInvalidAnswer):
+        await session.call("go")
+
+
+async def test_a_request_of_the_servers_own_that_cannot_be_read_answers_nothing(pool):
+    async def ask(there, request):
+        asks = b'"id":%d,"method":"ping","params":{"_meta":{"a":"\\ud800"}}' % request["id"]
+        await there.raw(b'{"jsonrpc":"2.0",%s}\n{%s,"jsonrpc":"2.0"}\n' % (asks, asks))
+        await there.answer(request, text("done"))
+
+    assert (await (await opened(pool, peer(ask))).call("go")).text == "done"
+
+
 async def test_answers_to_nothing_are_passed_over(pool):
     async def say(there, request):
         await there.write({"id": 999_999, "result": {}})
