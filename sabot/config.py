@@ -6,7 +6,7 @@ import unicodedata
 from datetime import timedelta
 from typing import NamedTuple
 
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Duration",
     "Restart",
     "Secret",
+    "check_numbers",
     "checked_name",
     "checked_no_password",
     "checked_path",
@@ -78,6 +79,20 @@ def parse_ms(value: Duration, *, name: str = "duration") -> int:
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
     """Whether the value is a whole number within these bounds; True and False are not taken for numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
+
+
+def check_numbers(config: object, *names: str, zero: bool = False, whole: bool = False, none: bool = False) -> None:
+    """Raises UserError unless each of these attributes is a finite number above 0. zero: or 0; whole: without a fraction; none: or None."""
+    for name in names:
+        value = getattr(config, name)
+        if none and value is None:
+            continue
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < _MOST_BYTES or not (value or zero):
+            taken = (
+                f"a {'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}{', or None' if none else ''}"
+            )
+            raise UserError(f"{type(config).__name__}: {name}={short_repr(value)}", hint=taken)
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:

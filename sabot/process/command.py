@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sabot.errors import UserError
+from sabot.config import check_numbers
+from sabot.errors import UserError, short_repr
 from sabot.process.errors import SandboxPathRefused, SandboxStepFailed, SpawnFailed
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Confined, Sandbox, TrustLevel, confined, sandbox_of
@@ -30,6 +31,8 @@ INHERITED = (
     "LC_CTYPE",
 )
 """What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
+
+_STREAMS = ("pipe", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,14 @@ class Command:
     def __post_init__(self) -> None:
         if isinstance(self.argv, str) or not self.argv or not all(isinstance(each, str) for each in self.argv):
             raise UserError("a command is a sequence of words", hint='argv=["git", "status"]')
+        if not isinstance(self.environment, Mapping) or not all(
+            isinstance(each, str) for pair in self.environment.items() for each in pair
+        ):
+            raise UserError("an environment maps names to texts", hint='environment={"RETRIES": "3"}')
+        for name, kinds in (("stdin", _STREAMS), ("stdout", _STREAMS), ("stderr", (*_STREAMS, "stdout"))):
+            if (kind := getattr(self, name)) not in kinds:
+                raise UserError(f"Command: {name}={short_repr(kind)}", hint=" or ".join(kinds))
+        check_numbers(self, "output_bytes", whole=True)
         words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
         if not self.argv[0] or any("\0" in each for each in words):
             raise UserError("a command has an empty program, or a null character in it")

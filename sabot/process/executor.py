@@ -9,7 +9,10 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from sabot.clock import Clock
+from sabot.config import check_numbers
 from sabot.errors import SabotError, UserError
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, WorkerProcess
@@ -56,12 +59,16 @@ class TaskDelegation:
     task_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        if not self.objective:
+        if not isinstance(self.objective, str) or not self.objective:
             raise InvalidContext("a task has no objective")
-        if self.max_tool_calls is not None and self.max_tool_calls < 0:
-            raise UserError(f"task {self.task_id}: max_tool_calls is below 0")
-        if self.timeout is not None and self.timeout <= 0:
-            raise UserError(f"task {self.task_id}: timeout is not above 0")
+        check_numbers(self, "max_tool_calls", zero=True, whole=True, none=True)
+        check_numbers(self, "timeout", none=True)
+        try:
+            msgspec.json.encode(self.params())
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            raise InvalidContext(
+                f"a task that cannot be written as JSON: {error}", hint="texts, numbers, lists, dicts"
+            ) from error
 
     def params(self) -> dict[str, Any]:
         """What the process gets."""

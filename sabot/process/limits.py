@@ -3,11 +3,15 @@
 import resource
 from typing import Any, Final
 
-from sabot.errors import UserError
+from sabot.config import check_numbers
+from sabot.errors import UserError, short_repr
 
 __all__ = ["ResourceLimits"]
 
 _MB = 1 << 20
+_MEMORY_BYTES = 2048 * _MB
+_CPU_PERCENT = 80.0
+_TASK_SECONDS = 300.0
 # Memory is measured, which takes a moment: until then no single process may ask for more than so many times its limit.
 _OVERSHOOT = 2
 
@@ -38,9 +42,9 @@ class ResourceLimits:
     def __init__(
         self,
         *,
-        max_memory_bytes: int | None = 2048 * _MB,
-        cpu_limit_percent: float | None = 80.0,
-        max_task_duration: float | None = 300.0,
+        max_memory_bytes: int | None = _MEMORY_BYTES,
+        cpu_limit_percent: float | None = _CPU_PERCENT,
+        max_task_duration: float | None = _TASK_SECONDS,
         max_open_files: int | None = 1024,
         max_processes: int | None = None,
         max_output_bytes: int | None = 10 * _MB,
@@ -48,9 +52,15 @@ class ResourceLimits:
         max_tool_calls_per_task: int | None = 50,
         **other: float | None,
     ) -> None:
-        self.max_memory_bytes: Final[int | None] = _either(max_memory_bytes, other, "max_memory_mb", _MB)
-        self.cpu_limit_percent: Final[float | None] = _either(cpu_limit_percent, other, "max_cpu_percent")
-        self.max_task_duration: Final[float | None] = _either(max_task_duration, other, "max_runtime_secs")
+        self.max_memory_bytes: Final[int | None] = _either(
+            max_memory_bytes, other, "max_memory_bytes", "max_memory_mb", _MEMORY_BYTES
+        )
+        self.cpu_limit_percent: Final[float | None] = _either(
+            cpu_limit_percent, other, "cpu_limit_percent", "max_cpu_percent", _CPU_PERCENT
+        )
+        self.max_task_duration: Final[float | None] = _either(
+            max_task_duration, other, "max_task_duration", "max_runtime_secs", _TASK_SECONDS
+        )
         self.max_open_files: Final = max_open_files
         self.max_processes: Final = max_processes
         self.max_output_bytes: Final = max_output_bytes
@@ -58,8 +68,9 @@ class ResourceLimits:
         self.max_tool_calls_per_task: Final = max_tool_calls_per_task
         if other:
             raise TypeError(f"ResourceLimits has no {', '.join(other)}")
-        if wrong := [name for name in self.__slots__ if (value := getattr(self, name)) is not None and value <= 0]:
-            raise UserError(f"limits that allow nothing: {', '.join(wrong)}", hint="None is no limit")
+        fractions = ("cpu_limit_percent", "max_task_duration")
+        check_numbers(self, *fractions, none=True)
+        check_numbers(self, *(each for each in self.__slots__ if each not in fractions), whole=True, none=True)
 
     @classmethod
     def none(cls) -> "ResourceLimits":
@@ -122,9 +133,15 @@ class ResourceLimits:
         return f"ResourceLimits({', '.join(said)})"
 
 
-def _either(value: float | None, other: dict[str, float | None], name: str, unit: int = 1) -> Any:
+def _either(value: float | None, other: dict[str, float | None], first: str, name: str, default: float) -> Any:
     """The value, or what it is called in its second spelling."""
     if name not in other:
         return value
     second = other.pop(name)
-    return None if second is None else second * unit
+    if value not in (None, default):
+        raise UserError(f"ResourceLimits: {first} and {name} are two names of one limit", hint="give one of them")
+    if second is None or name != "max_memory_mb":
+        return second
+    if isinstance(second, bool) or not isinstance(second, int | float) or not 0 <= second < 1 << 40:
+        raise UserError(f"ResourceLimits: {name}={short_repr(second)}", hint="a number above 0, or None")
+    return int(second * _MB)

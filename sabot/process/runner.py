@@ -13,7 +13,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any
 
-from sabot.errors import UserError
+from sabot.config import check_numbers
+from sabot.errors import short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import INHERITED, Command
@@ -43,6 +44,7 @@ __all__ = [
     "ProcessRunnerConfig",
 ]
 
+_NEEDED = ("name", "model_backend", "task")
 _ENDED_KEPT = 1000  # agents that have ended, of which a runner still tells
 
 
@@ -112,11 +114,9 @@ class ProcessRunnerConfig:
     max_concurrent_agents: int | None = None
 
     def __post_init__(self) -> None:
-        if self.health_check_interval_secs <= 0:
-            raise UserError("health_check_interval_secs is not above 0")
+        check_numbers(self, "health_check_interval_secs")
+        check_numbers(self, "max_concurrent_agents", whole=True, none=True)
         sandbox_of(self.trust)
-        if self.max_concurrent_agents is not None and self.max_concurrent_agents < 1:
-            raise UserError("max_concurrent_agents allows no agent", hint="None is no limit")
 
 
 @dataclass(frozen=True)
@@ -385,6 +385,9 @@ class LocalProcessRunner:
         await self.shutdown()
 
     def _command(self, config: AgentConfig, program: AgentProgram) -> Command:
+        for what in ("name", "model_backend", "task", "context", "system_prompt", "resume"):
+            if not isinstance(value := getattr(config, what), str) and (value is not None or what in _NEEDED):
+                raise InvalidContext(f"AgentConfig: {what}={short_repr(value)}", hint="a text")
         if not config.name or not config.task:
             raise InvalidContext("an agent has no name, or no task")
         limits = self._limits.narrowed(config.limits) if self._limits is not None else config.limits

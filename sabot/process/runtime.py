@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import check_numbers
 from sabot.errors import UserError
 from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
@@ -49,9 +50,9 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         sandbox_of(self.trust)
-        _above_zero(self, "max_concurrent_processes", "spawn_timeout")
-        if self.shutdown_grace_period < 0:
-            raise UserError("ProcessConfig: shutdown_grace_period is below 0")
+        check_numbers(self, "max_concurrent_processes", whole=True)
+        check_numbers(self, "spawn_timeout")
+        check_numbers(self, "shutdown_grace_period", zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ class MonitoringConfig:
     log_buffer_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        _above_zero(self, "health_check_interval", "heartbeat_timeout", "metrics_interval", "log_buffer_bytes")
+        check_numbers(self, "health_check_interval", "heartbeat_timeout", "metrics_interval")
+        check_numbers(self, "log_buffer_bytes", whole=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +89,9 @@ class RecoveryConfig:
     failure_threshold: int = 3
 
     def __post_init__(self) -> None:
-        _above_zero(self, "failure_threshold")
-        if self.max_restart_attempts < 0 or self.backoff_seconds < 0:
-            raise UserError("RecoveryConfig: max_restart_attempts or backoff_seconds is below 0")
+        check_numbers(self, "failure_threshold", whole=True)
+        check_numbers(self, "max_restart_attempts", zero=True, whole=True)
+        check_numbers(self, "backoff_seconds", zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,9 +433,3 @@ class ProcessRuntime:
                 await self._bus.publish(ProcessEvent(kind, agent_id, task_id, self._clock.time()))
             except Exception:  # who listens has no say
                 _log.exception("the message bus of the runtime has not taken %s", kind)
-
-
-def _above_zero(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise UserError(f"{type(config).__name__}: {name} is not above 0")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import check_numbers
 from sabot.errors import UserError
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.probes import Page, page_of
@@ -47,10 +48,10 @@ class HealthConfig:
     min_requests: int = 5
 
     def __post_init__(self) -> None:
-        for name in HealthConfig.__dataclass_fields__:
-            if getattr(self, name) <= 0 and name != "max_error_rate":
-                raise UserError(f"HealthConfig: {name} is not above 0")
-        if not 0 <= self.max_error_rate <= 1:
+        check_numbers(self, "liveness_failures", "readiness_failures", "min_requests", whole=True)
+        check_numbers(self, "liveness_interval_secs", "readiness_interval_secs", "stuck_secs", "window_secs")
+        check_numbers(self, "max_error_rate", zero=True)
+        if self.max_error_rate > 1:
             raise UserError(f"HealthConfig: max_error_rate={self.max_error_rate}", hint="from 0 to 1")
 
 

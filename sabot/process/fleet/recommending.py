@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from sabot.config import check_numbers
 from sabot.errors import UserError
 
 __all__ = ["FleetConfig", "FleetMetrics", "Recommendations", "ScalingDecision"]
@@ -35,17 +36,24 @@ class FleetConfig:
     grace_secs: float = 5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+        check_numbers(self, "min_replicas", zero=True, whole=True)
+        check_numbers(self, "max_replicas", whole=True)
+        if self.min_replicas > self.max_replicas:
             raise UserError(
                 f"FleetConfig: min_replicas={self.min_replicas}, max_replicas={self.max_replicas}",
                 hint="0 <= min_replicas <= max_replicas, and at least one replica",
             )
-        for name in ("target_cpu_percent", "target_memory_percent", "target_lag", "interval_secs"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"FleetConfig: {name} is not above 0")
-        for name in ("tolerance", "scale_up_secs", "scale_down_secs", "drain_secs", "grace_secs"):
-            if getattr(self, name) < 0:
-                raise UserError(f"FleetConfig: {name} is below 0")
+        check_numbers(self, "target_cpu_percent", "target_memory_percent", "target_lag", "interval_secs")
+        check_numbers(
+            self,
+            "spawn_timeout_secs",
+            "tolerance",
+            "scale_up_secs",
+            "scale_down_secs",
+            "drain_secs",
+            "grace_secs",
+            zero=True,
+        )
 
 
 @dataclass(frozen=True)

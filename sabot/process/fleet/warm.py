@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import check_numbers
 from sabot.errors import UserError
 from sabot.metrics import Sample
 from sabot.process.client import Child, Supervisor
@@ -45,11 +46,9 @@ class WarmPoolConfig:
     grace_secs: float = 5
 
     def __post_init__(self) -> None:
-        for name in ("size", "refresh_interval_secs", "max_age_secs", "spawn_timeout_secs"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"WarmPoolConfig: {name} is not above 0")
-        if self.grace_secs < 0:
-            raise UserError("WarmPoolConfig: grace_secs is below 0")
+        check_numbers(self, "size", whole=True)
+        check_numbers(self, "refresh_interval_secs", "max_age_secs", "spawn_timeout_secs")
+        check_numbers(self, "grace_secs", zero=True)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,25 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.process.children import children_of, line, sh
 
 from sabot.errors import UserError
-from sabot.process import Command, ResourceLimits, Supervisor
+from sabot.process import (
+    Command,
+    FleetConfig,
+    HealthConfig,
+    InvalidContext,
+    ProcessConfig,
+    ProcessRunnerConfig,
+    RecoveryConfig,
+    ResourceLimits,
+    Supervisor,
+    TaskDelegation,
+    WarmPoolConfig,
+)
 from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.tree import tag_of
 
@@ -39,8 +52,69 @@ def test_the_spellings_of_document_003_are_the_same_limits() -> None:
     assert limits == ResourceLimits(max_memory_bytes=512 << 20, cpu_limit_percent=50, max_task_duration=60)
     with pytest.raises(TypeError, match="ResourceLimits has no max_memory_gb"):
         ResourceLimits(max_memory_gb=1)
-    with pytest.raises(UserError, match="limits that allow nothing: max_memory_bytes"):
+    with pytest.raises(UserError, match="ResourceLimits: max_memory_bytes=0"):
         ResourceLimits(max_memory_mb=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_runtime_secs": float("nan")},
+        {"max_cpu_percent": float("inf")},
+        {"max_memory_mb": "x"},
+        {"max_memory_mb": float("inf")},
+        {"max_memory_bytes": 1.5},
+        {"max_open_files": True},
+        {"max_processes": "4"},
+        {"max_memory_mb": 1, "max_memory_bytes": 3},
+    ],
+    ids=str,
+)
+def test_limits_that_are_no_numbers_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"ResourceLimits: (max_|cpu_)"):
+        ResourceLimits(**wrong)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (HealthConfig, {"stuck_secs": NAN}),
+        (HealthConfig, {"stuck_secs": "x"}),
+        (HealthConfig, {"max_error_rate": NAN}),
+        (WarmPoolConfig, {"max_age_secs": NAN}),
+        (WarmPoolConfig, {"size": "x"}),
+        (WarmPoolConfig, {"grace_secs": -1}),
+        (FleetConfig, {"drain_secs": NAN}),
+        (FleetConfig, {"max_replicas": "x"}),
+        (ProcessRunnerConfig, {"health_check_interval_secs": NAN}),
+        (ProcessRunnerConfig, {"max_concurrent_agents": 1.5}),
+        (ProcessConfig, {"shutdown_grace_period": NAN}),
+        (RecoveryConfig, {"backoff_seconds": "x"}),
+        (Command, {"output_bytes": 0}),
+        (Command, {"stdin": "file"}),
+        (Command, {"stdout": "stdout"}),
+        (TaskDelegation, {"timeout": NAN}),
+    ],
+    ids=str,
+)
+def test_values_that_nobody_takes_are_refused_by_name(kind: Any, wrong: dict[str, Any]) -> None:
+    needed = {Command: {"argv": ["true"]}, TaskDelegation: {"objective": "read"}}.get(kind, {})
+    with pytest.raises(UserError, match=f"{kind.__name__}: {next(iter(wrong))}=") as raised:
+        kind(**needed, **wrong)
+    assert raised.value.hint
+
+
+def test_an_environment_and_a_task_are_refused_that_cannot_be_passed_on() -> None:
+    with pytest.raises(UserError, match="an environment maps names to texts"):
+        Command(argv=["true"], environment={"A": 1})  # type: ignore[dict-item]
+    for task in ({"objective": "read", "context": {"a": object()}}, {"objective": "\ud800"}):
+        with pytest.raises(InvalidContext, match="a task that cannot be written as JSON"):
+            TaskDelegation(**task)  # type: ignore[arg-type]
+    with pytest.raises(InvalidContext, match="no objective"):
+        TaskDelegation(objective=5)  # type: ignore[arg-type]
 
 
 def test_limits_are_narrowed_never_widened() -> None:

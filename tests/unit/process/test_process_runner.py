@@ -116,9 +116,9 @@ def test_defaults() -> None:
 
 
 def test_settings_that_allow_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="max_concurrent_agents allows no agent"):
+    with pytest.raises(UserError, match="max_concurrent_agents=0"):
         ProcessRunnerConfig(max_concurrent_agents=0)
-    with pytest.raises(UserError, match="health_check_interval_secs is not above 0"):
+    with pytest.raises(UserError, match="health_check_interval_secs=0"):
         ProcessRunnerConfig(health_check_interval_secs=0)
 
 
@@ -189,6 +189,8 @@ async def test_what_a_backend_cannot_be_given_is_said(runner: LocalProcessRunner
         await runner.spawn(agent("custom", "x", resume="1"))
     with pytest.raises(InvalidContext, match="no program can be called '-cli'"):
         await runner.spawn(agent("-cli", "x"))
+    with pytest.raises(InvalidContext, match="AgentConfig: task=5"):
+        await runner.spawn(agent("custom", 5))  # type: ignore[arg-type]
     with pytest.raises(InvalidContext, match="an agent has no name, or no task"):
         await runner.spawn(agent("custom", ""))
     assert not (programs / "called").exists()
