@@ -77,6 +77,10 @@ class McpServerPool:
         self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
         self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
+        self._admitted: set[SessionKey] = set()  # of those that are being opened, who has room
+        self._waiting = 0  # who has none yet
+        self._closing = 0
+        self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -283,6 +287,7 @@ class McpServerPool:
         finally:
             connection.busy -= 1
             connection.used_at = asyncio.get_running_loop().time()
+            self._look_for_room()
 
     async def _connection(self, key: SessionKey) -> "McpConnection":
         """An open session. Who asks while it is being opened gets the same one."""
@@ -297,6 +302,8 @@ class McpServerPool:
 
     def _was_opened(self, key: SessionKey, task: "asyncio.Task[McpConnection]") -> None:
         self._opening.pop(key, None)
+        self._admitted.discard(key)
+        asyncio.get_running_loop().call_soon(self._look_for_room)  # after those who asked for it use it
         if not task.cancelled():
             task.exception()  # who waited has it
 
@@ -338,24 +345,56 @@ class McpServerPool:
             return connection
 
     async def _make_room(self, key: SessionKey) -> None:
-        """Where there are as many sessions as there may be, closes the one that was not used for longest. Raises McpBusy."""
-        while len(self._opened) + len(self._opening) > self.config.max_servers:
-            idle = [each for each in self._opened.values() if each.is_idle]
-            if not idle:
-                raise McpBusy(
-                    key.server,
-                    f"{len(self._opened)} sessions are in use, and there may be {self.config.max_servers}",
-                    hint="McpConfig(max_servers=…) allows more",
-                )
-            await self._close(min(idle, key=lambda each: each.used_at))
+        """Waits until there may be one more session; the one that was not used for longest is closed for it. Raises McpBusy where all are
+        in use, or no room comes within `connect_timeout`.
+        """
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self.config.seconds("connect_timeout")):
+                while len(self._opened) + len(self._admitted) + self._closing >= self.config.max_servers:
+                    idle = [each for each in self._opened.values() if each.is_idle]
+                    if idle and self._closing < self._waiting:
+                        self._loop.keep(self._close(min(idle, key=lambda each: each.used_at)))
+                    elif not (idle or self._admitted or self._closing):
+                        raise self._busy(key)
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._busy(key) from None
+        finally:
+            self._waiting -= 1
+        self._admitted.add(key)
 
-    async def _close(self, connection: "McpConnection") -> None:
+    def _busy(self, key: SessionKey) -> McpBusy:
+        in_use = sum(not each.is_idle for each in self._opened.values())
+        others = {"are being opened": len(self._admitted), "are being closed": self._closing}
+        words = "".join(f", {count} {what}" for what, count in others.items() if count)
+        return McpBusy(
+            key.server,
+            f"{in_use} sessions are in use{words}, and there may be {self.config.max_servers}",
+            hint="McpConfig(max_servers=…) allows more",
+        )
+
+    def _look_for_room(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _close(self, connection: "McpConnection") -> Coroutine[Any, Any, None]:
+        """Nobody gets it from now on; it is closed when what this returns has run, which must be."""
         self._over(connection)
-        await connection.close()
+        self._closing += 1
+        return self._closed_down(connection)
+
+    async def _closed_down(self, connection: "McpConnection") -> None:
+        try:
+            await connection.close()
+        finally:
+            self._closing -= 1
+            self._look_for_room()
 
     def _over(self, connection: "McpConnection") -> None:
         if self._opened.get(connection.key) is connection:
             del self._opened[connection.key]
+            self._look_for_room()
 
     def _sweep_later(self) -> None:
         if self._sweep is None:

@@ -227,6 +227,20 @@ async def test_a_pool_whose_sessions_are_all_in_use_refuses_another():
         await asyncio.wait([call])
 
 
+async def test_a_burst_of_tenants_waits_for_room():
+    async def hear(there, request):
+        await there.answer(request, text(request["params"]["name"]))
+
+    async with McpServerPool(McpConfig(max_servers=4)) as pool:
+        pool.add("one", connect=peer(hear))
+        for scope in ("a", "b"):
+            await pool.session("one", scope=scope)
+        burst = [pool.session("one", scope=f"tenant{number}") for number in range(9)]
+        sessions = await asyncio.gather(*burst)
+        assert len(pool.open_sessions()) <= 4
+        assert [(await each.call("go")).text for each in sessions] == ["go"] * 9
+
+
 async def test_an_agent_has_a_session_of_the_pools_own_server(desk):
     async with McpServerPool() as pool:
         pool.add("agent", connect=in_memory(lambda key: desk.server()))
