@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 from sabot.codecs.records import HEAD_BYTES
-from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_stream
+from sabot.connectors.files.paths import DataFile, codec_of, cut_anywhere, open_stream, size_now
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 from sabot.errors import InternalError, UserError
 
@@ -330,7 +330,7 @@ class StreamedFile(Blocks):
             self._filled += got
             self._end_reached = got == 0
             if self._end_reached and self._plain and self._raw.tell() < self._file.size:
-                raise _shorter(self._file, self._raw.size(), self._raw.tell())
+                raise _shorter(self._file, size_now(self._file.path, self._raw), self._raw.tell())
 
     @property
     def fraction(self) -> float:

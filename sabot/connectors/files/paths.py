@@ -27,6 +27,7 @@ __all__ = [
     "name_of",
     "open_raw",
     "open_stream",
+    "size_now",
 ]
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
@@ -58,6 +59,12 @@ def bare_suffix(path: str) -> str:
 def open_raw(path: str) -> Any:
     """Opens a file, of this machine or of an object store, to be read at any place."""
     return path.open() if isinstance(path, RemotePath) else pa.OSFile(path)
+
+
+def size_now(path: str, raw: Any) -> int:
+    """Of a file that `open_raw` has opened. pyarrow tells the size that a file had when it was opened."""
+    size: int = raw.size() if isinstance(path, RemotePath) else os.fstat(raw.fileno()).st_size
+    return size
 
 
 def cut_anywhere(path: str) -> bool:
