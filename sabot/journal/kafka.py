@@ -216,7 +216,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._lease_s = lease_s
         self._slack_bytes = copy_slack_bytes
         self._closed = False
-        self._lost = False  # nothing more is written: the claim is gone, or nobody knows what the broker has
+        # Why nothing more is written: the claim is gone, or nobody knows what the broker has.
+        self._lost: BaseException | None = None
         self._frames = threading.Lock()  # who has it writes the next frame, and does what it says
         with ExitStack() as opened:
             self._replica = replica = Replica(*journal_topic(address, app), kafka or {}, owned=True)
@@ -307,8 +308,9 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     def _write(self, frame: Frame, seconds: float | None = None) -> None:
         """With `_frames` held. Returns when the frame is durable and counts. Raises SabotError, and then nothing more is written."""
-        if self._lost:
-            raise JournalFailed("the journal has failed before")
+        if (before := self._lost) is not None:
+            why = getattr(before, "message", "") or f"the journal has failed before: {type(before).__name__}: {before}"
+            raise JournalFailed(why, hint=getattr(before, "hint", "")) from before
         records = encode_frame(self._me, self._seq, frame, self._piece_bytes)
         sent_at = lasting()
         try:
@@ -317,9 +319,10 @@ class KafkaJournal(TablesReader, SqlJournal):
                     self._look(offset)
                 self._end = offset + 1
         except BaseException as error:
-            self._lost = True
+            self._lost = error
             if isinstance(error, NoSuchTopic):
-                raise JournalFailed(f"{error.message}: it was deleted", hint=_GONE) from error
+                self._lost = JournalFailed(f"{error.message}: it was deleted", hint=_GONE)
+                raise self._lost from error
             raise
         self._seq += 1
         self._log_bytes += sum(len(record) for record in records)
