@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from sabot.errors import UserError, short_repr
 from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
@@ -81,18 +81,27 @@ def is_whole(value: object, least: int, most: int | None = None) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
 
 
-def check_numbers(config: object, *names: str, zero: bool = False, whole: bool = False, none: bool = False) -> None:
-    """Raises UserError unless each of these attributes is a finite number above 0. zero: or 0; whole: without a fraction; none: or None."""
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether the value is a number; True and False are not taken for numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_numbers(
+    config: object, *names: str, zero: bool = False, whole: bool = False, none: bool = False, what: str = ""
+) -> None:
+    """Raises UserError unless each of these attributes is a finite number above 0. zero: or 0; whole: without a fraction; none: or None.
+    what: whose they are; by default those of the class.
+    """
     for name in names:
         value = getattr(config, name)
         if none and value is None:
             continue
-        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < _MOST_BYTES or not (value or zero):
+        fits = is_whole(value, 0) if whole else is_number(value)
+        if not fits or not 0 <= value < _MOST_BYTES or not (value or zero):
             taken = (
                 f"a {'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}{', or None' if none else ''}"
             )
-            raise UserError(f"{type(config).__name__}: {name}={short_repr(value)}", hint=taken)
+            raise UserError(f"{what or type(config).__name__}: {name}={short_repr(value)}", hint=taken)
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:
@@ -116,7 +125,7 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
     if match is not None:
         rate = float(match[1]) / _SECONDS[match[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif is_number(value):
         rate = float(value)
     else:
         raise UserError(f"{name}: {value!r} is no rate", hint='write "50/s", "300/m" or a number a second')

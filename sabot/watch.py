@@ -2,18 +2,24 @@
 
 watched(task, …)     for a task of the event loop: reports its error, or a cancellation that nobody asked for
 guarded(run, …)      for a callback of the loop or the function of a thread: reports an error of any class
+KeptTasks            for tasks that nobody waits for: the log has their errors
 """
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from sabot.errors import InternalError, SabotError
 from sabot.exits import EXITS, carried
 
-__all__ = ["guarded", "unexpected", "watched"]
+__all__ = ["KeptTasks", "guarded", "unexpected", "watched"]
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
+T = TypeVar("T")
 F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
@@ -60,3 +66,32 @@ def guarded(run: Callable[P, object], what: str, tell: Callable[[SabotError], ob
             tell(unexpected(what, error))
 
     return guard
+
+
+class KeptTasks:
+    """Tasks of one owner. The event loop knows tasks by weak references only; here they are held until they end."""
+
+    def __init__(self, owner: str) -> None:
+        """owner: its name in the log."""
+        self._owner = owner
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, T], *, awaited: bool = False) -> "asyncio.Task[T]":
+        """awaited: somebody waits for it, and hears its error; else the log has it."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task if awaited else watched(task, self._owner, partial(_log.error, "%s"))
+
+    async def cancel(self) -> None:
+        """Cancels all, and returns when they have ended."""
+        tasks = list(self._tasks)
+        for each in tasks:
+            each.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def ended(self) -> None:
+        """Returns when those of now have ended by themselves."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,25 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def no_supervisor_afterwards() -> Iterator[None]:
+    """No supervisor of children outlives a file of tests that says so (`pytest.mark.usefixtures`)."""
+    yield
+    from sabot.process import Supervisor
+
+    if Supervisor._current is not None:
+        Supervisor._current.close()
+
+
+@pytest.fixture
+async def no_child_afterwards(no_supervisor_afterwards: None) -> AsyncIterator[None]:
+    """Nor does a child outlive its test."""
+    yield
+    from sabot.process import Supervisor
+
+    assert (await Supervisor.running()).children == []
 
 
 @pytest.fixture(autouse=True)

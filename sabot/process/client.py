@@ -79,6 +79,11 @@ class Child:
         return self._ended.result() if self._ended.done() and self._ended.exception() is None else None
 
     @property
+    def how(self) -> str:
+        """How it has ended, in words."""
+        return "its supervisor was killed" if self.status is None else self.status.how
+
+    @property
     def is_over(self) -> bool:
         """Whether it has ended, or its supervisor has."""
         return self._ended.done()

@@ -17,6 +17,7 @@ from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelega
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
+from sabot.watch import KeptTasks
 
 __all__ = [
     "MonitoringConfig",
@@ -177,7 +178,7 @@ class ProcessRuntime:
         self._spawned = 0
         self._cpu_of_ended = 0.0
         self._running = False
-        self._work: set[asyncio.Task[None]] = set()
+        self._tasks = KeptTasks("the runtime of processes")
 
     async def start(self) -> None:
         """Begins to watch agents. Before that none can be spawned."""
@@ -185,9 +186,9 @@ class ProcessRuntime:
             return
         self._running = True
         watch = self.config.monitoring
-        self._keep(self._each(watch.health_check_interval, self.check_health))
+        self._tasks.begin(self._each(watch.health_check_interval, self.check_health))
         if watch.enable_metrics:
-            self._keep(self._each(watch.metrics_interval, self._measure))
+            self._tasks.begin(self._each(watch.metrics_interval, self._measure))
 
     async def __aenter__(self) -> "ProcessRuntime":
         await self.start()
@@ -275,11 +276,7 @@ class ProcessRuntime:
         self._running = False
         await asyncio.gather(*(self._end(agent, "the runtime was shut down") for agent in self._agents.values()))
         self._agents.clear()
-        work = list(self._work)
-        for each in work:
-            each.cancel()
-        if work:
-            await asyncio.wait(work)
+        await self._tasks.cancel()
 
     def agent(self, agent_id: str) -> RuntimeAgent:
         """The agent of this id. Raises AgentNotFound."""
@@ -372,7 +369,7 @@ class ProcessRuntime:
         agent.usage = None
         self._cpu_of_ended += 0.0 if process.status is None else process.status.cpu_seconds
         if process.was_ready and agent.id in self._agents and not agent.is_over:
-            self._keep(self._recover(agent, process))
+            self._tasks.begin(self._recover(agent, process))
 
     async def _recover(self, agent: RuntimeAgent, process: WorkerProcess) -> None:
         own = self.config.recovery
@@ -421,11 +418,6 @@ class ProcessRuntime:
         while True:
             await self._sleep(seconds)
             await what()
-
-    def _keep(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
 
     async def _publish(self, kind: str, agent_id: str, task_id: str = "") -> None:
         if self._bus is not None:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,10 @@ from sabot import App
 from sabot.process import ResourceLimits, Supervisor
 from tools.agent_tools import publish, records, started, until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only"),
+    pytest.mark.usefixtures("no_supervisor_afterwards"),
+]
 
 # What each does with a bad record, the limits that it has, and a word of the error; "": how it ends depends on who is quicker.
 HOSTILE: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -37,13 +39,6 @@ HOSTILE: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "fills the disk": ("head -c 10 /dev/zero > /dev/full || exit 5", {}, "o space left on device"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_supervisor_afterwards() -> Iterator[None]:
-    yield
-    if Supervisor._current is not None:
-        Supervisor._current.close()
 
 
 def left_in(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import HealthConfig, ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor, sandbox
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only"),
+    pytest.mark.usefixtures("no_child_afterwards"),
+]
 
 CLAUDE = """#!/bin/sh
 for each in "$@"; do echo "[$each]" >> "$CALLED"; done
@@ -30,19 +32,6 @@ echo '{"type": "system", "session_id": "c-1"}'
 echo
 echo '{"type": "result", "result": "done"}'
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_supervisor_afterwards() -> Iterator[None]:
-    yield
-    if Supervisor._current is not None:
-        Supervisor._current.close()
-
-
-@pytest.fixture(autouse=True)
-async def _no_child_afterwards() -> AsyncIterator[None]:
-    yield
-    assert (await Supervisor.running()).children == []
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,10 @@ from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import Command, CommunicationError, ResourceLimits, SpawnFailed, Supervisor
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only"),
+    pytest.mark.usefixtures("no_child_afterwards"),
+]
 
 ECHO = 'while read -r line; do printf "%s %s\\n" $$ "$line"; done'
 # Tells each record that it gets, and dies of the first "die" that it sees.
@@ -45,19 +47,6 @@ JSON = """while read -r line; do
     *)      echo "$at, \\"result\\": $$}";;
   esac
 done"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_supervisor_afterwards() -> Iterator[None]:
-    yield
-    if Supervisor._current is not None:
-        Supervisor._current.close()
-
-
-@pytest.fixture(autouse=True)
-async def _no_child_afterwards() -> AsyncIterator[None]:
-    yield
-    assert (await Supervisor.running()).children == []
 
 
 @pytest.fixture

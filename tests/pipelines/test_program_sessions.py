@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ from sabot.jobs.host import JobHost
 from sabot.process import Supervisor
 from tools.agent_tools import bounded, publish, records, started, until, values
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="children are owned on Linux only"),
+    pytest.mark.usefixtures("no_child_afterwards"),
+]
 
 # Names its session at once, or hangs before; says what it did when there is a file "go".
 PROGRAM = """#!/bin/sh
@@ -45,19 +47,6 @@ RESUMED = {
     "opencode": "run --format json --session ses-1 Go on",
     "other": "--session=ses-1 it",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_supervisor_afterwards() -> Iterator[None]:
-    yield
-    if Supervisor._current is not None:
-        Supervisor._current.close()
-
-
-@pytest.fixture(autouse=True)
-async def _no_child_afterwards() -> AsyncIterator[None]:
-    yield
-    assert (await Supervisor.running()).children == []
 
 
 class Works:

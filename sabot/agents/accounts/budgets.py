@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
 
 from sabot.agents.context import amount, checked_word
+from sabot.config import is_number
 from sabot.errors import UserError, short_repr
 
 __all__ = ["Account", "Amounts", "Budget", "BudgetDecision", "Judgement", "Window", "window_start"]
@@ -90,8 +91,7 @@ class Budget:
             raise UserError(
                 f"{where}: the model that is asked instead is not clear", hint='exhausted="degrade", degrade_to="…"'
             )
-        number = isinstance(self.warn_at, int | float) and not isinstance(self.warn_at, bool)
-        if not (number and 0 < self.warn_at <= 1):
+        if not (is_number(self.warn_at) and 0 < self.warn_at <= 1):
             raise UserError(
                 f"{where}: warn_at={short_repr(self.warn_at)}", hint="a part of the limit: more than 0, at most 1"
             )

@@ -156,17 +156,15 @@ class Ledger:
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._held: dict[
-            tuple[str, str, str], deque[tuple[str, float]]
-        ] = {}  # reservations of check_budget, the oldest first
+        # Reservations of check_budget, the oldest first.
+        self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
         self._rows: list[tuple[LedgerEvent, Durable | None]] = []
         self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
-        self._asked: dict[
-            str, asyncio.Event
-        ] = {}  # names of rows after which the writer is asked, until it has answered
+        # Names of rows after which the writer is asked, until it has answered.
+        self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # of rows that wait for the writer
         self.refused_rows = 0
         for budget in together(budgets):

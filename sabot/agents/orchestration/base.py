@@ -8,7 +8,6 @@ an effect. So a flow is durable where its job is, and has no store of its own: a
 
 import asyncio
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
-from sabot.config import is_whole
+from sabot.config import check_numbers
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
 from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
@@ -45,7 +44,6 @@ __all__ = [
     "OrchestrationConfig",
     "as_operator",
     "carried_on",
-    "check_bounds",
     "fields_of",
     "prompt_of",
     "side_by_side",
@@ -110,21 +108,11 @@ class OrchestrationConfig:
     max_parallel: int = 5
 
     def __post_init__(self) -> None:
-        check_bounds(type(self).__name__, self, ("max_child_jobs", "max_depth", "max_parallel"))
+        check_numbers(self, "max_child_jobs", "max_depth", "max_parallel", whole=True)
+        check_numbers(self, "timeout_seconds", none=True)
         for name in ("inherit_budgets", "propagate_cancellation", "parallel_execution"):
             if not isinstance(value := getattr(self, name), bool):
                 raise UserError(f"OrchestrationConfig: {name}={short_repr(value)}", hint="True or False")
-
-
-def check_bounds(what: str, bounds: Any, numbers: Sequence[str]) -> None:
-    """Raises UserError unless these fields of an object are whole numbers from 1 on, and its `timeout_seconds` a time or None."""
-    for name in numbers:
-        if not is_whole(value := getattr(bounds, name), 1):
-            raise UserError(f"{what}: {name}={short_repr(value)}", hint="a whole number, at least 1")
-    seconds = bounds.timeout_seconds
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if seconds is not None and not (number and 0 < seconds < math.inf):
-        raise UserError(f"{what}: timeout_seconds={short_repr(seconds)}", hint="seconds, more than 0; None: no end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,12 +27,11 @@ from sabot.agents.orchestration.base import (
     OperatorResult,
     OrchestrationConfig,
     as_operator,
-    check_bounds,
     fields_of,
     side_by_side,
     step,
 )
-from sabot.config import is_whole
+from sabot.config import check_numbers, is_whole
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 
@@ -173,7 +172,8 @@ class Workflow(Flow):
             raise UserError(f"workflow {name} has no nodes")
         self.start = start or next(iter(self.nodes))
         self.max_depth, self.max_branches, self.timeout_seconds = max_depth, max_branches, timeout_seconds
-        check_bounds(f"workflow {name}", self, ("max_depth", "max_branches"))
+        check_numbers(self, "max_depth", "max_branches", whole=True, what=f"workflow {name}")
+        check_numbers(self, "timeout_seconds", none=True, what=f"workflow {name}")
         self._on_step = on_step
         self._check()
         self._operators = {

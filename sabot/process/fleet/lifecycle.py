@@ -11,10 +11,9 @@ One verb works on an agent at a time; another one waits. A verb that finds the a
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import words_of
@@ -33,6 +32,7 @@ from sabot.process.fleet.instances import OVER, AgentInstance, InstanceInfo, Lif
 from sabot.process.status import ExitStatus
 from sabot.redaction import keep_settings
 from sabot.threads import to_the_end
+from sabot.watch import KeptTasks
 
 __all__ = ["LifecycleManager"]
 
@@ -71,7 +71,7 @@ class LifecycleManager:
         self._clock = clock
         self._sleep = sleep
         self._agents: dict[str, AgentInstance] = {}
-        self._work: set[asyncio.Task[None]] = set()
+        self._tasks = KeptTasks("the lifecycle manager")
         self._looking = False
         self._closed = False
 
@@ -110,9 +110,9 @@ class LifecycleManager:
         self._forget_the_oldest()
         if self.config.idle_suspend is not None and not self._looking:
             self._looking = True
-            self._keep(self._look_for_idle(self.config.idle_suspend))
+            self._tasks.begin(self._look_for_idle(self.config.idle_suspend))
         try:
-            await asyncio.shield(self._keep(self._start_first(agent)))
+            await asyncio.shield(self._tasks.begin(self._start_first(agent), awaited=True))
         except asyncio.CancelledError:
             await to_the_end(self._terminate(agent, 0.0, "its spawn was cancelled"))
             raise
@@ -246,13 +246,13 @@ class LifecycleManager:
                     await self._stop(agent, agent.child, 0.0)
                 except TerminateFailed as worse:  # it stays the agent's child until it has ended
                     why = f"{why}; {worse.message}"
-                    self._keep(self._watch(agent, agent.child))
+                    self._tasks.begin(self._watch(agent, agent.child))
             raise AgentNotSpawned(why) from error
         now = self._clock.monotonic()
         agent.running_since = agent.active_at = now
         agent.seen = (0, 0.0)
         agent.become(LifecycleState.RUNNING)
-        self._keep(self._watch(agent, agent.child))
+        self._tasks.begin(self._watch(agent, agent.child))
 
     async def _until_ready(self, agent: AgentInstance, child: Child) -> None:
         """Raises what `ready` raises, and AgentNotSpawned where the agent has ended, or is to."""
@@ -264,7 +264,7 @@ class LifecycleManager:
                 if ready.done():
                     ready.result()
                 elif others[0].done():
-                    raise AgentNotSpawned(f"it was not ready before {_how(child.status)}")
+                    raise AgentNotSpawned(f"it was not ready before {child.how}")
             finally:
                 for each in (ready, *others):
                     each.cancel()
@@ -312,7 +312,7 @@ class LifecycleManager:
         agent.next_start_at = self._clock.time() + seconds
         if agent.state is not LifecycleState.PENDING:
             agent.become(LifecycleState.PENDING)
-        agent.waiting = self._keep(self._start_later(agent, seconds))
+        agent.waiting = self._tasks.begin(self._start_later(agent, seconds))
 
     def _drop_plan(self, agent: AgentInstance) -> None:
         agent.next_start_at = None
@@ -346,7 +346,7 @@ class LifecycleManager:
         async with agent.lock:
             if agent.child is not child:  # a verb has ended it
                 return
-            agent.child, agent.why = None, _how(status)
+            agent.child, agent.why = None, child.how
             if agent.state is not LifecycleState.RUNNING:  # suspended: `resume` starts another one
                 return
             if agent.given_up.is_set() or (status is not None and status.success):
@@ -388,11 +388,7 @@ class LifecycleManager:
         alive = [agent for agent in self._agents.values() if agent.state is not LifecycleState.TERMINATED]
         ended = [self._terminate(agent, None, "its manager was closed") for agent in alive]
         errors = [each for each in await asyncio.gather(*ended, return_exceptions=True) if each is not None]
-        work = list(self._work)
-        for each in work:
-            each.cancel()
-        if work:
-            await asyncio.wait(work)
+        await self._tasks.cancel()
         if errors:
             raise errors[0]
 
@@ -519,17 +515,7 @@ class LifecycleManager:
 
     # -- what they share ----------------------------------------------------------------------------------------------
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
-
     def _forget_the_oldest(self) -> None:
         over = [agent.id for agent in self._agents.values() if agent.is_over and agent.child is None]
         for agent_id in over[: max(0, len(over) - _ENDED_KEPT)]:
             del self._agents[agent_id]
-
-
-def _how(status: ExitStatus | None) -> str:
-    return "its supervisor was killed" if status is None else status.how

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sabot.config import is_whole, parse_seconds
+from sabot.config import is_number, is_whole, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import InvalidQuota
 from sabot.process.fleet.instances import LifecycleState
@@ -174,7 +174,7 @@ def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
     if isinstance(value, str):
         if (match := re.fullmatch(r"(\d+)m|(\d+(?:\.\d+)?)", value.strip(), re.ASCII)) is not None:
             cores = int(match[1]) / 1000 if match[1] else float(match[2])
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif is_number(value):
         cores = float(value)
     if cores is None or not math.isfinite(cores) or not 0.001 <= cores <= _MOST_CORES:
         raise InvalidQuota(

@@ -29,6 +29,7 @@ from sabot.process.fleet.warm import WarmPool
 from sabot.process.limits import ResourceLimits
 from sabot.process.status import ProcessUsage
 from sabot.threads import to_the_end
+from sabot.watch import KeptTasks
 
 __all__ = ["FleetManager", "FleetReplica"]
 
@@ -97,7 +98,7 @@ class FleetManager:
         self._failures = 0  # ends of replicas since work was done; of those that end together it is one
         self._running = False
         self._scaling = asyncio.Lock()
-        self._work: set[asyncio.Task[Any]] = set()
+        self._tasks = KeptTasks(f"fleet {self.name!r}")
         self._last = FleetMetrics(0, 0, 0, 0, 0.0, None, None, 0)
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
@@ -112,7 +113,7 @@ class FleetManager:
         except BaseException:
             await to_the_end(self.close())
             raise
-        self._keep(self._watch())
+        self._tasks.begin(self._watch())
 
     async def __aenter__(self) -> "FleetManager":
         await self.start()
@@ -221,11 +222,7 @@ class FleetManager:
         while self._waiting:
             if not (waiting := self._waiting.popleft()).done():
                 waiting.set_exception(self._given_back("it was not begun"))
-        work = list(self._work)
-        for each in work:
-            each.cancel()
-        if work:
-            await asyncio.wait(work)
+        await self._tasks.cancel()
         self._starting = self._target = 0
         every = list(self._replicas)
         active = [each for each in every if each.state != "ending"]
@@ -346,7 +343,7 @@ class FleetManager:
 
     def _retire(self, replica: FleetReplica) -> None:
         replica.state = "ending"
-        self._keep(self._end(replica))
+        self._tasks.begin(self._end(replica))
         self._restore()
 
     def _given_back(self, why: str) -> DrainTimeout:
@@ -369,7 +366,7 @@ class FleetManager:
         wanted = replicas - self._target
         self._target = replicas
         self._starting += wanted
-        starting = [self._keep(self._add()) for _ in range(wanted)]
+        starting = [self._tasks.begin(self._add(), awaited=True) for _ in range(wanted)]
         started = await asyncio.gather(*starting, return_exceptions=True)
         failed = [each for each in started if isinstance(each, BaseException)]
         if failed:
@@ -401,7 +398,7 @@ class FleetManager:
         replica = FleetReplica(next(self._numbers), child, failures=self._failures)
         replica.seen_at, replica.seen_cpu = self._clock.monotonic(), cpu_seconds
         self._replicas.append(replica)
-        self._keep(self._see_end(replica))
+        self._tasks.begin(self._see_end(replica))
         self._offer(replica)
 
     async def _see_end(self, replica: FleetReplica) -> None:
@@ -423,7 +420,7 @@ class FleetManager:
             missing = max(0, self._target - len(self._active()) - self._starting)
             self._starting += missing
             for _ in range(missing):
-                self._keep(self._replace())
+                self._tasks.begin(self._replace())
 
     async def _replace(self) -> None:
         begun = False
@@ -503,12 +500,6 @@ class FleetManager:
         else:
             with suppress(CommunicationError):
                 await replica.child.stop(self.config.grace_secs)
-
-    def _keep(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
 
 
 async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:

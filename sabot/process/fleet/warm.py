@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import check_numbers
@@ -24,6 +23,7 @@ from sabot.process.errors import AgentError, CommunicationError, SpawnFailed, Wa
 from sabot.process.limits import ResourceLimits
 from sabot.process.tree import numbers_of
 from sabot.threads import to_the_end
+from sabot.watch import KeptTasks
 
 __all__ = ["WarmPool", "WarmPoolConfig", "WarmPoolStatus"]
 
@@ -117,7 +117,7 @@ class WarmPool:
         self._given_out: set[Child] = set()
         self._starting = 0
         self._waiting: deque[asyncio.Future[Child]] = deque()
-        self._work: set[asyncio.Task[Any]] = set()
+        self._tasks = KeptTasks(f"warm pool {self.name!r}")
         self._running = False
         self._round = 0  # how often a child has ended warm, or did not start; children that end together count once
         self._good_round = 0  # the last one in which a child was given out
@@ -131,7 +131,7 @@ class WarmPool:
         self._running = True
         try:
             self._starting += self.config.size
-            first = [self._keep(self._start_one()) for _ in range(self.config.size)]
+            first = [self._tasks.begin(self._start_one(), awaited=True) for _ in range(self.config.size)]
             ended = await asyncio.gather(*first, return_exceptions=True)
             for each in ended:
                 if isinstance(each, BaseException):
@@ -139,7 +139,7 @@ class WarmPool:
         except BaseException:
             await to_the_end(self.close())
             raise
-        self._keep(self._refresh())
+        self._tasks.begin(self._refresh())
 
     async def __aenter__(self) -> "WarmPool":
         await self.start()
@@ -233,14 +233,9 @@ class WarmPool:
         while self._waiting:
             if not (waiting := self._waiting.popleft()).done():
                 waiting.set_exception(self._exhausted("it was closed"))
-        work = list(self._work)
-        for each in work:
-            each.cancel()
-        if work:
-            await asyncio.wait(work)
+        await self._tasks.cancel()
         await asyncio.gather(*map(self._end, self._children))
-        if self._work:  # what sees the end of a child that was just being started
-            await asyncio.wait(self._work)
+        await self._tasks.ended()  # what sees the end of a child that was just being started
         self._starting = 0
         self._children.clear()
         self._warm.clear()
@@ -263,7 +258,7 @@ class WarmPool:
             else:
                 self._counts["died"] += 1
                 self._failed(self._children.get(each.child, 0), "was stopped, or ended, while it was warm")
-            self._keep(self._end(each.child))
+            self._tasks.begin(self._end(each.child))
         self._fill()
         return found
 
@@ -289,7 +284,7 @@ class WarmPool:
             raise self._exhausted(f"none of its children was warm in {wait_secs:g} s")
         except asyncio.CancelledError:
             if waiting.done() and waiting.exception() is None:  # nobody takes it now
-                self._keep(self.give_back(waiting.result()))
+                self._tasks.begin(self.give_back(waiting.result()))
             raise
         finally:
             waiting.cancel()
@@ -313,7 +308,7 @@ class WarmPool:
             missing = max(0, self.config.size - len(self._warm) - self._starting)
             self._starting += missing
             for _ in range(missing):
-                self._keep(self._replace())
+                self._tasks.begin(self._replace())
 
     async def _start_one(self) -> None:
         try:
@@ -361,7 +356,7 @@ class WarmPool:
         if warm := [each for each in self._warm if each.child is child]:
             self._warm.remove(warm[0])
             self._counts["died"] += 1
-            self._failed(round_, f"ended while it was warm: {_how(child)}")
+            self._failed(round_, f"ended while it was warm: {child.how}")
             self._fill()
 
     async def _spawn(self) -> None:
@@ -387,7 +382,7 @@ class WarmPool:
         round_ = self._round
         child = await (await Supervisor.running()).spawn(self.command)
         self._children[child] = round_
-        self._keep(self._watch(child))
+        self._tasks.begin(self._watch(child))
         return child
 
     async def _until_ready(self, child: Child) -> None:
@@ -396,7 +391,7 @@ class WarmPool:
             if line == self._ready:
                 return
         await child.wait()
-        raise SpawnFailed(f"{self.command.argv[0]} has ended before it was warm: {_how(child)}")
+        raise SpawnFailed(f"{self.command.argv[0]} has ended before it was warm: {child.how}")
 
     async def _refresh(self) -> None:
         while True:
@@ -406,12 +401,6 @@ class WarmPool:
     async def _end(self, child: Child) -> None:
         with suppress(CommunicationError):
             await child.stop(self.config.grace_secs)
-
-    def _keep(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
 
 
 def _is_fit(child: Child) -> bool:
@@ -423,12 +412,3 @@ def _forget_output(child: Child) -> None:
     for stream in (child.stdout, child.stderr):
         while stream is not None and stream.read_nowait():
             pass
-
-
-def _how(child: Child) -> str:
-    status = child.status
-    if status is None:
-        return "its supervisor was killed"
-    if status.limit is not None:
-        return f"it had more than its {status.limit}"
-    return f"it ended with {status.code}" if status.signal is None else f"signal {status.signal} has ended it"
