@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sabot.llm.tools import InDoubt
     from sabot.process.fleet.health import HealthMonitor
     from sabot.process.limits import ResourceLimits
-    from sabot.process.sandbox import Sandbox, TrustLevel
+    from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
 __all__ = ["DeclaresAgents"]
 

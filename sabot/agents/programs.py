@@ -32,7 +32,7 @@ from sabot.process.command import Command
 from sabot.process.errors import ExecutionError
 from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Sandbox, TrustLevel, check_available, sandbox_of
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.redaction import keep_settings
 from sabot.threads import aside
 

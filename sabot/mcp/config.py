@@ -12,7 +12,7 @@ from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
 from sabot.redaction import keep_secret, keep_settings, keep_url
 
 __all__ = ["PROTOCOL_VERSIONS", "Connect", "McpConfig", "McpServerSpec", "PerTenant", "SessionKey"]

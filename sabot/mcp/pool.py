@@ -24,7 +24,7 @@ from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Sandbox, TrustLevel
+from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine

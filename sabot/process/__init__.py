@@ -125,7 +125,7 @@ if TYPE_CHECKING:
         RuntimeConfig,
         RuntimeStatistics,
     )
-    from sabot.process.sandbox import (
+    from sabot.process.sandbox.levels import (
         Sandbox,
         SandboxSupport,
         TrustLevel,
@@ -354,7 +354,7 @@ _HOMES = {
         "RuntimeConfig",
         "RuntimeStatistics",
     ),
-    "sabot.process.sandbox": (
+    "sabot.process.sandbox.levels": (
         "Sandbox",
         "SandboxSupport",
         "TrustLevel",

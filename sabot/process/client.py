@@ -22,7 +22,7 @@ from sabot.process.command import Command, confined_command, spawn_failure, spaw
 from sabot.process.errors import AgentError, CommunicationError
 from sabot.process.lease import end_what_is_left, folder_of_leases
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import BOOT
+from sabot.process.sandbox.levels import BOOT
 from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
@@ -41,7 +41,7 @@ class Child:
 
     pid: the program's process, which leads a session of its own. started_at: seconds since 1970. stdin, stdout, stderr: None where the
     command has no pipe for it. output_bytes: how many bytes it has written to stdout and stderr. confined_by: the means of its sandbox, of
-    `sabot.process.sandbox.MEANS`.
+    `sabot.process.sandbox.levels.MEANS`.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from sabot.config import check_numbers
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import SandboxPathRefused, SandboxStepFailed, SpawnFailed
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Confined, Sandbox, TrustLevel, confined, sandbox_of
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
+from sabot.process.sandbox.reach import Confined, confined
 from sabot.process.streams import CAPACITY_BYTES
 from sabot.redaction import keep_settings
 

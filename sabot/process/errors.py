@@ -92,7 +92,7 @@ class SandboxError(SpawnFailed):
 
 
 class SandboxUnavailable(SandboxError):
-    """The system does not have what the level of trust demands. missing: the means, of `sabot.process.sandbox.MEANS`."""
+    """The system does not have what the level of trust demands. missing: the means, of `sabot.process.sandbox.levels.MEANS`."""
 
     code = "E2041"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sabot.process.confine import confinement, filter_calls
+from sabot.process.sandbox.confine import confinement, filter_calls
 
 __all__ = ["TAG", "become_subreaper", "candidates", "launch"]
 

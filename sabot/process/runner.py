@@ -28,7 +28,7 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
 from sabot.process.streams import CAPACITY_BYTES
 

@@ -15,7 +15,7 @@ from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
 from sabot.process.executor import AgentExecutor, ExecutorStatistics, TaskDelegation, TaskResult, ToolServers
 from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox import Sandbox, TrustLevel, sandbox_of, stricter
+from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
 from sabot.watch import KeptTasks
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from sabot.process.cgroups import ControlGroups, group_of
-from sabot.process.confine import prepare
 from sabot.process.launcher import become_subreaper, launch
 from sabot.process.lease import Lease, end_what_is_left
+from sabot.process.sandbox.confine import prepare
 from sabot.process.tree import (
     TAGS,
     above,

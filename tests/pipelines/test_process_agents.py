@@ -18,7 +18,8 @@ from sabot import App, SqlSink, UserError
 from sabot.agents import ActionRecord, ActionStatus
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed
-from sabot.process import HealthConfig, ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor, sandbox
+from sabot.process import HealthConfig, ResourceLimits, Sandbox, SandboxSupport, SandboxUnavailable, Supervisor
+from sabot.process.sandbox import levels
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
 pytestmark = [
@@ -51,8 +52,8 @@ def messages(app: App) -> list[str]:
 async def test_an_app_whose_programs_cannot_be_confined_does_not_start(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = SandboxSupport(frozenset(), dict.fromkeys(sandbox.MEANS, "not here"))
-    monkeypatch.setattr(sandbox, "available", lambda: nothing)
+    nothing = SandboxSupport(frozenset(), dict.fromkeys(levels.MEANS, "not here"))
+    monkeypatch.setattr(levels, "available", lambda: nothing)
     app.process_agent("tasks", command=["id", "-u"], sink="lines", trust="trusted")
     with pytest.raises(SandboxUnavailable, match="id: trust='trusted' demands what this system does not have"):
         await app.start()

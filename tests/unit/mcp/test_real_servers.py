@@ -7,7 +7,7 @@ import pytest
 
 from sabot.mcp import McpConfig, McpServerPool, ToolCall
 from sabot.process import Sandbox, SandboxUnavailable
-from sabot.process.sandbox import check_available
+from sabot.process.sandbox.levels import check_available
 from tools.mcp_real import command
 
 pytestmark = pytest.mark.slow  # each server takes seconds to start

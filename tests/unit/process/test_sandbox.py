@@ -41,10 +41,10 @@ from sabot.process import (
     TaskDelegation,
     TrustExceeded,
     TrustLevel,
-    sandbox,
 )
-from sabot.process.confine import NOBODY
-from sabot.process.sandbox import MEANS, available, check_available, stricter, support_of
+from sabot.process.sandbox import levels, reach
+from sabot.process.sandbox.confine import NOBODY
+from sabot.process.sandbox.levels import MEANS, available, check_available, stricter, support_of
 
 INTRUDER = Path(__file__).with_name("intruder.py").read_text()
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
@@ -238,7 +238,7 @@ async def test_nobody_gets_out(
     road: str,
 ) -> None:
     found = support(road)
-    monkeypatch.setattr(sandbox, "available", lambda: found)
+    monkeypatch.setattr(levels, "available", lambda: found)
     degraded = Sandbox(level=level, allow_degraded=road == "as the same user")
     try:
         check_available(degraded, "intruder")
@@ -441,7 +441,7 @@ NOTHING = SandboxSupport(frozenset(), dict.fromkeys(MEANS, "not here"))
 async def test_a_level_that_the_system_cannot_hold_is_refused(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sandbox, "available", lambda: NOTHING)
+    monkeypatch.setattr(levels, "available", lambda: NOTHING)
     with pytest.raises(
         SandboxUnavailable, match="trust='trusted' demands what this system does not have: user"
     ) as raised:
@@ -456,7 +456,7 @@ async def test_a_level_that_the_system_cannot_hold_is_refused(
 async def test_or_is_held_as_far_as_it_goes_and_that_is_told(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sandbox, "available", lambda: NOTHING)
+    monkeypatch.setattr(levels, "available", lambda: NOTHING)
     anyhow = Sandbox(level="untrusted", allow_degraded=True)
     child = await supervisor.spawn(
         sh("echo $HOME; cat /proc/self/status | grep NoNewPrivs", trust=anyhow, working_dir=tmp_path)
@@ -474,7 +474,7 @@ async def test_a_directory_that_its_user_may_not_write_is_refused(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, area: Path
 ) -> None:
     found = support("without mounts")
-    monkeypatch.setattr(sandbox, "available", lambda: found)
+    monkeypatch.setattr(levels, "available", lambda: found)
     with pytest.raises(SandboxPathRefused, match=f"may not write in its working directory '{area}/state'") as raised:
         await supervisor.spawn(sh("true", trust="trusted", working_dir=area / "state"))
     assert raised.value.code == "E2043"
@@ -483,7 +483,7 @@ async def test_a_directory_that_its_user_may_not_write_is_refused(
 
 @needs
 async def test_a_step_that_fails_is_named(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, area: Path) -> None:
-    monkeypatch.setattr(sandbox, "_real", lambda program, path: os.fspath(path))
+    monkeypatch.setattr(reach, "_real", lambda program, path: os.fspath(path))
     with pytest.raises(SandboxStepFailed, match=r"its sandbox .files.: /nowhere: No such file or directory") as raised:
         await supervisor.spawn(sh("true", trust=Sandbox(level="trusted", readable=["/nowhere"])))
     assert raised.value.code == "E2042"

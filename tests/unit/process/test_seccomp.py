@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sabot.process import seccomp
-from sabot.process.seccomp import MACHINES, Sockets, instructions
+from sabot.process.sandbox import seccomp
+from sabot.process.sandbox.seccomp import MACHINES, Sockets, instructions
 
 ALLOWED, KILLED = 0, -1
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

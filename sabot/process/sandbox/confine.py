@@ -1,6 +1,6 @@
 """How a child is confined, between fork and exec: namespaces, mounts, the user, capabilities, Landlock, the filter of system calls.
 
-What a sandbox is made of is decided by the worker (`sandbox.py`), by what `probe` has found on this system. Here it is done, in a process
+What a sandbox is made of is decided by the worker (`reach`), by what `probe` has found on this system. Here it is done, in a process
 of one thread, with the standard library alone.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sabot.process.seccomp import MACHINES, instructions
+from sabot.process.sandbox.seccomp import MACHINES, instructions
 
 __all__ = ["NOBODY", "PRIVATE", "confinement", "filter_calls", "landlock_version", "main", "prepare", "probe"]
 

@@ -1,0 +1,1 @@
+"""The sandbox of a child: its `levels` of trust, what it can `reach`, how it is confined (`confine`), its filter of calls (`seccomp`)."""

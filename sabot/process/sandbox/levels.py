@@ -1,0 +1,224 @@
+"""Levels of trust: how far a program is trusted, by what means that is enforced, and what of it this system has.
+
+The means are those of the kernel, without a container engine. What there is is found out once, by trying it (`available`); what a level
+demands and the system has not is refused, before anything is started.
+"""
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sabot.errors import UserError
+from sabot.process.errors import SandboxUnavailable, TrustExceeded
+
+__all__ = [
+    "DEMANDED",
+    "MEANS",
+    "Sandbox",
+    "SandboxSupport",
+    "TrustLevel",
+    "available",
+    "check_available",
+    "sandbox_of",
+    "stricter",
+]
+
+_log = logging.getLogger(__name__)
+
+BOOT = """
+import sys, types
+package = types.ModuleType("sabot")
+package.__path__ = [sys.argv.pop(1)]
+sys.modules["sabot"] = package
+from sabot.process.{module} import main
+main()
+"""
+"""Runs `main` of a module of this room, with the standard library alone: the package's own imports are not made."""
+
+_PROBE_SECONDS = 20.0
+
+
+class TrustLevel(StrEnum):
+    """How far a program is trusted. At each level it is user 65534 without capabilities, and writes only in its working directory.
+
+    TRUSTED: the network, and all files that anybody may read. STANDARD: TCP connections to a few ports; the files of the system, of the
+    program, and those it is given. UNTRUSTED: no network but a loopback of its own. CONFIDENTIAL: as that, in memory that is encrypted.
+    """
+
+    TRUSTED = "trusted"
+    STANDARD = "standard"
+    UNTRUSTED = "untrusted"
+    CONFIDENTIAL = "confidential"
+
+
+_STRICTNESS = list(TrustLevel)
+
+MEANS = {
+    "user": "it is user 65534",
+    "capabilities": "it has no capabilities, and can get none",
+    "filter": "system calls are filtered (seccomp)",
+    "writes": "it writes only where it may (Landlock since Linux 6.2, or a mount namespace)",
+    "reads": "it reads only what it may (Landlock)",
+    "mounts": "/tmp and /dev/shm are its own, /run is empty, all else is read-only (mount namespace)",
+    "neighbours": "it sends no signal to others, and cannot look into them (Landlock since Linux 6.12)",
+    "ports": "TCP connections go only to named ports (Landlock since Linux 6.7)",
+    "network": "its network has nothing but a loopback device (network namespace), or it can make no socket",
+    "ipc": "it has its own System V shared memory and message queues (IPC namespace)",
+    "encryption": "the host cannot read the machine's memory (AMD SEV-SNP, Intel TDX)",
+}
+"""What each means does."""
+
+_EVERY = ("user", "capabilities", "filter", "writes")
+DEMANDED: dict[TrustLevel, tuple[str, ...]] = {
+    TrustLevel.TRUSTED: _EVERY,
+    TrustLevel.STANDARD: (*_EVERY, "reads", "ports"),
+    TrustLevel.UNTRUSTED: (*_EVERY, "reads", "neighbours", "network"),
+    TrustLevel.CONFIDENTIAL: (*_EVERY, "reads", "neighbours", "network", "encryption"),
+}
+USED_WHERE_THERE = ("mounts", "neighbours", "ipc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandbox:
+    """A level of trust, and what is given beyond it.
+
+    readable, writable: files and folders besides the working directory. ports: to which a STANDARD program may connect; 53 is for names.
+    temp_bytes: how much its /tmp holds, and as much its /dev/shm; they are in memory.
+    allow_degraded: what the level demands and the system has not is done without, and told in the log.
+    """
+
+    level: TrustLevel | str
+    readable: Sequence[str | os.PathLike[str]] = ()
+    writable: Sequence[str | os.PathLike[str]] = ()
+    ports: Sequence[int] = (443, 53)
+    temp_bytes: int = 64 << 20
+    allow_degraded: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "level", _level(self.level))
+        if isinstance(self.readable, str) or isinstance(self.writable, str):
+            raise UserError("readable and writable of a sandbox are lists of paths", hint='readable=["/data"]')
+        if self.temp_bytes < 4096:
+            raise UserError("a sandbox has less than 4096 bytes of temp_bytes")
+        if wrong := [port for port in self.ports if not 0 < port < 1 << 16]:
+            raise UserError(f"no ports of TCP: {', '.join(map(str, wrong))}")
+
+
+@dataclass(frozen=True)
+class SandboxSupport:
+    """What this system has of the `MEANS`. missing: the others, with the reason. user, landlock: how the user is changed ("root",
+    "namespace" or ""), and the version of Landlock (0: none).
+    """
+
+    there: frozenset[str]
+    missing: Mapping[str, str]
+    user: str = ""
+    landlock: int = 0
+    proc: bool = False
+    namespace: bool = False
+
+    def __str__(self) -> str:
+        missing = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        return f"{', '.join(name for name in MEANS if name in self.there) or 'nothing'}{f' (not there: {missing})' if missing else ''}"
+
+
+def _level(given: TrustLevel | str) -> TrustLevel:
+    try:
+        return TrustLevel(given)
+    except ValueError:
+        raise UserError(f"trust={given!r}", hint=f"one of {', '.join(map(repr, map(str, TrustLevel)))}") from None
+
+
+def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
+    """What `trust=` stands for; None: no sandbox. Raises UserError."""
+    return trust if trust is None or isinstance(trust, Sandbox) else Sandbox(level=_level(trust))
+
+
+def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
+    """The sandbox of who asks for one where there is one for all. Raises TrustExceeded where it asks for more trust than all have."""
+    general, own = sandbox_of(most), sandbox_of(asked)
+    if general is None or own is None:
+        return own or general
+    if _STRICTNESS.index(TrustLevel(own.level)) < _STRICTNESS.index(TrustLevel(general.level)):
+        raise TrustExceeded(
+            f"trust={str(own.level)!r} is asked for, where no more than {str(general.level)!r} is given",
+            hint=f"trust={str(general.level)!r} or a stricter one, or none",
+        )
+    if own.allow_degraded and not general.allow_degraded:
+        raise TrustExceeded("allow_degraded=True is asked for, where it is not allowed", hint="leave it out")
+    return replace(own, readable=(*general.readable, *own.readable), writable=(*general.writable, *own.writable))
+
+
+# -- what there is ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def available() -> SandboxSupport:
+    """What this system lets this worker do. Found out by trying it, once: that takes some hundredths of a second."""
+    if sys.platform != "linux":
+        support = SandboxSupport(frozenset(), dict.fromkeys(MEANS, f"{sys.platform} has no such means"))
+    else:
+        support = _tried()
+    _log.info("sandboxes of this worker's children can have: %s", support)
+    return support
+
+
+def _tried() -> SandboxSupport:
+    command = [sys.executable, "-I", "-S", "-c", BOOT.format(module="sandbox.confine"), str(Path(__file__).parents[2])]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS, check=True, cwd="/", env={}
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        why = f"the trial of it failed: {error}"
+        return SandboxSupport(frozenset(), dict.fromkeys(MEANS, why))
+    return support_of(found)
+
+
+def support_of(found: Mapping[str, Any]) -> SandboxSupport:
+    """What the findings of `confine.probe` come to."""
+    failed: Mapping[str, str] = found["missing"]
+    version: int = found["landlock"]
+    kernel = "Landlock is not in this kernel" if version == 0 else f"Landlock is of version {version} here"
+    missing = {name: failed[name] for name in ("user", "capabilities", "filter", "mounts", "ipc") if name in failed}
+    if version < 3 and "mounts" in failed:
+        missing["writes"] = f"{kernel}, and there is no mount namespace: {failed['mounts']}"
+    if version < 2:
+        missing["reads"] = kernel
+    if version < 4 or "filter" in failed:
+        missing["ports"] = kernel if version < 4 else failed["filter"]
+    if version < 6:
+        missing["neighbours"] = kernel
+    if "network" in failed and "filter" in failed:
+        missing["network"] = failed["network"]
+    if not found["encrypted"]:
+        missing["encryption"] = "this is no machine whose memory is encrypted, or its device is not there"
+    there = frozenset(MEANS) - missing.keys()
+    return SandboxSupport(
+        there, missing, found["user"], version, "proc" not in failed and "mounts" in there, "network" not in failed
+    )
+
+
+def check_available(sandbox: Sandbox, program: str) -> str:
+    """Raises SandboxUnavailable where this system does not have what the level demands. -> what of that it does without, if it may, with
+    the reasons
+    """
+    level, support = TrustLevel(sandbox.level), available()
+    lacking = [name for name in DEMANDED[level] if name not in support.there]
+    said = "; ".join(f"{name} ({MEANS[name]}): {support.missing[name]}" for name in lacking)
+    if lacking and not sandbox.allow_degraded:
+        raise SandboxUnavailable(
+            f"{program}: trust={str(level)!r} demands what this system does not have: {said}",
+            hint=f"another system or level, or trust=Sandbox(level={str(level)!r}, allow_degraded=True) without it",
+            missing=tuple(lacking),
+        )
+    return said
