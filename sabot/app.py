@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -255,6 +255,7 @@ class App(DeclaresAgents, HasLifespan):
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
         on_error: RowPolicy = "dead_letter",
+        fields: Sequence[str] | Mapping[str, str] = (),
     ) -> Stream:
         """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
 
@@ -265,9 +266,11 @@ class App(DeclaresAgents, HasLifespan):
         timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
         time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded, and
         rows for which a step fails. on_error: what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
+        fields: what else of a record becomes a column: "key" (text), "key_bytes", "headers", "headers.NAME" (text), "partition", "offset",
+        "timestamp"; as a list, or as {column: field}.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options["on_error"] = on_error
+        options |= {"on_error": on_error, "fields": fields}
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:

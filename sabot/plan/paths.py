@@ -23,7 +23,10 @@ from sabot.connectors.base import Sink, Source
 __all__ = ["path_of", "steps_of"]
 
 _GRAPH = ("input", "streams", "left", "right")
-_NO_MATTER = ("schema", "inferred", "id", "late", "dead_letter", "on_error", "emit_every_ms", "lateness_ms", "idle_ms")
+_NO_MATTER = (
+    *("schema", "inferred", "fields", "id", "late", "dead_letter", "on_error"),
+    *("emit_every_ms", "lateness_ms", "idle_ms"),
+)
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:

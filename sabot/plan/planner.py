@@ -96,8 +96,8 @@ class _Planner:
         layout, used = self._layout, self._layout.used[id(node)]
         timed = id(node) in self._time.read
         columns: tuple[str, ...] | None = None
-        if used is not None and node.schema is not None:
-            columns = tuple(name for name in node.schema.names if name in used) or _one_column(node.schema)
+        if used is not None and node.columns is not None:
+            columns = tuple(name for name in node.columns.names if name in used) or _one_column(node.columns)
         elif used is not None:
             columns = tuple(sorted(used))
         reading = Reading(node, columns, timed)

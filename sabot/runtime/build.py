@@ -20,6 +20,7 @@ from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec, JsonCodec, TableCodec
+from sabot.codecs.fields import FieldCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.disk import make_folder, own_folder
@@ -264,16 +265,19 @@ class Build:
         assert reading is not None
         node, schema = reading.node, reading.schema
         assert schema is not None
-        assert node.schema is not None
+        assert node.columns is not None
         if node.time is not None and node.time not in schema.names:
-            schema = schema.append(node.schema.field(node.time))
+            schema = schema.append(node.columns.field(node.time))
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
             table = node.table
+            fields = [(column, field) for column, field in node.fields if column in schema.names]
+            schema = pa.schema([field for field in schema if field.name not in dict(node.fields)])
             codec = JsonCodec(schema) if table is None else TableCodec(schema, table.keys, table.format, node.time)
+            codec = FieldCodec(codec, fields) if fields else codec
         return source.readers(stage.parallelism), codec
 
     def _open_reader(

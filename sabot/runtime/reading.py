@@ -20,6 +20,7 @@ from sabot._cython.text.json import encode_rows
 from sabot.arrays import is_time, to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
+from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.connectors.base import Positions, Source
@@ -276,6 +277,10 @@ class SourceInput(Reader):
             if bad:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
                 records = records.take(_others(batch.num_rows, [row.row for row in bad]))
+        elif isinstance(self._codec, FieldCodec):
+            raise UserError(
+                f"stream {self.name}: fields= are of records, and its source gives columns", hint="leave fields= out"
+            )
         else:
             data = normalise(batch.data)
             # A table that a source gives as columns: each row replaces the earlier row of its key.

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -102,7 +103,7 @@ def plan_of(
                 now = _columns(node, own, partial(infer, node, facts))
                 found = now if found is None or now is None else _refreshed(node, found, now)
             if found is not None:
-                _check_columns(node, found)
+                _check_columns(replace(node, schema=found))
             schemas[id(node)] = found
         plan = make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, readers=readers)
         if kept:
@@ -189,7 +190,9 @@ def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
         raise UserError(error.message, hint=f"{error.hint}; {told}" if error.hint else told) from error
 
 
-def _check_columns(node: Read, schema: pa.Schema) -> None:
+def _check_columns(node: Read) -> None:
+    schema = node.columns
+    assert schema is not None
     if node.time is not None and node.time not in schema.names:
         raise UserError(
             f"stream {node.name}: there is no column {node.time!r} for event time",

@@ -85,6 +85,33 @@ async def test_a_look_at_a_topic_gives_the_next_rows_and_commits_nothing(place, 
     assert committed.offset == OFFSET_INVALID
 
 
+def test_fields_of_records_are_those_that_a_plain_client_sees(place, name):
+    topic = place.topic(2)
+    producer = Producer(place.settings)
+    for number in range(60):
+        headers = [("trace", b"old"), ("trace", b"t%d" % number)] if number % 3 == 0 else None
+        key = None if number % 5 == 0 else b"k%d" % number
+        at = BASE + 10 * number
+        producer.produce(topic, b'{"n":%d}' % number, key=key, partition=number % 2, timestamp=at, headers=headers)
+    assert producer.flush(30) == 0
+    wanted = {}
+    for record in place.read(topic):
+        trace = dict(record.headers).get("trace")
+        wanted[json.loads(record.payload)["n"]] = {
+            "key": None if record.key is None else record.key.decode(),
+            "partition": record.partition,
+            "offset": record.offset,
+            "timestamp": record.timestamp,
+            "headers": [{"name": header, "value": value} for header, value in record.headers] or None,
+            "headers.trace": None if trace is None else trace.decode(),
+        }
+    assert wanted[3]["headers.trace"] == "t3"
+    app = App(name, broker=place.url, parallelism=2)
+    stream = app.stream(topic, schema={"n": "int64"}, fields=list(wanted[0]))
+    found = stream.with_columns(timestamp=col("timestamp").cast("int64")).collect(limit=60).to_pylist()
+    assert {row.pop("n"): row for row in found} == wanted
+
+
 @pytest.mark.one_in(2, "the same in memory: test_streams_against_batch")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("time_of", ["column", "record"])

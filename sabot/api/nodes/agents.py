@@ -71,5 +71,10 @@ def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
         raise UserError(
             f"{where}: the columns are not known before the agent runs", hint='schema={"name": "type", …} says them'
         )
+    if options.get("fields"):
+        raise UserError(
+            f"{where}: what an agent gives are rows, which have no fields of records",
+            hint='return them in its results: {**ctx.message, "offset": ctx.offset}',
+        )
     read = read_node(agent.agent_id, **options)
     return AgentRead(**{each.name: getattr(read, each.name) for each in fields(read)}, agent=agent)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from sabot.api.arguments import RowPolicy, Schema, row_policy, schema_of
 from sabot.api.nodes.node import Node, check_columns, walk
+from sabot.codecs.fields import fields_of, type_of_field
 from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
@@ -27,6 +28,7 @@ class TableFormat:
 class Read(Node):
     """Rows of a topic, or of a Source. `time`: the column of event time; None: the records' timestamps, where they have one.
 
+    schema: the columns of the payloads. fields: (column, field) of what else of a record becomes a column, behind those.
     table: they are read as changes of a table, with the op that says which rows end.
     """
 
@@ -40,6 +42,7 @@ class Read(Node):
     table: TableFormat | None = None
     inferred: bool = False  # `schema` was not given but found
     on_error: RowPolicy = "dead_letter"
+    fields: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,6 +55,19 @@ class Read(Node):
         return self.time is not None or isinstance(self.source, str)
 
     @cached_property
+    def columns(self) -> pa.Schema | None:
+        """All columns: those of the payloads and the fields of the records. Raises UserError for a column that both have."""
+        if self.schema is None or not self.fields:
+            return self.schema
+        for column, said in self.fields:
+            if column in self.schema.names:
+                raise UserError(
+                    f"stream {self.name}: {column!r} is a column of its payloads, and of fields= too",
+                    hint=f'name the one of fields=: {{"record_{column}": "{said}"}}',
+                )
+        return pa.schema([*self.schema, *(pa.field(column, type_of_field(said)) for column, said in self.fields)])
+
+    @cached_property
     def column_names(self) -> list[str] | None:
         """As given, or as the data of a Source tells."""
         schema = self.schema
@@ -60,7 +76,7 @@ class Read(Node):
                 schema = self.source.infer_schema()
             except (SabotError, OSError):
                 return None  # the start will say what is wrong with it
-        return None if schema is None else list(schema.names)
+        return None if schema is None else [*schema.names, *(column for column, _ in self.fields)]
 
     @cached_property
     def event_times(self) -> frozenset[str]:
@@ -105,6 +121,7 @@ def read_node(
     dead_letter: str | Sink = "{topic}.dlq",
     table: TableFormat | None = None,
     on_error: RowPolicy = "dead_letter",
+    fields: Any = (),
 ) -> Read:
     """The checked first step of a stream."""
     row_policy("stream", on_error)
@@ -113,10 +130,17 @@ def read_node(
     if time is not None and not isinstance(time, str):
         raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
     known = None if schema is None else schema_of(schema)
-    if time is not None and known is not None and time not in known.names:
-        raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
+    pairs = fields_of(fields, "stream")
+    if pairs and isinstance(source, Source) and type(source).scan is not Source.scan:
+        raise UserError(
+            f"stream: fields= are of records, and {source.name} has rows without any", hint="a topic has records"
+        )
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
-    return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, on_error=on_error)
+    read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, on_error=on_error, fields=pairs)
+    columns = read.columns
+    if time is not None and columns is not None and time not in columns.names:
+        raise UserError(f"stream: time={time!r} is none of the columns {columns.names}")
+    return read
 
 
 def endless_read(node: Node) -> Read | None:

@@ -64,7 +64,7 @@ class Reading:
     @property
     def schema(self) -> pa.Schema | None:
         """The columns that are decoded; None: they are unknown before the first records."""
-        known = self.node.schema
+        known = self.node.columns
         if known is None or self.columns is None:
             return known
         return pa.schema([known.field(name) for name in self.columns])

@@ -1,0 +1,131 @@
+"""Fields of records, such as their keys and offsets, as columns beside those of their payloads."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.text.json import BadRow
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.codecs import Codec
+
+__all__ = ["FieldCodec", "fields_of", "type_of_field"]
+
+_TYPES: Mapping[str, pa.DataType] = {
+    "key": pa.string(),
+    "key_bytes": pa.binary(),
+    "headers": RECORD_SCHEMA.field("headers").type,
+    "partition": pa.int32(),
+    "offset": pa.int64(),
+    "timestamp": pa.timestamp("ms", "UTC"),
+}
+_HEADER = "headers."  # and the name of a header: its last value, as text
+_HINT = f'{", ".join(map(repr, _TYPES))}, "{_HEADER}NAME" for one header as text'
+
+
+def fields_of(fields: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """The pairs (column, field) of `fields=`, given as a list or as {column: field}. Raises UserError that begins with `where`."""
+    if isinstance(fields, str) or not isinstance(fields, Mapping | Sequence):
+        raise UserError(
+            f"{where}: fields={fields!r}",
+            hint='fields=["key", "offset"], or fields={"account": "key"} to name the columns',
+        )
+    pairs = tuple(fields.items()) if isinstance(fields, Mapping) else tuple((field, field) for field in fields)
+    seen = set()
+    for column, field in pairs:
+        if not (isinstance(field, str) and (field in _TYPES or (field.startswith(_HEADER) and field != _HEADER))):
+            raise UserError(f"{where}: fields= has {field!r}, which is no field of a record", hint=f"one of {_HINT}")
+        if not isinstance(column, str) or not column or column in seen:
+            raise UserError(f"{where}: fields= calls a column {column!r}", hint="each has a name of its own")
+        seen.add(column)
+    return pairs
+
+
+def type_of_field(field: str) -> pa.DataType:
+    """The type of the column that a field becomes."""
+    return _TYPES.get(field, pa.string())
+
+
+class FieldCodec:
+    """A codec's columns, and behind them these fields of the records, as pairs (column, field). A codec belongs to one thread.
+
+    A record whose field is asked for as text and is no UTF-8 is a bad row.
+    """
+
+    def __init__(self, codec: "Codec", fields: Sequence[tuple[str, str]]) -> None:
+        self._codec = codec
+        self._fields = tuple(fields)
+        self._columns = [pa.field(column, type_of_field(field)) for column, field in fields]
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of decoded batches; None while those of the payloads are unknown."""
+        known = self._codec.schema
+        return None if known is None else pa.schema([*known, *self._columns])
+
+    def another(self) -> "FieldCodec":
+        """A codec with the same settings, for another thread."""
+        return FieldCodec(self._codec.another(), self._fields)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
+        data, bad = self._codec.decode(batch)
+        good = np.ones(batch.num_rows, bool)
+        if bad:
+            good[[row.row for row in bad]] = False
+            batch = batch.filter(pa.array(good))
+        unfit: dict[int, str] = {}
+        columns = [_column(batch, field, unfit) for _, field in self._fields]
+        schema = pa.schema([*data.schema, *self._columns])
+        data = pa.RecordBatch.from_arrays([*data.columns, *columns], schema=schema)
+        if unfit:
+            numbers = np.flatnonzero(good)
+            bad = sorted([*bad, *(BadRow(int(numbers[row]), unfit[row]) for row in unfit)], key=lambda row: row.row)
+            fit = np.ones(data.num_rows, bool)
+            fit[list(unfit)] = False
+            data = data.filter(pa.array(fit))
+        return data, bad
+
+
+def _column(records: pa.RecordBatch, field: str, unfit: dict[int, str]) -> Any:
+    """The field of each record. unfit: gets the rows that have no such value, and why."""
+    if field.startswith(_HEADER):
+        name = field.removeprefix(_HEADER)
+        return _text(_last(records.column("headers"), name), f"its header {name!r}", "headers", unfit)
+    if field == "key":
+        return _text(records.column("key"), "its key", "key_bytes", unfit)
+    column = records.column("key" if field == "key_bytes" else field)
+    return column.cast(_TYPES[field]) if field == "timestamp" else column
+
+
+def _last(headers: Any, name: str) -> Any:
+    """The value of the last header of this name of each record; null where there is none."""
+    if headers.null_count == len(headers):
+        return pa.nulls(len(headers), pa.binary())
+    pairs = headers.flatten()
+    named = np.flatnonzero(pc.equal(pairs.field("name"), name))
+    places = np.full(len(headers), -1)
+    places[pc.list_parent_indices(headers).to_numpy()[named]] = named  # of several, the last one stays
+    return pairs.field("value").take(pa.array(places, mask=places < 0))
+
+
+def _text(values: Any, what: str, instead: str, unfit: dict[int, str]) -> Any:
+    """Bytes as text, null where they are no UTF-8: those rows are unfit."""
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        for row, value in enumerate(values.to_pylist()):
+            try:
+                texts.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                texts.append(None)
+                unfit.setdefault(
+                    row, f"{what} is no UTF-8 text: {value[:40]!r} (the field {instead!r} gives it as bytes)"
+                )
+        return pa.array(texts, pa.string())
