@@ -42,6 +42,7 @@ class Route:
         self.provider = provider
         self._most = max_answer_bytes
         self._left_out: set[str] = set()
+        self._silent: set[str] = set()  # models that have answered and not said what that used
         self.admission = Admission(limits, clock, sleep)
         self._circuit = None if breaker is None else Circuit(breaker, clock)
         self._prices, self._clock = prices, clock
@@ -72,7 +73,7 @@ class Route:
         try:
             if circuit is not None:
                 probing = circuit.enter(call.provider, call.model)
-            outcome = await self._sent(call)
+            outcome = self._as_said(await self._sent(call), call)
             used = None if outcome.usage is None else outcome.usage.total_tokens
         except BaseException as error:
             failure = error
@@ -82,6 +83,28 @@ class Route:
             if circuit is not None and probing is not None:
                 circuit.leave(probing, failure)
         return self._priced(outcome, call)
+
+    def _as_said(self, outcome: Outcome, call: ModelCall) -> Outcome:
+        """The outcome, with no usage in place of one that cannot be: no tokens, for a request that had to be read and an answer that says
+        something. Where there is none the log says so, once for each model.
+        """
+        usage, model = outcome.usage, outcome.model or call.model
+        zeros = usage is not None and usage.total_tokens == 0
+        if isinstance(outcome, Completion):
+            if zeros and (outcome.content or outcome.tool_calls):
+                outcome = msgspec.structs.replace(outcome, usage=None)
+        elif zeros:
+            outcome = replace(outcome, usage=None)
+        if outcome.usage is None and model not in self._silent:
+            self._silent.add(model)
+            said = "no tokens at all" if usage is not None else "nothing"
+            _log.warning(
+                "%s says %s of what an answer of %s has used: budgets count what was reserved for it",
+                self.provider.name,
+                said,
+                model or "its model",
+            )
+        return outcome
 
     async def _sent(self, call: ModelCall) -> Outcome:
         """What comes of the request. The call knows where that was not read."""

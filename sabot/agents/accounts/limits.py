@@ -333,7 +333,7 @@ def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None
     """
     usage = answer.usage
     if usage is None:
-        return Usage(wanted.tokens), answer.cost
+        return Usage(wanted.tokens), wanted.cost or None if answer.cost is None else answer.cost
     if not (is_whole(usage.input_tokens, 0, _MOST_TOKENS) and is_whole(usage.output_tokens, 0, _MOST_TOKENS)):
         return Usage(wanted.tokens), wanted.cost or None
     return usage, answer.cost

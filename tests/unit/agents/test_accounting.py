@@ -32,6 +32,7 @@ from sabot.llm import (
     assistant,
     tool,
 )
+from sabot.llm.middleware import tokens_asked
 from sabot.testing import FakeModelServer
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
@@ -479,3 +480,27 @@ async def test_a_journal_forgets_no_result_whose_row_is_not_kept(caplog: pytest.
         running.host.log.trim(lambda: end, 2**60)
         await running.until(lambda: not entries(home))
         assert len(writer.events) == 3
+
+
+@pytest.mark.parametrize("usage", [None, Usage(0, 0)], ids=["none", "zeros"])
+async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
+    usage: Usage | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It counts with what was reserved, tokens and money, in the ledger as in the limits of a job, and the log says so once a model."""
+    silent = World(lambda spec: Completion(message=assistant("yes"), usage=usage, model="m", provider="scripted"))
+    by = gate(max_cost_daily="0.003")  # two calls, each of which may cost 0.001 and what it reads
+    async with hosting(MemoryJournal(MemoryHome(ManualClock())), Agent(silent.job), gate=by) as host:
+        host.begin("job")
+        await host.over("job")
+        host.begin("next")
+        await host.over("next")
+    await by.ledger.flush()
+    said = rows(by)
+    reserved = tokens_asked(silent.provider.requests[0]) + 100
+    assert said["job/1/1"][:3] == ("model", "m", reserved)
+    assert Decimal(said["job/1/1"][3] or 0) == PRICES.cost("scripted", "m", Usage(reserved - 100, 100))
+    assert isinstance(host.agent.errors["next"], BudgetExceeded)
+    assert [record.getMessage() for record in caplog.records if "what was reserved" in record.getMessage()] == [
+        f"scripted says {'nothing' if usage is None else 'no tokens at all'} of what an answer of m has used: budgets count what was"
+        " reserved for it"
+    ]
