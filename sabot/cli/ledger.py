@@ -12,10 +12,11 @@ from sabot.agents.accounts.budgets import Amounts, Budget, Window
 from sabot.agents.accounts.gate import brought_up
 from sabot.agents.accounts.ledger import Ledger, LedgerWriter
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.stores.ledger import PostgresLedgerWriter
 from sabot.app import App
 from sabot.cli.journal import Json, quietly, reading
-from sabot.cli.loading import load_app
+from sabot.cli.loading import load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line
 from sabot.clock import SYSTEM_CLOCK
@@ -97,29 +98,40 @@ def ledger(
 
 
 def budgets(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP", help="The module, and the App, or the RuntimeKernel, in it.")
+    ],
     json: Json = False,
 ) -> None:
-    """What the scopes of an app may use, and what is used in the windows of now."""
+    """What the scopes of an app, or a kernel, may use, and what is used in the windows of now."""
 
     def work() -> None:
-        app = load_app(target)
-        rows = asyncio.run(_used(app))
+        program = load_program(target)
+        rows = asyncio.run(_used(program))
         _print(rows, json, ["scope", "window", "limit", "used", "of", "part"])
 
     quietly(work)
 
 
-async def _used(app: App) -> list[dict[str, Any]]:
-    if app.accounts is None or not app.accounts.budgets:
-        raise UserError(f"app {app.id} has no budgets", hint='App(…, budgets=[Budget("scope", max_cost_daily=…)])')
+async def _used(program: App | RuntimeKernel) -> list[dict[str, Any]]:
+    if isinstance(program, App):
+        accounts, what = program.accounts, f"app {program.id}"
+        if (
+            accounts is not None
+            and isinstance(accounts.writer, InMemoryLedgerWriter)
+            and "://" in str(program.journal_place)
+        ):
+            with program.jobs.store.reader() as reader:  # the app keeps its rows in its journal only
+                await brought_up(accounts, reader)
+    else:
+        accounts, what = await program.accounts(), f"kernel {program.name}"
+    if accounts is None or not accounts.budgets:
+        made = type(program).__name__
+        raise UserError(f"{what} has no budgets", hint=f'{made}(…, budgets=[Budget("scope", max_cost_daily=…)])')
     try:
-        if isinstance(app.accounts.writer, InMemoryLedgerWriter) and "://" in str(app.journal_place):
-            with app.jobs.store.reader() as reader:  # the app keeps its rows in its journal only
-                await brought_up(app.accounts, reader)
-        return [row for each in app.accounts.budgets for row in _rows(each, await app.accounts.used(each.scope_id))]
+        return [row for each in accounts.budgets for row in _rows(each, await accounts.used(each.scope_id))]
     finally:
-        await app.accounts.close()
+        await accounts.close()
 
 
 def _rows(budget: Budget, used: Mapping[Window, Amounts]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sabot.agents import LedgerEvent, PostgresLedgerWriter
+from sabot.agents import ExecutionRequest, LedgerEvent, PostgresLedgerWriter
+from sabot.cli.loading import load_program
 from sabot.journal import Begin, EffectResult, End
 from sabot.journal.opening import open_journal
 from tools.command_line import lines, sabot_says
@@ -86,3 +87,29 @@ def test_budgets_of_an_app_whose_rows_are_in_its_journal_only_are_known(
     monkeypatch.syspath_prepend(tmp_path)
     (said,) = lines("budgets", "far:app", "--json")
     assert (said["used"], said["of"], said["part"]) == ("59", "118", "50%")
+
+
+def test_budgets_of_a_kernel_are_told_as_those_of_an_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near.py").write_text(
+        "from sabot.agents import Budget, RuntimeKernel\nfrom sabot.llm import Agent, ExecutionEngine, ScriptedProvider\n"
+        "agent = Agent(ExecutionEngine(ScriptedProvider(['yes'])))\n"
+        "kernel = RuntimeKernel.create(agent=agent, journal='jobs', budgets=[Budget('ann', max_calls_daily=4)])\n"
+        "bare = RuntimeKernel.create(agent=agent)\n"
+    )
+    kernel = load_program("near:kernel")
+
+    async def one_call() -> None:
+        async with kernel:
+            handle = await kernel.execute(ExecutionRequest(prompt="go", scope_id="ann"))
+            await handle.result()
+            (while_it_runs,) = await asyncio.to_thread(lines, "budgets", "near_too:kernel", "--json")
+            assert (while_it_runs["scope"], while_it_runs["of"]) == ("ann", "4")
+
+    (tmp_path / "near_too.py").write_text((tmp_path / "near.py").read_text())
+    asyncio.run(one_call())
+    (said,) = lines("budgets", "near_too:kernel", "--json")
+    assert (said["scope"], said["limit"], said["used"], said["part"]) == ("ann", "calls", "1", "25%")
+    none = sabot_says("budgets", "near_too:bare")
+    assert (none.exit_code, "kernel kernel has no budgets" in none.stderr) == (1, True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
-from sabot.agents.accounts.gate import LedgerGate, checked_budgets, ledger_of
+from sabot.agents.accounts.gate import LedgerGate, brought_up, checked_budgets, ledger_of
 from sabot.agents.accounts.ledger import Ledger, LedgerWriter, checked_writer
 from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.telling import events_of
@@ -197,15 +198,31 @@ class RuntimeKernel:
         gates = [*([] if self._policy is None else [self._policy]), JobLimits()]
         if self._budgets is None:
             return gates
+        ledger = await self._accounts(self._budgets)
+        return [*gates, LedgerGate(ledger, closes=ledger is not self._budgets)]
+
+    async def _accounts(self, budgets: Sequence[Budget] | Ledger) -> Ledger:
         if self.ledger is None:
             clock, place = self._options["clock"], self._place
-            if self._writer is not None and not isinstance(self._budgets, Ledger):
-                self.ledger = Ledger(self._writer, budgets=self._budgets, clock=clock)
+            if self._writer is not None and not isinstance(budgets, Ledger):
+                self.ledger = Ledger(self._writer, budgets=budgets, clock=clock)
             else:
                 in_folder = isinstance(place, Path) or (isinstance(place, str) and "://" not in place)
                 folder = Path(str(place)) if in_folder else None
-                self.ledger = await to_the_end(aside(ledger_of, self._budgets, folder, clock))
-        return [*gates, LedgerGate(self.ledger, closes=self.ledger is not self._budgets)]
+                self.ledger = await to_the_end(aside(ledger_of, budgets, folder, clock))
+        return self.ledger
+
+    async def accounts(self) -> Ledger | None:
+        """Its ledger, to be read, also while another process has its journal: with the rows of that where they are kept nowhere else. None:
+        it has no budgets. Whoever reads that of a kernel which is not started closes it.
+        """
+        if self._budgets is None:
+            return None
+        ledger = await self._accounts(self._budgets)
+        if self._host is None and isinstance(ledger.writer, InMemoryLedgerWriter) and "://" in str(self._place):
+            with self._store.reader() as reader:
+                await brought_up(ledger, reader)
+        return ledger
 
     async def close(self) -> None:
         """Stops: calls under way have `stop_grace`; open jobs stay in the journal, and go on when a kernel over it is resumed; their
