@@ -19,7 +19,9 @@ from sabot.operators.agents.job_batches import of_ipc, place_of_rows, read_batch
 from sabot.operators.agents.job_rows import decode_record, row_of
 from sabot.operators.agents.rows import place_of
 
-__all__ = ["Progress", "as_plain", "value_of"]
+__all__ = ["Progress", "as_plain", "readable", "text_or_hex", "value_of"]
+
+_DIGITS = 12  # of a digest, as people see it
 
 
 def value_of(entry: Entry, body: bytes) -> Any:
@@ -72,9 +74,37 @@ def as_plain(value: Any) -> Any:
         case pa.RecordBatch():
             return {"rows": value.num_rows, "columns": value.schema.names}
         case bytes():
-            return value.decode(errors="backslashreplace")
+            return text_or_hex(value)
         case _:
             return str(value)
+
+
+def text_or_hex(data: bytes | None) -> str:
+    """Bytes as text where they are UTF-8, else as hexadecimal digits; "" for None."""
+    if data is None:
+        return ""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()
+
+
+def readable(value: Any) -> Any:
+    """The value with bytes in it that are no text, like digests, as their first hexadecimal digits, for people who compare them."""
+    match value:
+        case bytes() if (text := text_or_hex(value)) == value.hex():
+            return _Digits(text if len(text) <= _DIGITS else f"{text[:_DIGITS]}…")
+        case list() | tuple():
+            return [readable(each) for each in value]
+        case dict():
+            return {key: readable(each) for key, each in value.items()}
+    return value
+
+
+class _Digits(str):
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(slots=True)

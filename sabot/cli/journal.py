@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.reading import as_plain, value_of
+from sabot.agents.reading import as_plain, readable, text_or_hex, value_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
-from sabot.cli.printing import columns, json_line, moment, shortened, size, text_or_hex
+from sabot.cli.printing import columns, json_line, moment, shortened, size
 from sabot.cli.running import guarded
 from sabot.errors import EffectError, UserError
 from sabot.jobs.history import IN_DOUBT
@@ -198,6 +198,7 @@ def _said(entry: Entry) -> str:
 
 def arguments_text(value: Any) -> str:
     """The arguments of a call, [args, kwargs], as Python writes them."""
+    value = readable(value)
     match value:
         case [list() as args, dict() as named]:
             return f"({', '.join([*map(repr, args), *(f'{name}={each!r}' for name, each in named.items())])})"
@@ -213,4 +214,4 @@ def value_text(value: Any, *, as_json: bool = False) -> str:
             return f"{value.type}: {value.message}"
         case bytes():
             return text_or_hex(value)
-    return dumps(as_plain(value), ensure_ascii=False) if as_json else repr(value)
+    return dumps(as_plain(value), ensure_ascii=False) if as_json else repr(readable(value))

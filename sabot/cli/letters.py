@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.agents.reading import text_or_hex
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
-from sabot.cli.printing import columns, json_line, moment, plain, shortened, text_or_hex
+from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.config import dead_letter_topic, legal_topic, parse_broker
 from sabot.connectors.base import Sink

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["columns", "json_line", "moment", "plain", "shortened", "size", "text_or_hex"]
+__all__ = ["columns", "json_line", "moment", "plain", "shortened", "size"]
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -32,17 +32,6 @@ def shortened(text: str, width: int) -> str:
     """The text on one line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def text_or_hex(data: bytes | None) -> str:
-    """Bytes as text where they are UTF-8, else as hexadecimal digits; "" for None."""
-    if data is None:
-        return ""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return data.hex()
-    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()
 
 
 def moment(ms: int) -> str:

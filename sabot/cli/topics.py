@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sabot.agents.reading import text_or_hex
 from sabot.cli.letters import Broker, address_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
-from sabot.cli.printing import columns, json_line, moment, shortened, text_or_hex
+from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
 from sabot.config import checked_topic
 from sabot.errors import UserError

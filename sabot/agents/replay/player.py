@@ -16,7 +16,7 @@ import msgspec
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType
 from sabot.agents.events.telling import events_of
-from sabot.agents.reading import as_plain, value_of
+from sabot.agents.reading import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
 from sabot.clock import SYSTEM_CLOCK
@@ -252,7 +252,7 @@ def steps_of(recording: Recording) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for entry in recording.entries:
         if isinstance(entry, Intent) and entry.ordinal not in steps:
-            said = as_plain(value_of(entry, entry.body))  # type: ignore[arg-type]
+            said = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
             steps[entry.ordinal] = {
                 "ordinal": entry.ordinal,
                 "kind": entry.kind,
@@ -263,8 +263,8 @@ def steps_of(recording: Recording) -> list[dict[str, Any]]:
             }
         elif isinstance(entry, EffectResult) and entry.ordinal in steps:
             steps[entry.ordinal]["outcome"] = entry.outcome
-            steps[entry.ordinal]["value"] = as_plain(value_of(entry, entry.body))  # type: ignore[arg-type]
+            steps[entry.ordinal]["value"] = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
         elif getattr(entry, "ordinal", None) in steps and hasattr(entry, "outcome"):
             steps[entry.ordinal]["outcome"] = entry.outcome  # type: ignore[union-attr]
-            steps[entry.ordinal]["value"] = as_plain(value_of(entry, entry.body))  # type: ignore[union-attr,arg-type]
+            steps[entry.ordinal]["value"] = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[union-attr,arg-type]
     return list(steps.values())

@@ -179,7 +179,7 @@ def test_bodies_that_are_of_no_known_form_are_shown_as_they_are_and_lines_stay_s
     assert max(map(len, told)) < 140
     assert "\x1b" not in "".join(told)
     body = objects("journal", "show", "job", "--journal", tmp_path)[4]["body"]
-    assert body == {"n": [{"deep": [1, 2.5, "\\xff"]}], "7": "nan"}
+    assert body == {"n": [{"deep": [1, 2.5, "ff"]}], "7": "nan"}
 
 
 def doubtful(folder: Path, token: str = "doubt-1") -> SqliteJournal:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,34 @@ async def test_a_job_of_a_kernel_goes_on_with_another_model_and_prompt(
     code, out, _ = await forked(*words, 2, "--answer", 'llm="it is brass"')
     assert json.loads(out)["result"]["content"] == "it is brass"
     assert sabot_says("jobs", "replay", handle.job_id, "-A", target, "--journal", "jobs").exit_code == 0
+
+
+ASKING = """
+from sabot.agents import RuntimeKernel
+from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
+
+kernel = RuntimeKernel.create(agent=Agent(ExecutionEngine(ScriptedProvider(["yes"] * 9)), name="asker"), journal="asked")
+"""
+
+
+def test_digests_are_short_hexadecimal_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = program(tmp_path, ASKING).replace(":app", ":kernel")
+
+    async def work() -> list[str]:
+        async with load_program(target) as kernel:
+            handles = [await kernel.execute(ExecutionRequest(prompt=word)) for word in ("one", "two")]
+            return [(await handle.result(), handle.job_id)[1] for handle in handles]
+
+    one, two = asyncio.run(work())
+    said = [
+        sabot_says("jobs", "replay", one, "-A", target, "--journal", "asked"),
+        sabot_says("jobs", "diff", one, two, "--journal", "asked"),
+        sabot_says("jobs", "diff", one, two, "--journal", "asked", "--json"),
+        sabot_says("jobs", "fork", one, "--from", "0", "-A", target, "--journal", "asked"),
+        sabot_says("journal", "show", one, "--journal", "asked"),
+    ]
+    for each in said:
+        assert re.search(r"\[.?[0-9a-f]{12}…", each.stdout), each.stdout
+        assert not re.search(r"\\+x[0-9a-f]|\\+u00", each.stdout), each.stdout
