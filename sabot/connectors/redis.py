@@ -73,6 +73,11 @@ class RedisServer:
             yield
         except (self._errors.RedisError, OSError) as error:
             raise self.error_of(error) from clean_cause(error)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self._what} at {self.where}: what is there is not all text, and the client decodes it",
+                hint="make the client without decode_responses=True",
+            ) from error
 
     def error_of(self, error: Exception) -> TransientError | UserError:
         """An error of the client as ours."""

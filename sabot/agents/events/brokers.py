@@ -104,7 +104,7 @@ class _Adapter(ABC):
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
-        await subscription.flush()
+        await subscription.flush(timeout=None)  # `patience` bounds it
         await subscription.unsubscribe()
         while self._sending is not None:
             await asyncio.shield(self._sending)
@@ -241,6 +241,7 @@ class RedisStreamsAdapter(_Adapter):
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
         """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server. how: as of KafkaEventAdapter."""
         super().__init__(event_bus, **how)
+        self.unreadable = 0
         self.config = config
         feature = "RedisStreamsAdapter"
         self._server = (
@@ -248,6 +249,10 @@ class RedisStreamsAdapter(_Adapter):
             if isinstance(client, str)
             else RedisServer.of(client, "events", feature)
         )
+
+    def statistics(self) -> dict[str, int]:
+        """As of each adapter; `unreadable`: entries that `read_events` has skipped."""
+        return {**super().statistics(), "unreadable": self.unreadable}
 
     def stream(self, event_type: RuntimeEventType) -> str:
         """Where events of this type go."""
@@ -275,7 +280,8 @@ class RedisStreamsAdapter(_Adapter):
     async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
         """The events of a stream, the oldest first. after: the id of an entry. follow: waits for further ones, for ever.
 
-        Raises DataError for an entry that is no event, naming it; TransientError, UserError.
+        An entry that is no event is skipped, and counts in `unreadable`; the log has the id of the first one. Raises TransientError,
+        UserError.
         """
         while True:
             with self._server.explained():
@@ -285,8 +291,14 @@ class RedisStreamsAdapter(_Adapter):
                 after = name.decode() if isinstance(name, bytes) else name
                 data = fields.get(b"event", fields.get("event"))
                 try:
-                    yield msgspec.json.decode(data or b"", type=RuntimeEvent)
+                    event = msgspec.json.decode(data or b"", type=RuntimeEvent)
                 except UNREADABLE as error:
-                    raise DataError(f"entry {after} of {stream} is no event: {short_repr(data)}: {error}") from error
+                    if not self.unreadable:
+                        _log.warning(
+                            "entry %s of %s is no event, and is skipped: %s: %s", after, stream, short_repr(data), error
+                        )
+                    self.unreadable += 1
+                    continue
+                yield event
             if not entries and not follow:
                 return

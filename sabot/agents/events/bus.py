@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import UserError, short_repr
+from sabot.config import Duration, parse_seconds
+from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = [
     "CAPACITY_EVENTS",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 60.0
 
 CAPACITY_EVENTS = 10_000
 """Events that wait for one subscriber."""
@@ -248,10 +251,20 @@ class Subscription:
         self._drained()
         return event
 
-    async def flush(self) -> None:
-        """Returns when it has handled all that was handed to it, and is idle."""
-        if self._pump is not None:
-            await asyncio.wait([self._pump])
+    async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
+        """Returns when it has handled all that was handed to it, and is idle. timeout: None: however long that takes. Raises
+        TransientError, which names the handler, where it is not idle by then: it may hang, or be slow. It is not cancelled.
+        """
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
+        pump = self._pump
+        if pump is None:
+            return
+        await asyncio.wait([pump], timeout=timeout_s)
+        if not pump.done():
+            raise TransientError(
+                f"subscriber {self.name} is still at an event, and {len(self.queue):,} wait behind it",
+                hint="timeout= gives it longer; await subscription.unsubscribe() ends it",
+            )
 
     async def unsubscribe(self) -> None:
         """It gets no further event, and what waits is left out. A handler that is under way is cancelled, unless it is who asks.
@@ -383,10 +396,21 @@ class InMemoryEventBus:
                 if not future.done():
                     future.set_result(None)
 
-    async def flush(self) -> None:
-        """Returns when all handlers have handled what was published, and are idle."""
+    async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
+        """Returns when all handlers have handled what was published, and are idle. timeout: for all of them together; None: however long
+        that takes. Raises TransientError, which names each handler that is not idle by then.
+        """
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
+        until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []
         for each in self._subscriptions():
-            await each.flush()
+            try:
+                await each.flush(timeout=None if until is None else max(0.0, until - SYSTEM_CLOCK.monotonic()))
+            except TransientError as error:
+                failed.append(error)
+        if failed:
+            raise TransientError(
+                f"after {timeout_s:g} s, {'; '.join(each.message for each in failed)}", hint=failed[0].hint
+            )
 
     async def close(self) -> None:
         """All are unsubscribed."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -181,13 +182,42 @@ async def test_events_are_entries_of_a_stream_and_are_read_back(client: Any, top
     assert found == [event for event in told if event.type.category == "tool"]
     assert [event async for event in adapter.read_events(f"{topic}:nothing")] == []
     assert await client.ping(), "the client is the caller's"
-    await client.xadd(f"{topic}:tool", {"event": b"{}"})
-    with pytest.raises(DataError, match=f"of {topic}:tool is no event"):
-        [event async for event in adapter.read_events(f"{topic}:tool")]
     with pytest.raises(UserError, match="is no client"):
         RedisStreamsAdapter(7, bus, RedisStreamsConfig(stream_prefix=topic))
     with pytest.raises(UserError, match="max_len"):
         RedisStreamsConfig(stream_prefix=topic, max_len=0)
+
+
+async def test_entries_that_are_no_events_are_skipped_counted_and_told_once(
+    server: Redis, client: Any, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of them had ended the reading of all that stood behind it."""
+    bus = InMemoryEventBus()
+    adapter = RedisStreamsAdapter(client, bus, RedisStreamsConfig(stream_prefix=topic))
+    told = [event for event in events(4, jobs=1) if event.type.category == "tool"]
+    first = await client.xadd(f"{topic}:tool", {"event": b"{}"})
+    async with adapter:
+        await published(bus, told[:1])
+        for garbage in (
+            {b"garbage": b"\xff"},
+            {"event": b"\xff"},
+            {"event": b"[" * 5000},
+            {"event": b'{"type":"nope"}'},
+        ):
+            await client.xadd(f"{topic}:tool", garbage)
+        await published(bus, told[1:])
+    with caplog.at_level(logging.WARNING):
+        found = [event async for event in adapter.read_events(f"{topic}:tool")]
+    assert found == told
+    assert adapter.statistics()["unreadable"] == 5
+    assert [first.decode() in record.getMessage() for record in caplog.records] == [True]
+    decoding = redis.asyncio.from_url(server.url, decode_responses=True)
+    try:
+        other = RedisStreamsAdapter(decoding, bus, RedisStreamsConfig(stream_prefix=topic))
+        with pytest.raises(UserError, match=r"not all text.*without decode_responses"):
+            [event async for event in other.read_events(f"{topic}:tool")]
+    finally:
+        await decoding.aclose()
 
 
 async def test_a_stream_is_followed_and_bounded(server: Redis, client: Any, topic: str) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from sabot.agents import InMemoryEventBus, RuntimeEvent, RuntimeEventType
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 
 TYPE = RuntimeEventType
 
@@ -241,3 +241,27 @@ async def test_a_wrong_subscription_is_refused_with_what_there_is(options, said)
     assert said in caught.value.hint
     with pytest.raises(UserError):
         await InMemoryEventBus().subscribe("print")
+
+
+async def test_a_flush_is_bounded_and_names_the_handlers_that_hang():
+    bus, seen = InMemoryEventBus(), []
+    forever = asyncio.Event()
+
+    async def hangs(event):
+        await forever.wait()
+
+    stuck = await bus.subscribe(hangs)
+    await bus.subscribe(seen.append)
+    for number in range(3):
+        await bus.publish(event(number))
+    with pytest.raises(TransientError, match=r"hangs is still at an event, and 2 wait behind it") as failed:
+        await bus.flush(timeout=0.01)
+    assert "unsubscribe" in failed.value.hint
+    assert numbers(seen) == [0, 1, 2], "the others have handled theirs"
+    with pytest.raises(TransientError, match=r"hangs is still at an event"):
+        await stuck.flush(timeout="10ms")
+    with pytest.raises(UserError, match="timeout"):
+        await bus.flush(timeout="soon")
+    forever.set()
+    await bus.flush(timeout=None)
+    assert stuck.delivered == 3
