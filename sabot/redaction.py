@@ -5,13 +5,16 @@ the text before the last `@` may be a password that somebody forgot to percent-e
 user's own function) may repeat a setting. So whoever takes a secret in registers it with `keep_secret`, and such texts go through
 `scrubbed`: every `SabotError` does, reasons in dead letters do, and so does each line and traceback that the command line prints.
 
-Secrets are registered for the whole process. A word of three letters, or one such as "admin" or "password", is hidden in settings and
-addresses but not searched for in texts: hiding such a common word everywhere would only reveal which word it is.
+Secrets are registered for the whole process, or as long as their owner lives: none is forgotten for the number of others. A word of three
+letters, or one such as "admin" or "password", is hidden in settings and addresses but not searched for in texts: hiding such a common word
+everywhere would only reveal which word it is.
 """
 
 import base64
 import re
 import threading
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -96,7 +99,11 @@ _WORDS = frozenset(
 
 _LEAST = 4  # characters, of what is looked for in texts
 _WHOLE_WORD = 8  # shorter ones only as whole words
-_MOST = 1024  # forms that are looked for; the oldest go
+_LET_GO = 1024  # forms without an owner that are still looked for, since texts outlive owners; the oldest go
+_FEW = 64  # forms that are looked for one by one
+_PIECE = 4  # bytes of a form by which it is found
+_WITH_PIECE = 2 * _PIECE - 1  # bytes of a form that has a whole piece wherever a text is cut into pieces
+_FIRSTS = 64  # bytes of a form among which its pieces are chosen
 
 # Linear in the length of a text: it may quote a payload of somebody who wishes us ill.
 _QUOTED = r"'(?:[^'\\]|\\.){0,1024}'|\"(?:[^\"\\]|\\.){0,1024}\""
@@ -114,58 +121,122 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class _Known:
-    """The secrets of this process, in all the forms in which a text may repeat them."""
+    """The secrets of this process, in all the forms in which a text may repeat them.
+
+    A text is cut into pieces of four bytes and looked through once, however many forms there are: the pieces say which it may have.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forms: dict[str, re.Pattern[str]] = {}  # the oldest first
-        self._longest_first: list[tuple[str, re.Pattern[str]]] = []  # replaced, never changed
+        self._forms: dict[str, int] = {}  # and how many owners each one has
+        self._let_go: dict[str, None] = {}  # those that have none any more, the oldest first
+        self._by_piece: dict[int, tuple[str, ...]] = {}  # the tuples are replaced, never changed
+        self._short = 0  # how many forms are found only where a text is cut at each byte
+        self._gone: deque[frozenset[str]] = deque()  # of owners: the collector may run while the lock is held
 
-    def add(self, values: Iterable[str]) -> None:
+    def add(self, values: Iterable[str], owner: object | None) -> None:
+        forms = frozenset(form for value in values for form in _forms(value))
+        if not forms:
+            return
         with self._lock:
-            new = [form for value in values for form in _forms(value) if form not in self._forms]
-            self._forms |= {form: re.compile(_literally(form)) for form in new}
-            while len(self._forms) > _MOST:
-                del self._forms[next(iter(self._forms))]
-            if new:
-                self._longest_first = sorted(self._forms.items(), key=lambda entry: -len(entry[0]))
+            for form in forms:
+                if form not in self._forms:
+                    self._enter(form)
+                self._let_go.pop(form, None)
+                self._forms[form] = self._forms.get(form, 0) + 1
+            self._release()
+        if owner is not None:
+            weakref.finalize(owner, self._gone.append, forms).atexit = False
 
     def hide(self, text: str) -> str:
-        for form, pattern in self._longest_first:
-            if form in text:
-                text = pattern.sub(HIDDEN, text)
+        for form in self._in(text):
+            text = text.replace(form, HIDDEN) if len(form) >= _WHOLE_WORD else re.sub(_literally(form), HIDDEN, text)
         return text
+
+    def _in(self, text: str) -> list[str]:
+        """The forms that the text has, the longest first."""
+        if len(self._forms) <= _FEW:
+            found: Iterable[str] = list(self._forms)
+        else:
+            data, by_piece = text.encode(errors="surrogatepass"), self._by_piece
+            starts = range(_PIECE if self._short else 1)
+            pieces = set[int]().union(*(by_piece.keys() & _pieces(data, start) for start in starts))
+            found = {form for piece in pieces for form in by_piece.get(piece, ())}
+        return sorted((form for form in found if form in text), key=len, reverse=True)
+
+    def _enter(self, form: str) -> None:
+        data = form.encode(errors="surrogatepass")
+        self._short += len(data) < _WITH_PIECE
+        firsts = range(0, min(max(1, len(data) - _WITH_PIECE + 1), _FIRSTS), 2 * _PIECE)
+        for piece in min((self._found_by(data, each) for each in firsts), key=self._shared):
+            self._by_piece[piece] = (*self._by_piece.get(piece, ()), form)
+
+    def _found_by(self, data: bytes, first: int) -> set[int]:
+        """Pieces of a form, from this place, of which one lies where a text is cut that has the form; of a short form its first piece."""
+        return {_pieces(data, first + each)[0] for each in range(_PIECE if len(data) >= _WITH_PIECE else 1)}
+
+    def _shared(self, pieces: Iterable[int]) -> int:
+        """How many other forms have these pieces: all keys of a vendor begin with the same ones."""
+        return sum(len(self._by_piece.get(piece, ())) for piece in pieces)
+
+    def _release(self) -> None:
+        while self._gone:
+            for form in self._gone.popleft():
+                self._forms[form] -= 1
+                if not self._forms[form]:
+                    self._let_go[form] = None
+        while len(self._let_go) > _LET_GO:
+            self._forget(next(iter(self._let_go)))
+
+    def _forget(self, form: str) -> None:
+        del self._let_go[form], self._forms[form]
+        data = form.encode(errors="surrogatepass")
+        self._short -= len(data) < _WITH_PIECE
+        for piece in {piece for start in range(_PIECE) for piece in _pieces(data[: _FIRSTS + _WITH_PIECE], start)}:
+            left = tuple(each for each in self._by_piece.get(piece, ()) if each != form)
+            if left:
+                self._by_piece[piece] = left
+            else:
+                self._by_piece.pop(piece, None)
+
+
+def _pieces(data: bytes, start: int) -> "memoryview[int]":
+    """The bytes from `start` on, cut into pieces, each as a number."""
+    return memoryview(data)[start : len(data) - (len(data) - start) % _PIECE].cast("I")
 
 
 _known = _Known()
 
 
-def keep_secret(*values: object, beside: Iterable[object] = ()) -> None:
-    """From now on `scrubbed` hides these values, but none that is equal to a value of `beside`, which are settings that may be shown."""
+def keep_secret(*values: object, beside: Iterable[object] = (), owner: object | None = None) -> None:
+    """From now on `scrubbed` hides these values, but none that is equal to a value of `beside`, which are settings that may be shown.
+
+    owner: they are hidden as long as this object lives, and a while longer; None: as long as the process.
+    """
     shown = {str(each) for each in beside}
     texts = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)
-    _known.add(text for text in texts if isinstance(text, str) and text not in shown)
+    _known.add((text for text in texts if isinstance(text, str) and text not in shown), owner)
 
 
-def keep_settings(settings: Mapping[str, object]) -> None:
+def keep_settings(settings: Mapping[str, object], *, owner: object | None = None) -> None:
     """Registers the values that `redacted` hides with `keep_secret`."""
     hidden: list[object] = []
     shown: list[object] = []
     for name, value in settings.items():
         (hidden if _is_secret(name, value) and str(name).lower() not in _NAMED else shown).append(value)
     inside = [pair[3].strip("'\"") for value in hidden if isinstance(value, str) for pair in _pairs(value)]
-    keep_secret(*hidden, *inside, beside=shown)
+    keep_secret(*hidden, *inside, beside=shown, owner=owner)
     for value in shown:
         if isinstance(value, str) and "://" in value:
-            keep_url(value)
+            keep_url(value, owner=owner)
 
 
-def keep_url(url: str) -> None:
+def keep_url(url: str, *, owner: object | None = None) -> None:
     """Registers the password of an address, and the secret parameters of its query, with `keep_secret`."""
     userinfo, rest = _parts(url.partition("://")[2] or url)
     user, _, password = userinfo.partition(":")
     secrets = [password, *(pair[3].strip("'\"") for pair in _pairs(rest))]
-    keep_secret(*secrets, *map(unquote, secrets), beside=[user])
+    keep_secret(*secrets, *map(unquote, secrets), beside=[user], owner=owner)
 
 
 def redacted(settings: Mapping[str, object]) -> dict[str, object]:

@@ -33,7 +33,6 @@ from sabot.process.errors import ExecutionError
 from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
-from sabot.redaction import keep_settings
 from sabot.threads import aside
 
 if TYPE_CHECKING:
@@ -97,7 +96,6 @@ class AgentCommand:
             )
         except UserError as error:
             raise UserError(f"{where}: {error.message}", hint=error.hint) from error
-        keep_settings(self._command.environment)
         self.words = CommandWords(where, command)
         self._program = self.words.program
         timeout_s = None if timeout is None else parse_seconds(timeout, name=f"{where}: timeout")

@@ -184,14 +184,14 @@ class McpServerSpec:
             ),
         )
 
-    def headers_of(self, key: SessionKey) -> dict[str, str]:
-        """What each HTTP request of this session carries. The secret values, and those of the URL, are hidden in texts from now on."""
+    def headers_of(self, key: SessionKey, owner: object) -> dict[str, str]:
+        """What each HTTP request of this session carries. Its secrets, and those of the URL, are hidden in texts while `owner` lives."""
         headers = _values(self.headers, key)
-        keep_settings(headers)
+        keep_settings(headers, owner=owner)
         for name, value in headers.items():
             if name.lower() in _CREDENTIALS:
-                keep_secret(value, value.rpartition(" ")[2])
-        keep_url(self.url)
+                keep_secret(value, value.rpartition(" ")[2], owner=owner)
+        keep_url(self.url, owner=owner)
         return headers
 
 

@@ -381,7 +381,7 @@ class Transport:
             self._opened = spec.connect(self._key, self._on_end)
         elif spec.url:
             connect_s = config.seconds("connect_timeout")
-            headers = spec.headers_of(self._key)
+            headers = spec.headers_of(self._key, self)
             self._opened = over_http(spec.url, headers, most_bytes=config.most_bytes, connect_s=connect_s)
         else:
             self._opened = over_process(

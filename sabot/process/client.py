@@ -55,6 +55,7 @@ class Child:
         self._number = number
         self._ended: Future[ExitStatus] = Future()
         self._loop = asyncio.get_running_loop()
+        self._command = command  # whose secrets are known as long as somebody has the child
         self.argv = tuple(command.argv)
         self.stdin: ChildInput | None
         self.stdout: ChildOutput | None

@@ -80,7 +80,7 @@ class Command:
         if wrong := [name for name in self.environment if not name or "=" in name]:
             raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
         sandbox_of(self.trust)
-        keep_settings(self.environment)
+        keep_settings(self.environment, owner=self)
 
     def whole_environment(self) -> dict[str, str]:
         """The environment that the child sees."""

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import json
 import logging
+import random
 import signal
 import sys
 import textwrap
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sabot import App, SqlSink, UserError
+from sabot import App, SqlSink, UserError, redaction
 from sabot.checkpoint.places import place_of
 from sabot.checkpoint.requests import Requests
 from sabot.cli import commands
@@ -28,6 +30,7 @@ from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
+from sabot.process import Command
 from sabot.redaction import (
     HIDDEN,
     clean_cause,
@@ -227,6 +230,88 @@ def test_a_long_text_of_somebody_who_wishes_us_ill_takes_no_long_time() -> None:
     for text in ("a" * 300_000 + "=", "token='" * 40_000, "://a:" * 60_000, "password " * 30_000 + "="):
         scrubbed(text)
     assert SYSTEM_CLOCK.monotonic() - began < 10  # seconds, on a machine that is busy; quadratic ones took minutes
+
+
+class Tenant:
+    """Has secrets, as long as it lives."""
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> redaction._Known:
+    """What is known of secrets, without those of other tests."""
+    monkeypatch.setattr(redaction, "_known", known := redaction._Known())
+    return known
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 8, 11, 40, 300])
+def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: redaction._Known, size: int) -> None:
+    dice = random.Random(size)
+    made = ["".join(dice.choices("abcdeü%/+ 0123456789", k=size)) for _ in range(500)]
+    keep_secret(*made)
+    for place in range(9):
+        wanted = made[dice.randrange(len(made))]
+        shown = scrubbed(f"{'ü.' * place}{'.' * place} {wanted} .")
+        assert wanted not in shown
+        assert HIDDEN in shown
+    assert scrubbed("xyz " * 100) == "xyz " * 100
+
+
+def test_no_secret_is_forgotten_for_the_number_of_others(alone: redaction._Known) -> None:
+    """Hundreds of tenants, each with a few keys: the first one's key was in the logs when the last one came."""
+    tenants = [Tenant() for _ in range(1500)]
+    for number, tenant in enumerate(tenants):
+        keep_settings({"api_key": f"key-of-tenant-{number:04}"}, owner=tenant)
+    assert [number for number in range(1500) if f"{number:04}" in scrubbed(f"key-of-tenant-{number:04}")] == []
+
+
+def test_a_secret_is_let_go_when_its_last_owner_has_gone_and_others_came(alone: redaction._Known) -> None:
+    first, second = Tenant(), Tenant()
+    keep_secret("the-key-of-both", owner=first)
+    keep_secret("the-key-of-both", owner=second)
+    keep_secret("the-key-of-the-process")
+    del first
+    _many_come_and_go()
+    assert scrubbed("the-key-of-both") == HIDDEN
+    del second
+    keep_secret("one-more")
+    assert scrubbed("the-key-of-both") == HIDDEN  # what was said while it was used may still be written
+    _many_come_and_go()
+    assert scrubbed("the-key-of-both, the-key-of-the-process") == f"the-key-of-both, {HIDDEN}"
+    assert len(alone._forms) < 1100
+    assert len(alone._by_piece) < 4 * 1100
+
+
+def _many_come_and_go() -> None:
+    for number in range(1200):
+        keep_secret(f"passing-{number:04}", owner=Tenant())
+    keep_secret("the-last-one", owner=Tenant())
+
+
+def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Known) -> None:
+    command = Command(argv=["true"], environment={"API_KEY": "key-of-the-command"})
+    _many_come_and_go()
+    assert scrubbed("key-of-the-command") == HIDDEN
+    del command
+    _many_come_and_go()
+    assert scrubbed("key-of-the-command") == "key-of-the-command"
+
+
+def test_a_long_text_is_looked_through_once_however_many_secrets_there_are(alone: redaction._Known) -> None:
+    """What is counted is looks for a form: a vendor's keys all begin alike, and a text may say how."""
+    keep_secret(*(f"sk-vendor-api03-{sha256(b'%d' % number).hexdigest()}" for number in range(2000)))
+    text = Looked("sk-vendor-api03- is how keys begin. " * 1000)
+    assert alone.hide(text) == text
+    assert text.looks < 20
+
+
+class Looked(str):
+    """Counts how often something is looked for in it."""
+
+    looks = 0
+
+    def __contains__(self, part: str) -> bool:  # type: ignore[override]
+        self.looks += 1
+        return super().__contains__(part)
 
 
 # --- Kafka

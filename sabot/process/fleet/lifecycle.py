@@ -30,7 +30,6 @@ from sabot.process.errors import (
 )
 from sabot.process.fleet.instances import OVER, AgentInstance, InstanceInfo, LifecycleConfig, LifecycleState, OnState
 from sabot.process.status import ExitStatus
-from sabot.redaction import keep_settings
 from sabot.threads import to_the_end
 from sabot.watch import KeptTasks
 
@@ -235,7 +234,6 @@ class LifecycleManager:
         seconds = self.config.spawn_timeout
         agent.next_start_at = None
         try:
-            keep_settings(agent.command.environment)
             async with asyncio.timeout(seconds) as limit:
                 agent.child = await (await Supervisor.running()).spawn(agent.command)
                 await self._until_ready(agent, agent.child)
