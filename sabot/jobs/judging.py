@@ -9,6 +9,8 @@ from decimal import Decimal
 from itertools import count
 from typing import ParamSpec, TypeVar
 
+import msgspec
+
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied
 from sabot.jobs.gate import Decision, EffectGate, GatedCall, GateVerdict, gate_of, hidden, judged
@@ -16,9 +18,10 @@ from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.errors import model_error
 from sabot.llm.judging import JUDGE
-from sabot.llm.messages import assistant
+from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion, Usage
+from sabot.llm.spec import RequestSpec
 
 __all__ = ["GateJudge", "judge_of", "judged_within"]
 
@@ -43,7 +46,7 @@ class GateJudge:
     ) -> Outcome:
         gate, effect = self._gate, EffectId(f"{self._agent}/{call.context.request_id}", next(self._numbers))
         kind = EffectClass.METERED
-        asked = GatedCall(effect, "model", model, self._agent, effect_class=kind, spec=call.spec, price=price)
+        asked = GatedCall(effect, "model", model, self._agent, effect_class=kind, spec=_told(call), price=price)
         found = judged(gate, asked)
         verdict = found if isinstance(found, GateVerdict) else await found
         if verdict.decision in (Decision.DENY, Decision.ASK):
@@ -75,6 +78,13 @@ class GateJudge:
     def _settle(self, effect: EffectId, model: str, outcome: str, body: bytes) -> None:
         self._gate.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
         self._gate.over(effect.job)
+
+
+def _told(call: ModelCall) -> RequestSpec:
+    """What the model is told: texts of which vectors are made are messages to it, and nothing is written."""
+    if call.kind != "embed":
+        return call.spec
+    return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
 def _denied(model: str, verdict: GateVerdict) -> Exception:

@@ -22,13 +22,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
-import msgspec
-
 from sabot.calls.options import Retry
 from sabot.clock import Clock
 from sabot.errors import TransientError, UserError, short_repr
+from sabot.llm.counting import count_tokens, tokens_asked, tokens_of
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
-from sabot.llm.providers.scripted import count_tokens, tokens_of
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.metrics import Durations
@@ -42,7 +40,6 @@ __all__ = [
     "Middleware",
     "ModelCall",
     "Outcome",
-    "tokens_asked",
 ]
 
 _log = logging.getLogger("sabot.llm")
@@ -97,12 +94,6 @@ class ModelCall:
     def usage(self) -> Usage:
         """The same, by what is read and what is written."""
         return Usage(tokens_asked(self.spec) + sum(map(count_tokens, self.texts)), self.spec.max_tokens or 0)
-
-
-def tokens_asked(spec: RequestSpec) -> int:
-    """What a request has to read, by rule of thumb."""
-    schemas = [*spec.tools, *([spec.output] if spec.output is not None else [])]
-    return tokens_of(spec.messages) + sum(count_tokens(msgspec.json.encode(each).decode()) for each in schemas)
 
 
 Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from sabot.errors import SabotError, UserError
+from sabot.llm.counting import count_tokens, tokens_of
 from sabot.llm.errors import (
     AuthenticationFailed,
     MalformedAnswer,
@@ -22,7 +23,7 @@ from sabot.llm.errors import (
     RequestRefused,
 )
 from sabot.llm.messages import ToolCall, assistant
-from sabot.llm.providers.scripted import Answers, Script, ScriptedAnswer, count_tokens, tokens_of, vectors_of
+from sabot.llm.providers.scripted import Answers, Script, ScriptedAnswer, vectors_of
 from sabot.llm.results import Completion, Usage
 from sabot.llm.spec import RequestSpec
 from sabot.testing.http_server import HttpExchange, HttpServer

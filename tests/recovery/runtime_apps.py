@@ -33,7 +33,7 @@ LIVES = "lives.txt"
 CALLS = "calls.txt"
 EVENTS = "events.txt"
 WANTED = 50  # tokens that an answer may have
-LIMIT = 2 * JOBS * (WANTED + 20)
+LIMIT = 2 * JOBS * (WANTED + 40)
 
 
 def lines(directory: Path, name: str) -> list[str]:

@@ -27,7 +27,7 @@ from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, G
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
-from sabot.llm.middleware import tokens_asked
+from sabot.llm.counting import most_tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
@@ -143,10 +143,10 @@ class LedgerGate(EffectGate):
         )
 
     def _wanted(self, call: GatedCall) -> Amounts:
-        """The most that the call may use, by rule of thumb."""
+        """The most that the call may use."""
         if call.spec is None:
             return Amounts()
-        read, written = tokens_asked(call.spec), call.spec.max_tokens
+        read, written = most_tokens_asked(call.spec), call.spec.max_tokens
         usage = Usage(read, ASSUMED_TOKENS if written is None else written)
         cost = None if call.price is None else call.price(call.name, usage)
         return Amounts(usage.total_tokens, cost or Decimal(0), 1)

@@ -22,8 +22,8 @@ from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
+from sabot.llm.counting import most_tokens_asked
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
-from sabot.llm.middleware import tokens_asked
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
@@ -191,7 +191,7 @@ class JobLimits(EffectGate):
         limits, used = job.tree.limits, job.tree.used()
         if limits.max_turns is not None and used.turns >= limits.max_turns:
             return _denied(f"the job may ask models {limits.max_turns} times", TurnLimitExceeded)
-        read, written, most_tokens = tokens_asked(call.spec), call.spec.max_tokens, 0
+        read, written, most_tokens = most_tokens_asked(call.spec), call.spec.max_tokens, 0
         if limits.max_tokens is not None:
             left = limits.max_tokens - used.tokens - read
             if left <= 0:

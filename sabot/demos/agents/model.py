@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sabot.llm import ChatMessage, Completion, RequestSpec, ToolCall, Usage, assistant
-from sabot.llm.providers.scripted import tokens_of
+from sabot.llm.counting import tokens_of
 
 __all__ = ["DemoModel"]
 

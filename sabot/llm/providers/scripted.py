@@ -12,7 +12,7 @@ async, that returns one of these.
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sabot.errors import UserError, short_repr
+from sabot.llm.counting import count_tokens, tokens_of
 from sabot.llm.errors import AnswerTooLarge, ModelError, ModelTimeout
 from sabot.llm.messages import ChatMessage, assistant
 from sabot.llm.results import Completion, Embeddings, Piece, Usage
@@ -34,8 +35,6 @@ __all__ = [
     "Script",
     "ScriptedAnswer",
     "ScriptedProvider",
-    "count_tokens",
-    "tokens_of",
     "vectors_of",
 ]
 
@@ -104,19 +103,6 @@ def _taken_apart(answer: Any) -> ScriptedAnswer:
 
 def _completion(message: ChatMessage) -> Completion:
     return Completion(message=message, finish_reason="tool_calls" if message.tool_calls else "stop")
-
-
-def count_tokens(text: str) -> int:
-    """Tokens by rule of thumb: four characters each."""
-    return -(-len(text) // 4)
-
-
-def tokens_of(messages: Iterable[ChatMessage]) -> int:
-    """Those of the texts and of the calls of tools."""
-    return sum(
-        count_tokens(each.text) + sum(count_tokens(call.name + call.arguments) for call in each.tool_calls)
-        for each in messages
-    )
 
 
 def vectors_of(texts: Sequence[str], dimensions: int) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sabot.llm import (
     BudgetExceeded,
     Completion,
     ExecutionEngine,
+    Image,
     ModelUnavailable,
     OpenAIProvider,
     Price,
@@ -30,12 +31,16 @@ from sabot.llm import (
     ScriptedProvider,
     Usage,
     assistant,
+    system,
     tool,
+    user,
 )
-from sabot.llm.middleware import tokens_asked
 from sabot.testing import FakeModelServer
 
 PRICES = PriceTable({"m": Price("1", "10"), "small": Price("0.1", "1")}, version="1")
+READ = 16 + 2  # "one", or "two", at most: what stands around a message, and its letters two by two
+MOST = READ + 100  # with an answer of 100 tokens
+COST = (READ * Decimal(1) + 100 * Decimal(10)) / 1_000_000
 
 
 def answer(spec: RequestSpec) -> Completion:
@@ -115,7 +120,7 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
     assert len(world.provider.requests) == 1
     assert list(rows(by)) == ["job/1/1"]
     assert seen == [
-        "m was not done: the daily budget of app has 200 tokens: 150 used, 0 reserved for calls in flight, and this call may use 101 "
+        f"m was not done: the daily budget of app has 200 tokens: 150 used, 0 reserved for calls in flight, and this call may use {MOST} "
         "(rule daily budget)"
     ]
 
@@ -140,13 +145,40 @@ async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
     assert by._open == {}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("word " * 800, 1000),
+        ("漢" * 1000, 1000),
+        ("\N{ROBOT FACE}" * 500, 1000),
+        (user("What is this?", Image(data=b"picture", media_type="image/png")), 1600),
+        ([system("Be brief. " * 100), user("hi")], 302),
+    ],
+)
+async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: Any, read: int) -> None:
+    def answer(spec: RequestSpec) -> Completion:
+        return Completion(message=assistant("yes"), usage=Usage(read, 10), model="m", provider="scripted")
+
+    world = World(answer)
+
+    async def job(ctx: DurableContext) -> Any:
+        with suppress(BudgetExceeded):
+            await ctx.llm(world.engine).complete(prompt, max_tokens=10)
+
+    by = gate(max_tokens_daily=10_000, max_cost_daily=Decimal("0.01"), warn_at=1)
+    await run(MemoryHome(ManualClock(1.0)), job, by, *(f"job {number}" for number in range(40)))
+    used = (await by.ledger.used("app"))["daily"]
+    assert used.calls == len(world.provider.requests) > 0
+    assert (used.tokens <= 10_000, used.cost <= Decimal("0.01")) == (True, True), used
+
+
 async def test_money_is_reserved_by_the_prices() -> None:
     world = World()
 
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(world.engine).complete("one", max_tokens=100)
 
-    by = gate(max_cost_daily=Decimal("0.001"))  # one token to read and 100 to write may cost 0.001001
+    by = gate(max_cost_daily=COST - Decimal("0.000001"))
     agent = await run(MemoryHome(ManualClock(1.0)), job, by, "job")
     assert agent.outcomes == {"job": "failed"}
     assert world.provider.requests == []
@@ -182,7 +214,7 @@ async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
     ("error", "row"),
     [
         (RateLimited("slow down"), ("model", "m", 0, None)),
-        (ModelUnavailable("it broke off"), ("doubt", "m", 0, "0.001001")),
+        (ModelUnavailable("it broke off"), ("doubt", "m", 0, str(COST))),
     ],
 )
 async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, row: Any) -> None:
@@ -194,7 +226,7 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
     by = gate(max_tokens_daily=1000)
     await run(MemoryHome(ManualClock(1.0)), job, by, "job")
     assert rows(by) == {"job/1/1": row}
-    assert (await by.ledger.used("app"))["daily"].tokens == (101 if row[0] == "doubt" else 0)
+    assert (await by.ledger.used("app"))["daily"].tokens == (MOST if row[0] == "doubt" else 0)
 
 
 async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) -> None:
@@ -223,7 +255,7 @@ async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) ->
         assert len(world.provider.requests) == 2 - len(asked & answered)
         doubts = len(asked - answered)
         assert (sums.calls, sums.input_tokens) == (3 + doubts, 200), count
-        assert sums.doubt_tokens == doubts * 101
+        assert sums.doubt_tokens == doubts * MOST
         assert by.ledger._accounts["app"].reserved == Amounts()
         await writer.close()
 
@@ -235,7 +267,7 @@ async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> No
     assert isinstance(entries(cut)[-1], Intent)
     by = gate(max_tokens_daily=10_000)
     async with hosting(cut, Agent(World().job), gate=by, resume=False):
-        assert by.ledger._accounts["app"].reserved == Amounts(202, by.ledger._accounts["app"].reserved.cost, 2)
+        assert by.ledger._accounts["app"].reserved == Amounts(2 * MOST, by.ledger._accounts["app"].reserved.cost, 2)
 
 
 # -- calls without a result ------------------------------------------------------------------------------------------------
@@ -301,7 +333,7 @@ async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_t
     await by.ledger.flush()
     assert {name: row[0] for name, row in rows(by).items()} == {"job/1/1": "doubt", "job/1/2": "model"}
     used = (await by.ledger.used("app"))["daily"]
-    assert (used.tokens, used.calls) == (101 + 150, 2)
+    assert (used.tokens, used.calls) == (MOST + 150, 2)
     anew = gate(clock=clock, max_tokens_daily=10_000)
     await brought_up(anew.ledger, MemoryReader(home))
     assert (await anew.ledger.used("app"))["daily"] == used
@@ -337,7 +369,7 @@ async def test_the_later_result_of_a_call_takes_the_place_of_its_doubt() -> None
         running.journal.post(Letter("signal", "1", job="job", name="go"))
         await running.over("job")
         assert agent.outcomes == {"job": "failed"}
-        assert (await by.ledger.used("app"))["daily"] == Amounts(101, Decimal("0.001001"), 1)
+        assert (await by.ledger.used("app"))["daily"] == Amounts(MOST, COST, 1)
         running.host.begin(AGENT, "job", record=pack(None, "input"), key=b"", digest=b"", run=2)
         await running.until(lambda: len(runs) == 2)
         answering.set()
@@ -402,7 +434,7 @@ class Waits(World):
         raise AssertionError("nobody lets it go on")
 
 
-@pytest.mark.parametrize("limit", [302, 303])
+@pytest.mark.parametrize("limit", [3 * MOST - 1, 3 * MOST])
 async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_of_its_attempts(limit: int) -> None:
     home, said = MemoryHome(ManualClock(1_000.0)), []
 
@@ -412,7 +444,7 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
         except BudgetExceeded as error:
             said.append(error.message)
 
-    for life in (1, 2):  # each dies while the model is asked, for 101 tokens
+    for life in (1, 2):  # each dies while the model is asked
         by, world = gate(max_tokens_daily=limit, warn_at=1), Waits()
         async with hosting(home, Agent(job), gate=by) as running:
             if life == 1:
@@ -421,16 +453,16 @@ async def test_a_call_in_doubt_is_made_again_where_the_budget_has_room_for_all_o
     by, world = gate(max_tokens_daily=limit, warn_at=1), World()
     await run(home, job, by)
     kinds = [(each.event_id, each.type) for each in by.ledger.writer.events]
-    if limit == 303:
+    if limit == 3 * MOST:
         assert said == ["yes"]
         assert kinds == [("job/1/1", "doubt"), ("job/1/2", "doubt"), ("job/1/3", "model")]
     else:
         assert (
-            "m was not done: with attempts before it that may have been paid, the daily budget of app has 302"
+            f"m was not done: with attempts before it that may have been paid, the daily budget of app has {limit}"
             in said[0]
         )
         assert kinds == [("job/1/1", "doubt"), ("job/1/2", "doubt")]
-    assert len(world.provider.requests) == limit - 302
+    assert len(world.provider.requests) == (limit == 3 * MOST)
     assert by.ledger._accounts["app"].reserved == Amounts()
 
 
@@ -496,9 +528,7 @@ async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
         await host.over("next")
     await by.ledger.flush()
     said = rows(by)
-    reserved = tokens_asked(silent.provider.requests[0]) + 100
-    assert said["job/1/1"][:3] == ("model", "m", reserved)
-    assert Decimal(said["job/1/1"][3] or 0) == PRICES.cost("scripted", "m", Usage(reserved - 100, 100))
+    assert said["job/1/1"] == ("model", "m", MOST, str(COST))
     assert isinstance(host.agent.errors["next"], BudgetExceeded)
     assert [record.getMessage() for record in caplog.records if "what was reserved" in record.getMessage()] == [
         f"scripted says {'nothing' if usage is None else 'no tokens at all'} of what an answer of m has used: budgets count what was"

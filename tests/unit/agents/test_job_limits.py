@@ -37,7 +37,7 @@ from sabot.llm import (
     assistant,
     tool,
 )
-from sabot.llm.middleware import tokens_asked
+from sabot.llm.counting import tokens_asked
 
 PRICES = PriceTable({"m": Price("1", "10")}, version="1")
 
@@ -78,7 +78,7 @@ async def says(kernel: RuntimeKernel, request: ExecutionRequest) -> Any:
 async def test_a_function_that_asks_models_itself_is_within_the_limits_of_its_job(
     limits: dict[str, Any], error: type[Exception], made: int
 ) -> None:
-    """A call uses 91 tokens, and costs 0.000901; it may use 101, and cost 0.001001."""
+    """A call uses 91 tokens, and costs 0.000901; it may use 118, 18 of them to read, and cost 0.001018."""
     asks, provider = engine(prices=PRICES)
 
     async def f(ctx: DurableContext) -> Any:
@@ -133,7 +133,7 @@ async def test_all_jobs_of_a_tree_share_what_the_first_one_may_use() -> None:
 
 
 class Tree:
-    """A job that asks a model twice and begins two jobs, which ask once each; 5 tokens to read and 90 to write."""
+    """A job that asks a model twice and begins two jobs, which ask once each; it reads 5 tokens, 25 at most, and writes 90."""
 
     def __init__(self) -> None:
         self.engine, self.provider = engine(prices=PRICES)
@@ -179,7 +179,7 @@ async def test_after_a_crash_at_any_step_a_tree_uses_no_more_than_it_may() -> No
 
 async def test_a_call_is_not_made_again_where_its_attempts_together_would_not_fit() -> None:
     home = MemoryHome(ManualClock(1_000.0))
-    begin = {"prompt": 1, "budgets": {"max_tokens": 180}}  # an attempt may use 95
+    begin = {"prompt": 1, "budgets": {"max_tokens": 180}}  # an attempt may use 115
     async with hosting(home, Agent(Tree()), gate=JobLimits()) as running:
         running.begin("job", begin)
         await running.over("job")
@@ -199,7 +199,7 @@ async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() 
     limits = JobLimits()
     async with hosting(prefix(home, 2), Agent(Tree()), gate=limits, resume=False):  # BEGIN, INTENT
         used = limits._jobs["job"].tree.used()
-    assert (used.tokens, used.turns) == (95, 1)
+    assert (used.tokens, used.turns) == (16 + len("one two three four") // 2 + 90, 1)
 
 
 async def test_steps_of_a_flow_may_be_left_out_of_the_budget_of_its_job() -> None:

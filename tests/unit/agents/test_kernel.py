@@ -288,7 +288,7 @@ async def look() -> str:
 @pytest.mark.parametrize(
     ("limits", "error", "asked"),
     [
-        ({"max_tokens": 250}, BudgetExceeded, 3),
+        ({"max_tokens": 1500}, BudgetExceeded, 3),  # a request that has a tool may read more than 1,100, and uses 100
         ({"max_cost": 0.35}, BudgetExceeded, 4),
         ({"max_turns": 2}, TurnLimitExceeded, 2),
     ],

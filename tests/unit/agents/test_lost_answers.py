@@ -7,9 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from unit.agents.test_accounting import PRICES, answer, gate, rows
+from unit.agents.test_accounting import COST, MOST, PRICES, answer, gate, rows
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
+from sabot.agents import Decision, GatedCall, PolicyEngine
 from sabot.agents.accounts.gate import LedgerGate
 from sabot.agents.accounts.limits import JobLimits
 from sabot.api.durable import DurableContext
@@ -33,7 +34,7 @@ from sabot.llm import (
 from sabot.llm.judging import JUDGE
 
 LOST = ModelUnavailable("the connection broke")
-RESERVED = "0.001001"  # 1 token read, 100 written
+RESERVED = str(COST)
 
 
 async def at_once(seconds: float) -> None:
@@ -98,7 +99,7 @@ async def test_each_request_whose_answer_was_not_read_is_a_row(listener: Any) ->
         "job/1/3": ("model", "m", 150, "0.000600"),
     }
     used = (await by.ledger.used("app"))["daily"]
-    assert (used.tokens, used.cost, used.calls) == (352, Decimal("0.002602"), 3)
+    assert (used.tokens, used.cost, used.calls) == (2 * MOST + 150, 2 * COST + Decimal("0.0006"), 3)
     assert by.ledger._accounts["app"].reserved.tokens == 0
 
 
@@ -256,3 +257,25 @@ async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, l
         assert not isinstance(outcome, Exception), outcome
         assert counted == ["doubt"] * 3 + ["model"]
     assert by.ledger._accounts["app"].reserved.calls == 0
+
+
+async def test_texts_of_which_vectors_are_made_are_seen_by_rules_and_counted_before_they_are_sent() -> None:
+    seen: list[Any] = []
+
+    def rule(call: GatedCall) -> Decision:
+        assert call.spec is not None
+        seen.append([each.text for each in call.spec.messages])
+        return Decision.ALLOW
+
+    asking, by = Asking("vectors"), gate(max_tokens_daily=1000)
+    gates = [PolicyEngine([rule]), by]
+
+    async def ask(text: str) -> Any:
+        JUDGE.set(judge_of("app", gates, ManualClock(1_000_000.0)))
+        return await asking.engine.embed([text])
+
+    with pytest.raises(BudgetExceeded):
+        await asyncio.create_task(ask("漢" * 500), context=copy_context())
+    assert seen == [["漢" * 500]]
+    assert asking.provider.requests == []
+    await asyncio.create_task(ask("one"), context=copy_context())

@@ -1,0 +1,67 @@
+"""How many tokens a request has to read, without asking its provider.
+
+count_tokens, tokens_of, tokens_asked   by rule of thumb: for rates, and for what scripted models say
+most_tokens_asked                       no fewer than a provider counts, so that what is reserved of a budget is not exceeded
+"""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from sabot.llm.messages import ChatMessage, Image
+from sabot.llm.spec import RequestSpec
+
+__all__ = ["IMAGE_TOKENS", "count_tokens", "most_tokens", "most_tokens_asked", "tokens_asked", "tokens_of"]
+
+IMAGE_TOKENS = 5_000
+"""That a picture may have. A vendor says less of the largest that it reads whole, but for models that are told to count it as more."""
+
+_OFTEN_JOINED = b"abcdefghijklmnopqrstuvwxyz "
+_OF_A_MESSAGE = 16  # its role, and what stands between it and the next one
+_OF_TOOLS = 1_024  # what a vendor tells a model about tools, besides their schemas
+
+
+def count_tokens(text: str) -> int:
+    """Tokens by rule of thumb: four characters each."""
+    return -(-len(text) // 4)
+
+
+def tokens_of(messages: Iterable[ChatMessage]) -> int:
+    """Those of the texts and of the calls of tools, by rule of thumb."""
+    return sum(
+        count_tokens(each.text) + sum(count_tokens(call.name + call.arguments) for call in each.tool_calls)
+        for each in messages
+    )
+
+
+def tokens_asked(spec: RequestSpec) -> int:
+    """What a request has to read, by rule of thumb."""
+    return tokens_of(spec.messages) + sum(map(count_tokens, _schemas(spec)))
+
+
+def most_tokens(text: str) -> int:
+    """As many tokens as the text may have at most, by how vendors cut texts: no token is less than a byte, and small letters and spaces,
+    which make words, are two to a token even where they make none.
+    """
+    data = text.encode(errors="replace")
+    others = len(data.translate(None, _OFTEN_JOINED))
+    return others + (len(data) - others + 1) // 2
+
+
+def most_tokens_asked(spec: RequestSpec) -> int:
+    """As many tokens as a request may have to read at most. A picture counts IMAGE_TOKENS."""
+    tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools else 0)
+    for message in spec.messages:
+        tokens += _OF_A_MESSAGE + most_tokens(message.text)
+        if not isinstance(message.content, str):
+            tokens += IMAGE_TOKENS * sum(isinstance(part, Image) for part in message.content)
+        for call in message.tool_calls:
+            tokens += _OF_A_MESSAGE + most_tokens(call.name) + most_tokens(call.arguments)
+    return tokens
+
+
+def _schemas(spec: RequestSpec) -> Iterator[str]:
+    for each in spec.tools:
+        yield msgspec.json.encode(each).decode()
+    if spec.output is not None:
+        yield msgspec.json.encode(spec.output).decode()

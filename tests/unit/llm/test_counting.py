@@ -1,0 +1,47 @@
+"""How many tokens a request has to read: about, for rates, and at most, for what is reserved of budgets."""
+
+import pytest
+
+from sabot.llm import Image, RequestSpec, ToolCall, ToolSchema, assistant, system, tool_result, user
+from sabot.llm.counting import IMAGE_TOKENS, most_tokens, most_tokens_asked, tokens_asked
+
+LOOK = ToolSchema("look", "Looks something up.", {"type": "object", "properties": {"name": {"type": "string"}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("", 0),
+        ("one two three", 7),  # letters and spaces, two by two
+        ("ONE", 3),
+        ("3.14159", 7),
+        ("漢字", 6),  # three bytes each
+        ("\N{ROBOT FACE}", 4),
+        ("é", 2),
+        ("\ud800", 1),  # no UTF-8: it is sent as a question mark
+        ('{"a": "b"}', 9),  # two letters, a space, and seven others
+    ],
+)
+def test_letters_and_spaces_are_two_to_a_token_and_other_bytes_one_each(text: str, most: int) -> None:
+    assert most_tokens(text) == most
+
+
+def test_all_that_a_model_has_to_read_counts() -> None:
+    def most(*messages, **fields) -> int:
+        return most_tokens_asked(RequestSpec(messages=messages, **fields))
+
+    asked = most(user("hi"))
+    assert asked == 16 + 1
+    assert most(system("be brief"), user("hi")) == asked + 16 + 4
+    picture = Image(url="https://example.com/a.png")
+    assert most(user("hi", picture, picture)) == asked + 2 * IMAGE_TOKENS
+    assert most(user("hi"), tools=(LOOK,)) > asked + 1_024
+    assert most(user("hi"), output={"type": "object"}) == asked + most_tokens('{"type":"object"}')
+    called = most(user("hi"), assistant("", ToolCall("1", "look", "{}")), tool_result("1", "gold"))
+    assert called == asked + 16 + (16 + 2 + 2) + (16 + 2)
+
+
+@pytest.mark.parametrize("text", ["a few words of plain English", "漢字かな交じり文", "x = [1, 2, 3]\n", ""])
+def test_no_request_reads_more_by_rule_of_thumb_than_at_most(text: str) -> None:
+    spec = RequestSpec(messages=(system(text), user(text)), tools=(LOOK,))
+    assert tokens_asked(spec) < most_tokens_asked(spec)
