@@ -16,7 +16,8 @@ from sabot.agents.declaring import DeclaresAgents
 from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
-from sabot.api.arguments import RowPolicy, Schema, one_of
+from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of
+from sabot.api.expr import Expr
 from sabot.api.lifespan import HasLifespan, Lifespan
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
@@ -250,7 +251,9 @@ class App(DeclaresAgents, HasLifespan):
         source: str | Source | Callable[..., Any],
         *,
         schema: Schema | None = None,
-        time: str | None = None,
+        time: str | Expr | None = None,
+        time_unit: TimeUnit | None = None,
+        time_format: str | None = None,
         lateness: Duration = 0,
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
@@ -259,18 +262,18 @@ class App(DeclaresAgents, HasLifespan):
     ) -> Stream:
         """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
 
-        An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns; schema= gives the
-        columns.
+        An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns, with these columns.
 
         schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
-        timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
+        timestamp; a number of ms UTC, or time_unit=; a text in ISO 8601, or time_format=), a field of its struct ("bid.at"), or an
+        expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
         time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded, and
         rows for which a step fails. on_error: what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
         fields: what else of a record becomes a column: "key" (text), "key_bytes", "headers", "headers.NAME" (text), "partition", "offset",
         "timestamp"; as a list, or as {column: field}.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options |= {"on_error": on_error, "fields": fields}
+        options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:
@@ -285,7 +288,9 @@ class App(DeclaresAgents, HasLifespan):
         key: str | Sequence[str],
         schema: Schema | None = None,
         format: Literal["json", "debezium"] = "json",
-        time: str | None = None,
+        time: str | Expr | None = None,
+        time_unit: TimeUnit | None = None,
+        time_format: str | None = None,
         lateness: Duration = 0,
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
@@ -303,6 +308,7 @@ class App(DeclaresAgents, HasLifespan):
         if format == "debezium" and schema is None:
             raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
+        options |= {"time_unit": time_unit, "time_format": time_format}
         node = read_node(source, **options, table=TableFormat(keys, format), on_error=on_error)
         table = Upsert(node, keys, deletes=True)
         table.check()

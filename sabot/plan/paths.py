@@ -27,6 +27,10 @@ _NO_MATTER = (
     *("schema", "inferred", "fields", "id", "late", "dead_letter", "on_error"),
     *("emit_every_ms", "lateness_ms", "idle_ms"),
 )
+_LATER = (
+    "time_unit",
+    "time_format",
+)  # fields that are newer than checkpoints; None is what a program without them says
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
@@ -39,6 +43,8 @@ def path_of(node: Node, before: Iterable[str]) -> str:
     for field in fields(node):
         if field.name not in _GRAPH and field.name not in _NO_MATTER:
             value = getattr(node, field.name)
+            if value is None and field.name in _LATER:
+                continue
             words.append(f"{field.name}={_said(value)}")
             code += _computed(value)
     steps = sha256("\n".join(words).encode()).hexdigest()[:16]

@@ -106,7 +106,7 @@ class Plan:
             if stage.reading is not None:
                 reading = stage.reading
                 columns = "all columns" if reading.columns is None else ", ".join(reading.columns) or "no columns"
-                by = reading.node.time
+                by = reading.node.time_text
                 time = (
                     f"; event time from {by or 'the records'}" if reading.timed else f"; {by} is not null" if by else ""
                 )

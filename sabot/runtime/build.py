@@ -31,6 +31,7 @@ from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
+from sabot.runtime.event_time import SourceTime, source_time
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
@@ -154,6 +155,7 @@ class Build:
             if stage.reading is not None:
                 built.schema = stage.reading.rows
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
+                time = source_time(stage.reading.node)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
                     task.input = GateInput(built.gates[number], built.right[number], built.first[number])
@@ -163,7 +165,7 @@ class Build:
                     sources, codec = readers[stage.id]
                     own = None if codec is None else codec.another()
                     assert letters is not None
-                    self._open_reader(stage.reading, task, sources[number], own, watermarks, restored, letters)
+                    self._open_reader(stage.reading, task, sources[number], own, time, watermarks, restored, letters)
         for built in self.stages.values():
             if any(built.first):
                 self._wait_for_first(built)
@@ -266,8 +268,9 @@ class Build:
         node, schema = reading.node, reading.schema
         assert schema is not None
         assert node.columns is not None
-        if node.time is not None and node.time not in schema.names:
-            schema = schema.append(node.columns.field(node.time))
+        time = frozenset([node.time_column]) if node.time_expr is None else node.time_expr.columns
+        for name in sorted(name for name in time if name is not None and name not in schema.names):
+            schema = schema.append(node.columns.field(name))
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
@@ -276,7 +279,9 @@ class Build:
             table = node.table
             fields = [(column, field) for column, field in node.fields if column in schema.names]
             schema = pa.schema([field for field in schema if field.name not in dict(node.fields)])
-            codec = JsonCodec(schema) if table is None else TableCodec(schema, table.keys, table.format, node.time)
+            codec = (
+                JsonCodec(schema) if table is None else TableCodec(schema, table.keys, table.format, node.time_column)
+            )
             codec = FieldCodec(codec, fields) if fields else codec
         return source.readers(stage.parallelism), codec
 
@@ -286,6 +291,7 @@ class Build:
         task: StreamTask,
         source: Source,
         codec: Codec | None,
+        time: SourceTime | None,
         watermarks: Watermarks,
         restored: Manifest | None,
         dead_letters: Callable[[pa.RecordBatch], None],
@@ -297,7 +303,7 @@ class Build:
             source,
             codec=codec,
             schema=reading.rows,
-            time=node.time,
+            time=time,
             timed=reading.timed,
             watermarks=watermarks,
             dead_letter=dead_letters,

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
 from sabot._cython.text.json import encode_rows
-from sabot.arrays import is_time, to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.fields import FieldCodec
@@ -28,6 +27,7 @@ from sabot.connectors.letters import letters_of
 from sabot.errors import TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.rows.origin import RowOrigin
+from sabot.runtime.event_time import SourceTime
 from sabot.runtime.watermarks import Told, Watermarks
 from sabot.steps import step
 
@@ -196,7 +196,7 @@ class SourceInput(Reader):
         *,
         codec: Codec | None,
         schema: pa.Schema,
-        time: str | None,
+        time: SourceTime | None,
         timed: bool,
         watermarks: Watermarks,
         dead_letter: Callable[[pa.RecordBatch], None],
@@ -290,7 +290,8 @@ class SourceInput(Reader):
             data, records = self._with_time(data, records, batch)
         # No operator needs event time, but rows without it are refused all the same.
         elif self._time is not None:
-            data, _, records = self._in_time(data, self._times(data, self._time), records, batch)
+            times, why = self._time.of(data, records)
+            data, _, records = self._in_time(data, times, why, records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if not data.num_rows:
@@ -306,8 +307,9 @@ class SourceInput(Reader):
         self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
         """Returns the rows that have event time, with it as their last column, and their records."""
+        why: Mapping[int, str] = {}
         if self._time is not None:
-            times: Any = self._times(data, self._time)
+            times, why = self._time.of(data, records)
         elif records is not None:
             times = records.column("timestamp")
         else:
@@ -315,7 +317,7 @@ class SourceInput(Reader):
                 f"stream {self.name}: its rows have no timestamps of their own, as records of a topic have, and no column of event time",
                 hint=f'time="ts" names one of its columns: {", ".join(data.schema.names)}',
             )
-        data, times, records = self._in_time(data, times, records, batch)
+        data, times, records = self._in_time(data, times, why, records, batch)
         data = data.append_column(TIME_COLUMN, times)
         now_ms = self._now_ms()
         if data.num_rows:
@@ -325,27 +327,23 @@ class SourceInput(Reader):
         self._tell_time(now_ms)
         return data, records
 
-    def _times(self, data: pa.RecordBatch, time: str) -> pa.Array:
-        """Returns the column of event time in ms. A Source may give another type than schema= says."""
-        column = data.column(time)
-        if not is_time(column.type):
-            raise UserError(
-                f"stream {self.name}: the column of event time, {time!r}, comes as {column.type}, which is no time",
-                hint="a timestamp, a date, or int64 as ms since 1970 UTC",
-            )
-        return to_ms(column)
-
     def _in_time(
-        self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch
+        self, data: pa.RecordBatch, times: Any, why: Mapping[int, str], records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
-        """Returns the rows that have event time; the others go to the dead letters."""
+        """Returns the rows that have event time; the others go to the dead letters. why: the reasons that are known, by number of a row."""
         span = pc.min_max(times)
         if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
             good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
             lost = pc.invert(good)
-            self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
+            reasons = [
+                why.get(row, self._no_time) for row in np.flatnonzero(lost.to_numpy(zero_copy_only=False)).tolist()
+            ]
+            self._without_time(data.filter(lost), reasons, None if records is None else records.filter(lost), batch)
             data, times = data.filter(good), times.filter(good)
             records = None if records is None else records.filter(good)
+            span = pc.min_max(times)
+        if self._time is not None and len(times):
+            self._time.look(span["min"].as_py(), span["max"].as_py())
         return data, times, records
 
     def _tell_time(self, now_ms: int) -> None:
@@ -372,7 +370,13 @@ class SourceInput(Reader):
         rows = batch.data.take(pa.array(list(reasons), pa.int64()))
         self._bury(rows, list(reasons.values()), batch.topic or self.source.name)
 
-    def _without_time(self, rows: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> None:
+    @property
+    def _no_time(self) -> str:
+        return f"event time {None if self._time is None else self._time.text!r} is null, or out of range"
+
+    def _without_time(
+        self, rows: pa.RecordBatch, reasons: list[str], records: pa.RecordBatch | None, batch: Batch
+    ) -> None:
         """Sends rows whose event time is null to the dead letters: the records themselves; of a source that decodes, the columns as JSON,
         with the position of their batch.
         """
@@ -382,7 +386,6 @@ class SourceInput(Reader):
             records = build_records(
                 encode_rows(_sayable(rows)).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
             )
-        reasons = [f"event time {self._time!r} is null, or out of range"] * records.num_rows
         self._bury(records, reasons, batch.topic or self.source.name)
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:

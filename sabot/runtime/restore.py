@@ -15,16 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot._cython.arrow.batch import normalise
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
-from sabot.arrays import is_time
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
+from sabot.operators.event_time import ComputedTime
 from sabot.plan import (
     Plan,
     Verdict,
@@ -193,16 +194,16 @@ def _saying_what_is_kept(kept: Mapping[str, pa.Schema]) -> Iterator[None]:
 def _check_columns(node: Read) -> None:
     schema = node.columns
     assert schema is not None
-    if node.time is not None and node.time not in schema.names:
+    if isinstance(node.time, str) and not {node.time, node.time.split(".")[0]} & set(schema.names):
         raise UserError(
             f"stream {node.name}: there is no column {node.time!r} for event time",
             hint=f"the columns are {', '.join(schema.names)}",
         )
-    if node.time is not None and not is_time(schema.field(node.time).type):
-        raise UserError(
-            f"stream {node.name}: the column of event time, {node.time!r}, is {schema.field(node.time).type}",
-            hint="a timestamp, a date, or int64 as ms since 1970 UTC: schema= says how it is read",
-        )
+    assert node.schema is not None
+    read = replace(node, schema=normalise(node.schema.empty_table()).schema)
+    if read.time_expr is not None:
+        assert read.columns is not None
+        ComputedTime(f"stream {node.name}", read.time_expr, read.time_unit, read.time_format, read.columns)
     for ours in (TIME_COLUMN, OP_COLUMN):
         if ours in schema.names:
             raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")

@@ -6,14 +6,27 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from sabot.api.arguments import RowPolicy, Schema, row_policy, schema_of
+from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of, row_policy, schema_of
+from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Node, check_columns, walk
+from sabot.api.words import check_names
+from sabot.arrays import PER_SECOND, is_time
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
-__all__ = ["Read", "StreamEnd", "TableFormat", "Write", "endless_read", "only_source", "read_node"]
+__all__ = [
+    "Read",
+    "StreamEnd",
+    "TableFormat",
+    "Write",
+    "check_time",
+    "endless_read",
+    "only_source",
+    "path_of",
+    "read_node",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,8 @@ class TableFormat:
 
 @dataclass(frozen=True, eq=False)
 class Read(Node):
-    """Rows of a topic, or of a Source. `time`: the column of event time; None: the records' timestamps, where they have one.
+    """Rows of a topic, or of a Source. `time`: the column of event time, a path to a field of its struct, or an expression; None: the
+    records' timestamps, where they have one. time_unit: what its numbers count, None: ms. time_format: of its texts, None: ISO 8601.
 
     schema: the columns of the payloads. fields: (column, field) of what else of a record becomes a column, behind those.
     table: they are read as changes of a table, with the op that says which rows end.
@@ -35,7 +49,7 @@ class Read(Node):
     word = "stream"
     source: str | Source
     schema: pa.Schema | None
-    time: str | None
+    time: str | Expr | None
     lateness_ms: int
     idle_ms: int
     dead_letter: str | Sink
@@ -43,6 +57,8 @@ class Read(Node):
     inferred: bool = False  # `schema` was not given but found
     on_error: RowPolicy = "dead_letter"
     fields: tuple[tuple[str, str], ...] = ()
+    time_unit: TimeUnit | None = None
+    time_format: str | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +84,32 @@ class Read(Node):
         return pa.schema([*self.schema, *(pa.field(column, type_of_field(said)) for column, said in self.fields)])
 
     @cached_property
+    def time_column(self) -> str | None:
+        """The column whose values are event times as they are; None: none is, though `time_expr` may make some."""
+        if not isinstance(self.time, str) or self.time_format is not None or self.time_unit not in (None, "ms"):
+            return None
+        if self.columns is None:
+            return self.time
+        fields = [field for field in self.columns if field.name == self.time and is_time(field.type)]
+        return self.time if fields and (self.time_unit is None or pa.types.is_integer(fields[0].type)) else None
+
+    @cached_property
+    def time_expr(self) -> Expr | None:
+        """What event times are computed of, where no column has them as they are."""
+        if self.time is None or self.time_column is not None:
+            return None
+        if isinstance(self.time, Expr):
+            return self.time
+        if self.columns is not None and self.time in self.columns.names:
+            return col(self.time)
+        return path_of(self.time)
+
+    @property
+    def time_text(self) -> str | None:
+        """What event time is read from, for plans and errors."""
+        return self.time.text() if isinstance(self.time, Expr) else self.time
+
+    @cached_property
     def column_names(self) -> list[str] | None:
         """As given, or as the data of a Source tells."""
         schema = self.schema
@@ -80,7 +122,7 @@ class Read(Node):
 
     @cached_property
     def event_times(self) -> frozenset[str]:
-        return frozenset() if self.time is None else frozenset([self.time])
+        return frozenset() if self.time_column is None else frozenset([self.time_column])
 
     def check(self) -> None:
         """The start checks what is read: only then all columns are known."""
@@ -115,7 +157,9 @@ def read_node(
     source: str | Source,
     *,
     schema: Schema | None = None,
-    time: str | None = None,
+    time: str | Expr | None = None,
+    time_unit: TimeUnit | None = None,
+    time_format: str | None = None,
     lateness: Duration = 0,
     idle: Duration = "30s",
     dead_letter: str | Sink = "{topic}.dlq",
@@ -127,20 +171,54 @@ def read_node(
     row_policy("stream", on_error)
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
-    if time is not None and not isinstance(time, str):
-        raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
     known = None if schema is None else schema_of(schema)
     pairs = fields_of(fields, "stream")
     if pairs and isinstance(source, Source) and type(source).scan is not Source.scan:
         raise UserError(
             f"stream: fields= are of records, and {source.name} has rows without any", hint="a topic has records"
         )
+    check_time("stream", time, time_unit, time_format)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
-    read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, on_error=on_error, fields=pairs)
-    columns = read.columns
-    if time is not None and columns is not None and time not in columns.names:
-        raise UserError(f"stream: time={time!r} is none of the columns {columns.names}")
+    options: Any = {"on_error": on_error, "fields": pairs, "time_unit": time_unit, "time_format": time_format}
+    read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
+    if read.columns is not None:
+        _check_time_column(time, read.columns)
     return read
+
+
+def path_of(path: str) -> Expr:
+    """The field of a struct that a path names: "bid.dateTime" is the field dateTime of the column bid."""
+    column, *fields = path.split(".")
+    expr = col(column)
+    for field in fields:
+        expr = expr.struct.field(field)
+    return expr
+
+
+def check_time(where: str, time: Any, unit: Any, format: Any) -> None:
+    """Raises UserError for arguments that name no event time, whatever the columns are."""
+    if time is not None and not isinstance(time, str | Expr):
+        raise UserError(
+            f"{where}: time={time!r} is no name of a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
+        )
+    for name, value in (("time_unit", unit), ("time_format", format)):
+        if value is not None and time is None:
+            raise UserError(f"{where}: {name}={value!r}, and no column of event time", hint='time="ts" names it')
+    if unit is not None:
+        one_of(f"{where}: time_unit", unit, tuple(PER_SECOND))
+    if unit is not None and format is not None:
+        raise UserError(
+            f"{where}: time_unit= and time_format= exclude each other", hint="numbers have a unit, texts a format"
+        )
+    if format is not None:
+        col("t").str.to_datetime(format)
+
+
+def _check_time_column(time: str | Expr | None, schema: pa.Schema) -> None:
+    if isinstance(time, Expr):
+        check_names(f"stream: time={time.text()}", sorted(time.columns), schema.names)
+    elif time is not None and time not in schema.names and time.split(".")[0] not in schema.names:
+        raise UserError(f"stream: time={time!r} is none of the columns {schema.names}")
 
 
 def endless_read(node: Node) -> Read | None:

@@ -336,7 +336,7 @@ def test_rows_without_event_time_are_dead_letters_whether_or_not_something_goes_
 def test_a_column_that_is_no_time_is_refused_though_nothing_goes_by_it(app, tmp_path):
     from sabot import files
 
-    (tmp_path / "a.ndjson").write_text('{"id": 1, "at": "noon"}\n')
+    (tmp_path / "a.ndjson").write_text('{"id": 1, "at": true}\n')
     with pytest.raises(UserError, match="'at'"):
         app.stream(files(tmp_path / "a.ndjson"), time="at").collect()
 

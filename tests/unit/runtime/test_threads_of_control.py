@@ -12,6 +12,7 @@ from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.errors import UserError
+from sabot.runtime.event_time import SourceTime
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import SourceInput
 from sabot.runtime.task import Chain, Output, StreamTask
@@ -30,7 +31,7 @@ def source_input(script, *, clock=None, timed=False, time="n", watermarks=None):
         source,
         codec=None,
         schema=source.schema if not timed else source.schema.append(pa.field("__time", pa.int64())),
-        time=time if timed else None,
+        time=SourceTime("script", time) if timed and time else None,
         timed=timed,
         watermarks=watermarks or Watermarks(0, 1000),
         dead_letter=lambda records: None,

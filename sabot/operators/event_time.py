@@ -1,0 +1,73 @@
+"""Event time that is computed of the columns of rows: an expression, a field of a struct, numbers in another unit than ms, texts."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import epoch, floats, integer_array, integers, is_time
+from sabot.errors import DataError, UserError
+from sabot.operators.expressions.compiled import Compiled, compile_expr
+from sabot.operators.rows.bad import salvaged
+
+__all__ = ["ComputedTime"]
+
+_US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # of each unit
+_FAR_US = 2.0**62  # no float beyond fits into 64 bits as microseconds
+
+
+class ComputedTime:
+    """The event times of rows with one schema, in ms since 1970 UTC. Threads may share it.
+
+    where: whose time it is, for errors. unit: what numbers count, None: ms. format: of texts, None: ISO 8601. Raises UserError if the type
+    of the expression holds no times, or does not go with the unit or the format.
+    """
+
+    def __init__(self, where: str, expr: Expr, unit: str | None, format: str | None, schema: pa.Schema) -> None:
+        self._text = expr.column or expr.text()
+        self._unit = unit or "ms"
+        try:
+            made = compile_expr(expr, schema)
+            if pa.types.is_string(made.type) and unit is None:
+                made = compile_expr(expr.str.to_datetime(format), schema)
+            elif format is not None:
+                raise UserError(
+                    f"{made.type} has no format", hint="time_format= is of texts; numbers have a time_unit="
+                )
+        except UserError as error:
+            raise UserError(f"{where}: event time {self._text!r}: {error.message}", hint=error.hint) from error
+        self._check(where, made.type, unit)
+        self._expr: Compiled = made
+
+    def _check(self, where: str, type: pa.DataType, unit: str | None) -> None:
+        numbers = pa.types.is_integer(type) or pa.types.is_floating(type)
+        if unit is None and not numbers and not is_time(type):
+            raise UserError(
+                f"{where}: event time {self._text!r} is {type}, which is no time",
+                hint="a timestamp, a date, a text, or a number with its time_unit=",
+            )
+        if unit is not None and not numbers:
+            hint = "leave time_unit= out; where a JSON number is read as a timestamp it counts ms: schema= can make it int64"
+            raise UserError(f"{where}: event time {self._text!r} is {type}, which has no time_unit", hint=hint)
+
+    def of(self, data: pa.RecordBatch) -> tuple[pa.Array, dict[int, str]]:
+        """Returns the times, null where a row has none, and for rows whose value cannot be a time, by number, why."""
+        bad: dict[int, DataError] = {}
+        times = _ms(salvaged("", self._expr, data, bad), self._unit)
+        return times, {row: f"event time {self._text!r}: {error.message}" for row, error in bad.items()}
+
+
+def _ms(values: pa.Array, unit: str) -> pa.Array:
+    """Times of any type as ms, rounded down; null where they do not fit. Floats are rounded to microseconds before."""
+    if pa.types.is_floating(values.type):
+        counts = floats(pc.cast(values, pa.float64())) * _US[unit]
+        fits = np.abs(counts) < _FAR_US  # not of NaN either
+        whole = np.floor_divide(np.rint(np.where(fits, counts, 0)).astype(np.int64), 1000)
+        return integer_array(whole, pa.int64(), values, nulls=None if fits.all() else ~fits)
+    if pa.types.is_integer(values.type):
+        far = integers(values) > 2**63 - 1 if pa.types.is_uint64(values.type) else None
+        counts = pc.cast(values, pa.int64(), safe=False)
+        if far is not None and far.any():
+            counts = integer_array(integers(counts), pa.int64(), counts, nulls=far)
+        return counts if unit == "ms" else epoch(counts.view(pa.timestamp(unit)), "ms")
+    return epoch(values, "ms")

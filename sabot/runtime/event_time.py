@@ -1,0 +1,109 @@
+"""The event time of a stream's rows, as its program says it: the column, or what it is computed of; and a look at the first ones."""
+
+import datetime
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.api.nodes.read import Read
+from sabot.arrays import PER_SECOND, is_time, to_ms
+from sabot.errors import UserError
+from sabot.operators.base import DELETE, OP_COLUMN
+from sabot.operators.event_time import ComputedTime
+
+__all__ = ["SourceTime", "source_time"]
+
+_log = logging.getLogger(__name__)
+
+_FROM_MS, _TO_MS = 946_684_800_000, 4_102_444_800_000  # the years 2000 to 2099
+_DELETE = pa.scalar(DELETE, pa.int8())
+
+
+class SourceTime:
+    """How the event time of rows is read. The readers of a source share one, from any thread.
+
+    column: it is this column as it is. expr: it is computed of this, whose numbers count `unit` and whose texts have `format`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        column: str | None,
+        expr: Expr | None = None,
+        *,
+        unit: str | None = None,
+        format: str | None = None,
+        text: str | None = None,
+    ) -> None:
+        self.text = text or column
+        self._name = name
+        self._column = column
+        self._expr = expr
+        self._unit = unit
+        self._format = format
+        self._computed: tuple[pa.Schema, ComputedTime] | None = None
+        self._is_new = True  # no rows have been looked at
+
+    def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
+        """Returns the event times in ms, null where a row has none; and by number of a row, why its value cannot be one.
+
+        A row that deletes a key has nothing but the key: its time is that of its record. Raises UserError where the columns come with
+        types that hold no times; a Source may give others than schema= says.
+        """
+        if self._column is not None:
+            return self._as_it_is(data.column(self._column)), {}
+        assert self._expr is not None
+        computed = self._computed
+        if computed is None or computed[0] != data.schema:
+            made = ComputedTime(f"stream {self._name}", self._expr, self._unit, self._format, data.schema)
+            computed = self._computed = (data.schema, made)
+        times, reasons = computed[1].of(data)
+        if records is not None and OP_COLUMN in data.schema.names:
+            times = pc.if_else(pc.equal(data.column(OP_COLUMN), _DELETE), records.column("timestamp"), times)
+        return times, reasons
+
+    def _as_it_is(self, column: pa.Array) -> pa.Array:
+        if not is_time(column.type):
+            raise UserError(
+                f"stream {self._name}: the column of event time, {self._column!r}, comes as {column.type}, which is no time",
+                hint="a timestamp, a date, or int64 as ms since 1970 UTC",
+            )
+        return to_ms(column)
+
+    def look(self, least_ms: int, greatest_ms: int) -> None:
+        """Warns where the first rows are of before 2000 or after 2100, and would not be if numbers counted another unit."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        if self._format is not None:
+            return
+        unit = self._unit or "ms"
+        for ms in (least_ms, greatest_ms):
+            for other in PER_SECOND if not _FROM_MS <= ms < _TO_MS else ():
+                then_ms = ms * PER_SECOND[unit] // PER_SECOND[other]
+                if _FROM_MS <= then_ms < _TO_MS:
+                    _log.warning(
+                        "stream %s: event time %r of its first rows is %s, as its numbers count %s; in %s it would be %s: "
+                        'time_unit="%s" (a column of numbers, "int64" in schema=, takes it)',
+                        *(self._name, self.text, _shown(ms), unit, other, _shown(then_ms), other),
+                    )
+                    return
+
+
+def source_time(node: Read) -> SourceTime | None:
+    """How a stream's event time is read from its columns; None: they have none."""
+    if node.time is None:
+        return None
+    options = {"unit": node.time_unit, "format": node.time_format, "text": node.time_text}
+    return SourceTime(node.name, node.time_column, node.time_expr, **options)
+
+
+def _shown(ms: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{ms} ms since 1970"
