@@ -168,6 +168,11 @@ class Account:
             self._windows[window] = _Used(window_start(window, now_s), used.get(window, Amounts()))
 
     @property
+    def limits_answers(self) -> bool:
+        """Whether tokens or money have a limit."""
+        return any(measure != "calls" for _, measure, _ in self._limits)
+
+    @property
     def reserved(self) -> Amounts:
         """For all calls in flight."""
         return self._all_reserved

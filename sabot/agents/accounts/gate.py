@@ -140,7 +140,12 @@ class LedgerGate(EffectGate):
             error="BudgetExceeded",
             tokens=wanted.tokens,
             cost=str(wanted.cost) if wanted.cost else "",
+            most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
         )
+
+    def _sets_a_bound(self, call: GatedCall) -> bool:
+        """Whether the model has to be told what is reserved for its answer: the request does not say how long that may be."""
+        return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def _wanted(self, call: GatedCall) -> Amounts:
         """The most that the call may use."""

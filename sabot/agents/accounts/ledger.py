@@ -195,6 +195,11 @@ class Ledger:
             )
         return account.budget
 
+    def limits_answers(self, scope_id: str) -> bool:
+        """Whether tokens or money of this scope have a limit."""
+        account = self._accounts.get(scope_id)
+        return account is not None and account.limits_answers
+
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """In the windows of now. Raises UserError for a scope without a budget."""
         self.budget(scope_id)

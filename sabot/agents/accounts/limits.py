@@ -201,6 +201,8 @@ class JobLimits(EffectGate):
                 )
             if written is None or written > left:
                 written = most_tokens = min(left, ASSUMED_TOKENS if written is None else left)
+        elif limits.max_cost is not None and written is None:
+            written = most_tokens = ASSUMED_TOKENS
         usage = Usage(read, ASSUMED_TOKENS if written is None else written)
         price = None if call.price is None else call.price(call.name, usage)
         if limits.max_cost is not None and (

@@ -172,6 +172,29 @@ async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: 
     assert (used.tokens <= 10_000, used.cost <= Decimal("0.01")) == (True, True), used
 
 
+@pytest.mark.parametrize(
+    ("budget", "sent"),
+    [
+        ({"max_tokens_daily": 10_000}, 4096),
+        ({"max_cost_monthly": 1}, 4096),
+        ({"max_calls_hourly": 3}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("said", [None, 7, 10_000])
+async def test_a_model_is_told_how_much_is_reserved_for_its_answer(budget: Any, sent: Any, said: int | None) -> None:
+    """Where a budget limits that, and the request does not say it; else a model writes more than was reserved."""
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        with suppress(BudgetExceeded):
+            await ctx.llm(world.engine).complete("one", max_tokens=said)
+
+    await run(MemoryHome(ManualClock(1.0)), job, gate(**budget), "job")
+    denied = said == 10_000 and "max_tokens_daily" in budget
+    assert [each.max_tokens for each in world.provider.requests] == ([] if denied else [said or sent])
+
+
 async def test_money_is_reserved_by_the_prices() -> None:
     world = World()
 

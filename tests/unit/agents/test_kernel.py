@@ -310,6 +310,18 @@ async def test_a_request_may_write_no_more_than_is_left_of_the_budget():
     assert (0 < first < 1000, second) == (True, 4096)
 
 
+async def test_a_model_is_told_how_much_is_reserved_for_its_answer_where_a_job_may_cost_so_much():
+    engine, _, provider = model(lambda spec: "done")
+
+    async def f(ctx):
+        return (await ctx.llm(engine).complete("go")).content
+
+    async with RuntimeKernel.create(agent=f) as kernel:
+        for limits in ({"max_cost": 1}, {"max_turns": 1}):
+            await run(kernel, "go", budgets=BudgetSpec(**limits))
+    assert [each.max_tokens for each in provider.requests] == [4096, None]
+
+
 async def test_the_model_is_told_that_no_more_tools_are_called():
     engine, agent, provider = model([calls("look", "look", "look"), "done"], tools=[look])
     async with RuntimeKernel.create(engine=engine, agent=agent) as kernel:
