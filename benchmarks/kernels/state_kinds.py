@@ -1,0 +1,215 @@
+"""Each kind of keyed state: how long rows stand still at a cut, and whether it keeps to its memory budget: a line for each.
+
+    python benchmarks/kernels/state_kinds.py [--rows N] [--kinds sessions,texts,…] [--budget BYTES] [--cuts N]
+
+N keys, each of which comes once, in batches of 64 Ki rows. For each kind:
+
+    cut_ms      `Operator.snapshot()`, when every key has changed: the rows stand still. The best and the worst of all cuts, in memory
+    save_s      writing the last of them, in another thread as a rule
+    rows_per_s  of the rows that came, in memory
+    mb          what the state says that it takes in memory, without a directory
+    budget_mb   the same with a directory and `--budget`; `within`: whether that is within the budget
+    spilling    rows_per_s with that directory and budget
+
+Checked: what is restored of the last cut has each key once, and so has the state under the budget.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.expr import col
+from sabot.api.functions import process_spec
+from sabot.api.patterns import pattern, step
+from sabot.api.windows import tumbling
+from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.changes.groups import GroupAggregate
+from sabot.operators.functions.process import Process
+from sabot.operators.keyed.over import Over
+from sabot.operators.keyed.over_columns import OverColumn
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, RunningAggregate
+from sabot.operators.keyed.top import TopN
+from sabot.operators.patterns.match import Pattern
+from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.sessions import SessionAggregate
+
+BATCH_ROWS = 65_536
+SCHEMA = pa.schema([("key", pa.int64()), ("amount", pa.int64()), ("note", pa.string()), (TIME_COLUMN, pa.int64())])
+CHANGES = SCHEMA.insert(3, pa.field(OP_COLUMN, pa.int8()))
+NUMBERS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "amount"),
+    AggregateColumn("most", "max", "amount"),
+]
+TEXTS = [AggregateColumn("n", "count"), AggregateColumn("most", "max", "note")]
+LISTS = [AggregateColumn("n", "count"), AggregateColumn("all", "collect_list", "amount")]
+LEAST = [AggregateColumn("n", "count"), AggregateColumn("least", "min", "amount")]
+BEFORE = [OverColumn("before", "lag", "amount", 1)]
+SUMS = [OverColumn("total", "sum", "amount")]
+RISES = pattern("low", col("amount") >= 0).then("high", col("amount") < 0).within("1h")
+WINDOW = tumbling("1h")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """make: the operator. changes: its rows are changes. keys: the column of `contents` that has the key; None: the state is counted."""
+
+    make: Callable[[], Operator]
+    changes: bool = False
+    keys: str | None = "key"
+
+
+def put(keys: Any, batch: Any, ctx: Any) -> None:
+    ctx.state("seen").put_many(keys, batch.column("amount"))
+
+
+def set_timers(keys: Any, batch: Any, ctx: Any) -> None:
+    ctx.timers.event_many(keys, 3_600_000)
+
+
+def nothing(keys: Any, at: Any, ctx: Any) -> None:
+    return None
+
+
+def made(function: Callable[..., Any], on_timer: Callable[..., Any] | None = None) -> Operator:
+    return Process(["key"], process_spec(function, schema={"key": "int64"}, batch=True, on_timer=on_timer))
+
+
+KINDS = {
+    "windows": Kind(lambda: WindowAggregate(WINDOW, ["key"], NUMBERS)),
+    "sessions": Kind(lambda: SessionAggregate(3_600_000, ["key"], NUMBERS)),
+    "texts": Kind(lambda: WindowAggregate(WINDOW, ["key"], TEXTS)),
+    "texts of sessions": Kind(lambda: SessionAggregate(3_600_000, ["key"], TEXTS)),
+    "collect_list": Kind(lambda: WindowAggregate(WINDOW, ["key"], LISTS)),
+    "count windows": Kind(lambda: CountAggregate(1000, ["key"], NUMBERS)),
+    "ttl": Kind(lambda: RunningAggregate(["key"], NUMBERS, ttl_ms=3_600_000)),
+    "deduplicate within": Kind(lambda: Deduplicate(["key"], 3_600_000)),
+    "over rows": Kind(lambda: Over(["key"], SUMS, preceding_rows=3)),
+    "lag": Kind(lambda: Over(["key"], BEFORE)),
+    "top_n": Kind(lambda: TopN(["key"], 3, [("amount", True)])),
+    "min over changes": Kind(lambda: GroupAggregate(["key"], LEAST, changes=True), changes=True),
+    "patterns": Kind(lambda: Pattern(["key"], RISES, "past_last", [("n", step("high").count())])),
+    "values": Kind(partial(made, put), keys=None),
+    "timers": Kind(partial(made, set_timers, nothing), keys=None),
+}
+
+
+def batches(keys: int, kind: Kind) -> Iterator[Batch]:
+    order = np.random.default_rng(7).permutation(keys)
+    for start in range(0, keys, BATCH_ROWS):
+        numbers = pa.array(order[start : start + BATCH_ROWS])
+        notes = pc.binary_join_element_wise("note of ", numbers.cast(pa.string()), "")
+        columns = [numbers, numbers, notes, pa.repeat(1_000, len(numbers))]
+        if kind.changes:
+            columns.insert(3, pa.repeat(pa.scalar(INSERT, pa.int8()), len(numbers)))
+        yield Batch(pa.RecordBatch.from_arrays(columns, schema=CHANGES if kind.changes else SCHEMA))
+
+
+def opened(kind: Kind, directory: Path | None = None, budget: int = 1 << 40) -> Operator:
+    operator = kind.make()
+    operator.emit = lambda batch: None
+    if directory is not None:
+        directory.mkdir(parents=True)
+    schema = CHANGES if kind.changes else SCHEMA
+    operator.open(OperatorContext(schema, directory=directory, memory_budget=budget))
+    return operator
+
+
+def fill(operator: Operator, given: list[Batch]) -> float:
+    started = time.perf_counter()
+    for batch in given:
+        operator.process(batch)
+    return time.perf_counter() - started
+
+
+def check(operator: Operator, kind: Kind, keys: int, what: str) -> None:
+    """That the state has each key, once."""
+    if kind.keys is None:
+        found: Any = operator.snapshot()[0]["groups"]
+        assert found == keys, f"{what}: {found} keys, not {keys}"
+        return
+    seen = np.zeros(keys, bool)
+    for rows in operator.contents():
+        numbers = rows.column(kind.keys).to_numpy()
+        assert not seen[numbers].any(), f"{what}: a key is there twice"
+        seen[numbers] = True
+    assert seen.all(), f"{what}: {keys - int(seen.sum())} keys are missing"
+
+
+def megabytes(operator: Operator) -> float:
+    return round(operator.statistics().get("bytes", 0) / 1e6, 1)
+
+
+def measure(name: str, keys: int, budget: int, cuts: int) -> dict[str, Any]:
+    kind = KINDS[name]
+    with TemporaryDirectory(prefix="state-kinds-") as folder:
+        root = Path(folder)
+        operator, given = opened(kind), list(batches(keys, kind))
+        seconds = fill(operator, given)
+        stood = []
+        for number in range(cuts):
+            started = time.perf_counter()
+            facts, cut = operator.snapshot()
+            stood.append(time.perf_counter() - started)
+            assert cut is not None
+            if number < cuts - 1:
+                cut.discard()
+        saved = root / "saved"
+        saved.mkdir()
+        started = time.perf_counter()
+        cut.save(saved)
+        cut.discard()
+        save_s = time.perf_counter() - started
+        mb = megabytes(operator)
+        operator.close()
+        operator = opened(kind)
+        operator.restore([Saved(saved, json.loads(json.dumps(facts)))])
+        check(operator, kind, keys, f"{name}, restored")
+        operator.close()
+        operator = opened(kind, root / "state", budget)
+        spilling_s = fill(operator, given)
+        budget_mb = megabytes(operator)
+        check(operator, kind, keys, f"{name}, under the budget")
+        operator.close()
+    return {
+        "cut_ms": {"best": round(min(stood) * 1e3, 2), "worst": round(max(stood) * 1e3, 2)},
+        "save_s": round(save_s, 2),
+        "rows_per_s": round(keys / seconds),
+        "mb": mb,
+        "budget_mb": budget_mb,
+        "spilling": round(keys / spilling_s),
+        "within": budget_mb * 1e6 <= budget,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="keys")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="a list with commas")
+    parser.add_argument("--budget", type=int, default=32_000_000, help="bytes")
+    parser.add_argument("--cuts", type=int, default=3)
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    for name in options.kinds.split(","):
+        if name not in KINDS:
+            sys.exit(f"there is no kind {name!r}: one of {', '.join(KINDS)}")
+        found[name] = measure(name, options.rows, options.budget, options.cuts)
+        print(name, found[name], flush=True)
+    print(json.dumps({"benchmark": "state_kinds", "rows": options.rows, "budget": options.budget, "kinds": found}))
+
+
+if __name__ == "__main__":
+    main()
