@@ -38,7 +38,7 @@ from operator import index
 
 import msgspec
 
-from sabot.redaction import scrubbed
+from sabot.redaction import scrubbed, visible
 
 __all__ = [
     "UNREADABLE",
@@ -88,23 +88,23 @@ def short_repr(value: object) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """The message of an error of any class, also of one of the user's whose `__str__` raises. It can be written as UTF-8: what cannot
-    (a surrogate) is escaped.
-    """
+    """The message of an error of any class, also of one of the user's whose `__str__` raises: `visible`, so it can be written as UTF-8."""
     try:
-        return str(error).encode(errors="backslashreplace").decode()
+        return visible(str(error))
     except Exception as worse:
         return f"(its message cannot be read: {type(worse).__name__})"
 
 
 class SabotError(Exception):
-    """Base of all errors that Sabot raises on purpose: `message` says what happened, `hint` what to do. Known secrets are hidden in it."""
+    """Base of all errors that Sabot raises on purpose: `message` says what happened, `hint` what to do. Known secrets are hidden in it, and
+    what would control a terminal or turn the direction of text is escaped.
+    """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message = scrubbed(message)
+        message = visible(scrubbed(message))
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = visible(hint)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from sabot.redaction import scrubbed
+from sabot.redaction import scrubbed, visible
 
 __all__ = ["LOG_FORMATS", "LOG_LEVELS", "set_up_logging", "users_part", "warn_of_users_error"]
 
@@ -18,10 +18,12 @@ _OURS = str(Path(__file__).parent)
 
 
 class _Scrubbing(logging.Formatter):
-    """Hides secrets in log lines of other libraries, and in tracebacks, which quote the program, where a password may be written."""
+    """Hides secrets in log lines of other libraries, and in tracebacks, which quote the program, where a password may be written; and shows
+    what nobody would see of what others have written.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return scrubbed(super().format(record))
+        return visible(scrubbed(super().format(record)))
 
 
 class _AsJson(logging.Formatter):
@@ -32,10 +34,11 @@ class _AsJson(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": scrubbed(record.getMessage()),
+            "message": visible(scrubbed(record.getMessage())),
         }
         if record.exc_info or record.exc_text:
-            facts["traceback"] = scrubbed(record.exc_text or self.formatException(record.exc_info))  # type: ignore[arg-type]
+            trace = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+            facts["traceback"] = visible(scrubbed(trace))
         return json.dumps(facts, ensure_ascii=False)
 
 
@@ -48,7 +51,7 @@ def warn_of_users_error(log: logging.Logger, error: BaseException, message: str,
     trace, text = users_part(error.__traceback__), ""
     if trace is not None:
         lines = "".join(traceback.format_exception(type(error), error, trace))
-        text = scrubbed(lines.encode(errors="backslashreplace").decode()).rstrip()
+        text = visible(scrubbed(lines)).rstrip()
     record = log.makeRecord(log.name, logging.WARNING, __file__, 0, message, given, None)
     record.exc_text = text or None
     log.handle(record)

@@ -1,4 +1,5 @@
 """Keeps secrets (passwords, keys, tokens) out of messages. This module recognises them by the names of settings, in addresses, in texts.
+What others write is made `visible` here, too.
 
 It has two uses. Settings and addresses are shown through `redacted` and `redacted_url`, which hide too much rather than too little:
 the text before the last `@` may be a password that somebody forgot to percent-encode. Texts of others (a driver, a client library, the
@@ -31,6 +32,7 @@ __all__ = [
     "redacted_url",
     "scrubbed",
     "setting_name",
+    "visible",
     "without_secrets",
 ]
 
@@ -117,6 +119,12 @@ _NUMBER = re.compile(
 _END_OF_NAME = re.compile(r"[\w.\-]{0,64}$")
 _URL_IN_TEXT = re.compile(r"(://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{1,1024}@")
 _NAME = re.compile(r"[A-Za-z0-9_.\-]*")
+# Controls, what has no width or turns the direction of text, breaks of lines and paragraphs, halves of pairs, tags.
+_HIDING = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    r"\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_UNSEEN, _UNSEEN_IN_LINE = re.compile(f"[{_HIDING}]"), re.compile(f"[{_HIDING}\\t\\n]")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -289,6 +297,16 @@ def scrubbed(text: str) -> str:
     if "=" in text:
         text = _PAIR.sub(_hide_value, text)
     return text
+
+
+def visible(text: str, *, lines: bool = True) -> str:
+    """The text with all that would control a terminal, turn the direction of text, or be seen by nobody, written as Python writes it:
+    `\\u202e`. So nothing that a server, a program or a record says looks like something else in an error or a log. lines: line breaks and
+    tabs stay.
+    """
+    if text.isprintable() and text.isascii():
+        return text
+    return (_UNSEEN if lines else _UNSEEN_IN_LINE).sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def without_secrets(text: str) -> str:

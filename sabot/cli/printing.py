@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from sabot.redaction import visible
+
 __all__ = ["columns", "json_line", "moment", "plain", "shortened", "size"]
 
 
@@ -19,8 +21,8 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def plain(text: str) -> str:
-    """The text with each character that could control a terminal written as Python would write it."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """The text on one line, `visible`."""
+    return visible(text, lines=False)
 
 
 def json_line(value: Any) -> None:

@@ -17,7 +17,7 @@ from sabot.app import App
 from sabot.cli.loading import WrongUse
 from sabot.errors import DeliveryConflict, SabotError
 from sabot.exits import EXITS, Exit
-from sabot.redaction import scrubbed
+from sabot.redaction import scrubbed, visible
 
 __all__ = ["guarded", "leave_at_once", "run_app"]
 
@@ -111,9 +111,10 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
 
 def _said(error: Exception, code: int, with_traceback: bool) -> int:
     if with_traceback:
-        print(scrubbed("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(visible(scrubbed("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
     known = isinstance(error, SabotError)
     line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
-    lines = scrubbed(line).splitlines() if isinstance(error, DeliveryConflict) else [scrubbed(line)]  # a choice each
+    said = visible(scrubbed(line))
+    lines = said.splitlines() if isinstance(error, DeliveryConflict) else [said]  # a choice each
     print("sabot: " + "\n  ".join(" ".join(each.split()) for each in lines), file=sys.stderr)
     return code

@@ -26,7 +26,7 @@ from sabot._cython.text.records import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, words_of
-from sabot.redaction import scrubbed
+from sabot.redaction import scrubbed, visible
 
 __all__ = [
     "LETTER_SCHEMA",
@@ -104,7 +104,7 @@ def letter_headers(
         "timestamp": timestamp,
         "agent": agent,
         "error": kind,
-        "message": scrubbed(message),
+        "message": visible(scrubbed(message)),
         "attempts": attempts,
         "version": version,
         "step": step,

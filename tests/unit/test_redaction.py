@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -20,16 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sabot import App, SqlSink, UserError, redaction
+from sabot import App, SqlSink, UserError, logs, redaction
 from sabot.checkpoint.places import place_of
 from sabot.checkpoint.requests import Requests
-from sabot.cli import commands
+from sabot.cli import commands, printing
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import SabotError
+from sabot.errors import SabotError, words_of
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
+from sabot.mcp import McpRefused
 from sabot.process import Command
 from sabot.redaction import (
     HIDDEN,
@@ -41,6 +43,7 @@ from sabot.redaction import (
     redacted,
     redacted_url,
     scrubbed,
+    visible,
 )
 from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
@@ -312,6 +315,46 @@ class Looked(str):
     def __contains__(self, part: str) -> bool:  # type: ignore[override]
         self.looks += 1
         return super().__contains__(part)
+
+
+# What would hide something, and how it is shown.
+HIDING = {
+    "\x1b[2J": r"\x1b[2J",
+    "gone\rhere": r"gone\rhere",
+    "\x85": r"\x85",
+    "\u202etxt.exe": r"\u202etxt.exe",
+    "a\u200bb": r"a\u200bb",
+    "\u2028": r"\u2028",
+    "\u2066\u2069": r"\u2066\u2069",
+    "\udc80": r"\udc80",
+    "\U000e0041": r"\U000e0041",
+    "two\n\tlines, zwei Wörter, 日本": "two\n\tlines, zwei Wörter, 日本",
+}
+
+
+@pytest.mark.parametrize("said", HIDING)
+def test_what_hides_something_is_seen_in_errors_and_logs(said: str) -> None:
+    shown = HIDING[said]
+    refused = McpRefused("desk", f"stock: {said}", -32000, hint=said)
+    assert (refused.message, refused.hint) == (f"MCP server desk: stock: {shown}", shown)
+    assert words_of(ValueError(said)) == shown
+    assert visible(shown) == shown
+    out = StringIO()
+    handler = logging.StreamHandler(out)
+    for formatter in (logs._Scrubbing("%(message)s"), logs._AsJson()):
+        handler.setFormatter(formatter)
+        try:
+            raise ValueError(said)
+        except ValueError:
+            log = logging.LogRecord("others", logging.WARNING, "", 1, "heard: %s", (said,), sys.exc_info())
+        handler.emit(log)
+        log.exc_text = None
+    plain, line = out.getvalue().split('{"time"')
+    assert plain.count(shown) == 2
+    facts = json.loads('{"time"' + line)
+    assert facts["message"] == f"heard: {shown}"
+    assert shown in facts["traceback"]
+    assert printing.plain(said) == shown.replace("\n", r"\n").replace("\t", r"\t")
 
 
 # --- Kafka
