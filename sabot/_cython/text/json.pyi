@@ -29,8 +29,9 @@ class JsonDecoder:
     """Decodes payloads into a RecordBatch of `schema`, in one call; only the wanted columns are built.
 
     Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are UTC with or without a
-    zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, struct and list of these, `pa.null()`; other types raise
-    UserError naming the column. int64 time columns take integers only.
+    zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from numbers or strings that are one, struct
+    and list of these, `pa.null()`; other types raise UserError naming the column. int64 time columns take integers only.
+    A decimal is exact: a number with more digits than its type has, before or behind the point, makes a bad row; 1.500 and 15e-1 are 1.5.
     Of duplicate keys the last wins. Unknown fields are skipped, but must be valid JSON. A missing or null value becomes null, or a bad row
     where the column is not nullable.
     The following make a bad row, and decoding goes on: a value of the wrong type, a number out of the type's range, invalid UTF-8, half a
@@ -58,5 +59,6 @@ def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
 
 def encode_rows(batch: pa.RecordBatch) -> pa.BinaryArray:
     """Encodes each row as one JSON object, compact, in UTF-8. Nulls, NaN and infinities are written as null; timestamps and dates as epoch
-    ms; binary as a UTF-8 string (TypeError if it is not); struct and list as objects and lists. Other types raise UserError naming the
-    column. Floats are written with the fewest digits that round-trip, and always with a point or an exponent: 1.0 is `1.0`."""
+    ms; decimals as numbers with all digits of their scale (1.50); binary as a UTF-8 string (TypeError if it is not); struct and list as
+    objects and lists. Other types raise UserError naming the column. Floats are written with the fewest digits that round-trip, and
+    always with a point or an exponent: 1.0 is `1.0`."""

@@ -45,10 +45,14 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     int TIMESTAMP "static_cast<int>(sabot::Kind::timestamp)"
     int DATE32 "static_cast<int>(sabot::Kind::date32)"
     int DATE64 "static_cast<int>(sabot::Kind::date64)"
+    int DECIMAL128 "static_cast<int>(sabot::Kind::decimal128)"
+    int DECIMAL256 "static_cast<int>(sabot::Kind::decimal256)"
     int STRUCT_ "static_cast<int>(sabot::Kind::struct_)"
     int LIST_ "static_cast<int>(sabot::Kind::list)"
 
     cppclass Node:
+        int precision
+        int scale
         Node(int kind, cbool nullable, int64_t per_second, const string& path, const string& type) except +
         void add_child(Node* child, const string& name) except +  # takes ownership
 
@@ -74,6 +78,7 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
 
 cdef extern from "text/json_write.h" namespace "sabot" nogil:
     cppclass Column:
+        int scale
         Column(int kind, cbool checked, int64_t per_second, const string& path, const string& name, cbool first) except +
         void add_child(Column* child) except +  # takes ownership
 
@@ -110,6 +115,7 @@ cdef dict KINDS = {
     pa.date64(): DATE64,
 }
 cdef int MAX_NESTED = 60  # how deeply types may be nested; Arrow imports up to 64 levels
+cdef int MAX_SCALE = 76  # of decimals
 cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
 
 
@@ -120,13 +126,17 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
         return kind
     if pa.types.is_timestamp(data_type):
         return TIMESTAMP
+    if pa.types.is_decimal128(data_type) or pa.types.is_decimal256(data_type):
+        if abs(data_type.scale) > MAX_SCALE:
+            raise UserError(f"column {path!r}: {data_type} cannot be {verb} JSON", hint=f"its scale is beyond {MAX_SCALE}")
+        return DECIMAL128 if data_type.bit_width == 128 else DECIMAL256
     if pa.types.is_struct(data_type):
         return STRUCT_
     if pa.types.is_list(data_type):
         return LIST_
     raise UserError(
         f"column {path!r}: {data_type} cannot be {verb} JSON",
-        hint="use bool, integers, floats, string, binary, timestamp, date, list or struct",
+        hint="use bool, integers, floats, decimals, string, binary, timestamp, date, list or struct",
     )
 
 
@@ -185,6 +195,8 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
         kind = kind_of(field.type, path, "decoded from")
         unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
+        if kind == DECIMAL128 or kind == DECIMAL256:
+            node.precision, node.scale = field.type.precision, field.type.scale
         parent.add_child(node, field.name.encode())  # from here on the parent owns the node, even when the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_fields(node, children_of(field.type, path), depth + 1)
@@ -398,6 +410,8 @@ cdef int add_columns(Column* parent, list fields) except -1:
         kind = kind_of(field.type, path, "written as")
         unit = PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
         column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
+        if kind == DECIMAL128 or kind == DECIMAL256:
+            column.scale = field.type.scale
         parent.add_child(column)  # from here on the parent owns the column, even when the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_columns(column, children_of(field.type, path))
@@ -408,8 +422,8 @@ cdef int add_columns(Column* parent, list fields) except -1:
 def encode_rows(batch):
     """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
 
-    Nulls, NaN and infinities are written as null, times as epoch ms; floats with the fewest digits that round-trip, and always with a point
-    or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not UTF-8, OverflowError
+    Nulls, NaN and infinities are written as null, times as epoch ms, decimals with all their digits; floats with the fewest digits that
+    round-trip, and always with a point or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not UTF-8, OverflowError
     beyond 2 GiB.
     """
     batch = normalise(batch)

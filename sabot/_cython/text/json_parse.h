@@ -48,6 +48,7 @@ enum class Kind : uint8_t {
     text,                   /* string, binary */
     timestamp, date32, date64,
     struct_, list,
+    decimal128, decimal256,
 };
 
 static inline int width_of(Kind kind) {
@@ -56,6 +57,8 @@ static inline int width_of(Kind kind) {
         case Kind::int16: case Kind::uint16: return 2;
         case Kind::int32: case Kind::uint32: case Kind::float32: case Kind::date32: return 4;
         case Kind::int64: case Kind::uint64: case Kind::float64: case Kind::timestamp: case Kind::date64: return 8;
+        case Kind::decimal128: return 16;
+        case Kind::decimal256: return 32;
         default: return 0;
     }
 }
@@ -165,6 +168,7 @@ struct Node {
     Bytes text;
     std::vector<std::unique_ptr<Node>> children;
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
+    int precision = 0, scale = 0; /* decimals: how many digits there are, and how many of them are behind the point */
     double per_row = 0;         /* text bytes or list items per row in the last batch, from which room is reserved */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
@@ -356,6 +360,10 @@ static void finish(Node& node, ArrowArray* out) {
 /* ---- numbers ------------------------------------------------------------------------------------------------- */
 
 static constexpr uint64_t POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+static constexpr uint64_t TENS[] = {
+    1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000, 10000000000, 100000000000, 1000000000000,
+    10000000000000, 100000000000000, 1000000000000000, 10000000000000000, 100000000000000000, 1000000000000000000,
+    10000000000000000000ull};
 static constexpr double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                           1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
@@ -386,7 +394,7 @@ struct Number {
 };
 
 /* Reads a JSON number. nullptr: it is none, and `wrong` is the place of the error. */
-static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const uint8_t*& wrong) {
+__attribute__((always_inline)) static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const uint8_t*& wrong) {
     number.begin = p;
     number.negative = *p == '-';
     p += number.negative;
@@ -502,6 +510,71 @@ static inline bool to_float(const Number& number, float& value) {
         return nearest(number, value);
     value = static_cast<float>(d);
     return std::isfinite(value);
+}
+
+/* A decimal without its point, as a whole number of up to 76 digits: two's complement, the lowest word first. */
+struct Whole {
+    uint64_t words[4] = {0, 0, 0, 0};
+
+    void times_plus(uint64_t factor, uint64_t more) {
+        for (uint64_t& word : words) {
+            const unsigned __int128 product = static_cast<unsigned __int128>(word) * factor + more;
+            word = static_cast<uint64_t>(product);
+            more = static_cast<uint64_t>(product >> 64);
+        }
+    }
+    void negate() {
+        bool carry = true;
+        for (uint64_t& word : words) {
+            word = ~word + carry;
+            carry = carry && word == 0;
+        }
+    }
+    /* Divides it, which must not be negative, and returns the remainder. */
+    uint64_t divide(uint64_t by) {
+        unsigned __int128 rest = 0;
+        for (int i = 3; i >= 0; i--) {
+            rest = rest << 64 | words[i];
+            words[i] = static_cast<uint64_t>(rest / by);
+            rest %= by;
+        }
+        return static_cast<uint64_t>(rest);
+    }
+    bool is_zero() const { return (words[0] | words[1] | words[2] | words[3]) == 0; }
+};
+
+/* The number at this scale. false: it has more digits behind the point, other than zeros, or more than `precision` in all. */
+static inline bool to_decimal(const Number& number, int precision, int scale, Whole& value) {
+    int64_t digits, shift; /* the value has so many digits, and is to be multiplied by 10^shift */
+    if (SABOT_LIKELY(number.digits <= 19 && number.exponent + scale >= 0)) {
+        value.words[0] = number.mantissa;
+        if (number.mantissa == 0) return true;
+        digits = number.digits;
+        shift = number.exponent + scale;
+        if (*(number.begin + number.negative) == '0') /* 0.0012: leading zeros are no digits */
+            for (digits = 1; digits < 19 && number.mantissa >= TENS[digits]; digits++) {}
+    } else {
+        int64_t zeros = 0; /* behind the last digit that counts */
+        digits = 0;
+        for (const uint8_t* p = number.begin + number.negative; p < number.end && (*p | 0x20) != 'e'; p++) {
+            if (*p == '.') continue;
+            if (*p == '0') {
+                zeros += digits > 0;
+                continue;
+            }
+            digits += zeros + 1;
+            if (digits > precision) return false;
+            for (; zeros > 0; zeros--) value.times_plus(10, 0);
+            value.times_plus(10, static_cast<uint64_t>(*p - '0'));
+        }
+        if (digits == 0) return true;
+        shift = zeros + number.exponent + scale;
+    }
+    if (shift < 0 || digits + shift > precision) return false;
+    for (; shift > 19; shift -= 19) value.times_plus(TENS[19], 0);
+    value.times_plus(TENS[shift], 0);
+    if (number.negative) value.negate();
+    return true;
 }
 
 /* ---- times --------------------------------------------------------------------------------------------------- */
@@ -639,7 +712,7 @@ class Decoder {
     bool mismatch = false;   /* the value just read has the wrong type, which `error` describes */
     bool lone_surrogate = false;
     std::vector<Poison> poisons;
-    Bytes key_text, time_text, scratch;
+    Bytes key_text, value_text, scratch;
     double bytes_per_line = 100;
     std::vector<BadRow> bad;
     std::mutex in_use; /* serialises calls, because a decoder learns from its rows */
@@ -1056,6 +1129,8 @@ class Decoder {
                 return list(node, p, depth + 1);
             case Kind::timestamp: case Kind::date32: case Kind::date64:
                 return time(node, p, depth);
+            case Kind::decimal128: case Kind::decimal256:
+                return decimal(node, p, depth);
             case Kind::null_:
                 return wrong(node, p, depth);
             default:
@@ -1063,7 +1138,7 @@ class Decoder {
         }
     }
 
-    static inline const uint8_t* scan(const uint8_t* p, Number& number) {
+    __attribute__((always_inline)) static inline const uint8_t* scan(const uint8_t* p, Number& number) {
         const uint8_t* unused;
         return scan_number(p, number, unused);
     }
@@ -1117,15 +1192,44 @@ class Decoder {
         return wrong(node, p, depth, "the number is out of range for ");
     }
 
+    /* For code that is no hot loop: it does not change what compilers inline where. */
+    __attribute__((noinline)) static const uint8_t* scan_apart(const uint8_t* p, Number& number) { return scan(p, number); }
+
+    /* Reads a decimal: a number, or a string that is one. No digit is lost. */
+    __attribute__((noinline)) const uint8_t* decimal(Node& node, const uint8_t* p, int depth) {
+        Number number;
+        const uint8_t* after;
+        if (*p == '"') {
+            value_text.len = 0;
+            after = string<true>(p + 1, value_text);
+            if (after == nullptr) return nullptr;
+            value_text.ensure(16); /* scan_number reads behind the end */
+            std::memset(value_text.data + value_text.len, 0, 16);
+            if (scan_apart(value_text.data, number) != value_text.data + value_text.len)
+                return wrong(node, p, depth, "the string is no number for ");
+        } else {
+            after = scan_apart(p, number);
+            if (after == nullptr) return no_number(node, p, depth);
+        }
+        Whole value;
+        if (!to_decimal(number, node.precision, node.scale, value))
+            return wrong(node, p, depth, "the number has more digits, before or behind the point, than ");
+        node.room();
+        node.valid[node.len] = 1;
+        const int width = width_of(node.kind);
+        std::memcpy(node.data + node.len++ * width, value.words, static_cast<size_t>(width));
+        return after;
+    }
+
     /* Reads a time: epoch ms, or ISO 8601 in a string. */
     inline const uint8_t* time(Node& node, const uint8_t* p, int depth) {
         int64_t seconds, nanos;
         const uint8_t* after;
         if (*p == '"') {
-            time_text.len = 0;
-            after = string<true>(p + 1, time_text);
+            value_text.len = 0;
+            after = string<true>(p + 1, value_text);
             if (after == nullptr) return nullptr;
-            if (!read_iso(time_text.data, time_text.data + time_text.len, seconds, nanos))
+            if (!read_iso(value_text.data, value_text.data + value_text.len, seconds, nanos))
                 return wrong(node, p, depth, "the string is no ISO 8601 time for ");
         } else {
             Number number;

@@ -90,11 +90,34 @@ static inline void write_float(Bytes& out, T value) {
     out.len += stop - at;
 }
 
+/* Writes all digits: 1.50 at scale 2. */
+__attribute__((noinline)) static void write_decimal(Bytes& out, Whole value, int scale) {
+    char digits[100];
+    char* p = digits + sizeof digits; /* they are made from the last one on */
+    const bool negative = value.words[3] >> 63;
+    if (negative) value.negate();
+    int made = 0;
+    while (!value.is_zero() || made <= scale) { /* at least one before the point */
+        uint64_t part = value.divide(TENS[9]);
+        const bool last = value.is_zero();
+        for (int i = 0; i < 9 && (part != 0 || !last || made <= scale); i++, part /= 10) {
+            if (made == scale && scale > 0) *--p = '.';
+            *--p = static_cast<char>('0' + part % 10);
+            made++;
+        }
+    }
+    if (made == 0) *--p = '0', made = 1, scale = 0;
+    if (negative) *--p = '-';
+    out.put(p, digits + sizeof digits - p);
+    for (; scale < 0; scale++) out.put_byte('0');
+}
+
 /* One column to be written; `array` is borrowed. */
 struct Column {
     Kind kind;
     bool checked;             /* whether text has to be checked for valid UTF-8 */
     int64_t per_second;       /* timestamp: units per second */
+    int scale = 0;            /* decimals: digits behind the point */
     std::string path;
     std::string key;          /* "name": in the object, with a comma before all but the first */
     const ArrowArray* array = nullptr;
@@ -156,6 +179,13 @@ struct Column {
                 int64_t ms;
                 if (__builtin_mul_overflow(units, int64_t{1000}, &ms)) throw Unwritable{path};
                 return write_whole(out, ms);
+            }
+            case Kind::decimal128: case Kind::decimal256: {
+                Whole value;
+                const int width = width_of(kind);
+                std::memcpy(value.words, static_cast<const uint8_t*>(array->buffers[1]) + at * width, static_cast<size_t>(width));
+                if (width == 16) value.words[2] = value.words[3] = 0 - (value.words[1] >> 63);
+                return write_decimal(out, value, scale);
             }
             case Kind::text: {
                 const int32_t* offsets = static_cast<const int32_t*>(array->buffers[1]);

@@ -62,6 +62,6 @@ def test_an_empty_batch_decides_nothing():
 
 
 def test_a_schema_of_any_types_goes_into_a_checkpoint_as_text_and_back():
-    schema = pa.schema({"d": pa.decimal128(20, 2), "u": pa.dense_union([pa.field("a", pa.int64())]), "é": pa.string()})
+    schema = pa.schema({"d": pa.time64("us"), "u": pa.dense_union([pa.field("a", pa.int64())]), "é": pa.string()})
     assert schema_of_text(schema_text(schema)) == schema
     assert schema_of_text(schema_text(None)) is None

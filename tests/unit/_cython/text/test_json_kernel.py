@@ -557,7 +557,7 @@ def test_decoded_buffers_live_as_long_as_what_refers_to_them():
 @pytest.mark.parametrize(
     "data_type",
     [
-        pa.decimal128(10, 2),
+        pa.decimal64(10, 2),
         pa.float16(),
         pa.time64("us"),
         pa.large_string(),
@@ -796,7 +796,9 @@ def test_columns_of_other_libraries_types_are_written_too():
 
 def test_what_has_no_form_in_json_is_refused_by_name():
     with pytest.raises(UserError, match="'price'"):
-        encode_rows(pa.record_batch({"price": pa.array([None], pa.decimal128(9, 2))}))
+        encode_rows(pa.record_batch({"price": pa.array([None], pa.decimal32(9, 2))}))
+    with pytest.raises(UserError, match="scale is beyond 76"):
+        encode_rows(pa.record_batch({"price": pa.array([None], pa.decimal128(9, 77))}))
     with pytest.raises(TypeError, match="'raw'"):
         encode_rows(pa.record_batch({"raw": [b"fine", b"\xff"]}))
 

@@ -531,6 +531,6 @@ def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path: Path, key: st
 
 
 def test_a_column_that_json_cannot_say_is_named_with_its_sink(tmp_path: Path) -> None:
-    data = pa.record_batch({"d": pa.array([1], pa.decimal128(5, 2))})
-    with pytest.raises(UserError, match=r"sink .*x\.ndjson: column 'd': decimal128\(5, 2\) cannot be written as JSON"):
+    data = pa.record_batch({"d": pa.array([1], pa.duration("s"))})
+    with pytest.raises(UserError, match=r"sink .*x\.ndjson: column 'd': duration\[s\] cannot be written as JSON"):
         written(NdjsonSink(tmp_path / "x.ndjson"), data)
