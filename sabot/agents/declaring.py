@@ -159,6 +159,7 @@ class DeclaresAgents:
         principal: str | None = None,
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
+        tombstones: bool = False,
     ) -> Callable[[F], F]: ...
 
     @overload
@@ -193,6 +194,8 @@ class DeclaresAgents:
         sink: a topic, a Sink, or another agent's function.
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
+        tombstones: records without a payload are given to the function too, with the message None; with key=, schema= says how the key of
+        such a record is read. Without it they are dead letters.
         concurrency: how many calls run at a time, in order per key. timeout: of one call.
         durable: each record is a job, whose effects are in the journal (`docs/durable-agents.md`). mailbox: how many records may wait
         behind a key whose job is not over; mailbox_full: "hold" (the source) or "dead_letter". job_id: the field that says which request
@@ -249,6 +252,10 @@ class DeclaresAgents:
             raise UserError(f"{where}: durable=False", hint="in @app.agent without durable=True, await Agent(…).run(…)")
         if wiring.get("batch"):
             raise UserError(f"{where}: batch=True", hint="stream.map_llm(…) asks a model about columns")
+        if wiring.get("tombstones"):
+            raise UserError(
+                f"{where}: tombstones=True", hint="a model is asked about a message, and a tombstone has none"
+            )
         agent = Agent(engine, name=name, **options)
         keeps = wiring.get("key") is not None if session is None else session
         if isinstance(prompt, str):
@@ -319,7 +326,7 @@ class DeclaresAgents:
         from sabot.agents.programs import AgentCommand
 
         where, durable = f"process_agent {name}", options.get("durable", False)
-        wrong = [each for each in options if each not in AGENT_OPTIONS or each in ("batch", "on_timer")]
+        wrong = [each for each in options if each not in AGENT_OPTIONS or each in ("batch", "on_timer", "tombstones")]
         if wrong:
             raise UserError(f"{where}: it has no option {', '.join(wrong)}", hint="a program is run for each record")
         if not durable and (effect is not None or in_doubt is not None):

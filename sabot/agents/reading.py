@@ -51,7 +51,9 @@ def value_of(entry: Entry, body: bytes) -> Any:
         return body
 
 
-def _message(payload: bytes) -> Any:
+def _message(payload: bytes | None) -> Any:
+    if payload is None:
+        return None
     try:
         return msgspec.json.decode(payload)
     except UNREADABLE:

@@ -27,7 +27,7 @@ _MAILBOX_ROWS = 10_000
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
     """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None. check: raises DataError for the
-    value of a record that the agent cannot take, which is a dead letter then.
+    value of a record that the agent cannot take, which is a dead letter then. tombstones: records without a payload are its own too.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
@@ -54,6 +54,7 @@ class AgentSpec:
     principal: str | None = None
     labels: tuple[str, ...] = ()
     children: ChildLimits = DEFAULT_LIMITS
+    tombstones: bool = False
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
     check: Callable[[Any], object] | None = None
 
@@ -87,6 +88,7 @@ class AgentSpec:
         principal: str | None = None,
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
+        tombstones: bool = False,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -124,6 +126,16 @@ class AgentSpec:
             raise refuse(f"on_timer={on_timer!r} is no function")
         if on_timer is not None and (batch or key is None):
             raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
+        known = None if schema is None else as_schema(schema, where=f"agent {agent_id}")
+        if not isinstance(tombstones, bool):
+            raise refuse(f"tombstones={tombstones!r}", "True or False")
+        if tombstones and batch:
+            raise refuse("tombstones=True with batch=True", "a batch has columns, and a tombstone none: leave it out")
+        if tombstones and key is not None and (known is None or key not in known.names):
+            raise refuse(
+                f"tombstones=True with key={key!r}, which a tombstone says in the record's key alone",
+                f'schema={{"{key}": "string"}} says how that is read: text as it is, other types as JSON',
+            )
         _check_durable(
             refuse,
             durable=durable,
@@ -152,7 +164,7 @@ class AgentSpec:
             key=key,
             sink=sink,
             batch=batch,
-            schema=None if schema is None else as_schema(schema, where=f"agent {agent_id}"),
+            schema=known,
             calls=calls,
             dead_letter=dead_letter,
             delivery=delivery,
@@ -166,6 +178,7 @@ class AgentSpec:
             principal=principal,
             labels=tuple(sorted(set(labels or ()))),
             children=checked_limits(f"agent {agent_id}", children),
+            tombstones=tombstones,
             topic_by_name=topic is None,
         )
 
@@ -173,6 +186,12 @@ class AgentSpec:
     def job_key(self) -> str | None:
         """The field by which the jobs of a durable agent have an order: `key=`, which says of a batch agent what key its output has."""
         return None if self.batch else self.key
+
+    @property
+    def text_keys(self) -> bool:
+        """With `key=` and a schema: the field is text, which stands in the key of a record as it is."""
+        kind = None if self.schema is None or self.key is None else self.schema.field(self.key).type
+        return kind is not None and bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
     @property
     def group_id(self) -> str:

@@ -107,6 +107,7 @@ class AgentContext:
     """One call of an agent.
 
     `message` is the decoded value (the RecordBatch for a batch agent). `key` is the record's key in bytes, `timestamp` is in ms UTC.
+    For a tombstone (`tombstones=True`), `message` and `payload` are None.
     For a timer, `message` is {name of the key's field: key}, `key` is that key as bytes, and `timestamp` the time of the timer.
     In a context that the engine makes, writes to state are kept aside until the call ends, and are dropped if it raises. With one that is
     made by hand (`AgentContext(message, state_backend)`), they go straight to the backend.
@@ -118,6 +119,7 @@ class AgentContext:
         "_clock",
         "_overlay",
         "_prefix",
+        "_raw",
         "_scope",
         "_timers",
         "agent_id",
@@ -135,6 +137,7 @@ class AgentContext:
         message: Any,
         state_backend: StateBackend | None = None,
         *,
+        payload: bytes | None = None,
         key: bytes | None = None,
         headers: tuple[tuple[str, bytes], ...] = (),
         timestamp: int = 0,
@@ -149,6 +152,7 @@ class AgentContext:
         timers: CallTimers | None = None,
     ) -> None:
         self.message = message
+        self._raw: bytes | RecordFields | None = payload
         self.key = key
         self.headers = headers
         self.timestamp = timestamp
@@ -183,6 +187,12 @@ class AgentContext:
         from sabot.api.asked_batches import AgentModel
 
         return AgentModel(engine)
+
+    @property
+    def payload(self) -> bytes | None:
+        """The record's payload as it came; None of a tombstone, a batch and a timer."""
+        raw = self._raw
+        return raw if raw is None or isinstance(raw, bytes) else raw.raw()
 
     def now(self) -> int:
         """The clock, in ms since 1970. It has moved on when the record is processed again after a restart."""
@@ -255,6 +265,9 @@ class RecordFields(Protocol):
     offset: int
     scope: bytes
 
+    def raw(self) -> bytes | None:
+        """The payload as it came."""
+
 
 _new_context = AgentContext.__new__
 
@@ -273,6 +286,7 @@ def record_context(
     """
     ctx = _new_context(kind)
     ctx.message = record.value
+    ctx._raw = record
     ctx.key = record.key
     ctx.headers = record.headers
     ctx.timestamp = record.timestamp

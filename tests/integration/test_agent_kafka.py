@@ -10,9 +10,11 @@ import uuid
 import pytest
 
 from sabot import AgentFailed, App, BrokerUnavailable, UserError
+from sabot._cython.arrow.batch import Batch
 from sabot.agents.runtime import AgentProcess, AgentState
+from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker
-from sabot.kafka import KafkaSource
+from sabot.kafka import KafkaSource, open_sink
 from sabot.kafka.admin import create_topic
 from tools.agent_tools import bounded, checkpoint, crash_image, started, state_of, until
 
@@ -53,6 +55,24 @@ async def read_topic(url, topic, count):
         return [await bounded(source.next_record(), 30) for _ in range(count)]
     finally:
         await source.stop()
+
+
+async def test_payloads_come_as_they_are_and_tombstones_to_who_asks(app, url, make_topic):
+    topic, out = make_topic(), make_topic()
+
+    @app.agent(topic, tombstones=True, sink=out)
+    async def told(ctx):
+        return {"raw": None if ctx.payload is None else ctx.payload.decode(), "key": ctx.key.decode()}
+
+    sink = open_sink(topic, url)
+    sink.open()
+    records = build_records([b'{"n" : 1}', None, b"2 "], [b"a", b"a", b"b"], [0] * 3, 0, range(3))
+    sink.write(Batch(records, None, topic))
+    sink.flush()
+    sink.close()
+    async with started(app):
+        found = [json.loads(record.payload) for record in await read_topic(url, out, 3)]
+    assert found == [{"raw": '{"n" : 1}', "key": "a"}, {"raw": None, "key": "a"}, {"raw": "2 ", "key": "b"}]
 
 
 async def test_agent_receives_kafka_messages(app, make_topic):

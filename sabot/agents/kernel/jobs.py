@@ -309,6 +309,9 @@ class _Fields:
     partition: int = -1
     offset: int = -1
 
+    def raw(self) -> None:
+        """It is no record, which would have a payload."""
+
 
 def _ended(result: AgentResult) -> _Ended:
     facts = result.usage, result.cost, result.turns, result.tool_calls, result.finish_reason

@@ -54,7 +54,7 @@ from sabot.operators.agents.job_rows import (
 from sabot.operators.agents.key_order import KeyOrder
 from sabot.operators.agents.mailbox import MailRoom
 from sabot.operators.agents.operator import AgentOperator
-from sabot.operators.agents.rows import RecordReader, Row, payload_of, place_of, results_of, waiting_batches
+from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
 from sabot.watch import guarded, watched
 
 __all__ = ["DurableAgentOperator"]
@@ -178,7 +178,7 @@ class DurableAgentOperator(AgentOperator):
                 row.timestamp,
                 row.key,
                 without_ours(row.headers),
-                payload_of(row),
+                row.raw(),
             )
             call = JobCall("", row.scope, self._digest(record), record, row=row)
             try:
@@ -435,7 +435,6 @@ class DurableAgentOperator(AgentOperator):
         agent_id = self.spec.agent_id
         row = Row(payload_from(message), None, self.now_ms(), -1, -1, (), agent_id)
         self._reader.decode(row)
-        assert row.payload is not None
         record = JobInput(agent_id, -1, -1, row.timestamp, None, (), row.payload)
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):

@@ -53,7 +53,7 @@ class JobFunction:
             state = StateAt(state, self._expiry, job.now_ms)
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
-        row.value = decode_json(record.payload, where=place_of(row))
+        row.value = None if record.payload is None else decode_json(record.payload, where=place_of(row))
         row.scope = begin.key if self.keyed else b""
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 

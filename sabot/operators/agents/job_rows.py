@@ -69,7 +69,7 @@ class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     timestamp: int
     key: bytes | None
     headers: Headers
-    payload: bytes
+    payload: bytes | None
 
 
 class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -17,7 +17,6 @@ from sabot.operators.agents.rows import (
     Result,
     Row,
     gathering,
-    payload_of,
     place_of,
     results_of,
     waiting_batches,
@@ -130,12 +129,12 @@ class RecordAgentOperator(LaneOperator):
             item.payload = encode_json(item.value)
             self.dead_letter(item, failure, attempts, step=self._where(item))
         else:
-            item.payload = payload_of(item)
+            item.payload = item.raw()
             self.dead_letter(item, failure, attempts)
 
     def renew(self, item: Row) -> None:
         if item.timer is None:
-            item.payload = payload_of(item)
+            item.payload = item.raw()
             self._reader.decode(item)
             item.payload = None
         else:

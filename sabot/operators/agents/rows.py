@@ -26,7 +26,6 @@ __all__ = [
     "Result",
     "Row",
     "gathering",
-    "payload_of",
     "place_of",
     "plain_of",
     "records_batch",
@@ -66,6 +65,11 @@ class Row:
     place: int = 0
     timer: DueTimer | None = None
 
+    def raw(self) -> bytes | None:
+        """The payload as it came: of a decoded row the batch that it came in has it, and the row keeps no copy."""
+        data = self.held.data
+        return self.payload if data is None else data.column(0)[self.place].as_py()
+
 
 def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
     """RECORD_SCHEMA -> rows."""
@@ -97,19 +101,14 @@ def place_of(row: Row) -> str:
     return f"{row.topic}[{row.partition}]@{row.offset}"
 
 
-def payload_of(row: Row) -> bytes:
-    """The payload of a decoded row: the batch that the row came in has it, and the row does not keep a copy."""
-    assert row.held.data is not None
-    payload: bytes = row.held.data.column(0)[row.place].as_py()
-    return payload
-
-
 class RecordReader:
     """Batches -> decoded rows, as an agent says with `key=` and `schema=`."""
 
     def __init__(self, spec: AgentSpec) -> None:
         self._key = spec.key
         self._check = spec.check
+        self._tombstones = spec.tombstones
+        self._text_keys = spec.tombstones and spec.text_keys
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
 
     def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
@@ -135,13 +134,23 @@ class RecordReader:
         """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
         if self._checker is None:
             return {}
-        return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
+        misfits = {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
+        if self._tombstones and records.column(0).null_count:
+            payloads = records.column(0)
+            return {row: reason for row, reason in misfits.items() if payloads[row].is_valid}
+        return misfits
 
     def decode(self, row: Row) -> None:
         """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
         payload = row.payload
         if payload is None:
-            raise DataError(f"{place_of(row)}: the payload is null", hint="a tombstone has no JSON value")
+            if not self._tombstones:
+                hint = "a tombstone has no JSON value; @app.agent(…, tombstones=True) takes it, with the message None"
+                raise DataError(f"{place_of(row)}: the payload is null", hint=hint)
+            row.value = None
+            if self._key is not None:
+                row.scope = self._scope(row, self._key_of(row))
+            return
         try:
             if len(payload) > NESTING_MAX and is_too_deep(payload):
                 row.value = decode_json(payload, where=place_of(row))  # which says so
@@ -158,10 +167,28 @@ class RecordReader:
             key = row.value.get(self._key) if isinstance(row.value, dict) else None
             if key is None:
                 raise DataError(f"{place_of(row)}: no key: field {self._key!r} is missing or null")
-            try:
-                row.scope = state_key(key)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"{place_of(row)}: no key: field {self._key!r}: {error}") from error
+            row.scope = self._scope(row, key)
+
+    def _scope(self, row: Row, key: Any) -> bytes:
+        try:
+            return state_key(key)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{place_of(row)}: no key: field {self._key!r}: {error}") from error
+
+    def _key_of(self, row: Row) -> Any:
+        """The key of a tombstone, as the payloads of its key have it: text as it is, anything else as JSON. Raises DataError."""
+        if row.key is None:
+            raise DataError(f"{place_of(row)}: a tombstone without a key")
+        try:
+            if self._text_keys:
+                return row.key.decode()
+            value = decode_json(row.key, where="")
+        except (UnicodeDecodeError, DataError) as error:
+            form = "text" if self._text_keys else "JSON"
+            raise DataError(f"{place_of(row)}: the key of a tombstone is no {form}: {row.key[:40]!r}") from error
+        if (key := value.get(self._key) if isinstance(value, dict) else value) is None:
+            raise DataError(f"{place_of(row)}: a tombstone without a key: {self._key!r} is missing or null in it")
+        return key
 
 
 def with_headers(data: pa.RecordBatch, headers: Sequence[Headers]) -> pa.RecordBatch:

@@ -90,7 +90,7 @@ def test_each_option_of_an_agent_is_spelled_out_for_records_and_those_of_batches
     known = {name: each.default for name, each in spec.items() if each.kind is each.KEYWORD_ONLY}
     found = {name: each.default for name, each in record.items() if each.kind is each.KEYWORD_ONLY}
     assert found == {**known, "name": None}
-    only_records = {"on_timer", "mailbox", "mailbox_full", "job_id", "scope", "principal"}
+    only_records = {"on_timer", "mailbox", "mailbox_full", "job_id", "scope", "principal", "tombstones"}
     assert batch.keys() == record.keys() - only_records
     assert {name for name in batch if batch[name].default != record[name].default} == {"batch"}
 
