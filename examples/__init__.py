@@ -1,1 +1,1 @@
-"""Programs of less than 30 lines. From the project's folder: `sabot run examples.app:app`, `python -m examples.kafka_alerts`."""
+"""Programs of less than 30 lines. From the project's folder: `sabot run examples.app:app`, `python examples/kafka_alerts.py`."""

@@ -1,4 +1,4 @@
-"""NDJSON in, NDJSON out, bad lines in a file of their own: python -m examples.files IN OUT. It ends with the file."""
+"""NDJSON in, NDJSON out, bad lines in a file of their own: python examples/files.py IN OUT. It ends with the file."""
 
 import sys
 
@@ -19,5 +19,5 @@ def celsius(source, sink):
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("give it two files: python -m examples.files IN OUT")
+        sys.exit("give it two files: python examples/files.py IN OUT")
     celsius(*sys.argv[1:]).main()

@@ -1,4 +1,4 @@
-"""On a real broker: `make kafka`, then python -m examples.kafka_alerts. Kill it, start it again: the counts go on."""
+"""On a real broker: `make kafka`, then python examples/kafka_alerts.py. Kill it, start it again: the counts go on."""
 
 import asyncio
 import os

@@ -147,8 +147,9 @@ def test_a_command_of_a_page_exists(line: str) -> None:
             command = command.commands[words.pop(0)]
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options
+    elif tool == "python" and words[0] != "-m":
+        assert (ROOT / words[0]).exists()
     elif tool == "python":
-        assert words[0] == "-m"
         assert (ROOT / Path(*words[1].split("."))).with_suffix(".py").exists()
     else:
         assert (tool, words[0]) == ("pip", "install")
