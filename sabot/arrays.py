@@ -4,7 +4,7 @@ A column holds times if its values are timestamps, dates, or integers, which cou
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ __all__ = [
     "PER_SECOND",
     "as_timestamp",
     "as_type",
+    "batch_of_rows",
     "broadcast",
+    "column_of",
     "epoch",
     "floats",
     "integer_array",
@@ -25,6 +27,7 @@ __all__ = [
     "is_ascii",
     "is_time",
     "is_utc",
+    "python_value",
     "shown",
     "to_ms",
     "to_unit",
@@ -41,6 +44,46 @@ _TYPES: dict[Any, str] = {
     **{"double precision": "float64", "varchar": "string", "text": "string", "blob": "binary", "bytea": "binary"},
     **{"timestamp": "timestamp[us]", "datetime": "timestamp[us]", "timestamptz": "timestamp[us, UTC]"},
 }
+
+
+def python_value(value: Any) -> Any:
+    """A scalar of numpy's as the Python value that it stands for (NaT as None), also in a list. Others are returned as they are, and so are
+    scalars without an exact Python value, such as a time in ns.
+    """
+    if isinstance(value, list | tuple):
+        return [python_value(each) for each in value]
+    if not isinstance(value, np.generic):
+        return value
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        if np.isnat(value):
+            return None
+        made: Any = value if value.dtype == "M8[D]" else value.astype(f"{value.dtype.kind}8[us]")
+        try:
+            return made.item() if made == value else value
+        except TypeError:  # years and months as durations
+            return value
+    made = value.item()
+    return value if isinstance(made, np.generic) else made
+
+
+def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    """Values as Python or numpy has them as an array of this type. Raises what pyarrow raises."""
+    try:
+        return pa.array(values, type)
+    except (pa.ArrowException, TypeError):  # pyarrow takes most scalars of numpy's, not times, and not into all types
+        made = [python_value(value) for value in values]
+        if all(new is old for new, old in zip(made, values, strict=True)):
+            raise
+        return pa.array(made, type)
+
+
+def batch_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as Python or numpy has them as a batch; null where a row lacks a column. Raises what pyarrow raises."""
+    try:
+        return pa.RecordBatch.from_pylist(rows, schema=schema)
+    except (pa.ArrowException, TypeError):
+        columns = [column_of([row.get(field.name) for row in rows], field.type) for field in schema]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.text.json import NESTING_MAX, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
+from sabot.arrays import python_value
 from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.errors import UNREADABLE, DataError, UserError
 
@@ -44,8 +45,21 @@ __all__ = [
     "to_records",
 ]
 
+
+def _of_numpy(value: Any) -> Any:
+    """What stands in JSON for a scalar or an array of numpy's. Raises TypeError for anything else."""
+    if isinstance(value, np.datetime64) and not np.isnat(value):
+        return np.datetime_as_string(value)  # ISO 8601 with all digits of its unit
+    if isinstance(value, np.ndarray):
+        return list(value) if value.dtype.kind in "mM" else value.tolist()
+    made = python_value(value)
+    if made is value:
+        raise TypeError(f"Encoding objects of type {type(value).__module__}.{type(value).__qualname__} is unsupported")
+    return made
+
+
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=_of_numpy).encode
 
 _HEADERS: Any = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 

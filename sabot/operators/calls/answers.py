@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.arrays import column_of
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.mapped import MapBatches
@@ -110,7 +111,7 @@ class Answers:
             self.schema, zip(*rows, strict=True) if rows else [()] * len(self.schema), strict=True
         ):
             try:
-                column = pa.array(values, field.type)
+                column = column_of(values, field.type)
             except _NOT_CONVERTED as error:
                 raise ValueError(f"column {field.name!r} is to be {field.type}: {error}") from error
             if column.null_count and field.name in self._needed:

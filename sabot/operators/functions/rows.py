@@ -9,6 +9,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.text.records import key_rows
 from sabot.api.functions import Row, Timer, checked_ms
+from sabot.arrays import batch_of_rows
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (
@@ -227,7 +228,7 @@ class RowForm(Form):
         """Rows and their times as columns. Empties both lists."""
         name = self._spec.name
         try:
-            made = pa.RecordBatch.from_pylist(rows, schema=schema)
+            made = batch_of_rows(rows, schema)
             extra = set().union(*rows) - set(schema.names)  # columns that a row lacks are null
             if extra:
                 raise UserError(

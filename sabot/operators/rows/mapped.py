@@ -12,7 +12,7 @@ from sabot._cython.arrow.border import validate
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.words import name_of
-from sabot.arrays import is_time, to_ms
+from sabot.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.sites import Places, Site
@@ -262,7 +262,7 @@ class FlatMap(Operator):
 
     def _columns(self, rows: list[Row], of: list[int], stamps: list[int] | None, batch: Batch) -> pa.RecordBatch:
         try:
-            made = pa.RecordBatch.from_pylist(rows, schema=self.schema)
+            made = batch_of_rows(rows, self.schema)
         except Exception as error:
             raise UserError(
                 f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {where_from(batch)}",
