@@ -5,12 +5,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import epoch, floats, integer_array, integers, is_time
+from sabot.arrays import epoch, floats, integer_array, integers, is_time, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
 from sabot.operators.rows.bad import salvaged
 
-__all__ = ["ComputedTime"]
+__all__ = ["FAR_MS", "ComputedTime"]
+
+FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 
 _US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # of each unit
 _FAR_US = 2.0**62  # no float beyond fits into 64 bits as microseconds
@@ -38,6 +40,7 @@ class ComputedTime:
             raise UserError(f"{where}: event time {self._text!r}: {error.message}", hint=error.hint) from error
         self._check(where, made.type, unit)
         self._expr: Compiled = made
+        self.without = f"event time {self._text!r} is null, or out of range"
 
     def _check(self, where: str, type: pa.DataType, unit: str | None) -> None:
         numbers = pa.types.is_integer(type) or pa.types.is_floating(type)
@@ -54,6 +57,10 @@ class ComputedTime:
         """Returns the times, null where a row has none, and for rows whose value cannot be a time, by number, why."""
         bad: dict[int, DataError] = {}
         times = _ms(salvaged("", self._expr, data, bad), self._unit)
+        span = pc.min_max(times)
+        if len(times) > times.null_count and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS:
+            near = pc.and_(pc.greater(times, pa.scalar(-FAR_MS)), pc.less(times, pa.scalar(FAR_MS)))
+            times = where(near, times)
         return times, {row: f"event time {self._text!r}: {error.message}" for row, error in bad.items()}
 
 

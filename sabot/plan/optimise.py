@@ -99,11 +99,12 @@ def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
     nodes = walk(ends)
     for node in reversed(nodes):
         inputs = {id(upstream) for upstream in node.inputs}
-        if id(node) in needed or node.needs_time:
+        behind = not node.gives_time  # what steps behind it need of event time, it needs too
+        if (behind and id(node) in needed) or node.needs_time:
             needed |= {id(node.inputs[0])} if node.time_of_left else inputs
         if id(node) in carried or node.carries_time:
             carried |= inputs
-        if id(node) in asked or node.goes_by_time:
+        if (behind and id(node) in asked) or node.goes_by_time:
             asked |= inputs
     reads = [node for node in nodes if isinstance(node, Read)]
     read = {id(node) for node in reads if id(node) in needed or (id(node) in carried and node.has_time)}

@@ -26,6 +26,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.letters import letters_of
 from sabot.errors import TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
+from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.watermarks import Told, Watermarks
@@ -36,8 +37,7 @@ __all__ = ["Reader", "SourceInput"]
 _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768
-_FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
-_FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar(False)
+_FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-FAR_MS), pa.scalar(FAR_MS), pa.scalar(False)
 
 
 class Reader:
@@ -332,7 +332,7 @@ class SourceInput(Reader):
     ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
         """Returns the rows that have event time; the others go to the dead letters. why: the reasons that are known, by number of a row."""
         span = pc.min_max(times)
-        if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
+        if times.null_count or (len(times) and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS):
             good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
             lost = pc.invert(good)
             reasons = [

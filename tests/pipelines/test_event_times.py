@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sabot
 from sabot import App, Stream, UserError, col, files, tumbling
 from sabot.codecs.records import header_rows
-from sabot.operators.event_time import ComputedTime
+from sabot.operators.event_time import FAR_MS, ComputedTime
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
 from tools.agent_tools import records, started, until
 
@@ -86,7 +86,7 @@ def test_integers_of_every_unit_round_down_to_ms_and_those_that_do_not_fit_are_n
     data = pa.record_batch({"t": pa.array(values, pa.int64())})
     times, reasons = ComputedTime("stream t", col("t"), unit, None, data.schema).of(data)
     exact = [None if each is None else each * 1000 // UNITS[unit] for each in values]
-    assert times.to_pylist() == [None if each is None or abs(each) >= 2**63 else each for each in exact]
+    assert times.to_pylist() == [None if each is None or abs(each) >= FAR_MS else each for each in exact]
     assert not reasons
 
 

@@ -6,7 +6,7 @@ subclass of `Node` that answers them. The answers here are those of a step that
     - has one input, and passes its columns on as they are (`column_names`, `given`),
     - names no column (`mentioned`), and needs all columns of its input (`asks`),
     - takes append streams only, and gives one (`takes_changes`, `changes`, `unique`),
-    - keeps the event time of each row, and does not go by it (`keeps_time`, `needs_time`, `goes_by_time`).
+    - keeps the event time of each row, and does not go by it (`keeps_time`, `gives_time`, `needs_time`, `goes_by_time`).
 
 A step overrides what is otherwise with it. A step is immutable, so answers that are made from those of its inputs are found once.
 """
@@ -121,6 +121,9 @@ class Node:
 
     carries_time: ClassVar[bool] = False
     """Where its input has event time, it is read and goes through the step, though nothing behind may need it."""
+
+    gives_time: ClassVar[bool] = False
+    """Its rows have event times of its own making, whatever its input has: steps behind it ask nothing of those before it."""
 
     @property
     def needs_time(self) -> bool:

@@ -20,6 +20,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
     RowPolicy,
     Schema,
+    TimeUnit,
     column_names,
     expression_of,
     flat,
@@ -51,6 +52,7 @@ from sabot.api.nodes.rows import (
     flat_map_node,
     map_batches_node,
 )
+from sabot.api.nodes.times import with_time_node
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.grouped import GroupedStream
 from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
@@ -131,6 +133,19 @@ class Stream(Looks, NamedElsewhere):
         """Renames columns: {old name: new name}."""
         pairs = tuple((str(old), str(new)) for old, new in names.items())
         return self._then(Rename(self._node, pairs))
+
+    def with_time(
+        self,
+        time: str | Expr,
+        *,
+        lateness: Duration = 0,
+        time_unit: TimeUnit | None = None,
+        time_format: str | None = None,
+    ) -> "Stream":
+        """Rows have this event time from here on; windows behind go by it. Arguments as in `App.stream`; values that are no times are
+        errors of their rows (`on_error`).
+        """
+        return self._then(with_time_node(self._node, time, time_unit, time_format, lateness))
 
     def on_error(self, policy: RowPolicy) -> "Stream":
         """What becomes of a row for which an expression or a function of a later step fails: "dead_letter", "null" or "fail"."""

@@ -17,7 +17,7 @@ from sabot.operators.joins import window as window_join
 from sabot.operators.keyed import ordered, over, running, top
 from sabot.operators.layout.sites import Site
 from sabot.operators.patterns import match
-from sabot.operators.rows import mapped, stateless, subset
+from sabot.operators.rows import mapped, stateless, subset, timed
 from sabot.operators.windows import fixed, sessions
 
 __all__ = ["PLACES", "READERS"]
@@ -27,6 +27,7 @@ _MODULES: tuple[Any, ...] = (
     mapped,
     subset,
     fixed,
+    timed,
     sessions,
     running,
     top,

@@ -1,0 +1,60 @@
+"""A step that gives rows another event time."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sabot.api.arguments import TimeUnit
+from sabot.api.expr import Expr
+from sabot.api.nodes.node import Columns, Node, with_more
+from sabot.api.nodes.read import check_time, path_of
+from sabot.config import Duration, parse_ms
+from sabot.errors import UserError
+
+__all__ = ["WithTime", "with_time_node"]
+
+
+@dataclass(frozen=True, eq=False)
+class WithTime(Node):
+    """Rows have another event time from here on: a column, a path to a field of its struct, or an expression, as in `Read`."""
+
+    word = "with_time"
+    gives_time = True
+    carries_time = True
+    input: Node
+    time: str | Expr
+    time_unit: TimeUnit | None
+    time_format: str | None
+    lateness_ms: int
+    id: str = ""
+
+    def text(self) -> str:
+        said = self.time.text() if isinstance(self.time, Expr) else self.time
+        return f"with_time {said}, lateness {self.lateness_ms} ms"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        if isinstance(self.time, Expr):
+            return (self.time.columns,)
+        known = self.input.column_names
+        return (frozenset([self.time]) if known is not None and self.time in known else path_of(self.time).columns,)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        if isinstance(self.time, str) and self.input.column_names is None and "." in self.time:
+            return (None,)  # whether it is a path is known when the columns are
+        return (with_more(wanted, *self.mentioned),)
+
+    @cached_property
+    def event_times(self) -> frozenset[str]:
+        """None: the type of a column, which decides whether its values are the times as they are, is not known here."""
+        return frozenset()
+
+
+def with_time_node(input: Node, time: Any, unit: TimeUnit | None, format: str | None, lateness: Duration) -> WithTime:
+    """The checked step. Raises UserError."""
+    if time is None:
+        raise UserError("with_time: no column", hint='with_time("created_at"), with_time(col("epoch_s") * 1000)')
+    check_time("with_time", time, unit, format)
+    node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"))
+    node.check()
+    return node

@@ -1,0 +1,225 @@
+"""`with_time`: rows get another event time, and time goes on by it."""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Watermark
+from sabot.api.arguments import RowPolicy
+from sabot.api.expr import Expr, col
+from sabot.api.nodes import times as nodes
+from sabot.api.nodes.read import path_of
+from sabot.errors import DataError
+from sabot.operators.base import (
+    END_OF_TIME,
+    START_OF_TIME,
+    TIME_COLUMN,
+    OperatorContext,
+    Saved,
+    with_time,
+    without_time,
+)
+from sabot.operators.event_time import ComputedTime
+from sabot.operators.keeping import Keeper, Keeping
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+from sabot.operators.rows.bad import BadRows
+from sabot.operators.rows.origin import of_selected, reselected
+
+__all__ = ["PLACES", "READERS", "NewTime", "Passed"]
+
+_MOST_STEPS = 1024
+
+
+class Passed:
+    """How far the new event time has come, for the subtasks of one step, from any thread.
+
+    A row counts when the watermark of the input has passed its former event time. So the new watermark is the same with any number of
+    partitions and readers, of which one may be read far ahead of the others; and a subtask without rows does not hold it back.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[int, _Part] = {}
+        self._lock = threading.Lock()
+
+    def join(self, subtask: int) -> None:
+        """Begins anew with the rows of this subtask."""
+        with self._lock:
+            self._parts[subtask] = _Part()
+
+    def see(self, subtask: int, former_ms: int, new_ms: int) -> None:
+        """Records rows: the greatest of their former and of their new event times."""
+        with self._lock:
+            self._parts[subtask].see(former_ms, new_ms)
+
+    def upto(self, subtask: int, watermark_ms: int) -> int:
+        """The input of this subtask has come to this watermark. Returns the greatest new event time of all rows that it has passed."""
+        with self._lock:
+            self._parts[subtask].watermark_ms = watermark_ms
+            least_ms = min(part.watermark_ms for part in self._parts.values())
+            for part in self._parts.values():
+                part.settle(least_ms)
+            return max(part.upto(watermark_ms) for part in self._parts.values())
+
+    def facts(self, subtask: int) -> dict[str, Any]:
+        """What a checkpoint keeps of the rows of this subtask."""
+        with self._lock:
+            part = self._parts[subtask]
+            return {"greatest": part.greatest_ms, "ahead": [*zip(part.former, part.new, strict=True)]}
+
+    def load(self, subtask: int, facts: dict[str, Any]) -> None:
+        """Takes back what `facts` gave, beside what is there."""
+        with self._lock:
+            part = self._parts[subtask]
+            part.see(START_OF_TIME, facts["greatest"])
+            for former_ms, new_ms in facts["ahead"]:
+                part.see(former_ms, new_ms)
+
+
+class _Part:
+    """Of the rows of one subtask: the greatest new event time up to a former one. Both lists ascend."""
+
+    def __init__(self) -> None:
+        self.watermark_ms = self.greatest_ms = START_OF_TIME
+        self.former: list[int] = []
+        self.new: list[int] = []
+
+    def see(self, former_ms: int, new_ms: int) -> None:
+        at = bisect_right(self.former, former_ms)
+        if new_ms <= (self.new[at - 1] if at else self.greatest_ms):
+            return
+        end = bisect_right(self.new, new_ms, lo=at)
+        if at and self.former[at - 1] == former_ms:
+            at -= 1
+        self.former[at:end], self.new[at:end] = [former_ms], [new_ms]
+        if len(self.former) > _MOST_STEPS:  # of two neighbours the earlier one counts with the later: never too early
+            del self.former[:-1:2], self.new[:-1:2]
+
+    def upto(self, watermark_ms: int) -> int:
+        at = bisect_right(self.former, watermark_ms)
+        return self.new[at - 1] if at else self.greatest_ms
+
+    def settle(self, watermark_ms: int) -> None:
+        """No subtask asks for an earlier watermark any more."""
+        at = bisect_right(self.former, watermark_ms)
+        if at:
+            self.greatest_ms = self.new[at - 1]
+            del self.former[:at], self.new[:at]
+
+
+class NewTime(Keeping):
+    """Rows with the event time that is computed of their columns. Its watermark is the greatest one that has `passed` less the lateness;
+    the watermarks of the input go no further. Of an input without event time it goes by the rows of this subtask alone.
+
+    Rows whose values are no time are set apart; with on_error="null" they are dropped, as no row is without event time.
+    """
+
+    holds = True
+
+    def __init__(
+        self,
+        time: str | Expr,
+        lateness_ms: int,
+        *,
+        unit: str | None = None,
+        format: str | None = None,
+        on_error: RowPolicy = "fail",
+        passed: Passed | None = None,
+    ) -> None:
+        self._time, self._unit, self._format = time, unit, format
+        self._lateness_ms = lateness_ms
+        self._on_error: RowPolicy = on_error
+        self._passed = Passed() if passed is None else passed
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._timed = TIME_COLUMN in context.input.names
+        rows = without_time(context.input)
+        expr = self._time
+        if isinstance(expr, str):
+            expr = col(expr) if expr in rows.names else path_of(expr)
+        self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows)
+        self._bad = BadRows(self.text or "with_time", self._on_error, context)
+        self._subtask = context.subtask
+        self._passed.join(context.subtask)
+        self._greatest_ms = self._told_ms = START_OF_TIME
+        self._schema = with_time(rows)
+        self.kept = Keeper(context)
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        batch = of_selected(batch, batch.taken())
+        former = batch.data.column(TIME_COLUMN) if self._timed else None
+        data = batch.data.drop_columns([TIME_COLUMN]) if self._timed else batch.data
+        times, reasons = self._computed.of(data)
+        if times.null_count:
+            no = np.flatnonzero(np.asarray(times.is_null()))
+            errors = {row: DataError(reasons.get(row, self._computed.without)) for row in no.tolist()}
+            if self._bad.fails:
+                row, error = next(iter(errors.items()))
+                raise DataError(
+                    f"{self._bad.step}: {self._bad.said(batch, row, error)}",
+                    hint='on_error="dead_letter" sets such rows apart',
+                )
+            self._bad.set_apart(batch, errors)
+            left = pa.array(np.delete(np.arange(len(times), dtype=np.int32), no))
+            data, times = data.take(left), times.take(left)
+            batch = of_selected(reselected(batch, left, None), data)
+            former = None if former is None else former.take(left)
+        if not data.num_rows:
+            return
+        self.emit(of_selected(batch, data.append_column(self._schema.field(TIME_COLUMN), times)))
+        greatest_ms = pc.max(times).as_py()
+        if former is not None:
+            self._passed.see(self._subtask, pc.max(former).as_py(), greatest_ms)
+        else:
+            self._greatest_ms = max(self._greatest_ms, greatest_ms)
+            self._tell(self._greatest_ms)
+
+    def hold(self, mark: Any) -> None:
+        if not isinstance(mark, Watermark) or mark.timestamp_ms == END_OF_TIME:
+            self.on_mark(mark)
+        elif self._timed:
+            self._tell(self._passed.upto(self._subtask, mark.timestamp_ms))
+
+    def _tell(self, greatest_ms: int) -> None:
+        if greatest_ms > START_OF_TIME and greatest_ms - self._lateness_ms > self._told_ms:
+            self._told_ms = greatest_ms - self._lateness_ms
+            self.on_mark(Watermark(self._told_ms))
+
+    def noted(self) -> dict[str, Any]:
+        return self._passed.facts(self._subtask) if self._timed else {"greatest": self._greatest_ms, "ahead": []}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        for part in saved:
+            self._passed.load(self._subtask, part.facts)
+        self._greatest_ms = min(part.facts["greatest"] for part in saved)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "with_time"}
+
+    def statistics(self) -> dict[str, Any]:
+        return self._bad.statistics() if hasattr(self, "_bad") else {}
+
+
+def place_with_time(node: nodes.WithTime, site: Site) -> Site:
+    make = partial(
+        NewTime,
+        *(node.time, node.lateness_ms),
+        unit=node.time_unit,
+        format=node.time_format,
+        on_error=site.policy(),
+        passed=Passed(),
+    )
+    return site.step(node.text(), make, id=node.id, timed=True)
+
+
+PLACES: Places = {nodes.WithTime: place_with_time}
+
+READERS: Readers = {"with_time": "how far event time has come"}
