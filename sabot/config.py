@@ -1,9 +1,11 @@
 """Durations, sizes, names, broker addresses and references to secrets as users write them, read in one place."""
 
+import inspect
 import os
 import re
 import unicodedata
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple, TypeGuard
 
 from sabot.errors import UserError, short_repr
@@ -15,6 +17,7 @@ __all__ = [
     "Duration",
     "Restart",
     "Secret",
+    "check_called",
     "check_numbers",
     "checked_name",
     "checked_no_password",
@@ -102,6 +105,20 @@ def check_numbers(
                 f"a {'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}{', or None' if none else ''}"
             )
             raise UserError(f"{what or type(config).__name__}: {name}={short_repr(value)}", hint=taken)
+
+
+def check_called(where: str, **functions: object) -> None:
+    """Raises UserError for a function, or an object that is called like one, that is `async`: these are called, and nobody awaits what they
+    give. What is None, or no function, passes.
+    """
+    for name, function in functions.items():
+        plain = inspect.isroutine(function) or isinstance(function, partial)
+        target = function if plain else getattr(type(function), "__call__", None)  # noqa: B004 - a class is called otherwise
+        if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
+            raise UserError(
+                f"{where}: {name}={short_repr(function)} is async, and is called, not awaited",
+                hint="give a plain function; what takes long it can start as a task, or hand to a queue",
+            )
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:

@@ -20,6 +20,7 @@ from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
 from sabot.clock import Clock
+from sabot.config import check_called
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 __all__ = [
@@ -232,6 +233,7 @@ class JobManager:
     """
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
+        check_called("JobManager", on_event=on_event)
         self.store = store
         self._on_event = on_event
 

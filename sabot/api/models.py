@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sabot.api.asked_batches import AgentModel, Said
+from sabot.config import check_called
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
 from sabot.jobs.gate import Price
 from sabot.jobs.run import JobRun, Pieces
@@ -170,8 +171,9 @@ def agent_function(
     """The function of a durable agent that runs `agent` over each record.
 
     prompt: a template ("Summarize: {text}"), or a function of the message; None: the message is a text, or has a field "prompt", "text" or
-    "question". reply: what is sent to the sink. session: a key has one conversation.
+    "question". reply: what is sent to the sink. session: a key has one conversation. Raises UserError where one of them is async.
     """
+    check_called(f"agent {agent.name!r}", prompt=prompt, reply=reply)
 
     async def run(ctx: "DurableContext") -> Any:
         message = ctx.message

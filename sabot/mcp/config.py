@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, TypeAlias
 
 from sabot.calls.options import checked_whole
-from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.config import Duration, check_called, checked_name, parse_bytes, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
@@ -155,6 +155,7 @@ class McpServerSpec:
             )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise UserError(f"{where}: url={short_repr(self.url)}", hint='"http://localhost:8000/mcp"')
+        check_called(where, environment=self.environment, headers=self.headers, connect=self.connect)
         sandbox_of(self.trust)
         if not self.command and (self.environment or self.working_dir or self.limits or self.trust):
             raise UserError(

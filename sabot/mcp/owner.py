@@ -11,6 +11,7 @@ the server's own, which does not say of which call: it can be told only where on
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -58,10 +59,9 @@ __all__ = ["McpConnection", "OnProgress"]
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, float | None, str], object]
-"""Is told how far a call is: progress, the total where it is known, and words."""
+"""Is told how far a call is: progress, the total where it is known, and words. What it gives is awaited, where that can be."""
 
-_MODERN = "2026-07-28"
-_PAGES = 100
+_MODERN, _PAGES = "2026-07-28", 100
 _CLOSE_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0  # for the answer of a person to come here
 _ROUNDS = 20  # of a call whose server only wants to be asked again
@@ -372,7 +372,9 @@ class McpConnection:
             if call.deadline is not None and not call.deadline.expired():
                 call.deadline.reschedule(min(asyncio.get_running_loop().time() + call.seconds, call.ends))
             if progress is not None:
-                progress(done, total, (words or "")[:1000])
+                told = progress(done, total, (words or "")[:1000])
+                if inspect.isawaitable(told):
+                    await told
 
         relisted = False
         for _ in range(_ROUNDS):

@@ -474,8 +474,8 @@ class McpSession:
         timeout: Duration | None = None,
         progress: "OnProgress | None" = None,
     ) -> McpResult:
-        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, called in the
-        pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
+        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, async or not, in
+        the pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = RemoteTool(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sabot.config import check_called
 from sabot.errors import MissingExtra, SabotError, UserError, short_repr, words_of
 from sabot.faults import hint_of
 from sabot.journal.effects import EffectClass
@@ -124,6 +125,7 @@ class ToolServer:
         are checked); a host that others can reach needs one. port: 0 takes a free one. on_start: gets the address once it is served.
         Raises UserError for an address that is taken, and where a token is missing or shorter than 16 characters.
         """
+        check_called("serve_http", on_start=on_start)
         if token is not None:
             keep_secret(token)
             if len(token) < _TOKEN_LEAST:

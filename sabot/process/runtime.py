@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_numbers
+from sabot.config import check_called, check_numbers
 from sabot.errors import UserError
 from sabot.process.command import INHERITED, Command
 from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
@@ -167,6 +167,7 @@ class ProcessRuntime:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        check_called("ProcessRuntime", on_state=on_state)
         self.config = config or RuntimeConfig()
         self.executor = AgentExecutor(self._choose, self.config.mcp, clock, self._publish)
         self._bus = message_bus

@@ -27,7 +27,7 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.context import ExecutionContext, amount, whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_text, parse_seconds
+from sabot.config import Duration, check_called, checked_text, parse_seconds
 from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
@@ -152,6 +152,7 @@ class Ledger:
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
     ) -> None:
         """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed."""
+        check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
         self._clock = clock
         self._accounts: dict[str, Account] = {}

@@ -21,6 +21,7 @@ from sabot.agents.orchestration.base import (
     step,
     usage_of,
 )
+from sabot.config import check_called
 from sabot.errors import UserError, short_repr
 
 __all__ = ["ExecutionGraph", "GraphEdge", "GraphExecutor", "GraphNode"]
@@ -68,6 +69,7 @@ class ExecutionGraph:
                 f"graph: edge {edge.source} -> {edge.target}: when={short_repr(edge.when)}",
                 hint="a function of the content",
             )
+        check_called(f"graph: edge {edge.source} -> {edge.target}", when=edge.when)
         if any((each.source, each.target) == (edge.source, edge.target) for each in self.edges):
             raise UserError(
                 f"graph: there are two edges from {edge.source} to {edge.target}", hint="one has both conditions"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_numbers
+from sabot.config import check_called, check_numbers
 from sabot.errors import UserError
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.probes import Page, page_of
@@ -159,6 +159,7 @@ class HealthMonitor:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        check_called("HealthMonitor", on_change=on_change)
         self.name = name
         self.config = config or HealthConfig()
         self._on_change = on_change
@@ -184,6 +185,7 @@ class HealthMonitor:
         child: its process, or what gives the one that it has now; without it, it has processes only for its work. heartbeats: it calls
         `beat` at least each `liveness_interval_secs`. is_suspended: it is stopped on purpose, so that this is no failure.
         """
+        check_called(f"HealthMonitor: agent {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._agents.get(agent_id)
         child_of = (lambda: child) if isinstance(child, Child) else child
         watched = _WatchedAgent(agent_id, child_of, is_suspended, self._clock.monotonic() if heartbeats else None)

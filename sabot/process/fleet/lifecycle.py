@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import check_called
 from sabot.errors import words_of
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
@@ -64,6 +65,7 @@ class LifecycleManager:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        check_called("LifecycleManager", on_state=on_state)
         self.config = config or LifecycleConfig()
         self._checkpoint = checkpoint
         self._on_state = on_state

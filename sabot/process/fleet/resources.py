@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import is_whole, parse_seconds
+from sabot.config import check_called, is_whole, parse_seconds
 from sabot.errors import SabotError, UserError, short_repr, words_of
 from sabot.process.client import Child
 from sabot.process.errors import (
@@ -103,6 +103,7 @@ class ResourceManager:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        check_called("ResourceManager", on_report=on_report, on_violation=on_violation)
         self._lives = lives
         self._default = default
         self._interval = parse_seconds(report_interval, name="report_interval", zero=False)

@@ -82,6 +82,14 @@ async def test_progress_is_told(pool, desk):
     await session.call("count", progress=lambda *said: heard.append(said))
     await until(lambda: heard == [(1.0, 2.0, "half")])
 
+    async def slowly(*said):
+        await asyncio.sleep(0)
+        heard.append(said)
+
+    heard.clear()
+    await session.call("count", progress=slowly)
+    await until(lambda: heard == [(1.0, 2.0, "half")])
+
 
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 async def test_a_server_of_each_legacy_protocol_is_spoken_with(pool, version):
