@@ -55,8 +55,9 @@ class McpConfig:
     often opening a session is tried again after a failure that may pass. stdio_buffer: bytes that are read at a time.
     max_result_bytes: of a message from a server. max_servers: sessions that are open at a time. idle_timeout: a session that was not used
     for so long is closed. question_timeout: how long a person may take to answer a server's question. max_questions: of one call.
-    max_tools: that a server may offer. max_description_chars: of a tool's description. max_sampling_tokens: that a server's request to a
-    model may write.
+    max_tools: that a server may offer; one that offers more is refused. max_listed: resources, templates of them, and prompts that it may
+    list. max_list_bytes: of such a list, all its pages. max_description_chars: of a tool's description. max_sampling_tokens: that a
+    server's request to a model may write.
     """
 
     binary: str | None = None
@@ -72,6 +73,8 @@ class McpConfig:
     question_timeout: Duration = "24h"
     max_questions: int = 10
     max_tools: int = 500
+    max_listed: int = 2000
+    max_list_bytes: str | int = "1MB"
     max_description_chars: int = 4000
     max_sampling_tokens: int = 4096
 
@@ -87,11 +90,10 @@ class McpConfig:
         if self.max_call_time is not None:
             most = parse_seconds(self.max_call_time, name="McpConfig: max_call_time", zero=False)
             object.__setattr__(self, "max_call_time", most)
-        object.__setattr__(
-            self, "max_result_bytes", parse_bytes(self.max_result_bytes, name="McpConfig: max_result_bytes")
-        )
+        for name in ("max_result_bytes", "max_list_bytes"):
+            object.__setattr__(self, name, parse_bytes(getattr(self, name), name=f"McpConfig: {name}"))
         checked_whole("McpConfig", "max_retries", self.max_retries, 0)
-        for name in ("stdio_buffer", "max_servers", "max_questions", "max_tools", "max_sampling_tokens"):
+        for name in ("stdio_buffer", "max_servers", "max_questions", "max_tools", "max_listed", "max_sampling_tokens"):
             checked_whole("McpConfig", name, getattr(self, name), 1)
         checked_whole("McpConfig", "max_description_chars", self.max_description_chars, 1)
 
@@ -109,6 +111,11 @@ class McpConfig:
     def most_bytes(self) -> int:
         """`max_result_bytes`, in bytes."""
         return parse_bytes(self.max_result_bytes)
+
+    @property
+    def most_list_bytes(self) -> int:
+        """`max_list_bytes`, in bytes; no list is longer than a message may be."""
+        return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:
         """The command of the server that an agent has where none is named. Raises UserError."""

@@ -33,11 +33,13 @@ from sabot.mcp.errors import (
     McpInvalidAnswer,
     McpInvalidArguments,
     McpRefused,
+    McpResultTooLarge,
     McpTimeout,
     McpToolChanged,
     McpUnavailable,
 )
-from sabot.mcp.offers import Offer, OfferedArguments, offer_of
+from sabot.mcp.listing import all_pages, offers_of
+from sabot.mcp.offers import Offer, OfferedArguments
 from sabot.mcp.results import McpResult
 from sabot.mcp.transport import SESSION_OVER, Transport
 from sabot.mcp.wire import (
@@ -52,6 +54,7 @@ from sabot.mcp.wire import (
     reason_of,
     refusal,
     seen,
+    unsent,
 )
 
 __all__ = ["McpConnection", "OnProgress"]
@@ -61,7 +64,7 @@ _log = logging.getLogger(__name__)
 OnProgress = Callable[[float, float | None, str], object]
 """Is told how far a call is: progress, the total where it is known, and words. What it gives is awaited, where that can be."""
 
-_MODERN, _PAGES = "2026-07-28", 100
+_MODERN = "2026-07-28"
 _CLOSE_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0  # for the answer of a person to come here
 _ROUNDS = 20  # of a call whose server only wants to be asked again
@@ -241,7 +244,7 @@ class McpConnection:
             if isinstance(each, McpUnavailable):
                 return each
             if isinstance(each, SabotError):
-                return McpUnavailable(self.key.server, each.message, hint=each.hint)
+                return unsent(each, self.key.server)
         self.may_be_older = not (self._legacy or self.version or self._spec.url)
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
@@ -432,7 +435,7 @@ class McpConnection:
             self.ended(str(error.message))
         if is_lost(error) or (not self.is_open and error.code == CLOSED):
             return self._lost(what, "" if is_closed(error) else str(error.message))
-        return refusal(self.key.server, what, error, self._config.most_bytes)
+        return refusal(self.key.server, what, error, self._config)
 
     def _lost(self, what: str, why: str = "") -> McpConnectionLost:
         return McpConnectionLost(
@@ -494,7 +497,11 @@ class McpConnection:
         """Looks the tools up again, where the server has said that they changed."""
         if self._stale and self.is_open:
             self._stale = False
-            await self._list_tools()
+            try:
+                await self._list_tools()
+            except BaseException:
+                self._stale = True  # no call is checked by a list that is known to be another one
+                raise
             if self._listener is not None and self._listener.done():
                 self._watch()
 
@@ -502,36 +509,25 @@ class McpConnection:
         if not self.offers_any("tools"):
             self.offers, self.left_out = {}, {}
             return
-        listed = await self.pages("list_tools", "tools", self._config.max_tools)
-        offers: dict[str, Offer] = {}
-        left_out: dict[str, str] = {}
-        for each in listed:
-            offer = offer_of(as_json(each), self._config.max_description_chars)
-            name = str(each.name)[:100]
-            if isinstance(offer, Offer) and name not in offers:
-                offers[offer.name] = offer
-            else:
-                left_out[name] = offer if isinstance(offer, str) else "its name is offered twice"
+        try:
+            listed = await self.pages("list_tools")
+        except McpResultTooLarge as error:  # no call was sent
+            raise unsent(error) from None
+        offers, left_out = await offers_of(listed, self._config.max_description_chars)
         if left_out != self.left_out:
             for name, why in left_out.items():
                 _log.warning("MCP server %s: tool %r is left out: %s", self.key.server, name, why)
         self.offers, self.left_out = offers, left_out
 
-    async def pages(self, method: str, items: str, most: int) -> list[Any]:
-        """All pages of a list, at most so many items. method: of the SDK's session."""
-        found: list[Any] = []
-        cursor: str | None = None
+    async def pages(self, method: str) -> list[dict[str, Any]]:
+        """All items of a list, as JSON. method: of the SDK's session. Raises McpError; McpResultTooLarge where there are too many."""
+
+        async def fetch(cursor: str | None) -> Any:
+            params = types.PaginatedRequestParams(cursor=cursor)
+            return await self._sent(method, getattr(self._session, method), params=params)
+
         async with self._timed(method):
-            for _ in range(_PAGES):
-                fetch = getattr(self._session, method)
-                page = await self._sent(method, fetch, params=types.PaginatedRequestParams(cursor=cursor))
-                found += getattr(page, items)
-                cursor = page.next_cursor
-                if cursor is None or len(found) >= most:
-                    break
-        if len(found) > most or cursor is not None:
-            _log.warning("MCP server %s: of its %s the first %d are taken", self.key.server, items, most)
-        return found[:most]
+            return await all_pages(self.key.server, method, fetch, self._config)
 
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
         """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""

@@ -11,23 +11,23 @@ from sabot.mcp.wire import as_json
 
 __all__ = ["prompt", "prompts", "read_resource", "resources"]
 
-_LISTED = 10_000
-
 
 async def resources(server: McpConnection) -> list[McpResource]:
     """What can be read; templates last."""
     if not server.offers_any("resources"):
         return []
     found = [
-        McpResource(str(each.uri), each.name, each.description or "", each.mime_type or "")
-        for each in await server.pages("list_resources", "resources", _LISTED)
+        McpResource(each["uri"], each["name"], each.get("description", ""), each.get("mimeType", ""))
+        for each in await server.pages("list_resources")
     ]
     try:
-        templates = await server.pages("list_resource_templates", "resource_templates", _LISTED)
+        templates = await server.pages("list_resource_templates")
     except McpRefused:  # it has none
         return found
     return found + [
-        McpResource(each.uri_template, each.name, each.description or "", each.mime_type or "", template=True)
+        McpResource(
+            each["uriTemplate"], each["name"], each.get("description", ""), each.get("mimeType", ""), template=True
+        )
         for each in templates
     ]
 
@@ -43,8 +43,12 @@ async def prompts(server: McpConnection) -> list[McpPrompt]:
     if not server.offers_any("prompts"):
         return []
     return [
-        McpPrompt(each.name, each.description or "", {one.name: bool(one.required) for one in each.arguments or ()})
-        for each in await server.pages("list_prompts", "prompts", _LISTED)
+        McpPrompt(
+            each["name"],
+            each.get("description", ""),
+            {one["name"]: bool(one.get("required")) for one in each.get("arguments", ())},
+        )
+        for each in await server.pages("list_prompts")
     ]
 
 

@@ -24,6 +24,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
+from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
 from sabot.process.client import Supervisor
@@ -138,9 +139,16 @@ class _Lines:
 
 @asynccontextmanager
 async def over_bytes(
-    source: ByteSource, sink: ByteSink, *, most_bytes: int, buffer: int, on_end: Callable[[str], Awaitable[None]]
+    source: ByteSource,
+    sink: ByteSink,
+    *,
+    most_bytes: int,
+    most_list_bytes: int,
+    buffer: int,
+    on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
     """The streams of messages over these bytes. on_end: is told why, where they end before the block does, and before the session is."""
+    lists = set[int | str]()  # requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
     outgoing, said = anyio.create_memory_object_stream[Any](0)
 
@@ -153,7 +161,7 @@ async def over_bytes(
         try:
             while data := await source.read(buffer):
                 for line in lines.cut(data):
-                    message = _message(line, most_bytes)
+                    message = _too_long_list(line, lists, most_list_bytes) or _message(line, most_bytes)
                     if isinstance(message, str):
                         raise _GivenUp(message)
                     if message is not None:
@@ -174,6 +182,8 @@ async def over_bytes(
         try:
             async with said:
                 async for each in said:
+                    if getattr(each.message, "method", "").endswith("/list"):
+                        lists.add(each.message.id)
                     sink.write(each.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
                     await sink.drain()
         except (OSError, SabotError) as error:
@@ -204,15 +214,25 @@ def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
             return f"it sent {words}"
         return SessionMessage(_error(request_id, TOO_LARGE, words))
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except ValueError as error:
+        return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(line), by_name=False))
+    except UNREADABLE_JSON as error:
         request_id = _answered(line[:_END], line[-_END:])
         if request_id is None:
             return None
         return SessionMessage(_error(request_id, UNREADABLE, f"an answer that cannot be read: {_first_wrong(error)}"))
 
 
-def _first_wrong(error: ValueError) -> str:
+def _too_long_list(line: bytes | _TooLong, lists: set[int | str], most_bytes: int) -> Any:
+    """The error in the place of an answer that is a longer list than may be: it is not looked into, which takes long. None: it is none."""
+    if not lists or isinstance(line, _TooLong) or (request_id := _answered(line[:_END], line[-_END:])) not in lists:
+        return None
+    lists.discard(request_id)
+    if len(line) <= most_bytes:
+        return None
+    return SessionMessage(_error(request_id, TOO_LARGE, f"a list of {len(line):,} bytes"))
+
+
+def _first_wrong(error: Exception) -> str:
     """What is wrong with a line, without what is in it."""
     told = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
     return str(told[0]["msg"])[:_JUNK_WORDS] if told else type(error).__name__
@@ -232,7 +252,7 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 
 @asynccontextmanager
 async def over_process(
-    command: Command, *, most_bytes: int, buffer: int, on_end: Callable[[str], object]
+    command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
     """The streams of messages with a program, which is started here, and ended with all that it has started. on_end: is told why it ended,
     with what it wrote last to stderr. Raises SpawnFailed.
@@ -262,7 +282,14 @@ async def over_process(
 
     listening = asyncio.create_task(listen())
     try:
-        async with over_bytes(child.stdout, child.stdin, most_bytes=most_bytes, buffer=buffer, on_end=ended) as streams:
+        async with over_bytes(
+            child.stdout,
+            child.stdin,
+            most_bytes=config.most_bytes,
+            most_list_bytes=config.most_list_bytes,
+            buffer=config.stdio_buffer,
+            on_end=ended,
+        ) as streams:
             yield streams
     finally:
         listening.cancel()
@@ -274,18 +301,16 @@ async def over_process(
 
 
 @asynccontextmanager
-async def over_http(
-    url: str, headers: Mapping[str, str], *, most_bytes: int, connect_s: float
-) -> AsyncIterator[tuple[Any, Any]]:
+async def over_http(url: str, headers: Mapping[str, str], *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
     """The streams of messages by streamable HTTP. Time-outs of requests are their callers'."""
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity", **headers},
-        timeout=httpx2.Timeout(connect_s, read=None),
-        transport=_BoundedHttp(most_bytes),
+        timeout=httpx2.Timeout(config.seconds("connect_timeout"), read=None),
+        transport=_BoundedHttp(config),
     )
     async with (
         client,
-        streamable_http_client(url, http_client=client, max_sse_event_size=most_bytes) as streams,
+        streamable_http_client(url, http_client=client, max_sse_event_size=config.most_bytes) as streams,
     ):
         yield streams
 
@@ -297,11 +322,11 @@ def _trusted() -> Any:
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """HTTP whose failures are answers, and whose bodies of JSON are bounded."""
+    """HTTP whose failures are answers, and whose bodies of JSON are bounded, and lists also as events."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, config: McpConfig) -> None:
         self._http = httpx2.AsyncHTTPTransport(verify=_trusted())
-        self._most_bytes = most_bytes
+        self._config = config
 
     async def handle_async_request(self, request: Any) -> Any:
         if request.method != "POST":
@@ -325,12 +350,24 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()
             return _answer(request, 502, LOST, "its answer is compressed, which was not asked for")
+        asked = msgspec.json.decode(request.content, type=_Asked)
+        is_list = asked.method.endswith("/list")
         if kind.startswith("application/json"):
-            response.stream = _BoundedBody(response.stream, self._most_bytes)
+            most_bytes = self._config.most_list_bytes if is_list else self._config.most_bytes
+            response.stream = _BoundedBody(response.stream, most_bytes)
+        elif is_list and kind.startswith("text/event-stream"):
+            response.stream = _BoundedEvents(response.stream, self._config.most_list_bytes, asked.id)
         return response
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+
+class _Asked(msgspec.Struct):
+    """What a request asks for; an answer or a notification nothing."""
+
+    method: str = ""
+    id: int | str | None = None
 
 
 def _answer(request: Any, status: int, code: int, words: str) -> Any:
@@ -360,6 +397,28 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
         await self._body.aclose()
 
 
+class _BoundedEvents(_BoundedBody):
+    """Events that end with an error for the request where they are too long altogether: the SDK tells no other end. Whole events pass."""
+
+    def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
+        super().__init__(body, most_bytes)
+        self._request_id = request_id
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        held, size = bytearray(), 0
+        async for part in self._body:
+            held += part
+            size += len(part)
+            if size > self._most_bytes:
+                error = _error(self._request_id, TOO_LARGE, f"more than {self._most_bytes:,} bytes")
+                yield b"event: message\ndata: " + error.model_dump_json(by_alias=True).encode() + b"\n\n"
+                return
+            if held.endswith((b"\n\n", b"\r\n\r\n")):
+                yield bytes(held)
+                held.clear()
+        yield bytes(held)
+
+
 # -- any ------------------------------------------------------------------------------------------------------------------
 
 
@@ -380,16 +439,9 @@ class Transport:
         if spec.connect is not None:
             self._opened = spec.connect(self._key, self._on_end)
         elif spec.url:
-            connect_s = config.seconds("connect_timeout")
-            headers = spec.headers_of(self._key, self)
-            self._opened = over_http(spec.url, headers, most_bytes=config.most_bytes, connect_s=connect_s)
+            self._opened = over_http(spec.url, spec.headers_of(self._key, self), config=config)
         else:
-            self._opened = over_process(
-                spec.command_of(self._key),
-                most_bytes=config.most_bytes,
-                buffer=config.stdio_buffer,
-                on_end=self._on_end,
-            )
+            self._opened = over_process(spec.command_of(self._key), config=config, on_end=self._on_end)
         return await self._opened.__aenter__()
 
     async def __aexit__(self, *raised: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from mcp import MCPError
 from pydantic import BaseModel, ValidationError
 
-from sabot.errors import words_of
+from sabot.errors import SabotError, words_of
+from sabot.mcp.config import McpConfig
 from sabot.mcp.errors import McpError, McpInvalidAnswer, McpRefused, McpResultTooLarge, McpUnavailable
 from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
@@ -24,6 +25,7 @@ __all__ = [
     "reason_of",
     "refusal",
     "seen",
+    "unsent",
 ]
 
 CLOSED = -32000
@@ -61,20 +63,28 @@ def may_pass(error: BaseException | None) -> bool:
     return any(isinstance(each, MCPError) and each.code in (NOT_SENT, LOST) for each in errors_in(error))
 
 
-def refusal(server: str, what: str, error: MCPError, most_bytes: int) -> McpError:
+def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
     """The error of a request that is answered, or was not sent."""
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
+        lists = what.startswith("list_")
+        most, setting = (config.most_list_bytes, "max_list_bytes") if lists else (config.most_bytes, "max_result_bytes")
         return McpResultTooLarge(
             server,
-            f"{what}: its answer is longer than {most_bytes:,} bytes, and was not kept: {words}",
-            hint="McpConfig(max_result_bytes=…)",
+            f"{what}: its answer is longer than {most:,} bytes, and was not kept: {words}",
+            hint=f"McpConfig({setting}=…)",
         )
     if error.code in (NOT_SENT, SESSION_OVER):
         return McpUnavailable(server, words)
     if error.code == UNREADABLE:
         return McpInvalidAnswer(server, f"{what}: {words}")
     return McpRefused(server, f"{what}: {words}", error.code)
+
+
+def unsent(error: SabotError, server: str = "") -> McpUnavailable:
+    """The error as one of before a call, which was not sent. server: of an error that names none."""
+    server = error.server if isinstance(error, McpError) else server
+    return McpUnavailable(server, error.message.removeprefix(f"MCP server {server}: "), hint=error.hint)
 
 
 def first_wrong(error: ValidationError) -> str:

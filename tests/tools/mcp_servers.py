@@ -251,7 +251,7 @@ def over_sockets(serve: Callable[[Peer], Awaitable[None]], **limits: int) -> Any
             ended(why)
 
         task = asyncio.create_task(run())
-        bounds = {"most_bytes": 10_000_000, "buffer": 8192, **limits}
+        bounds = {"most_bytes": 10_000_000, "most_list_bytes": 1_000_000, "buffer": 8192, **limits}
         try:
             async with over_bytes(reader, writer, on_end=on_end, **bounds) as streams:
                 yield streams

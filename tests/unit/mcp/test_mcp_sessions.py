@@ -2,6 +2,7 @@
 
 import asyncio
 
+import mcp.types as types
 import pytest
 
 from sabot.errors import UserError
@@ -11,12 +12,14 @@ from sabot.mcp import (
     McpConnectionLost,
     McpInvalidArguments,
     McpRefused,
+    McpResultTooLarge,
     McpServerPool,
     McpToolChanged,
     McpUnavailable,
     ToolCall,
 )
-from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
+from sabot.mcp.listing import all_pages, offers_of
+from tools.mcp_servers import NUMBERS, Desk, in_memory, over_sockets, peer, text, told
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ async def test_the_error_of_a_server_has_its_code(pool):
     assert caught.value.number == -32602
 
 
-async def test_a_list_of_many_pages_is_read_to_its_bound(pool):
+async def test_a_list_of_pages_without_end_is_refused_at_its_bound():
     pages = []
 
     async def serve(there):
@@ -153,8 +156,113 @@ async def test_a_list_of_many_pages_is_read_to_its_bound(pool):
                     await there.refuse(said, -32601, "no")
 
     async with McpServerPool(McpConfig(max_tools=7)) as bounded:
-        assert len(await bounded.tools("many", connect=over_sockets(serve))) == 7
-    assert len(pages) == 7
+        with pytest.raises(McpUnavailable, match="MCP server many: list_tools: there are more than 7 tools") as caught:
+            await bounded.tools("many", connect=over_sockets(serve))
+    assert caught.value.hint == "McpConfig(max_tools=…)"
+    assert len(pages) == 8
+
+
+def lister(limits, **lists):
+    """A `connect` to a server that lists these, each on one page."""
+    names = {"resources/templates/list": "resourceTemplates"}
+
+    async def serve(there):
+        while True:
+            said = await there.read()
+            method = said.get("method", "")
+            if method == "initialize":
+                info = {"serverInfo": {"name": "lister", "version": "1"}, "capabilities": {key: {} for key in lists}}
+                await there.answer(said, {"protocolVersion": "2025-06-18", **info})
+            elif method.endswith("/list"):
+                name = names.get(method, method.split("/")[0])
+                await there.answer(said, {name: lists.get(name, [])})
+            elif "id" in said:
+                await there.refuse(said, -32601, "no")
+
+    return over_sockets(serve, **limits)
+
+
+MANY = {
+    "tools": [told(f"t{number}") for number in range(11)],
+    "resources": [{"uri": f"file:///{number}", "name": "a"} for number in range(11)],
+    "prompts": [{"name": f"p{number}"} for number in range(11)],
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "setting"), [("tools", "max_tools"), ("resources", "max_listed"), ("prompts", "max_listed")]
+)
+@pytest.mark.parametrize("bound", ["number", "bytes", "bytes of a page"])
+async def test_a_list_is_bounded_in_number_and_bytes_and_the_error_names_the_bound(what, setting, bound):
+    if bound == "number":
+        config, words, hint = McpConfig(**{setting: 10}), f"list_{what}: there are more than 10 {what}", setting
+    else:
+        config, words, hint = (
+            McpConfig(max_list_bytes=100),
+            f"list_{what}: there are more than 100 bytes",
+            "max_list_bytes",
+        )
+    limits = {}
+    if bound == "bytes of a page":  # which is not looked into
+        words = rf"list_{what}: its answer is longer than 100 bytes, and was not kept: a list of \d+ bytes"
+        limits = {"most_list_bytes": 100}
+    async with McpServerPool(config) as pool:
+        pool.add("lister", connect=lister(limits, **{what: MANY[what]}))
+
+        async def list_them():
+            session = await pool.session("lister")
+            await getattr(session, what)()
+
+        with pytest.raises((McpUnavailable, McpResultTooLarge), match=f"MCP server lister: {words}") as caught:
+            await list_them()
+    assert caught.value.hint == f"McpConfig({hint}=…)"
+    assert isinstance(caught.value, McpUnavailable) == (
+        what == "tools"
+    )  # a session that could not be opened was sent nothing
+    assert caught.value.message.count("MCP server") == 1
+
+
+async def test_who_waits_beside_a_long_list_goes_on_meanwhile():
+    """What is done with each tool takes a while: turns of the loop are counted, not seconds."""
+    listed, turns = [told(f"t{number}", NUMBERS) for number in range(1000)], 0
+
+    async def turn():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def fetch(cursor):
+        return types.ListToolsResult.model_validate({"tools": listed})
+
+    beside = asyncio.create_task(turn())
+    found = await all_pages("desk", "list_tools", fetch, McpConfig(max_tools=1000))
+    assert turns >= 19
+    turns = 0
+    offers, left_out = await offers_of(found, 100)
+    beside.cancel()
+    assert turns >= 19
+    assert (len(offers), left_out) == (1000, {})
+
+
+async def test_a_changed_list_that_cannot_be_read_keeps_calls_from_being_sent(pool):
+    """The tools of before may be others now: the next call looks again, and does not go by them."""
+    tools = [told("go")]
+
+    async def grow(there, request):
+        tools.extend(told(f"t{number}") for number in range(3))
+        await there.write({"method": "notifications/tools/list_changed"})
+        await there.answer(request, text("done"))
+
+    async with McpServerPool(McpConfig(max_tools=2)) as bounded:
+        bounded.add("growing", connect=peer(grow, tools=tools))
+        session = await bounded.session("growing")
+        assert (await session.call("go")).text == "done"
+        for _ in range(2):
+            with pytest.raises(McpUnavailable, match="there are more than 2 tools"):
+                await session.call("go")
+        del tools[1:]
+        assert (await session.call("go")).text == "done"
 
 
 # -- whose sessions ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import socket
 import sys
@@ -44,6 +45,7 @@ class Site:
     def begin(self, say):
         """Forgets what was."""
         self.calls, self.headers, self.sessions, self._say = [], [], 0, say
+        self.tools, self.events = [told("go")], False
 
     async def _answer(self, request):
         if request.method != "POST":
@@ -58,7 +60,10 @@ class Site:
                 body = wire(said, {"protocolVersion": "2025-06-18", **info})
                 return JSONResponse(body, headers={"mcp-session-id": f"s{self.sessions}"})
             case "tools/list":
-                return JSONResponse(wire(said, {"tools": [told("go")]}))
+                found = wire(said, {"tools": self.tools})
+                if self.events:
+                    return Response(f"event: message\ndata: {json.dumps(found)}\n\n", media_type="text/event-stream")
+                return JSONResponse(found)
             case "tools/call":
                 self.calls.append(said)
                 self.headers.append(dict(request.headers))
@@ -177,6 +182,17 @@ async def test_a_result_that_is_too_large_is_the_error_of_its_call_and_not_kept(
         finally:
             tracemalloc.stop()
         assert (await session.call("go")).text == "done"
+
+
+@pytest.mark.parametrize("events", [False, True])
+async def test_a_list_by_http_that_is_too_long_is_not_looked_into(site, events):
+    site.tools, site.events = [told(f"t{number}", description="x" * 100) for number in range(100)], events
+    async with McpServerPool(McpConfig(max_list_bytes=5000, max_retries=0)) as pool:
+        with pytest.raises(McpUnavailable, match="list_tools: its answer is longer than 5,000 bytes") as caught:
+            await pool.tools("site", url=site.url)
+        assert caught.value.hint == "McpConfig(max_list_bytes=…)"
+    async with McpServerPool(McpConfig(max_retries=0)) as pool:
+        assert len(await pool.tools("site", url=site.url)) == 100
 
 
 async def test_an_answer_that_breaks_off_is_in_doubt(site):
