@@ -20,9 +20,9 @@ from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of
 from sabot.api.expr import Expr
 from sabot.api.lifespan import HasLifespan, Lifespan
 from sabot.api.nodes.agents import agent_read
-from sabot.api.nodes.changes import Upsert
+from sabot.api.nodes.changes import table_node
 from sabot.api.nodes.node import Node
-from sabot.api.nodes.read import Read, StreamEnd, TableFormat, Write, read_node
+from sabot.api.nodes.read import Read, StreamEnd, Write, read_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -295,24 +295,19 @@ class App(DeclaresAgents, HasLifespan):
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
         on_error: RowPolicy = "dead_letter",
+        first: bool | None = None,
     ) -> Stream:
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
         key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
         format: "json": a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` describes how to set up the
-        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. The rest as in `stream`.
+        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. first: what it is joined
+        with waits until the rows there at the start have been read (left out: in `lookup`, `join_asof`). The rest as in `stream`.
         """
-        keys = (key,) if isinstance(key, str) else tuple(key)
-        if format not in ("json", "debezium"):
-            raise UserError(f"table: format={format!r}", hint="json or debezium")
-        if format == "debezium" and schema is None:
-            raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options |= {"time_unit": time_unit, "time_format": time_format}
-        node = read_node(source, **options, table=TableFormat(keys, format), on_error=on_error)
-        table = Upsert(node, keys, deletes=True)
-        table.check()
-        self._begun.append(node)
+        options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "first": first}
+        read, table = table_node(source, key, format, **options)
+        self._begun.append(read)
         return Stream(self, table)
 
     def graph(self) -> str:

@@ -52,6 +52,7 @@ _KINDS = {
         "histogram", ("operator",), "From a batch's arrival at an agent to the end of its last call."
     ),
     "sabot_channel_rows": _Kind("gauge", _ROWS, "Rows that wait between a source and its agent, or before a sink."),
+    "sabot_backlog_records": _Kind("gauge", _ROWS, "Records to be read before the streams that wait for this source."),
     "sabot_consumer_lag": _Kind("gauge", (*_ROWS, "partition"), "Records not read yet; of a file, bytes."),
     "sabot_records_late_total": _Kind("counter", _ROWS, "Rows that came after their window was over."),
     "sabot_watermark_lag_seconds": _Kind("gauge", _ROWS, "How far event time stands behind the clock."),

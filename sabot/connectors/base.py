@@ -169,6 +169,13 @@ class Source(ABC):
         """The number of rows not read yet, for each partition for which the source knows it. Never blocks; callable from any thread."""
         return {}
 
+    def backlog(self) -> int | None:
+        """The number of records, at most, that were there at `open` and have not been read yet; 0: all have. A source without an end that
+        says so may be read before the streams that wait for it (`app.table(first=)`). None: it cannot say. Never blocks; callable from any
+        thread.
+        """
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Releases all resources. Idempotent. Also called after an `open` that failed."""

@@ -79,6 +79,7 @@ class KafkaReader(Source):
         self._share = share
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
+        self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`
         self._ends: dict[int, int] = {}  # the offset at which the client last reported the end of a partition
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
         self._looked = 0.0
@@ -172,6 +173,7 @@ class KafkaReader(Source):
                     f"{self.name}[{index}]: position {position} does not exist; the broker holds {first} to {end}",
                     hint="retention has passed it, or the topic was made anew; start afresh (--fresh)",
                 )
+        self._goals = {index: end for index, (_, end) in held.items()}
         return chosen
 
     def _held(self, index: int) -> tuple[int, int]:
@@ -360,6 +362,12 @@ class KafkaReader(Source):
             (self.name, index): max(0, high - max(self._positions.get(index, 0), self._ends.get(index, 0)))
             for index, high in list(self._highs.items())
         }
+
+    def backlog(self) -> int:
+        return sum(
+            max(0, goal - max(self._positions.get(index, 0), self._ends.get(index, 0)))
+            for index, goal in self._goals.items()
+        )
 
     def close(self) -> None:
         self._closing.set()

@@ -86,6 +86,9 @@ class KafkaSource(Source):
     def lag(self) -> dict[tuple[str, int], int]:
         return self._source.lag()
 
+    def backlog(self) -> int | None:
+        return self._source.backlog()
+
     def close(self) -> None:
         self._open = False
         if self._thread is not None:

@@ -156,7 +156,7 @@ class Operator:
         """Called if the operator `polls`: emits what has become ready without new rows. now_ms: processing time."""
 
     def hold(self, mark: Any) -> None:
-        """Called if the operator `holds`: `mark` (WATERMARK, IDLE or ACTIVE) goes to `on_mark` once all rows before it are emitted."""
+        """Called if the operator `holds`: `mark` (of time, or COMPLETE) goes to `on_mark` once all rows before it are emitted."""
 
     @property
     def has_room(self) -> bool:

@@ -24,7 +24,7 @@ __all__ = ["path_of", "steps_of"]
 
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = (
-    *("schema", "inferred", "fields", "id", "late", "dead_letter", "on_error"),
+    *("schema", "inferred", "fields", "id", "late", "dead_letter", "on_error", "first"),
     *("emit_every_ms", "lateness_ms", "idle_ms"),
 )
 _LATER = (

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import Read
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
@@ -22,21 +21,10 @@ class Plan:
 
     stages: list[Stage]
 
-    def reads_of(self, stage: Stage) -> set[Read]:
-        """The sources whose rows reach a stage, without those that are read to their end first."""
-        found: set[Read] = set()
-        seen: set[str] = set()
-        wanted = [(stage, False)]
-        while wanted:
-            target, whole = wanted.pop()
-            for each in self.stages:
-                edges = [edge for edge in each.edges() if edge.target is target and (whole or not edge.first)]
-                if edges and each.id not in seen:
-                    seen.add(each.id)
-                    wanted.append((each, True))
-                    if each.reading is not None:
-                        found.add(each.reading.node)
-        return found
+    def before_first(self) -> set[str]:
+        """The ids of the stages from which rows come that others wait for (`Edge.first`)."""
+        stages = [stage for stage in self.stages if any(edge.first for edge in stage.edges())]
+        return {stage.id for stage in stages}.union(*map(self.before, stages))
 
     def before(self, stage: Stage) -> set[str]:
         """The ids of all stages whose rows come into this one, directly or by others."""

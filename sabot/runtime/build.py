@@ -59,7 +59,7 @@ class _Built:
     gates: list[list[Channel]] = field(default_factory=list)
     # By subtask: the numbers of the channels that belong to the second input.
     right: list[set[int]] = field(default_factory=list)
-    # By subtask: the numbers of the channels that must end before the readers of the other channels read.
+    # By subtask: the numbers of the channels that must be complete before sources of the other channels are read (`GateInput`).
     first: list[set[int]] = field(default_factory=list)
     schema: pa.Schema | None = None  # the columns of its input
     right_schema: pa.Schema | None = None
@@ -122,6 +122,7 @@ class Build:
         self._loop = loop
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
+        self._tell: set[str] = set()  # ids of the stages that tell when they are complete
 
     @property
     def tasks(self) -> list[StreamTask]:
@@ -142,6 +143,7 @@ class Build:
             refresh=self.settings.refresh_schema,
         )
         self._afresh = restored is None
+        self._tell = self.plan.before_first()
         readers = {stage.id: self._readers(stage) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
             if stage.id in readers:
@@ -158,7 +160,8 @@ class Build:
                 time = source_time(stage.reading.node)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
-                    task.input = GateInput(built.gates[number], built.right[number], built.first[number])
+                    numbers = built.right[number], built.first[number]
+                    task.input = GateInput(built.gates[number], *numbers, passes=stage.id in self._tell)
                 letters = self._dead_letters(stage, task)
                 task.chain = self._chain(built, number, letters)
                 if stage.reading is not None:
@@ -192,7 +195,7 @@ class Build:
         """Returns the readers of streams whose rows reach this stage or agent, also through other agents."""
         assert self.plan is not None
         before = self.plan.before(self.stages[stage_id].stage)
-        return [source for _, task, source in self.inputs if task.name.rsplit("/", 1)[0] in before]
+        return [source for _, task, source in self.inputs if _stage_of(task) in before]
 
     def agents_before(self, stage_id: str) -> set[str]:
         """Returns the ids of the agents whose rows reach this stage or agent."""
@@ -222,10 +225,19 @@ class Build:
             built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: _Built) -> None:
-        """Delays the sources of a stage's other inputs until its first inputs have ended and the stage has processed their rows."""
+        """Delays the sources that wait for an input of a stage until it is complete, and the stage has processed its rows."""
+        assert self.plan is not None
         stage, missing = built.stage, {task.name for task in built.tasks}
-        others = self.plan.reads_of(stage) if self.plan is not None else set()
-        waiting = [source for reading, _, source in self.inputs if reading.node in others]
+        origin, edge = next(
+            (each, edge) for each in self.plan.stages for edge in each.edges() if edge.first and edge.target is stage
+        )
+        waiting = [source for reading, _, source in self.inputs if reading.node in edge.first]
+        names = ", ".join(sorted({source.name for source in waiting}))
+        for source in [
+            source for _, task, source in self.inputs if _stage_of(task) in {origin.id, *self.plan.before(origin)}
+        ]:
+            if not source.source.bounded:
+                source.awaited_by = names if not source.awaited_by else f"{source.awaited_by}, {names}"
 
         def over(name: str) -> None:
             missing.discard(name)
@@ -445,8 +457,15 @@ class Build:
                 channel.put_nowait(IDLE)
             gate.append(channel)
             channels.append(channel)
-        last = built.stage.sink is not None or built.stage.agent is not None
-        return Output(channels, edge.keys or (), task, everywhere=edge.everywhere, in_turn=edge.straight, last=last)
+        return Output(
+            channels,
+            edge.keys or (),
+            task,
+            everywhere=edge.everywhere,
+            in_turn=edge.straight,
+            last=built.stage.sink is not None or built.stage.agent is not None,
+            tells=bool(edge.first) or edge.target.id in self._tell,
+        )
 
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None
@@ -507,6 +526,10 @@ class Build:
                 operator.forgets = forgets.get(operator.id, frozenset())
                 states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)
+
+
+def _stage_of(task: StreamTask) -> str:
+    return task.name.rsplit("/", 1)[0]
 
 
 def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:

@@ -1,6 +1,7 @@
 """The inputs of a task: a source of its own (`reading`), or the gate over the channels from the upstream tasks.
 
-Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END.
+Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END, and COMPLETE, behind the rows
+that were in a source when it was opened. That one is an empty batch: a gate says through which channel it came, and aligns nothing.
 """
 
 from collections.abc import Callable, Set
@@ -12,7 +13,9 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel, Gate
 from sabot.operators.rows.origin import joined_origin
 
-__all__ = ["GateInput", "Input"]
+__all__ = ["COMPLETE", "GateInput", "Input"]
+
+COMPLETE = Batch(pa.RecordBatch.from_arrays([], schema=pa.schema([])))
 
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
@@ -51,30 +54,43 @@ class Input(Protocol):
 class GateInput:
     """The gate over the channels from the upstream tasks. Small batches that wait are joined, as each repartitioning made them smaller.
 
-    right: the numbers of the second input's channels. first: the numbers of the channels that must end before the readers of the others
-    read.
+    right: the numbers of the second input's channels. first: the numbers of the channels that must end, or bring COMPLETE, before sources
+    of the others are read. passes: COMPLETE goes on to the tasks downstream once every channel has ended or brought it.
     """
 
     brings_barriers = True
     flight_seconds = float("inf")
 
-    def __init__(self, channels: list[Channel], right: Set[int] = frozenset(), first: Set[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        channels: list[Channel],
+        right: Set[int] = frozenset(),
+        first: Set[int] = frozenset(),
+        *,
+        passes: bool = False,
+    ) -> None:
         self.gate = Gate(channels)
-        self._first = set(first)
+        self._first = set(first)  # those that are awaited
+        self._all = set(range(len(channels))) if passes else set()  # those of which COMPLETE was not passed on
         # Called in the task's thread, once the rows of the `first` channels have been processed.
         self.on_first_over: Callable[[], None] = _nothing
         self.right = False
         self._right = right
+        self._complete: set[int] = set()  # the channels that have brought COMPLETE
         self._next: tuple[int, Any] | None = None
 
     def next(self, wait_seconds: float) -> Any:
-        if self._first:
-            self._look_for_ends()
-        item = self.gate.next(wait_seconds) if self._next is None else self._next
-        if item is None:
-            return None
-        self._next = None
-        number, element = item
+        while True:
+            if (self._first or self._all) and self._has_completed():
+                return COMPLETE
+            item = self.gate.next(wait_seconds) if self._next is None else self._next
+            if item is None:
+                return None
+            self._next = None
+            number, element = item
+            if element is not COMPLETE:
+                break
+            self._complete.add(number)
         if not isinstance(element, Batch):
             return element
         self.right = number in self._right
@@ -83,10 +99,19 @@ class GateInput:
     def mark(self) -> Any:
         return None
 
-    def _look_for_ends(self) -> None:
-        self._first = {number for number in self._first if not self.gate.ended(number)}
-        if not self._first:
-            self.on_first_over()
+    def _has_completed(self) -> bool:
+        """Looks which channels have ended or brought COMPLETE; -> whether it is to be passed on now."""
+        if self._first:
+            self._first = self._incomplete(self._first)
+            if not self._first:
+                self.on_first_over()
+        if self._all:
+            self._all = self._incomplete(self._all)
+            return not self._all
+        return False
+
+    def _incomplete(self, numbers: set[int]) -> set[int]:
+        return {number for number in numbers - self._complete if not self.gate.ended(number)}
 
     def _joined(self, first: Batch) -> Batch:
         """Returns the batch joined with those that wait behind it, as far as they have the same columns."""
@@ -98,6 +123,7 @@ class GateInput:
             number, element = item
             if (
                 not isinstance(element, Batch)
+                or element is COMPLETE
                 or (number in self._right) is not self.right
                 or element.topic != first.topic
                 or not element.data.schema.equals(schema)

@@ -29,6 +29,7 @@ from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.event_time import SourceTime
+from sabot.runtime.inputs import COMPLETE
 from sabot.runtime.watermarks import Told, Watermarks
 from sabot.steps import step
 
@@ -37,6 +38,7 @@ __all__ = ["Reader", "SourceInput"]
 _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768
+_TELL_MS = 10_000
 _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-FAR_MS), pa.scalar(FAR_MS), pa.scalar(False)
 
 
@@ -206,6 +208,10 @@ class SourceInput(Reader):
     ) -> None:
         super().__init__(name, source)
         self.dead_letters = 0
+        self.awaited_by = (
+            ""  # the sources that wait until the rows that were there at the start have been read; "": none any more
+        )
+        self._next_told_ms = 0
         self._codec = codec
         self._schema = schema
         self._time = time
@@ -220,11 +226,19 @@ class SourceInput(Reader):
 
     def statistics(self) -> dict[str, Any]:
         return {
+            "source": self.name,
             "rows_in": self.rows_in,
             "dead_letters": self.dead_letters,
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
+            "backlog": self.backlog,
+            "waits_for": sorted(self.waits_for),
         }
+
+    @property
+    def backlog(self) -> int:
+        """The rows that are still to be read before sources that wait for this one; from any thread."""
+        return (self.source.backlog() or 0) if self.awaited_by else 0
 
     def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
         """Blocking. Raises what `Source.open` raises."""
@@ -238,6 +252,23 @@ class SourceInput(Reader):
         self._watermarks.know(self._positions, now_ms)
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
+
+    def next(self, wait_seconds: float) -> Any:
+        if self.awaited_by and self._waiting is None and self._is_complete():
+            return COMPLETE
+        return super().next(wait_seconds)
+
+    def _is_complete(self) -> bool:
+        """Whether all rows that were there at the start have gone to the task. Tells from time to time how many are left."""
+        left, now_ms = self.backlog, self._now_ms()
+        if left:
+            if now_ms >= self._next_told_ms:
+                self._next_told_ms = now_ms + _TELL_MS
+                _log.info("%s is read first: %d records are left; %s waits", self.name, left, self.awaited_by)
+            return False
+        _log.info("%s has been read as it was at the start", self.name)
+        self.awaited_by = ""
+        return True
 
     def _stands_still(self) -> None:
         if self._timed:

@@ -249,6 +249,8 @@ class StreamJob:
             yield Sample("sabot_dead_letters_total", source.dead_letters, task.name, topic)
             if reading.timed and task.watermark_ms is not None:
                 yield Sample("sabot_watermark_lag_seconds", (now_ms - task.watermark_ms) / 1000, task.name, topic)
+            if backlog := source.backlog:
+                yield Sample("sabot_backlog_records", backlog, task.name, topic)
             for (name, partition), lag in source.source.lag().items():
                 yield Sample("sabot_consumer_lag", lag, task.name, name, str(partition))
         for task in self.tasks:

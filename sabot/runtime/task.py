@@ -3,6 +3,7 @@
 take an element  ─▶  a batch: the chain processes it; what comes out goes into channels, a full one holds the thread up
                      a watermark: the chain emits what has become complete, then it is passed on
                      a barrier: the operators' state and the input's positions are taken, the barrier is passed on, acknowledged
+                     COMPLETE: is passed on, behind the rows that operators hold
                      END: the chain emits all that is left; the task's last state stays for the checkpoints to come
 """
 
@@ -23,7 +24,7 @@ from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
-from sabot.runtime.inputs import Input
+from sabot.runtime.inputs import COMPLETE, Input
 from sabot.runtime.reading import Reader
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
@@ -39,7 +40,7 @@ class Output:
     """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
 
     everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next. last: the rows leave the stream,
-    and nobody asks any more where they came from.
+    and nobody asks any more where they came from. tells: COMPLETE goes through it.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Output:
         everywhere: bool = False,
         in_turn: bool = False,
         last: bool = False,
+        tells: bool = False,
     ) -> None:
         self.channels = list(channels)
         self.rows_out = 0
@@ -59,6 +61,7 @@ class Output:
         self._everywhere = everywhere
         self._in_turn = in_turn
         self._last = last
+        self._tells = tells
         self._turn = 0
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
@@ -91,7 +94,11 @@ class Output:
                 self.send(channel, part)
 
     def mark(self, element: Any) -> None:
-        """To all of them; marks are always taken."""
+        """To all of them. Marks are always taken, but for COMPLETE, which waits for room as rows do."""
+        if element is COMPLETE:
+            for channel in self.channels if self._tells else []:
+                self.send(channel, element)
+            return
         for channel in self.channels:
             if self._refused:
                 self._refused.append((channel, element))
@@ -136,7 +143,7 @@ class Link:
             operator.on_mark = self._pass
 
     def mark(self, element: Any) -> None:
-        """WATERMARK, IDLE or ACTIVE: the operator first, then those behind it; who holds passes it on later."""
+        """WATERMARK, IDLE, ACTIVE or COMPLETE: the operator first, then those behind it; who holds passes it on later."""
         if self.operator.holds:
             self.operator.hold(element)
         elif isinstance(element, Watermark):
@@ -214,7 +221,7 @@ class Chain:
         return all([operator.is_empty for operator in self.pollers])
 
     def mark_time(self, element: Any) -> None:
-        """WATERMARK, IDLE or ACTIVE: goes down the chain like rows, and out of it."""
+        """WATERMARK, IDLE, ACTIVE or COMPLETE: goes down the chain like rows, and out of it."""
         for target in (*self.roots, *self._beside):
             target.mark(element)
 
@@ -391,7 +398,9 @@ class StreamTask:
 
     def _taken(self, element: Any) -> None:
         chain = self.chain
-        if isinstance(element, Batch):
+        if element is COMPLETE:
+            chain.mark_time(element)
+        elif isinstance(element, Batch):
             self.batches += 1
             if chain.process_right is not None and self.input.right:
                 chain.process_right(element)

@@ -1,14 +1,19 @@
 """Steps that make changes, or make something else of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.nodes.keyed import Aggregates, ByKey
 from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.nodes.read import Read, TableFormat, read_node
 from sabot.api.words import by_keys, named_texts
+from sabot.connectors.base import Source
+from sabot.errors import UserError
 
-__all__ = ["OP", "Changelog", "GroupAggregate", "Materialize", "Upsert", "Versions"]
+__all__ = ["OP", "Changelog", "GroupAggregate", "Materialize", "Upsert", "Versions", "table_node"]
 
 OP = "op"  # the column that a changelog has for people
 
@@ -69,6 +74,21 @@ class Upsert(ByKey):
 
     def versions(self) -> Node:
         return Versions(self.input, self.deletes)
+
+
+def table_node(
+    source: str | Source, key: str | Sequence[str], format: Literal["json", "debezium"], **options: Any
+) -> tuple[Read, Upsert]:
+    """The checked first steps of a table: what reads it, and the table. options: those of `read_node`."""
+    keys = (key,) if isinstance(key, str) else tuple(key)
+    if format not in ("json", "debezium"):
+        raise UserError(f"table: format={format!r}", hint="json or debezium")
+    if format == "debezium" and options["schema"] is None:
+        raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
+    read = read_node(source, table=TableFormat(keys, format), **options)
+    table = Upsert(read, keys, deletes=True)
+    table.check()
+    return read, table
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,8 @@ class Read(Node):
     records' timestamps, where they have one. time_unit: what its numbers count, None: ms. time_format: of its texts, None: ISO 8601.
 
     schema: the columns of the payloads. fields: (column, field) of what else of a record becomes a column, behind those.
-    table: they are read as changes of a table, with the op that says which rows end.
+    table: they are read as changes of a table, with the op that says which rows end. first: what it is joined with waits until the rows
+    that are there at the start have been read; None: where that is usual for the join.
     """
 
     word = "stream"
@@ -59,6 +60,7 @@ class Read(Node):
     fields: tuple[tuple[str, str], ...] = ()
     time_unit: TimeUnit | None = None
     time_format: str | None = None
+    first: bool | None = None
 
     @property
     def name(self) -> str:
@@ -166,8 +168,11 @@ def read_node(
     table: TableFormat | None = None,
     on_error: RowPolicy = "dead_letter",
     fields: Any = (),
+    first: bool | None = None,
 ) -> Read:
     """The checked first step of a stream."""
+    if first is not None and not isinstance(first, bool):
+        raise UserError(f"table: first={first!r}", hint="True or False; left out: as is usual for the join")
     row_policy("stream", on_error)
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
@@ -179,7 +184,13 @@ def read_node(
         )
     check_time("stream", time, time_unit, time_format)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
-    options: Any = {"on_error": on_error, "fields": pairs, "time_unit": time_unit, "time_format": time_format}
+    options: Any = {
+        "on_error": on_error,
+        "fields": pairs,
+        "time_unit": time_unit,
+        "time_format": time_format,
+        "first": first,
+    }
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
     if read.columns is not None:
         _check_time_column(time, read.columns)

@@ -30,6 +30,7 @@ class MemorySource(Source):
         self._broker = MemoryBroker.get(broker_url)
         self._topic: Topic | None = None
         self._positions: dict[int, int] = {}
+        self._ends: dict[int, int] = {}  # of the partitions, as of `open`
         self._turn = 0
 
     @property
@@ -68,6 +69,7 @@ class MemorySource(Source):
                 if not part.first <= position <= part.end:
                     raise self._lost(part.index, position, part.first, part.end)
                 self._positions[part.index] = position
+                self._ends[part.index] = part.end
             topic.sources.add(self)
             self._topic = topic
 
@@ -125,6 +127,9 @@ class MemorySource(Source):
         return {
             (self.name, part.index): part.end - self.position_of(part) for part in topic.partitions if self._owns(part)
         }
+
+    def backlog(self) -> int:
+        return sum(max(0, end - self._positions[index]) for index, end in self._ends.items())
 
     def close(self) -> None:
         topic, self._topic = self._topic, None

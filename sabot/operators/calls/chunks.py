@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.flow.channel import ACTIVE, Watermark
+from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.calls.handover import Call
 from sabot.operators.held import HeldRows, RowNumbers
 
@@ -95,28 +95,31 @@ class Chunk(HeldRows):
 
 
 class Segment:
-    """Rows that no mark parts, and the marks behind them. A run of marks says no more than its last watermark, and whether the input
-    is idle at its end. chunks: how many of its chunks wait.
+    """Rows that no mark parts, and the marks behind them. A run of marks of time says no more than its last watermark, and whether the
+    input is idle at its end. chunks: how many of its chunks wait.
     """
 
     def __init__(self) -> None:
         self.chunks = 0
         self.watermark: Any = None
         self.idle: Any = None
+        self._others: list[Any] = []
 
     def add_mark(self, mark: Any) -> None:
         """Behind all that is there."""
         if isinstance(mark, Watermark):
             self.watermark = mark
-        else:
+        elif mark is IDLE or mark is ACTIVE:
             self.idle = mark
+        else:
+            self._others.append(mark)
 
     @property
     def is_closed(self) -> bool:
         """There are marks: rows that come now belong into the next one."""
-        return self.watermark is not None or self.idle is not None
+        return self.watermark is not None or self.idle is not None or bool(self._others)
 
     def marks(self) -> list[Any]:
         """In the order in which they are told."""
         told = [self.idle, self.watermark] if self.idle is ACTIVE else [self.watermark, self.idle]
-        return [mark for mark in told if mark is not None]
+        return [*self._others, *(mark for mark in told if mark is not None)]

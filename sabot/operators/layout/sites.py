@@ -13,13 +13,13 @@ adds an operator more, or adds them in another order, gives the state of one ope
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.agents import AgentRead
-from sabot.api.nodes.joins import Lookup, TwoInputs
+from sabot.api.nodes.joins import AsofJoin, Lookup, TwoInputs
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
@@ -125,7 +125,7 @@ class Layout:
         self._counts: Counter[str] = Counter()
         self._waits: dict[
             int, set[int]
-        ] = {}  # id of a Read node -> ids of the Read nodes that are read to their end before it
+        ] = {}  # id of a Read node -> ids of the Read nodes that are read before it (`_waiting`)
 
     def _id(self, kind: str) -> str:
         """The next id of this kind. Each kind has its own count, so that another filter does not give a window's state to a window."""
@@ -180,30 +180,79 @@ class Layout:
         stage = self.stage(name, self.parallelism if by_left else 1)
         left = left if stays else left.parted(by_left)
         right = right if whole else right.parted(by_right)
-        left.targets.append(Edge(stage, None if stays else by_left or None, straight=stays, changes=left.changes))
+        edge = Edge(stage, None if stays else by_left or None, straight=stays, changes=left.changes)
+        edge.first = self._waiting(node.left, node.right, False)
+        left.targets.append(edge)
         edge = Edge(stage, None if whole else by_right or None, right=True, everywhere=whole, changes=right.changes)
         edge.timeless = timeless
-        edge.first = (timeless or isinstance(node, Lookup)) and self._ends_apart(node)
+        edge.first = self._waiting(node.right, node.left, _usually_first(node, timeless))
         right.targets.append(edge)
         keys_behind = (
             None if stays else by_left or None
         )  # rows that stay are in other subtasks with another parallelism
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, last=None)
 
-    def _ends_apart(self, node: TwoInputs) -> bool:
-        """Whether the right side ends, and may be read to its end first, since no source of it waits, even indirectly, for the left."""
-        left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
-        if not all(isinstance(each.source, Source) and each.source.bounded for each in right.values()):
-            return False
-        if any(isinstance(each, AgentRead) for each in left.values()):
-            return False  # an agent gives what it has, and nobody holds it back
-        awaited, more = set(right), list(right)
+    def _waiting(self, side: Node, other: Node, usual: bool) -> frozenset[Read]:
+        """The sources of `other` that wait until those of `side` have been read, as far as there are rows at the start. None, if that is
+        neither asked for nor usual here; or if it cannot be: a source of `side` cannot say where its end is, or waits for one of `other`.
+        Raises UserError if it was asked for and cannot be.
+        """
+        awaited = {id(each): each for each in walk([side]) if isinstance(each, Read)}
+        asked = [each for each in awaited.values() if each.first]
+        if not asked and (not usual or any(each.first is False for each in awaited.values())):
+            return frozenset()
+        waiting = _drivers(other)
+        why = _endless(awaited.values()) or _unheld(waiting) or self._crossed(awaited, waiting)
+        if why and asked:
+            raise UserError(f"table {asked[0].name} cannot be read first: {why}", hint="leave first=True out")
+        if why:
+            return frozenset()
+        for each in waiting:
+            self._waits.setdefault(id(each), set()).update(awaited)
+        return waiting
+
+    def _crossed(self, awaited: Iterable[int], waiting: Iterable[Read]) -> str:
+        """Says which source that would wait is awaited too, even indirectly; "": none."""
+        before, more = set(awaited), list(awaited)
         while more:
-            for each in self._waits.get(more.pop(), set()) - awaited:
-                awaited.add(each)
-                more.append(each)
-        if awaited & left.keys():
-            return False
-        for each in left:
-            self._waits.setdefault(each, set()).update(right)
-        return True
+            further = self._waits.get(more.pop(), set()) - before
+            before |= further
+            more += further
+        return next(
+            (f"{each.name} would wait for it, and it for {each.name}" for each in waiting if id(each) in before), ""
+        )
+
+
+def _usually_first(node: TwoInputs, timeless: bool) -> bool:
+    """Whether the right side is read first unless somebody says otherwise."""
+    reads = [each for each in walk([node.right]) if isinstance(each, Read)]
+    if isinstance(node, AsofJoin):
+        return any(each.table is not None for each in reads)
+    return isinstance(node, Lookup) or (
+        timeless and all(isinstance(each.source, Source) and each.source.bounded for each in reads)
+    )
+
+
+def _drivers(node: Node) -> frozenset[Read]:
+    """The sources for whose rows the node gives rows: not those of a table in which others are looked up."""
+    if isinstance(node, Read):
+        return frozenset([node])
+    inputs = node.inputs[:1] if isinstance(node, Lookup | AsofJoin) else node.inputs
+    return frozenset(read for each in inputs for read in _drivers(each))
+
+
+def _endless(reads: Iterable[Read]) -> str:
+    """Says which of these sources cannot be read to an end; "": all can."""
+    for each in reads:
+        source = each.source
+        if isinstance(each, AgentRead) or (
+            isinstance(source, Source) and not source.bounded and type(source).backlog is Source.backlog
+        ):
+            return f"{each.name} does not say where its end is"
+    return ""
+
+
+def _unheld(reads: Iterable[Read]) -> str:
+    """Says which of these sources cannot wait; "": all can."""
+    names = (each.name for each in reads if isinstance(each, AgentRead))
+    return next((f"agent {name} gives what it has, and does not wait" for name in names), "")
