@@ -19,6 +19,7 @@ from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, Sabo
 from sabot.jobs.derived import question_token
 from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
+from sabot.jobs.judging import judge_within
 from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
@@ -54,10 +55,10 @@ class Effects:
         """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
         self.limits: dict[str, ChildLimits] = {}  # by agent
-        broken = partial(broke, "an effect")
-        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=broken, again=self.again)
-        self._desk = desk
-        self._timers = timers
+        ends = partial(broke, "an effect")
+        judge = None if gate is None else partial(judge_within, desk, gate, clock)
+        self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=ends, again=self.again, judge=judge)
+        self._desk, self._timers = desk, timers
         self._gate = gate
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 

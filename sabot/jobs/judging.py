@@ -1,29 +1,31 @@
-"""The gates of an app before calls of models that no job makes: in agents that are not durable, and in streams (`map_llm`).
+"""The gates of an app before calls of models that are no effects of a job: in agents that are not durable, in streams (`map_llm`), and
+in tools that ask models by themselves.
 
-There is no journal, so nothing is decided but for this one call, nobody can be asked, and what a crash cuts off has no row.
+No journal has them, so nothing is decided but for this one call, nobody can be asked, and what a crash cuts off has no row.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
-from decimal import Decimal
 from itertools import count
 from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import PolicyDenied
-from sabot.jobs.gate import Decision, EffectGate, GatedCall, GateVerdict, gate_of, hidden, judged
+from sabot.errors import PolicyDenied, UserError
+from sabot.jobs.gate import NOBODY, Behalf, Decision, EffectGate, GatedCall, GateVerdict, Price, gate_of, hidden, judged
+from sabot.jobs.owner import Desk
 from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.errors import model_error
 from sabot.llm.judging import JUDGE
 from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
-from sabot.llm.results import Completion, Usage
+from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
 
-__all__ = ["GateJudge", "judge_of", "judged_within"]
+__all__ = ["GateJudge", "judge_of", "judge_within", "judged_within"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,26 +34,23 @@ T = TypeVar("T")
 class GateJudge:
     """A `CallJudge`, for one event loop."""
 
-    def __init__(self, app: str, gate: EffectGate, clock: Clock) -> None:
-        """app: its id, which is the scope of these calls."""
-        self._agent, self._gate, self._clock = f"{app}.calls", gate, clock
+    _only_asks = "only durable agents ask"
+
+    def __init__(self, calls: str, agent: str, gate: EffectGate, clock: Clock) -> None:
+        """calls: what their rows have in place of a job. agent: whose they are; the scope is its app."""
+        self._calls, self._agent, self._gate, self._clock = calls, agent, gate, clock
         self._numbers = count(1)
+        self._behalf = NOBODY
 
     async def __call__(
-        self,
-        call: ModelCall,
-        model: str,
-        price: Callable[[str, Usage], Decimal | None],
-        ask: Callable[[], Awaitable[Outcome]],
+        self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
-        gate, effect = self._gate, EffectId(f"{self._agent}/{call.context.request_id}", next(self._numbers))
-        kind = EffectClass.METERED
-        asked = GatedCall(effect, "model", model, self._agent, effect_class=kind, spec=_told(call), price=price)
-        found = judged(gate, asked)
+        gate, effect = self._gate, EffectId(f"{self._calls}/{call.context.request_id}", next(self._numbers))
+        found = judged(gate, self._asked(effect, model, call, price))
         verdict = found if isinstance(found, GateVerdict) else await found
         if verdict.decision in (Decision.DENY, Decision.ASK):
             gate.drop(effect)
-            raise _denied(model, verdict)
+            raise self._denied(model, verdict)
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.texts = hidden(call.texts, verdict.hide)
 
@@ -60,7 +59,7 @@ class GateJudge:
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
             refused = gate.again(following)
             if refused is not None:
-                raise _denied(model, refused)
+                raise self._denied(model, refused)
             effect = following
 
         call.again = again
@@ -75,9 +74,41 @@ class GateJudge:
         self._settle(effect, model, "ok", pack(said, "an answer"))
         return outcome
 
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
+        behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
+        labels = frozenset(behalf.labels)
+        return GatedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
+
+    def _denied(self, model: str, verdict: GateVerdict) -> Exception:
+        why = verdict.reason or "a rule denies it"
+        if verdict.decision is Decision.ASK:
+            why = f"{why}: a person would have to allow it, and {self._only_asks}"
+        said = f"{model} was not asked: {why}" + (f" (rule {verdict.rule})" if verdict.rule else "")
+        return model_error(verdict.error, said) or PolicyDenied(said)
+
     def _settle(self, effect: EffectId, model: str, outcome: str, body: bytes) -> None:
         self._gate.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
         self._gate.over(effect.job)
+
+
+class _ToolJudge(GateJudge):
+    """Of what a tool asks by itself, on behalf of the job that has called it."""
+
+    _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
+
+    def __init__(self, effect: EffectId, agent: str, behalf: Behalf, gate: EffectGate, clock: Clock) -> None:
+        super().__init__(f"{effect.job}/{effect.ordinal}", agent, gate, clock)
+        self._behalf, self._loop = behalf, asyncio.get_running_loop()
+
+    async def __call__(
+        self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
+    ) -> Outcome:
+        if asyncio.get_running_loop() is not self._loop:
+            raise UserError(
+                f"{model} was not asked: policy and budgets judge nothing in the event loop of a thread, in which a sync tool asks it",
+                hint="make the tool `async def`, and await the engine in it",
+            )
+        return await super().__call__(call, model, price, ask)
 
 
 def _told(call: ModelCall) -> RequestSpec:
@@ -87,18 +118,17 @@ def _told(call: ModelCall) -> RequestSpec:
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
-def _denied(model: str, verdict: GateVerdict) -> Exception:
-    why = verdict.reason or "a rule denies it"
-    if verdict.decision is Decision.ASK:
-        why = f"{why}: a person would have to allow it, and only durable agents ask"
-    said = f"{model} was not asked: {why}" + (f" (rule {verdict.rule})" if verdict.rule else "")
-    return model_error(verdict.error, said) or PolicyDenied(said)
-
-
 def judge_of(app: str, gates: Sequence[EffectGate], clock: Clock) -> GateJudge | None:
     """Of an app with these gates; None: it has none."""
     gate = gate_of(gates)
-    return None if gate is None else GateJudge(app, gate, clock)
+    return None if gate is None else GateJudge(f"{app}.calls", f"{app}.calls", gate, clock)
+
+
+def judge_within(desk: Desk, gate: EffectGate, clock: Clock, effect: EffectId) -> GateJudge:
+    """Of what the tool of this effect, which is about to be called, asks of models by itself."""
+    live = desk.live(effect.job)
+    assert live is not None, f"effect {effect} is made for a job that is not in memory"
+    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, gate, clock)
 
 
 def judged_within(function: Callable[P, T], app: str, gates: Sequence[EffectGate], clock: Clock) -> Callable[P, T]:

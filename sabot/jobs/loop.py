@@ -17,12 +17,13 @@ import sys
 from asyncio import tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from contextvars import Context
+from contextvars import Context, copy_context
 from hashlib import blake2b
 from threading import get_ident
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.errors import InternalError, UserError, short_repr
+from sabot.llm.judging import IN_JOB
 
 __all__ = ["JobLoop", "JobTimer"]
 
@@ -184,8 +185,10 @@ class JobLoop(asyncio.AbstractEventLoop):
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Makes the main task, in a copy of the current context. It takes its first step in the next turn."""
         self._in_turn = get_ident()
+        context = copy_context()
+        context.run(IN_JOB.set, True)
         try:
-            self.main = self.create_task(coroutine)
+            self.main = self.create_task(coroutine, context=context)
         finally:
             self._in_turn = 0
 

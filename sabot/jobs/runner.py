@@ -33,6 +33,7 @@ from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
+from sabot.llm.judging import JUDGE, CallJudge
 from sabot.llm.tools import Effect, Tool
 from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
@@ -103,17 +104,19 @@ class EffectRunner:
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
+        judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
         """may_send: called just before each call; it raises where no call may be made any more. sync_threads: calls of sync tools at once.
 
         on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
         JournalFailed), or a tool has asked for the end of the process (`exits`). None: it is raised out of a callback of the event loop.
-        again: as of `Effect`.
+        again: as of `Effect`. judge: gives who judges the calls of models that the tool of this effect makes by itself.
         """
         self._clock = clock
         self._may_send = may_send
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
+        self._judge = judge
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
@@ -249,10 +252,11 @@ class EffectRunner:
             return
         calls[key] = call
         self._in_flight += 1
+        context = self._context.copy()
+        if self._judge is not None:
+            context.run(JUDGE.set, self._judge(call.effect))
         # No task factory is asked: an eager one would begin the call in here.
-        call.task = asyncio.Task(
-            self._run(call), loop=self._loop, name=f"effect {call.effect}", context=self._context.copy()
-        )
+        call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {call.effect}", context=context)
 
     async def _run(self, call: _Call) -> None:
         tool = call.tool

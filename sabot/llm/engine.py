@@ -26,7 +26,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
-from sabot.llm.judging import JUDGE
+from sabot.llm.judging import IN_JOB, JUDGE
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
@@ -475,6 +475,11 @@ class ExecutionEngine:
         """Raises UserError where no call can be made."""
         if self._closed:
             raise UserError("the engine is closed")
+        if IN_JOB.get():
+            raise UserError(
+                "the function of a durable agent asks an engine by itself, so nobody would judge or record what it asks",
+                hint="await ctx.llm(engine).complete(…), agent.run(…, doing=ctx.llm(engine)), or an effect: ctx.step, ctx.call",
+            )
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sabot import App
-from sabot.agents import ActionRecord, ActionStatus, PolicyEngine, ToolPolicy
+from sabot.agents import ActionRecord, ActionStatus, Decision, GatedCall, PolicyEngine, ToolPolicy
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed, EffectError
@@ -156,7 +156,12 @@ async def test_a_call_in_which_the_server_died_is_in_doubt_and_a_person_says_wha
     assert seen == ["send", "send"]
 
 
-async def test_a_model_that_a_server_asks_is_paid_once(office: Office) -> None:
+async def test_a_model_that_a_server_asks_is_judged_and_paid_once(office: Office) -> None:
+    def rule(call: GatedCall) -> Decision:
+        asked.extend([call.name] if call.kind == "model" else [])
+        return Decision.ALLOW
+
+    asked: list[str] = []
     provider = ScriptedProvider(["fine"])
     engine = ExecutionEngine(provider, retries=0, patience=0)
     async with McpServerPool(sampling=engine) as pool:
@@ -167,15 +172,16 @@ async def test_a_model_that_a_server_asks_is_paid_once(office: Office) -> None:
             await ctx.sleep("1h")
             return said.text
 
-        app = office.app(handle)
+        policy = PolicyEngine([rule])
+        app = office.app(handle, policy=policy)
         await app.start()
         office.order()
         await parked(app)
         await crash(app)
-        async with started(office.app(handle)):
+        async with started(office.app(handle, policy=policy)):
             office.clock.advance(3600)
             await until(lambda: office.answers() == ["state 1: fine"])
-    assert (len(provider.requests), len(office.desk.calls)) == (1, 2)
+    assert (len(asked), len(provider.requests), len(office.desk.calls)) == (1, 1, 2)
 
 
 async def test_a_policy_holds_for_them(office: Office, pool: McpServerPool) -> None:

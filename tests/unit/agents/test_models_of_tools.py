@@ -1,0 +1,195 @@
+"""Models that tools and steps of durable agents ask by themselves are judged and counted, once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from unit.agents.test_accounting import PRICES, answer, gate
+from unit.jobs.hosting import Agent, hosting
+
+from sabot.agents import DataAccessPolicy, Decision, GatedCall, ModelPolicy, PolicyEngine
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.errors import EffectError, UserError
+from sabot.jobs.gate import NOBODY, Behalf, EffectGate, gate_of
+from sabot.journal import MemoryHome
+from sabot.llm import Agent as ModelAgent
+from sabot.llm import ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
+
+Job = Callable[[DurableContext], Coroutine[Any, Any, Any]]
+
+
+class Desk:
+    """A model, tools that ask it, and jobs that call them."""
+
+    def __init__(self, answers: Any = answer) -> None:
+        self.provider = ScriptedProvider(answers, model="m")
+        self.engine = ExecutionEngine(self.provider, retries=0, patience=0, prices=PRICES)
+
+        @tool(effect="read")
+        async def asks(text: str) -> str:
+            """Asks a model."""
+            return (await self.engine.complete(text, max_tokens=100)).content
+
+        @tool(effect="read")
+        def asks_in_a_thread(text: str) -> str:
+            """Asks a model, in an event loop of its own."""
+            return asyncio.run(self.engine.complete(text, max_tokens=100)).content
+
+        @tool(effect="read", labels={"pii"})
+        async def patient() -> str:
+            """Whose record it is."""
+            return "Ann"
+
+        self.asks, self.asks_in_a_thread, self.patient = asks, asks_in_a_thread, patient
+
+    async def run(self, job: Job, *gates: EffectGate, behalf: Behalf = NOBODY) -> Any:
+        """What the job returns."""
+        agent = Agent(job)
+        async with hosting(MemoryHome(ManualClock(1.0)), agent, gate=gate_of(gates)) as running:
+            running.begin("job", behalf=behalf)
+            await running.over("job")
+        return agent.done["job"] if "job" in agent.done else agent.errors["job"]
+
+
+async def said(call: Coroutine[Any, Any, Any]) -> Any:
+    """What it gives, or the type of its error and its words."""
+    try:
+        return await call
+    except EffectError as error:
+        return error.type, error.message
+
+
+@pytest.mark.parametrize("as_step", [False, True])
+async def test_a_model_that_the_policy_denies_is_not_asked_by_a_tool_of_a_job(as_step: bool) -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        if as_step:
+            return await said(ctx.step(desk.engine.complete, "one", effect="read"))
+        return await said(ctx.call(desk.asks, "one"))
+
+    denied = await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["others"])]))
+    assert denied[0] == "PolicyDenied"
+    assert denied[1].endswith("m was not asked: scope app may not use it (rule ModelPolicy m)")
+    allowed = await desk.run(job, PolicyEngine([ModelPolicy(["m"], allowed_scopes=["app"])]))
+    assert "yes" in str(allowed)
+    assert len(desk.provider.requests) == 1
+
+
+async def test_what_a_tool_asks_is_counted_for_whom_its_job_runs_and_a_budget_holds_for_it() -> None:
+    desk, by = Desk(), gate(max_tokens_daily=200, warn_at=1)
+
+    async def job(ctx: DurableContext) -> Any:
+        return [await said(ctx.call(desk.asks, text)) for text in ("one", "two")]
+
+    first, second = await desk.run(job, by, behalf=Behalf("app", "ann"))
+    await by.ledger.flush()
+    (row,) = [each for each in by.ledger.writer.events if each.type == "model"]
+    assert (row.scope_id, row.principal_id, row.agent, row.name, row.total_tokens) == (
+        "app",
+        "ann",
+        "app.agent",
+        "m",
+        150,
+    )
+    assert row.job_id.startswith("job/1/")
+    assert first == "yes"
+    assert second[0] == "BudgetExceeded"
+    assert "the daily budget of app has 200 tokens: 150 used" in second[1]
+    assert len(desk.provider.requests) == 1
+    assert by.ledger._accounts["app"].reserved.calls == 0
+
+
+async def test_a_tool_tells_a_model_nothing_that_its_job_may_not_tell_it() -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        return [
+            await said(ctx.call(each, *given))
+            for each, *given in ((desk.asks, "one"), (desk.patient,), (desk.asks, "two"))
+        ]
+
+    policy = PolicyEngine([DataAccessPolicy(["pii"], allowed_models=["other"])])
+    first, _, second = await desk.run(job, policy)
+    assert first == "yes"
+    assert second[0] == "PolicyDenied"
+    assert "what is pii may not go to m" in second[1]
+
+
+async def test_a_tool_cannot_ask_a_person_for_a_model() -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        return await said(ctx.call(desk.asks, "one"))
+
+    kind, words = await desk.run(job, PolicyEngine([ModelPolicy(["m"], require_approval=True)]))
+    assert kind == "PolicyDenied"
+    assert "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)" in words
+
+
+async def test_a_sync_tool_that_asks_in_a_loop_of_its_own_is_told_what_to_do() -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        return await said(ctx.call(desk.asks_in_a_thread, "one"))
+
+    kind, words = await desk.run(job, PolicyEngine())
+    assert kind == "UserError"
+    assert "m was not asked" in words
+    assert "make the tool `async def`" in words
+    assert desk.provider.requests == []
+    assert await Desk().run(job) == "yes", "nobody judges"
+
+
+async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
+    asked: list[str] = []
+
+    def rule(call: GatedCall) -> Decision:
+        if call.kind == "model":
+            assert call.spec is not None
+            asked.append(call.spec.messages[-1].text)
+        return Decision.ALLOW
+
+    desk = Desk()
+
+    def answers(spec: Any) -> Any:
+        if spec.tools and spec.messages[-1].role != "tool":
+            name = spec.tools[0].name
+            given = '{"text": "of a tool"}' if name == "asks" else '{"prompt": "of an agent"}'
+            return assistant("", ToolCall("1", name, given))
+        return answer(spec)
+
+    agents = ExecutionEngine(ScriptedProvider(answers, model="m"), retries=0)
+    worker = ModelAgent(agents, name="worker", tools=[desk.asks])
+    lead = ModelAgent(agents, name="lead", tools=[worker])
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(desk.engine).complete("of the job", max_tokens=100)
+        await ctx.call(desk.asks, "of a tool")
+        asked.append("--")
+        await lead.run("of the lead", doing=ctx.llm(agents))
+
+    await desk.run(job, PolicyEngine([rule]))
+    assert asked == ["of the job", "of a tool", "--", "of the lead", "of an agent", "of a tool", "yes", "yes"]
+    assert len(desk.provider.requests) == 3
+
+
+async def test_the_function_of_a_job_asks_no_engine_by_itself() -> None:
+    desk = Desk()
+
+    async def job(ctx: DurableContext) -> Any:
+        with pytest.raises(UserError, match="asks an engine by itself") as caught:
+            await desk.engine.complete("one")
+        with pytest.raises(UserError, match="asks an engine by itself"):
+            async for _ in desk.engine.stream("one"):
+                pass
+        with pytest.raises(UserError, match="asks an engine by itself"):
+            await asyncio.gather(desk.engine.embed(["one"]))
+        assert "ctx.llm(engine)" in caught.value.hint
+        return (await ctx.llm(desk.engine).complete("two")).content
+
+    assert await desk.run(job) == "yes"
+    assert [each.messages[0].text for each in desk.provider.requests] == ["two"]
+    assert (await desk.engine.complete("outside of a job")).content == "yes"
