@@ -208,9 +208,8 @@ class SourceInput(Reader):
     ) -> None:
         super().__init__(name, source)
         self.dead_letters = 0
-        self.awaited_by = (
-            ""  # the sources that wait until the rows that were there at the start have been read; "": none any more
-        )
+        # The sources that wait until the rows that were there at the start have been read; "": none, or none any more.
+        self.awaited_by = ""
         self._next_told_ms = 0
         self._codec = codec
         self._schema = schema

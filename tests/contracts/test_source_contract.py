@@ -242,6 +242,24 @@ def test_lag_is_zero_at_the_end_and_from_any_thread(place: Place) -> None:
     source.close()
 
 
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_the_backlog_is_what_was_there_at_the_start(broker_place: MemoryPlace, start: str) -> None:
+    broker_place.create(2)
+    broker_place.put(PAYLOADS)
+    source = broker_place.source()
+    source.open(None, start)
+    there = len(PAYLOADS) if start == "earliest" else 0
+    assert source.backlog() == there
+    broker_place.put(PAYLOADS)
+    assert source.backlog() == there
+    if there:
+        read(source, 1)
+        assert 0 < (source.backlog() or 0) < there
+    read(source, there + len(PAYLOADS) - (1 if there else 0))
+    assert source.backlog() == 0
+    source.close()
+
+
 def test_a_tombstone_an_empty_payload_and_a_null_key_stay_what_they_are(broker_place: MemoryPlace) -> None:
     broker_place.create()
     broker_place.put([None, b"", b"x"])
