@@ -139,7 +139,7 @@ class DeclaresAgents:
         name: str | None = None,
         batch: Literal[False] = False,
         key: str | None = None,
-        sink: "str | Sink | Callable[..., Any] | None" = None,
+        sink: "str | Sink | Sequence[str | Sink] | Callable[..., Any] | None" = None,
         schema: pa.Schema | Mapping[str, Any] | None = None,
         concurrency: int = 1,
         timeout: Duration | None = None,
@@ -191,7 +191,8 @@ class DeclaresAgents:
 
         topic: a topic, a Source, or a list of them; by default the function's name. name: by default the function's name.
         key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)` is called for timers that the key has set.
-        sink: a topic, a Sink, or another agent's function.
+        sink: a topic, a Sink, or another agent's function; or a list of topics and Sinks, of which `Message(…, topic=)` names one; other
+        results go into the first.
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
         tombstones: records without a payload are given to the function too, with the message None; with key=, schema= says how the key of

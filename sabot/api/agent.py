@@ -26,7 +26,8 @@ _MAILBOX_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None. check: raises DataError for the
+    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None; more_sinks: those that results may
+    name beside it. check: raises DataError for the
     value of a record that the agent cannot take, which is a dead letter then. tombstones: records without a payload are its own too.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
@@ -39,6 +40,7 @@ class AgentSpec:
     inputs: tuple[str | Source, ...]
     key: str | None = None
     sink: Any = None
+    more_sinks: tuple[str | Sink, ...] = ()
     batch: bool = False
     schema: pa.Schema | None = None
     calls: CallOptions = field(default_factory=CallOptions)
@@ -152,17 +154,28 @@ class AgentSpec:
                 "children": children,
             },
         )
-        if not isinstance(sink, str | Sink | None) and not callable(sink):
-            raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
-        if isinstance(sink, str | Sink):
-            check_sink(sink, f"agent {agent_id}: sink")
+        sinks = list(sink) if isinstance(sink, list | tuple) else [sink]
+        if isinstance(sink, list | tuple) and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
+            raise refuse(
+                f"sink={sink!r}", "several sinks are topics and Sinks, of a record agent: Message(…, topic=) says which"
+            )
+        if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
+            raise refuse(
+                f"sink {sink!r}", "a topic name, a Sink, or another agent's function; or a list of topics and Sinks"
+            )
+        for each in sinks:
+            if isinstance(each, str | Sink):
+                check_sink(each, f"agent {agent_id}: sink")
+        if len({each if isinstance(each, str) else getattr(each, "name", "") for each in sinks}) != len(sinks):
+            raise refuse(f"sink={sink!r} has one name twice", "Message(…, topic=) could not say which")
         check_sink(dead_letter, f"agent {agent_id}: dead_letter")
         return cls(
             agent_id=agent_id,
             func=func,
             inputs=tuple(topics),
             key=key,
-            sink=sink,
+            sink=sinks[0],
+            more_sinks=tuple(sinks[1:]),
             batch=batch,
             schema=known,
             calls=calls,
@@ -186,6 +199,12 @@ class AgentSpec:
     def job_key(self) -> str | None:
         """The field by which the jobs of a durable agent have an order: `key=`, which says of a batch agent what key its output has."""
         return None if self.batch else self.key
+
+    @property
+    def sinks(self) -> dict[str, str | Sink]:
+        """Its topics and Sinks, by their names, the first one first."""
+        given = [each for each in (self.sink, *self.more_sinks) if isinstance(each, str | Sink)]
+        return {each if isinstance(each, str) else each.name: each for each in given}
 
     @property
     def text_keys(self) -> bool:

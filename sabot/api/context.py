@@ -38,17 +38,24 @@ TimerChange = tuple[bool, int, str]
 
 
 class Message:
-    """A result with a key or headers of its own: `return Message(value, key=b"acc1")`.
+    """A result with a key, headers or a topic of its own: `return Message(value, key=b"acc1", topic="alerts")`.
 
     `value`: bytes are written as they are, anything else as JSON. `key`: bytes or str; by default the key of the input record.
+    `topic`: one of the agent's sinks, by its name; by default the first one.
     """
 
-    __slots__ = ("headers", "key", "value")
+    __slots__ = ("headers", "key", "topic", "value")
 
     def __init__(
-        self, value: Any, *, key: bytes | str | None = None, headers: tuple[tuple[str, bytes], ...] = ()
+        self,
+        value: Any,
+        *,
+        key: bytes | str | None = None,
+        headers: tuple[tuple[str, bytes], ...] = (),
+        topic: str | None = None,
     ) -> None:
         self.value = value
+        self.topic = None if topic is None else checked_text(topic, "Message: topic")
         self.key = key.encode() if isinstance(key, str) else key
         self.headers = tuple((name, data) for name, data in headers)
         if self.key is not None and not isinstance(self.key, bytes):

@@ -2,7 +2,14 @@
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
 from sabot.plan.against import Planned, Verdict, check, compare, planned
-from sabot.plan.agents import arranged, dead_letter_topics, fed_by_streams, inputs_of
+from sabot.plan.agents import (
+    agreed_deliveries,
+    arranged,
+    dead_letter_topics,
+    fed_by_streams,
+    inputs_of,
+    place_of_sink,
+)
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.planner import make_plan
@@ -16,6 +23,7 @@ __all__ = [
     "Stage",
     "Step",
     "Verdict",
+    "agreed_deliveries",
     "arranged",
     "check",
     "check_alike",
@@ -26,6 +34,7 @@ __all__ = [
     "inputs_of",
     "make_plan",
     "mermaid",
+    "place_of_sink",
     "planned",
     "walk",
     "with_schemas",

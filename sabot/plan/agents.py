@@ -9,9 +9,10 @@ from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd
 from sabot.config import dead_letter_topic
+from sabot.connectors.base import Delivery, Sink, agreed_delivery
 from sabot.errors import UserError
 
-__all__ = ["arranged", "dead_letter_topics", "fed_by_streams", "inputs_of"]
+__all__ = ["agreed_deliveries", "arranged", "dead_letter_topics", "fed_by_streams", "inputs_of", "place_of_sink"]
 
 
 def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
@@ -108,3 +109,26 @@ def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozens
     """Returns the dead-letter topics by input, for an agent whose dead letters go into topics."""
     assert isinstance(spec.dead_letter, str)
     return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}
+
+
+def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[str | int, Delivery]:
+    """By topic, or the id of a Sink: the delivery= on which the agents that write results there agree. If none of them sets it, that of
+    the first writer holds, which may be an agent that writes its dead letters there.
+    """
+    agreed: dict[str | int, Delivery] = {}
+    first: dict[str | int, Delivery] = {}
+    for spec in specs:
+        for sink in spec.sinks.values():
+            place = place_of_sink(sink)
+            agreed[place] = agreed_delivery(sink, agreed.get(place), spec.delivery)
+            first.setdefault(place, spec.delivery)
+        own_letters = isinstance(spec.dead_letter, Sink)
+        letters = [spec.dead_letter] if own_letters else dead_letter_topics(spec, specs, fed).values()
+        for letter in letters:
+            first.setdefault(place_of_sink(letter), "at_least_once" if spec.delivery == "at_least_once" else None)
+    return {place: agreed.get(place) or delivery for place, delivery in first.items()}
+
+
+def place_of_sink(sink: str | Sink) -> str | int:
+    """Returns one key for all writers of this sink."""
+    return sink if isinstance(sink, str) else id(sink)

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
-from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
 from sabot.operators.layout.stages import Edge, Stage, Step, column_types
@@ -125,9 +124,7 @@ def _of_agent(spec: AgentSpec) -> list[str]:
     """What it reads and writes, agents and streams aside."""
     lines = [f"agent {spec.agent_id}"]
     lines += [f"  read {topic}" for topic in spec.topics]
-    if isinstance(spec.sink, str | Sink):
-        lines.append(f"  write {spec.sink if isinstance(spec.sink, str) else spec.sink.name}")
-    return lines
+    return [*lines, *(f"  write {name}" for name in spec.sinks)]
 
 
 def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> None:

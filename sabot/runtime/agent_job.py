@@ -10,7 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
+from sabot.connectors.base import Sink, Source
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
@@ -21,7 +21,7 @@ from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port,
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
-from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of
+from sabot.plan import agreed_deliveries, arranged, dead_letter_topics, fed_by_streams, inputs_of, place_of_sink
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
@@ -30,7 +30,7 @@ from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.unfinished import positions_of
-from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort, StreamPort
+from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
 from sabot.state import HeldWrites, StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
@@ -125,7 +125,7 @@ class AgentJob:
             clock=settings.clock,
             hung_after_s=settings.hung_after_s,
         )
-        self.wanted = self._agreed()
+        self.wanted = agreed_deliveries(self.specs, self._fed)
 
     async def start(self, restored: Manifest | None = None) -> None:
         """`open`, then `run`."""
@@ -172,18 +172,20 @@ class AgentJob:
         make = judged_within(agent_operator, self.settings.app, self.settings.gates, self._clock)
         await self._open_journal(restored)
         for spec in self.specs:
-            port = self._port(spec, operators)
+            branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
+            port = self._port(spec, operators, list(branches.values()))
             operators[spec.agent_id] = make(
                 spec,
                 backend=self.task.state,
                 output=port,
+                branches=branches,
                 dead_letters=self._dead_letter_ports(spec),
                 on_failed=self._failed,
                 on_broken=self.task.break_down,
                 clock=self._clock,
                 counters=self._counters[spec.agent_id],
                 version=self.settings.version,
-                **self._durable(spec, port),
+                **self._durable(spec, port, list(branches.values())),
             )
         await self._open_sinks()
         self.task.operators = dict(reversed(operators.items()))
@@ -223,7 +225,7 @@ class AgentJob:
         self.task.add_jobs(jobs)
         await jobs.open(restored, TASK)
 
-    def _durable(self, spec: AgentSpec, port: Port | None) -> dict[str, Any]:
+    def _durable(self, spec: AgentSpec, port: Port | None, sinks: Sequence[SinkPort]) -> dict[str, Any]:
         """The wiring of a durable agent."""
         if not spec.durable:
             return {}
@@ -238,8 +240,9 @@ class AgentJob:
                 " must read what had not expired when it ran first",
                 hint="MemoryBackend or RocksDBBackend with ttl=, which judge reads at the time of the job; or a backend that keeps values",
             )
-        staged = port is None or (isinstance(port, AgentSink) and isinstance(port.writer.sink, StagedSink))
-        return {"host": self.task.jobs.host, "mail": self.task.jobs.mail, "leaves_at_once": not staged}
+        staged = [isinstance(each, AgentSink) and isinstance(each.writer.sink, StagedSink) for each in sinks]
+        at_once = port is not None and not (staged and all(staged))
+        return {"host": self.task.jobs.host, "mail": self.task.jobs.mail, "leaves_at_once": at_once}
 
     @staticmethod
     def _link_jobs(operators: Mapping[str, AgentOperator]) -> None:
@@ -347,7 +350,7 @@ class AgentJob:
         agents = self.streams.build.agents_before(stage_id)
         return [each.input for each in self.task.sources if each.operator.spec.agent_id in agents]
 
-    def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
+    def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator], sinks: Sequence[SinkPort]) -> Port | None:
         sink = spec.sink
         given = None if self.streams is None else self.streams.build.given.get(spec.agent_id)
         if sink is None:
@@ -356,8 +359,8 @@ class AgentJob:
             port = StreamPort(spec.agent_id, given.columns, given.channel, self._loop)
             self.task.add_sink(port)
             return port
-        if isinstance(sink, str | Sink):
-            return self._sink(sink)
+        if sinks:
+            return sinks[0] if len(sinks) == 1 else SeveralSinks(sinks)
         for operator in operators.values():
             if operator.spec.func is sink:
                 return OperatorPort(operator)
@@ -376,26 +379,9 @@ class AgentJob:
         """Returns the dead-letter topics, by input."""
         return dead_letter_topics(spec, self.specs, self._fed)
 
-    def _agreed(self) -> dict[str | int, Delivery]:
-        """By topic, or the id of a Sink: the delivery= on which the agents that write results there agree. If none of them sets it, that of
-        the first writer holds, which may be an agent that writes its dead letters there.
-        """
-        agreed: dict[str | int, Delivery] = {}
-        first: dict[str | int, Delivery] = {}
-        for spec in self.specs:
-            if isinstance(spec.sink, str | Sink):
-                place = _place(spec.sink)
-                agreed[place] = agreed_delivery(spec.sink, agreed.get(place), spec.delivery)
-                first.setdefault(place, spec.delivery)
-            own_letters = isinstance(spec.dead_letter, Sink)
-            letters = [spec.dead_letter] if own_letters else self._dead_letter_topics(spec).values()
-            for letter in letters:
-                first.setdefault(_place(letter), "at_least_once" if spec.delivery == "at_least_once" else None)
-        return {place: agreed.get(place) or delivery for place, delivery in first.items()}
-
     def _sink(self, sink: str | Sink) -> SinkPort:
         """Returns the port into the sink, which all agents share."""
-        place = _place(sink)
+        place = place_of_sink(sink)
         port = self._sinks.get(place)
         if port is not None:
             return port
@@ -539,11 +525,6 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
-
-
-def _place(sink: str | Sink) -> str | int:
-    """Returns one key for all writers of this sink."""
-    return sink if isinstance(sink, str) else id(sink)
 
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:

@@ -81,7 +81,11 @@ def plan_of(
     reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
     _refuse_shared_files(ends)
-    own = {end.sink for end in [*ends, *agents] if isinstance(end, Write | AgentSpec) and isinstance(end.sink, str)}
+    sinks = [
+        *(end.sink for end in ends if isinstance(end, Write)),
+        *(s for spec in agents for s in spec.sinks.values()),
+    ]
+    own = {sink for sink in sinks if isinstance(sink, str)}
     kept = {} if restored is None else {node.name: found for node in reads if (found := _kept_columns(node, restored))}
     tasks: Mapping[str, StoredTask] = {} if restored is None else restored.tasks
     readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
@@ -253,8 +257,8 @@ def sinks_of(
     agents = [stage.agent for stage in plan.stages if stage.agent is not None]
     fed = fed_by_streams(ends)
     for spec in agents:
-        if isinstance(spec.sink, str | Sink):
-            yield "agents", opened(spec.sink), spec.delivery
+        for own in spec.sinks.values():
+            yield "agents", opened(own), spec.delivery
         letters: list[str | Sink] = [spec.dead_letter]
         if isinstance(spec.dead_letter, str):
             letters = list(dead_letter_topics(spec, agents, fed).values())

@@ -30,7 +30,7 @@ from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSink", "Flushes", "OperatorPort", "SinkPort", "StreamPort", "open_writer"]
+__all__ = ["AgentSink", "Flushes", "OperatorPort", "SeveralSinks", "SinkPort", "StreamPort", "open_writer"]
 
 _log = logging.getLogger(__name__)
 
@@ -262,6 +262,34 @@ class StreamPort(SinkPort):
     def end(self) -> None:
         """Ends the stream, as the agent gives no more rows: its windows close. Not called for an agent that has failed or was stopped."""
         self._put(END)
+
+
+class SeveralSinks:
+    """The ports of an agent with several sinks, as one: what it makes without saying where goes into the first."""
+
+    takes_records = False
+
+    def __init__(self, ports: Sequence[SinkPort]) -> None:
+        self.name = ports[0].name
+        self._ports = ports
+
+    @property
+    def full(self) -> bool:
+        """True if one of them is."""
+        return any(port.full for port in self._ports)
+
+    def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the batch unchanged."""
+        return batch
+
+    def put(self, batch: Batch) -> None:
+        """As `SinkPort.put`."""
+        self._ports[0].put(batch)
+
+    async def writable(self) -> None:
+        """Returns when all have room again, or no longer read."""
+        for port in self._ports:
+            await port.writable()
 
 
 class AgentSink(SinkPort):

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from sabot import AgentFailed, App, BrokerUnavailable, UserError
+from sabot import AgentFailed, App, BrokerUnavailable, Message, UserError
 from sabot._cython.arrow.batch import Batch
 from sabot.agents.runtime import AgentProcess, AgentState
 from sabot.codecs.records import build_records
@@ -73,6 +73,22 @@ async def test_payloads_come_as_they_are_and_tombstones_to_who_asks(app, url, ma
     async with started(app):
         found = [json.loads(record.payload) for record in await read_topic(url, out, 3)]
     assert found == [{"raw": '{"n" : 1}', "key": "a"}, {"raw": None, "key": "a"}, {"raw": "2 ", "key": "b"}]
+
+
+async def test_a_result_goes_into_the_topic_that_it_names(url, make_topic, tmp_path):
+    """With a state directory: exactly once, in transactions of two tracks."""
+    topic, even, odd = make_topic(), make_topic(), make_topic()
+    app = App(f"app-{uuid.uuid4().hex[:8]}", broker=url, state=str(tmp_path), checkpoint_interval="100ms")
+
+    @app.agent(topic, sink=[even, odd])
+    async def part(ctx):
+        return Message(ctx.message, topic=odd if ctx.message % 2 else even)
+
+    async with started(app):
+        for number in range(20):
+            await app.send(topic, number, key="k")
+        found = [[(r.value, r.key) for r in await read_topic(url, place, 10)] for place in (even, odd)]
+    assert found == [[(number, b"k") for number in range(first, 20, 2)] for first in (0, 1)]
 
 
 async def test_agent_receives_kafka_messages(app, make_topic):

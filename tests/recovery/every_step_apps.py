@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 import sabot
-from sabot import App, ParquetSink, SqlSink, col, tumbling
+from sabot import App, Message, ParquetSink, SqlSink, col, tumbling
 from sabot.testing import BARRIER, END, ScriptedSource
 
 ACCOUNTS = ["ann", "bob", "cyd"]
@@ -72,6 +72,21 @@ def agent_to_kafka(directory: Path) -> App:
         total = (await state.get("total") or 0) + amount
         await state.put("total", total)
         return {"account": account, "seen": seen, "total": total}
+
+    return app
+
+
+def agent_to_topics(directory: Path) -> App:
+    """Each third result goes into another topic than the others."""
+    app = named(directory)
+    out = topic_of(directory)
+
+    @app.agent(ScriptedSource(SCRIPT), key="account", sink=[out, f"{out}-cyd"])
+    async def running(ctx):
+        total = (await ctx.state().get("total") or 0) + ctx.message["amount"]
+        await ctx.state().put("total", total)
+        row = {"account": ctx.message["account"], "total": total}
+        return Message(row, topic=f"{out}-cyd" if row["account"] == "cyd" else out)
 
     return app
 

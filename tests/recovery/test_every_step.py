@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Sink, SqlSink, UserError, col
+from sabot import App, Message, Sink, SqlSink, UserError, col
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 
@@ -129,6 +129,37 @@ each_or_some = pytest.mark.parametrize("sample", [pytest.param(None, id="each", 
 @each_or_some
 def test_timers_of_agents_fire_once_wherever_the_process_dies(sample: int | None) -> None:
     crashes = crash_at_every_step(build_timers, check_timers, workers=2, sample=sample)
+    assert crashes.died > (sample // 2 if sample else crashes.steps)
+
+
+def build_parted(directory: Path) -> App:
+    """Each result says into which of two sinks it goes, and how often its key was seen."""
+    app = App("parted", state=str(directory / "state"), checkpoint_interval=3600)
+    columns = pa.schema([("k", pa.string()), ("n", pa.int64()), ("seen", pa.int64())])
+    even, odd = (SqlSink(f"sqlite:///{directory / name}.db", table=name, schema=columns) for name in ("even", "odd"))
+
+    @app.agent(ScriptedSource([ROWS[0], BARRIER, ROWS[1], END]), key="k", concurrency=2, sink=[even, odd])
+    async def part(ctx):
+        seen = (await ctx.state().get("seen") or 0) + 1
+        await ctx.state().put("seen", seen)
+        return Message({**ctx.message, "seen": seen}, topic=odd.name if ctx.message["n"] % 2 else None)
+
+    return app
+
+
+def check_parted(directory: Path) -> list[list[object]]:
+    found = []
+    for name, left in (("even", 0), ("odd", 1)):
+        with contextlib.closing(sqlite3.connect(directory / f"{name}.db")) as database:
+            rows = sorted(map(list, database.execute(f"select k, n, seen from {name}")))
+        assert rows == sorted([f"k{n % 3}", n, n // 3 + 1] for n in range(12) if n % 2 == left)
+        found += rows
+    return found
+
+
+@pytest.mark.parametrize("sample", [pytest.param(None, id="each", marks=pytest.mark.slow), 6])
+def test_results_are_once_in_the_sink_that_they_name_wherever_the_process_dies(sample: int | None) -> None:
+    crashes = crash_at_every_step(build_parted, check_parted, workers=2, sample=sample)
     assert crashes.died > (sample // 2 if sample else crashes.steps)
 
 

@@ -28,9 +28,9 @@ def prepare(url: str, directory: Path) -> None:
     (directory / "broker").write_text(f"{url} steps-{uuid.uuid4().hex[:12]}")
 
 
-def committed(url: str, directory: Path) -> list[str]:
-    """What a reader of committed records finds: a plain consumer, no code of ours."""
-    topic = apps.topic_of(directory)
+def committed(url: str, directory: Path, beside: str = "") -> list[str]:
+    """What a reader of committed records finds: a plain consumer, no code of ours. beside: which topic, by the end of its name."""
+    topic = apps.topic_of(directory) + beside
     consumer = Consumer(
         {
             "bootstrap.servers": url.removeprefix("kafka://"),
@@ -56,10 +56,10 @@ def committed(url: str, directory: Path) -> list[str]:
         consumer.close()
 
 
-def on_kafka(kafka: Broker, build: Callable[[Path], Any]) -> None:
+def on_kafka(kafka: Broker, build: Callable[[Path], Any], found: Callable[..., Any] = committed) -> None:
     crashes = crash_at_every_step(
         build,
-        partial(committed, kafka.url),
+        partial(found, kafka.url),
         prepare=partial(prepare, kafka.url),
         workers=2,
         preload=["confluent_kafka"],
@@ -75,6 +75,17 @@ def test_windows_into_kafka_survive_a_crash_at_every_step(kafka: Broker) -> None
 
 def test_an_agent_with_an_await_between_its_writes_survives_a_crash_at_every_step(kafka: Broker) -> None:
     on_kafka(kafka, apps.agent_to_kafka)
+
+
+def both_topics(url: str, directory: Path) -> list[list[str]]:
+    """The rows of both topics: those of one account stand in the second one, and in no other."""
+    found = [committed(url, directory), committed(url, directory, "-cyd")]
+    assert [sorted({json.loads(row)["account"] for row in rows}) for rows in found] == [["ann", "bob"], ["cyd"]]
+    return found
+
+
+def test_an_agent_that_writes_into_two_topics_survives_a_crash_at_every_step(kafka: Broker) -> None:
+    on_kafka(kafka, apps.agent_to_topics, both_topics)
 
 
 def parquet_rows(directory: Path) -> list[str]:

@@ -374,7 +374,7 @@ class DurableAgentOperator(AgentOperator):
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
         call = self.calls[job.job_id]
-        output = () if value is None else results_of(value)
+        output = () if value is None else self.routed(results_of(value))
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None
@@ -385,12 +385,13 @@ class DurableAgentOperator(AgentOperator):
                 self.on_broken(f"state, at the end of job {job.job_id}", error)
         if self.results is not None:
             carried = ((LABELS_HEADER, ",".join(sorted(job.labels)).encode()),) if job.labels else ()
-            for number, (payload, key, headers) in enumerate(output):
+            for number, (payload, key, headers, topic) in enumerate(output):
+                into = self.results if topic is None else self.branches[topic]
                 headers = (*headers, *carried)
                 if self.hands_on:
                     headers = (*headers, *of_result(job.job_id, number, replayed=call.reopened))
                 key = record.key if key is None else key
-                self.results.add(payload, key, record.timestamp, record.partition, record.offset, headers)
+                into.add(payload, key, record.timestamp, record.partition, record.offset, headers)
         self.counters.messages_processed += 1
         self.counters.last_message_time = self.clock.time()
         return packed

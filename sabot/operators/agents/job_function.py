@@ -127,5 +127,5 @@ def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> J
 def _ordered(value: Any) -> Any:
     """What the function gives, as each run of the job gives it."""
     if isinstance(value, Message):
-        return Message(in_order(value.value), key=value.key, headers=value.headers)
+        return Message(in_order(value.value), key=value.key, headers=value.headers, topic=value.topic)
     return in_order(value)

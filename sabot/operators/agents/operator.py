@@ -9,7 +9,8 @@ How calls are made stands in `lanes`.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,11 +22,11 @@ from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import letter_headers
-from sabot.errors import AgentFailed, SabotError, words_of
+from sabot.errors import AgentFailed, SabotError, UserError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
-from sabot.operators.agents.rows import RecordReader, Row, place_of, records_batch, rows_of
+from sabot.operators.agents.rows import RecordReader, Result, Row, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
 from sabot.state import StateBackend
@@ -133,11 +134,14 @@ class AgentOperator(ABC):
         on_broken: Callable[[str, BaseException], None],
         clock: Clock,
         counters: Counters,
+        branches: Mapping[str, Port] = MappingProxyType({}),
         version: str = "",
         capacity_rows: int = 16384,
         capacity_bytes: int = 64 << 20,
     ) -> None:
-        """on_broken: is told, with what it was, of errors after which state and output may no longer agree."""
+        """branches: the sinks that a result may name, the first one first. on_broken: is told, with what it was, of errors after which
+        state and output may no longer agree.
+        """
         self.spec = spec
         self.backend = backend
         self.port = output
@@ -151,6 +155,11 @@ class AgentOperator(ABC):
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
+        self.branches: dict[str, RowBuffer] = {}
+        for name, port in branches.items():
+            first = self.results if not self.branches else None
+            self.branches[name] = first or RowBuffer(port, spec.agent_id, on_broken)
+        self._outputs = list(self.branches.values()) or ([] if self.results is None else [self.results])
         self.held: Held[Any] = Held(capacity_rows, capacity_bytes)
         self._dead_port = dead_letters
         self._dead: dict[str, RowBuffer] = {}
@@ -275,12 +284,19 @@ class AgentOperator(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
+    def routed(self, output: Sequence[Result]) -> Sequence[Result]:
+        """These results. Raises UserError for one whose topic is none of the agent's sinks."""
+        for _, _, _, topic in output:
+            if topic is not None and topic not in self.branches:
+                raise _unknown_topic(self.spec, topic, list(self.branches))
+        return output
+
     # -- figures ------------------------------------------------------------------------------------------------------
 
     @property
     def rows_out(self) -> int:
         """Results handed on."""
-        return 0 if self.results is None else self.results.rows_total
+        return sum(buffer.rows_total for buffer in self._outputs)
 
     def statistics(self) -> dict[str, Any]:
         """Rows and bytes that are held, and their bounds; rows_out; batches that have ended, and how long all took."""
@@ -298,8 +314,8 @@ class AgentOperator(ABC):
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread. Counts of this operator alone, whatever was restored."""
         agent_id = self.spec.agent_id
-        if self.results is not None:
-            yield Sample("sabot_records_out_total", self.results.rows_total, agent_id, self.results.port.name)
+        for buffer in self._outputs:
+            yield Sample("sabot_records_out_total", buffer.rows_total, agent_id, buffer.port.name)
         dead = {topic: buffer.rows_total for topic, buffer in list(self._dead.items())}
         for topic, rows in {**dict.fromkeys(self.spec.topics, 0), **dead}.items():
             yield Sample("sabot_dead_letters_total", rows, agent_id, topic)
@@ -310,9 +326,8 @@ class AgentOperator(ABC):
 
     def ship(self) -> None:
         """Results and dead letters so far go to their ports: they belong to the epoch that ends now."""
-        for buffer in [self.results, *self._dead.values()]:
-            if buffer is not None:
-                buffer.ship()
+        for buffer in [*self._outputs, *self._dead.values()]:
+            buffer.ship()
 
     def schemas(self) -> dict[str, str | None]:
         """By topic, what was inferred of its columns; a checkpoint keeps it."""
@@ -406,3 +421,14 @@ class AgentOperator(ABC):
             step=step,
         )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))
+
+
+def _unknown_topic(spec: AgentSpec, topic: str, known: list[str]) -> UserError:
+    place = f"none of its sinks: {', '.join(known)}" if known else "no sink of its own, as it has none"
+    if not known and callable(spec.sink):
+        place = "no sink, as its results go to another agent"
+    names = ", ".join(f'"{name}"' for name in [*known, topic])
+    return UserError(
+        f"agent {spec.agent_id}: Message(topic={topic!r}) is for {place}",
+        hint=f"name all topics where the agent is declared: sink=[{names}]",
+    )

@@ -111,13 +111,14 @@ class RecordAgentOperator(LaneOperator):
         return (call(told, ctx), True) if coroutine_function else awaitable(run(call, told, ctx))
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
-        return results_of(value)
+        return self.routed(results_of(value))
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
         if output is not None and self.results is not None:
-            add = self.results.add
-            for payload, key, headers in output:
-                add(payload, item.key if key is None else key, item.timestamp, item.partition, item.offset, headers)
+            for payload, key, headers, topic in output:
+                into = self.results if topic is None else self.branches[topic]
+                key = item.key if key is None else key
+                into.add(payload, key, item.timestamp, item.partition, item.offset, headers)
         if item.timer is None:
             self.counters.messages_processed += 1
             self.counters.last_message_time = self.clock.time()

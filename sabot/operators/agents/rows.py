@@ -38,8 +38,8 @@ __all__ = [
 RECORD_ROWS = 2048
 """More records do not come at once: to take so many in holds the event loop up for 2 ms."""
 
-Result = tuple[bytes, bytes | None, Headers]
-"""Payload, key (None: the key of the input), headers."""
+Result = tuple[bytes, bytes | None, Headers, str | None]
+"""Payload, key (None: the key of the input), headers, the name of the sink (None: the first one)."""
 
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = HeldRows(0)
@@ -215,9 +215,10 @@ def _result(value: Any) -> Result:
     """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
     key: bytes | None = None
     headers: Headers = ()
+    topic: str | None = None
     if isinstance(value, Message):
-        key, headers, value = value.key, value.headers, value.value
-    return value if isinstance(value, bytes) else encode_json(value), key, headers
+        key, headers, topic, value = value.key, value.headers, value.topic, value.value
+    return value if isinstance(value, bytes) else encode_json(value), key, headers, topic
 
 
 @dataclass(slots=True)
@@ -240,7 +241,7 @@ def results_of(value: Any) -> Sequence[Result]:
 def plain_of(value: Any) -> Any:
     """What a call gave, without keys and headers. Of a generator: the list of what it gave, as it is written."""
     if type(value) is _Several:
-        return [payload for payload, _, _ in value.results]
+        return [payload for payload, *_ in value.results]
     return value.value if isinstance(value, Message) else value
 
 
