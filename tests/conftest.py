@@ -119,6 +119,7 @@ COMPUTING = {
     "test_fraud_features": 9,
     "test_stream_faults": 9,
     "test_time_joins": 9,
+    "test_expressions_in_steps": 7,
     "test_carried": 4,
     "test_map_async": 8,
     "test_gathered": 7,

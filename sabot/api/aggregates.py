@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr, as_column, struct
+from sabot.api.expr import Expr, as_column, as_expr, struct
 from sabot.config import is_whole
 from sabot.errors import UserError
 
@@ -148,14 +148,78 @@ class Aggregate:
     def __repr__(self) -> str:
         return self.text()
 
-    def _no_operand(self, other: Any) -> NoReturn:
-        raise UserError(
-            f"{self.text()} is computed with {other!r}, but an aggregate is no expression",
-            hint='give it a name, and compute behind it: aggregate(a=…, b=…).with_columns(c=col("a") / col("b"))',
-        )
+    # -- what is computed of aggregates: `sum("amount") / count()` stands where an aggregate may ---------------------------
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _no_operand
-    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __lt__ = __le__ = __gt__ = __ge__ = _no_operand
+    def expression(self) -> Expr:
+        """The value of the aggregate as an expression, for all that expressions can: `sabot.mean("x").expression().clip(0, 1)`."""
+        return Expr("aggregate", (), (("of", self),))
+
+    def round(self, decimals: int = 0) -> Expr:
+        """Rounded as an expression is."""
+        return self.expression().round(decimals)
+
+    def cast(self, type: Any) -> Expr:
+        """As another type, as an expression is."""
+        return self.expression().cast(type)
+
+    def fill_null(self, value: Any) -> Expr:
+        """`value` where it is null, as without a value to aggregate."""
+        return self.expression().fill_null(value)
+
+    def __add__(self, other: Any) -> Expr:
+        return _computed("+", self, other)
+
+    def __radd__(self, other: Any) -> Expr:
+        return _computed("+", other, self)
+
+    def __sub__(self, other: Any) -> Expr:
+        return _computed("-", self, other)
+
+    def __rsub__(self, other: Any) -> Expr:
+        return _computed("-", other, self)
+
+    def __mul__(self, other: Any) -> Expr:
+        return _computed("*", self, other)
+
+    def __rmul__(self, other: Any) -> Expr:
+        return _computed("*", other, self)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return _computed("/", self, other)
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return _computed("/", other, self)
+
+    def __floordiv__(self, other: Any) -> Expr:
+        return _computed("//", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Expr:
+        return _computed("//", other, self)
+
+    def __mod__(self, other: Any) -> Expr:
+        return _computed("%", self, other)
+
+    def __rmod__(self, other: Any) -> Expr:
+        return _computed("%", other, self)
+
+    def __neg__(self) -> Expr:
+        return -self.expression()
+
+    def __lt__(self, other: Any) -> Expr:
+        return _computed("<", self, other)
+
+    def __le__(self, other: Any) -> Expr:
+        return _computed("<=", self, other)
+
+    def __gt__(self, other: Any) -> Expr:
+        return _computed(">", self, other)
+
+    def __ge__(self, other: Any) -> Expr:
+        return _computed(">=", self, other)
+
+
+def _computed(operator: str, left: Any, right: Any) -> Expr:
+    return Expr(operator, (as_expr(left), as_expr(right)))
 
 
 def count(x: str | Expr | None = None) -> Aggregate:
@@ -164,7 +228,7 @@ def count(x: str | Expr | None = None) -> Aggregate:
 
 
 def sum(x: str | Expr) -> Aggregate:
-    """The sum: int64 for integers (it wraps at 64 bits), uint64 for unsigned integers, float64 for floats."""
+    """The sum: int64 for integers, uint64 for unsigned integers, float64 for floats. One that is more than its type holds is an error."""
     return Aggregate("sum", as_column(x))
 
 

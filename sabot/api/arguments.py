@@ -12,6 +12,8 @@ from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
+    "Computed",
+    "Keys",
     "RowPolicy",
     "Schema",
     "TimeUnit",
@@ -31,6 +33,9 @@ __all__ = [
     "schema_of",
     "whole_ms",
 ]
+
+Keys: TypeAlias = str | Expr | Sequence[str | Expr]
+"""Names of columns, or expressions over columns."""
 
 Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
@@ -52,22 +57,34 @@ def row_policy(where: str, on_error: Any) -> Any:
     return one_of(f"{where}: on_error", on_error, get_args(RowPolicy))
 
 
-def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[list[str | Expr], list[str | Expr]]:
+    """The keys of both sides: names of columns, and expressions that are more than a column. Raises UserError."""
     if on is not None and (left_on is not None or right_on is not None):
         raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
-    left, right = (
-        column_names(flat([each or ()]), where) for each in ((on, on) if on is not None else (left_on, right_on))
-    )
+    left, right = (_keys_of(where, each) for each in ((on, on) if on is not None else (left_on, right_on)))
     if not left or len(left) != len(right):
         raise UserError(
             f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
         )
     for keys in (left, right):
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        texts = [repr(key) for key in keys]
+        if twice := [text for text in texts if texts.count(text) > 1]:
             raise UserError(
-                f"{where}: the key {twice[0]!r} is named twice", hint="compare the other column in a filter behind it"
+                f"{where}: the key {twice[0]} is named twice", hint="compare the other column in a filter behind it"
             )
     return left, right
+
+
+def _keys_of(where: str, given: Any) -> list[str | Expr]:
+    keys: list[str | Expr] = []
+    for key in flat([() if given is None else given]):
+        plain = key.column if isinstance(key, Expr) else key
+        if not isinstance(plain, str | None) or (plain is None and not isinstance(key, Expr)):
+            raise UserError(
+                f"{where}: {key!r} is no column, and no expression", hint='"account", col("account").str.lower()'
+            )
+        keys.append(key if plain is None else plain)
+    return keys
 
 
 def keep_ms(keep: Any) -> tuple[int | None, int | None]:
@@ -181,14 +198,43 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
         yield name, col(value) if isinstance(value, str) else expression_of(value, f"{where}, {name}")
 
 
-def aggregates_of_keywords(unnamed: Sequence[Any], aggregates: Mapping[str, Any]) -> tuple[tuple[str, Aggregate], ...]:
+Computed: TypeAlias = tuple[tuple[str, Expr], ...]
+"""(name, expression over the columns of a step) of all results; empty where nothing is computed."""
+
+
+def aggregates_of_keywords(
+    unnamed: Sequence[Any], aggregates: Mapping[str, Any]
+) -> tuple[tuple[tuple[str, Aggregate], ...], Computed]:
+    """The aggregates by name, and what is computed of them: `a=sum("x") / count()` needs two of them, and is their quotient."""
     if unnamed:
         raise UserError(
             f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
         )
     if not aggregates:
         raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
-    for name, aggregate in aggregates.items():
-        if not isinstance(aggregate, Aggregate):
-            raise UserError(f"aggregate: {name}={aggregate!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
-    return tuple(aggregates.items())
+    known = {name: each for name, each in aggregates.items() if isinstance(each, Aggregate)}
+    results: list[tuple[str, Expr]] = []
+    for name, each in aggregates.items():
+        if not isinstance(each, Aggregate | Expr) or (isinstance(each, Expr) and not _has_aggregates(each)):
+            raise UserError(f"aggregate: {name}={each!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
+        results.append((name, _over(each, known) if isinstance(each, Expr) else col(name)))
+    return tuple(known.items()), tuple(results) if len(known) != len(
+        aggregates
+    ) or known.keys() != aggregates.keys() else ()
+
+
+def _has_aggregates(expr: Expr) -> bool:
+    return expr.kind == "aggregate" or any(map(_has_aggregates, expr.inputs))
+
+
+def _over(expr: Expr, known: dict[str, Aggregate]) -> Expr:
+    """The expression over the columns of its aggregates. Those that are not among `known` yet are added, under names of ours."""
+    if expr.kind != "aggregate":
+        return Expr(expr.kind, tuple(_over(each, known) for each in expr.inputs), expr.options) if expr.inputs else expr
+    wanted: Aggregate = expr.option("of")
+    for name, each in known.items():
+        if each.same(wanted):
+            return col(name)
+    name = f"__part_{len(known)}"
+    known[name] = wanted
+    return col(name)

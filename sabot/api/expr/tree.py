@@ -67,6 +67,10 @@ class Expr:
         """Names of the columns that it reads."""
         if self.kind == "col":
             return frozenset([self.option("name")])
+        if self.kind == "aggregate":
+            raise UserError(
+                f"{self!r} is an aggregate, which has no value in a single row", hint=f"aggregate(name={self!r})"
+            )
         return frozenset().union(*(each.columns for each in self.inputs))
 
     @property
@@ -74,8 +78,8 @@ class Expr:
         """The name of its output: the alias, else the leftmost column's; "literal" where a literal stands leftmost."""
         if self.kind in ("col", "alias", "struct.field"):
             return str(self.option("name"))
-        if self.kind == "lit":
-            return "literal"
+        if self.kind in ("lit", "aggregate"):
+            return "literal" if self.kind == "lit" else self.text()
         if self.kind == "struct":
             return str(self.option("names")[0])
         return self.inputs[1 if self.kind == "when" else 0].name
@@ -343,6 +347,8 @@ class Expr:
         kind, inputs = self.kind, self.inputs
         if kind == "col":
             return f"col({quoted(self.option('name'))})"
+        if kind == "aggregate":
+            return str(self.option("of").text())
         if kind == "lit":
             return (
                 f"lit({_shown(self)})"
@@ -408,8 +414,10 @@ def lit(value: Any, type: Any = None) -> Expr:
 
 
 def as_expr(value: Any) -> Expr:
-    """An expression as it is; anything else as a literal."""
-    return value if isinstance(value, Expr) else lit(value)
+    """An expression as it is, an aggregate as the expression that has its value; anything else as a literal."""
+    if isinstance(value, Expr):
+        return value
+    return value.expression() if hasattr(value, "expression") else lit(value)
 
 
 def as_column(value: Any) -> Expr:

@@ -18,13 +18,14 @@ import pyarrow as pa
 from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
+    Computed,
+    Keys,
     RowPolicy,
     Schema,
     TimeUnit,
     column_names,
     expression_of,
     flat,
-    join_keys,
     named_columns_of,
     row_policy,
 )
@@ -55,7 +56,7 @@ from sabot.api.nodes.rows import (
 from sabot.api.nodes.times import with_time_node
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.grouped import GroupedStream
-from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
+from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
 from sabot.api.stream.keyed import KeyedStream
 from sabot.api.stream.looks import Looks
 from sabot.api.stream.outputs import check_takes_changes
@@ -83,6 +84,17 @@ class Steps:
         """Checks the next step, and returns the stream behind it."""
         node.check()
         return Stream(self.owner, node)
+
+    def then_aggregate(self, node: Node, aggregates: tuple[tuple[str, Aggregate], ...], computed: Computed) -> "Stream":
+        """As `then`, for a step that gives these aggregates, with what is computed of them in the place of its parts."""
+        stream = self.then(node)
+        made, results = {name for name, _ in aggregates}, dict(computed)
+        if not results:
+            return stream
+        if node.column_names is not None:
+            return stream.select(*(name for name in node.column_names if name not in made), **results)
+        own = {name: expr for name, expr in computed if name not in made}
+        return stream.with_columns(**own).drop([*made.difference(results)])
 
     def then_process(self, node: Process | Connect) -> "ProcessedStream":
         """As `then`, for a process step, which may have output branches (`side`)."""
@@ -244,7 +256,7 @@ class Stream(Looks, NamedElsewhere):
             window, allowed_lateness=allowed_lateness, emit_every=emit_every, late=late
         )
 
-    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
         """For each row, the aggregates of all rows so far, including this one. See KeyedStream.aggregate."""
         return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
 
@@ -267,10 +279,10 @@ class Stream(Looks, NamedElsewhere):
     def join(
         self,
         other: "Stream",
-        on: str | Sequence[str] | None = None,
+        on: Keys | None = None,
         *,
-        left_on: str | Sequence[str] | None = None,
-        right_on: str | Sequence[str] | None = None,
+        left_on: Keys | None = None,
+        right_on: Keys | None = None,
         how: JoinHow = "inner",
         between: tuple[Duration | None, Duration | None] | None = None,
         window: Window | None = None,
@@ -279,7 +291,8 @@ class Stream(Looks, NamedElsewhere):
     ) -> "Stream":
         """Joins rows of both streams whose keys are equal: the columns of this stream, then the other's without its keys.
 
-        on: columns that both streams have; or left_on= and right_on=. As in SQL, null equals nothing. how: "inner", "left", "right",
+        on: columns that both streams have; or left_on= and right_on=. Expressions too: left_on=col("name").str.lower(); what is computed is
+        no column of the result. As in SQL, null equals nothing. how: "inner", "left", "right",
         "full", "semi" (rows of this stream with a partner), "anti" (rows without one). suffix: added to the other's name of
         a column that both streams have.
 
@@ -296,20 +309,19 @@ class Stream(Looks, NamedElsewhere):
         it ends (files), it is read first.
         The event time of a pair is the later of the two. Both streams may be changes, unless between= or window= is given.
         """
-        keys = join_keys("join", on, left_on, right_on)
-        return self._then(
-            join_node(
-                self._node, self._other(other, "join"), keys, how, suffix, between=between, window=window, keep=keep
-            )
+        left, right, keys, made = keyed_sides(
+            "join", self._node, self._other(other, "join"), on, left_on, right_on, how
         )
+        node = join_node(left, right, keys, how, suffix, between=between, window=window, keep=keep)
+        return self._then(without_made(node, made))
 
     def join_asof(
         self,
         other: "Stream",
-        on: str | Sequence[str] | None = None,
+        on: Keys | None = None,
         *,
-        left_on: str | Sequence[str] | None = None,
-        right_on: str | Sequence[str] | None = None,
+        left_on: Keys | None = None,
+        right_on: Keys | None = None,
         how: Literal["left", "inner"] = "left",
         strategy: Literal["backward", "forward", "nearest"] = "backward",
         tolerance: Duration | None = None,
@@ -322,17 +334,18 @@ class Stream(Looks, NamedElsewhere):
         largest distance in time (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row is emitted
         once event time has passed it on both sides.
         """
-        keys = join_keys("join_asof", on, left_on, right_on)
         right = self._other(other, "join_asof")
-        return self._then(asof_node(self._node, right, keys, how, suffix, strategy=strategy, tolerance=tolerance))
+        left, right, keys, made = keyed_sides("join_asof", self._node, right, on, left_on, right_on)
+        node = asof_node(left, right, keys, how, suffix, strategy=strategy, tolerance=tolerance)
+        return self._then(without_made(node, made))
 
     def lookup(
         self,
         table: "Stream | Callable[[Any], Any]",
-        on: str | Sequence[str] | None = None,
+        on: Keys | None = None,
         *,
-        left_on: str | Sequence[str] | None = None,
-        right_on: str | Sequence[str] | None = None,
+        left_on: Keys | None = None,
+        right_on: Keys | None = None,
         how: Literal["left", "inner"] = "left",
         suffix: str = "_right",
         dead_letter: str | Sink | None = None,
@@ -355,8 +368,9 @@ class Stream(Looks, NamedElsewhere):
         if options or dead_letter is not None:
             given = ", ".join([*options, *(["dead_letter"] if dead_letter is not None else [])])
             raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
-        keys = join_keys("lookup", on, left_on, right_on)
-        return self._then(lookup_node(self._node, self._other(table, "lookup"), keys, how, suffix))
+        right = self._other(table, "lookup")
+        left, right, keys, made = keyed_sides("lookup", self._node, right, on, left_on, right_on)
+        return self._then(without_made(lookup_node(left, right, keys, how, suffix), made))
 
     def map_async(
         self,

@@ -6,6 +6,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
     aggregates_of_keywords,
 )
+from sabot.api.expr import Expr
 from sabot.api.nodes.changes import GroupAggregate
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.errors import UserError
@@ -23,15 +24,15 @@ class GroupedStream(NamedElsewhere):
         self._steps = steps
         self._keys = keys
 
-    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """The keys and these aggregates, as changes. A batch updates the row of a key at most once. A key is deleted when all
-        its rows are.
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
+        """The keys and these aggregates, or what is computed of them (`share=sum("a") / sum("b")`), as changes. A batch updates the row of
+        a key at most once. A key is deleted when all its rows are.
         """
-        node = GroupAggregate(self._steps.node, self._keys, aggregates_of_keywords(unnamed, aggregates))
-        for name, _ in node.aggregates:
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
+        for name in aggregates:
             if name in self._keys:
                 raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then(node)
+        return self._steps.then_aggregate(GroupAggregate(self._steps.node, self._keys, known), known, computed)
 
     def __repr__(self) -> str:
         return f"GroupedStream(by {', '.join(self._keys)})"

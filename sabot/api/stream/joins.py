@@ -1,23 +1,62 @@
 """Makes the nodes of joins and lookups from the arguments that users give to the methods of streams."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from sabot.api.arguments import interval_ms, keep_ms, one_of, whole_ms
+from sabot.api.arguments import flat, interval_ms, join_keys, keep_ms, one_of, whole_ms
 from sabot.api.calls import LookupCall
+from sabot.api.expr import Expr, col
 from sabot.api.nodes.calls import LookupAsync
 from sabot.api.nodes.joins import AsofJoin, IntervalJoin, Join, Lookup, WindowJoin
-from sabot.api.nodes.node import Node
-from sabot.api.nodes.rows import Broadcast
+from sabot.api.nodes.node import Node, check_columns
+from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.connectors.base import Sink, check_sink
 from sabot.errors import UserError
 
-__all__ = ["asof_node", "join_node", "lookup_async_node", "lookup_node"]
+__all__ = ["asof_node", "join_node", "keyed_sides", "lookup_async_node", "lookup_node", "without_made"]
 
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
 
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
 """The columns of the keys: those of the left stream, those of the right."""
+
+
+def keyed_sides(
+    where: str, left: Node, right: Node, on: Any, left_on: Any, right_on: Any, how: Any = ""
+) -> tuple[Node, Node, Keys, list[str]]:
+    """Both sides with their keys as columns, the names of these, and those of the left that were made of expressions: the result is to be
+    without them. Raises UserError.
+    """
+    pairs = list(zip(*join_keys(where, on, left_on, right_on), strict=True))
+    if how in (
+        "right",
+        "full",
+    ):  # a row without a partner has its key in the left's column, which goes: the right keeps its own
+        pairs = [(mine, col(its) if isinstance(mine, Expr) and isinstance(its, str) else its) for mine, its in pairs]
+    left, left_keys, made = _with_keys(where, left, [mine for mine, _ in pairs])
+    if isinstance(right, Broadcast):
+        inner, right_keys, _ = _with_keys(where, right.input, [its for _, its in pairs])
+        return left, replace(right, input=inner), (left_keys, right_keys), made
+    right, right_keys, _ = _with_keys(where, right, [its for _, its in pairs])
+    return left, right, (left_keys, right_keys), made
+
+
+def _with_keys(where: str, node: Node, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
+    """The step that has these keys as columns, their names, and the names of those that were made."""
+    names = tuple(key if isinstance(key, str) else f"__on_{i}" for i, key in enumerate(keys))
+    made = tuple((name, key) for name, key in zip(names, keys, strict=True) if isinstance(key, Expr))
+    if made:
+        check_columns(where, node, sorted(frozenset().union(*(expr.columns for _, expr in made))))
+        node = WithColumns(node, made)
+    return node, names, [name for name, _ in made]
+
+
+def without_made(node: Node, made: Sequence[str]) -> Node:
+    """The step behind `node` without the keys that were made."""
+    node.check()
+    return Drop(node, tuple(made)) if made else node
 
 
 def join_node(
@@ -68,13 +107,17 @@ def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> L
 
 def lookup_async_node(
     node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: dict[str, Any]
-) -> LookupAsync:
+) -> Node:
     """The node of `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given. Raises UserError."""
     if on is None:
         raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
     if dead_letter is not None:
         check_sink(dead_letter, "lookup: dead_letter")
-    return LookupAsync(node, LookupCall.of(function, on=on, how=how, **options), suffix, dead_letter)
+    made: list[str] = []
+    if not all(isinstance(key, str) for key in flat([on])):
+        node, on, made = _with_keys("lookup", node, join_keys("lookup", on, None, None)[0])
+    call = LookupCall.of(function, on=on, how=how, **options)
+    return without_made(LookupAsync(node, call, suffix, dead_letter), made)
 
 
 def _check_keep(node: Join) -> None:

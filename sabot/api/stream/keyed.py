@@ -74,13 +74,15 @@ class KeyedStream(NamedElsewhere):
             self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, late
         )
 
-    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate) -> "Stream":
-        """For each row, the aggregates of its key so far, including the row. ttl: a key without rows for so much event time starts anew.
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
+        """For each row, the aggregates of its key so far, including the row, or what is computed of them (`share=sum("a") / sum("b")`).
+        ttl: a key without rows for so much event time starts anew.
 
         For numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The other aggregates need a window.
         """
-        known = aggregates_of_keywords(unnamed, aggregates)
-        return self._steps.then(RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl")))
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
+        node = RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl"))
+        return self._steps.then_aggregate(node, known, computed)
 
     def reduce(
         self,

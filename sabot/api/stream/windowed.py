@@ -9,6 +9,7 @@ from sabot.api.arguments import (
     one_of,
     order_of,
 )
+from sabot.api.expr import Expr
 from sabot.api.nodes.keyed import Ties
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.rows import Rename
@@ -43,21 +44,24 @@ class WindowedStream(NamedElsewhere):
         self._emit_every_ms = emit_every_ms
         self._late = late
 
-    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """One row for each key and window: the keys, window_start, window_end (the end is exclusive), then these aggregates."""
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
+        """One row for each key and window: the keys, window_start, window_end (the end is exclusive), then these aggregates, or what is
+        computed of them: `share=sum("a") / sum("b")`.
+        """
+        known, computed = aggregates_of_keywords(unnamed, aggregates)
         node = AggregateWindow(
             self._steps.node,
             self._keys,
             self._window,
-            aggregates_of_keywords(unnamed, aggregates),
+            known,
             self._allowed_lateness_ms,
             self._emit_every_ms,
             self._late,
         )
-        for name, _ in node.aggregates:
+        for name in aggregates:
             if name in (*self._keys, "window_start", "window_end"):
                 raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then(node)
+        return self._steps.then_aggregate(node, known, computed)
 
     def top_n(
         self,

@@ -354,11 +354,3 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
         with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
             _ = each.nonsense
         assert not hasattr(each, "_repr_png_")
-
-
-@pytest.mark.parametrize(
-    "make", [lambda a: a / sabot.count(), lambda a: 100 * a, lambda a: a - 1, lambda a: a > 3, lambda a: col("id") + a]
-)
-def test_aggregates_are_computed_with_behind_them(make):
-    with pytest.raises(UserError, match=r'sum\(col\("id"\)\)|is no value that a column can hold'):
-        make(sabot.sum("id"))

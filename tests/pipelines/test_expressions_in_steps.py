@@ -1,0 +1,217 @@
+"""Expressions as keys of joins and lookups, and arithmetic with aggregates, against DuckDB over all rows at once."""
+
+import json
+import random
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+import sabot
+from sabot import App, Stream, UserError, col, count_window, files, lit, tumbling, when
+
+Rows = list[dict[str, Any]]
+LOWER = col("name").str.lower()
+
+
+def drawn(seed: int) -> tuple[Rows, Rows]:
+    """Orders by a name in any case, and a table by code and region."""
+    seeded = random.Random(seed)
+    names = ["Ada", "ADA", "bob", "Bob", "eve", None]
+    orders = [
+        {
+            "ts": i * 1000,
+            "id": i,
+            "name": seeded.choice(names),
+            "n": seeded.choice([0, 3, 7, -2, None]),
+            "m": seeded.randrange(5),
+        }
+        for i in range(60)
+    ]
+    codes = [{"at": 0, "code": code, "region": region} for region, code in enumerate(["ada", "bob", "zoe"])]
+    return orders, codes
+
+
+def written(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Case:
+    def __init__(self, tmp_path: Path, seed: int, parallelism: int) -> None:
+        orders, codes = drawn(seed)
+        self.app = App("shop", parallelism=parallelism)
+        self.orders = self.app.stream(files(written(tmp_path / "orders.ndjson", orders)), time="ts", lateness="1h")
+        self.codes = self.app.stream(files(written(tmp_path / "codes.ndjson", codes)), time="at")
+        self.database = duckdb.connect()
+        for name in ("orders", "codes"):
+            self.database.execute(
+                f"create table {name} as from read_json('{tmp_path}/{name}.ndjson', format='newline_delimited')"
+            )
+
+    def agrees(self, stream: Stream, query: str) -> None:
+        made = stream.collect()
+        expected = self.database.sql(f"select {', '.join(made.column_names)} from ({query})").arrow().read_all()
+        assert rows_of(made.to_pylist()) == rows_of(expected.to_pylist())
+
+
+def rows_of(rows: Rows) -> list[str]:
+    return sorted(repr({name: plain(value) for name, value in row.items()}) for row in rows)
+
+
+def plain(value: Any) -> Any:
+    """DuckDB's sums of integers are decimals."""
+    return int(value) if isinstance(value, Decimal) else round(value, 9) if isinstance(value, float) else value
+
+
+@pytest.fixture(params=[(1, 1), (2, 2)], ids=["one", "two"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return Case(tmp_path, *request.param)
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "right", "full", "semi", "anti"])
+def test_joins_on_expressions(case: Case, how: Any) -> None:
+    joined = case.orders.drop("ts").join(case.codes.drop("at"), left_on=LOWER, right_on="code", how=how)
+    case.agrees(joined, f"from orders {how} join codes on lower(name) = code")
+    columns = ["id", "name", "n", "m", *([] if how in ("semi", "anti") else ["region"])]
+    assert set(joined.collect().column_names) - {"code"} == set(columns)  # no key that was made
+
+
+def test_the_rights_key_is_kept_where_the_lefts_goes(case: Case) -> None:
+    joined = case.orders.join(case.codes, left_on=LOWER, right_on="code", how="right").select("id", "code")
+    case.agrees(joined, "from orders right join codes on lower(name) = code")
+
+
+@pytest.mark.parametrize(
+    ("build", "query"),
+    [
+        (
+            lambda o, c: o.join(c, left_on=["m", LOWER], right_on=[col("region") + 1, "code"]),
+            "orders join codes on m = region + 1 and lower(name) = code",
+        ),
+        (
+            lambda o, c: o.join(c.broadcast(), left_on=LOWER, right_on=col("code").str.strip()),
+            "orders join codes on lower(name) = code",
+        ),
+        (lambda o, c: o.lookup(c, left_on=LOWER, right_on="code"), "orders left join codes on lower(name) = code"),
+        (
+            lambda o, c: o.lookup(c.upsert("code"), left_on=LOWER, right_on="code", how="inner"),
+            "orders join codes on lower(name) = code",
+        ),
+        (
+            lambda o, c: o.join_asof(c.upsert("code"), left_on=LOWER, right_on="code"),
+            "orders left join codes on lower(name) = code",
+        ),
+        (
+            lambda o, c: o.join(c, left_on=LOWER, right_on="code", between=("-1d", "1d")),
+            "orders join codes on lower(name) = code",
+        ),
+        (
+            lambda o, c: o.join(c, left_on=LOWER, right_on="code", window=tumbling("1d")),
+            "orders join codes on lower(name) = code",
+        ),
+    ],
+)
+def test_all_kinds_of_joins_take_expressions(case: Case, build: Callable[[Stream, Stream], Stream], query: str) -> None:
+    joined = build(case.orders, case.codes)
+    case.agrees(joined.select("id", "name", "region"), f"from {query}")
+    assert not [name for name in joined.collect().column_names if name.startswith("__")]
+
+
+def test_the_same_expression_on_both_sides(case: Case) -> None:
+    others = case.orders.select("ts", other="id", name="name").filter(col("other") < 5)
+    joined = case.orders.join(others, on=LOWER, between=("-1d", "1d")).select("id", "other", "name_right")
+    case.agrees(
+        joined,
+        "select a.id, b.id as other, b.name as name_right from orders a join orders b on lower(a.name) = lower(b.name) where b.id < 5",
+    )
+
+
+async def region_of(code: str) -> dict[str, Any] | None:
+    return {"region": {"ada": 0, "bob": 1}[code]} if code in ("ada", "bob") else None
+
+
+def test_a_function_is_asked_for_the_value_of_an_expression(case: Case) -> None:
+    looked_up = case.orders.lookup(region_of, on=LOWER, schema={"region": "int64"}).drop("ts")
+    case.agrees(looked_up, "from orders left join codes on lower(name) = code")
+
+
+SHARE = sabot.sum("n") / sabot.count()
+COMPUTED: dict[str, Any] = {
+    "share": SHARE,
+    "total": sabot.sum("n"),
+    "spread": sabot.max("n") - sabot.min("n"),
+    "percent": (100 * sabot.count("n") / sabot.count()).round(1),
+    "often": sabot.count().filter(col("n") > 2) > 3,
+    "kind": when(sabot.sum("n") > 20).then(lit("big")).otherwise(lit("small")),
+    "left_over": -sabot.sum("m") % 7 + sabot.mean("n").fill_null(0.0),
+}
+IN_SQL = """
+    sum(n) / count(*) as share, sum(n) as total, max(n) - min(n) as spread,
+    round_even(100 * count(n) / count(*), 1) as percent, count(*) filter (n > 2) > 3 as often,
+    case when sum(n) > 20 then 'big' else 'small' end as kind,
+    ((-sum(m) % 7) + 7) % 7 + coalesce(avg(n), 0) as left_over
+"""
+
+
+@pytest.mark.parametrize("keys", [("name",), ("name", "m"), ()])
+def test_arithmetic_with_aggregates_of_groups(case: Case, keys: tuple[str, ...]) -> None:
+    made = case.orders.group_by(*keys).aggregate(**COMPUTED)
+    assert made.collect().column_names == [*keys, *COMPUTED]
+    grouped = f"group by {', '.join(keys)}" if keys else ""
+    case.agrees(made, f"select {', '.join([*keys, IN_SQL])} from orders {grouped}")
+
+
+def test_arithmetic_with_aggregates_of_windows(case: Case) -> None:
+    made = case.orders.key_by("name").window(tumbling("20s")).aggregate(**COMPUTED)
+    assert made.collect().column_names == ["name", "window_start", "window_end", *COMPUTED]
+    case.agrees(
+        made.drop("window_start", "window_end"), f"select name, {IN_SQL} from orders group by name, ts // 20000"
+    )
+    counted = case.orders.window(count_window(60)).aggregate(share=SHARE, n=sabot.count())
+    case.agrees(counted.select("share", "n"), "select sum(n) / count(*) as share, count(*) as n from orders")
+
+
+def test_arithmetic_with_running_aggregates(case: Case) -> None:
+    made = case.orders.filter(col("name") == "eve").key_by("name").aggregate(share=SHARE, n=sabot.count())
+    case.agrees(
+        made,
+        "select name, sum(n) over w / count(*) over w as share, count(*) over w as n from orders where name = 'eve' "
+        "window w as (order by id rows unbounded preceding)",
+    )
+
+
+def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:
+    orders = App("shop").stream("orders", schema={"k": "string", "n": "int64"})
+    plan = orders.group_by("k").aggregate(total=sabot.sum("n"), share=SHARE, twice=2 * sabot.sum("n")).explain()
+    assert 'group by k: total = sum(col("n")), __part_1 = count()' in plan
+    assert 'select k, total, share = col("total") / col("__part_1"), twice = 2 * col("total")' in plan
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (
+            lambda s: s.filter(sabot.sum("n") > 2),
+            r"sum\(col\(\"n\"\)\) is an aggregate, which has no value in a single row",
+        ),
+        (lambda s: s.select(col("n") - sabot.mean("n")), "is an aggregate, which has no value in a single row"),
+        (lambda s: s.group_by("k").aggregate(x=sabot.sum(sabot.sum("n") / 2)), "has no value in a single row"),
+        (lambda s: s.group_by("k").aggregate(x=col("n") / 2), r"x=\(col\(\"n\"\) / 2\) is no aggregate"),
+        (lambda s: s.group_by("k").aggregate(k=sabot.sum("n") / 2), "'k' is the name of another column"),
+        (lambda s: s.group_by("k").aggregate(SHARE), "has no name"),
+        (lambda s: s.group_by("k").aggregate(x=sabot.sum("n") / col("m")), "there is no column 'm'"),
+        (lambda s: s.join(s, left_on=col("x").str.lower(), right_on="k"), "join: there is no column 'x'"),
+        (lambda s: s.join(s, on=3), "join: 3 is no column, and no expression"),
+        (lambda s: s.lookup(s, on=[col("n") + 1, col("n") + 1]), r"the key \(col\(\"n\"\) \+ 1\) is named twice"),
+        (lambda s: s.lookup(region_of, on=3, schema={"region": "int64"}), "lookup: 3 is no column, and no expression"),
+    ],
+)
+def test_what_is_no_key_and_no_aggregate_is_an_error_where_it_is_written(
+    write: Callable[[Stream], Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        write(App("shop").stream("orders", schema={"k": "string", "n": "int64"}))
