@@ -271,7 +271,7 @@ class SourceInput(Reader):
 
     def _stands_still(self) -> None:
         if self._timed:
-            self._watermarks.busy(self._positions)
+            self._watermarks.busy(self._positions, self._now_ms())
 
     def _goes_on(self) -> None:
         if self._timed:
@@ -327,7 +327,7 @@ class SourceInput(Reader):
         if not data.num_rows:
             return None
         if self._timed:
-            self._watermarks.busy(self._positions)
+            self._watermarks.busy(self._positions, self._now_ms())
         origin = (
             None if records is None else RowOrigin.of_records(records.column("partition"), records.column("offset"))
         )

@@ -27,7 +27,9 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = START_OF_TIME
-        self._busy: set[tuple[str, int]] = set()  # partitions whose reader is still processing its last batch
+        self._busy: dict[
+            tuple[str, int], int
+        ] = {}  # since when the reader of a partition does not poll; their time stands still
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
         self._lock = threading.Lock()
@@ -57,17 +59,19 @@ class Watermarks:
                 if partition in self._seen_ms:
                     self._seen_ms[partition] = now_ms
 
-    def busy(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """Marks partitions whose reader cannot poll before its batch is processed: they do not become idle meanwhile."""
+    def busy(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
+        """Marks partitions whose reader cannot poll before its batch is processed: they do not become idle meanwhile, nor active."""
         with self._lock:
-            self._busy.update(partitions)
+            for partition in partitions:
+                self._busy.setdefault(partition, now_ms)
 
     def back(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """Ends `busy`: the reader of these partitions polls again."""
+        """Ends `busy`: the reader polls these partitions again. A short absence counts as silence, as the poll before it found nothing."""
         with self._lock:
-            for partition in self._busy.intersection(partitions):
-                self._busy.discard(partition)
-                self._seen_ms[partition] = now_ms
+            for partition in self._busy.keys() & set(partitions):
+                away_ms = now_ms - self._busy.pop(partition)
+                if away_ms * 10 >= self._idle_ms:
+                    self._seen_ms[partition] += away_ms
 
     def end(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Records that no more rows will come from these partitions."""
@@ -75,12 +79,12 @@ class Watermarks:
             for partition in partitions:
                 self._greatest.pop(partition, None)
                 self._seen_ms.pop(partition, None)
-                self._busy.discard(partition)
+                self._busy.pop(partition, None)
 
     def read(self, now_ms: int) -> tuple[bool, int]:
         """Returns (whether the whole source is idle, its watermark)."""
         with self._lock:
-            awake = [p for p in self._greatest if p in self._busy or now_ms - self._seen_ms[p] < self._idle_ms]
+            awake = [p for p in self._greatest if self._silent_ms(p, now_ms) < self._idle_ms]
             if not awake and not self._idle:
                 # All have become idle: partitions that were idle before the last ones no longer hold the watermark back.
                 self._pass([p for p in self._came if p in self._greatest])
@@ -104,10 +108,12 @@ class Watermarks:
     def silent(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> list[list[Any]]:
         """Returns for how many ms each of these partitions has had no rows, at most `idle_ms`, as the checkpoint keeps it."""
         with self._lock:
-            seen = [
-                (place, now_ms if place in self._busy else self._seen_ms.get(place, now_ms)) for place in partitions
-            ]
-        return [[*place, min(max(0, now_ms - seen_ms), self._idle_ms)] for place, seen_ms in seen]
+            silent = [(place, self._silent_ms(place, now_ms)) for place in partitions]
+        return [[*place, min(max(0, ms), self._idle_ms)] for place, ms in silent]
+
+    def _silent_ms(self, partition: tuple[str, int], now_ms: int) -> int:
+        """For how long it has had no rows, without the time for which its reader does not poll."""
+        return self._busy.get(partition, now_ms) - self._seen_ms.get(partition, now_ms)
 
     def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], silent_ms: list[list[Any]], now_ms: int) -> None:
         """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers.

@@ -180,3 +180,28 @@ def test_when_all_turn_idle_a_partition_that_never_had_rows_does_not_keep_the_la
     marks.see(B, 900, 5000)
     assert marks.progress(5000) == [ACTIVE]
     assert marks.progress(6000) == [Watermark(900), IDLE]
+
+
+def test_a_partition_turns_idle_though_its_reader_is_busy_with_the_rows_of_others():
+    marks = two_partitions()
+    marks.see(A, 100, 0)
+    marks.see(B, 50, 0)
+    for now_ms in range(0, 1000, 50):
+        marks.back([A, B], now_ms)
+        marks.see(A, 100 + now_ms, now_ms)
+        marks.busy([A, B], now_ms)
+        assert marks.progress(now_ms) == ([Watermark(50)] if now_ms == 0 else [])
+    marks.back([A, B], 1000)
+    assert marks.progress(1000) == [Watermark(1050)]
+
+
+def test_a_partition_does_not_turn_idle_while_nobody_polls_it():
+    marks = two_partitions()
+    marks.see(A, 100, 0)
+    marks.see(B, 50, 0)
+    marks.busy([A, B], 400)
+    assert marks.progress(99_000) == [Watermark(50)]
+    marks.back([A, B], 99_400)  # 400 ms of silence before it, and 600 behind it
+    marks.see(A, 200, 99_500)
+    assert marks.progress(99_999) == []
+    assert marks.progress(100_000) == [Watermark(200)]
