@@ -50,6 +50,13 @@ class ChildOutput:
         """Whether the child, and all that had its stream, have closed it, and everything was read."""
         return self._descriptor < 0 and not self._kept
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the child has written what nobody has read."""
+        if not self._kept and self._descriptor >= 0:
+            self._receive()
+        return bool(self._kept)
+
     async def read(self, most_bytes: int = _PIECE) -> bytes:
         """What there is, at most so many bytes; waits for the first one. b"" at the end."""
         while not self._kept and self._descriptor >= 0:
@@ -179,6 +186,11 @@ class ChildInput:
     def is_open(self) -> bool:
         """Whether the child can be written to."""
         return not self._closing and not self._broken
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the pipe has not taken yet what was written."""
+        return bool(self._waiting)
 
     @property
     def has_room(self) -> bool:

@@ -73,6 +73,7 @@ class WarmPoolStatus:
 class _Warm:
     child: Child
     since: float  # by the clock's steady count of seconds
+    was_out: bool  # it has done work before, and was reset
 
 
 class WarmPool:
@@ -81,7 +82,9 @@ class WarmPool:
     command: needs a stdin, on which a child gets its work. The time that its limits give begins when the child is given out.
     ready: a line of stdout with which a child says that it is warm; without it a child is warm when its program was executed.
     reset: called with a child that is given back; a child for which it returns True is given out again. It has to make sure that the
-    program has forgotten the work before. Without it such a child is ended.
+    program has forgotten the work before, and to read what that says of it to the end: a child whose stdout has more, or whose stdin has
+    not taken all, is ended, since whoever got it next would take it for an answer. What is in stderr is thrown away. Without `reset` each
+    child that is given back is ended.
     sleep: waits between looks, and before a replacement.
     """
 
@@ -179,9 +182,8 @@ class WarmPool:
                 with suppress(CommunicationError):
                     again = await self._reset(child)
         finally:
-            if again and self._running and _is_fit(child):
-                _forget_output(child)
-                self._enter(child)
+            if again and self._running and _is_fit(child) and self._is_quiet(child):
+                self._enter(child, was_out=True)
             else:
                 await to_the_end(self._end(child))
 
@@ -249,7 +251,7 @@ class WarmPool:
         while self._warm:
             each = self._warm.popleft()
             too_old = self._clock.monotonic() - each.since > self.config.max_age_secs
-            if too_old:
+            if too_old or (each.was_out and not self._is_quiet(each.child)):
                 self._counts["refreshed"] += 1
             elif _is_fit(each.child):
                 found = each.child
@@ -337,7 +339,19 @@ class WarmPool:
         self._failure = why
         _log.warning("warm pool %r: a child of %s %s", self.name, self.command.argv[0], why)
 
-    def _enter(self, child: Child) -> None:
+    def _is_quiet(self, child: Child) -> bool:
+        """Whether nothing of the work before is on the way to whoever gets the child next."""
+        while child.stderr is not None and child.stderr.read_nowait():
+            pass
+        has_rest = (child.stdout is not None and child.stdout.has_unread) or (child.stdin and child.stdin.has_unsent)
+        if has_rest:
+            _log.warning(
+                "warm pool %r: a child of %s has output of its last work, or input, that nobody has read, and is ended",
+                *(self.name, self.command.argv[0]),
+            )
+        return not has_rest
+
+    def _enter(self, child: Child, *, was_out: bool = False) -> None:
         """The child is warm: whoever has waited longest gets it."""
         while self._waiting:
             waiting = self._waiting.popleft()
@@ -345,7 +359,7 @@ class WarmPool:
                 self._give(child)
                 waiting.set_result(child)
                 return
-        self._warm.append(_Warm(child, self._clock.monotonic()))
+        self._warm.append(_Warm(child, self._clock.monotonic(), was_out))
 
     async def _watch(self, child: Child) -> None:
         """Sees the end of a child, wherever it is then."""
@@ -406,9 +420,3 @@ class WarmPool:
 def _is_fit(child: Child) -> bool:
     """It runs: it has not ended, also where the supervisor has not said so yet, and is not stopped."""
     return not child.is_over and not child.paused and numbers_of(child.pid) is not None
-
-
-def _forget_output(child: Child) -> None:
-    for stream in (child.stdout, child.stderr):
-        while stream is not None and stream.read_nowait():
-            pass

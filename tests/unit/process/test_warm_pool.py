@@ -287,14 +287,12 @@ async def test_a_child_that_is_given_back_is_ended() -> None:
         assert pool.status().given_out == 1
 
 
-async def test_a_child_that_was_reset_is_given_out_again_without_what_it_has_still_said() -> None:
+async def test_a_child_that_was_reset_is_given_out_again() -> None:
     async def reset(child: Child) -> bool:
         assert child.stdin is not None
         child.stdin.write(b"reset\n")
         while await line(child) != "reset":
             pass
-        child.stdin.write(b"left\n")
-        await until(lambda: child.output_bytes == len("first\nreset\nleft\n"))
         return True
 
     limits = ResourceLimits(max_task_duration=30)
@@ -306,6 +304,38 @@ async def test_a_child_that_was_reset_is_given_out_again_without_what_it_has_sti
         given = [await pool.allocate(), await pool.allocate()]
         assert child in given
         assert await echo(child, "second") == "second"
+
+
+@pytest.mark.parametrize("rest", ["a line\n", "half a line", "late\n", "input"])
+async def test_a_child_with_a_rest_of_its_work_is_given_to_nobody(rest: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It stood where the next work looked for its answer."""
+    out: list[Child] = []
+
+    async def reset(child: Child) -> bool:
+        assert child.stdin is not None
+        out.append(child)
+        if rest == "input":
+            child.stdin.write(b"x" * 1_000_000)
+        elif rest != "late\n":
+            child.stdin.write(rest.encode())
+            await until(lambda: child.output_bytes == len(rest))
+        return True
+
+    command = Command(argv=["sleep", "100"]) if rest == "input" else CAT
+    async with pool_of(command=command, size=1, reset=reset) as pool:
+        async with pool.borrowed() as child:
+            await full(pool)
+        if rest == "late\n":
+            assert not child.is_over
+            child.stdin.write(rest.encode())  # type: ignore[union-attr]
+            await until(lambda: child.output_bytes == len(rest))
+            await pool.give_back(await pool.allocate())
+            given = await pool.allocate(None)
+        else:
+            given = await pool.allocate()
+        assert given is not child
+        await until(lambda: child.is_over)
+        assert "has output of its last work, or input, that nobody has read, and is ended" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["no", "error", "ended"])
