@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+from array import array
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -32,7 +34,8 @@ __all__ = ["Child", "Supervisor"]
 
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
-_ANSWER_SECONDS = 30.0  # for the supervisor to say whether a program has begun
+_ANSWER_SECONDS = 30.0  # for the supervisor to say whether a program has begun, what it uses, or that it has ended
+_MOST_UNSENT = 100_000  # requests that a supervisor has not taken
 
 
 class Child:
@@ -123,12 +126,19 @@ class Child:
         self._ask("time", seconds=seconds)
 
     async def stop(self, grace_seconds: float = 5.0) -> ExitStatus:
-        """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later."""
+        """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later.
+
+        Raises CommunicationError when the supervisor was killed, or does not say for 30 s that it has ended.
+        """
         if not self.is_over:
             if self.stdin is not None:
                 self.stdin.close()
             self._ask("stop", grace=grace_seconds)
-        return await self.wait()
+        try:
+            async with asyncio.timeout(grace_seconds + _ANSWER_SECONDS):
+                return await self.wait()
+        except TimeoutError:
+            raise self._supervisor.silent(f"{self.argv[0]} (pid {self.pid}) is to end") from None
 
     async def usage(self) -> ProcessUsage:
         """What it uses, measured now. When it has ended: no process and no memory."""
@@ -209,6 +219,7 @@ class Supervisor:
                 hint="run agents that are processes on Linux",
             )
         self._sending = threading.Lock()
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()  # requests, with descriptors to be sent and closed
         self._mount = Path(mount)
         self._leases = folder_of_leases()
         self._socket, far = socket.socketpair()
@@ -279,18 +290,12 @@ class Supervisor:
         try:
             if sandbox is not None:
                 child.confined_by = sandbox.means
-            await to_the_end(aside(self.tell, spawn_request(number, command, sandbox), far))
+            self.tell(spawn_request(number, command, sandbox), far)
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    await self._replied(reply)
+                began = await self._answer(reply)
             except TimeoutError:
                 child.kill()
-                raise CommunicationError(
-                    f"{command.argv[0]}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)})"
-                    f" has not answered in {_ANSWER_SECONDS:g} s",
-                    hint=f"was it stopped? kill -CONT {self.pid}",
-                ) from None
-            began = reply.result()
+                raise self.silent(command.argv[0]) from None
         except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
             child.close_streams()
             if not isinstance(error, AgentError):
@@ -310,14 +315,27 @@ class Supervisor:
         ask = next(self._numbers)
         reply = self._replies[ask] = Future()
         self.tell({"do": "usage", "child": number, "ask": ask})
-        await self._replied(reply)
-        found = reply.result()
+        try:
+            found = await self._answer(reply)
+        except TimeoutError:
+            raise self.silent(f"child {number}") from None
         return ProcessUsage(found["processes"], found["memory"], found["cpu"])
 
-    async def _replied(self, reply: "Future[dict[str, Any]]") -> None:
+    async def _answer(self, reply: "Future[dict[str, Any]]") -> dict[str, Any]:
+        """Raises TimeoutError."""
         if self._over:  # perhaps before it knew of this reply
             raise self._lost()
-        await done(reply)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await done(reply)
+        return reply.result()
+
+    def silent(self, whose: str) -> CommunicationError:
+        """The error of what it was asked for and does not answer."""
+        return CommunicationError(
+            f"{whose}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)}) has not answered in"
+            f" {_ANSWER_SECONDS:g} s",
+            hint=f"was it stopped? kill -CONT {self.pid}",
+        )
 
     def _lost(self) -> CommunicationError:
         return CommunicationError(
@@ -326,12 +344,46 @@ class Supervisor:
         )
 
     def tell(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Sends a request. Does nothing when the supervisor has ended: that ends what waits for it."""
+        """Sends a request, also from an event loop: what a supervisor that was stopped does not take waits here, and a thread sends it.
+        Does nothing when the supervisor has ended: that ends what waits for it. Raises CommunicationError where too many requests wait.
+        """
         data = json.dumps(request).encode()
-        data = LENGTH.pack(len(data)) + data
-        with self._sending, suppress(OSError):
-            sent = socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else 0
-            self._socket.sendall(memoryview(data)[sent:])
+        with self._sending:
+            if len(self._unsent) >= _MOST_UNSENT:
+                raise self.silent(f"{len(self._unsent):,} requests wait")
+            given = [os.dup(each) for each in descriptors]  # the caller closes its own
+            self._unsent.append((LENGTH.pack(len(data)) + data, given))
+            if len(self._unsent) == 1:
+                if self._send_first(socket.MSG_DONTWAIT):
+                    self._unsent.popleft()
+                else:
+                    threading.Thread(target=self._send_all, name="sabot-supervisor-requests", daemon=True).start()
+
+    def _send_all(self) -> None:
+        """The life of a thread that sends what the supervisor did not take at once."""
+        more = True
+        while more:
+            self._send_first(0)
+            with self._sending:
+                self._unsent.popleft()
+                more = bool(self._unsent)
+
+    def _send_first(self, flags: int) -> bool:
+        """Sends the oldest request that waits. -> whether nothing of it is left to be sent"""
+        data, descriptors = self._unsent[0]
+        while data:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+            try:
+                sent = self._socket.sendmsg([data], rights, flags)
+            except BlockingIOError:
+                self._unsent[0] = data, descriptors
+                return False
+            except OSError:  # it has ended
+                sent = len(data)
+            for each in descriptors:
+                os.close(each)
+            data, descriptors = data[sent:], []
+        return True
 
     def _listen(self) -> None:
         """The life of the thread that takes what the supervisor says."""

@@ -219,6 +219,40 @@ async def test_a_stopped_supervisor_is_named_and_starts_nothing_later(
     await until(lambda: not supervisor._children and not children_of(supervisor.pid))
 
 
+async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_named(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests go out from the event loop: one that waited in the socket held up all of it."""
+    child = await supervisor.spawn(sh("trap 'echo heard; exit 7' USR1; echo ready; while :; do sleep 0.01; done"))
+    assert await line(child) == "ready"
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: state(supervisor.pid) == "T")
+        monkeypatch.setattr(client, "_ANSWER_SECONDS", 0.05)
+
+        def ask_much() -> None:
+            for _ in range(5_000):  # a socket holds some hundreds
+                child.signal(0)
+            child.signal(signal.SIGUSR1)
+
+        await asyncio.wait_for(asyncio.to_thread(ask_much), 20)
+        said = (
+            rf"the supervisor of this worker's children .pid {supervisor.pid}, T .stopped.. has not answered in 0.05 s"
+        )
+        with pytest.raises(CommunicationError, match=said):
+            await child.usage()
+        with pytest.raises(CommunicationError, match=rf"sh .pid {child.pid}. is to end: {said}"):
+            await child.stop(0)
+        monkeypatch.setattr(client, "_MOST_UNSENT", 1)
+        with pytest.raises(CommunicationError, match=rf"requests wait: {said}"):
+            child.resume()
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert (await child.wait()).code in (7, None), "it was asked in the order in which it was said"
+    assert supervisor.children == []
+
+
 # -- one supervisor for a worker ----------------------------------------------------------------------------------------
 
 
