@@ -45,6 +45,7 @@ from sabot.mcp.transport import SESSION_OVER, Transport
 from sabot.mcp.wire import (
     CLOSED,
     as_json,
+    check_encoded,
     client_version,
     errors_in,
     first_wrong,
@@ -190,8 +191,6 @@ class McpConnection:
                 if not ready.done():
                     ready.set_result(None)
                 await self._closing.wait()
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
         except BaseException as failed:
             error = failed
         self._end(error)
@@ -287,6 +286,7 @@ class McpConnection:
         Raises McpError: nothing was sent, it is not known whether it was done, or it was done.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
+        check_encoded(self.key.server, name, [arguments, answers])
         if state and state in self._suspended:
             call = self._suspended.pop(state)
             self._go_on(call, answers or {})
@@ -531,6 +531,7 @@ class McpConnection:
 
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
         """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""
+        check_encoded(self.key.server, method, [args, options])
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 

@@ -5,17 +5,26 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+import msgspec
 from mcp import MCPError
 from pydantic import BaseModel, ValidationError
 
 from sabot.errors import SabotError, words_of
 from sabot.mcp.config import McpConfig
-from sabot.mcp.errors import McpError, McpInvalidAnswer, McpRefused, McpResultTooLarge, McpUnavailable
+from sabot.mcp.errors import (
+    McpError,
+    McpInvalidAnswer,
+    McpInvalidArguments,
+    McpRefused,
+    McpResultTooLarge,
+    McpUnavailable,
+)
 from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
 __all__ = [
     "CLOSED",
     "as_json",
+    "check_encoded",
     "client_version",
     "errors_in",
     "first_wrong",
@@ -38,6 +47,14 @@ def as_json(value: BaseModel) -> dict[str, Any]:
     """A model of the protocol, as it travels."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
+
+
+def check_encoded(server: str, what: str, value: object) -> None:
+    """Raises McpInvalidArguments for what cannot be sent as JSON in UTF-8: half a surrogate pair, say."""
+    try:
+        msgspec.json.encode(value)
+    except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise McpInvalidArguments(server, f"{what} cannot be sent: {words_of(error)}") from None
 
 
 def is_closed(error: MCPError) -> bool:

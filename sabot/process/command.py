@@ -77,6 +77,13 @@ class Command:
         words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
         if not self.argv[0] or any("\0" in each for each in words):
             raise UserError("a command has an empty program, or a null character in it")
+        for where, text in [
+            *((f"argv[{number}]", each) for number, each in enumerate(self.argv)),
+            *((f"the name of the variable {name!r}", name) for name in self.environment),
+            *((f"environment[{name!r}]", each) for name, each in self.environment.items()),
+            ("working_dir", os.fsdecode(self.working_dir or "")),
+        ]:
+            _check_encoded(f"{self.argv[0]!r}: {where}", text)
         if wrong := [name for name in self.environment if not name or "=" in name]:
             raise UserError(f"no names of environment variables: {[name.partition('=')[0] for name in wrong]}")
         sandbox_of(self.trust)
@@ -85,6 +92,17 @@ class Command:
     def whole_environment(self) -> dict[str, str]:
         """The environment that the child sees."""
         return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
+
+
+def _check_encoded(where: str, text: str) -> None:
+    """Raises UserError for what the system takes in no file name and no variable. The text is not shown: it may be a secret."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} has half a surrogate pair, {text[error.start]!r}, at {error.start}: no program can be given that",
+            hint='text.encode("utf-8", "replace").decode() has none',
+        ) from None
 
 
 def confined_command(command: Command) -> Confined:

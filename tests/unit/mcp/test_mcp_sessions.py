@@ -67,6 +67,26 @@ async def test_arguments_that_the_schema_does_not_take_are_not_sent(pool, desk):
     assert desk.calls == []
 
 
+@pytest.mark.parametrize(
+    ("words", "ask"),
+    [
+        ("half", lambda session: session.call("go", {"a": "x\ud800"})),
+        ("half a name", lambda session: session.call("go", {"a\ud800": 1})),
+        ("no JSON", lambda session: session.call("go", {"a": object()})),
+        ("half an address", lambda session: session.read_resource("file:///\ud800")),
+        ("half a prompt", lambda session: session.prompt("review\ud800")),
+        ("half of one", lambda session: session.prompt("review", {"code": "\udfff"})),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_by_name_and_the_session_goes_on(pool, words, ask):
+    """It had ended the task that writes: this call was out of time, and the next one found the session gone."""
+    pool.add("peer", connect=peer(echo))
+    session = await pool.session("peer")
+    with pytest.raises(McpInvalidArguments, match=r"MCP server peer: (go|read_resource|get_prompt) cannot be sent: "):
+        await ask(session)
+    assert (await session.call("go")).text == "go"
+
+
 async def test_resources_and_prompts_are_read(pool, desk):
     pool.add("desk", connect=in_memory(lambda key: desk.server()))
     session = await pool.session("desk")

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.process.children import alive, children_of, line, sh, state, until
@@ -251,6 +252,32 @@ async def test_a_stopped_supervisor_whose_socket_is_full_holds_nobody_up_and_is_
     monkeypatch.undo()
     assert (await child.wait()).code in (7, None), "it was asked in the order in which it was said"
     assert supervisor.children == []
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({"argv": ["tool\ud800"]}, r"argv\[0\]"),
+        ({"argv": ["tool", "--key", "a\udfff"]}, r"argv\[2\]"),
+        ({"argv": ["tool"], "environment": {"A\ud800": "1"}}, "the name of the variable 'A.*'"),
+        ({"argv": ["tool"], "environment": {"API_KEY": "geheim\ud800"}}, r"environment\['API_KEY'\]"),
+        ({"argv": ["tool"], "working_dir": "/tmp/\ud800"}, "working_dir"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_where_it_stands(given: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError, match=rf"'tool.*': {where} has half a surrogate pair") as raised:
+        Command(**given)
+    assert "geheim" not in str(raised.value)
+
+
+async def test_bytes_that_are_no_text_reach_the_program_as_they_are(supervisor: Supervisor) -> None:
+    """Names of files and variables of the worker may be such; Python has them as surrogates of its own."""
+    odd = os.fsdecode(b"a\xff")
+    command = Command(argv=["sh", "-c", 'printf "%s %s" "$1" "$ODD"', "sh", odd], environment={"ODD": odd})
+    child = await supervisor.spawn(command)
+    assert child.stdout is not None
+    assert await child.stdout.read() == b"a\xff a\xff"
+    await child.wait()
 
 
 # -- one supervisor for a worker ----------------------------------------------------------------------------------------
