@@ -17,6 +17,7 @@ from sabot.api.asked_batches import AgentModel, Said
 from sabot.config import check_called
 from sabot.errors import DataError, EffectError, TransientError, UserError, short_repr
 from sabot.jobs.gate import Price
+from sabot.jobs.judging import GateJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
@@ -25,7 +26,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.conversation import Conversation
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.errors import ModelError, model_error
-from sabot.llm.judging import JUDGE
+from sabot.llm.judging import JUDGE, CallJudge
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion, Piece
@@ -57,7 +58,7 @@ class JobModel(AgentModel):
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
         super().__init__(engine)
         self._model = engine.provider.model or "default"
-        self._price = engine.price
+        self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
         """The model's answer. prompt: a text, a ChatMessage, several of them, or a RequestSpec. output: the type that the answer must have.
@@ -96,10 +97,14 @@ class JobModel(AgentModel):
 
 
 class _Requests:
-    """A `CallJudge` of what one effect asks: it has been allowed, and each further request of it is another attempt of the effect."""
+    """A `CallJudge` of what one effect asks: it has been allowed, and each further request of it is another attempt of the effect.
 
-    def __init__(self, effect: Effect) -> None:
+    around: of what tools ask. It judges the models of other providers, which are asked where the first one fails.
+    """
+
+    def __init__(self, effect: Effect, around: CallJudge | None) -> None:
         self.effect = effect.id
+        self._instead = around.instead if isinstance(around, GateJudge) else None
         self._again = effect.again
         self._asked: ModelCall | None = None
 
@@ -109,7 +114,7 @@ class _Requests:
         if self._asked is not None and self._asked.unread:
             await self._next()
         self._asked = call
-        call.again = self._next
+        call.again, call.instead = self._next, self._instead
         return await ask()
 
     async def _next(self) -> None:
@@ -119,7 +124,7 @@ class _Requests:
 
 def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
-        requests = _Requests(effect)
+        requests = _Requests(effect, JUDGE.get())
         JUDGE.set(requests)  # of this effect: each has a context of its own
         if pieces is None or not await pieces.wants_fragments(job_id):
             return await engine.complete(spec, idempotency_key=effect.key)

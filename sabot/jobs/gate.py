@@ -217,7 +217,9 @@ class EffectGate:
         raise NotImplementedError
 
     def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
-        """What may become of a call that it has let pass, and that a gate behind it makes ask another model. By default as `decide`."""
+        """What may become of a call that it has let pass, and that asks another model: by a gate behind it, or as the provider of the first
+        one has failed. Nothing more is reserved, and nothing dropped where it is denied. By default as `decide`.
+        """
         return self.decide(call)
 
     def begun(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
@@ -295,8 +297,21 @@ class EffectGates(EffectGate):
         """As `_from`, where this gate has decided, and may have another model asked."""
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
-        asked, place = [first, call.name], at if call.name == first else 0
-        while place < at and so_far.decision is not Decision.DENY:
+        if call.name != first:
+            so_far, call = await self._stands_in(call, so_far, [first, call.name], at, at + 1)
+        if so_far.decision is Decision.DENY:
+            return so_far
+        rest = self._from(at + 1, call, so_far)
+        return rest if isinstance(rest, GateVerdict) else await rest
+
+    async def _stands_in(
+        self, call: GatedCall, so_far: GateVerdict, asked: list[str], count: int, dropped: int
+    ) -> tuple[GateVerdict, GatedCall]:
+        """What so many of the gates decide on a call that asks the last of these models in place of the first. dropped: so many of
+        them drop it where it is denied.
+        """
+        place, first = 0, asked[0]
+        while place < count and so_far.decision is not Decision.DENY:
             answer = judged(self._gates[place], call, degraded=True)
             said = for_degraded(answer if isinstance(answer, GateVerdict) else await answer, call.name, first)
             place += 1
@@ -305,11 +320,13 @@ class EffectGates(EffectGate):
                     said = ring_of([*asked, model], said.rule, said.version)
                 asked.append(model)
                 place = 0  # all of them decide on that one
-            so_far, call = self._joined(at + 1, call, so_far, said)
-        if so_far.decision is Decision.DENY:
-            return so_far
-        rest = self._from(at + 1, call, so_far)
-        return rest if isinstance(rest, GateVerdict) else await rest
+            so_far, call = self._joined(dropped, call, so_far, said)
+        return so_far, call
+
+    async def decide_degraded(self, call: GatedCall) -> GateVerdict:
+        """As `EffectGate.decide_degraded`."""
+        verdict, _ = await self._stands_in(call, GateVerdict(), [call.name], len(self._gates), 0)
+        return verdict
 
     def _joined(
         self, at: int, call: GatedCall, so_far: GateVerdict | None, found: GateVerdict
@@ -394,7 +411,7 @@ def degraded_to(call: GatedCall, verdict: GateVerdict) -> str:
 
 def for_degraded(verdict: GateVerdict, model: str, asked: str) -> GateVerdict:
     """A verdict about a model that is asked in place of another one, whose reason says so."""
-    if not verdict.reason:
+    if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 

@@ -5,6 +5,7 @@ No journal has them, so nothing is decided but for this one call, nobody can be 
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from itertools import count
@@ -26,6 +27,8 @@ from sabot.llm.results import Completion
 from sabot.llm.spec import RequestSpec
 
 __all__ = ["GateJudge", "judge_of", "judge_within", "judged_within"]
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,7 +65,7 @@ class GateJudge:
                 raise self._denied(model, refused)
             effect = following
 
-        call.again = again
+        call.again, call.instead = again, self.instead
         try:
             outcome = await ask()
         except BaseException as error:
@@ -74,15 +77,29 @@ class GateJudge:
         self._settle(effect, model, "ok", pack(said, "an answer"))
         return outcome
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
+    async def instead(self, call: ModelCall) -> None:
+        """Another provider of the engine is about to be asked, as the call says, in place of one that failed: the rules judge its model
+        too, and what is reserved holds. Raises PolicyDenied, which the log has too.
+        """
+        effect = EffectId(f"{self._calls}/{call.context.request_id}", 0)
+        found = judged(self._gate, self._asked(effect, call.model, call), degraded=True)
+        verdict = found if isinstance(found, GateVerdict) else await found
+        if verdict.decision in (Decision.DENY, Decision.ASK):
+            refusal = self._denied(call.model, verdict, "nobody is asked for a model that stands in for another one")
+            _log.warning("%s: %s", self._calls, refusal)
+            raise refusal
+        call.spec = hidden(verdict.spec(call.spec), verdict.hide)
+        call.model = call.spec.model or call.model
+
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price | None = None) -> GatedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
         labels = frozenset(behalf.labels)
         return GatedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)
 
-    def _denied(self, model: str, verdict: GateVerdict) -> Exception:
+    def _denied(self, model: str, verdict: GateVerdict, only_asks: str = "") -> Exception:
         why = verdict.reason or "a rule denies it"
         if verdict.decision is Decision.ASK:
-            why = f"{why}: a person would have to allow it, and {self._only_asks}"
+            why = f"{why}: a person would have to allow it, and {only_asks or self._only_asks}"
         said = f"{model} was not asked: {why}" + (f" (rule {verdict.rule})" if verdict.rule else "")
         return model_error(verdict.error, said) or PolicyDenied(said)
 

@@ -9,14 +9,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, overload
 
 import msgspec
-import numpy as np
 
 from sabot.calls.options import Retry, checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -24,7 +22,7 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
-from sabot.llm.errors import BudgetExceeded, ModelError
+from sabot.llm.errors import BudgetExceeded, ModelError, retold
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
 from sabot.llm.judging import IN_JOB, JUDGE
 from sabot.llm.limits import CircuitBreaker, Limits
@@ -32,7 +30,7 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import Completion, Embeddings, Piece, Usage
+from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
@@ -267,11 +265,16 @@ class ExecutionEngine:
         for place, call in enumerate(calls):
             call.texts = tuple(texts[place * _TEXTS_AT_ONCE : (place + 1) * _TEXTS_AT_ONCE])
         parts: list[Any] = await _all(self._through(call, 1) for call in calls)
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
         """What so many tokens of a model of the first provider cost, in US dollars; None where that is not known."""
         return self._routes[0].price(model, usage)
+
+    def most_cost(self, model: str, usage: Usage) -> Decimal | None:
+        """As `price`; or what as many tokens cost of a provider that may be asked in place of the first, if that is more."""
+        others = (each.price(each.provider.model, usage) for each in self._routes[1:])
+        return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
 
     async def close(self) -> None:
         """Ends shared calls and streams, the providers and the cache. Afterwards no call is made. Repeated calls do nothing."""
@@ -443,7 +446,7 @@ class ExecutionEngine:
         if judge is None:
             return await self._routed(call, most_routes)
         model = call.spec.model or self.provider.model
-        return await judge(call, model, self.price, partial(self._routed, call, most_routes))
+        return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
 
     async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
         """The answer of the first of so many providers that does not fail with an error that may pass."""
@@ -451,24 +454,37 @@ class ExecutionEngine:
         self._figures.calls += 1
         self._in_flight += 1
         call.began = self._clock.monotonic()
-        asked = call.spec
+        asked, failed, failures, refusals = call.spec, [], [], []
         try:
             for place, (route, chain) in enumerate(zip(self._routes[:most_routes], self._chains, strict=False), 1):
                 if place > 1:
                     call.spec = route.in_place_of(self.provider, asked)
                 call.provider = route.provider.name
                 call.model = call.spec.model or route.provider.model
+                if place > 1:
+                    try:
+                        if call.instead is not None:
+                            await call.instead(call)
+                    except PolicyDenied as error:
+                        refusals.append(error.message)
+                        continue
+                    self._figures.fallbacks += 1
                 try:
                     return await chain(call)
-                except TransientError:
-                    if place == most_routes or call.pieces or self._clock.monotonic() >= call.until:
+                except TransientError as error:
+                    if call.pieces or self._clock.monotonic() >= call.until:
                         raise
-                    self._figures.fallbacks += 1
-            raise AssertionError("an engine has a provider")
+                    failed.append(error)
+                    named = error.message.startswith(f"{call.provider}, {call.model}")
+                    failures.append(error.message if named else f"{call.model}: {error.message}")
+            if not refusals:
+                raise failed[-1]
+            raise retold(failed[-1], "; ".join([failures[-1], *failures[:-1], *refusals])) from failed[-1]
         except Exception:
             self._figures.failed += 1
             raise
         finally:
+            failed.clear()  # they refer to this frame
             self._in_flight -= 1
 
     def _check(self) -> None:
@@ -512,17 +528,6 @@ def _unpaid(answer: Completion) -> Completion:
     """The answer for somebody for whom no request was made."""
     cost = None if answer.cost is None else Decimal(0)
     return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
-
-
-def _joined(parts: list[Embeddings]) -> Embeddings:
-    usages = [each.usage for each in parts]
-    costs = [each.cost for each in parts]
-    return replace(
-        parts[0],
-        vectors=np.concatenate([each.vectors for each in parts]),
-        usage=None if None in usages else sum((each for each in usages if each), Usage()),
-        cost=None if None in costs else sum((each for each in costs if each), Decimal(0)),
-    )
 
 
 async def _all(works: Iterable[Any]) -> list[Any]:

@@ -20,6 +20,8 @@ SabotError
     └── TurnLimitExceeded       E2005: the model goes on calling tools
 """
 
+from copy import copy
+
 from sabot.errors import SabotError, TransientError, UserError
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "TurnLimitExceeded",
     "may_cost",
     "model_error",
+    "retold",
 ]
 
 
@@ -170,6 +173,14 @@ class TurnLimitExceeded(AgentError):
     """The model has been asked `max_turns` times, and has not answered."""
 
     code = "E2005"
+
+
+def retold(error: SabotError, message: str) -> SabotError:
+    """The same error, with another message."""
+    told = copy(error)
+    told.message = message
+    told.args = (message,)
+    return told
 
 
 def model_error(type: str, message: str) -> ModelError | BudgetExceeded | TurnLimitExceeded | None:

@@ -57,7 +57,8 @@ class ModelCall:
     pieces. began, until: when the call began and when it has to be over, in seconds of the engine's clock. attempts: made or begun so far.
     budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again. unread: its last
     request was sent, and its answer was not read, so it may be paid. lost, lost_cost: such requests so far, and what they may have cost,
-    where that is known. again: called before another request is sent; raises where none may be.
+    where that is known. again: called before another request is sent; raises where none may be. instead: called with the call before
+    another provider is asked, which the call names; may change what that is asked, and raises PolicyDenied where it may not be.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -78,6 +79,7 @@ class ModelCall:
     lost: int = 0
     lost_cost: Decimal = Decimal(0)
     again: Callable[[], Awaitable[object]] | None = None
+    instead: Callable[["ModelCall"], Awaitable[object]] | None = None
 
     def emit(self, piece: Piece) -> None:
         """Gives the reader a piece."""

@@ -1,6 +1,7 @@
 """What comes back from a model: completions, the pieces in which they come, embeddings, and what they used."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from sabot.llm.messages import ChatMessage, ToolCall
 
-__all__ = ["Completion", "Embeddings", "FinishReason", "Piece", "Usage"]
+__all__ = ["Completion", "Embeddings", "FinishReason", "Piece", "Usage", "joined"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
 
@@ -90,3 +91,15 @@ class Embeddings:
     provider: str = ""
     model: str = ""
     request_id: str = ""
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """The vectors of several requests, in their order, with what all of them have used."""
+    usages = [each.usage for each in parts]
+    costs = [each.cost for each in parts]
+    return replace(
+        parts[0],
+        vectors=np.concatenate([each.vectors for each in parts]),
+        usage=None if None in usages else sum((each for each in usages if each), Usage()),
+        cost=None if None in costs else sum((each for each in costs if each), Decimal(0)),
+    )

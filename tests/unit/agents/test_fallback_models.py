@@ -1,0 +1,155 @@
+"""Models of other providers of an engine, which are asked where the first one fails: the rules judge them too."""
+
+import asyncio
+from contextvars import copy_context
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from unit.agents.test_accounting import gate, rows
+from unit.jobs.hosting import Agent, hosting
+
+from sabot.agents import DataAccessPolicy, ModelPolicy, PolicyEngine, PolicyRule, RedactionPolicy
+from sabot.agents.accounts.limits import JobLimits
+from sabot.api.durable import DurableContext
+from sabot.clock import ManualClock
+from sabot.jobs.gate import Behalf, EffectGate, gate_of
+from sabot.jobs.judging import judge_of
+from sabot.journal import MemoryHome
+from sabot.llm import (
+    BudgetExceeded,
+    Completion,
+    ExecutionEngine,
+    ModelError,
+    ModelUnavailable,
+    Price,
+    PriceTable,
+    RateLimited,
+    RequestSpec,
+    ScriptedProvider,
+    Usage,
+    assistant,
+)
+from sabot.llm.judging import JUDGE
+
+PRICES = PriceTable({"m": Price("1", "10"), "spare": Price("2", "20"), "third": Price("3", "30")}, version="1")
+BUSY = RateLimited("slow down")
+
+
+def answer(spec: RequestSpec) -> Completion:
+    return Completion(message=assistant("yes"), usage=Usage(100, 50))
+
+
+class Desk:
+    """An engine with three providers, of which the first one fails, and who asks it: a job, or an agent without jobs."""
+
+    def __init__(self, durable: bool, failure: Exception = BUSY, third: Any = answer) -> None:
+        self.durable = durable
+        self.first = ScriptedProvider([failure], model="m")
+        self.spare, self.third = ScriptedProvider(answer, model="spare"), ScriptedProvider(third, model="third")
+        others = [self.spare, self.third]
+        self.engine = ExecutionEngine(self.first, fallback=others, retries=0, patience=0, prices=PRICES)
+
+    async def ask(self, *gates: EffectGate, text: str = "one", labels: tuple[str, ...] = ()) -> Any:
+        """The model that answers, or what it raises."""
+        clock = ManualClock(1_000_000.0)
+        if self.durable:
+            found: list[Any] = []
+
+            async def job(ctx: DurableContext) -> None:
+                try:
+                    found.append((await ctx.llm(self.engine).complete(text, max_tokens=100)).model)
+                except (ModelError, BudgetExceeded) as error:
+                    found.append(error)
+
+            async with hosting(MemoryHome(clock), Agent(job), gate=gate_of(gates)) as running:
+                running.begin("job", behalf=Behalf(labels=labels))
+                await running.over("job")
+            return found[0]
+
+        async def ask() -> Any:
+            JUDGE.set(judge_of("app", gates, clock))
+            return (await self.engine.complete(text, max_tokens=100)).model
+
+        [said] = await asyncio.gather(asyncio.create_task(ask(), context=copy_context()), return_exceptions=True)
+        return said
+
+
+@pytest.fixture(params=[True, False], ids=["durable", "alone"])
+def desk(request: pytest.FixtureRequest) -> Desk:
+    return Desk(request.param)
+
+
+async def test_a_fallback_that_the_policy_denies_is_skipped_and_the_next_one_is_asked(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    by = gate(max_tokens_daily=1000)
+    policy = PolicyEngine([ModelPolicy(["spare"], denied=True)])
+    assert await desk.ask(policy, JobLimits(), by) == "third"
+    assert [len(each.requests) for each in (desk.first, desk.spare, desk.third)] == [1, 0, 1]
+    await by.ledger.flush()
+    assert list(rows(by).values()) == [("model", "third", 150, "0.001800")], "it is booked under who has answered"
+    assert by.ledger._accounts["app"].reserved.calls == 0
+    assert "spare was not asked: it is denied (rule ModelPolicy spare)" in caplog.text
+    assert desk.engine.statistics()["fallbacks"] == 1
+
+
+async def test_where_all_fallbacks_are_denied_the_error_names_them_and_the_call_is_counted(desk: Desk) -> None:
+    desk = Desk(desk.durable, ModelUnavailable("it broke off"))
+    by = gate(max_tokens_daily=1000)
+    error = await desk.ask(PolicyEngine([ModelPolicy(["m"])], default="deny"), by)
+    assert isinstance(error, ModelUnavailable)
+    assert "m: it broke off; " in error.message
+    for model in ("spare", "third"):
+        assert f"{model} was not asked: no rule allows it (rule default)" in error.message
+    assert desk.spare.requests == desk.third.requests == []
+    await by.ledger.flush()
+    assert [row[0] for row in rows(by).values()] == ["doubt"]
+    assert by.ledger._accounts["app"].reserved.calls == 0
+
+
+async def test_an_error_names_those_that_failed_too() -> None:
+    desk = Desk(True, third=[ModelUnavailable("it is down")])
+    error = await desk.ask(PolicyEngine([ModelPolicy(["spare"], denied=True)]))
+    assert isinstance(error, ModelUnavailable)
+    words = ["third: it is down", "m: slow down", "spare was not asked: it is denied"]
+    assert [each in error.message for each in words] == [True] * 3, error.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "told"),
+    [
+        (ModelPolicy(["spare"], degrade_to="tiny"), "tiny", "my key is sk-1"),
+        (RedactionPolicy([r"sk-\d+"], model_patterns=["spare"]), "spare", "my key is ***"),
+        (ModelPolicy(["other"], denied=True), "spare", "my key is sk-1"),
+    ],
+)
+async def test_what_rules_say_of_a_fallback_holds(desk: Desk, rule: PolicyRule, asked: str, told: str) -> None:
+    assert await desk.ask(PolicyEngine([rule]), gate(), text="my key is sk-1") == asked
+    assert [(each.model or "spare", each.messages[0].text) for each in desk.spare.requests] == [(asked, told)]
+    assert desk.first.requests[0].messages[0].text == "my key is sk-1"
+
+
+async def test_nobody_is_asked_for_a_fallback(desk: Desk) -> None:
+    error = await desk.ask(PolicyEngine([ModelPolicy(["spare", "third"], require_approval=True)]))
+    assert isinstance(error, RateLimited)
+    assert error.message.count("nobody is asked for a model that stands in for another one") == 2
+
+
+async def test_what_one_model_may_be_told_its_fallback_is_not() -> None:
+    for labels, answered in (((), True), (("pii",), False)):
+        desk = Desk(True)
+        said = await desk.ask(PolicyEngine([DataAccessPolicy(["pii"], allowed_models=["m"])]), labels=labels)
+        assert (said == "spare", len(desk.spare.requests)) == (answered, int(answered))
+
+
+async def test_money_is_reserved_for_the_dearest_model_that_may_be_asked(desk: Desk) -> None:
+    most = (Decimal(16 + 2) * 3 + 100 * 30) / 1_000_000  # of `third`
+    error = await desk.ask(gate(max_cost_daily=most - Decimal("0.000001")))
+    assert isinstance(error, BudgetExceeded)
+    assert desk.first.requests == []
+    desk = Desk(desk.durable, ModelUnavailable("it broke off"))
+    by = gate(max_cost_daily=2 * most)
+    assert await desk.ask(by) == "spare"
+    await by.ledger.flush()
+    assert [row[:2] for row in rows(by).values()] == [("doubt", "m"), ("model", "spare")]
