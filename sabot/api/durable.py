@@ -153,7 +153,8 @@ class DurableContext(AgentContext):
         """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This job is parked
         meanwhile.
 
-        agent: its function, or its name. Raises EffectError when the child fails. A child that is not waited for any more is cancelled.
+        agent: its function, or its name. Raises EffectError when the child fails. A child that is not waited for any more is cancelled,
+        also by the end of this job, unless its agent says `ChildLimits(outlive=True)`.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"

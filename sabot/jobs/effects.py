@@ -507,8 +507,8 @@ class Effects:
             return None
         return EffectError("DepthExceeded", f"{' > '.join([*chain, ask.name])} is not begun: {why}")
 
-    def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...]) -> None:
-        """A job has ended; if it is a child, its parent hears of it. body, labels: of its END."""
+    def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
+        """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""
         if self._gate is not None:
             self._gate.over(job_id)
         parent, ordinal = parent_of(job_id)
@@ -518,7 +518,7 @@ class Effects:
         if live is not None and ordinal not in live.job.open:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
-        entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels)
+        entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels, ran_ms=ran_ms)
         if self._gate is not None:
             used = self._gate.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)

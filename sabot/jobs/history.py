@@ -77,6 +77,7 @@ class History:
     last_ms: int = 0
     seed: bytes = b""
     untaken: int = 0
+    _waited_ms: int = 0  # for children that are open, beyond what those have run that have ended
     _restored_ms: int = 0
     _open: dict[int, Intent] = field(
         default_factory=dict
@@ -127,7 +128,7 @@ class History:
         if self.end is not None:
             self._take()
             return
-        self.ran_ms, self.last_ms = self.ran_until(entry.at_ms), max(entry.at_ms, self.last_ms)
+        self._run_to(entry)
         self._open_or_close(entry)
         self._take()
         match entry:
@@ -163,6 +164,17 @@ class History:
     def ran_until(self, now_ms: int) -> int:
         """`ran_ms`, up to now."""
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
+
+    def _run_to(self, entry: Entry) -> None:
+        """Time goes on to this entry. What a child has run counts when it has ended, at most for as long as the job has waited for some."""
+        ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
+        waits = any(each.kind == "child" for each in self._open.values())
+        self._waited_ms = self._waited_ms + passed_ms - (ran_ms - self.ran_ms) if waits else 0
+        if isinstance(entry, EffectResult) and entry.ran_ms:
+            of_child = min(entry.ran_ms, self._waited_ms)
+            self._waited_ms -= of_child
+            ran_ms += of_child
+        self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
         """Whether the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal, a child."""

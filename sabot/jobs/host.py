@@ -112,7 +112,7 @@ class JobHost:
         await self.log.open()
         for job in found:
             if not job.cut:
-                self.jobs.add(job.job_id, job.agent, begun=True)
+                self.jobs.add(job.job_id, job.agent, begun=True, cancelled=job.cancelled)
         self._retold = {job.job_id for job in found}
         self.log.unapplied = {job.job_id: job.ended_at for job in found if job.ended_at is not None}
         await to_the_end(aside(self.parking.open, found))
@@ -201,7 +201,7 @@ class JobHost:
         self.put(begin)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
-        live = Live(self._run_of(history, owner), owner)
+        live = Live(self._run_of(history, owner), owner, since_ms=self.now_ms())
         self._live[entry.job] = live
         self._effects.limit(live)
         self.append(entry, live)
@@ -322,13 +322,9 @@ class JobHost:
         gone, new = job.take_gone(), job.take_new()
         if gone or new:
             live.noting += 1
-            self.put_first(
-                [
-                    *(partial(self._effects.asked, live, ask) for ask in new),
-                    *(partial(self._letters.dropped, live, ask) for ask in gone),
-                    partial(self._noted, live),
-                ]
-            )
+            asked = [partial(self._effects.asked, live, ask) for ask in new]
+            dropped = [partial(self._letters.dropped, live, ask) for ask in gone]
+            self.put_first([*asked, *dropped, partial(self._noted, live)])
         else:
             self.settle(live)
 
@@ -354,16 +350,15 @@ class JobHost:
 
     def arrived(self, position: Position, entry: Delivery) -> None:
         """As `Desk.arrived`. What comes of a delivery is appended behind all that is in the journal, so it is delivered behind it."""
-        if self._arriving is not None:
-            self._arriving.append((position, entry))
-        else:
-            self.arrived_together([(position, entry)])
+        self.arrived_together([(position, entry)])
 
     def arrived_together(self, entries: Sequence[tuple[Position, Entry]]) -> None:
         """As `Desk.arrived_together`."""
-        self._arriving = deque(
-            (at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)
-        )
+        told = [(at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)]
+        if self._arriving is not None:
+            self._arriving.extend(told)
+            return
+        self._arriving = deque(told)
         try:
             while self._arriving:
                 self._deliver(*self._arriving.popleft())
@@ -393,7 +388,7 @@ class JobHost:
             self.log.again(entries)
         history = History.of(job_id, [entry for _, entry in entries])
         owner = self._owners[history.begin.agent]
-        live = Live(self._run_of(history, owner), owner, entries[-1][0])
+        live = Live(self._run_of(history, owner), owner, entries[-1][0], since_ms=self.now_ms())
         self._live[job_id] = live
         self._effects.limit(live)
         self.run(live, live.job.start, owner.call)
@@ -459,9 +454,11 @@ class JobHost:
 
     def _over(self, live: Live, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
-        job_id, labels = live.job.job_id, live.job.behalf.labels
+        job_id, labels, ran_ms = live.job.job_id, live.job.behalf.labels, live.ran_ms(self.now_ms())
+        told: Sequence[tuple[Position, Entry]] = ()
         if live.job.history.end is None:
             self._effects.leave(live)
+            told = self._letters.left(live, self._effects.limits)  # before END: where that is durable, they are told
             used = self._gate.ended(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
@@ -469,7 +466,8 @@ class JobHost:
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
-        self._effects.over(job_id, outcome, body, labels)
+        self._effects.over(job_id, outcome, body, labels, ran_ms)
+        self.arrived_together(told)
 
     def _forget(self, live: Live, *, stays_open: bool = False) -> None:
         """It is not in memory any more. stays_open: the next start goes on with it."""
@@ -515,6 +513,7 @@ class JobHost:
     def _continue(self, live: Live, message: Any) -> None:
         """A new history of the same job."""
         self._effects.leave(live)
+        told = self._letters.left(live, self._effects.limits)
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
@@ -523,6 +522,7 @@ class JobHost:
         job.history.last_ordinal = job.last_asked
         self._forget(live)
         self._begin(job.history.anew(entry), owner, entry)
+        self.arrived_together(told)
 
     def _block(self, live: Live, error: NonDeterminism) -> None:
         _log.error("%s", error)

@@ -5,7 +5,7 @@ A question is closed by a letter, as by an answer, so that the inbox decides whi
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from sabot.errors import LetterRefused
@@ -13,7 +13,7 @@ from sabot.jobs.asking import answered
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import Desk, Live
 from sabot.jobs.run import Ask
-from sabot.jobs.tree import child_id
+from sabot.jobs.tree import ChildLimits, child_id
 from sabot.jobs.values import pack_error
 from sabot.journal import Position
 from sabot.journal.entries import Cancel, EffectResult, Entry, Letter
@@ -51,11 +51,32 @@ class JobLetters:
 
     def _cancelled_with(self, entries: Sequence[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
         """What is told to the jobs below those that are cancelled. All of them are told before any goes on, so that none begins another."""
-        desk, told = self._desk, list[tuple[Position, Entry]]()
+        told = list[tuple[Position, Entry]]()
         for entry in [entry for _, entry in entries if isinstance(entry, Cancel)]:
-            for below in desk.jobs.cancel(entry.job):
-                cancel = Cancel(below, desk.now_ms(), f"job {entry.job} was cancelled: {entry.reason}", entry.by)
-                told.append((desk.append(cancel), cancel))
+            told += self._below(entry)
+        return told
+
+    def _below(self, entry: Cancel) -> list[tuple[Position, Entry]]:
+        desk, told = self._desk, list[tuple[Position, Entry]]()
+        for below in desk.jobs.cancel(entry.job):
+            cancel = Cancel(below, desk.now_ms(), f"job {entry.job} was cancelled: {entry.reason}", entry.by)
+            told.append((desk.append(cancel), cancel))
+        return told
+
+    def left(self, live: Live, limits: Mapping[str, ChildLimits]) -> list[tuple[Position, Entry]]:
+        """The job is about to end, or to begin anew: nobody will wait for its children. -> what is told to them, and those below.
+        limits: of each agent; they may say that children outlive the job.
+        """
+        job, desk, told = live.job, self._desk, list[tuple[Position, Entry]]()
+        if limits[job.history.begin.agent].outlive:
+            return told
+        for ask in [ask for ask in job.open.values() if ask.kind == "child" and ask.noted and ask.attempt]:
+            child = child_id(job.job_id, ask.ordinal)
+            if desk.jobs.drop(child):
+                cancel = Cancel(
+                    child, desk.now_ms(), job.late or f"job {job.job_id} has ended, and did not wait for it"
+                )
+                told += [(desk.append(cancel), cancel), *self._below(cancel)]
         return told
 
     def dropped(self, live: Live, ask: Ask) -> None:
@@ -66,7 +87,7 @@ class JobLetters:
         if ask.kind != "child":
             return
         if self._desk.jobs.drop(child := child_id(job_id, ordinal)):
-            cancel = Letter("cancel", job=child, name=UNAWAITED_CHILD)
+            cancel = Letter("cancel", job=child, name=live.job.late or UNAWAITED_CHILD)
             self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
         if self._desk.runs(live) and not live.job.history.has_result(ordinal):
             told = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))

@@ -41,7 +41,7 @@ class OpenJob(NamedTuple):
     """A job that a restored checkpoint does not cover whole. body: of its BEGIN, the record. fresh: the checkpoint knows nothing of it.
     ended: its END, where there is one; ended_at: where that stands. last: where the last of its entries stands. begun_ms: when it began.
     behalf, run: of its last BEGIN. decided: what was decided of its effects that have no result, by ordinal. cut: it was to go on from
-    a checkpoint of another job, and a crash came before all of that was written: nobody may run it.
+    a checkpoint of another job, and a crash came before all of that was written: nobody may run it. cancelled: it was told to end.
     """
 
     job_id: str
@@ -59,6 +59,7 @@ class OpenJob(NamedTuple):
     decided: Mapping[int, DecidedEffect] = MappingProxyType({})
     run: int = 1
     cut: bool = False
+    cancelled: bool = False
 
 
 class JobOwner(Protocol):
@@ -120,7 +121,7 @@ class JobOwner(Protocol):
 class Live:
     """A job in memory. last: of its last entry. ending: its end waits until that is durable. safe: it is. noting: turns whose asks are not
     in the journal. due_ms: when its time is over; 0: it may run on. limit: what says so. judging: what it has asked for and is
-    being decided, by ordinal.
+    being decided, by ordinal. since_ms: when it came into memory.
     """
 
     job: JobRun
@@ -132,12 +133,17 @@ class Live:
     due_ms: int = 0
     limit: str = ""
     judging: dict[int, Ask] = field(default_factory=dict)
+    since_ms: int = 0
 
     @property
     def limit_ms(self) -> int:
         """When its time is over though it is parked; 0: parked it may stay as long as it likes."""
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_ms if sleeps else 0
+
+    def ran_ms(self, now_ms: int) -> int:
+        """How long it has run and slept, with its children, without the time in which it was parked for others."""
+        return self.job.history.ran_until(self.since_ms) + now_ms - self.since_ms
 
     def may_park(self, now_s: float) -> bool:
         """Whether nothing comes for it soon, as far as is known."""

@@ -7,7 +7,7 @@ import msgspec
 
 from sabot.jobs.gate import Behalf, Decision, decode_verdict
 from sabot.jobs.owner import DecidedEffect, OpenJob
-from sabot.journal import Attempt, Begin, EffectResult, End, Intent, JournalReader, Position, StoredBody
+from sabot.journal import Attempt, Begin, Cancel, EffectResult, End, Intent, JournalReader, Position, StoredBody
 from sabot.journal.base import MAY_BEGIN_AGAIN
 
 __all__ = ["last_begin", "open_jobs", "unapplied_jobs", "whole_entries"]
@@ -26,6 +26,7 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     ends: dict[str, tuple[Position, End]] = {}
     lasts: dict[str, Position] = {}
     decided: dict[str, dict[int, DecidedEffect]] = {}
+    cancelled: set[str] = set()
     missing: dict[str, int] = {}  # entries of jobs that go on from a checkpoint
     for position, entry in reader.read():
         lasts[entry.job] = position
@@ -36,6 +37,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         if isinstance(entry, Begin):
             goes_on = entry.job in begun and entry.job not in ends  # ctx.continue_as
             begun[entry.job] = (begun[entry.job][0] if goes_on else position, entry)
+            if not goes_on:
+                cancelled.discard(entry.job)
             ends.pop(entry.job, None)
         elif isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
             attempt = 0 if verdict.decision is Decision.ASK else 1
@@ -43,6 +46,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         elif isinstance(entry, Attempt) and entry.job in decided and entry.ordinal in decided[entry.job]:
             before = decided[entry.job][entry.ordinal]
             decided[entry.job][entry.ordinal] = DecidedEffect(before.verdict, entry.attempt, before.told)
+        elif isinstance(entry, Cancel):
+            cancelled.add(entry.job)
         elif isinstance(entry, EffectResult) and entry.job in decided:
             decided[entry.job].pop(entry.ordinal, None)
         elif isinstance(entry, End) and entry.job in begun:
@@ -66,7 +71,8 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
         behalf = Behalf(begin.scope, begin.principal, begin.labels)
         noted = decided.get(job_id, {})
         last, cut = lasts[job_id], missing.get(job_id, 0) > 0
-        jobs.append(OpenJob(job_id, *facts, end, ended_at, last, begin.at_ms, behalf, noted, begin.run, cut))
+        told = begin.at_ms, behalf, noted, begin.run, cut, job_id in cancelled
+        jobs.append(OpenJob(job_id, *facts, end, ended_at, last, *told))
     return sorted(jobs, key=lambda job: job.began)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sabot.calls.options import checked_whole
 from sabot.errors import UserError, short_repr
 
-__all__ = ["DEFAULT_LIMITS", "ChildLimits", "OpenJobs", "checked_limits", "child_id", "parent_of"]
+__all__ = ["DEFAULT_LIMITS", "ChildLimits", "OpenJobs", "checked_limits", "child_id", "first_of", "parent_of"]
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 
@@ -27,16 +27,29 @@ def parent_of(job_id: str) -> tuple[str, int]:
     return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)
 
 
+def first_of(job_id: str) -> str:
+    """The first job of its tree: itself, where no job has begun it."""
+    while parent := parent_of(job_id)[0]:
+        job_id = parent
+    return job_id
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildLimits:
     """What a job may begin by `ctx.child`. max_depth: levels of jobs below the first one. max_child_jobs: children of one job that have
     not ended. A child beyond them is not begun: `EffectError` of type "DepthExceeded".
+
+    outlive: a child that the job did not wait for goes on when the job has ended, and has its own time; else it is cancelled, and
+    the time that the job has left is its time too.
     """
 
     max_depth: int = 5
     max_child_jobs: int = 100
+    outlive: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.outlive, bool):
+            raise UserError(f"ChildLimits: outlive={short_repr(self.outlive)}", hint="True or False")
         checked_whole("ChildLimits", "max_depth", self.max_depth, 0)
         checked_whole("ChildLimits", "max_child_jobs", self.max_child_jobs, 0)
 
@@ -70,11 +83,13 @@ class OpenJobs:
         """The id of its agent; "" where the job has ended."""
         return self._agents.get(job_id, "")
 
-    def add(self, job_id: str, agent_id: str, *, begun: bool) -> None:
-        """A job of this agent. begun: its BEGIN is in the journal."""
+    def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
+        """A job of this agent. begun: its BEGIN is in the journal; cancelled: so is a CANCEL."""
         self._agents[job_id] = agent_id
         if not begun:
             self._coming.add(job_id)
+        if cancelled:
+            self.cancelled.add(job_id)
         if parent := parent_of(job_id)[0]:
             self._children.setdefault(parent, set()).add(job_id)
 

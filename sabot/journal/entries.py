@@ -135,7 +135,7 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it. labels: of a child,
-    what it has seen.
+    what it has seen; ran_ms: how long that has run, without its waits for others.
     """
 
     ordinal: Number
@@ -144,6 +144,7 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     body: Body = b""
     usage: bytes = b""
     labels: tuple[str, ...] = ()
+    ran_ms: Number = 0
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):

@@ -8,11 +8,13 @@ caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, asked fo
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.telling import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
@@ -26,7 +28,7 @@ from sabot.jobs.host import JobHost
 from sabot.jobs.log import Blocked, Fragment, News
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
-from sabot.jobs.tree import ChildLimits
+from sabot.jobs.tree import ChildLimits, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Begin, End, Entry, Journal, Position, digest
 from sabot.threads import aside
@@ -65,6 +67,7 @@ class KernelHost:
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
         self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
+        self._children = children
         self._given: dict[str, asyncio.Event] = {}  # whether somebody has the handle, of jobs that have asked no model
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
@@ -335,6 +338,10 @@ class KernelHost:
         """As `JobWatch.child`."""
         if job_id in self.handles:
             return
+        parent = self._host.live(parent_of(job_id)[0])
+        if parent is not None and parent.due_ms and not self._children.outlive:
+            left_s = max(0, parent.due_ms - self._host.now_ms()) / 1000
+            request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))
         record = encode_request(request)
         self.handles[job_id] = self._new(job_id, agent, b"")
         inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf}

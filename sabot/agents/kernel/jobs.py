@@ -20,6 +20,7 @@ from sabot.exits import EXITS
 from sabot.jobs.gate import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import JobRun
+from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal.entries import EffectResult
 from sabot.llm.agent import Agent, AgentResult
@@ -229,7 +230,9 @@ class KernelAgent:
         if most is None or told:  # what the function does when its time is over is not cut short
             return None
         left_s = most - job.history.ran_until(round(self._clock.time() * 1000)) / 1000
-        return max(0.0, left_s), f"max_runtime_seconds={most:g}"
+        parent = parent_of(job.job_id)[0]
+        of_parent = f", which job {parent} had left" if parent else ""
+        return max(0.0, left_s), f"max_runtime_seconds={most:g}{of_parent}"
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""

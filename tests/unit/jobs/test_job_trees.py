@@ -222,7 +222,9 @@ def test_ids_say_what_has_begun_a_job() -> None:
         assert parent_of(name) == ("", 0), name
 
 
-@pytest.mark.parametrize("wrong", [{"max_depth": -1}, {"max_depth": "5"}, {"max_child_jobs": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_depth": -1}, {"max_depth": "5"}, {"max_child_jobs": 1.5}, {"outlive": "yes"}, {"outlive": None}]
+)
 def test_limits_that_are_none_are_refused(wrong: Any) -> None:
     with pytest.raises(UserError, match=f"ChildLimits: {next(iter(wrong))}"):
         ChildLimits(**wrong)
@@ -241,3 +243,102 @@ async def test_a_kernel_and_an_agent_say_what_their_jobs_may_begin() -> None:
             await handle.result()
         assert len(await kernel.jobs.find()) == 2
     assert AgentSpec.of("app.agent", again, durable=True, children=ChildLimits(max_depth=9)).children.max_depth == 9
+
+
+def leaving(way: str, seen: list[str]) -> Callable[[DurableContext], Any]:
+    """A job that ends, or begins anew, while its child and that child's child wait for ever."""
+
+    async def job(ctx: DurableContext) -> Any:
+        if ctx.message == "below":
+            return await ctx.wait("never")
+        if ctx.message == "child":
+            asked = asyncio.ensure_future(ctx.child("agent", "below"))
+            try:
+                return await asked
+            except asyncio.CancelledError as error:
+                seen.append(str(error))
+                raise
+        if ctx.message == "anew":
+            return "anew"
+        left = asyncio.ensure_future(ctx.child("agent", "child"))
+        await ctx.wait("go")
+        if way == "fails":
+            raise ValueError("no more")
+        if way == "anew":
+            ctx.continue_as("anew")
+        return left.done()
+
+    return job
+
+
+WAYS = {"returns": "succeeded", "fails": "failed", "anew": "succeeded"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_job_that_ends_leaves_no_child_behind(way: str) -> None:
+    """A child that nobody waits for went on after its parent, with its calls and its costs."""
+    seen: list[str] = []
+    agent, place = Agent(leaving(way, seen)), home()
+    async with hosting(place, agent) as running:
+        running.begin("job", "parent")
+        await running.parks("job~2~1")
+        running.journal.post(Letter("signal", "s", "job", "go"))
+        await running.over("job", "job~2", "job~2~1")
+    assert agent.outcomes == {"job": WAYS[way], "job~2": "cancelled", "job~2~1": "cancelled"}
+    why = "job job has ended, and did not wait for it"
+    assert set(seen) == {why}
+    told = {each.job: each.reason for each in entries(place) if isinstance(each, Cancel)}
+    assert told == {"job~2": why, "job~2~1": f"job job~2 was cancelled: {why}"}
+    assert not any(vars(running.host.jobs).values())
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_after_a_crash_at_the_end_of_a_job_its_children_end_too_and_once(way: str) -> None:
+    place = home()
+    async with hosting(place, Agent(leaving(way, []))) as running:
+        running.begin("job", "parent")
+        await running.parks("job~2~1")
+        running.journal.post(Letter("signal", "s", "job", "go"))
+        await running.over("job", "job~2", "job~2~1")
+    whole = entries(place)
+    first = next(at for at, each in enumerate(whole) if isinstance(each, Cancel))
+    assert next(each.job for each in whole if isinstance(each, End)) == "job" or way == "anew"
+    for count in range(first, len(whole)):
+        cut, agent = prefix(place, count), Agent(leaving(way, []))
+        async with hosting(cut, agent) as running:
+            await running.over(*(each.job_id for each in running.open if each.ended is None))
+        found = entries(cut)
+        ends = {each.job: each.outcome for each in found if isinstance(each, End)}
+        assert ends == {"job": WAYS[way], "job~2": "cancelled", "job~2~1": "cancelled"}, count
+        assert len([each for each in found if isinstance(each, Cancel)]) == 2, count
+
+
+async def test_a_child_that_begins_after_the_end_of_its_job_is_cancelled_then() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if ctx.message == "parent":
+            asyncio.ensure_future(ctx.child("agent", "child"))  # noqa: RUF006
+            return await ctx.wait("go")
+        return await ctx.wait("never")
+
+    agent, place = Slow(job), home()
+    async with hosting(place, agent) as running:
+        running.begin("job", "parent")
+        await running.parks("job")
+        running.journal.post(Letter("signal", "s", "job", "go"))
+        await running.over("job")
+        agent.let()
+        await running.over("job~2")
+    assert agent.outcomes == {"job": "succeeded", "job~2": "cancelled"}
+
+
+async def test_children_outlive_their_job_where_its_agent_says_so() -> None:
+    agent, place = Agent(leaving("returns", [])), home()
+    async with hosting(place, agent) as running:
+        running.host.register(AGENT, agent, ChildLimits(outlive=True))
+        running.begin("job", "parent")
+        await running.parks("job~2~1")
+        running.journal.post(Letter("signal", "s", "job", "go"))
+        await running.over("job")
+        running.journal.post(Letter("signal", "t", "job~2~1", "never", b"7"))
+        await running.over("job~2")
+    assert agent.outcomes == {"job": "succeeded", "job~2": "succeeded", "job~2~1": "succeeded"}

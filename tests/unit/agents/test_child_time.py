@@ -1,0 +1,131 @@
+"""The time of a job (`max_runtime_seconds`) is that of its children too."""
+
+import asyncio
+
+import pytest
+
+from sabot.agents import BudgetSpec, ChildLimits, ExecutionRequest, JobStatus, RuntimeKernel
+from sabot.clock import ManualClock
+from sabot.errors import EffectError
+from sabot.journal import MemoryHome
+from tools.agent_tools import until
+
+
+class Tree:
+    """Agents of which one asks another for something, by a clock that is moved by hand."""
+
+    def __init__(self):
+        self.clock, self.seen = ManualClock(1_000.0), []
+        self.home = MemoryHome(self.clock)
+
+        async def sleeper(ctx):
+            await ctx.sleep(ctx.message)
+            return "slept"
+
+        async def asker(ctx):
+            return (await ctx.ask("confirm", {})).outcome
+
+        async def parent(ctx):
+            try:
+                return await ctx.child(sleeper, ctx.message)
+            except EffectError as error:
+                self.seen.append(error)
+                await ctx.sleep("1h")
+
+        async def twice(ctx):
+            return [await ctx.child(sleeper, "6s"), await ctx.child(sleeper, "6s")]
+
+        async def beside(ctx):
+            return await asyncio.gather(*(ctx.child(sleeper, "6s") for _ in range(3)))
+
+        async def approved(ctx):
+            return [await ctx.child(asker, 1), await ctx.child(sleeper, "6s")]
+
+        async def busy(ctx):
+            left = asyncio.ensure_future(ctx.child(sleeper, "1h"))
+            while not left.done():
+                await ctx.sleep("100ms")
+
+        self.agents = [parent, twice, beside, approved, busy, sleeper, asker]
+
+    def kernel(self, **how):
+        return RuntimeKernel.create(agent=self.agents, journal=self.home, clock=self.clock, **how)
+
+    async def begin(self, kernel, agent, prompt=1):
+        return await kernel.execute(
+            ExecutionRequest(prompt=prompt, agent=agent, budgets=BudgetSpec(max_runtime_seconds=10))
+        )
+
+    async def parks(self, kernel, jobs):
+        await until(lambda: kernel.statistics()["parked"] == jobs)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_the_time_of_a_job_is_that_of_its_children_too(restarts):
+    """A child slept on for as long as it liked, and its parent waited for it."""
+    tree = Tree()
+    kernel = tree.kernel()
+    handle = await tree.begin(kernel, "parent", "1h")
+    await tree.parks(kernel, 2)
+    tree.clock.advance(4)
+    if restarts:
+        await kernel.close()
+        kernel = tree.kernel()
+        handle, _ = await kernel.resume()
+        await tree.parks(kernel, 2)
+    tree.clock.advance(6)
+    with pytest.raises(TimeoutError, match="max_runtime_seconds=10"):
+        await handle.result()
+    await until(lambda: kernel.statistics()["ended"] == 2)
+    await kernel.close()
+    (told,) = set(map(str, tree.seen))
+    assert (
+        f"TimeoutError: job {handle.job_id}~1 ran longer than max_runtime_seconds=10, which job {handle.job_id} had left"
+        in told
+    )
+
+
+async def test_children_one_after_the_other_share_the_time_and_those_side_by_side_have_it_each():
+    tree = Tree()
+    async with tree.kernel() as kernel:
+        beside, twice = [await tree.begin(kernel, name) for name in ("beside", "twice")]
+        await tree.parks(kernel, 6)
+        tree.clock.advance(6)
+        assert (await beside.result()).output == ["slept"] * 3
+        await tree.parks(kernel, 2)
+        tree.clock.advance(4)
+        with pytest.raises((TimeoutError, EffectError), match="ran longer than max_runtime_seconds"):
+            await twice.result()
+        await until(lambda: kernel.statistics()["parked"] == 0)
+
+
+async def test_the_time_in_which_a_child_waits_for_a_person_is_nobodys():
+    tree = Tree()
+    async with tree.kernel() as kernel:
+        handle = await tree.begin(kernel, "approved")
+        await tree.parks(kernel, 2)
+        tree.clock.advance(2 * 86_400)
+        (action,) = await kernel.actions.find()
+        await kernel.actions.resolve(action.resume_token, {"approved": True})
+        await until(lambda: kernel.statistics()["begun"] == 3)
+        await tree.parks(kernel, 2)
+        tree.clock.advance(6)
+        assert (await handle.result()).output == ["resolved", "slept"]
+
+
+@pytest.mark.parametrize("outlive", [False, True])
+async def test_a_child_that_nobody_waits_for_ends_with_the_time_of_its_job_unless_it_may_outlive_it(outlive):
+    tree = Tree()
+    async with tree.kernel(children=ChildLimits(outlive=outlive)) as kernel:
+        handle = await tree.begin(kernel, "busy")
+        child = f"{handle.job_id}~2"
+        await until(lambda: kernel.statistics()["begun"] == 2)
+        tree.clock.advance(10)
+        with pytest.raises(TimeoutError, match="max_runtime_seconds=10"):
+            await handle.result()
+        if outlive:
+            await tree.parks(kernel, 1)
+            tree.clock.advance(3_600)
+        await until(lambda: kernel.statistics()["ended"] == 2)
+        record = await kernel.jobs.get(child)
+        assert record.status == (JobStatus.SUCCEEDED if outlive else JobStatus.CANCELLED)
