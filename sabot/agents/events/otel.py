@@ -3,10 +3,12 @@
     agent.job                 from job.started to its end
     ├── agent.run             a request to a model
     ├── agent.tool            an attempt of a call
-    └── agent.action          a question to a person, from the asking to its answer
+    ├── agent.action          a question to a person, from the asking to its answer
+    └── agent.job             a child
 
-The ids of a trace and its spans are made of the job and the events, so all of a job is one trace: across an approval of two days, and
-across a crash, after which an event that is told again gives the same span. A span is made when what it is about has ended. Names and
+The ids of a trace and its spans are made of the job and the events, so all of a job and its children is one trace: across an approval of
+two days, and across a crash, after which an event that is told again gives the same span. The id of a child names the jobs above it, so the
+context of its trace is in the journal with it. A span is made when what it is about has ended. Names and
 attributes follow the semantic conventions for generative AI; what was said and asked is left out unless the configuration wants it.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.jobs.tree import first_of, parent_of
 
 __all__ = ["OTelConfig", "OpenTelemetryAdapter"]
 
@@ -42,7 +45,7 @@ _WANTED = (
 class OTelConfig:
     """tracer_name: of the tracer and the meter. service_name: an attribute of each span; "": that of the provider's resource says it.
     capture_input, capture_output, capture_tool_args: prompts; answers, results and what errors said; arguments. record_exceptions: an event
-    of the span for each error, with its class. sampling_rate: the part of the jobs that are traced, each of them whole.
+    of the span for each error, with its class. sampling_rate: the part of the jobs that are traced, each of them whole, with its children.
     """
 
     tracer_name: str = "agent_runtime"
@@ -144,7 +147,7 @@ class OpenTelemetryAdapter:
 
     def _samples(self, job_id: str) -> bool:
         rate = self.config.sampling_rate
-        return rate >= 1 or _number(f"sample {job_id}", 8) < rate * 2**64
+        return rate >= 1 or _number(f"sample {first_of(job_id)}", 8) < rate * 2**64
 
     # -- spans --------------------------------------------------------------------------------------------------------
 
@@ -198,22 +201,23 @@ class OpenTelemetryAdapter:
             about["gen_ai.input.messages"] = _text(job.input)
         if self.config.capture_output and "result" in event.data:
             about["gen_ai.output.messages"] = _text(event.data["result"])
-        self._span("agent.job", event, job.began, about, is_root=True)
+        self._span("agent.job", event, job.began, about, is_job=True)
 
     def _span(
-        self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_root: bool = False
+        self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_job: bool = False
     ) -> None:
         """A span that has ended with this event. began: epoch seconds."""
         trace, job_id, data = self._trace, event.job_id, event.data
-        trace_id, root_id = _number(f"trace {job_id}", 16), _number(f"span {job_id}", 8)
-        context = self._nothing
-        if not is_root:
-            parent = trace.SpanContext(trace_id, root_id, is_remote=False, trace_flags=trace.TraceFlags(1))
+        trace_id, job_span = _number(f"trace {first_of(job_id)}", 16), _number(f"span {job_id}", 8)
+        context, above = self._nothing, parent_of(job_id)[0] if is_job else job_id
+        if above:
+            parent_id = _number(f"span {above}", 8)
+            parent = trace.SpanContext(trace_id, parent_id, is_remote=False, trace_flags=trace.TraceFlags(1))
             context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
         attributes = {"sabot.job.id": job_id, "sabot.scope": event.scope_id, "sabot.principal": event.principal_id}
         attributes |= {"service.name": self.config.service_name, **about}
         kept = {key: value for key, value in attributes.items() if value != ""}
-        with self._ids.next(trace_id, root_id if is_root else _number(f"span {event.event_id}", 8)):
+        with self._ids.next(trace_id, job_span if is_job else _number(f"span {event.event_id}", 8)):
             span = self._tracer.start_span(name, context=context, attributes=kept, start_time=_ns(began))
         if "error" in data:
             self._fails(span, data, event.at)

@@ -238,3 +238,40 @@ async def test_without_a_provider_nothing_is_recorded_and_nothing_fails():
     await adapter.stop()
     await adapter.stop()
     assert not bus.wants(RuntimeEventType.FINAL_RESULT, "j")
+
+
+async def test_the_spans_of_children_are_in_the_trace_of_the_first_job_also_after_a_restart(tmp_path):
+    async def lead(ctx):
+        return await ctx.child(middle, "gold")
+
+    async def middle(ctx):
+        return await ctx.child(digger, ctx.message)
+
+    async def digger(ctx):
+        await ctx.call(look, ctx.message)
+        return await ctx.wait("go")
+
+    agents = {"agent": [lead, middle, digger], "journal": tmp_path}
+    async with Traced() as before, RuntimeKernel.create(events=before.bus, **agents) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt="find gold"))
+        await until(lambda: kernel.statistics()["parked"] == 3)
+        (call,) = await before.spans("agent.tool")
+    async with Traced() as after, RuntimeKernel.create(events=after.bus, **agents) as kernel:
+        (again,) = [each for each in await kernel.resume() if each.job_id == handle.job_id]
+        await kernel.jobs.signal(f"{handle.job_id}~1~1", "go", "dug")
+        assert (await again.result()).output == "dug"
+        await until(lambda: len(after.exporter.get_finished_spans()) == 4)
+        jobs = {span.attributes["sabot.job.id"]: span for span in await after.spans("agent.job")}
+    first, second, third = (jobs[handle.job_id + below] for below in ("", "~1", "~1~1"))
+    assert first.parent is None
+    assert (second.parent.span_id, third.parent.span_id) == (first.context.span_id, second.context.span_id)
+    assert call.parent.span_id == third.context.span_id
+    assert {span.context.trace_id for span in (call, *jobs.values())} == {first.context.trace_id}
+
+
+async def test_a_job_is_sampled_with_its_children():
+    traced = Traced(sampling_rate=0.5)
+    for number in range(40):
+        names = [f"job-{number}", f"job-{number}~1", f"job-{number}~1~7"]
+        assert len({traced.adapter._samples(name) for name in names}) == 1
+    assert {traced.adapter._samples(f"job-{number}") for number in range(40)} == {True, False}
