@@ -132,6 +132,9 @@ def fork_job(
     allow: Annotated[
         list[str] | None, typer.Option(metavar="TOOL", help="That is called, although it changes something.")
     ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="End where only time would let it go on: a timer, a question's deadline.")
+    ] = False,
     file: Annotated[
         Path | None, typer.Option("--record", metavar="FILE", help="Where its recording goes.", show_default=False)
     ] = None,
@@ -140,7 +143,8 @@ def fork_job(
     """Run the code of today over what a job did up to a step, and let it go on from there, otherwise than it did.
 
     Nothing outside changes: models and tools that only read are asked, and cost; others, and children, are denied, unless --answer stands
-    in for them or --allow names them. Neither the job nor its journal is touched. Exit code 1 where it fails.
+    in for them or --allow names them. Neither the job nor its journal is touched. Timers and deadlines take their time, and what it waits
+    for is said, unless --no-wait. Exit code 1 where it fails.
     """
 
     def work() -> None:
@@ -148,7 +152,8 @@ def fork_job(
         allowed = (*FORK_ALLOWS, *(allow or ()))
         answers = dict(map(_answer, answer or ()))
         code = _code(recording, target)
-        found = asyncio.run(fork(recording, code, at=at, answers=answers, model=model, prompt=prompt, allow=allowed))
+        how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "allow": allowed}
+        found = asyncio.run(fork(recording, code, at=at, no_wait=no_wait, **how))
         if file is not None:
             found.recording.save(file)
         if json:
@@ -157,6 +162,7 @@ def fork_job(
                 "outcome": found.outcome,
                 "result": as_plain(found.result),
                 "first_difference": found.first_difference,
+                "waits_for": list(found.waits_for),
             }
             json_line({**said, "error": "" if found.error is None else str(found.error), "steps": steps})
         else:
@@ -167,6 +173,8 @@ def fork_job(
             typer.echo(f"the fork of job {recording.job_id} {found.outcome}, {differs}", err=True)
             if found.outcome == "succeeded":
                 typer.echo(value_text(as_plain(found.result)), err=True)
+        for word in found.waits_for:
+            typer.echo(f"it waits for {word}", err=True)
         for word in found.unused:
             typer.echo(f"{word}, of --allow or --answer, is the name of nothing that the fork has asked for", err=True)
         if found.outcome == "failed":

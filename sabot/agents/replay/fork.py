@@ -4,9 +4,11 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -21,7 +23,7 @@ from sabot.errors import LetterRefused, NonDeterminism, UserError
 from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
-from sabot.jobs.run import Ask, JobRun
+from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.taking import part_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, MemoryHome, MemoryJournal, MemoryReader
@@ -36,6 +38,8 @@ __all__ = ["FORK_ALLOWS", "Forked", "fork"]
 FORK_ALLOWS = ("local", "read", "metered")
 """The classes of effects that a fork makes. A child may do anything, so it is not begun."""
 
+_log = logging.getLogger(__name__)
+
 _CODE = "of a fork"
 
 
@@ -44,9 +48,9 @@ class Forked:
     """What came of a fork.
 
     outcome: "succeeded", "failed", "cancelled"; "waits": for an answer or a signal that nobody gives it. result: what the function has
-    returned. error: what it has raised. recording: of the fork. first_difference: the ordinal of the first step that is not as it was
-    recorded; None: all are. unused: those of `allow` and `answers` that are no class of effects, and the name of nothing that was asked
-    for, by the job or the fork: they may be misspelt.
+    returned. error: what it has raised. waits_for: what, in words, where it "waits". recording: of the fork. first_difference: the ordinal
+    of the first step that is not as it was recorded; None: all are. unused: those of `allow` and `answers` that are no class of effects,
+    and the name of nothing that was asked for, by the job or the fork: they may be misspelt.
     """
 
     outcome: str
@@ -55,6 +59,7 @@ class Forked:
     recording: Recording
     first_difference: int | None
     unused: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
 
 
 async def fork(
@@ -67,6 +72,7 @@ async def fork(
     prompt: str | None = None,
     allow: Collection[str] = FORK_ALLOWS,
     gate: EffectGate | None = None,
+    no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
     """Runs the code over what is recorded up to the result of step `at`, and goes on from there. Up to there nothing is called; what was
@@ -76,7 +82,8 @@ async def fork(
     being called; of models ("llm": of all), their texts, or Completions, or a list of those of several calls; by the types of questions
     and the names of signals, what they are answered with; by the names of agents, the results of children. model: is asked in place of the
     one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
-    are denied. gate: decides too.
+    are denied. gate: decides too. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
+    answers. Else it waits for that, and the log says for what, and how long.
 
     Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
     else before it.
@@ -88,7 +95,7 @@ async def fork(
     for entry in entries:
         journal.append(entry)
     changes = _Changes(answers or {}, prompt)
-    owner = _ForkOwner(code, journal, changes)
+    owner = _ForkOwner(code, journal, changes, clock, no_wait=no_wait)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
         owner.run = _ForkRun(*given, **how, changes=changes)
@@ -119,7 +126,8 @@ async def fork(
     made = replace(made, initial_input=recording.initial_input, seeds=seeds)
     named = _asked_for(recording.entries) | _asked_for(made.entries) | {each.value for each in EffectClass}
     unused = tuple(each for each in (*allow, *changes.answers) if each not in named)
-    return Forked(outcome, owner.value, owner.error, made, _first_difference(recording, made), unused)
+    difference = _first_difference(recording, made)
+    return Forked(outcome, owner.value, owner.error, made, difference, unused, owner.waits_for)
 
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
@@ -268,8 +276,12 @@ class _ForkOwner:
     leaves_at_once = sleep_counts = False
     code = _CODE
 
-    def __init__(self, code: JobCode, journal: MemoryJournal, changes: _Changes) -> None:
-        self._changes = changes
+    def __init__(
+        self, code: JobCode, journal: MemoryJournal, changes: _Changes, clock: Clock, *, no_wait: bool
+    ) -> None:
+        self._changes, self._clock, self._no_wait = changes, clock, no_wait
+        self._said: set[int] = set()  # ordinals of what the log has said that it waits for
+        self.waits_for: tuple[str, ...] = ()
         self.run: JobRun
         self.value: Any = None
         self.error: BaseException | None = None
@@ -324,8 +336,24 @@ class _ForkOwner:
         for ask in answered:
             asyncio.get_running_loop().call_soon(self._answer, ask)
         told = any(ask.kind == "child" and self._changes.of(ask.name) is not None for ask in asks)
-        if not answered and not told and not any(ask.due_ms for ask in asks):
+        if answered or told:
+            return
+        if self._no_wait or not any(ask.due_ms for ask in asks):
+            self.waits_for = tuple(map(self._words, asks))
             self._is_over("waits")
+        elif new := [ask for ask in asks if ask.ordinal not in self._said]:
+            self._said |= {ask.ordinal for ask in new}
+            what = "; ".join(map(self._words, new))
+            _log.warning("the fork of job %s waits for %s; no_wait=True (--no-wait) ends it there", job_id, what)
+
+    def _words(self, ask: Ask) -> str:
+        words = f"{effect_words(ask.kind, ask.name)} (step {ask.ordinal})"
+        if ask.due_ms:
+            left_s = max(0, round(ask.due_ms / 1000 - self._clock.time()))
+            words += f", for {timedelta(seconds=left_s)}"
+        if ask.kind in ("ask", "wait", "child"):
+            words += f": answers={{{ask.name!r}: …}} (--answer {ask.name}=JSON) answers it"
+        return words
 
     def _answer(self, ask: Ask) -> None:
         body = msgspec.json.encode(self._changes.answers[ask.name])

@@ -114,12 +114,13 @@ class ReplayPlayer:
         answers: Mapping[str, Any] | None = None,
         model: str = "",
         prompt: str | None = None,
+        no_wait: bool = False,
     ) -> Any:
         """Plays it to its end. Returns the result that is recorded: of its last `final.result`; None where it has none.
 
         VERIFY returns a Verified; `code` is what runs over the entries, of a durable agent `code_of(spec)`. Raises ReplayDifference at the
         first thing that the code does otherwise, UserError for a mode that there is not. FORK returns a Forked: `code` goes on behind step
-        `at`, as of `fork`, which has `answers`, `model` and `prompt`, and says what is raised.
+        `at`, as of `fork`, which has `answers`, `model`, `prompt` and `no_wait`, and says what is raised.
         """
         try:
             mode = ReplayMode(mode)
@@ -142,7 +143,8 @@ class ReplayPlayer:
                     "FORK runs code from a step on",
                     hint="replay(mode=ReplayMode.FORK, code=…, at=<the step's ordinal>)",
                 )
-            return await fork(self.recording, code, at=at, answers=answers, model=model, prompt=prompt)
+            how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "no_wait": no_wait}
+            return await fork(self.recording, code, at=at, **how)
         result, before = None, None
         async for event in self.step():
             if mode is ReplayMode.TIMED and before is not None:

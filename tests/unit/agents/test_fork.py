@@ -301,3 +301,49 @@ async def test_a_job_of_a_kernel_and_one_of_an_app_are_forked_over_continue_as()
     [spec] = [agent.spec for agent in app.agent_runtime.agents.values()]
     found = await fork(recording, code_of(spec), at=1, answers={"look": "new"})
     assert (found.outcome, found.result) == ("succeeded", "new")
+
+
+# -- what it waits for -----------------------------------------------------------------------------------------------------
+
+
+async def asks_for_an_hour(ctx: DurableContext) -> Any:
+    return [(await ctx.ask("confirm", {}, timeout="1h")).outcome, await ctx.sleep("30m")]
+
+
+async def asked_for_an_hour(clock: ManualClock) -> Recording:
+    home = MemoryHome(clock)
+    async with hosting(home, Agent(asks_for_an_hour, clock)) as running:
+        running.begin("job")
+        await running.parks("job")
+    return record_job(MemoryReader(home), "job")
+
+
+async def test_a_fork_that_waits_for_time_to_pass_says_for_what_and_how_long(caplog: pytest.LogCaptureFixture) -> None:
+    """It was silent for as long as the question was open."""
+    clock = ManualClock(1_000.0)
+    recording = await asked_for_an_hour(clock)
+    forking = asyncio.ensure_future(fork(recording, JobCode(Agent(asks_for_an_hour).call), at=0, clock=clock))
+    await until(lambda: caplog.messages)
+    clock.advance(3_600)
+    await until(lambda: len(caplog.messages) == 2)
+    clock.advance(1_800)
+    found = await forking
+    assert (found.outcome, found.result, found.waits_for) == ("succeeded", ["expired", None], ())
+    assert caplog.messages == [
+        "the fork of job job waits for ask confirm (step 1), for 1:00:00: answers={'confirm': …} (--answer confirm=JSON) answers it; "
+        "no_wait=True (--no-wait) ends it there",
+        "the fork of job job waits for sleep (step 2), for 0:30:00; no_wait=True (--no-wait) ends it there",
+    ]
+
+
+async def test_a_fork_that_is_not_to_wait_ends_with_what_it_needs(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock(1_000.0)
+    recording = await asked_for_an_hour(clock)
+    code: Any = JobCode(Agent(asks_for_an_hour).call)
+    found = await fork(recording, code, at=0, clock=clock, no_wait=True)
+    said = "ask confirm (step 1), for 1:00:00: answers={'confirm': …} (--answer confirm=JSON) answers it"
+    assert (found.outcome, found.waits_for) == ("waits", (said,))
+    found = await fork(recording, code, at=0, clock=clock, no_wait=True, answers={"confirm": {"approved": True}})
+    assert (found.outcome, found.waits_for) == ("waits", ("sleep (step 2), for 0:30:00",))
+    found = await ReplayPlayer(recording).replay(mode="fork", code=code, at=0, no_wait=True)
+    assert (found.outcome, caplog.messages) == ("waits", [])

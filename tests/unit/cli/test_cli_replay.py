@@ -193,3 +193,33 @@ def test_digests_are_short_hexadecimal_digits(tmp_path: Path, monkeypatch: pytes
     for each in said:
         assert re.search(r"\[.?[0-9a-f]{12}…", each.stdout), each.stdout
         assert not re.search(r"\\+x[0-9a-f]|\\+u00", each.stdout), each.stdout
+
+
+WAITING = """
+from sabot.agents import RuntimeKernel
+
+async def careful(ctx):
+    return (await ctx.ask("confirm", {{}}, timeout="1h")).approved
+
+kernel = RuntimeKernel.create(agent=careful, journal="waiting")
+"""
+
+
+def test_a_fork_on_the_command_line_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = program(tmp_path, WAITING).replace(":app", ":kernel")
+
+    async def work() -> str:
+        async with load_program(target) as kernel:
+            handle = await kernel.execute(ExecutionRequest(prompt="go"))
+            await until(lambda: kernel.statistics()["parked"] == 1)
+            return str(handle.job_id)
+
+    words = ["jobs", "fork", asyncio.run(work()), "--from", "0", "-A", target, "--journal", "waiting"]
+    said = sabot_says(*words, "--no-wait")
+    assert (said.exit_code, "waits" in said.stderr) == (0, True), said.stderr
+    assert "it waits for ask confirm (step 1), for " in said.stderr
+    assert "--answer confirm=JSON" in said.stderr
+    said = sabot_says(*words, "--no-wait", "--answer", 'confirm={"approved": true}', "--json")
+    assert (json.loads(said.stdout)["result"], json.loads(said.stdout)["waits_for"]) == (True, [])
