@@ -1,6 +1,7 @@
-"""Windows as users write them: how rows are put together by event time, or by count."""
+"""Windows as users write them: how rows are put together by event time, by the time at which they come, or by count."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError
@@ -14,6 +15,7 @@ __all__ = [
     "SessionWindow",
     "TumblingWindow",
     "Window",
+    "WindowTime",
     "count_window",
     "cumulative",
     "hopping",
@@ -23,6 +25,9 @@ __all__ = [
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows
 
+WindowTime = Literal["event", "processing"]
+"""By which time rows are put into windows: the event time of each, or the time at which it comes to the window."""
+
 
 @dataclass(frozen=True)
 class TumblingWindow:
@@ -30,6 +35,7 @@ class TumblingWindow:
 
     size_ms: int
     offset_ms: int = 0
+    time: WindowTime = "event"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class HoppingWindow:
     size_ms: int
     slide_ms: int
     offset_ms: int = 0
+    time: WindowTime = "event"
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class CumulativeWindow:
     size_ms: int
     step_ms: int
     offset_ms: int = 0
+    time: WindowTime = "event"
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class SessionWindow:
     """Rows of a key that are less than `gap_ms` apart, from the first row to `gap_ms` after the last."""
 
     gap_ms: int
+    time: WindowTime = "event"
 
 
 @dataclass(frozen=True)
@@ -67,30 +76,36 @@ class CountWindow:
 Window = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow | CountWindow
 
 
-def tumbling(size: Duration, *, offset: Duration = 0) -> TumblingWindow:
-    """Windows side by side: `tumbling("1m")` begins at each full minute UTC, `offset` later where given."""
-    return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True))
+def tumbling(size: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> TumblingWindow:
+    """Windows side by side: `tumbling("1m")` begins at each full minute UTC, `offset` later where given.
+
+    time: "processing" puts each row into the window of the time at which it comes, and closes windows by the clock.
+    """
+    return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True), _time(time))
 
 
-def hopping(size: Duration, slide: Duration, *, offset: Duration = 0) -> HoppingWindow:
-    """Windows that overlap: `hopping("1h", "1m")` begins one of an hour each minute. `size` is a multiple of `slide`."""
+def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> HoppingWindow:
+    """Windows that overlap: `hopping("1h", "1m")` begins one of an hour each minute. `size` is a multiple of `slide`.
+
+    time: as of `tumbling`.
+    """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
         raise UserError(f"hopping: {size!r} is no multiple of {slide!r}", hint="a window is made of whole slides")
-    return HoppingWindow(size_ms, slide_ms, _ms(offset, "offset", zero=True))
+    return HoppingWindow(size_ms, slide_ms, _ms(offset, "offset", zero=True), _time(time))
 
 
-def cumulative(size: Duration, step: Duration, *, offset: Duration = 0) -> CumulativeWindow:
-    """`cumulative("1d", "1h")`: at each hour, the day so far. `size` is a multiple of `step`."""
+def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> CumulativeWindow:
+    """`cumulative("1d", "1h")`: at each hour, the day so far. `size` is a multiple of `step`. time: as of `tumbling`."""
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
         raise UserError(f"cumulative: {size!r} is no multiple of {step!r}", hint="a window is made of whole steps")
-    return CumulativeWindow(size_ms, step_ms, _ms(offset, "offset", zero=True))
+    return CumulativeWindow(size_ms, step_ms, _ms(offset, "offset", zero=True), _time(time))
 
 
-def session(gap: Duration) -> SessionWindow:
-    """A window per burst of rows of a key: it ends when no row has come for `gap` of event time."""
-    return SessionWindow(_ms(gap, "gap"))
+def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
+    """A window per burst of rows of a key: it ends when no row has come for `gap` of event time. time: as of `tumbling`."""
+    return SessionWindow(_ms(gap, "gap"), _time(time))
 
 
 def count_window(size: int) -> CountWindow:
@@ -98,6 +113,12 @@ def count_window(size: int) -> CountWindow:
     if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")
     return CountWindow(size)
+
+
+def _time(time: WindowTime) -> WindowTime:
+    if time not in ("event", "processing"):
+        raise UserError(f"time={time!r}", hint='"event" or "processing"')
+    return time
 
 
 def _ms(value: Duration, name: str, *, zero: bool = False) -> int:

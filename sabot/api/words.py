@@ -71,6 +71,8 @@ def order_text(by: Iterable[tuple[str, bool]]) -> str:
 
 def window_text(window: object) -> str:
     """ "tumbling window (60000 ms)"."""
-    facts = {name.removesuffix("_ms"): value for name, value in vars(window).items() if name != "offset_ms" or value}
+    given = {name: value for name, value in vars(window).items() if name != "time" and (name != "offset_ms" or value)}
+    facts = {name.removesuffix("_ms"): value for name, value in given.items()}
     sizes = ", ".join(f"{value} ms" if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items())
-    return f"{type(window).__name__.removesuffix('Window').lower()} window ({sizes})"
+    by = " of processing time" if getattr(window, "time", "event") == "processing" else ""
+    return f"{type(window).__name__.removesuffix('Window').lower()} window ({sizes}){by}"

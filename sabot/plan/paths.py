@@ -6,7 +6,7 @@ what the first one does not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from functools import partial
 from hashlib import sha256
 from types import CodeType, FunctionType
@@ -27,10 +27,8 @@ _NO_MATTER = (
     *("schema", "inferred", "fields", "id", "late", "dead_letter", "on_error", "first"),
     *("emit_every_ms", "lateness_ms", "idle_ms"),
 )
-_LATER = (
-    "time_unit",
-    "time_format",
-)  # fields that are newer than checkpoints; None is what a program without them says
+# Fields that are newer than checkpoints: their defaults are what a program without them says.
+_LATER = ("time_unit", "time_format", "time")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
@@ -43,7 +41,7 @@ def path_of(node: Node, before: Iterable[str]) -> str:
     for field in fields(node):
         if field.name not in _GRAPH and field.name not in _NO_MATTER:
             value = getattr(node, field.name)
-            if value is None and field.name in _LATER:
+            if _is_unsaid(field, value):
                 continue
             words.append(f"{field.name}={_said(value)}")
             code += _computed(value)
@@ -54,6 +52,10 @@ def path_of(node: Node, before: Iterable[str]) -> str:
 def steps_of(path: str) -> str:
     """The part of a path that is the same in every version."""
     return path.partition("+")[0]
+
+
+def _is_unsaid(field: Field[Any], value: Any) -> bool:
+    return field.name in _LATER and (value is None or isinstance(value, str)) and value == field.default
 
 
 def _said(value: Any) -> str:
@@ -68,7 +70,8 @@ def _said(value: Any) -> str:
     if isinstance(value, AsyncCall):
         return f"AsyncCall({', '.join(map(_said, value.facts))})"
     if is_dataclass(value) and not isinstance(value, type):
-        return f"{type(value).__name__}({', '.join(_said(getattr(value, each.name)) for each in fields(value))})"
+        given = [(each, getattr(value, each.name)) for each in fields(value)]
+        return f"{type(value).__name__}({', '.join(_said(one) for each, one in given if not _is_unsaid(each, one))})"
     return name_of(value) if callable(value) else repr(value)
 
 

@@ -53,7 +53,7 @@ from sabot.operators.rows.mapped import FlatMap, MapBatches
 from sabot.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
 from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Select, WithColumns
 from sabot.operators.rows.subset import Head, Sample
-from sabot.operators.rows.timed import NewTime
+from sabot.operators.rows.timed import ArrivalTime, NewTime
 from sabot.operators.windows.fixed import LocalCombine, WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 
@@ -374,6 +374,7 @@ CASES = [
     Case("with_columns", lambda: WithColumns([("y", col("x") * 2), ("one", lit(1))]), APPEND),
     Case("drop", lambda: Drop(["note", "x"]), APPEND),
     Case("with_time", lambda: NewTime("n", 0, unit="s"), APPEND, punctual=False),
+    Case("arrival time", ArrivalTime, APPEND, punctual=False),
     Case("rename", lambda: Rename({"x": "amount"}), APPEND),
     Case("map_batches", lambda: MapBatches(doubled), APPEND),
     Case("flat_map", lambda: FlatMap(repeated, pa.schema([("user", pa.string()), ("n", pa.int64())])), APPEND),

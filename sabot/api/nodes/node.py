@@ -122,8 +122,10 @@ class Node:
     carries_time: ClassVar[bool] = False
     """Where its input has event time, it is read and goes through the step, though nothing behind may need it."""
 
-    gives_time: ClassVar[bool] = False
-    """Its rows have event times of its own making, whatever its input has: steps behind it ask nothing of those before it."""
+    @property
+    def gives_time(self) -> bool:
+        """Whether its rows have event times of its own making, whatever its input has: steps behind it ask nothing of those before it."""
+        return False
 
     @property
     def needs_time(self) -> bool:

@@ -19,7 +19,6 @@ class WithTime(Node):
     """Rows have another event time from here on: a column, a path to a field of its struct, or an expression, as in `Read`."""
 
     word = "with_time"
-    gives_time = True
     carries_time = True
     input: Node
     time: str | Expr
@@ -27,6 +26,10 @@ class WithTime(Node):
     time_format: str | None
     lateness_ms: int
     id: str = ""
+
+    @property
+    def gives_time(self) -> bool:
+        return True
 
     def text(self) -> str:
         said = self.time.text() if isinstance(self.time, Expr) else self.time

@@ -53,8 +53,12 @@ class AggregateWindow(Aggregates):
         return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
 
     @property
+    def gives_time(self) -> bool:
+        return not isinstance(self.window, CountWindow) and self.window.time == "processing"
+
+    @property
     def needs_time(self) -> bool:
-        return not isinstance(self.window, CountWindow)
+        return not isinstance(self.window, CountWindow) and self.window.time == "event"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,5 +89,9 @@ class WindowTopN(FirstRows):
         return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
 
     @property
+    def gives_time(self) -> bool:
+        return self.window.time == "processing"
+
+    @property
     def needs_time(self) -> bool:
-        return True
+        return self.window.time == "event"

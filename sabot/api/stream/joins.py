@@ -75,6 +75,11 @@ def join_node(
             raise UserError(
                 f"join: {window!r} is no window that two streams can share", hint='tumbling("1m"), hopping("1h", "1m")'
             )
+        if window.time == "processing":
+            raise UserError(
+                "join: rows of two streams meet in windows of event time only",
+                hint="by processing time chance decides which rows meet; keep= says how long rows wait for each other",
+            )
         node = WindowJoin(*given, window=window)
     else:
         node = Join(*given, keep_ms=keep_ms(keep))

@@ -55,7 +55,7 @@ class KeyedStream(NamedElsewhere):
         emit_every: Duration | None = None,
         late: str | Sink | None = None,
     ) -> "WindowedStream":
-        """Groups the rows of each key by windows of event time (or of a count).
+        """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
         allowed_lateness: how long after its end a window still takes rows; each time it does, its whole result is emitted again.
         emit_every: emits early results of open windows each time event time has advanced by this much.
@@ -67,6 +67,11 @@ class KeyedStream(NamedElsewhere):
             )
         if late is not None:
             check_sink(late, "window: late", 'late="late-orders"')
+        if getattr(window, "time", "event") == "processing" and (late is not None or allowed_lateness):
+            raise UserError(
+                "window: no row comes late for a window of processing time",
+                hint="leave late= and allowed_lateness= out",
+            )
         every = None if emit_every is None else whole_ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")

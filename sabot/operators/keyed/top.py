@@ -38,6 +38,7 @@ from sabot.operators.columns import key_columns, key_table, time_index
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, window_of
+from sabot.operators.rows.timed import by_arrival
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 
 __all__ = ["PLACES", "READERS", "TIES", "TopN", "WindowTopN"]
@@ -528,7 +529,9 @@ def place_window_top_n(node: WindowTopNNode, site: Site) -> Site:
         rank=node.rank,
         allowed_lateness_ms=node.allowed_lateness_ms,
     )
-    return site.together(node.keys, "ranked").step(node.text(), make, id=node.id).beside("late", node.late)
+    site = site.together(node.keys, "ranked")
+    site = by_arrival(site) if node.gives_time else site
+    return site.step(node.text(), make, id=node.id).beside("late", node.late)
 
 
 PLACES: Places = {nodes.TopN: place_top_n, WindowTopNNode: place_window_top_n}

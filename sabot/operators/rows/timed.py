@@ -1,4 +1,4 @@
-"""`with_time`: rows get another event time, and time goes on by it."""
+"""Steps that give rows another event time, by which time goes on: `with_time`, and windows of processing time."""
 
 import threading
 from bisect import bisect_right
@@ -17,6 +17,7 @@ from sabot.api.expr import Expr, col
 from sabot.api.nodes import times as nodes
 from sabot.api.nodes.read import path_of
 from sabot.errors import DataError
+from sabot.operators.aggregates.combining import repeated
 from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
@@ -31,9 +32,9 @@ from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.bad import BadRows
-from sabot.operators.rows.origin import of_selected, reselected
+from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
-__all__ = ["PLACES", "READERS", "NewTime", "Passed"]
+__all__ = ["PLACES", "READERS", "ArrivalTime", "NewTime", "Passed", "by_arrival"]
 
 _MOST_STEPS = 1024
 
@@ -208,6 +209,55 @@ class NewTime(Keeping):
         return self._bad.statistics() if hasattr(self, "_bad") else {}
 
 
+class ArrivalTime(Keeping):
+    """Rows whose event time is the time at which they come here. Its watermark is the clock.
+
+    Time never goes back: where the clock does, or is behind the one that the checkpoint saw, it stands still until the clock has caught up.
+    """
+
+    holds = True
+    polls = True
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._timed = TIME_COLUMN in context.input.names
+        self._schema = with_time(without_time(context.input))
+        self._clock = context.clock
+        self._now_ms = self._told_ms = START_OF_TIME
+        self.kept = Keeper(context)
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        self._now_ms = max(self._now_ms, int(self._clock.time() * 1000))
+        data = batch.data
+        columns = data.columns[:-1] if self._timed else data.columns
+        data = pa.RecordBatch.from_arrays([*columns, repeated(self._now_ms, data.num_rows)], schema=self._schema)
+        self.emit(with_columns_of(batch, data))
+
+    def poll(self, now_ms: int) -> None:
+        self._now_ms = max(self._now_ms, now_ms)
+        if self._now_ms > self._told_ms:
+            self._told_ms = self._now_ms
+            self.on_mark(Watermark(self._now_ms))
+
+    def hold(self, mark: Any) -> None:
+        if isinstance(mark, Watermark) and mark.timestamp_ms == END_OF_TIME:
+            self.on_mark(mark)
+
+    def noted(self) -> dict[str, Any]:
+        return {"now": self._now_ms}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._now_ms = max(part.facts["now"] for part in saved)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "processing time"}
+
+
+def by_arrival(site: Site) -> Site:
+    """The rows with the time at which they come as event time."""
+    return site.step("processing time", ArrivalTime, timed=True)
+
+
 def place_with_time(node: nodes.WithTime, site: Site) -> Site:
     make = partial(
         NewTime,
@@ -222,4 +272,4 @@ def place_with_time(node: nodes.WithTime, site: Site) -> Site:
 
 PLACES: Places = {nodes.WithTime: place_with_time}
 
-READERS: Readers = {"with_time": "how far event time has come"}
+READERS: Readers = {"with_time": "how far event time has come", "processing time": "how far the clock was"}

@@ -31,6 +31,7 @@ from sabot.operators.keeping import Columns, Keeper, Keeping, StoredTables, colu
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, window_of
+from sabot.operators.rows.timed import by_arrival
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state.tables.store import TableStore
@@ -476,12 +477,15 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     alone = (
         not node.keys and site.layout.parallelism > 1 and node.late is None
     )  # with two phases late rows cannot leave
-    if alone and not isinstance(window, CountWindow | SessionWindow):
+    if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
         return _in_two_phases(node, window, site)
-    site, aggregates = with_arguments(site.together(node.keys, "window"), node.aggregates)
+    site = site.together(node.keys, "window")
+    site, aggregates = with_arguments(by_arrival(site) if node.gives_time else site, node.aggregates)
     make: Callable[[], Operator]
     if isinstance(window, SessionWindow):
-        make = partial(SessionAggregate, window.gap_ms, node.keys, aggregates, allowed_lateness_ms=lateness)
+        make = partial(
+            SessionAggregate, window.gap_ms, node.keys, aggregates, allowed_lateness_ms=lateness, time=window.time
+        )
     elif isinstance(window, CountWindow):
         make = partial(CountAggregate, window.size, node.keys, aggregates)
     else:

@@ -85,5 +85,5 @@ class WindowShape:
 
 def window_words(window: Window) -> str:
     """The window as `state_schema` words it, with its times in ms: "hopping(300, 100)"."""
-    figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
+    figures = [value for name, value in vars(window).items() if (value or name != "offset_ms") and value != "event"]
     return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"

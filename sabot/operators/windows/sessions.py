@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
-from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow
+from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, WindowTime
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.carried import Carried, carried
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
@@ -56,9 +56,11 @@ class SessionAggregate(Keeping):
         aggregates: Sequence[AggregateColumn],
         *,
         allowed_lateness_ms: int = 0,
+        time: WindowTime = "event",
         id: str = "",
     ) -> None:
         self.id = id
+        self._window = SessionWindow(gap_ms, time)
         self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
         self._keys, self._aggregates = list(keys), list(aggregates)
         self._state: Any = None  # a Numbered
@@ -122,7 +124,7 @@ class SessionAggregate(Keeping):
         return {
             "kind": "window",
             "keys": columns_schema(self._state.keys),
-            "window": window_words(SessionWindow(self._gap_ms)),
+            "window": window_words(self._window),
             "allowed_lateness": self._lateness_ms,
             **self._state.aggregates_schema(),
         }
