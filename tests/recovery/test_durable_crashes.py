@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from recovery import durable_apps as apps
 
-from sabot.testing import crash_at_every_step
+from tools.steps import crashes_survived
 
 pytestmark = pytest.mark.slow
 
@@ -81,21 +81,12 @@ def each_row_at_most_once(directory: Path) -> list[int]:
     ("app", "check"), [(apps.reconciled_batches, each_row_once), (apps.unsafe_batches, each_row_at_most_once)]
 )
 def test_a_batch_is_the_same_batch_after_a_crash_wherever_the_process_dies(app: Any, check: Any) -> None:
-    crashes = crash_at_every_step(app, check, workers=2)
-    print(crashes)
-    assert {"journal", "manifest", "call", "stage"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.7
+    crashes_survived(app, check, "journal", "manifest", "call", "stage", share=0.7)
 
 
 def test_reconciled_calls_are_made_once_wherever_the_process_dies() -> None:
-    crashes = crash_at_every_step(apps.reconciled, once, workers=2)
-    print(crashes)
-    assert {"journal", "manifest", "call", "stage"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.7
+    crashes_survived(apps.reconciled, once, "journal", "manifest", "call", "stage", share=0.7)
 
 
 def test_unsafe_calls_are_never_made_twice_wherever_the_process_dies() -> None:
-    crashes = crash_at_every_step(apps.unsafe, at_most_once, workers=2)
-    print(crashes)
-    assert {"journal", "manifest", "call", "stage"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.7
+    crashes_survived(apps.unsafe, at_most_once, "journal", "manifest", "call", "stage", share=0.7)

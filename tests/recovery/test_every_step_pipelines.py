@@ -17,8 +17,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 from sabot.checkpoint import CheckpointStorage
 from sabot.operators.reading import state_of
-from sabot.testing import crash_at_every_step
 from tools.broker import Broker
+from tools.steps import crashes_survived
 
 pytestmark = pytest.mark.slow
 
@@ -57,16 +57,9 @@ def committed(url: str, directory: Path, beside: str = "") -> list[str]:
 
 
 def on_kafka(kafka: Broker, build: Callable[[Path], Any], found: Callable[..., Any] = committed) -> None:
-    crashes = crash_at_every_step(
-        build,
-        partial(found, kafka.url),
-        prepare=partial(prepare, kafka.url),
-        workers=2,
-        preload=["confluent_kafka"],
-    )
-    print(crashes)
-    assert {"begin", "produce", "token", "commit", "manifest", "stage"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.8
+    kinds = ("begin", "produce", "token", "commit", "manifest", "stage")
+    prepared = partial(prepare, kafka.url)
+    crashes_survived(build, partial(found, kafka.url), *kinds, prepare=prepared, preload=["confluent_kafka"])
 
 
 def test_windows_into_kafka_survive_a_crash_at_every_step(kafka: Broker) -> None:
@@ -94,25 +87,16 @@ def parquet_rows(directory: Path) -> list[str]:
 
 
 def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
-    crashes = crash_at_every_step(apps.windows_to_parquet, parquet_rows, workers=2)
-    print(crashes)
-    assert {"manifest", "stage", "rename"} <= crashes.kinds.keys()
+    crashes = crashes_survived(apps.windows_to_parquet, parquet_rows, "manifest", "stage", "rename")
     assert crashes.by_moment["torn"] > 0
-    assert crashes.died >= 2 * crashes.steps * 0.8
 
 
 def test_an_agent_between_two_streams_survives_a_crash_at_every_step() -> None:
-    crashes = crash_at_every_step(apps.between_streams, parquet_rows, workers=2)
-    print(crashes)
-    assert {"manifest", "stage", "state write", "rename"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.8
+    crashes_survived(apps.between_streams, parquet_rows, "manifest", "stage", "state write", "rename")
 
 
 def test_calls_timers_and_a_pattern_survive_a_crash_at_every_step() -> None:
-    crashes = crash_at_every_step(apps.calls_to_parquet, parquet_rows, workers=2)
-    print(crashes)
-    assert {"manifest", "stage", "state write", "rename"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.8
+    crashes_survived(apps.calls_to_parquet, parquet_rows, "manifest", "stage", "state write", "rename")
 
 
 def cities(directory: Path) -> list[Any]:
@@ -124,10 +108,7 @@ def cities(directory: Path) -> list[Any]:
 
 
 def test_the_changes_of_a_join_into_a_table_survive_a_crash_at_every_step() -> None:
-    crashes = crash_at_every_step(apps.joined_to_sqlite, cities, workers=2)
-    print(crashes)
-    assert {"manifest", "stage", "sql"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.8
+    crashes_survived(apps.joined_to_sqlite, cities, "manifest", "stage", "sql")
 
 
 def totals(directory: Path) -> tuple[list[Any], list[Any]]:
@@ -141,7 +122,4 @@ def totals(directory: Path) -> tuple[list[Any], list[Any]]:
 
 
 def test_two_agents_that_share_state_survive_a_crash_at_every_step() -> None:
-    crashes = crash_at_every_step(apps.agents_to_sqlite, totals, workers=2)
-    print(crashes)
-    assert {"manifest", "stage", "sql"} <= crashes.kinds.keys()
-    assert crashes.died >= 2 * crashes.steps * 0.8
+    crashes_survived(apps.agents_to_sqlite, totals, "manifest", "stage", "sql")
