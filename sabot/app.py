@@ -18,12 +18,13 @@ from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of
 from sabot.api.expr import Expr
-from sabot.api.lifespan import HasLifespan, Lifespan
+from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import table_node
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import Read, StreamEnd, Write, read_node
 from sabot.api.stream import Stream
+from sabot.api.topics import HasTopics
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import encode_json, encode_key
@@ -72,7 +73,7 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class App(DeclaresAgents, HasLifespan):
+class App(DeclaresAgents, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the job; agents are called `<id>.<name>`.

@@ -55,6 +55,7 @@ class Lifespan:
     """The functions and resources of one app. All methods run on its event loop."""
 
     def __init__(self) -> None:
+        self.topics: dict[str, tuple[int, dict[str, str]]] = {}  # that are made first: their partitions and settings
         self.starts: list[Callable[[], Any]] = []
         self.stops: list[Callable[[], Any]] = []
         self.resources: list[Resource[Any]] = []

@@ -11,7 +11,7 @@ from sabot.agents.reading import text_or_hex
 from sabot.cli.letters import Broker, address_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
-from sabot.cli.printing import columns, json_line, moment, shortened
+from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.config import checked_topic
 from sabot.errors import UserError
@@ -107,7 +107,8 @@ def tail(
     topic: Topic,
     broker: Broker = None,
     kafka: Kafka = None,
-    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="So many of each partition.")] = 10,
+    count: Annotated[int, typer.Option("-n", min=0, metavar="N", help="So many of each partition.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="And those that come, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """The last records of each partition of a topic, in the order of their timestamps. Nothing is committed."""
@@ -115,43 +116,51 @@ def tail(
     def work() -> None:
         found: list[Any] = []
         with _log_of(context, topic, broker, kafka) as log:
-            for index in log.partitions(topic):
-                found += _last(log, topic, index, count)
-        found.sort(
-            key=lambda message: message.timestamp()[1]
-        )  # stable: in a partition they keep their order among equals
-        if json:
-            for message in found:
-                json_line(
-                    {
-                        "partition": message.partition(),
-                        "offset": message.offset(),
-                        "timestamp": message.timestamp()[1],
-                        "key": None if message.key() is None else text_or_hex(message.key()),
-                        "headers": [[name, text_or_hex(value)] for name, value in message.headers() or ()],
-                        "payload": None if message.value() is None else text_or_hex(message.value()),
-                    }
-                )
-            return
-        rows = [
-            [
-                f"{message.partition()}:{message.offset()}",
-                moment(message.timestamp()[1]),
-                shortened(text_or_hex(message.key()), 24),
-                "null" if message.value() is None else shortened(text_or_hex(message.value()), 100),
-            ]
-            for message in found
-        ]
-        columns(["record", "written", "key", "payload"], rows)
+            ends = {index: log.bounds(topic, index)[1] for index in log.partitions(topic)}
+            for index, end in ends.items():
+                found += _last(log, topic, index, count, end)
+            found.sort(
+                key=lambda message: message.timestamp()[1]
+            )  # stable: in a partition they keep their order among equals
+            if json:
+                for message in found:
+                    json_line(_json_of(message))
+            elif found or not follow:
+                columns(["record", "written", "key", "payload"], [_row_of(message) for message in found])
+            for message in log.follow(topic, ends) if follow else ():
+                if message is not None and json:
+                    json_line(_json_of(message))
+                elif message is not None:
+                    typer.echo("  ".join(map(plain, _row_of(message))))
 
     _run(work)
 
 
-def _last(log: "TopicLog", topic: str, index: int, count: int) -> "deque[Any]":
-    """The last records of a partition. Markers of transactions, and what compaction has removed, take offsets: so it looks further back
-    until there are enough.
+def _json_of(message: Any) -> dict[str, Any]:
+    return {
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "timestamp": message.timestamp()[1],
+        "key": None if message.key() is None else text_or_hex(message.key()),
+        "headers": [[name, text_or_hex(value)] for name, value in message.headers() or ()],
+        "payload": None if message.value() is None else text_or_hex(message.value()),
+    }
+
+
+def _row_of(message: Any) -> list[str]:
+    return [
+        f"{message.partition()}:{message.offset()}",
+        moment(message.timestamp()[1]),
+        shortened(text_or_hex(message.key()), 24),
+        "null" if message.value() is None else shortened(text_or_hex(message.value()), 100),
+    ]
+
+
+def _last(log: "TopicLog", topic: str, index: int, count: int, end: int) -> "deque[Any]":
+    """The last records of a partition before the offset `end`. Markers of transactions, and what compaction has removed, take offsets: so
+    it looks further back until there are enough.
     """
-    first, end = log.bounds(topic, index)
+    first = log.bounds(topic, index)[0]
     span = count
     while True:
         begin = max(first, end - span)

@@ -29,6 +29,7 @@ __all__ = [
     "create_topic",
     "delete_before",
     "delete_topic",
+    "made_topic",
     "partitions",
     "replicas_of",
     "set_topic",
@@ -57,6 +58,13 @@ def create_topic(
         except KafkaException as error:
             raise explain(error.args[0], link, topic, "Alter") from clean_cause(error)
         wait_for_partitions(admin, link, topic, partitions)
+
+
+def made_topic(broker: str, topic: str, partitions: int, config: Mapping[str, str], kafka: Mapping[str, Any]) -> int:
+    """Makes the topic if it is missing; one that is there stays as it is. Returns how many partitions it has."""
+    link = link_of(broker, f"topic {topic!r}", kafka, "Create")
+    ensure_topic(link, topic, kafka, partitions, config)
+    return len(partitions_of(admin_of(link, kafka), link, topic))
 
 
 def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:

@@ -32,8 +32,10 @@ log = logging.getLogger("sabot.kafka")
 
 _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether it refuses us
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
+_PARTITIONS_SECONDS = 10.0  # how often who follows a topic looks for new partitions
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
 _DAMAGED = {KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW}
+_PASSING = {KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -164,6 +166,34 @@ class TopicLog:
             f"kafka://{self._link.address} gives no records of {topic}[{index}] from offset {reached} on",
             hint="is the broker running, and is the partition whole on its disk? its log tells",
         )
+
+    def follow(self, topic: str, offsets: Mapping[int, int]) -> Iterator[Any]:
+        """The committed records from these offsets on, by partition, as they come, without end; partitions that are new from their first
+        record on. None after half a second in which none came. Raises BrokerUnavailable, as `client.explain` says, and DataError for
+        damaged records.
+        """
+        at: dict[int, int] = {}
+        look_at = 0.0
+        self._at, self._assigned = None, True
+        while True:
+            if SYSTEM_CLOCK.monotonic() >= look_at:
+                look_at = SYSTEM_CLOCK.monotonic() + _PARTITIONS_SECONDS
+                found = {index: at.get(index, offsets.get(index, 0)) for index in self.partitions(topic)}
+                if found.keys() != at.keys():
+                    at = found
+                    self._consumer.assign([TopicPartition(topic, index, offset) for index, offset in at.items()])
+            batch = self._consumer.consume(500, 0.5)
+            for message in batch:
+                error = message.error()
+                if error is None:
+                    at[message.partition()] = message.offset() + 1
+                    yield message
+                elif error.code() in _DAMAGED:
+                    raise DataError(f"{topic} is damaged: {said(error)}")
+                elif not error.retriable() and error.code() not in _PASSING:
+                    raise explain(error, self._link, topic)
+            if not batch:
+                yield None
 
 
 class TopicAppender:

@@ -14,7 +14,7 @@ from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.threads import aside
 
-__all__ = ["RecordSender", "open_sink", "open_source", "sink_of"]
+__all__ = ["RecordSender", "make_topic", "open_sink", "open_source", "sink_of"]
 
 
 def open_source(
@@ -51,6 +51,27 @@ def sink_of(topic: str, broker: str, kafka: Mapping[str, Any]) -> tuple[Any, tup
     from sabot.kafka.delivery import KafkaDelivery
 
     return KafkaDelivery, (topic, broker, kafka)
+
+
+def make_topic(
+    topic: str,
+    partitions: int,
+    broker: str,
+    config: Mapping[str, str] | None = None,
+    kafka: Mapping[str, Any] | None = None,
+) -> int:
+    """Makes the topic with so many partitions if it is missing; one that is there stays as it is. Blocking.
+
+    Returns how many it has. config: settings of a new topic of a kafka:// broker. Raises the errors of Sink.open.
+    """
+    if not _in_memory(broker):
+        from sabot.kafka.admin import made_topic
+
+        return made_topic(broker, topic, partitions, config or {}, kafka or {})
+    here = MemoryBroker.get(broker)
+    if topic not in here.topics():
+        here.create_topic(topic, partitions)
+    return here.topics()[topic]
 
 
 class RecordSender:

@@ -1,11 +1,13 @@
 """`sabot topics` on a real Kafka broker."""
 
 import json
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 from fault_tools import Place
 
+from sabot.kafka.log import TopicLog
 from tools.command_line import sabot_says
 
 pytestmark = pytest.mark.kafka
@@ -71,6 +73,53 @@ def test_tail_has_the_last_records_across_the_markers_of_transactions(kafka_url:
         {"partition": 0, "first": 0, "end": 16},
         {"partition": 1, "first": 0, "end": 2},
     ]
+
+
+@pytest.mark.parametrize(("count", "form"), [("1", ["--json"]), ("0", [])])
+def test_tail_follows_a_topic_until_ctrl_c(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch, count: str, form: list[str]
+) -> None:
+    """Records that come while it waits, in every partition, none twice. The last one presses Ctrl-C."""
+    place = Place(kafka_url)
+    topic = place.topic(2)
+    producer = Producer(place.settings)
+
+    def more(*numbers: int) -> None:
+        for number in numbers:
+            producer.produce(topic, b"%d" % number, partition=number % 2)
+        assert producer.flush(30) == 0
+
+    more(0, 2)
+    seen: list[int] = []
+    follow = TopicLog.follow
+
+    def followed(self: TopicLog, *given: Any) -> Any:
+        more(3)
+        for message in follow(self, *given):
+            yield message
+            if message is None and 4 not in seen:
+                more(4)  # it has waited for half a second
+
+    def print_(value: Any) -> None:
+        seen.append(int(value["payload"]))
+        if seen[-1] == 3:
+            more(5)
+        if {3, 4, 5} <= set(seen):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TopicLog, "follow", followed)
+
+    def row(message: Any) -> list[str]:
+        print_({"payload": message.value()})
+        return ["one", "row"]
+
+    monkeypatch.setattr("sabot.cli.topics.json_line", print_)
+    monkeypatch.setattr("sabot.cli.topics._row_of", row)
+    done = sabot_says("topics", "tail", topic, "--follow", "-n", count, "--broker", kafka_url, *form)
+    assert done.exit_code == 130
+    assert done.stdout.splitlines() == ([] if form else ["one  row"] * (len(seen) - 1))
+    assert seen[: int(count)] == [2][: int(count)]
+    assert sorted(set(seen[int(count) :])) == [3, 4, 5]
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--broker", "memory://"], ["list", "--broker", "nonsense"]])
