@@ -92,6 +92,7 @@ COMPUTING = {
     "test_streams_against_batch": 50,
     "test_every_step": 49,
     "test_joins_against_batch": 40,
+    "test_slotted": 12,
     "test_operator_contract": 35,
     "test_windows": 28,
     "test_durable_agents": 26,

@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="keys")
     parser.add_argument("--kinds", default=",".join(KINDS), help="a list with commas")
-    parser.add_argument("--budget", type=int, default=32_000_000, help="bytes")
+    parser.add_argument("--budget", type=int, default=64_000_000, help="bytes")
     parser.add_argument("--cuts", type=int, default=3)
     options = parser.parse_args()
     found: dict[str, Any] = {}

@@ -39,8 +39,12 @@ class SessionTable:
         """The key slots of the sessions."""
     def remove(self, ids: pa.Int32Array) -> pa.Int32Array:
         """Removes the sessions. Returns the slots that have no session any more, each once: the caller may use them again."""
-    def export(self) -> pa.RecordBatch:
-        """All sessions: session int32, slot int32, first int64, last int64, given bool (returned as ripe, and not changed since)."""
+    def of_slots(self, slots: pa.Int32Array) -> tuple[pa.Int32Array, pa.Int32Array]:
+        """The sessions of these slots, slot by slot, and the place in `slots` of each."""
+    def export(self, ids: pa.Int32Array | None = None) -> pa.RecordBatch:
+        """These sessions, or all of them: session int32, slot int32, first int64, last int64, given bool (returned as ripe, and not changed
+        since).
+        """
     def load(self, state: pa.RecordBatch) -> pa.Int32Array:
         """Loads sessions of `export`, with the slots that they have here, and returns their new ids; the old ids are ignored. They must not
         touch existing sessions.
@@ -77,8 +81,10 @@ class RunTable:
     def slots(self, ids: pa.Int32Array) -> pa.Int32Array: ...
     def remove(self, ids: pa.Int32Array) -> pa.Int32Array:
         """Removes the runs. Returns the slots that have no run any more, each once."""
-    def export(self) -> pa.RecordBatch:
-        """All runs: run int32, slot int32, first int64, last int64, count int64."""
+    def of_slots(self, slots: pa.Int32Array) -> tuple[pa.Int32Array, pa.Int32Array]:
+        """The run of each slot that has one, and the place in `slots` of each."""
+    def export(self, ids: pa.Int32Array | None = None) -> pa.RecordBatch:
+        """These runs, or all of them: run int32, slot int32, first int64, last int64, count int64."""
     def load(self, state: pa.RecordBatch) -> pa.Int32Array:
         """Loads runs of `export`, at most one per slot, with the slots that they have here, and returns their new ids."""
     def statistics(self) -> dict[str, int]:

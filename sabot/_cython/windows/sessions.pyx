@@ -39,7 +39,9 @@ cdef extern from "windows/spans.h" namespace "sabot" nogil:
         void bounds(const int32_t* ids, int64_t count, int64_t* first, int64_t* last) noexcept
         void slots(const int32_t* ids, int64_t count, int32_t* out) noexcept
         void remove(const int32_t* ids, int64_t count, vector[int32_t]& vacant) except +
-        void write(int32_t* ids, int32_t* slots, int64_t* first, int64_t* last, void* rest) noexcept
+        void of_slots(const int32_t* slots, int64_t count, vector[int32_t]& ids, vector[int32_t]& which) except +
+        void all(vector[int32_t]& ids) except +
+        void write(const int32_t* ids, int64_t count, int32_t* slots, int64_t* first, int64_t* last, void* rest) noexcept
         void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& rest, int32_t* out) except +
 
     cppclass Sessions(SpanTable):
@@ -167,23 +169,38 @@ cdef class _Table:
             self.table.remove(view.int32s(), view.length, vacant)
         return int32_array(vacant)
 
-    def export(self):
-        """All spans as columns. See sessions.pyi."""
-        cdef int64_t count = self.table.size()
-        cdef int32_t* ids
+    def of_slots(self, slots):
+        """The spans of these slots, and which slot each belongs to. See sessions.pyi."""
+        cdef View view
+        cdef object alive = open_array(slots, &view, TYPE_INT32, "slots")
+        cdef vector[int32_t] ids, which
+        with nogil:
+            self.table.of_slots(view.int32s(), view.length, ids, which)
+        return int32_array(ids), int32_array(which)
+
+    def export(self, ids=None):
+        """Spans as columns. See sessions.pyi."""
+        cdef vector[int32_t] every
+        if ids is None:
+            with nogil:
+                self.table.all(every)
+            ids = int32_array(every)
+        cdef View view
+        cdef object alive = self.opened(ids, &view)
+        cdef int64_t count = view.length
         cdef int32_t* slots
         cdef int64_t* first
         cdef int64_t* last
         cdef void* rest
         columns = [
-            new_array(_INT32, count, <void**> &ids),
+            ids,
             new_array(_INT32, count, <void**> &slots),
             new_array(_INT64, count, <void**> &first),
             new_array(_INT64, count, <void**> &last),
             new_array(self.columns.field(4).type, count, &rest),
         ]
         with nogil:
-            self.table.write(ids, slots, first, last, rest)
+            self.table.write(view.int32s(), count, slots, first, last, rest)
         return pa.RecordBatch.from_arrays(columns, schema=self.columns)
 
     def load(self, state):

@@ -76,14 +76,19 @@ class SpanTable {
     virtual void slots(const int32_t* ids, int64_t count, int32_t* out) const noexcept = 0;
     /* Removes spans; an id may be named twice. vacant: slots that have no span any more. */
     virtual void remove(const int32_t* ids, int64_t count, Ids& vacant) = 0;
-    /* Writes all spans to columns of `size` rows. rest: the value that only this rule has. */
-    virtual void write(int32_t* ids, int32_t* slots, int64_t* first, int64_t* last, void* rest) const noexcept = 0;
+    /* The spans of these slots, slot by slot, each key's latest first. which: the place in `slots` of each. */
+    virtual void of_slots(const int32_t* slots, int64_t count, Ids& ids, Ids& which) const = 0;
+    /* Fills `ids` with all spans. */
+    virtual void all(Ids& ids) const = 0;
+    /* Writes these spans to columns. rest: the value that only this rule has. */
+    virtual void write(const int32_t* ids, int64_t count, int32_t* slots, int64_t* first, int64_t* last, void* rest) const noexcept = 0;
     /* Loads spans that were written. out: their new ids. */
     virtual void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& rest, int32_t* out) = 0;
 };
 
 /* Rule: the class that derives from this one. It must have
        unlink(id): removes the span from the chain of its key
+       before(id): the span of the same key before it in time; NONE where there is none
        waits(id): whether the span still needs its entry in the wheel
        look_at(id, watermark, ripe, over): is called when the time of its entry has come. */
 template <class Rule, class S>
@@ -114,6 +119,22 @@ class Spans : public SpanTable {
     }
     void slots(const int32_t* ids, int64_t count, int32_t* out) const noexcept override {
         for (int64_t i = 0; i < count; i++) out[i] = spans[ids[i]].slot;
+    }
+    void of_slots(const int32_t* slots, int64_t count, Ids& ids, Ids& which) const override {
+        ids.reserve(count);
+        which.reserve(count);
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] < 0 || slots[i] >= static_cast<int64_t>(latest.size())) continue;
+            for (int32_t id = latest[slots[i]]; id >= 0; id = rule_of().before(id)) {
+                ids.push_back(id);
+                which.push_back(static_cast<int32_t>(i));
+            }
+        }
+    }
+    void all(Ids& ids) const override {
+        ids.reserve(size());
+        for (size_t id = 0; id < spans.size(); id++)
+            if (spans[id].slot != NONE) ids.push_back(static_cast<int32_t>(id));
     }
     void remove(const int32_t* ids, int64_t count, Ids& vacant) override {
         for (int64_t i = 0; i < count; i++) {
@@ -156,8 +177,7 @@ class Spans : public SpanTable {
         wheel.put(due, id);
         if (is_cluttered()) sweep();
     }
-    void put_bounds(size_t id, int64_t at, int32_t* ids, int32_t* slots, int64_t* first, int64_t* last) const noexcept {
-        ids[at] = static_cast<int32_t>(id);
+    void put_bounds(int32_t id, int64_t at, int32_t* slots, int64_t* first, int64_t* last) const noexcept {
         slots[at] = spans[id].slot;
         first[at] = spans[id].first;
         last[at] = spans[id].last;
@@ -167,6 +187,7 @@ class Spans : public SpanTable {
     static constexpr int64_t SLACK = 1024; /* so many stale entries of the wheel are always tolerated */
 
     Rule& rule() noexcept { return static_cast<Rule&>(*this); }
+    const Rule& rule_of() const noexcept { return static_cast<const Rule&>(*this); }
     bool is_cluttered() const noexcept { return wheel.entries > 2 * size() + SLACK; }
     /* Removes stale entries. Spans that `advance` found to be over have no entry. */
     void sweep() {
@@ -270,15 +291,13 @@ class Sessions final : public Spans<Sessions, Session> {
             }
         }
     }
-    void write(int32_t* ids, int32_t* slots, int64_t* first, int64_t* last, void* given) const noexcept override {
+    int32_t before(int32_t id) const noexcept { return spans[id].left; }
+    void write(const int32_t* ids, int64_t count, int32_t* slots, int64_t* first, int64_t* last, void* given) const noexcept override {
         uint8_t* bits = static_cast<uint8_t*>(given);
-        std::memset(bits, 0, (size() + 7) / 8);
-        int64_t at = 0;
-        for (size_t id = 0; id < spans.size(); id++) {
-            if (spans[id].slot == NONE) continue;
-            put_bounds(id, at, ids, slots, first, last);
-            if (spans[id].given) bits[at >> 3] |= static_cast<uint8_t>(1 << (at & 7));
-            at++;
+        std::memset(bits, 0, (count + 7) / 8);
+        for (int64_t at = 0; at < count; at++) {
+            put_bounds(ids[at], at, slots, first, last);
+            if (spans[ids[at]].given) bits[at >> 3] |= static_cast<uint8_t>(1 << (at & 7));
         }
     }
     void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& given, int32_t* out) override {
@@ -477,12 +496,11 @@ class Runs final : public Spans<Runs, Run> {
     void unlink(int32_t id) noexcept {
         if (latest[spans[id].slot] == id) latest[spans[id].slot] = NONE;
     }
-    void write(int32_t* ids, int32_t* slots, int64_t* first, int64_t* last, void* counts) const noexcept override {
-        int64_t at = 0;
-        for (size_t id = 0; id < spans.size(); id++) {
-            if (spans[id].slot == NONE) continue;
-            put_bounds(id, at, ids, slots, first, last);
-            static_cast<int64_t*>(counts)[at++] = spans[id].count;
+    int32_t before(int32_t) const noexcept { return NONE; }
+    void write(const int32_t* ids, int64_t count, int32_t* slots, int64_t* first, int64_t* last, void* counts) const noexcept override {
+        for (int64_t at = 0; at < count; at++) {
+            put_bounds(ids[at], at, slots, first, last);
+            static_cast<int64_t*>(counts)[at] = spans[ids[at]].count;
         }
     }
     void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& counts, int32_t* out) override {

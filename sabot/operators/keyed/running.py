@@ -1,7 +1,7 @@
 """Operators by key, without windows of time: running aggregates, reduce, deduplicate, and windows of a number of rows.
 
-Where all rows of a key belong together, a TableStore has the state, and keeps to a memory budget. Where a key starts anew after a time or
-a number of rows, a `RunTable` says which rows belong together (a run), and the state is kept in memory.
+Where all rows of a key belong together, a TableStore has the state. Where a key starts anew after a time or a number of rows, a `RunTable`
+says which rows belong together (a run), and `KeyedRuns` has the state. Both keep to a memory budget.
 """
 
 from abc import abstractmethod
@@ -24,16 +24,17 @@ from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, a
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.user import fits
-from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, StoredTables, columns_schema
+from sabot.operators.keeping import Keeper, Keeping, Kept, StoredTables, columns_schema
 from sabot.operators.keyed.ordered import in_order
+from sabot.operators.keyed.reduced import ReducedRuns
 from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, no_function
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.windows.panes import window_words
-from sabot.operators.windows.sessions import KeyedRuns, Numbered
+from sabot.operators.windows.sessions import KeyedRuns, Numbered, later
 from sabot.state.tables.store import TableStore
 
 __all__ = ["PLACES", "READERS", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
@@ -86,7 +87,14 @@ class _Keyed(Keeping):
         """About how many are kept."""
         if self._store is not None:
             return self._store.statistics()["groups"]
-        return 0 if self._runs is None else len(self._runs)
+        return 0 if self._runs is None else int(self._state.count)
+
+    def _forget_runs(self, watermark_ms: int) -> None:
+        """Removes the runs that are over by event time."""
+        if self._runs is not None:
+            for _ in self._state.due(watermark_ms):
+                with self._state.changing:
+                    self._state.remove(self._runs.advance(watermark_ms))
 
     def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
         """These columns of the selected rows."""
@@ -125,7 +133,8 @@ class RunningAggregate(_Keyed):
         else:
             time_index(context.input, "running aggregates with a ttl")
             self._runs = RunTable(idle_ms=self._ttl_ms)
-            self._state = Numbered(self._names, self._aggregates, context.input, self._runs)
+            due = _ends(self._ttl_ms, "last")
+            self._state = Numbered(self._names, self._aggregates, context, self._runs, due)
             results = self._state.results
         return result_schema([*self._keys, *results], timed=self._time >= 0)
 
@@ -149,15 +158,16 @@ class RunningAggregate(_Keyed):
     def _running_runs(self, batch: Batch) -> list[Array]:
         assert self._runs is not None
         state: Numbered = self._state
-        ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
-        state.open(began)
-        results = state.running(ids.to_numpy(), batch.data, batch.selection)
-        state.remove(ended)
+        with state.changing:
+            ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
+            state.begin(began)
+            results = state.running(ids.to_numpy(), batch.data, batch.selection)
+            state.remove(ended)
+            state.settle()
         return results
 
     def advance(self, watermark_ms: int) -> None:
-        if self._runs is not None:
-            self._state.remove(self._runs.advance(watermark_ms))
+        self._forget_runs(watermark_ms)
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         if self._store is None:
@@ -205,7 +215,7 @@ class CountAggregate(_Keyed):
 
     def _open(self, context: OperatorContext) -> pa.Schema:
         self._runs = RunTable(rows=self._size)
-        self._state = Numbered(self._names, self._aggregates, context.input, self._runs)
+        self._state = Numbered(self._names, self._aggregates, context, self._runs, None)
         timed = self._time >= 0
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)] if timed else []
         return result_schema([*self._keys, *bounds, *self._state.results], timed=timed)
@@ -213,16 +223,22 @@ class CountAggregate(_Keyed):
     def process(self, batch: Batch) -> None:
         assert self._runs is not None
         state: Numbered = self._state
-        ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
-        state.open(began)
-        state.add(ids.to_numpy(), batch.data, batch.selection)
+        with state.changing:
+            ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
+            state.begin(began)
+            state.add(ids.to_numpy(), batch.data, batch.selection)
         self._emit(self._runs, ended)
+        with state.changing:
+            state.settle()
 
     def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
         """Emits the results of these windows, and removes them."""
         for start in range(0, len(windows), CHUNK_ROWS):
-            self.emit(Batch(self._rows(runs, windows.slice(start, CHUNK_ROWS))))
-        self._state.remove(windows)
+            with self._state.changing:
+                rows = self._rows(runs, windows.slice(start, CHUNK_ROWS))
+            self.emit(Batch(rows))
+        with self._state.changing:
+            self._state.remove(windows)
 
     def _rows(self, runs: RunTable, windows: pa.Int32Array) -> pa.RecordBatch:
         columns, aggregates = self._state.key_columns(windows), self._state.aggregates(windows)
@@ -240,7 +256,8 @@ class CountAggregate(_Keyed):
 
     def finish(self) -> None:
         if self._runs is not None:
-            self._emit(self._runs, self._runs.export().column("run"))
+            for _ in self._state.every():
+                self._emit(self._runs, self._runs.export().column("run"))
 
     def foretell(self, saved: Sequence[Saved]) -> None:
         self._state.foretell(saved, self.forgets)
@@ -259,7 +276,7 @@ class CountAggregate(_Keyed):
             yield self._rows(self._runs, numbers)
 
     def statistics(self) -> dict[str, Any]:
-        return {"windows": 0 if self._runs is None else len(self._runs), **super().statistics()}
+        return {"windows": 0 if self._runs is None else self._state.count, **super().statistics()}
 
 
 class Deduplicate(_Keyed):
@@ -283,7 +300,7 @@ class Deduplicate(_Keyed):
         else:
             time_index(context.input, "deduplicate within a time")
             self._runs = RunTable(span_ms=self._within_ms)
-            self._state = KeyedRuns(self._names, context.input, self._runs)
+            self._state = KeyedRuns(self._names, context, self._runs, _ends(self._within_ms, "first"))
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -304,13 +321,14 @@ class Deduplicate(_Keyed):
 
     def _first_within(self, batch: Batch) -> pa.Int32Array:
         assert self._runs is not None
-        _, _, first, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
-        self._state.remove(ended)
+        with self._state.changing:
+            _, _, first, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
+            self._state.remove(ended)
+            self._state.settle()
         return first
 
     def advance(self, watermark_ms: int) -> None:
-        if self._runs is not None:
-            self._state.remove(self._runs.advance(watermark_ms))
+        self._forget_runs(watermark_ms)
 
     def noted(self) -> dict[str, Any]:
         return {"dropped_rows": self._dropped_rows}
@@ -344,8 +362,8 @@ class Reduce(_Keyed):
 
     a: the result of the rows before, as a dict by column. b: the row. The first row of a key is its own result. Key columns, and
     TIME_COLUMN, which the function does not see, are always those of the row. A column that the result lacks is null. A column that the
-    input lacks, or a value that its column cannot hold, is a UserError that names key and column. State is kept in memory, as Python
-    objects. ttl_ms: a key starts anew when no row of it has come for so long, in event time.
+    input lacks, or a value that its column cannot hold, is a UserError that names key and column. State in memory is Python objects,
+    whose bytes are estimated for the budget. ttl_ms: a key starts anew when no row of it has come for so long, in event time.
     """
 
     def __init__(
@@ -361,18 +379,21 @@ class Reduce(_Keyed):
         self._runs = RunTable(idle_ms=self._ttl_ms or 0)
         self._columns = [i for i, name in enumerate(context.input.names) if name != TIME_COLUMN]
         self._row_schema = pa.schema([context.input.field(i) for i in self._columns])
-        self._state = _ReducedRuns(self._names, context.input, self._runs, self._row_schema)
+        due = None if self._ttl_ms is None else _ends(self._ttl_ms, "last")
+        self._state = ReducedRuns(self._names, context, self._runs, due, {"rows": self._row_schema})
         nested = any(pa.types.is_nested(field.type) for field in self._row_schema)
         self._copied: Callable[[Row], Row] = deepcopy if nested else dict
         return context.input
 
     def process(self, batch: Batch) -> None:
         assert self._runs is not None
-        ids, began, _, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
-        self._state.begin(began.to_pylist())
         taken = pa.RecordBatch.from_arrays(self._taken(batch, self._columns), schema=self._row_schema)
-        made = self._reduced(ids.to_pylist(), taken.to_pylist())
-        self._end(ended)
+        with self._state.changing:
+            ids, began, _, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
+            self._state.begin(began.to_pylist())
+            made = self._reduced(ids.to_pylist(), taken.to_pylist())
+            self._state.remove(ended)
+            self._state.settle()
         columns = {
             field.name: column if field.name in self._names else self._column(made, field)
             for field, column in zip(self._row_schema, taken.columns, strict=True)
@@ -415,14 +436,8 @@ class Reduce(_Keyed):
                     ) from error
             raise
 
-    def _end(self, runs: pa.Int32Array) -> None:
-        self._state.remove(runs)
-        for run in runs.to_pylist():
-            self._state.made[run] = None
-
     def advance(self, watermark_ms: int) -> None:
-        if self._runs is not None:
-            self._end(self._runs.advance(watermark_ms))
+        self._forget_runs(watermark_ms)
 
     def state_schema(self) -> dict[str, Any]:
         columns = {"columns": columns_schema(self._row_schema)}
@@ -437,38 +452,9 @@ class Reduce(_Keyed):
             yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
 
 
-class _ReducedRuns(KeyedRuns):
-    """Runs, and the row to which each is reduced. Such rows never change, so the thread that saves them makes columns of them."""
-
-    def __init__(self, keys: Sequence[str], input: pa.Schema, runs: RunTable, rows: pa.Schema) -> None:
-        super().__init__(keys, input, runs)
-        self._rows = rows
-        self.made: list[Row | None] = []  # the reduced row of each run
-
-    def begin(self, runs: list[int]) -> None:
-        """Adds new runs, which have no row yet."""
-        if runs and max(runs) >= len(self.made):
-            self.made.extend([None] * (max(runs) + 1 - len(self.made)))
-        for run in runs:
-            self.made[run] = None
-
-    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        runs = self.saved()
-        made = [[self.made[run] for run in part.column(0).to_pylist()] for part in runs]
-        rows = Batches(self._rows, partial(_columns_of, made, self._rows))
-        return {}, {"runs": Batches(self.saved_schema, runs), "rows": rows} if runs else {}
-
-    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        for numbers, rows in self.load(saved, owned, "rows", self._rows):
-            runs = numbers.tolist()
-            self.begin(runs)
-            for run, row in zip(runs, rows.to_pylist(), strict=True):
-                self.made[run] = row
-
-
-def _columns_of(pieces: list[list[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for rows in pieces:
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+def _ends(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
+    """When runs are over that last for so long after their time in that column."""
+    return lambda runs: later(runs.column(column), ms)
 
 
 def _check_running(whole: Sequence[AggregateColumn]) -> None:

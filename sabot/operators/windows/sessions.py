@@ -1,10 +1,11 @@
 """Session windows: rows of a key that are less than a gap apart.
 
 `SessionTable` says which session a row belongs to, and which sessions a row has merged; `Numbered` has the accumulators of each session.
-The state is that of the sessions that are open, and is kept in memory.
+The state is that of the sessions that are open; those of keys that have not come for long are on disk where there is a directory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,24 +16,14 @@ from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, WindowTime
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.carried import Carried, carried
-from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import (
-    Batches,
-    Keeper,
-    Keeping,
-    Kept,
-    Owned,
-    columns_schema,
-    key_hashes,
-    last_watermark,
-    other_columns,
-    read_batches,
-)
+from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.readers import Readers, aggregates_of, described
+from sabot.operators.slotted import Slotted
 from sabot.operators.windows.panes import window_words
 
-__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate"]
+__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate", "later"]
 
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -71,7 +62,9 @@ class SessionAggregate(Keeping):
         self._context = context
         self._time = time_index(context.input, "session windows")
         self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
-        self._state = Numbered(self._keys, self._aggregates, context.input, self._sessions)
+        self._state = _OpenSessions(
+            self._keys, self._aggregates, context, self._sessions, partial(_due, self._gap_ms, self._lateness_ms)
+        )
         self._schema = result_schema(
             [
                 *self._state.keys,
@@ -85,40 +78,55 @@ class SessionAggregate(Keeping):
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        state: Numbered = self._state
-        selection = batch.selection
-        slots = state.resolve(batch)
-        ids, created, into, source = self._sessions.add(slots, batch.data.column(self._time), selection)
-        state.open(created)
-        if len(source):
-            state.merge(into, source)
-        numbers = ids.to_numpy()
-        if len(numbers) and numbers.min() < 0:
-            on_time = numbers >= 0
-            rows = np.arange(len(numbers), dtype=np.int32) if selection is None else selection.to_numpy()
-            self._reject(batch, pa.array(rows[~on_time]), slots)
-            numbers, selection = numbers[on_time], pa.array(rows[on_time])
-        state.add(numbers, batch.data, selection)
+        state: _OpenSessions = self._state
+        late = None
+        with state.changing:
+            selection = batch.selection
+            slots = state.resolve(batch)
+            ids, created, into, source = self._sessions.add(slots, batch.data.column(self._time), selection)
+            state.begin(created)
+            if len(source):
+                state.merge(into, source)
+            numbers = ids.to_numpy()
+            if len(numbers) and numbers.min() < 0:
+                on_time = numbers >= 0
+                rows = np.arange(len(numbers), dtype=np.int32) if selection is None else selection.to_numpy()
+                late = pa.array(rows[~on_time])
+                state.release(self._sessions.vacant(slots))
+                numbers, selection = numbers[on_time], pa.array(rows[on_time])
+            state.add(numbers, batch.data, selection)
+            state.settle()
+        if late is not None:
+            self._reject(batch, late)
 
-    def _reject(self, batch: Batch, rows: pa.Int32Array, slots: pa.Int32Array) -> None:
-        """Counts these rows as late, and lets them leave. slots: the key slots of the batch."""
+    def _reject(self, batch: Batch, rows: pa.Int32Array) -> None:
+        """Counts these rows as late, and lets them leave."""
         self._late_rows += len(rows)
-        self._state.release(self._sessions.vacant(slots))
         if "late" in self._context.branches:
             self._context.branches["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(rows)))
 
     def advance(self, watermark_ms: int) -> None:
+        state: _OpenSessions = self._state
         if self._watermark_ms is None or watermark_ms > self._watermark_ms:
             self._watermark_ms = watermark_ms
-        ripe, over = self._sessions.advance(watermark_ms)
-        for start in range(0, len(ripe), CHUNK_ROWS):
-            part = ripe.slice(start, CHUNK_ROWS)
-            first, end = self._sessions.bounds(part)
-            times = [first.view(_TIMESTAMP), end.view(_TIMESTAMP)]
-            last = pa.array(end.to_numpy() - 1)
-            columns = [*self._state.key_columns(part), *times, *self._state.aggregates(part), last]
-            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
-        self._state.remove(over)
+        for _ in state.due(watermark_ms):
+            with state.changing:
+                ripe, over = self._sessions.advance(watermark_ms)
+                state.note_ripe(ripe)
+            for start in range(0, len(ripe), CHUNK_ROWS):
+                with state.changing:
+                    rows = self._results(ripe.slice(start, CHUNK_ROWS))
+                self.emit(Batch(rows))
+            with state.changing:
+                state.remove(over)
+        with state.changing:
+            state.settle()
+
+    def _results(self, numbers: pa.Int32Array) -> pa.RecordBatch:
+        first, end = self._sessions.bounds(numbers)
+        bounds = [first.view(_TIMESTAMP), end.view(_TIMESTAMP)]
+        columns = [*self._state.key_columns(numbers), *bounds, *self._state.aggregates(numbers)]
+        return pa.RecordBatch.from_arrays([*columns, pa.array(end.to_numpy() - 1)], schema=self._schema)
 
     def state_schema(self) -> dict[str, Any]:
         return {
@@ -134,13 +142,11 @@ class SessionAggregate(Keeping):
         return {**aggregates_reader(self._keys, self._aggregates, self._context.input), **given}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        for numbers, keys, aggregates in self._state.contents():
-            first, end = self._sessions.bounds(numbers)
-            columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *aggregates, pa.array(end.to_numpy() - 1)]
-            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        for numbers in self._state.numbers():
+            yield self._results(numbers)
 
     def group_count(self) -> int:
-        return len(self._sessions)
+        return int(self._state.count)
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
@@ -161,94 +167,93 @@ class SessionAggregate(Keeping):
     def statistics(self) -> dict[str, Any]:
         kernel = self._sessions.statistics()
         return {
-            "sessions": kernel["open"],
+            "sessions": self._state.count,
             "merged": kernel["merged"],
             "late_rows": self._late_rows,
             **self._state.statistics(),
         }
 
 
-class KeyedRuns(Kept):
-    """Keys, and the sessions or runs that a kernel numbers: the kernel `runs` says which key slot each number belongs to."""
+class KeyedRuns(Slotted):
+    """Keys, and the sessions or runs that a kernel numbers: the kernel `runs` says which key slot each number belongs to.
 
-    def __init__(self, keys: Sequence[str], input: pa.Schema, runs: SessionTable | RunTable) -> None:
-        self.keys, self._key_indices = key_columns(keys, input)
-        self._known = key_table(self.keys)
-        self._runs = runs
-        self.saved_schema = pa.schema(
-            [*runs.export().schema, *(field.with_name(f"key.{i}") for i, field in enumerate(self.keys))]
-        )
+    due: from which time on a session or run must be in memory, of the rows that the kernel exports; None: no time ends it. beside: by file
+    of a checkpoint, the columns that stand there beside each run.
+    """
 
-    def resolve(self, batch: Batch) -> pa.Int32Array:
-        """The key slot of each selected row."""
-        return self._known.resolve(batch.data, self._key_indices, hashes=batch.hashes, selection=batch.selection)
+    def __init__(
+        self,
+        keys: Sequence[str],
+        context: OperatorContext,
+        runs: SessionTable | RunTable,
+        due: Callable[[pa.RecordBatch], Any] | None,
+        beside: Mapping[str, pa.Schema] | None = None,
+    ) -> None:
+        self.keys, indices = key_columns(keys, context.input)
+        self.runs, self._due = runs, due
+        named = (field.with_name(f"key.{i}") for i, field in enumerate(self.keys))
+        own = runs.export().schema
+        files = {"runs": pa.schema([*own, *named]), **(beside or {})}
+        super().__init__(key_table(self.keys), indices, files, len(own), context)
 
     def release(self, slots: pa.Int32Array) -> None:
         """Forgets the keys of these slots, which have no sessions or runs any more."""
         if len(slots):
-            self._known.remove(slots)
+            self.known.remove(slots)
 
     def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
         """The keys of these sessions or runs, a row for each number."""
-        return self._known.key_columns(self._runs.slots(numbers))
+        return self.known.key_columns(self.runs.slots(numbers))
 
     def numbers(self) -> Iterator[pa.Int32Array]:
-        """All numbers that are in use, in pieces of at most CHUNK_ROWS."""
-        everything = self._runs.export().column(0)
+        """All numbers that are in use, in pieces of at most about CHUNK_ROWS. One is valid until the next piece is taken."""
+        everything = self.runs.export().column(0)
         for start in range(0, len(everything), CHUNK_ROWS):
             yield everything.slice(start, CHUNK_ROWS)
+        for some in self.every_read():
+            yield pa.array(some)
 
     def remove(self, numbers: pa.Int32Array) -> None:
         """Removes these sessions or runs, which are over."""
         if len(numbers):
-            self.release(self._runs.remove(numbers))
+            self.note(self.runs.slots(numbers))
+            self.release(self.runs.remove(numbers))
 
-    def saved(self) -> list[pa.RecordBatch]:
-        """What the kernel exports, and the keys: `saved_schema`, in pieces of at most CHUNK_ROWS rows."""
-        pieces = []
-        everything = self._runs.export()
-        for start in range(0, everything.num_rows, CHUNK_ROWS):
-            part = everything.slice(start, CHUNK_ROWS)
-            keys = self._known.key_columns(part.column("slot"))
-            pieces.append(pa.RecordBatch.from_arrays([*part.columns, *keys], schema=self.saved_schema))
-        return pieces
+    def rows_of(self, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        runs = self.runs.export(self.runs.of_slots(slots)[0])
+        keys = self.known.key_columns(runs.column("slot"))
+        return [pa.RecordBatch.from_arrays([*runs.columns, *keys], schema=self.files["runs"])]
 
-    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        runs = self.saved()
-        return {}, {"runs": Batches(self.saved_schema, runs)} if runs else {}
+    def due_of(self, rows: list[pa.RecordBatch]) -> Any:
+        return None if self._due is None else self._due(rows[0])
 
-    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        for _ in self.load(saved, owned, "runs", self.saved_schema):
-            pass  # there is no other file
+    def put(self, rows: list[pa.RecordBatch]) -> Any:
+        """-> their numbers (numpy)."""
+        runs, width = rows[0], self.width
+        slots = self.known.resolve(runs, list(range(width, runs.num_columns)))
+        self.note(slots)
+        return self.runs.load(runs.select(range(width)).set_column(1, "slot", slots)).to_numpy()
 
-    def load(
-        self, saved: Sequence[Saved], owned: Owned | None, beside: str, schema: pa.Schema
-    ) -> Iterator[tuple[Any, pa.RecordBatch]]:
-        """Takes back the runs whose keys belong here; -> (their numbers, the same rows of the file `beside`), piece by piece.
-
-        schema: the columns of that file. Raises CorruptCheckpoint where the checkpoint kept other columns.
-        """
-        width = len(self.saved_schema) - len(self.keys)
-        for part in saved:
-            files = [read_batches(part.directory, name) for name in ("runs", beside)]
-            for runs, others in zip(*files, strict=True):
-                if not (runs.schema.equals(self.saved_schema) and others.schema.equals(schema)):
-                    raise other_columns(part)
-                if owned is not None:
-                    mine = owned(key_hashes(runs.columns[width:], runs.num_rows))
-                    runs, others = runs.filter(mine), others.filter(mine)
-                yield self._load(runs, width), others
-
-    def _load(self, runs: pa.RecordBatch, width: int) -> Any:
-        slots = self._known.resolve(runs, list(range(width, runs.num_columns)))
-        return self._runs.load(runs.select(range(width)).set_column(1, "slot", slots)).to_numpy()
+    def forget(self, slots: pa.Int32Array) -> None:
+        self.remove(self.runs.of_slots(slots)[0])
 
     def clear(self) -> None:
         """Forgets all keys."""
-        self._known.clear()
+        if not self.is_held:
+            self.known.clear()
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self.runs.nbytes
+
+    @property
+    def count(self) -> int:
+        """How many sessions or runs there are."""
+        return len(self.runs) + self.cold_rows
 
     def statistics(self) -> dict[str, int]:
-        return {"keys": len(self._known), "bytes": self._known.nbytes + self._runs.nbytes}
+        return {"keys": len(self.known), **self.figures()}
 
 
 class Numbered(KeyedRuns):
@@ -261,12 +266,12 @@ class Numbered(KeyedRuns):
         self,
         keys: Sequence[str],
         aggregates: Sequence[AggregateColumn],
-        input: pa.Schema,
+        context: OperatorContext,
         runs: SessionTable | RunTable,
+        due: Callable[[pa.RecordBatch], Any] | None,
     ) -> None:
-        super().__init__(keys, input, runs)
-        self._aggregates, self._input = list(aggregates), input
-        self._aggregator = _numbering(aggregates, input)
+        self._aggregates, self._input = list(aggregates), context.input
+        self._aggregator = _numbering(aggregates, context.input)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
@@ -274,13 +279,14 @@ class Numbered(KeyedRuns):
         self._serials = 0
         self._carried: Carried | None = None
         self._blank: Array = pa.nulls(0, pa.int64())
+        super().__init__(keys, context, runs, due, {"states": self._aggregator.states})
 
     def foretell(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
         """Before a restore: how the checkpoint's aggregates become those of now."""
         now, shape = self.aggregates_schema()["aggregates"], self._aggregator.shape
         self._carried = carried(saved, now, forgets, shape, lambda reader: _numbering(*described(reader)).shape)
 
-    def open(self, numbers: pa.Int32Array) -> None:
+    def begin(self, numbers: pa.Int32Array) -> None:
         """Makes empty accumulators for new numbers."""
         if len(numbers):
             self._assign(numbers.to_numpy(), self._table.resolve(self._serial_rows(len(numbers)), [0]))
@@ -326,36 +332,37 @@ class Numbered(KeyedRuns):
 
     def remove(self, numbers: pa.Int32Array) -> None:
         if len(numbers):
+            self.note(self.runs.slots(numbers))
             self._forget(self._slot_of[numbers.to_numpy()])
             super().remove(numbers)
 
-    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        runs, states = self.saved(), []
-        for part in runs:
-            slots = pa.array(self._slot_of[part.column(0).to_numpy()])
-            columns = [*self._table.export(slots).columns, *self._extras.states(slots)]
-            states.append(pa.RecordBatch.from_arrays(columns, schema=self._aggregator.states))
-        if not runs:
-            return {}, {}
-        return {}, {"runs": Batches(self.saved_schema, runs), "states": Batches(self._aggregator.states, states)}
+    def rows_of(self, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        (runs,) = super().rows_of(slots)
+        places = pa.array(self._slot_of[runs.column(0).to_numpy()])
+        columns = [*self._table.export(places).columns, *self._extras.states(places)]
+        return [runs, pa.RecordBatch.from_arrays(columns, schema=self._aggregator.states)]
 
-    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        schema, carried = self._aggregator.states, self._carried
-        for numbers, states in self.load(saved, owned, "states", schema if carried is None else carried.states):
-            if carried is not None:
-                states = carried.whole(states)
-            serials = self._serial_rows(len(numbers)).column(0)
-            renamed = states.set_column(0, schema.field(0), serials)
-            self._assign(numbers, self._aggregator.merge(self._table, self._extras, renamed))
+    def put(self, rows: list[pa.RecordBatch]) -> Any:
+        numbers, states = super().put(rows), rows[1]
+        renamed = states.set_column(0, states.schema.field(0), self._serial_rows(len(numbers)).column(0))
+        self._assign(numbers, self._aggregator.merge(self._table, self._extras, renamed))
+        return numbers
+
+    def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        return self.files if self._carried is None else {**self.files, "states": self._carried.states}
+
+    def renewed(self, rows: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        return rows if self._carried is None else [rows[0], self._carried.whole(rows[1])]
 
     def clear(self) -> None:
+        if not self.is_held:
+            self._table.clear()
+            self._extras.clear()
         super().clear()
-        self._table.clear()
-        self._extras.clear()
 
-    def statistics(self) -> dict[str, int]:
-        figures = super().statistics()
-        return {**figures, "bytes": figures["bytes"] + self._table.nbytes + self._extras.nbytes}
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._table.nbytes + self._extras.nbytes
 
     def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """The columns as the aggregator expects them: with a column of serials, all null and never read, before derived columns."""
@@ -383,6 +390,39 @@ class Numbered(KeyedRuns):
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
         self._table.remove(gone)
+
+
+class _OpenSessions(Numbered):
+    """The sessions of a SessionAggregate."""
+
+    _ripe: Any = None  # the numbers of sessions that were not yet given when the open cuts were taken
+
+    def note_ripe(self, ripe: pa.Int32Array) -> None:
+        """To be called when the kernel has given these sessions, before anything else changes: a cut has them as not given."""
+        if self.is_held and len(ripe):
+            self._ripe = ripe.to_numpy()
+            self.note(self.runs.slots(ripe))
+            self._ripe = None
+
+    def rows_of(self, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        runs, states = super().rows_of(slots)
+        if self._ripe is not None:
+            given = runs.column("given").to_numpy(zero_copy_only=False) & ~np.isin(runs.column(0), self._ripe)
+            runs = runs.set_column(4, runs.schema.field(4), pa.array(given))
+        return [runs, states]
+
+
+def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
+    """When each session has to be looked at next: at its end; where that has passed, when its lateness ends."""
+    end = later(sessions.column("last"), gap_ms)
+    given = sessions.column("given").to_numpy(zero_copy_only=False)
+    return np.where(given, later(pa.array(end), lateness_ms), end)
+
+
+def later(times: Array, ms: int) -> Any:
+    """The times + ms, at most the end of time (numpy)."""
+    values = times.to_numpy()
+    return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 
 
 def _numbering(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> Aggregator:

@@ -1,0 +1,334 @@
+"""Rows of keys that are not in memory, in files that are mapped: what operators keep of the keys that have not come for longest.
+
+    000000000007.arrow    a segment: rows that left the memory together, by the hash of their key; it never changes
+    gone.arrow            in a checkpoint only: which rows of which segments had been taken back
+
+A segment has the hash of each row's key before the row's columns, and, for rows that become due, that time and the order of these times.
+All rows of a key leave together, so they stand in one segment. Rows that are taken back stay in the file and count as gone; a segment is
+written anew, with others of its size, so that there are few. In memory are a bit or two bytes for each row.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.tables import KeyFilter
+from sabot.disk import make_folder, private, sync
+from sabot.errors import CorruptCheckpoint
+from sabot.faults import taking_over
+from sabot.state.files import link_file, remove_tree
+
+__all__ = ["Segments", "SegmentsCut", "read_segments"]
+
+_GONE = "gone.arrow"
+_GONE_SCHEMA = pa.schema([("segment", pa.string()), ("rows", pa.int64()), ("gone", pa.binary())])
+_HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
+_NEVER = 2**63 - 1
+_MOST_ROWS = 1 << 19  # of a segment that is made of others
+_MOST_BYTES = 256_000_000
+_TOGETHER = 4  # so many segments of a size become one
+_SPARSE = 4  # a segment is written anew when one row in so many is left
+_PIECE_ROWS = 65_536
+
+
+class Segments:
+    """Has one owner, the subtask's thread. rows: the columns of a row. directory: becomes its own, and is emptied."""
+
+    def __init__(self, rows: pa.Schema, directory: Path) -> None:
+        self.schema = rows
+        self._directory = directory
+        self._segments: list[_SegmentFile] = []
+        self._numbers = count(1)
+        remove_tree(directory)
+        make_folder(directory)
+
+    def __len__(self) -> int:
+        return sum(segment.alive for segment in self._segments)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory."""
+        return sum(segment.nbytes for segment in self._segments)
+
+    def write(self, rows: pa.RecordBatch, hashes: Any, due: Any = None) -> None:
+        """Keeps all rows of some keys. hashes: of these keys (numpy). due: the time from which on `due` gives each (numpy int64)."""
+        if rows.num_rows:
+            pieces = [_laid_out(rows, hashes, np.full(len(hashes), _NEVER) if due is None else due)]
+            for segment in [each for each in self._segments if each.alive * _SPARSE < each.rows]:
+                self._segments.remove(segment)
+                pieces.insert(0, segment.living())
+                segment.release()
+            self._add(pieces)
+
+    def take(self, hashes: Any) -> list[pa.RecordBatch]:
+        """The rows of the keys with these hashes (numpy); they are kept no longer."""
+        found = []
+        for segment in self._segments:
+            numbers = segment.find(hashes)
+            if len(numbers):
+                found.append(segment.take(numbers, self.schema))
+        self._forget_empty()
+        return found
+
+    def due(self, now: int) -> Iterator[pa.RecordBatch]:
+        """All rows of the keys of which one is due at this time, in pieces, as `take`. Nothing may be written before the last piece."""
+        for segment in self._segments:
+            for numbers in segment.due(now):
+                yield segment.take(numbers, self.schema)
+        self._forget_empty()
+
+    def take_all(self) -> Iterator[pa.RecordBatch]:
+        """All rows, in pieces, as `take`."""
+        while self._segments:
+            segment = self._segments[-1]
+            for numbers in segment.pieces():
+                yield segment.take(numbers, self.schema)
+            self._forget_empty()
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """All rows, in pieces. They stay."""
+        for segment in self._segments:
+            for numbers in segment.pieces():
+                yield segment.rows_at(numbers, self.schema)
+
+    def cut(self) -> "SegmentsCut":
+        """The rows as they are now, which another thread may save."""
+        return SegmentsCut([(segment.hold(), segment.shared()) for segment in self._segments])
+
+    def link(self, source: Path, told: Sequence[Sequence[Any]]) -> None:
+        """Takes over a checkpoint as a whole, by links. told: its facts."""
+        for (name, _), gone in zip(told, _read_gone(source, told), strict=True):
+            file = self._directory / f"{next(self._numbers):012d}.arrow"
+            with taking_over("rows", source / name):
+                link_file(source / name, file)
+                segment = _SegmentFile(file, durable=True)
+                _check(segment, self.schema, source / name)
+                segment.begin_with(gone)
+            self._segments.append(segment)
+        self._forget_empty()
+
+    def close(self) -> None:
+        """Lets go of all. Idempotent."""
+        segments, self._segments = self._segments, []
+        for segment in segments:
+            segment.release()
+
+    def _add(self, pieces: list[pa.RecordBatch]) -> None:
+        file = self._directory / f"{next(self._numbers):012d}.arrow"
+        _write(file, _sorted(pieces))
+        self._segments.append(_SegmentFile(file))
+        last = self._segments[-_TOGETHER:]
+        level = last[-1].level
+        if len(last) == _TOGETHER and all(each.level == level for each in last):
+            rows, size = sum(each.alive for each in last), sum(each.size for each in last)
+            if rows <= _MOST_ROWS and size <= _MOST_BYTES:
+                del self._segments[-_TOGETHER:]
+                living = [each.living() for each in last if each.alive]
+                for each in last:
+                    each.release()
+                if living:
+                    self._add(living)
+
+    def _forget_empty(self) -> None:
+        for segment in [each for each in self._segments if not each.alive]:
+            self._segments.remove(segment)
+            segment.release()
+
+
+class SegmentsCut:
+    """The segments at a barrier, as a Cut."""
+
+    def __init__(self, held: "list[tuple[_SegmentFile, Any]]") -> None:
+        self._held = held
+        self._lock = Lock()
+
+    @property
+    def facts(self) -> list[list[Any]]:
+        """For the manifest: the name of each segment, and how many rows it has."""
+        return [[segment.file.name, segment.rows] for segment, _ in self._held]
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which is empty; -> the bytes."""
+        size = sum(segment.save(directory) for segment, _ in self._held)
+        rows = [
+            {"segment": segment.file.name, "rows": segment.rows, "gone": np.packbits(gone).tobytes()}
+            for segment, gone in self._held
+        ]
+        _write(directory / _GONE, pa.RecordBatch.from_pylist(rows, schema=_GONE_SCHEMA))
+        self.discard()
+        return size + (directory / _GONE).stat().st_size
+
+    def discard(self) -> None:
+        """Lets go of the segments. Idempotent; any thread."""
+        with self._lock:
+            held, self._held = self._held, []
+        for segment, _ in held:
+            segment.release()
+
+
+class _SegmentFile:
+    """A file of rows by hash. Reference counted as a segment of a RowStore: the last `release` removes the file."""
+
+    def __init__(self, file: Path, *, durable: bool = False) -> None:
+        self.file = file
+        self.data = _mapped(file)
+        self.rows = self.alive = self.data.num_rows
+        self.size = file.stat().st_size
+        self._hashes = self.data.column(0).to_numpy()
+        self._filter = KeyFilter()
+        self._filter.add(self.data.column(0))
+        self._gone = np.zeros(self.rows, np.bool_)
+        self._is_shared = False  # whether a cut has `_gone`
+        self._next = 0  # the rows before it, in order of `due`, have been given
+        self._durable = durable
+        self._holders = 1
+        self._lock = Lock()
+
+    def begin_with(self, gone: Any) -> None:
+        """At a restore: these rows are gone."""
+        self._gone, self.alive = gone, self.rows - int(gone.sum())
+
+    @property
+    def level(self) -> int:
+        """Segments of one level have about as many rows."""
+        return max(int(self.alive) // 1024, 1).bit_length() // 2
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._gone.nbytes) + int(self._filter.nbytes)
+
+    def find(self, hashes: Any) -> Any:
+        """The living rows with these hashes."""
+        every = pa.array(np.arange(len(hashes), dtype=np.int32))
+        asked = np.sort(hashes[self._filter.candidates(pa.array(hashes), every).to_numpy()])
+        return self._of(asked[np.flatnonzero(np.diff(asked, prepend=~asked[:1]))])
+
+    def _of(self, asked: Any) -> Any:
+        """The living rows with these hashes, which ascend."""
+        first = np.searchsorted(self._hashes, asked)
+        sizes = np.searchsorted(self._hashes, asked, side="right") - first
+        ends = np.cumsum(sizes)
+        if not len(ends) or not ends[-1]:
+            return np.zeros(0, np.int64)
+        numbers = np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
+        return numbers[~self._gone[numbers]]
+
+    def due(self, now: int) -> Iterator[Any]:
+        """The living rows of keys of which one is due, in pieces."""
+        order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
+        while self._next < self.rows and times[order[self._next]] <= now:
+            some = order[self._next : self._next + _PIECE_ROWS]
+            some = some[times[some] <= now]
+            self._next += len(some)
+            living = some[~self._gone[some]]
+            if len(living):
+                yield self._of(np.unique(self._hashes[living]))
+
+    def pieces(self) -> Iterator[Any]:
+        """All living rows, in pieces that end between keys."""
+        living = np.flatnonzero(~self._gone)
+        start = 0
+        while start < len(living):
+            end = start + _PIECE_ROWS
+            while end < len(living) and self._hashes[living[end]] == self._hashes[living[end - 1]]:
+                end += 1
+            yield living[start:end]
+            start = end
+
+    def take(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
+        """These living rows, which are gone from now on."""
+        if self._is_shared:
+            self._gone, self._is_shared = self._gone.copy(), False
+        self._gone[numbers] = True
+        self.alive -= len(numbers)
+        return self.rows_at(numbers, schema)
+
+    def rows_at(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
+        rows = self.data.take(pa.array(numbers))
+        return pa.RecordBatch.from_arrays(rows.columns[len(_HEAD) :], schema=schema)
+
+    def living(self) -> pa.RecordBatch:
+        """The rows that are not gone, as the file has them."""
+        return self.data.filter(pa.array(~self._gone))
+
+    def shared(self) -> Any:
+        """Which rows are gone, as it is now."""
+        self._is_shared = True
+        return self._gone
+
+    def save(self, directory: Path) -> int:
+        with self._lock:
+            if not self._durable:
+                sync(self.file)
+                self._durable = True
+        return link_file(self.file, directory / self.file.name)
+
+    def hold(self) -> "_SegmentFile":
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self.file.unlink(missing_ok=True)
+
+
+def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:
+    """The rows that `SegmentsCut` saved, in pieces. told: its facts. Raises CorruptCheckpoint."""
+    for (name, _), gone in zip(told, _read_gone(directory, told), strict=True):
+        with taking_over("rows", directory):
+            segment = _SegmentFile(directory / name)
+            segment.begin_with(gone)
+            _check(segment, rows, directory / name)
+            for numbers in segment.pieces():
+                yield segment.rows_at(numbers, rows)
+
+
+def _read_gone(directory: Path, told: Sequence[Sequence[Any]]) -> list[Any]:
+    with taking_over("rows", directory):
+        rows = _mapped(directory / _GONE).to_pylist() if told else []
+        if [[row["segment"], row["rows"]] for row in rows] != [list(each) for each in told]:
+            raise CorruptCheckpoint(f"{directory / _GONE}: names other segments than the manifest")
+        return [np.unpackbits(np.frombuffer(row["gone"], np.uint8), count=row["rows"]).astype(np.bool_) for row in rows]
+
+
+def _check(segment: _SegmentFile, rows: pa.Schema, file: Path) -> None:
+    if segment.data.schema.types != [field.type for field in (*_HEAD, *rows)]:
+        raise CorruptCheckpoint(f"{file}: has other columns than the program keeps")
+    validate(segment.data)
+
+
+def _laid_out(rows: pa.RecordBatch, hashes: Any, due: Any) -> pa.RecordBatch:
+    head = [pa.array(hashes), pa.array(due), pa.array(np.zeros(len(hashes), np.int32))]
+    fields = [field.with_name(f"{number} {field.name}") for number, field in enumerate(rows.schema)]
+    return pa.RecordBatch.from_arrays([*head, *rows.columns], schema=pa.schema([*_HEAD, *fields]))
+
+
+def _sorted(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows by hash; rows of a hash stay in their order."""
+    rows = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+    rows = rows.take(pa.array(np.argsort(rows.column(0).to_numpy(), kind="stable")))
+    by_due = np.argsort(rows.column(1).to_numpy(), kind="stable").astype(np.int32)
+    return rows.set_column(2, _HEAD[2], pa.array(by_due))
+
+
+def _write(file: Path, rows: pa.RecordBatch) -> None:
+    with suppress(FileNotFoundError):  # a failed write may have left the file
+        file.unlink()
+    with open(file, "xb", opener=private) as out, ipc.new_file(out, rows.schema) as writer:
+        writer.write_batch(rows)
+
+
+def _mapped(file: Path) -> pa.RecordBatch:
+    with pa.memory_map(str(file)) as source:
+        return ipc.open_file(source).get_batch(0)

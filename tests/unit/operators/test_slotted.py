@@ -1,0 +1,250 @@
+"""State by slots of keys: a budget that holds next to nothing changes no result, and a cut is of its barrier whenever it is saved."""
+
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sabot._cython.arrow.batch import Batch
+from sabot.errors import CorruptCheckpoint
+from sabot.operators import slotted
+from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.windows.sessions import SessionAggregate
+from sabot.state.segments import Segments, read_segments
+from tools.operator_run import OperatorRun
+
+SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64()), ("note", pa.string()), (TIME_COLUMN, pa.int64())])
+NUMBERS = [
+    AggregateColumn("count", "count"),
+    AggregateColumn("total", "sum", "n"),
+    AggregateColumn("last", "last", "n"),
+]
+TEXTS = [AggregateColumn("most", "max", "note"), AggregateColumn("all", "collect_list", "n")]
+TINY = 100_000  # bytes, of which empty tables take more: some of the keys leave after each batch
+
+
+def summed(so_far: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "n": so_far["n"] + row["n"]}
+
+
+KINDS: dict[str, Callable[[], Operator]] = {
+    "sessions": lambda: SessionAggregate(40, ["key"], [*NUMBERS, *TEXTS], allowed_lateness_ms=30),
+    "count windows": lambda: CountAggregate(3, ["key"], [*NUMBERS, *TEXTS]),
+    "ttl": lambda: RunningAggregate(["key"], NUMBERS, ttl_ms=60),
+    "deduplicate within": lambda: Deduplicate(["key"], 50),
+    "reduce": lambda: Reduce(["key"], summed, 60),
+}
+each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut reads a few keys at a time."""
+    monkeypatch.setattr(slotted, "_PIECE_SLOTS", 16)
+
+
+def rows(seed: int, count: int = 2_400, keys: int = 200) -> list[dict[str, Any]]:
+    """In order of time; a key comes again soon, or long after."""
+    rng = random.Random(seed)
+    found = []
+    for n in range(count):
+        near = rng.random() < 0.5
+        key = n // 20 % keys + rng.randrange(5) if near else rng.randrange(keys)
+        found.append({"key": f"key {key}", "n": n, "note": f"note {n * 7 % 13}", TIME_COLUMN: 1_000 + n // 4})
+    return found
+
+
+def pieces(seed: int) -> list[pa.RecordBatch]:
+    rng, given = random.Random(seed), rows(seed)
+    found = []
+    while given:
+        size = rng.choice([1, 30, 100, 300])
+        found.append(pa.RecordBatch.from_pylist(given[:size], schema=SCHEMA))
+        given = given[size:]
+    return found
+
+
+def drive(make: Callable[[], Operator], folder: Path, seed: int, *, budget: int | None, most: int) -> tuple[Any, Any]:
+    """What came out, and the figures of the state that were seen on the way."""
+    rng = random.Random(seed)
+    run = OperatorRun(make, SCHEMA, ["key"], folder, 1, budget)
+    moved: Counter[str] = Counter()
+    for piece in pieces(seed):
+        run.feed(piece)
+        last = piece.column(TIME_COLUMN)[-1].as_py()
+        if rng.random() < 0.6:
+            run.advance(last - rng.choice([0, 20, 60]))
+        if rng.random() < 0.1:
+            parallelism = rng.randint(1, most)
+            for part in run.parts:
+                told = part.statistics()
+                moved += Counter({name: told[name] for name in ("evicted_total", "faults_total")})
+            run.restart(parallelism)
+    run.end()
+    return Counter(map(repr, run.results)), moved
+
+
+@pytest.mark.parametrize("most", [1, 2], ids=["one subtask", "two subtasks"])
+@each_kind
+def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int, tmp_path: Path) -> None:
+    wanted, _ = drive(make, tmp_path / "memory", most, budget=None, most=1)
+    found, moved = drive(make, tmp_path / "disk", most, budget=TINY, most=most)
+    assert moved["evicted_total"] > 200
+    assert moved["faults_total"] > 50
+    assert found == wanted
+
+
+def opened(make: Callable[[], Operator], directory: Path | None) -> tuple[Operator, list[Any]]:
+    out: list[Any] = []
+    operator = make()
+    operator.emit = lambda batch: out.extend(batch.taken().to_pylist())
+    if directory is not None:
+        directory.mkdir()
+    operator.open(OperatorContext(SCHEMA, directory=directory, memory_budget=TINY))
+    return operator, out
+
+
+def feed(operator: Operator, given: list[pa.RecordBatch]) -> None:
+    for number, piece in enumerate(given):
+        operator.process(Batch(piece))
+        if number % 3 == 2:
+            operator.advance(piece.column(TIME_COLUMN)[-1].as_py() - 10)
+
+
+def saved(cut: Any, facts: dict[str, Any], directory: Path) -> Saved:
+    directory.mkdir()
+    cut.save(directory)
+    cut.discard()
+    return Saved(directory, json.loads(json.dumps(facts)), own=True)
+
+
+def ended(operator: Operator, out: list[Any]) -> Counter[str]:
+    operator.advance(2**63 - 1)
+    operator.finish()
+    operator.close()
+    return Counter(map(repr, out))
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "directory"])
+@each_kind
+def test_a_cut_is_of_its_barrier(make: Callable[[], Operator], on_disk: bool, tmp_path: Path) -> None:
+    """Two cuts are open at once: one is saved beside the rows that come, the other after the operator was closed."""
+    given = pieces(3)
+    half, rest = given[: len(given) // 2], given[len(given) // 2 :]
+    operator, out = opened(make, tmp_path / "before" if on_disk else None)
+    feed(operator, half)
+    facts, first = operator.snapshot()
+    _, second = operator.snapshot()
+    out.clear()
+    kept: list[Saved] = []
+    saver = threading.Thread(target=lambda: kept.append(saved(first, facts, tmp_path / "first")))
+    saver.start()
+    feed(operator, rest)
+    wanted = ended(operator, out)
+    saver.join()
+    kept.append(saved(second, facts, tmp_path / "second"))
+    assert wanted
+    for number, each in enumerate(kept):
+        for place in (None, tmp_path / f"after {number}"):  # state moves between memory and disk at a restore
+            operator, out = opened(make, place)
+            operator.restore([each])
+            feed(operator, rest)
+            assert ended(operator, out) == wanted
+
+
+def test_a_save_that_fails_can_begin_again(tmp_path: Path) -> None:
+    make = KINDS["sessions"]
+    given = pieces(5)
+    operator, out = opened(make, None)
+    feed(operator, given[:20])
+    facts, cut = operator.snapshot()
+    assert cut is not None
+    writes = 0
+
+    def full(rows: pa.RecordBatch) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+            raise OSError("No space left on device")
+
+    state: Any = operator
+    before = state._state.rows_of
+    state._state.rows_of = lambda slots: (full(slots), before(slots))[1]
+    (tmp_path / "failed").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        cut.save(tmp_path / "failed")
+    state._state.rows_of = before
+    out.clear()
+    feed(operator, given[20:])
+    wanted = ended(operator, out)
+    each = saved(cut, facts, tmp_path / "saved")
+    operator, out = opened(make, None)
+    operator.restore([each])
+    feed(operator, given[20:])
+    assert ended(operator, out) == wanted
+
+
+# Segments
+
+
+def batch(numbers: list[int]) -> pa.RecordBatch:
+    return pa.record_batch({"n": pa.array(numbers), "all": pa.array([[n, n + 1] for n in numbers])})
+
+
+def values(found: Any) -> list[int]:
+    return sorted(n for rows in found for n in rows.column("n").to_pylist())
+
+
+def test_rows_are_taken_by_hash_and_by_time(tmp_path: Path) -> None:
+    segments = Segments(batch([1]).schema, tmp_path / "cold")
+    for start in range(0, 100, 10):
+        numbers = list(range(start, start + 10))
+        hashes = np.array([n // 2 for n in numbers], np.uint64)  # two rows a key
+        segments.write(batch(numbers), hashes, np.array([1_000 - n for n in numbers]))
+    assert len(segments) == 100
+    assert values(segments.take(np.array([3, 3, 49, 77], np.uint64))) == [6, 7, 98, 99]
+    assert values(segments.take(np.array([3], np.uint64))) == []
+    assert values(segments.due(907)) == [92, 93, 94, 95, 96, 97]
+    assert values(segments.due(907)) == []
+    cut = segments.cut()
+    left = values(segments.read())
+    assert len(left) == 90
+    assert values(segments.take_all()) == left
+    (tmp_path / "saved").mkdir()
+    told = json.loads(json.dumps(cut.facts))
+    cut.save(tmp_path / "saved")
+    assert values(read_segments(tmp_path / "saved", segments.schema, told)) == left
+    again = Segments(segments.schema, tmp_path / "again")
+    again.link(tmp_path / "saved", told)
+    assert values(again.due(2_000)) == left
+    segments.close()
+    again.close()
+    assert not list((tmp_path / "cold").iterdir())
+    assert not list((tmp_path / "again").iterdir())
+    assert values(read_segments(tmp_path / "saved", segments.schema, told)) == left
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    segments = Segments(batch([1]).schema, tmp_path / "cold")
+    segments.write(batch([1, 2]), np.array([5, 6], np.uint64))
+    cut = segments.cut()
+    (tmp_path / "saved").mkdir()
+    told = cut.facts
+    cut.save(tmp_path / "saved")
+    other = pa.schema([("n", pa.string())])
+    with pytest.raises(CorruptCheckpoint, match="other columns"):
+        list(read_segments(tmp_path / "saved", other, told))
+    with pytest.raises(CorruptCheckpoint, match="other segments"):
+        list(read_segments(tmp_path / "saved", segments.schema, [["000000000009.arrow", 2]]))
+    (tmp_path / "saved" / told[0][0]).unlink()
+    with pytest.raises(CorruptCheckpoint, match="saved"):
+        list(read_segments(tmp_path / "saved", segments.schema, told))
