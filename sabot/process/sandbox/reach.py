@@ -1,8 +1,10 @@
 """What a command in a sandbox reaches: files, folders, ports and sockets, by its level and by what it needs to run."""
 
+import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import pwd
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,15 +187,16 @@ def _program(program: str, environment: Mapping[str, str], directory: str) -> li
         if os.path.isabs(each) and os.path.isdir(folder) and not _is_in(os.path.expanduser("~"), [folder]):
             found += [folder, *_installation(folder)]
     for place in _places(program, environment, directory):
-        found += _installed(place)
+        found += _installed(place, lambda name: _places(name, environment, directory))
     return found
 
 
-def _installed(file: str, depth: int = 0) -> Iterator[str]:
+def _installed(file: str, find: Callable[[str], Iterable[str]], depth: int = 0) -> Iterator[str]:
+    """find: the file of a program by its name."""
     for _ in range(_HOPS):
         folder = os.path.realpath(os.path.dirname(file))
         file = os.path.join(folder, os.path.basename(file))
-        yield from _installation(folder)
+        yield from _installation(folder, is_run=True)
         if not os.path.islink(file):
             break
         if os.path.basename(folder) in ("bin", "sbin", ".bin"):
@@ -203,22 +206,35 @@ def _installed(file: str, depth: int = 0) -> Iterator[str]:
     with open(file, "rb") as opened:
         first = opened.readline(256)
     words = first.removeprefix(b"#!").split() if first.startswith(b"#!") else []
-    if depth < 4 and words and os.path.isfile(interpreter := os.fsdecode(words[0])):
-        yield from _installed(interpreter, depth + 1)
+    named = [os.fsdecode(each) for each in words]
+    interpreters = named[:1]
+    if named and os.path.basename(named[0]) == "env":
+        asked = next((each for each in named[1:] if not each.startswith("-") and "=" not in each), "")
+        interpreters += find(asked) if asked else []
+    for interpreter in interpreters if depth < 4 else ():
+        if os.path.isfile(interpreter):
+            yield from _installed(interpreter, find, depth + 1)
 
 
-def _installation(folder: str) -> Iterator[str]:
-    """The parts of an installation of Python or Node in whose `bin` a program is; or all packages of Node where it lies among them."""
+@functools.cache
+def _homes() -> frozenset[str]:
+    """What is no installation, though it may have a folder `bin` and a folder `lib`."""
+    return frozenset(map(os.path.realpath, ["/", os.path.expanduser("~"), *(user.pw_dir for user in pwd.getpwall())]))
+
+
+def _installation(folder: str, *, is_run: bool = False) -> Iterator[str]:
+    """The parts of an installation of Python or Node in whose `bin` a program is, and of anything, but a home, where the program is run; or
+    all packages of Node where it lies among them.
+    """
     before, packages, _ = f"{folder}/".partition("/node_modules/")
     if packages:
         yield f"{before}/node_modules"
     prefix = Path(folder).parent
     settings = prefix / "pyvenv.cfg"
-    if (
-        f"{folder}/".startswith(tuple(f"{each}/" for each in _SYSTEM))
-        or Path(folder).name != "bin"
-        or not (settings.exists() or any(prefix.glob("lib/python3*")) or (prefix / "lib/node_modules").exists())
-    ):
+    if f"{folder}/".startswith(tuple(f"{each}/" for each in _SYSTEM)) or Path(folder).name != "bin":
+        return
+    is_known = settings.exists() or any(prefix.glob("lib/python3*")) or (prefix / "lib/node_modules").exists()
+    if not is_known and (not is_run or str(prefix) in _homes()):
         return
     yield from (str(prefix / each) for each in _PARTS if (prefix / each).exists())
     if settings.exists():

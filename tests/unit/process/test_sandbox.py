@@ -363,6 +363,52 @@ async def test_a_program_of_node_finds_its_packages(supervisor: Supervisor, area
     assert (await everything(child))[0] == "found"
 
 
+def installed(prefix: Path, name: str, script: str) -> Path:
+    """A program with a library of its own, `lib/words`. -> its file"""
+    for each in "bin", "lib":
+        (prefix / each).mkdir(parents=True, exist_ok=True)
+    (prefix / "lib/words").write_text(f"of {name}\n")
+    (prefix / "secret").write_text("secret")
+    (prefix / "bin" / name).write_text(script)
+    (prefix / "bin" / name).chmod(0o755)
+    return prefix / "bin" / name
+
+
+@needs
+@pytest.mark.parametrize("level", ["trusted", "standard", "untrusted"])
+@pytest.mark.parametrize("named", ["itself", "by a link", "by env", "by env on the path"])
+async def test_a_program_of_a_prefix_of_its_own_finds_what_was_installed_with_it(
+    supervisor: Supervisor, area: Path, level: str, named: str
+) -> None:
+    """An interpreter in a folder that nobody knows; and a program whose first line asks `env` for it."""
+    reads = 'cat "$(dirname "$(dirname "$(readlink -f "$0")")")/lib/words"'
+    shout = installed(area / "odd", "shout", f"#!/bin/sh\n{reads}\n")
+    environment = {"PATH": f"/usr/bin:/bin:{area}/odd/bin"}
+    program = str(shout)
+    if named == "by a link":
+        (area / "mine/bin").mkdir()
+        (area / "mine/bin/shout").symlink_to(shout)
+        program = str(area / "mine/bin/shout")
+    elif named.startswith("by env"):
+        caller = installed(area / "tools", "caller", "#!/usr/bin/env -S LANG=C shout\n")
+        program = str(caller) if named == "by env" else "caller"
+        environment["PATH"] += f":{area}/tools/bin"
+    child = await supervisor.spawn(Command(argv=[program], trust=level, environment=environment))
+    assert await everything(child) == ("of shout\n", "")
+
+
+@needs
+async def test_a_home_and_what_lies_beside_an_installation_are_not_opened_with_it(
+    supervisor: Supervisor, area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = '#!/bin/sh\ncat "$(dirname "$0")/../$1"\n'
+    odd, home = [installed(area / name, "look", script) for name in ("odd", "home")]
+    monkeypatch.setattr(reach, "_homes", lambda: frozenset([str(area / "home")]))
+    for program, what, code in (odd, "lib/words", 0), (odd, "secret", 1), (home, "lib/words", 1), (home, "secret", 1):
+        child = await supervisor.spawn(Command(argv=[str(program), what], trust="untrusted"))
+        assert (await child.wait()).code == code, (program, what)
+
+
 @needs
 async def test_its_path_opens_no_home(supervisor: Supervisor, area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(area / "state"))
