@@ -108,6 +108,7 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "Deduplicate",
     "Drop",
     "EndVersions",
+    "Explode",
     "Filter",
     "FlatMap",
     "GroupAggregate",

@@ -49,6 +49,7 @@ from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
+from sabot.operators.rows.exploded import Explode
 from sabot.operators.rows.mapped import FlatMap, MapBatches
 from sabot.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
 from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Select, WithColumns
@@ -378,6 +379,12 @@ CASES = [
     Case("rename", lambda: Rename({"x": "amount"}), APPEND),
     Case("map_batches", lambda: MapBatches(doubled), APPEND),
     Case("flat_map", lambda: FlatMap(repeated, pa.schema([("user", pa.string()), ("n", pa.int64())])), APPEND),
+    Case(
+        "explode",
+        lambda: Explode(["note"]),
+        [{**row, "note": None if row["note"] is None else ["a", None, row["note"]][row["n"] % 4 :]} for row in APPEND],
+        SCHEMA.set(SCHEMA.get_field_index("note"), pa.field("note", pa.list_(pa.string()))),
+    ),
     Case("head", lambda: Head(COUNT // 2), APPEND, keys=()),
     Case("sample", lambda: Sample(0.5, 7), APPEND, rescales=False),
     Case("without time", WithoutTime, APPEND, punctual=False),

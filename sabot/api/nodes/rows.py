@@ -16,6 +16,7 @@ __all__ = [
     "Broadcast",
     "Drop",
     "EndVersions",
+    "Explode",
     "Filter",
     "FlatMap",
     "Head",
@@ -279,6 +280,35 @@ class FlatMap(Node):
     @cached_property
     def column_names(self) -> list[str] | None:
         return list(self.schema.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Explode(Node):
+    """A row for each value of the lists in these columns."""
+
+    word = "explode"
+    input: Node
+    columns: tuple[str, ...]
+    empty_as_null: bool = False
+    keep_nulls: bool = True
+
+    def text(self) -> str:
+        said = [*(["empty as null"] if self.empty_as_null else []), *([] if self.keep_nulls else ["without nulls"])]
+        return f"explode {', '.join([*self.columns, *said])}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.columns),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, self.columns),)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        return None if predicate.columns.intersection(self.columns) else predicate
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(self.columns)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ HERE = {
     "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches",
     "distinct": 'deduplicate("column")',
     "drop_nulls": 'filter(col("x").is_not_null())',
-    "explode": 'flat_map(lambda row: [{**row, "tag": tag} for tag in row["tags"]], schema=…)',
     "fill_null": 'with_columns(x=col("x").fill_null(0))',
     "first": "head(1)",
     "groupBy": 'group_by("column")',

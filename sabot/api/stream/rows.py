@@ -19,6 +19,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.rows import (
     Drop,
+    Explode,
     Filter,
     Head,
     OnError,
@@ -111,6 +112,17 @@ class RowMethods:
     ) -> "Stream":
         """Calls `function(row: dict)`, which returns an iterable of dicts. This is a Python call for each row: prefer `map_batches`."""
         return self._then(flat_map_node(self._node, function, schema, on_error))
+
+    def explode(self, *columns: str | Sequence[str], empty_as_null: bool = False, keep_nulls: bool = True) -> "Stream":
+        """A row for each value of the list in this column; a list that is null gives a row with null, an empty one none, as in polars.
+
+        empty_as_null: an empty list gives a row with null, too. keep_nulls=False: one that is null gives none. Lists of several columns go
+        together; a row in which they differ in length fails (`on_error`). Not for changes.
+        """
+        names = column_names(flat(columns), "explode")
+        if not names or len(set(names)) < len(names):
+            raise UserError("explode needs columns of lists, each once", hint='explode("tags")')
+        return self._then(Explode(self._node, names, bool(empty_as_null), bool(keep_nulls)))
 
     def head(self, n: int) -> "Stream":
         """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.

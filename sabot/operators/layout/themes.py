@@ -17,13 +17,14 @@ from sabot.operators.joins import window as window_join
 from sabot.operators.keyed import ordered, over, running, top
 from sabot.operators.layout.sites import Site
 from sabot.operators.patterns import match
-from sabot.operators.rows import mapped, stateless, subset, timed
+from sabot.operators.rows import exploded, mapped, stateless, subset, timed
 from sabot.operators.windows import fixed, sessions
 
 __all__ = ["PLACES", "READERS"]
 
 _MODULES: tuple[Any, ...] = (
     stateless,
+    exploded,
     mapped,
     subset,
     fixed,
