@@ -257,6 +257,7 @@ class App(DeclaresAgents, HasTopics):
         time_format: str | None = None,
         lateness: Duration = 0,
         idle: Duration = "30s",
+        idle_closes: bool = False,
         dead_letter: str | Sink = "{topic}.dlq",
         on_error: RowPolicy = "dead_letter",
         fields: Sequence[str] | Mapping[str, str] = (),
@@ -268,13 +269,15 @@ class App(DeclaresAgents, HasTopics):
         schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
         timestamp; a number of ms UTC, or time_unit=; a text in ISO 8601, or time_format=), a field of its struct ("bid.at"), or an
         expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
-        time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded, and
-        rows for which a step fails. on_error: what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
+        time) a partition may have no rows before it no longer holds event time back. idle_closes: when all partitions are idle, windows
+        that rows have come for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error:
+        what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
         fields: what else of a record becomes a column: "key" (text), "key_bytes", "headers", "headers.NAME" (text), "partition", "offset",
         "timestamp"; as a list, or as {column: field}.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
+        options["idle_closes"] = idle_closes
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:

@@ -4,7 +4,7 @@ The nodes say which columns a step needs, and past which steps a filter may move
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,8 +15,10 @@ from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter
+from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.operators.windows.panes import WindowShape
 
-__all__ = ["TimeUse", "check_nodes", "optimise", "time_use", "used_columns", "walk", "with_schemas"]
+__all__ = ["TimeUse", "check_nodes", "closing_time", "optimise", "time_use", "used_columns", "walk", "with_schemas"]
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
@@ -109,3 +111,29 @@ def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
     reads = [node for node in nodes if isinstance(node, Read)]
     read = {id(node) for node in reads if id(node) in needed or (id(node) in carried and node.has_time)}
     return TimeUse(frozenset(read), frozenset(needed | asked))
+
+
+def closing_time(ends: Iterable[StreamEnd], read: Read) -> Callable[[int], int]:
+    """A function of the greatest event time of a source: the watermark at which all windows are over that its rows are in, and those behind
+    these windows. Steps that give rows another event time, and what is behind them, do not count.
+    """
+    nodes = walk(ends)
+
+    def closing(greatest_ms: int) -> int:
+        times = {id(read): greatest_ms}
+        watermark_ms = greatest_ms + 1
+        for node in nodes:
+            before = [times[id(upstream)] for upstream in node.inputs if id(upstream) in times]
+            if not before or node.gives_time:
+                continue
+            time_ms, window = max(before), getattr(node, "window", None)
+            if isinstance(window, SessionWindow):
+                time_ms += window.gap_ms - 1
+            elif isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
+                shape = WindowShape(window)
+                time_ms = shape.last_end(shape.pane(time_ms)) - 1
+            times[id(node)] = time_ms
+            watermark_ms = max(watermark_ms, time_ms + 1)
+        return watermark_ms
+
+    return closing

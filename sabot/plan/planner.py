@@ -15,7 +15,7 @@ from sabot.operators.layout.sites import Layout, Site
 from sabot.operators.layout.stages import Edge, Reading, Stage
 from sabot.operators.layout.themes import PLACES
 from sabot.plan.agents import arranged
-from sabot.plan.optimise import check_nodes, optimise, time_use, used_columns
+from sabot.plan.optimise import check_nodes, closing_time, optimise, time_use, used_columns
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
 
@@ -100,7 +100,8 @@ class _Planner:
             columns = tuple(name for name in node.columns.names if name in used) or _one_column(node.columns)
         elif used is not None:
             columns = tuple(sorted(used))
-        reading = Reading(node, columns, timed)
+        closing = closing_time(self._ends, node) if node.idle_closes else None
+        reading = Reading(node, columns, timed, closing)
         stage = layout.stage("read", layout.parallelism, reading=reading)
         if isinstance(node, AgentRead):
             stage.parallelism = 1  # so its rows stay in their order

@@ -156,8 +156,9 @@ class Build:
                 continue
             if stage.reading is not None:
                 built.schema = stage.reading.rows
-                watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
-                time = source_time(stage.reading.node)
+                node = stage.reading.node
+                watermarks = Watermarks(node.lateness_ms, node.idle_ms, stage.reading.closing)
+                time = source_time(node)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
                     numbers = built.right[number], built.first[number]

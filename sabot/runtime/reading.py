@@ -247,7 +247,8 @@ class SourceInput(Reader):
         if facts is not None:
             self._told.watermark_ms = facts["watermark_ms"]
             greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
-            self._watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms)
+            latest_ms = facts.get("latest_ms", START_OF_TIME)
+            self._watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms, latest_ms)
         self._watermarks.know(self._positions, now_ms)
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
@@ -434,6 +435,7 @@ class SourceInput(Reader):
             "rows_in": self.rows_in,
             "watermark_ms": self._told.watermark_ms,
             "greatest_ms": self._watermarks.facts(self._positions),
+            "latest_ms": self._watermarks.latest_ms,
             "silent_ms": self._watermarks.silent(self._positions, self._now_ms()),
         }
 

@@ -1,7 +1,7 @@
 """Event time of a source: its watermark over all partitions, and the part of it that each reader has emitted."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
@@ -18,10 +18,14 @@ class Watermarks:
     partition begins at the watermark of the source. If all partitions were idle, the first row makes them all active again, and the wait
     for idleness begins anew. The watermark never goes back.
 
+    closing: of the greatest event time of all rows, the watermark to which time goes when all partitions have become idle.
+
     As readers share it, the watermark does not depend on how many there are: none can run ahead of rows that another has not read.
     """
 
-    def __init__(self, lateness_ms: int, idle_ms: int) -> None:
+    def __init__(self, lateness_ms: int, idle_ms: int, closing: Callable[[int], int] | None = None) -> None:
+        self.latest_ms = START_OF_TIME  # the greatest event time of all rows
+        self._closing = closing
         self._lateness_ms = lateness_ms
         self._idle_ms = idle_ms
         self._greatest: dict[tuple[str, int], int] = {}
@@ -49,6 +53,7 @@ class Watermarks:
                 self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
             self._seen_ms[partition] = now_ms
             self._came.add(partition)
+            self.latest_ms = max(self.latest_ms, greatest_ms)
             if greatest_ms > self._greatest.get(partition, START_OF_TIME):
                 self._greatest[partition] = greatest_ms
 
@@ -89,6 +94,8 @@ class Watermarks:
                 # All have become idle: partitions that were idle before the last ones no longer hold the watermark back.
                 self._pass([p for p in self._came if p in self._greatest])
                 self._came.clear()
+                if self._closing is not None and self.latest_ms > START_OF_TIME:
+                    self._watermark_ms = max(self._watermark_ms, self._closing(self.latest_ms))
             self._idle = not awake
             self._pass(awake)
             return self._idle, self._watermark_ms
@@ -115,7 +122,14 @@ class Watermarks:
         """For how long it has had no rows, without the time for which its reader does not poll."""
         return self._busy.get(partition, now_ms) - self._seen_ms.get(partition, now_ms)
 
-    def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], silent_ms: list[list[Any]], now_ms: int) -> None:
+    def restore(
+        self,
+        watermark_ms: int,
+        greatest_ms: list[list[Any]],
+        silent_ms: list[list[Any]],
+        now_ms: int,
+        latest_ms: int = START_OF_TIME,
+    ) -> None:
         """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers.
 
         Each partition has `idle_ms` from now for the rows that came meanwhile, and what was left of its wait: one that was silent for less
@@ -123,11 +137,13 @@ class Watermarks:
         """
         silent = {(topic, number): min(max(0, ms), self._idle_ms) for topic, number, ms in silent_ms}
         with self._lock:
-            before = self._watermark_ms
+            before, latest_ms = self._watermark_ms, max(latest_ms, self.latest_ms)
             self._watermark_ms = watermark_ms if before == START_OF_TIME else min(before, watermark_ms)
         for topic, number, ms in greatest_ms:
             place = (topic, number)
             self.see(place, ms, now_ms + self._idle_ms - silent.get(place, self._idle_ms))
+        with self._lock:  # a partition that was known and had no rows yet has the watermark as its greatest time
+            self.latest_ms = latest_ms
 
 
 class Told:

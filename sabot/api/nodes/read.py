@@ -61,6 +61,7 @@ class Read(Node):
     time_unit: TimeUnit | None = None
     time_format: str | None = None
     first: bool | None = None
+    idle_closes: bool = False  # when all partitions are idle, windows of the rows that came are closed
 
     @property
     def name(self) -> str:
@@ -164,6 +165,7 @@ def read_node(
     time_format: str | None = None,
     lateness: Duration = 0,
     idle: Duration = "30s",
+    idle_closes: bool = False,
     dead_letter: str | Sink = "{topic}.dlq",
     table: TableFormat | None = None,
     on_error: RowPolicy = "dead_letter",
@@ -190,6 +192,7 @@ def read_node(
         "time_unit": time_unit,
         "time_format": time_format,
         "first": first,
+        "idle_closes": bool(idle_closes),
     }
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
     if read.columns is not None:

@@ -56,11 +56,14 @@ class Step:
 
 @dataclass(eq=False)
 class Reading:
-    """How a source is read. columns: those that are decoded (None: all). timed: TIME_COLUMN stands behind them."""
+    """How a source is read. columns: those that are decoded (None: all). timed: TIME_COLUMN stands behind them. closing: of its greatest
+    event time, the watermark that closes its windows when it is idle; None: idleness closes none.
+    """
 
     node: Read
     columns: tuple[str, ...] | None
     timed: bool
+    closing: Callable[[int], int] | None = None
 
     @property
     def schema(self) -> pa.Schema | None:

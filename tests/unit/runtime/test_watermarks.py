@@ -1,6 +1,7 @@
 """Event time by partition: how far an input has come, and when a silent partition no longer holds it back."""
 
 from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
+from sabot.operators.base import START_OF_TIME
 from sabot.runtime.watermarks import Told, Watermarks
 
 A, B = ("orders", 0), ("orders", 1)
@@ -205,3 +206,44 @@ def test_a_partition_does_not_turn_idle_while_nobody_polls_it():
     marks.see(A, 200, 99_500)
     assert marks.progress(99_999) == []
     assert marks.progress(100_000) == [Watermark(200)]
+
+
+def closing(greatest_ms: int) -> int:
+    """The end of a window of 100 ms."""
+    return greatest_ms - greatest_ms % 100 + 100
+
+
+def test_with_all_partitions_idle_windows_close_where_that_was_asked():
+    marks = Watermarks(5, 1000, closing)
+    told = Told(marks)
+    marks.know([A, B], 0)
+    marks.see(A, 130, 0)
+    marks.see(B, 70, 100)
+    assert told.progress(100) == [Watermark(65)]
+    assert told.progress(1050) == []  # A alone is idle
+    assert told.progress(1100) == [Watermark(200), IDLE]
+    marks.see(A, 190, 2000)  # late
+    assert told.progress(2000) == [ACTIVE]
+    assert told.progress(3000) == [IDLE]
+    marks.see(A, 260, 4000)
+    marks.see(B, 210, 4000)
+    assert told.progress(4000) == [ACTIVE, Watermark(205)]
+    assert told.progress(5000) == [Watermark(300), IDLE]
+
+
+def test_a_restart_closes_no_windows_that_no_row_has_come_for():
+    """A partition that is found later begins at the watermark, which is no row's time."""
+    before = Watermarks(0, 1000, closing)
+    before.know([A], 0)
+    before.see(A, 130, 0)
+    assert before.read(1000) == (True, 200)
+    before.know([B], 1000)
+    after = Watermarks(0, 1000, closing)
+    after.restore(200, before.facts([A, B]), before.silent([A, B], 1000), 5000, before.latest_ms)
+    assert after.read(7000) == (True, 200)
+
+
+def test_nothing_closes_before_a_row_has_come():
+    marks = Watermarks(0, 1000, closing)
+    marks.know([A], 0)
+    assert marks.read(2000) == (True, START_OF_TIME)
