@@ -128,6 +128,7 @@ class AgentInstance:
         self.seen = (0, 0.0)  # output and CPU seconds, when it was last looked at
         self.lock = asyncio.Lock()
         self.given_up = asyncio.Event()  # it is to be terminated
+        self.is_adopted = False  # something else starts it, and ends it
         self._changed = asyncio.Event()
         self._on_state = on_state
         self.waiting: asyncio.Task[None] | None = None  # for its next start

@@ -121,6 +121,18 @@ class LifecycleManager:
             raise AgentNotSpawned(f"agent {agent.name!r}: {agent.why}")
         return agent
 
+    def adopt(self, child: Child, command: Command, *, agent_id: str | None = None, name: str = "") -> AgentInstance:
+        """Takes a process that something else leads, a fleet or a warm pool, as an agent, until it has ended: it is listed, suspended,
+        resumed and terminated as others are, and quotas hold for it; it is never started again, nor idle, nor ended by `close`.
+        """
+        agent = AgentInstance(agent_id or uuid.uuid4().hex, name or command.argv[0], command, on_state=self._on_state)
+        self._agents[agent.id] = agent
+        self._forget_the_oldest()
+        agent.is_adopted, agent.child = True, child
+        agent.become(LifecycleState.RUNNING)
+        self._tasks.begin(self._watch(agent, child))
+        return agent
+
     async def suspend(self, agent_id: str, *, release_memory: bool = False, why: str = "") -> AgentInstance:
         """Stops all processes of the agent where they are (SIGSTOP): they use no CPU, and keep their memory and connections.
 
@@ -201,7 +213,7 @@ class LifecycleManager:
         for agent in list(self._agents.values()):
             if not agent.lock.locked():
                 self._see(agent)
-            if agent.state is LifecycleState.RUNNING and await self._is_idle(agent):
+            if agent.state is LifecycleState.RUNNING and not agent.is_adopted and await self._is_idle(agent):
                 try:
                     await to_the_end(self._suspend(agent, self.config.release_idle, "it was idle", if_idle=True))
                 except SuspendFailed as error:  # the next look tries again
@@ -275,6 +287,8 @@ class LifecycleManager:
     async def _restart(self, agent: AgentInstance, at_once: bool, why: str) -> None:
         async with agent.lock:
             own = self.config
+            if agent.is_adopted:
+                raise RestartFailed(f"agent {agent.name!r} is not started again here", hint="who has started it does")
             if agent.state is LifecycleState.TERMINATED or self._closed:
                 raise RestartFailed(f"agent {agent.name!r} is terminated: {agent.why}", hint="spawn another one")
             if agent.state is LifecycleState.PENDING and not at_once:  # it is about to be started
@@ -347,6 +361,9 @@ class LifecycleManager:
             if agent.child is not child:  # a verb has ended it
                 return
             agent.child, agent.why = None, child.how
+            if agent.is_adopted:
+                agent.become(LifecycleState.TERMINATED)
+                return
             if agent.state is not LifecycleState.RUNNING:  # suspended: `resume` starts another one
                 return
             if agent.given_up.is_set() or (status is not None and status.success):
@@ -385,7 +402,9 @@ class LifecycleManager:
             agent.become(LifecycleState.TERMINATED)
 
     async def _close(self) -> None:
-        alive = [agent for agent in self._agents.values() if agent.state is not LifecycleState.TERMINATED]
+        alive = [
+            each for each in self._agents.values() if not (each.is_adopted or each.state is LifecycleState.TERMINATED)
+        ]
         ended = [self._terminate(agent, None, "its manager was closed") for agent in alive]
         errors = [each for each in await asyncio.gather(*ended, return_exceptions=True) if each is not None]
         await self._tasks.cancel()
@@ -418,9 +437,10 @@ class LifecycleManager:
                 agent.become(LifecycleState.SUSPENDED)
 
     async def _release(self, agent: AgentInstance, child: Child) -> None:
-        if self._checkpoint is None:
+        if self._checkpoint is None or agent.is_adopted:
             raise SuspendFailed(
-                f"agent {agent.name!r}: its memory cannot be given back: the manager has no checkpoint",
+                f"agent {agent.name!r}: its memory cannot be given back: "
+                + ("it is not started again here" if agent.is_adopted else "the manager has no checkpoint"),
                 hint="LifecycleManager(checkpoint=...)",
             )
         child.resume()  # it may have to say what it has

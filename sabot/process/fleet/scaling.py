@@ -24,6 +24,7 @@ from sabot.metrics import Sample
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
+from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool
 from sabot.process.limits import ResourceLimits
@@ -67,6 +68,7 @@ class FleetManager:
     what: the command of a replica, or a warm pool that gives them.
     lag: says how much there is to do that `run` does not know of, say how many records a consumer lags behind.
     checkpoint: called with a replica that is drained, before its child ends; where it fails, the replica goes on.
+    lives: its replicas are agents of this manager, too, so that quotas hold for them; those of a warm pool are where the pool says so.
     sleep: waits between looks, and for drains.
     """
 
@@ -77,12 +79,16 @@ class FleetManager:
         *,
         lag: Callable[[], float | Awaitable[float]] | None = None,
         checkpoint: Callable[[FleetReplica], Awaitable[Any]] | None = None,
+        lives: LifecycleManager | None = None,
         name: str = "fleet",
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        if lives is not None and isinstance(what, WarmPool):
+            raise UserError(f"fleet {name!r}: lives= is of its warm pool", hint="WarmPool(command, lives=…)")
         self.config = config or FleetConfig()
         self.name = name
+        self._lives = lives
         self._what = what
         self._limits = (what.command if isinstance(what, WarmPool) else what).limits or ResourceLimits.none()
         self._lag = lag
@@ -392,7 +398,10 @@ class FleetManager:
             await to_the_end(self._spawn(self._what))
 
     async def _spawn(self, command: Command) -> None:
-        self._enter(await (await Supervisor.running()).spawn(command), 0.0)
+        child = await (await Supervisor.running()).spawn(command)
+        if self._lives is not None:
+            self._lives.adopt(child, command, name=self.name)
+        self._enter(child, 0.0)
 
     def _enter(self, child: Child, cpu_seconds: float | None) -> None:
         replica = FleetReplica(next(self._numbers), child, failures=self._failures)

@@ -20,6 +20,7 @@ from sabot.metrics import Sample
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, SpawnFailed, WarmPoolExhausted
+from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.limits import ResourceLimits
 from sabot.process.tree import numbers_of
 from sabot.threads import to_the_end
@@ -85,7 +86,7 @@ class WarmPool:
     program has forgotten the work before, and to read what that says of it to the end: a child whose stdout has more, or whose stdin has
     not taken all, is ended, since whoever got it next would take it for an answer. What is in stderr is thrown away. Without `reset` each
     child that is given back is ended.
-    sleep: waits between looks, and before a replacement.
+    lives: its children are agents of this manager, too, so that quotas hold for them. sleep: waits between looks, and before a replacement.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class WarmPool:
         *,
         ready: str | None = None,
         reset: Callable[[Child], Awaitable[bool]] | None = None,
+        lives: LifecycleManager | None = None,
         name: str = "warm",
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -113,6 +115,7 @@ class WarmPool:
         )
         self._ready = None if ready is None else ready.encode()
         self._reset = reset
+        self._lives = lives
         self._clock = clock
         self._sleep = sleep
         self._children: dict[Child, int] = {}  # all that have not ended, and in which round each was started
@@ -396,6 +399,8 @@ class WarmPool:
         round_ = self._round
         child = await (await Supervisor.running()).spawn(self.command)
         self._children[child] = round_
+        if self._lives is not None:
+            self._lives.adopt(child, self.command, name=self.name)
         self._tasks.begin(self._watch(child))
         return child
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from sabot.process import (
     AgentInstance,
     Child,
     Command,
+    FleetConfig,
+    FleetManager,
     InvalidQuota,
     LifecycleConfig,
     LifecycleManager,
@@ -35,8 +38,11 @@ from sabot.process import (
     ResourceManager,
     ResourceQuota,
     ResourceReport,
+    RestartFailed,
     Supervisor,
     UnknownAgent,
+    WarmPool,
+    WarmPoolConfig,
 )
 from sabot.process.fleet import lifecycle
 from sabot.process.fleet.quotas import parse_cpu, parse_memory
@@ -65,6 +71,57 @@ async def has(agent: AgentInstance, count: int) -> None:
 
 def only(**limits: Any) -> ResourceQuota:
     return ResourceQuota(**{"cpu": None, "memory": None, "tokens_per_hour": None, **limits})
+
+
+@pytest.mark.parametrize("kind", ["fleet", "fleet of a pool", "pool"])
+@pytest.mark.parametrize("action", [QuotaAction.TERMINATE, QuotaAction.SUSPEND])
+async def test_quotas_hold_for_children_of_fleets_and_warm_pools(kind: str, action: QuotaAction) -> None:
+    """They went by the manager, so that a default quota for all agents was none for them."""
+    time, told = ByHand(), list[QuotaViolation]()
+    lives = LifecycleManager(LifecycleConfig(idle_suspend=0.001), clock=time.clock, sleep=time.sleep)
+    quota = only(memory="8Mi", on_memory=action)
+    greedy = allocates(30)
+    pool = WarmPool(
+        greedy, WarmPoolConfig(size=1), ready="has it", lives=lives, name="greedy", clock=time.clock, sleep=time.sleep
+    )
+    fleet = FleetManager(
+        greedy if kind == "fleet" else pool,
+        FleetConfig(min_replicas=1),
+        lives=lives if kind == "fleet" else None,
+        name="greedy",
+        clock=time.clock,
+        sleep=time.sleep,
+    )
+    resources = ResourceManager(lives, default=quota, on_violation=told.append, clock=time.clock, sleep=time.sleep)
+    async with AsyncExitStack() as opened:
+        if kind != "fleet":
+            await opened.enter_async_context(pool)
+        if kind != "pool":
+            await opened.enter_async_context(fleet)
+        children = [each.child for each in fleet.replicas] if kind != "pool" else [await pool.allocate()]
+        if kind == "fleet":
+            assert await line(children[0]) == "has it"
+        (agent,) = [each for each in lives.list_agents() if each.pid == children[0].pid]
+        assert (agent.name, agent.state) == ("greedy", RUNNING)
+        assert await lives.suspend_idle() == []
+        with pytest.raises(RestartFailed, match="not started again here"):
+            await lives.restart(agent.id)
+        await resources.check(agent.id)
+        assert [each.action for each in told if each.agent_id == agent.id] == [action]
+        if action is QuotaAction.TERMINATE:
+            assert children[0].is_over
+            assert lives.agent(agent.id).state is TERMINATED
+        else:
+            assert lives.agent(agent.id).state is SUSPENDED
+            await until(lambda: children[0].paused)
+        await lives.close()
+        assert children[0].is_over == (action is QuotaAction.TERMINATE), "who has started it ends it"
+    assert children[0].is_over
+
+
+def test_the_replicas_of_a_pool_are_agents_where_the_pool_says_so() -> None:
+    with pytest.raises(UserError, match="lives= is of its warm pool"):
+        FleetManager(WarmPool(SLEEP), lives=LifecycleManager())
 
 
 async def looks(resources: ResourceManager, until: Callable[[ResourceReport], bool]) -> ResourceReport:
