@@ -4,8 +4,10 @@ import inspect
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from datetime import timedelta
 from functools import partial
+from types import UnionType
 from typing import NamedTuple, TypeGuard
 
 from sabot.errors import UserError, short_repr
@@ -19,11 +21,13 @@ __all__ = [
     "Secret",
     "check_called",
     "check_numbers",
+    "checked_kind",
     "checked_name",
     "checked_no_password",
     "checked_path",
     "checked_text",
     "checked_topic",
+    "checked_words",
     "dead_letter_topic",
     "is_whole",
     "legal_topic",
@@ -189,6 +193,22 @@ def parse_broker(url: str) -> tuple[str, str]:
             hint=_WHO_CALLS,
         )
     return scheme, rest.rstrip("/")
+
+
+def checked_kind(value: object, kind: type | UnionType, what: str, hint: str = "") -> None:
+    """Raises UserError for a value that is of another type. what: whose parameter this is, and its name."""
+    if not isinstance(value, kind):
+        raise UserError(f"{what}={_shown(value)}", hint=hint or f"a {getattr(kind, '__name__', kind)}")
+
+
+def checked_words(value: object, what: str) -> None:
+    """Raises UserError for what is no collection of texts; a single text is none."""
+    if (
+        isinstance(value, str | bytes)
+        or not isinstance(value, Collection)
+        or not all(isinstance(each, str) for each in value)
+    ):
+        raise UserError(f"{what}={_shown(value)}", hint="texts in a list")
 
 
 def checked_text(value: object, what: str) -> str:

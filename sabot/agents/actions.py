@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sabot.agents.context import checked_word
 from sabot.clock import Clock
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_kind, checked_words, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.gate import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
@@ -188,17 +188,21 @@ class ActionManager:
     def __init__(
         self, store: ActionStore, signal_channel: SignalChannel | None = None, *, poll: Duration = "200ms"
     ) -> None:
+        checked_kind(
+            store, ActionStore, "ActionManager: store", "an InMemoryActionStore, a PostgresActionStore, a JournalStore"
+        )
         self.store = store
         self._signals = signal_channel if signal_channel is not None else LocalSignals()
         self._poll_seconds = parse_seconds(poll, name="poll")
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
         """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run."""
+        checked_kind(spec, ActionSpec, "require_action: spec", "ActionSpec(…)")
         return await self.store.require(spec)
 
     async def get(self, action_id: str) -> ActionRecord:
         """The action as it is now. Raises UserError where there is none."""
-        action = await self.store.action(action_id)
+        action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
         if action.overdue(self.store.clock.time()):
@@ -207,6 +211,8 @@ class ActionManager:
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
         """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or closed."""
+        checked_word(resume_token, "resolve: resume_token")
+        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
         try:
             action = await self.store.resolve(resume_token, resolution, checked_word(by, "by"))
         except LetterRefused as refused:
@@ -249,4 +255,7 @@ class ActionManager:
 
     async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         """As `ActionStore.actions`."""
+        if job_id is not None:
+            checked_word(job_id, "find: job_id")
+        checked_words(statuses, "find: statuses")
         return await self.store.actions(job_id=job_id, statuses=statuses)

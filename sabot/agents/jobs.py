@@ -20,7 +20,7 @@ from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
 from sabot.clock import Clock
-from sabot.config import check_called
+from sabot.config import check_called, checked_kind, checked_words
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 __all__ = [
@@ -234,11 +234,13 @@ class JobManager:
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
         check_called("JobManager", on_event=on_event)
+        checked_kind(store, JobStore, "JobManager: store", "an InMemoryJobStore, a PostgresJobStore, a JournalStore")
         self.store = store
         self._on_event = on_event
 
     async def create(self, spec: JobSpec) -> JobRecord:
         """A job that is queued; or the one that the scope has under the same idempotency key. Raises IdempotencyConflict."""
+        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
         try:
             record, new = await self.store.create(spec)
         except IdempotencyConflict:
@@ -255,7 +257,7 @@ class JobManager:
 
     async def get(self, job_id: str) -> JobRecord:
         """The job as it is now. Raises UserError where there is none."""
-        record = await self.store.get(job_id)
+        record = await self.store.get(checked_word(job_id, "job_id"))
         if record is None:
             raise UserError(f"job {job_id}: there is none of this name")
         if why := record.overdue(self.store.clock.time()):
@@ -294,4 +296,5 @@ class JobManager:
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         """As `JobStore.find`."""
+        checked_words(statuses, "find: statuses")
         return await self.store.find(scope_id=scope_id, statuses=statuses)

@@ -198,7 +198,9 @@ class AppJobs(JobManager):
 
         token: the signal's own name: the same sent again is a LetterRefused ("second"). Without one each is a new signal.
         """
+        checked_word(job_id, "signal: job_id")
         checked_word(name, "name", empty=False)
+        checked_word(token, "signal: token")
         body = b"" if value is None else as_json(value, "the signal")
         letter = Letter(
             "signal", token or uuid.uuid4().hex, job=job_id, name=name, body=body, by=checked_word(by, "by")

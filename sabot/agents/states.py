@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 
+from sabot.agents.context import checked_word
 from sabot.agents.jobs import JobStatus
 from sabot.agents.kernel import ExecutionHandle, RuntimeKernel
 from sabot.agents.outside import AppJobs
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import as_json
-from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDeterminism, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.taking import CHECKPOINT, HistoryPart, open_calls, part_of, taken_over
@@ -220,6 +221,8 @@ class StateManager:
         """auto: how often, at most; None: only when it is asked for. max_size: of the history of a job, up to a checkpoint. retention:
         older ones are not there any more. Raises UserError.
         """
+        if not isinstance(getattr(of, "jobs", None), AppJobs):
+            raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
         self._of = of
         self._store = of.jobs.store
         self._auto_s = None if auto is None else parse_seconds(auto, name="auto", zero=False)
@@ -254,6 +257,7 @@ class StateManager:
         """A checkpoint of an open job as it is now: what it has asked for, and what has come of it. It is durable when this returns. name:
         its own in the job; by default made of the type. Raises JobCheckpointFailed, JobCheckpointTooLarge.
         """
+        checked_word(job_id, "create: job_id")
         await self._flushed()
         return await aside(self._create, job_id, name, type, by)
 
@@ -295,7 +299,7 @@ class StateManager:
 
     async def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
         """Those of a job that are not too old, the oldest first."""
-        return await aside(self._checkpoints, job_id)
+        return await aside(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
 
     def _checkpoints(self, job_id: str) -> list[JobCheckpoint]:
         with self._store.reader() as reader:
@@ -306,9 +310,10 @@ class StateManager:
 
     async def export(self, job_id: str, name: str, path: Path | str) -> Recording:
         """Writes the history up to a checkpoint into a file, compressed where that is called .gz: for longer than the journal has it, for
-        `sabot jobs replay` and `fork`. Raises RestoreFailed.
+        `sabot jobs replay` and `fork`. Raises RestoreFailed, and UserError where the file cannot be written.
         """
-        return await aside(self._export, job_id, name, path)
+        checked_word(job_id, "export: job_id")
+        return await aside(self._export, job_id, name, checked_path(path, "export: path"))
 
     def _export(self, job_id: str, name: str, path: Path | str) -> Recording:
         with self._store.reader() as reader:
@@ -332,6 +337,7 @@ class StateManager:
         Raises RestoreFailed, JobCheckpointDamaged, JobCheckpointTooLarge; then nothing was done.
         """
         kernel = self._of
+        checked_word(job_id, "restore: job_id")
         if not isinstance(kernel, RuntimeKernel):
             raise RestoreFailed(
                 f"job {job_id} is of an app: its records and outputs are in step with the checkpoints of the app",

@@ -23,6 +23,7 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionS
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
 from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_kind
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -306,6 +307,7 @@ class JournalStore(JobsAndActions):
     """
 
     def __init__(self, journal: Journal) -> None:
+        checked_kind(journal, Journal, "JournalStore: journal")
         self.journal = journal
         self.clock: Clock = journal.clock
         self._known = JobsOfJournal(journal)

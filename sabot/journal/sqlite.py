@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_path
 from sabot.disk import lock, own_folder, private, sync
 from sabot.errors import CorruptJournal, JobLocked, JournalFailed, SabotError, UserError
 from sabot.faults import fault_of, hint_of
@@ -51,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 def database_of(path: Path | str) -> Path:
     """The database that is meant: by its own path, by its folder, or by a state directory that has the folder `journal`."""
-    path = Path(path)
+    path = Path(checked_path(path, "journal: path"))
     if path.is_file():
         return path
     for found in (path / DATABASE, path / "journal" / DATABASE):
@@ -141,7 +142,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
         anew: bool = False,
         capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
-        folder = Path(folder)
+        folder = Path(checked_path(folder, "SqliteJournal: folder"))
         self._has_made_folder = not folder.exists()
         try:
             own_folder(folder)

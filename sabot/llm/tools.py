@@ -310,7 +310,11 @@ def _made(
 
 
 def _labels(name: str, given: Collection[str], open_world: bool) -> frozenset[str]:
-    if isinstance(given, str) or not all(isinstance(each, str) and each for each in given):
+    if (
+        not isinstance(given, Collection)
+        or isinstance(given, str)
+        or not all(isinstance(each, str) and each for each in given)
+    ):
         raise UserError(f"tool {name}: labels={short_repr(given)}", hint='texts in a list or a set: labels={"pii"}')
     return frozenset(given) | ({UNTRUSTED} if open_world else frozenset())
 

@@ -27,7 +27,7 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.context import ExecutionContext, amount, whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, check_called, checked_text, parse_seconds
+from sabot.config import Duration, check_called, checked_kind, checked_text, parse_seconds
 from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
@@ -52,6 +52,7 @@ LedgerEventType = Literal["model", "tool", "doubt"]
 _log = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000  # rows that wait for the writer
+_CONTEXT = "ExecutionContext(scope_id=…)"
 
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +190,7 @@ class Ledger:
 
     def budget(self, scope_id: str) -> Budget:
         """Of this scope. Raises UserError where it has none."""
-        account = self._accounts.get(scope_id)
+        account = self._accounts.get(checked_text(scope_id, "scope_id"))
         if account is None:
             raise UserError(
                 f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._accounts) or 'none'}"
@@ -272,6 +273,7 @@ class Ledger:
         """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
         of an equal scope, principal and job, or until `reservation_timeout`.
         """
+        checked_kind(context, ExecutionContext, "check_budget: context", _CONTEXT)
         cost = amount("pending_cost", pending_cost) or Decimal(0)
         whole("pending_tokens", pending_tokens)
         await self._account(context.scope_id)
@@ -305,6 +307,8 @@ class Ledger:
         Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used; and for
         a model or a name that no database can keep.
         """
+        checked_kind(context, ExecutionContext, "record_model_usage: context", _CONTEXT)
+        checked_kind(usage, Usage, "record_model_usage: usage", "Usage(input_tokens=…, output_tokens=…)")
         checked_text(model, "model")
         checked_text(event_id, "event_id")
         whole("input_tokens", usage.input_tokens)
@@ -356,6 +360,7 @@ class Ledger:
 
         Who calls this gives each row once; it is kept once in any case.
         """
+        checked_kind(event, LedgerEvent, "record: event")
         account = self._accounts.get(event.scope_id)
         if account is not None:
             account.release(call)
@@ -435,6 +440,7 @@ class Ledger:
 
 def together(budgets: Iterable[Budget]) -> list[Budget]:
     """One for each scope. Raises UserError for what is no Budget, and for two that contradict each other."""
+    checked_kind(budgets, Iterable, "budgets", '[Budget("scope", max_cost_daily=…)]')
     found: dict[str, Budget] = {}
     for budget in map(_checked, budgets):
         before = found.get(budget.scope_id)

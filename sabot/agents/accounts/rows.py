@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
+from sabot.config import checked_path
 from sabot.disk import private
 from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.journal.tables import connected, explained, transaction
@@ -181,7 +182,7 @@ class SqliteLedgerWriter:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
         self._lock = threading.Lock()
         self._where = f"ledger {self.path}"
         self._opened: sqlite3.Connection | None = None

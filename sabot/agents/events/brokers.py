@@ -19,7 +19,7 @@ import msgspec
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, short_repr
 from sabot.kafka import RecordSender
@@ -68,6 +68,8 @@ class _Adapter(ABC):
         patience: Duration = "2m",
     ) -> None:
         checked_whole(type(self).__name__, "at_once", at_once, 1)
+        if not hasattr(event_bus, "subscribe"):
+            raise UserError(f"{type(self).__name__}: event_bus={short_repr(event_bus)}", hint="an InMemoryEventBus")
         self.sent = self.lost = 0
         self.last_error: SabotError | None = None
         self._bus = event_bus
@@ -186,6 +188,7 @@ class KafkaEventAdapter(_Adapter):
     def __init__(self, event_bus: EventBus, config: KafkaConfig, **how: Any) -> None:
         """how: event_types: of these types only. slow: "hold" or "drop". at_once: events that wait. patience: for the broker."""
         super().__init__(event_bus, **how)
+        checked_kind(config, KafkaConfig, "KafkaEventAdapter: config")
         servers = config.bootstrap_servers
         self.config = config
         self._sender: Callable[[], RecordSender] = lambda: RecordSender(
@@ -241,6 +244,7 @@ class RedisStreamsAdapter(_Adapter):
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
         """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server. how: as of KafkaEventAdapter."""
         super().__init__(event_bus, **how)
+        checked_kind(config, RedisStreamsConfig, "RedisStreamsAdapter: config")
         self.unreadable = 0
         self.config = config
         feature = "RedisStreamsAdapter"

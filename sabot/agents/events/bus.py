@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_kind, checked_text, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = [
@@ -157,6 +157,8 @@ class Subscription:
             raise UserError(f"slow={short_repr(slow)}", hint=f"one of {', '.join(get_args(Slow))}")
         if not isinstance(capacity, int) or capacity < 1:
             raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
+        if job_id is not None:
+            checked_text(job_id, "job_id")
         self.event_types = None if event_types is None else _types(event_types)
         self.job_id = job_id
         self.slow: Slow = slow
@@ -358,6 +360,7 @@ class InMemoryEventBus:
 
     async def publish(self, event: RuntimeEvent) -> None:
         """As `EventBus.publish`."""
+        checked_kind(event, RuntimeEvent, "publish: event")
         while self._full:
             room = asyncio.get_running_loop().create_future()
             self._roomless.append(room)
@@ -424,7 +427,7 @@ class InMemoryEventBus:
 def _types(names: Iterable[RuntimeEventType | str]) -> frozenset[RuntimeEventType]:
     try:
         return frozenset(map(RuntimeEventType, [names] if isinstance(names, str) else names))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"event_types: {error}", hint=f"there are {', '.join(RuntimeEventType)}") from error
 
 

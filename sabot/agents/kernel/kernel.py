@@ -15,6 +15,7 @@ from sabot.agents.accounts.ledger import Ledger, LedgerWriter, checked_writer
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
+from sabot.agents.context import checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.telling import events_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStore
@@ -26,7 +27,7 @@ from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import JournalStore, ShowsJobs
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.asking import answered
 from sabot.jobs.gate import EffectGate, checked_gate, gate_of
@@ -251,6 +252,7 @@ class RuntimeKernel:
         """Begins a job, or finds the one that its scope has under the same idempotency key, also one that has ended. Waits for a place
         among the jobs that run; when it returns the job is durable. Raises IdempotencyConflict, UserError, JournalFailed.
         """
+        checked_kind(request, ExecutionRequest, "execute: request", "ExecutionRequest(prompt=…)")
         host = await self._started()
         agent = self._agents.get(request.agent) if request.agent else next(iter(self._agents.values()))
         if agent is None:
@@ -263,8 +265,12 @@ class RuntimeKernel:
         """A new job that goes on behind these entries, as `jobs.taking` makes them of another one's (`StateManager.restore`). Waits for a
         place as `execute`. Raises NonDeterminism, and begins nothing, where the code of today does something else than they say.
         """
-        host, begin = await self._started(), taken[0]
-        assert isinstance(begin, Begin)
+        begin = taken[0] if isinstance(taken, Sequence) and taken else None
+        if not isinstance(begin, Begin):
+            raise UserError(
+                f"take_over: taken={short_repr(taken)}", hint="await StateManager(kernel).restore(job_id) makes it"
+            )
+        host = await self._started()
         agent = self._agents.get(begin.agent.removeprefix(f"{self.name}."))
         if agent is None:
             raise UserError(
@@ -292,6 +298,7 @@ class RuntimeKernel:
         """Of a job of this journal that runs, or has ended. Raises UserError where there is none, where it is open and not resumed, or
         where its end is forgotten.
         """
+        checked_word(job_id, "handle: job_id")
         host = await self._started()
         known = host.handles.get(job_id)
         if known is not None:
@@ -308,12 +315,14 @@ class RuntimeKernel:
 
     async def record(self, job_id: str) -> Recording:
         """What the journal has of a job, to be saved and replayed. Raises UserError for one that it does not have."""
+        checked_word(job_id, "record: job_id")
         host = await self._started()
         await host.journal.flush()
         return await answered(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
         """The code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`. Raises UserError."""
+        checked_word(agent, "code: agent")
         found = self._agents.get(agent) if agent else next(iter(self._agents.values()))
         if found is None:
             raise UserError(f"kernel {self.name} has no agent {agent!r}", hint=f"it has {', '.join(self._agents)}")
@@ -321,6 +330,7 @@ class RuntimeKernel:
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
         """The events of a job that its journal knows of, when those who listen were told of them."""
+        checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
         return await events_of(await self._entries(job_id))
 
@@ -331,6 +341,7 @@ class RuntimeKernel:
 
     async def post(self, letter: Letter) -> None:
         """Into the inbox of the journal. Raises LetterRefused."""
+        checked_kind(letter, Letter, "post: letter")
         await aside(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:

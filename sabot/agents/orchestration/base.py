@@ -17,7 +17,7 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
-from sabot.config import check_numbers
+from sabot.config import check_numbers, checked_kind
 from sabot.errors import EffectError, SabotError, UserError, short_repr, words_of
 from sabot.jobs.gate import APART
 from sabot.llm.agent import Agent, Doing, current_doing
@@ -320,6 +320,7 @@ class AgentStep(Operator):
     """
 
     def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
+        checked_kind(agent, Agent, "AgentStep: agent", "an Agent of sabot.llm")
         super().__init__(agent, name=name or agent.name)
         self._prompt = prompt
 

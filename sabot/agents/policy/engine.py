@@ -23,7 +23,7 @@ import msgspec
 from sabot.agents.context import ExecutionContext
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer
 from sabot.api.durable import DurableContext
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_kind, checked_words, parse_seconds
 from sabot.errors import UserError, short_repr, words_of
 from sabot.jobs.gate import (
     NOBODY,
@@ -135,6 +135,8 @@ class PolicyEngine(EffectGate):
         labels: Collection[str] = (),
     ) -> PolicyResult:
         """What the rules say of a call of this tool. ctx: who asks. labels: of what was seen before."""
+        if arguments is not None:
+            checked_kind(arguments, Mapping, "check_tool: arguments", "by the names of parameters")
         made = None if isinstance(tool, str) else as_tool(tool)
         name = tool if isinstance(tool, str) else as_tool(tool).name
         kind = EffectClass.UNSAFE if made is None else made.effect
@@ -150,11 +152,14 @@ class PolicyEngine(EffectGate):
         labels: Collection[str] = (),
     ) -> PolicyResult:
         """What the rules say of asking this model. messages: what it is told."""
+        checked_kind(model, str, "check_model: model", "its name")
+        checked_kind(messages, Sequence, "check_model: messages", "ChatMessages in a list")
         spec = RequestSpec(messages=tuple(messages), model=model)
         return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
 
     async def check(self, call: GatedCall) -> PolicyResult:
         """What the rules say of a call."""
+        checked_kind(call, GatedCall, "check: call")
         found = self.decide(call)
         verdict = found if isinstance(found, GateVerdict) else await found
         allowed = verdict.decision not in (Decision.DENY, Decision.ASK)
@@ -168,6 +173,13 @@ class PolicyEngine(EffectGate):
         labels: Collection[str],
         **facts: Any,
     ) -> GatedCall:
+        checked_kind(
+            ctx,
+            ExecutionContext | DurableContext | None,
+            f"check_{kind}: ctx",
+            "an ExecutionContext, or the ctx of a job",
+        )
+        checked_words(labels, f"check_{kind}: labels")
         behalf, agent = NOBODY, ""
         if isinstance(ctx, ExecutionContext):
             behalf = Behalf(ctx.scope_id, ctx.principal_id)

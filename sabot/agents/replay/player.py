@@ -20,6 +20,7 @@ from sabot.agents.reading import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
 from sabot.clock import SYSTEM_CLOCK
+from sabot.config import checked_kind
 from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, words_of
 from sabot.jobs.history import History
 from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
@@ -164,6 +165,7 @@ class ReplayPlayer:
 
 def code_of(spec: AgentSpec) -> JobCode:
     """A durable agent's function, as its jobs run it; its state is not there."""
+    checked_kind(spec, AgentSpec, "code_of: spec", "the spec of a durable agent: agent.spec")
     function = job_function(spec, None, SYSTEM_CLOCK)
     return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
 

@@ -15,6 +15,7 @@ import uuid
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
@@ -26,8 +27,9 @@ import msgspec
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
 from sabot.agents.reading import as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_kind, checked_path, checked_text, is_whole
 from sabot.disk import private, sync
-from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.taking import seeds_of
 from sabot.journal import JournalReader, digest
@@ -92,6 +94,8 @@ class Recording:
 
     def up_to(self, count: int) -> "Recording":
         """Of its first entries only."""
+        if not is_whole(count, 0):
+            raise UserError(f"up_to: count={short_repr(count)}", hint="a number of entries")
         entries = self.entries[:count]
         return replace(self, entries=entries, seeds=self.seeds[: len(seeds_of(self.job_id, entries, self.key))])
 
@@ -112,18 +116,26 @@ class Recording:
             data = msgspec.json.encode(content, order="deterministic")
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"the recording cannot be written as JSON: {error}") from error
-        path = Path(path)
+        path = Path(checked_path(path, "save: path"))
         written = path.with_name(f"{path.name}.{os.getpid()}.new")
         head = f'{{"sabot_recording":{FORMAT},"digest":"{_digest(data)}",\n"content":'
         whole = head.encode() + data + b"}\n"
-        with open(written, "wb", opener=private) as file:
-            file.write(gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole)
-        sync(written)
-        written.rename(path)
+        try:
+            with open(written, "wb", opener=private) as file:
+                file.write(gzip.compress(whole, mtime=0) if path.suffix == ".gz" else whole)
+            sync(written)
+            written.rename(path)
+        except OSError as error:
+            with suppress(OSError):
+                written.unlink(missing_ok=True)
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}", hint="its folder must be there, and take files"
+            ) from error
 
     @classmethod
     def load(cls, path: Path | str) -> "Recording":
         """What `save` has written. Raises UserError for a file that is none, of another version, cut short, or changed."""
+        path = checked_path(path, "load: path")
         try:
             data = Path(path).read_bytes()
             whole = msgspec.json.decode(gzip.decompress(data) if data.startswith(_GZIP) else data)
@@ -199,6 +211,8 @@ class ReplayRecorder:
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
     """What a journal has of a job. Blocks. Raises UserError for one that it does not have."""
+    checked_kind(reader, JournalReader, "record_job: reader", "a Journal, or what open_reader gives")
+    checked_text(job_id, "record_job: job_id")
     entries = [entry for _, entry in whole_entries(reader, job_id)]
     begins = [entry for entry in entries if isinstance(entry, Begin)]
     if not begins:

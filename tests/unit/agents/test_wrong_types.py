@@ -1,0 +1,173 @@
+"""Values of a wrong type at the public entries of `sabot.agents`: each is refused by an error that names what was given, and none comes
+from the depth (an AttributeError of None, a KeyError, a list that cannot be hashed).
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sabot.agents
+from sabot.agents import (
+    ActionManager,
+    ExecutionContext,
+    ExecutionRequest,
+    InMemoryEventBus,
+    InMemoryJobStore,
+    InMemoryLedgerWriter,
+    JobManager,
+    JobSpec,
+    Ledger,
+    PolicyEngine,
+    RedisJobCache,
+    ReplayPlayer,
+    RuntimeEvent,
+    RuntimeEventType,
+    RuntimeKernel,
+    StateManager,
+)
+from sabot.errors import LetterRefused, SabotError, UserError
+from sabot.journal import Journal
+from sabot.llm import Usage
+
+WRONG: list[Any] = [None, 5, object(), b"\xff", "nope", [], {}, {"a": object()}]
+
+SOUND: dict[str, Any] = {
+    "context": ExecutionContext(scope_id="t"),
+    "usage": Usage(1, 1),
+    "name": "n",
+    "event": RuntimeEvent(RuntimeEventType.PROGRESS, "j"),
+    "handler": print,
+    "request": ExecutionRequest(prompt=1),
+    "resolution": {"approved": True},
+    "scope_id": "t",
+    "writer": InMemoryLedgerWriter(),
+    "store": InMemoryJobStore(),
+    "event_bus": InMemoryEventBus(),
+}
+SEAMS = {
+    # what hosts and gates call for each effect, with values that they have made
+    *(f"Ledger.{name}" for name in ("correct", "hold", "limits_answers", "ready", "release", "reserve")),
+    *(f"PolicyEngine.{name}" for name in ("begun", "decide", "decide_degraded", "drop", "settle", "reopen", "again")),
+    *(f"PolicyEngine.{name}" for name in ("ended", "over", "open")),
+    *(f"InMemoryEventBus.{name}" for name in ("drained", "holds", "leave", "wants")),
+    *(f"ExecutionHandle.{name}" for name in ("settle", "begun")),
+}
+MADE_BY_OTHERS = {
+    "AgentRuntime",
+    "Operator",
+    "ExecutionHandle",
+}  # an App makes it; an abstract class; a kernel makes it
+
+
+async def asks(ctx: Any) -> Any:
+    return await ctx.ask("confirm", {})
+
+
+@dataclass
+class World:
+    """Objects whose methods programs call."""
+
+    of: list[Any]
+    job_id: str
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with RuntimeKernel.create(agent=asks, budgets=[]) as kernel:
+        handle = await kernel.execute(ExecutionRequest(prompt=1, scope_id="t"))
+        store = InMemoryJobStore()
+        jobs = JobManager(store)
+        await jobs.create(JobSpec(scope_id="t"))
+        of = [kernel, handle, jobs, kernel.jobs, ActionManager(store), kernel.actions, Ledger(InMemoryLedgerWriter())]
+        recording = await kernel.record(handle.job_id)
+        of += [InMemoryEventBus(), StateManager(kernel), recording, ReplayPlayer(recording), PolicyEngine()]
+        yield World(of, handle.job_id)
+
+
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [each for each in inspect.signature(function).parameters.values() if each.kind in kinds]
+
+
+async def raw_errors(where: str, function: Callable[..., Any], sound: dict[str, Any]) -> list[str]:
+    """The errors that come from the depth, where one parameter after the other is of a wrong type."""
+    given, found = parameters(function), []
+    needed = [each.name for each in given if each.default is each.empty]
+    for name in (each.name for each in given):
+        for wrong in WRONG:
+            arguments = {other: sound.get(other, "x") for other in needed if other != name} | {name: wrong}
+            try:
+                made = function(**arguments)
+                if inspect.isawaitable(made):
+                    made = await made
+                if isinstance(made, Journal):
+                    made.close()
+            except SabotError:
+                continue
+            except Exception as error:
+                if not (isinstance(error, TypeError) and name in str(error)):
+                    found.append(f"{where}({name}={wrong!r}): {type(error).__name__}: {error}")
+    return found
+
+
+async def test_methods_refuse_values_of_a_wrong_type(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sound = {**SOUND, "job_id": world.job_id, "token": "tok", "path": tmp_path / "file"}
+    found, seen = [], 0
+    for each in world.of:
+        kind = type(each).__name__
+        for name in [name for name in dir(each) if not name.startswith("_") and f"{kind}.{name}" not in SEAMS]:
+            function = getattr(each, name)
+            if inspect.isroutine(function) and parameters(function):
+                seen += 1
+                found += await raw_errors(f"{kind}.{name}", function, sound)
+    assert (found, seen > 40) == ([], True)
+
+
+async def test_classes_and_functions_refuse_values_of_a_wrong_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for name in set(sabot.agents.__all__) - MADE_BY_OTHERS:
+        thing = getattr(sabot.agents, name)
+        is_class = inspect.isclass(thing)
+        if not callable(thing) or (is_class and issubclass(thing, BaseException | Enum)) or name == "Any":
+            continue
+        try:
+            parameters(thing)
+        except ValueError:  # an alias of types
+            continue
+        found += await raw_errors(name, thing, SOUND)
+    assert found == []
+
+
+async def test_the_errors_say_what_is_wanted(world: World, tmp_path: Path) -> None:
+    kernel, handle = world.of[:2]
+    ledger = next(each for each in world.of if isinstance(each, Ledger))
+    states = next(each for each in world.of if isinstance(each, StateManager))
+    await states.create(handle.job_id, "here")
+    (action,) = await handle.get_pending_actions()
+    wrong: dict[str, Callable[[], Any]] = {
+        r"execute: request='x' \(ExecutionRequest\(prompt=…\)\)": lambda: kernel.execute("x"),
+        r"resolve: resume_token=.* a text is wanted": lambda: handle.resolve_action(None, 5),
+        r"resolve: resolution=None \(an object, as in": lambda: handle.resolve_action(action.resume_token, None),
+        r"record_model_usage: usage=None \(Usage\(": lambda: ledger.record_model_usage(SOUND["context"], None),
+        r"file\.json cannot be written: No such file or directory \(its folder must be there": lambda: states.export(
+            handle.job_id, "here", tmp_path / "nothing" / "file.json"
+        ),
+    }
+    for said, call in wrong.items():
+        with pytest.raises(UserError, match=said):
+            await call()
+    with pytest.raises(UserError, match="RedisJobCache: store=None"):
+        RedisJobCache(None, None)  # type: ignore[arg-type]
+    with pytest.raises(LetterRefused):
+        await handle.resolve_action("nobody's", {"approved": True})
