@@ -111,7 +111,8 @@ class RecordAgentOperator(LaneOperator):
         return (call(told, ctx), True) if coroutine_function else awaitable(run(call, told, ctx))
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
-        return self.routed(results_of(value))
+        output = results_of(value)
+        return output if type(value) is dict else self.routed(output)  # most results are dicts, which name no sink
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
         if output is not None and self.results is not None:
