@@ -25,7 +25,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@test -d tests/unit/__pycache__ || { $(BIN)/pytest -q --collect-only tests/unit >/dev/null & \
 		$(BIN)/pytest -q --collect-only --ignore=tests/unit tests >/dev/null; wait; }
-	@$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
 # program in 200 shows is met by 400 with 87 %. More of them: make simulate SEEDS=…

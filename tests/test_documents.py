@@ -284,6 +284,7 @@ def test_the_kafka_example_goes_on_counting_after_a_restart(kafka: Broker, topic
     assert seen == ["{'account': 'a1', 'payment': 1}", "{'account': 'a1', 'payment': 2}"]
 
 
+@pytest.mark.slow  # three processes; the demo: test_refunds_demo
 def test_the_refunds_example_refunds_once_and_is_answered_while_it_is_dead(tmp_path: Path) -> None:
     example = [*SABOT, "run", "examples.refunds:app", "--loglevel", "warning"]
     actions = [*SABOT, "actions", "list", "--journal", "state", "--json"]

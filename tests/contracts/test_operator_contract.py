@@ -186,7 +186,7 @@ def check(case: Case, run: Run, once: Path) -> None:
     )
 
 
-@pytest.mark.one_in(2, "each operator is in one of its cases")
+@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("seed", range(2))
 @each_case
 def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folder: Path, once: Path) -> None:
@@ -195,7 +195,7 @@ def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folde
     check(case, run, once)
 
 
-@pytest.mark.one_in(2, "each operator is in one of its cases")
+@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -231,7 +231,7 @@ def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -
     assert found[0] == found[1]
 
 
-@pytest.mark.one_in(2, "each operator is in one of its cases")
+@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.rescales], ids=lambda case: case.name)
 def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -251,7 +251,7 @@ def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | No
     check(case, run, once)
 
 
-@pytest.mark.one_in(2, "each operator is in one of its cases")
+@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_contents_after_a_restore_are_those_before(case: Case, budget: int | None, folder: Path) -> None:
@@ -325,7 +325,7 @@ def test_what_is_told_of_time_never_goes_back(case: Case, folder: Path) -> None:
     run.stop()
 
 
-@pytest.mark.one_in(2, "each operator is in one of its cases")
+@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_closing_early_lets_go_of_everything(case: Case, budget: int | None, folder: Path, once: Path) -> None:

@@ -356,6 +356,7 @@ async def test_a_stop_while_a_checkpoint_is_under_way_ends(memory_url, tmp_path)
         await bounded(asked)
 
 
+@pytest.mark.slow  # thousands of lines; crashes of agents: test_random_crashes
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_chain_of_stateful_agents_counts_each_line_once_whenever_it_crashes(kind, memory_url, tmp_path):
     """File -> numbering agent with state of its own -> keyed agent with lanes: both states fit at every cut."""

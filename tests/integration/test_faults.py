@@ -423,6 +423,7 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(own
 # Directories
 
 
+@pytest.mark.slow  # three processes; the lock itself: test_checkpoint_storage
 @pytest.mark.kafka
 async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_worker_goes_on(real, name, tmp_path):
     topic, rows = real.topic(), 300

@@ -294,6 +294,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow  # processes on a broker; the same in one process: test_journal_contract
 def test_letters_of_two_processes_at_once_are_accepted_once_and_taken_as_that(address: str) -> None:
     journal = KafkaJournal(address)
     written(journal, *(Intent("job", 0, number, "ask", token=f"token-{number}") for number in range(60)))

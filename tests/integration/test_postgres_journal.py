@@ -631,6 +631,7 @@ for number in range(100):
 """
 
 
+@pytest.mark.slow  # three processes; the same in one: test_journal_contract
 def test_letters_of_other_processes_come_beside_the_owner_who_appends(url: str, app: str) -> None:
     """Two processes answer the same hundred questions while the owner writes: each answer is accepted once, and taken as that."""
     journal = PostgresJournal(url, app)

@@ -294,6 +294,7 @@ def test_a_lost_connection_may_be_tried_again_after_a_claim(fault: str, url: str
     assert query(url, "SELECT * FROM results") == [(1,), (2,)]
 
 
+@pytest.mark.slow  # many processes; a crash at each step: test_sql_sink
 def test_a_process_that_is_killed_again_and_again_delivers_each_part_once(url: str) -> None:
     parts, chance = 30, random.Random(4)
     told = kills = 0

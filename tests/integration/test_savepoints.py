@@ -436,6 +436,7 @@ async def number(ctx):
 """
 
 
+@pytest.mark.slow  # two processes; savepoints themselves are tested above
 def test_the_command_line_makes_a_savepoint_of_a_running_job_and_starts_from_it(tmp_path: Path) -> None:
     """The job hangs in a call when it is asked, and is killed thereafter."""
     (tmp_path / "lines_program.py").write_text(PROGRAM)

@@ -117,7 +117,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
         await app.stop()
 
 
-@pytest.mark.one_in(4, "each kind of state is in several jobs")
+@pytest.mark.one_in(8, "each kind of state is in several jobs")
 @each_way
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)

@@ -112,6 +112,7 @@ async def test_counts_are_exact_after_two_kills(kind, keyed, tmp_path):
     assert all(seen == set(range(1, expected[key] + 1)) for key, seen in counts.items())
 
 
+@pytest.mark.slow  # three processes; the lock itself: test_checkpoint_storage
 async def test_a_second_worker_is_refused_while_the_first_lives_and_let_in_after_its_kill(tmp_path):
     write_lines(tmp_path / "in.ndjson", [{"k": f"key-{n % KEYS}", "n": n} for n in range(ROWS)])
     (tmp_path / "slow").touch()

@@ -625,6 +625,7 @@ async def test_a_message_that_an_attempt_changed_comes_to_the_next_attempt_as_it
 # Bounds and ends
 
 
+@pytest.mark.slow  # many thousand records; the bound of a channel: test_channel
 async def test_an_agent_does_not_run_ahead_of_a_slow_one_without_bound(app):
     rows = 300_000
     free = asyncio.Event()

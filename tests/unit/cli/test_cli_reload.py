@@ -4,6 +4,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from sabot.cli.reloading import program_files, words_of
 from tools.command_line import ENV, SABOT, child
 
@@ -27,6 +29,7 @@ def replace(path: Path, text: str) -> None:
     new.rename(path)
 
 
+@pytest.mark.slow  # three starts of a program
 def test_a_change_starts_the_program_again_and_an_error_of_syntax_is_waited_out(tmp_path: Path) -> None:
     program = tmp_path / "dev.py"
     program.write_text(PROGRAM.format(word="one"))

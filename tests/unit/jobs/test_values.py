@@ -91,6 +91,7 @@ def test_the_order_of_a_result_is_kept_and_that_of_arguments_does_not_count() ->
     assert unpack(pack(backwards, "it", sort=True)).keys() == numbered.keys()
 
 
+@pytest.mark.slow  # interpreters of their own
 def test_equal_arguments_are_equal_bytes_in_every_process() -> None:
     program = "from sabot.jobs.values import pack; print(pack([{'a', 'b', 'c', 'd', 'e'}, {1: {'a', 'b', None}}], 'it', sort=True).hex())"
     seen = {

@@ -538,6 +538,7 @@ for number in range(int(sys.argv[2]), int(sys.argv[3])):
 """
 
 
+@pytest.mark.slow  # three processes; the same in one: test_journal_contract
 def test_letters_of_other_processes_come_beside_the_owner_who_appends(tmp_path: Path, journal: SqliteJournal) -> None:
     """Two processes answer the same hundred questions while the owner writes: each answer is accepted once, and taken as that."""
     for number in range(100):

@@ -170,6 +170,7 @@ async def provider_of() -> AsyncIterator[Callable[[str, str], Any]]:
 # -- answers ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # 10 MB; the bound itself is tested above
 @pytest.mark.parametrize(("kind", "way"), [("chat", "whole"), ("responses", "stream")])
 async def test_an_answer_of_ten_megabytes_is_an_answer_to_an_agent_too(kind: str, way: str, provider_of: Any) -> None:
     text = "x" * 10_000_000

@@ -468,6 +468,7 @@ async def test_agents_of_a_runner_and_of_a_runtime(supervisor: Supervisor) -> No
         assert (await runtime.execute_task(agent_id, TaskDelegation(objective="x"))).result == NOBODY
 
 
+@pytest.mark.slow  # it waits for processes that die; without a sandbox: test_supervisor
 @needs
 async def test_a_killed_supervisor_leaves_nothing_of_it(supervisor: Supervisor) -> None:
     child = await supervisor.spawn(sh("setsid sleep 1000 & echo $!; exec sleep 1000", trust="untrusted"))
