@@ -53,7 +53,9 @@ from sabot.mcp.wire import (
     is_lost,
     may_pass,
     reason_of,
+    recordable,
     refusal,
+    responses_of,
     seen,
     unsent,
 )
@@ -70,7 +72,6 @@ _CLOSE_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0  # for the answer of a person to come here
 _ROUNDS = 20  # of a call whose server only wants to be asked again
 _ROUND_SECONDS = 0.1
-_ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
 _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
 
 
@@ -296,7 +297,7 @@ class McpConnection:
         await self.refresh()
         self._check_call(name, arguments, expects)
         call = _SentCall(name, seconds, self._config.most_seconds(seconds))
-        responses = {} if answers is None else self._responses(answers)
+        responses = {} if answers is None else responses_of(answers)
         request = self._request_call(call, name, arguments, progress, responses, state)
         if self.version >= _MODERN:
             async with self._answers_within(call):
@@ -402,7 +403,7 @@ class McpConnection:
                 return self._result(name, found)
             if found.input_requests:
                 asked = {key: as_json(each) for key, each in found.input_requests.items()}
-                return McpResult(questions=asked, state=found.request_state or "")
+                return recordable(self.key.server, name, McpResult(questions=asked, state=found.request_state or ""))
             state = found.request_state or ""
             await asyncio.sleep(_ROUND_SECONDS)
         raise McpInvalidAnswer(self.key.server, f"{name} wanted to be asked again {_ROUNDS} times")
@@ -415,9 +416,9 @@ class McpConnection:
                 raise McpInvalidAnswer(
                     self.key.server, f"{name}: its structured content does not match its output schema: {wrong}"
                 )
-        return McpResult(
-            content=[as_json(each) for each in found.content], structured=structured, is_error=bool(found.is_error)
-        )
+        content = [as_json(each) for each in found.content]
+        result = McpResult(content=content, structured=structured, is_error=bool(found.is_error))
+        return recordable(self.key.server, name, result)
 
     async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         """What the server answers. Raises McpError."""
@@ -459,9 +460,14 @@ class McpConnection:
         call = calls[0]
         if len(call.answers) >= self._config.max_questions:
             return types.ErrorData(code=-32600, message="it has asked too much")
+        asked = {"method": method, "params": as_json(params)}
+        try:
+            recordable(self.key.server, method, asked)
+        except McpInvalidAnswer as error:
+            return types.ErrorData(code=types.INVALID_PARAMS, message=error.message)
         key = f"q{len(call.answers) + 1}"
         call.answers[key] = answer = asyncio.get_running_loop().create_future()
-        call.asked[key] = {"method": method, "params": as_json(params)}
+        call.asked[key] = asked
         if call.asks is not None and not call.asks.done():
             call.asks.set_result(None)
         return await answer
@@ -475,21 +481,12 @@ class McpConnection:
     def _go_on(self, call: _SentCall, answers: Mapping[str, Any]) -> None:
         if call.forget is not None:
             call.forget.cancel()
-        responses = self._responses({key: each for key, each in answers.items() if key in call.asked})
+        responses = responses_of({key: each for key, each in answers.items() if key in call.asked})
         for key in responses:
             call.asked.pop(key)
             if not call.answers[key].done():
                 call.answers[key].set_result(responses[key])
         call.asks = None if call.asked else call.asks
-
-    def _responses(self, answers: Mapping[str, Any]) -> dict[str, Any]:
-        """The SDK's answers of JSON that says which question each one answers."""
-        return {
-            key: types.ErrorData.model_validate(each["error"])
-            if "error" in each
-            else _ANSWERS[each["method"]].model_validate(each["result"])
-            for key, each in answers.items()
-        }
 
     # -- what it offers -----------------------------------------------------------------------------------------------
 

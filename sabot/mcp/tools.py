@@ -39,6 +39,7 @@ Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | No
 _ANSWERS, _STATE = "$answers", "$state"  # arguments of the steps behind the first one
 _ANSWERED_WRONG = 3  # times that a person is asked for what the server's schema does not take
 _MOST_NAME = 64
+_HOTTEST = 2  # of what vendors take
 _REFUSED = -1  # as MCP has it where a user does not want a request to be made
 
 
@@ -219,11 +220,17 @@ def _refusal(words: str) -> dict[str, Any]:
 def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
     """What a server asks of a model. The model is the engine's own, whatever the server prefers. Raises UserError."""
     messages = [_message_of(each) for each in params.get("messages", ())]
-    prompt = params.get("systemPrompt")
+    prompt, tokens, heat = params.get("systemPrompt"), params.get("maxTokens", most_tokens), params.get("temperature")
+    if not messages:
+        raise UserError("a model is not asked without a message")
+    if tokens < 1:
+        raise UserError(f"a model is not asked for {tokens} tokens")
+    if heat is not None and not 0 <= heat <= _HOTTEST:
+        raise UserError(f"a model is not asked at temperature {heat:g}")
     return RequestSpec(
         messages=tuple([system(prompt), *messages] if prompt else messages),
-        max_tokens=min(int(params.get("maxTokens", most_tokens)), most_tokens),
-        temperature=params.get("temperature"),
+        max_tokens=min(int(tokens), most_tokens),
+        temperature=heat,
         stop=tuple(params.get("stopSequences") or ()),
     )
 

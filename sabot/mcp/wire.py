@@ -1,10 +1,11 @@
 """What comes from the SDK, as Sabot has it: models as JSON, errors by what they say of a call."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
+import mcp.types as types
 import msgspec
 from mcp import MCPError
 from pydantic import BaseModel, ValidationError
@@ -32,7 +33,9 @@ __all__ = [
     "is_lost",
     "may_pass",
     "reason_of",
+    "recordable",
     "refusal",
+    "responses_of",
     "seen",
     "unsent",
 ]
@@ -41,6 +44,9 @@ CLOSED = -32000
 """The SDK's code for a session that has ended. Servers use it too, for what they like."""
 
 _MOST_WORDS = 1000  # of what a server says
+_ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
+
+T = TypeVar("T")
 
 
 def as_json(value: BaseModel) -> dict[str, Any]:
@@ -55,6 +61,25 @@ def check_encoded(server: str, what: str, value: object) -> None:
         msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise McpInvalidArguments(server, f"{what} cannot be sent: {words_of(error)}") from None
+
+
+def recordable(server: str, what: str, value: T) -> T:
+    """What a server has said, which a journal can keep. Raises McpInvalidAnswer, say for a number of more than 64 bits."""
+    try:
+        msgspec.msgpack.encode(value)
+    except (OverflowError, ValueError, RecursionError) as error:
+        raise McpInvalidAnswer(server, f"{what}: it has what cannot be recorded: {words_of(error)}") from None
+    return value
+
+
+def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """The SDK's answers of JSON that says which question each one answers."""
+    return {
+        key: types.ErrorData.model_validate(each["error"])
+        if "error" in each
+        else _ANSWERS[each["method"]].model_validate(each["result"])
+        for key, each in answers.items()
+    }
 
 
 def is_closed(error: MCPError) -> bool:

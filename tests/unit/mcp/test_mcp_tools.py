@@ -18,7 +18,7 @@ from sabot.llm import (
     tool,
 )
 from sabot.llm.tools import UNTRUSTED
-from sabot.mcp import McpConfig, McpConnectionLost, McpRefused, McpServerPool, McpToolChanged
+from sabot.mcp import McpConfig, McpConnectionLost, McpInvalidAnswer, McpRefused, McpServerPool, McpToolChanged
 from tools.mcp_servers import Desk, in_memory, over_sockets, peer, text, told
 
 
@@ -352,6 +352,48 @@ async def test_a_server_of_before_asks_a_model_too():
         pool.add("old", connect=asking(("sampling/createMessage", {**params, "systemPrompt": "Be kind."})))
         result = await (await pool.session("old")).call("go")
     assert "'text': 'fine'" in result.text
+
+
+HI = {"role": "user", "content": {"type": "text", "text": "Hi"}}
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"messages": [HI], "maxTokens": -5}, "a model is not asked for -5 tokens"),
+        ({"messages": [HI], "maxTokens": 0}, "a model is not asked for 0 tokens"),
+        ({"messages": [HI], "maxTokens": 10, "temperature": 99}, "a model is not asked at temperature 99"),
+        ({"messages": [], "maxTokens": 10}, "a model is not asked without a message"),
+        ({"messages": [HI], "maxTokens": 10**30}, "sampling/createMessage: it has what cannot be recorded"),
+    ],
+)
+async def test_what_no_model_takes_is_told_to_the_server_and_asked_of_none(params, words):
+    provider = ScriptedProvider(["fine"])
+    async with McpServerPool(sampling=ExecutionEngine(provider, retries=0, patience=0)) as pool:
+        pool.add("old", connect=asking(("sampling/createMessage", params)))
+        result = await (await pool.session("old")).call("go")
+    assert words in result.text
+    assert provider.requests == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        text("12", structuredContent={"many": 10**30}),
+        text("12", _meta={"many": -(10**30)}, structuredContent={"a": [10**25]}),
+    ],
+)
+async def test_a_result_that_no_journal_keeps_is_an_answer_that_is_wrong(pool, said):
+    """It was done: a durable agent had been told that its result cannot be recorded, as if that were its own fault."""
+
+    async def answer(there, request):
+        await there.answer(request, said if request["params"].get("arguments") else text("done"))
+
+    pool.add("peer", connect=peer(answer))
+    session = await pool.session("peer")
+    with pytest.raises(McpInvalidAnswer, match="MCP server peer: go: it has what cannot be recorded"):
+        await session.call("go", {"a": 1})
+    assert (await session.call("go")).text == "done"
 
 
 async def test_a_budget_holds_for_what_servers_ask(desk):
