@@ -9,8 +9,9 @@ Both need the same of an operator: the rows of some slots, as a checkpoint has t
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeAlias
@@ -29,7 +30,7 @@ from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, other_columns, read_batches
 from sabot.state.segments import Segments, SegmentsCut, read_segments
 
-__all__ = ["Slotted"]
+__all__ = ["SlotRows", "Slotted"]
 
 Array: TypeAlias = pa.Array
 Rows: TypeAlias = list[pa.RecordBatch]
@@ -41,6 +42,73 @@ _SHARE = 0.4  # of the keys leave when the budget is used up
 _LAST_TICK = 1 << 30
 _COLD = "cold"
 _FREE = nullcontext()
+
+
+class OpenRows:
+    """The rows of the slots of a table as they were at a barrier: read piece by piece by the thread that saves them, while the owner puts
+    aside what he is about to change. slots: how many there were, or which.
+    """
+
+    def __init__(
+        self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, lock: "AbstractContextManager[Any]"
+    ) -> None:
+        self._rows_of: Callable[[pa.Int32Array], Rows] | None = rows_of
+        self._slots, self._lock = slots, lock
+        self._marks: tuple[Any, Any] | None = None
+        self._aside: list[Rows] = []  # of slots that have changed
+        self._aside_again: list[Rows] = []  # of those that had been read before; who reads anew needs them
+
+    def _marked(self) -> tuple[Any, Any]:
+        """By slot: whether it is as it was, whether it has been read. Made late, since that takes longer than a barrier may."""
+        if self._marks is None:
+            if isinstance(self._slots, int):
+                there = np.ones(self._slots, np.bool_)
+            else:
+                there = np.zeros(int(self._slots.max(initial=-1)) + 1, np.bool_)
+                there[self._slots] = True
+            self._marks = there, np.zeros(len(there), np.bool_)
+        return self._marks
+
+    def before(self, slots: Any) -> None:
+        """These slots (numpy) will change. The caller has the lock."""
+        there, was_read = self._marked()
+        slots = slots[slots < len(there)]
+        slots = slots[there[slots]]
+        if len(slots) and self._rows_of is not None:
+            slots = np.unique(slots)
+            there[slots] = False
+            read = was_read[slots]
+            for which, kept in ((~read, self._aside), (read, self._aside_again)):
+                if which.any():
+                    kept.append(self._rows_of(pa.array(slots[which])))
+
+    def read(self) -> Iterator[Rows]:
+        """All rows as they were, piece by piece, from the first one on."""
+        place = given = 0
+        with self._lock:
+            there, was_read = self._marked()
+            self._aside, self._aside_again = self._aside + self._aside_again, []
+            was_read[:] = False
+        while True:
+            with self._lock:
+                if self._rows_of is None:
+                    raise SabotError("a cut of state was discarded while it was saved")
+                if given < len(self._aside):
+                    rows, given = self._aside[given], given + 1
+                elif place < len(there):
+                    some = place + np.flatnonzero(there[place : place + _PIECE_SLOTS])
+                    place += _PIECE_SLOTS
+                    rows = self._rows_of(pa.array(some.astype(np.int32)))
+                    was_read[some] = True
+                else:
+                    return
+            if rows[0].num_rows:
+                yield rows
+
+    def close(self) -> None:
+        """Lets go of the rows. The caller has the lock."""
+        self._rows_of, self._marks = None, None
+        self._aside, self._aside_again = [], []
 
 
 class Slotted(Kept):
@@ -59,7 +127,7 @@ class Slotted(Kept):
         context: OperatorContext,
     ) -> None:
         self.known, self._key_indices, self.files, self.width = known, list(key_indices), dict(files), width
-        self._open: list[_SlottedCut] = []
+        self._open: list[OpenRows] = []
         self._lock = RLock()
         self._most_bytes = context.memory_budget * 3 // 10
         self._tick = self._evicted = self._back = 0
@@ -177,9 +245,16 @@ class Slotted(Kept):
         facts: dict[str, Any] = {} if cold is None else {"segments": cold.facts}
         if cold is None and not len(self.known):
             return facts, {}
-        cut = _SlottedCut(self, self.files, self.known.statistics()["slots"], cold, self._open, self._lock)
-        self._open.append(cut)
-        return facts, {"": cut}
+        rows = OpenRows(self.rows_of, self.known.statistics()["slots"], self._lock)
+        self._open.append(rows)
+        return facts, {"": _SlottedCut(self, rows, cold)}
+
+    def over(self, rows: OpenRows) -> None:
+        """A cut is saved, or will not be. Any thread."""
+        with self._lock:
+            rows.close()
+            if rows in self._open:
+                self._open.remove(rows)
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
         """The columns that the files of this checkpoint have; `renewed` makes of them those of now."""
@@ -273,46 +348,18 @@ class Slotted(Kept):
 class _SlottedCut:
     """The state at a barrier, as a Cut: the rows of the slots that there were, and the segments."""
 
-    def __init__(
-        self,
-        state: Slotted,
-        files: Mapping[str, pa.Schema],
-        slots: int,
-        cold: SegmentsCut | None,
-        among: "list[_SlottedCut]",
-        lock: "AbstractContextManager[Any]",
-    ) -> None:
-        self._state: Slotted | None = state
-        self._files, self._cold, self._among, self._lock = files, cold, among, lock
-        self._there = np.ones(slots, np.bool_)  # slots that are as they were
-        self._written = np.zeros(slots, np.bool_)  # slots whose rows this call of `save` has written
-        self._aside: list[Rows] = []  # of slots that have changed
-        self._aside_again: list[
-            Rows
-        ] = []  # of such slots whose rows were written before; a `save` that begins anew needs them
-
-    def before(self, slots: Any) -> None:
-        """These slots (numpy) will change."""
-        slots = slots[slots < len(self._there)]
-        slots = slots[self._there[slots]]
-        if len(slots) and self._state is not None:
-            slots = np.unique(slots)
-            self._there[slots] = False
-            for which, kept in ((~self._written[slots], self._aside), (self._written[slots], self._aside_again)):
-                if which.any():
-                    kept.append(self._state.rows_of(pa.array(slots[which])))
+    def __init__(self, state: Slotted, rows: OpenRows, cold: SegmentsCut | None) -> None:
+        self._state, self._rows, self._cold = state, rows, cold
 
     def save(self, directory: Path) -> int:
-        with self._lock:
-            self._aside, self._aside_again = self._aside + self._aside_again, []
-            self._written[:] = False
+        files = self._state.files
         with ExitStack() as opened:
-            paths = [directory / f"{name}.arrow" for name in self._files]
+            paths = [directory / f"{name}.arrow" for name in files]
             writers = []
-            for path, schema in zip(paths, self._files.values(), strict=True):
+            for path, schema in zip(paths, files.values(), strict=True):
                 file = opened.enter_context(pa.OSFile(str(path), "wb"))
                 writers.append(opened.enter_context(pa.ipc.new_stream(file, schema)))
-            for rows in self._rows():
+            for rows in self._rows.read():
                 for writer, each in zip(writers, rows, strict=True):
                     writer.write_batch(each)
         size = sum(path.stat().st_size for path in paths)
@@ -322,35 +369,60 @@ class _SlottedCut:
         self.discard()
         return size
 
-    def _rows(self) -> Iterator[Rows]:
-        """All rows as they were, piece by piece."""
-        place = given = 0
-        while True:
-            with self._lock:
-                state = self._state
-                if state is None:
-                    raise SabotError("a cut of state was discarded while it was saved")
-                if given < len(self._aside):
-                    rows, given = self._aside[given], given + 1
-                elif place < len(self._there):
-                    some = place + np.flatnonzero(self._there[place : place + _PIECE_SLOTS])
-                    place += _PIECE_SLOTS
-                    rows = state.rows_of(pa.array(some.astype(np.int32)))
-                    self._written[some] = True
-                else:
-                    return
-            if rows[0].num_rows:
-                yield rows
-
     def discard(self) -> None:
         """Lets go of the state. Idempotent; any thread."""
-        with self._lock:
-            self._state = None
-            self._aside, self._aside_again = [], []
-            if self in self._among:
-                self._among.remove(self)
+        self._state.over(self._rows)
         if self._cold is not None:
             self._cold.discard()
+
+
+class SlotRows:
+    """Rows that stand beside tables, by their slots, in memory: for `Columns`, whose cut then copies nothing. Has one owner, as `Slotted`.
+
+    A part is the state beside one table, as of a pane; it has any name.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._open: list[tuple[Any, OpenRows]] = []
+        self._lock = RLock()
+
+    @property
+    def changing(self) -> "AbstractContextManager[Any]":
+        """In which the owner changes the state, and reads it; nothing is emitted in it."""
+        return self._lock if self._open else _FREE
+
+    def note(self, part: Any, slots: pa.Int32Array) -> None:
+        """To be called before the rows of these slots change."""
+        for name, rows in self._open:
+            if name == part:
+                rows.before(slots.to_numpy())
+
+    def holds(self, part: Any) -> bool:
+        """Whether a cut still reads this part, which must not be cleared then."""
+        return any(name == part for name, _ in self._open)
+
+    def cut(self, parts: Iterable[tuple[Any, GroupTable, Callable[[pa.Int32Array], pa.RecordBatch]]]) -> Batches:
+        """The rows of all parts as they are now: of each its name, its table, and what gives the rows of slots."""
+        cuts = []
+        for name, table, rows_of in parts:
+            count = table.statistics()["slots"]
+            slots = count if count == len(table) else table.slots().to_numpy()
+            cuts.append((name, OpenRows(partial(_alone, rows_of), slots, self._lock)))
+        self._open += cuts
+
+        def over() -> None:
+            with self._lock:
+                for each in cuts:
+                    each[1].close()
+                    if each in self._open:
+                        self._open.remove(each)
+
+        return Batches(self._schema, lambda: (rows[0] for _, each in cuts for rows in each.read()), over)
+
+
+def _alone(rows_of: Callable[[pa.Int32Array], pa.RecordBatch], slots: pa.Int32Array) -> Rows:
+    return [rows_of(slots)]
 
 
 def _parted(rows: pa.RecordBatch, files: Mapping[str, pa.Schema]) -> Rows:

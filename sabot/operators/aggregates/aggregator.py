@@ -140,9 +140,9 @@ class Aggregator:
             evictable=not self.needs_slots,
         )
 
-    def extras(self) -> Extras:
-        """An empty holder of what the kernel cannot keep, for one table."""
-        return Extras(self._gathers)
+    def extras(self, before: Callable[[pa.Int32Array], None] = lambda slots: None) -> Extras:
+        """An empty holder of what the kernel cannot keep, for one table. before: as for `Extras`."""
+        return Extras(self._gathers, before)
 
     # Rows in
 
@@ -248,8 +248,12 @@ class Aggregator:
         """Keys and extras alone (`gathered`), which a checkpoint saves beside the store."""
         if self.needs_slots:
             for slots in slot_pieces(table):
-                columns = [*table.key_columns(slots), *extras.states(slots)]
-                yield pa.RecordBatch.from_arrays(columns, schema=self.gathered)
+                yield self.gathered_of(table, extras, slots)
+
+    def gathered_of(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
+        """Keys and extras alone of these slots."""
+        columns = [*table.key_columns(slots), *extras.states(slots)]
+        return pa.RecordBatch.from_arrays(columns, schema=self.gathered)
 
     def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
         """Adds what `export_gathered` gave to groups that the table has already."""

@@ -18,9 +18,13 @@ _KEPT_BY: dict[str, Callable[[Gather], Gathered]] = {"user": UserStates, "sketch
 
 
 class Extras:
-    """What the kernel of one table cannot keep, by the table's slots. It has one owner, and belongs to one pane."""
+    """What the kernel of one table cannot keep, by the table's slots. It has one owner, and belongs to one pane.
 
-    def __init__(self, gathers: Sequence[Gather]) -> None:
+    before: is called with slots to which something is about to be added.
+    """
+
+    def __init__(self, gathers: Sequence[Gather], before: Callable[[pa.Int32Array], None] = lambda slots: None) -> None:
+        self._before = before
         self._parts: list[Gathered] = [_KEPT_BY.get(gather.reduce, Pairs)(gather) for gather in gathers]
 
     def __bool__(self) -> bool:
@@ -28,11 +32,13 @@ class Extras:
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         """Adds row i of the selection to slots[i]. `data` may have further columns behind those that the aggregates know."""
+        self._before(slots)
         for part in self._parts:
             part.add(slots, data, selection)
 
     def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
         """Adds row i of what `states` gave (columns by name) to slots[i]."""
+        self._before(slots)
         for part in self._parts:
             part.merge(slots, [state.column(field.name) for field in part.gather.states])
 

@@ -106,13 +106,10 @@ class AddedGroups(StoredGroups):
     def _beside(self) -> int:
         return len(self.saved_schema) - len(self._aggregator.keys)
 
-    def saved(self) -> Iterator[pa.RecordBatch]:
-        if self._beside():
-            table = self.store.table()
-            for slots in slot_pieces(table):
-                states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
-                columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
-                yield pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
+    def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
+        states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+        columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
+        return pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
 
     def load(self, state: pa.RecordBatch) -> None:
         slots = self.store.table().resolve(state, range(len(self._aggregator.keys)))
@@ -133,9 +130,10 @@ class AddedGroups(StoredGroups):
 
     def close(self) -> None:
         self.store.close()
-        self._extras.clear()
-        for holder in self._holders:
-            holder.store.clear()
+        if not self.is_held:
+            self._extras.clear()
+            for holder in self._holders:
+                holder.store.clear()
 
     def statistics(self) -> dict[str, Any]:
         figures = self.store.statistics()

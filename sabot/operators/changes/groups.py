@@ -67,21 +67,23 @@ class KeptGroups(Keeping):
             return
         groups, data = self._there(), batch.data
         keys = [data.schema.get_field_index(name) for name in self.key_names]
-        table = groups.table()
-        slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
-        touched, first, _, latest = self._touches.of(slots.to_numpy(), self._times(batch))
-        asked = pa.array(touched)
-        rows, times, before = groups.results(table, asked)
-        groups.add(table, slots, batch)
-        rows_after, times_after, after = groups.results(table, asked)
-        was, now = rows > 0, rows_after > 0
-        changed = was | now if groups.always_change else was != now
-        if before and not groups.always_change:
-            changed |= was & now & differ(before, after)
-        if not groups.always_change:
-            groups.note_changes(table, asked, batch, changed, latest)
-        if latest is not None:
-            latest = np.where(now, times_after, latest) if groups.own_times else np.maximum(times, latest)
+        with groups.changing:
+            table = groups.table()
+            slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
+            touched, first, _, latest = self._touches.of(slots.to_numpy(), self._times(batch))
+            asked = pa.array(touched)
+            rows, times, before = groups.results(table, asked)
+            groups.note(slots)
+            groups.add(table, slots, batch)
+            rows_after, times_after, after = groups.results(table, asked)
+            was, now = rows > 0, rows_after > 0
+            changed = was | now if groups.always_change else was != now
+            if before and not groups.always_change:
+                changed |= was & now & differ(before, after)
+            if not groups.always_change:
+                groups.note_changes(table, asked, batch, changed, latest)
+            if latest is not None:
+                latest = np.where(now, times_after, latest) if groups.own_times else np.maximum(times, latest)
         if changed.any():
             weave = Weave(was & changed, now & changed)
             first = pa.array(first) if batch.selection is None else batch.selection.take(pa.array(first))
@@ -92,9 +94,10 @@ class KeptGroups(Keeping):
             if latest is not None:
                 columns.append(weave.woven(pa.array(times), pa.array(latest)))
             self.emit(batch.with_data(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
-        if not now.all():
-            groups.remove(table, pa.array(touched[~now]))
-        groups.settle()
+        with groups.changing:
+            if not now.all():
+                groups.remove(table, pa.array(touched[~now]))
+            groups.settle()
 
     def _times(self, batch: Batch) -> Any:
         """The event times of the rows that the selection names (numpy); None where rows have none."""

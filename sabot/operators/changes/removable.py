@@ -140,12 +140,9 @@ class RemovableGroups(StoredGroups):
     def _beside(self) -> int:
         return len(self._holders)
 
-    def saved(self) -> Iterator[pa.RecordBatch]:
-        if self._holders:
-            table = self.store.table()
-            for slots in slot_pieces(table):
-                states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
-                yield pa.RecordBatch.from_arrays([*table.key_columns(slots), *states], schema=self.saved_schema)
+    def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
+        states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+        return pa.RecordBatch.from_arrays([*table.key_columns(slots), *states], schema=self.saved_schema)
 
     def load(self, state: pa.RecordBatch) -> None:
         width = len(self._keys)
@@ -166,7 +163,7 @@ class RemovableGroups(StoredGroups):
 
     def close(self) -> None:
         self.store.close()
-        for holder in self._holders:
+        for holder in self._holders if not self.is_held else ():
             holder.store.clear()
 
     def statistics(self) -> dict[str, Any]:

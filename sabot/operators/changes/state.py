@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -9,7 +11,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.carried import Carried, Shape
-from sabot.operators.keeping import Columns, Kept, StoredTables
+from sabot.operators.keeping import Batches, Columns, Kept, StoredTables
+from sabot.operators.slotted import SlotRows
 from sabot.state.tables.store import TableStore
 
 __all__ = ["KEPT", "Groups", "StoredGroups"]
@@ -40,6 +43,14 @@ class Groups(ABC):
 
         Both are numpy arrays; the time of a group without rows has no meaning.
         """
+
+    @property
+    def changing(self) -> "AbstractContextManager[Any]":
+        """In which the groups are changed and read; nothing is emitted in it."""
+        return nullcontext()
+
+    def note(self, slots: pa.Int32Array) -> None:  # noqa: B027
+        """Called before these groups change."""
 
     @abstractmethod
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
@@ -84,7 +95,7 @@ class StoredGroups(Groups):
     """Groups that stand in a TableStore. Beside it there may be further state of each slot, in memory."""
 
     store: TableStore
-    saved_schema: pa.Schema  # the columns of `saved`: the keys, then the state beside the store
+    saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state beside the store
     shape: Shape  # where the state of each aggregate stands; behind them, how many rows a group has, and the event time of its result
     carried: Carried | None = (
         None  # set before a restore: how groups of a checkpoint with other aggregates become groups of now
@@ -101,17 +112,35 @@ class StoredGroups(Groups):
         return self.store.statistics()["groups"]
 
     @abstractmethod
-    def saved(self) -> Iterator[pa.RecordBatch]: ...
+    def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
+        """The state beside the store of these slots (`saved_schema`)."""
+
     @abstractmethod
     def load(self, state: pa.RecordBatch) -> None:
-        """Takes back what `saved` gave, for groups that the store has already."""
+        """Takes back what `saved_of` gave, for groups that the store has already."""
 
     def keeps(self) -> list[Kept]:
         keys = range(len(self.saved_schema) - self._beside())
-        rows = Columns(
-            KEPT, lambda: list(self.saved()), self.load, schema=self.saved_schema, keys=keys, renewed=self._renewed
-        )
+        self._beside_rows = SlotRows(self.saved_schema)
+        rows = Columns(KEPT, self._saved, self.load, schema=self.saved_schema, keys=keys, renewed=self._renewed)
         return [StoredTables("tables", self.store, lambda: self.carried), rows]
+
+    def _saved(self) -> Batches | list[pa.RecordBatch]:
+        if not self._beside() or not len(table := self.store.table()):
+            return []
+        return self._beside_rows.cut([("", table, partial(self.saved_of, table))])
+
+    @property
+    def changing(self) -> "AbstractContextManager[Any]":
+        return self._beside_rows.changing
+
+    def note(self, slots: pa.Int32Array) -> None:
+        self._beside_rows.note("", slots)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a cut still reads the state beside the store."""
+        return self._beside_rows.holds("")
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self.carried is None else self.carried.beside(rows)

@@ -27,11 +27,12 @@ from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, comb
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import time_index
-from sabot.operators.keeping import Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
+from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, window_of
 from sabot.operators.rows.timed import by_arrival
+from sabot.operators.slotted import SlotRows
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state.tables.store import TableStore
@@ -114,15 +115,16 @@ class WindowAggregate(Keeping):
         )
         if late is not None:
             self._refuse(batch, late)
-        for pane, rows in panes:
-            self._add(pane, data, rows, batch.hashes)
-        self._store.settle()
+        with self._beside.changing:
+            for pane, rows in panes:
+                self._add(pane, data, rows, batch.hashes)
+            self._store.settle()
 
     def _add(self, pane: int, data: pa.RecordBatch, rows: pa.Int32Array | None, hashes: pa.UInt64Array | None) -> None:
         at = bisect_left(self._panes, pane)
         if at == len(self._panes) or self._panes[at] != pane:
             self._panes.insert(at, pane)
-            self._extras[pane] = self._aggregator.extras()
+            self._extras[pane] = self._new_extras(pane)
         table = self._store.table(pane)
         if self._partial:
             self._aggregator.merge(table, self._extras[pane], data, rows)
@@ -135,6 +137,9 @@ class WindowAggregate(Keeping):
                     self._reopened[pane] = self._keys_table()
                 keys = [data.schema.get_field_index(name) for name in self._keys]
                 self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
+
+    def _new_extras(self, pane: int) -> Extras:
+        return self._aggregator.extras(partial(self._beside.note, pane))
 
     def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
@@ -156,7 +161,8 @@ class WindowAggregate(Keeping):
             self._emit_early()
         over = bisect_left(self._panes, self._late_before)
         for pane in self._panes[:over]:
-            self._store.drop(pane)
+            with self._beside.changing:
+                self._store.drop(pane, again=not self._beside.holds(pane))
             del self._extras[pane]
         del self._panes[:over]
 
@@ -192,7 +198,12 @@ class WindowAggregate(Keeping):
 
     def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
         """Emits the results of a window. touched: the keys whose results are emitted; None: all."""
-        for results in self._results(merged, end, touched):
+        pieces = self._results(merged, end, touched)
+        while True:
+            with self._beside.changing:
+                results = next(pieces, None)
+            if results is None:
+                break
             self._rows_emitted += results.num_rows
             self.emit(Batch(results))
         self._windows_emitted += 1
@@ -255,7 +266,7 @@ class WindowAggregate(Keeping):
     def recall(self, saved: Sequence[Saved]) -> None:
         self._panes = sorted(self._store.panes)
         for pane in self._panes:
-            self._extras.setdefault(pane, self._aggregator.extras())
+            self._extras.setdefault(pane, self._new_extras(pane))
         self._set_watermark(last_watermark(saved, START_OF_TIME))
         self._late_rows = self.kept.once(saved, "late_rows")
         self._store.settle()
@@ -267,6 +278,7 @@ class WindowAggregate(Keeping):
         """
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
         gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
+        self._beside = SlotRows(gathered)
         return Keeper(
             context,
             [
@@ -279,21 +291,23 @@ class WindowAggregate(Keeping):
             keyed=len(self._keys) > 0,
         )
 
-    def _gathered(self) -> list[pa.RecordBatch]:
-        if not self._aggregator.needs_slots:
+    def _gathered(self) -> Batches | list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots or not self._panes:
             return []
-        return [
-            _with_pane(state, pane)
-            for pane in self._panes
-            for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
-        ]
+        tables = ((pane, self._store.table(pane), self._extras[pane]) for pane in self._panes)
+        return self._beside.cut(
+            (pane, table, partial(self._saved_of, pane, table, extras)) for pane, table, extras in tables
+        )
+
+    def _saved_of(self, pane: int, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
+        return _with_pane(self._aggregator.gathered_of(table, extras, slots), pane)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self._carried is None else self._carried.beside(rows)
 
     def _load_gathered(self, rows: pa.RecordBatch) -> None:
         pane, state = _without_pane(rows)
-        extras = self._extras.setdefault(pane, self._aggregator.extras())
+        extras = self._extras.setdefault(pane, self._new_extras(pane))
         self._aggregator.merge_gathered(self._store.table(pane), extras, state)
 
     def _reopened_keys(self) -> list[pa.RecordBatch]:
@@ -315,8 +329,10 @@ class WindowAggregate(Keeping):
     def statistics(self) -> dict[str, Any]:
         if not hasattr(self, "_merged"):
             return {}
+        figures = self._store.statistics()
         return {
-            **self._store.statistics(),
+            **figures,
+            "bytes": figures["bytes"] + sum(extras.nbytes for extras in list(self._extras.values())),
             "panes": len(self._panes),
             "late_rows": self._late_rows,
             "windows": self._windows_emitted,

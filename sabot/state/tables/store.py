@@ -148,8 +148,8 @@ class TableStore:
                 yield table.export(slots)
             yield from self._cold(table)
 
-    def drop(self, pane: int) -> None:
-        """Drops the pane with all its groups."""
+    def drop(self, pane: int, *, again: bool = True) -> None:
+        """Drops the pane with all its groups. again: its table may be cleared, and used for a later pane."""
         table = self._tables.pop(pane, None)
         self._touched.pop(pane, None)
         if isinstance(table, HotTable):
@@ -157,7 +157,7 @@ class TableStore:
             if table.database is not None:
                 self._take_cuts()
                 table.database.drop(pane)
-        elif table is not None and len(self._spare) < _SPARES and self._room_for_spare(table):
+        elif again and table is not None and len(self._spare) < _SPARES and self._room_for_spare(table):
             table.clear()
             self._spare.append(table)
 
