@@ -88,6 +88,8 @@ WAITING = {
     "test_sandbox": 3,
 }
 COMPUTING = {
+    "test_alignment": 4,
+    "test_tables_first": 5,
     "test_documents": 60,
     "test_streams_against_batch": 50,
     "test_every_step": 49,

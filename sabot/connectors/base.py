@@ -6,7 +6,7 @@ last complete checkpoint.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -168,6 +168,11 @@ class Source(ABC):
     def lag(self) -> dict[tuple[str, int], int]:
         """The number of rows not read yet, for each partition for which the source knows it. Never blocks; callable from any thread."""
         return {}
+
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:  # noqa: B027 - a source may be held only as a whole
+        """Asks for no rows of these partitions from now on, and for those of all others. A source that cannot leave some of its partitions
+        out ignores it. Called from the source's thread, between calls of `read_batch`.
+        """
 
     def backlog(self) -> int | None:
         """The number of records, at most, that were there at `open` and have not been read yet; 0: all have. A source without an end that

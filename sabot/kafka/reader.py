@@ -8,7 +8,7 @@ also covers trailing markers.
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,7 @@ class KafkaReader(Source):
         self._share = share
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
+        self._paused: set[int] = set()  # partitions that are paused
         self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`
         self._ends: dict[int, int] = {}  # the offset at which the client last reported the end of a partition
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
@@ -130,7 +131,7 @@ class KafkaReader(Source):
             self.close()
             raise
         self._ends, self._new, self._unread, self._fault = {}, [], set(), None
-        self._highs, self._looked = {}, 0.0
+        self._highs, self._looked, self._paused = {}, 0.0, set()
         self._assign()
         self._link.opened = True
         watch = guarded(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
@@ -294,6 +295,7 @@ class KafkaReader(Source):
         self._unread.update(new)
         log.info("topic %r: reading new partitions %s", self.name, new)
         self._assign()
+        self._consumer.pause([TopicPartition(self.name, index) for index in sorted(self._paused)])
 
     def _broke(self, error: SabotError) -> None:
         """Called by the watching thread when it ends with an error: the next read raises it."""
@@ -362,6 +364,16 @@ class KafkaReader(Source):
             (self.name, index): max(0, high - max(self._positions.get(index, 0), self._ends.get(index, 0)))
             for index, high in list(self._highs.items())
         }
+
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        wanted = {index for name, index in partitions if name == self.name}
+        for change, indexes in (
+            (self._consumer.pause, wanted - self._paused),
+            (self._consumer.resume, self._paused - wanted),
+        ):
+            if indexes:
+                change([TopicPartition(self.name, index) for index in sorted(indexes)])
+        self._paused = wanted
 
     def backlog(self) -> int:
         return sum(

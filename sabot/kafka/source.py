@@ -1,7 +1,7 @@
 """`KafkaSource`: the engine's source of a topic, which user code can also read record by record."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -85,6 +85,9 @@ class KafkaSource(Source):
 
     def lag(self) -> dict[tuple[str, int], int]:
         return self._source.lag()
+
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        self._source.hold(partitions)
 
     def backlog(self) -> int | None:
         return self._source.backlog()

@@ -31,6 +31,7 @@ from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
+from sabot.runtime.alignment import Alignment
 from sabot.runtime.event_time import SourceTime, source_time
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
@@ -173,6 +174,13 @@ class Build:
         for built in self.stages.values():
             if any(built.first):
                 self._wait_for_first(built)
+        for aligned in [stage.aligned for stage in self.plan.stages if stage.aligned is not None]:
+            inputs = [each for each in self.inputs if each[0].node in aligned.sources and each[0].timed]
+            # Those that end, and that others wait for until then, are read as they come.
+            members = [
+                source for _, task, source in inputs if not (source.source.bounded and _stage_of(task) in self._tell)
+            ]
+            Alignment(aligned.max_drift_ms, members)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
         if restored is not None:

@@ -28,6 +28,7 @@ from sabot.errors import TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
+from sabot.runtime.alignment import Alignment
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.inputs import COMPLETE
 from sabot.runtime.watermarks import Told, Watermarks
@@ -56,6 +57,7 @@ class Reader:
         self.exhausted = False  # the source ended by itself
         self.paused = False
         self.held = False
+        self.ahead = False  # all that it has to read is too far ahead of other sources
         # Stages that read their other sources first, and tasks and agents that have no room.
         self.waits_for: set[str] = set()
         self._max_rows = max_rows
@@ -126,7 +128,7 @@ class Reader:
         held = self.held or bool(self.waits_for)
         if held:
             self._stands_still()
-        if held or self.paused or self.exhausted:
+        if held or self.ahead or self.paused or self.exhausted:
             self._wake.wait(wait_seconds)
             self._wake.clear()
             return None
@@ -211,6 +213,9 @@ class SourceInput(Reader):
         # The sources that wait until the rows that were there at the start have been read; "": none, or none any more.
         self.awaited_by = ""
         self._next_told_ms = 0
+        self.alignments: list[Alignment] = []
+        self._told_of_waiting = False
+        self._kept_back: frozenset[tuple[str, int]] = frozenset()  # partitions that wait for other sources
         self._codec = codec
         self._schema = schema
         self._time = time
@@ -220,7 +225,7 @@ class SourceInput(Reader):
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
         self._clock = clock
         self._positions: Positions = {}
-        self._watermarks = watermarks
+        self.watermarks = watermarks
         self._told = Told(watermarks)
 
     def statistics(self) -> dict[str, Any]:
@@ -232,6 +237,7 @@ class SourceInput(Reader):
             "lag": self.lag(),
             "backlog": self.backlog,
             "waits_for": sorted(self.waits_for),
+            "ahead": sorted(f"{topic}[{partition}]" for topic, partition in self._kept_back),
         }
 
     @property
@@ -248,14 +254,16 @@ class SourceInput(Reader):
             self._told.watermark_ms = facts["watermark_ms"]
             greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
             latest_ms = facts.get("latest_ms", START_OF_TIME)
-            self._watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms, latest_ms)
-        self._watermarks.know(self._positions, now_ms)
+            self.watermarks.restore(facts["watermark_ms"], greatest_ms, silent_ms, now_ms, latest_ms)
+        self.watermarks.know(self._positions, now_ms)
 
     # -- in the task's thread ---------------------------------------------------------------------------------------------
 
     def next(self, wait_seconds: float) -> Any:
         if self.awaited_by and self._waiting is None and self._is_complete():
             return COMPLETE
+        if self.alignments:
+            self._keep_back()
         return super().next(wait_seconds)
 
     def _is_complete(self) -> bool:
@@ -270,20 +278,54 @@ class SourceInput(Reader):
         self.awaited_by = ""
         return True
 
+    def _keep_back(self) -> None:
+        """Looks which partitions are too far ahead of those of other sources: they wait, and with all that have rows the reader does."""
+        if self._waiting is not None or self.awaited_by:
+            return
+        now_ms = self._now_ms()
+        lag = self.source.lag()
+        backlog = sum(lag.values()) > _BATCH_ROWS
+        limit_ms = min(each.limit(now_ms, backlog=backlog) for each in self.alignments)
+        kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms)
+        self.ahead = bool(kept_back) and not goes_on
+        if self.ahead:
+            self.watermarks.busy(kept_back, now_ms)
+        if kept_back != self._kept_back:
+            if kept_back and not self._told_of_waiting:
+                self._told_of_waiting = True
+                _log.info(
+                    "%s is read no further for now: what it is joined with is behind by more than max_drift=", self.name
+                )
+            self._kept_back = kept_back
+            self.source.hold(kept_back)
+            for each in self.alignments:
+                each.waits(self, self.wake if kept_back else None)
+
+    def _note_unread(self, came: bool) -> None:
+        """After a poll: which partitions have rows to read, for those that are aligned with them. came: it gave rows."""
+        if self.alignments:
+            lag, unknown = self.source.lag(), 1 if came else 0
+            self.watermarks.unread(self._positions, [place for place in self._positions if lag.get(place, unknown) > 0])
+            for each in self.alignments:
+                each.moved()
+
     def _stands_still(self) -> None:
         if self._timed:
-            self._watermarks.busy(self._positions, self._now_ms())
+            self.watermarks.busy(self._positions, self._now_ms())
 
     def _goes_on(self) -> None:
         if self._timed:
-            self._watermarks.back(self._positions, self._now_ms())
+            self.watermarks.back(self._positions, self._now_ms())
 
     def _has_nothing(self) -> None:
         if self._timed:
             self._tell_time(self._now_ms())
+            self._note_unread(False)
 
     def _is_over(self) -> None:
-        self._watermarks.end(self._positions)
+        self.watermarks.end(self._positions)
+        for each in self.alignments:
+            each.moved()
 
     def _came(self, batch: Batch) -> Any:
         if self._timed and self._told.idle:
@@ -328,7 +370,7 @@ class SourceInput(Reader):
         if not data.num_rows:
             return None
         if self._timed:
-            self._watermarks.busy(self._positions, self._now_ms())
+            self.watermarks.busy(self._positions, self._now_ms())
         origin = (
             None if records is None else RowOrigin.of_records(records.column("partition"), records.column("offset"))
         )
@@ -354,8 +396,9 @@ class SourceInput(Reader):
         if data.num_rows:
             places = None if records is None else records.column("partition")
             for partition, greatest in self._greatest(times, places, batch):
-                self._watermarks.see(partition, greatest, now_ms)
+                self.watermarks.see(partition, greatest, now_ms)
         self._tell_time(now_ms)
+        self._note_unread(True)
         return data, records
 
     def _in_time(
@@ -380,7 +423,7 @@ class SourceInput(Reader):
     def _tell_time(self, now_ms: int) -> None:
         lag = self.source.lag()
         if lag:  # a partition that is missing in `lag` counts as having rows
-            self._watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
+            self.watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
         self._marks.extend(self._told.progress(now_ms))
 
     def _greatest(self, times: Any, places: Any, batch: Batch) -> list[tuple[tuple[str, int], int]]:
@@ -434,9 +477,9 @@ class SourceInput(Reader):
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
             "rows_in": self.rows_in,
             "watermark_ms": self._told.watermark_ms,
-            "greatest_ms": self._watermarks.facts(self._positions),
-            "latest_ms": self._watermarks.latest_ms,
-            "silent_ms": self._watermarks.silent(self._positions, self._now_ms()),
+            "greatest_ms": self.watermarks.facts(self._positions),
+            "latest_ms": self.watermarks.latest_ms,
+            "silent_ms": self.watermarks.silent(self._positions, self._now_ms()),
         }
 
     def _now_ms(self) -> int:

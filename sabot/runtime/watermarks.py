@@ -31,9 +31,9 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = START_OF_TIME
-        self._busy: dict[
-            tuple[str, int], int
-        ] = {}  # since when the reader of a partition does not poll; their time stands still
+        # Since when the reader of a partition does not poll. Its time stands still meanwhile.
+        self._busy: dict[tuple[str, int], int] = {}
+        self._unread: set[tuple[str, int]] = set()  # partitions that have rows to read, as far as it is known
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
         self._lock = threading.Lock()
@@ -42,6 +42,7 @@ class Watermarks:
         """Adds partitions that exist, whether or not they have had rows."""
         with self._lock:
             for partition in partitions:
+                self._unread.add(partition)
                 if partition not in self._greatest:
                     self._greatest[partition] = self._watermark_ms
                     self._seen_ms[partition] = now_ms
@@ -75,8 +76,33 @@ class Watermarks:
         with self._lock:
             for partition in self._busy.keys() & set(partitions):
                 away_ms = now_ms - self._busy.pop(partition)
-                if away_ms * 10 >= self._idle_ms:
+                if away_ms * 10 >= self._idle_ms and partition in self._seen_ms:
                     self._seen_ms[partition] += away_ms
+
+    def unread(self, partitions: Iterable[tuple[str, int]], found: Iterable[tuple[str, int]]) -> None:
+        """Records which of these partitions have rows to read."""
+        with self._lock:
+            self._unread.difference_update(partitions)
+            self._unread.update(found)
+
+    def least(self, now_ms: int, *, unread: bool) -> int | None:
+        """The greatest event time of the partition that is furthest behind, of those that are not idle. unread: and have rows to read."""
+        with self._lock:
+            return min(
+                (
+                    ms
+                    for place, ms in self._greatest.items()
+                    if (place in self._unread or not unread) and self._silent_ms(place, now_ms) < self._idle_ms
+                ),
+                default=None,
+            )
+
+    def beyond(self, partitions: Iterable[tuple[str, int]], limit_ms: int) -> tuple[frozenset[tuple[str, int]], bool]:
+        """(Those of these partitions that have been read past this time, whether others have rows to read)."""
+        with self._lock:
+            known = [place for place in partitions if place in self._greatest]
+            ahead = frozenset(place for place in known if self._greatest[place] > limit_ms)
+            return ahead, any(place in self._unread and place not in ahead for place in known)
 
     def end(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Records that no more rows will come from these partitions."""
@@ -84,6 +110,7 @@ class Watermarks:
             for partition in partitions:
                 self._greatest.pop(partition, None)
                 self._seen_ms.pop(partition, None)
+                self._unread.discard(partition)
                 self._busy.pop(partition, None)
 
     def read(self, now_ms: int) -> tuple[bool, int]:

@@ -260,6 +260,31 @@ def test_the_backlog_is_what_was_there_at_the_start(broker_place: MemoryPlace, s
     source.close()
 
 
+def test_partitions_that_are_held_give_no_rows_and_then_go_on_where_they_were(broker_place: MemoryPlace) -> None:
+    broker_place.create(2)
+    for index in (0, 1):
+        broker_place.put([b"%d" % n for n in range(20)], partition=index)
+    source = broker_place.source()
+    source.open(None)
+    found = read(source, 3, 1)
+    one, other = ((broker_place.topic, index) for index in (0, 1))
+    for held, rows in ((one, 4), (other, 4)):
+        source.hold({held})
+        before = source.positions()[held]
+        some = read(source, rows, 1)
+        assert {record.partition for record in some} == {1 - held[1]}
+        assert source.positions()[held] == before
+        found += some
+    source.hold({one, other})
+    assert source.read_batch(10, 0.2) is None
+    source.hold(set())
+    found += read(source, 40 - len(found))
+    for index in (0, 1):
+        offsets = [record.offset for record in found if record.partition == index]
+        assert offsets == list(range(len(offsets)))
+    source.close()
+
+
 def test_a_tombstone_an_empty_payload_and_a_null_key_stay_what_they_are(broker_place: MemoryPlace) -> None:
     broker_place.create()
     broker_place.put([None, b"", b"x"])

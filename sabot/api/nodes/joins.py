@@ -39,7 +39,8 @@ class TwoInputs(Node):
 class Join(TwoInputs):
     """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys.
 
-    keep_ms: for each side, how long its rows are kept, in event time; None: for ever.
+    keep_ms: for each side, how long its rows are kept, in event time; None: for ever. max_drift_ms: how far the sources of one side may be
+    read ahead of those of the other, in event time; None: as it comes.
     """
 
     word = "join"
@@ -52,6 +53,7 @@ class Join(TwoInputs):
     how: JoinHow = "inner"
     suffix: str = "_right"
     keep_ms: tuple[int | None, int | None] = (None, None)
+    max_drift_ms: int | None = None
     id: str = ""
 
     @property

@@ -180,6 +180,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         between: tuple[Duration | None, Duration | None] | None = None,
         window: Window | None = None,
         keep: Duration | tuple[Duration | None, Duration | None] | None = None,
+        max_drift: Duration | None = "5m",
         suffix: str = "_right",
     ) -> "Stream":
         """Joins rows of both streams whose keys are equal: the columns of this stream, then the other's without its keys.
@@ -200,12 +201,15 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         other.broadcast(): the other stream is small, and each subtask gets all of it; rows of this stream are not repartitioned. The other
         may have no event time even if this stream has one ("inner", "left", "semi", "anti"): its rows then count from their arrival, and if
         it ends (files), it is read first.
+        max_drift: in joins by event time a source is read no further than this ahead of the others; it waits, so that a backlog of one
+        side does not fill the state. None: as it comes.
         The event time of a pair is the later of the two. Both streams may be changes, unless between= or window= is given.
         """
         left, right, keys, made = keyed_sides(
             "join", self._node, self._other(other, "join"), on, left_on, right_on, how
         )
-        node = join_node(left, right, keys, how, suffix, between=between, window=window, keep=keep)
+        options: Any = {"between": between, "window": window, "keep": keep, "max_drift": max_drift}
+        node = join_node(left, right, keys, how, suffix, **options)
         return self._then(without_made(node, made))
 
     def join_asof(
@@ -218,6 +222,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         how: Literal["left", "inner"] = "left",
         strategy: Literal["backward", "forward", "nearest"] = "backward",
         tolerance: Duration | None = None,
+        max_drift: Duration | None = "5m",
         suffix: str = "_right",
     ) -> "Stream":
         """Joins each row with the other's row of the same key that was valid at its event time: the last one at or before it.
@@ -225,11 +230,12 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         The other stream holds versions (prices, rates, addresses), each valid from its event time until the next one of its key. In a table
         (`app.table`, `upsert`), a deletion ends a version too. strategy: "forward", the first row at or after; "nearest". tolerance: the
         largest distance in time (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row is emitted
-        once event time has passed it on both sides.
+        once event time has passed it on both sides. max_drift: as in `join`.
         """
         right = self._other(other, "join_asof")
         left, right, keys, made = keyed_sides("join_asof", self._node, right, on, left_on, right_on)
-        node = asof_node(left, right, keys, how, suffix, strategy=strategy, tolerance=tolerance)
+        options: Any = {"strategy": strategy, "tolerance": tolerance, "max_drift": max_drift}
+        node = asof_node(left, right, keys, how, suffix, **options)
         return self._then(without_made(node, made))
 
     def lookup(

@@ -17,6 +17,7 @@ from sabot.errors import UserError
 
 __all__ = ["asof_node", "join_node", "keyed_sides", "lookup_async_node", "lookup_node", "without_made"]
 
+DRIFT = "5m"
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
 
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
@@ -60,7 +61,16 @@ def without_made(node: Node, made: Sequence[str]) -> Node:
 
 
 def join_node(
-    left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, between: Any, window: Any, keep: Any
+    left: Node,
+    right: Node,
+    keys: Keys,
+    how: Any,
+    suffix: str,
+    *,
+    between: Any,
+    window: Any,
+    keep: Any,
+    max_drift: Any,
 ) -> Join:
     """The node of `Stream.join`. Raises UserError."""
     given = (left, right, *keys, one_of("join: how", how, _HOWS), suffix)
@@ -88,10 +98,16 @@ def join_node(
     if isinstance(node.right, Broadcast):
         _check_broadcast(node)
     _check_keep(node)
+    if node.needs_time:
+        return replace(node, max_drift_ms=_drift_ms("join", max_drift))
+    if max_drift not in (DRIFT, None):
+        raise UserError("join: max_drift= is for joins by event time", hint="give between=, window= or keep= too")
     return node
 
 
-def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, strategy: Any, tolerance: Any) -> AsofJoin:
+def asof_node(
+    left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, strategy: Any, tolerance: Any, max_drift: Any
+) -> AsofJoin:
     """The node of `Stream.join_asof`. Raises UserError."""
     strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
     if strategy != "backward" and tolerance is None:
@@ -101,7 +117,8 @@ def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, str
     how = one_of("join_asof: how", how, ("left", "inner"))
     _refuse_broadcast("join_asof", right)
     tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
-    return AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
+    node = AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
+    return replace(node, max_drift_ms=_drift_ms("join_asof", max_drift))
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
@@ -123,6 +140,10 @@ def lookup_async_node(
         node, on, made = _with_keys("lookup", node, join_keys("lookup", on, None, None)[0])
     call = LookupCall.of(function, on=on, how=how, **options)
     return without_made(LookupAsync(node, call, suffix, dead_letter), made)
+
+
+def _drift_ms(step: str, max_drift: Any) -> int | None:
+    return None if max_drift is None else whole_ms(max_drift, f"{step}: max_drift")
 
 
 def _check_keep(node: Join) -> None:

@@ -1,6 +1,6 @@
 """Reading a topic of the embedded broker."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pyarrow as pa
 
@@ -31,6 +31,7 @@ class MemorySource(Source):
         self._topic: Topic | None = None
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # of the partitions, as of `open`
+        self._held: set[int] = set()  # partitions of which no rows are wanted
         self._turn = 0
 
     @property
@@ -128,6 +129,9 @@ class MemorySource(Source):
             (self.name, part.index): part.end - self.position_of(part) for part in topic.partitions if self._owns(part)
         }
 
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        self._held = {index for name, index in partitions if name == self.name}
+
     def backlog(self) -> int:
         return sum(max(0, end - self._positions[index]) for index, end in self._ends.items())
 
@@ -146,7 +150,7 @@ class MemorySource(Source):
         topic = self._topic
         if topic is None or topic.forgotten:
             return True
-        return any(self.position_of(part) < part.end for part in topic.partitions)
+        return any(self.position_of(part) < part.end for part in topic.partitions if part.index not in self._held)
 
     def _take(self, topic: Topic, max_rows: int) -> tuple[list[pa.RecordBatch], Positions]:
         """Slices in order per partition, partitions in turn. One big slice goes alone, without a copy."""
@@ -157,6 +161,8 @@ class MemorySource(Source):
         first = self._turn
         for further in range(count):
             part = topic.partitions[(first + further) % count]
+            if part.index in self._held:
+                continue
             for piece in part.slices(self.position_of(part), max_rows - rows):
                 if pieces and (rows + piece.num_rows > RUN_ROWS or nbytes + piece.nbytes > GATHER_BYTES):
                     return pieces, offsets

@@ -19,14 +19,15 @@ from typing import Any, TypeAlias
 
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.agents import AgentRead
-from sabot.api.nodes.joins import AsofJoin, Lookup, TwoInputs
+from sabot.api.nodes.joins import AsofJoin, Join, Lookup, TwoInputs
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
+from sabot.api.nodes.times import WithTime
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import UserError
 from sabot.operators.base import Operator
-from sabot.operators.layout.stages import Edge, Stage, Step
+from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
 from sabot.operators.rows.marked import WithoutPairs, WithoutTime
 
 __all__ = ["Layout", "Places", "Site"]
@@ -177,7 +178,7 @@ class Layout:
         whole = isinstance(node.right, Broadcast)
         stays = whole and node.left_may_stay
         by_left, by_right = keys
-        stage = self.stage(name, self.parallelism if by_left else 1)
+        stage = self.stage(name, self.parallelism if by_left else 1, aligned=_aligned(node))
         left = left if stays else left.parted(by_left)
         right = right if whole else right.parted(by_right)
         edge = Edge(stage, None if stays else by_left or None, straight=stays, changes=left.changes)
@@ -231,6 +232,24 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
     return isinstance(node, Lookup) or (
         timeless and all(isinstance(each.source, Source) and each.source.bounded for each in reads)
     )
+
+
+def _aligned(node: TwoInputs) -> Aligned | None:
+    """The sources of both sides, where the step keeps their rows by event time."""
+    if not isinstance(node, Join) or node.max_drift_ms is None:
+        return None
+    sides = [_clocks(each) for each in node.inputs]
+    return Aligned(frozenset().union(*sides), node.max_drift_ms) if all(sides) else None
+
+
+def _clocks(node: Node) -> frozenset[Read]:
+    """The sources whose event time is that of the node's rows, as far as they can be held back."""
+    if isinstance(node, Read):
+        return frozenset() if isinstance(node, AgentRead) else frozenset([node])
+    if isinstance(node, WithTime):
+        return frozenset()
+    inputs = node.inputs[:1] if isinstance(node, Lookup) else node.inputs
+    return frozenset(read for each in inputs for read in _clocks(each))
 
 
 def _drivers(node: Node) -> frozenset[Read]:

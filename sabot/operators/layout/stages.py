@@ -15,7 +15,7 @@ from sabot.api.nodes.read import Read
 from sabot.connectors.base import Delivery, Sink
 from sabot.operators.base import Operator, with_marks
 
-__all__ = ["Edge", "Reading", "Stage", "Step", "column_types"]
+__all__ = ["Aligned", "Edge", "Reading", "Stage", "Step", "column_types"]
 
 
 @dataclass(eq=False)
@@ -81,6 +81,14 @@ class Reading:
         return with_marks(pa.schema(column_types(self.schema)), op=self.node.table is not None, timed=self.timed)
 
 
+@dataclass(frozen=True)
+class Aligned:
+    """Sources none of which is to be read further than `max_drift_ms` of event time ahead of another one."""
+
+    sources: frozenset[Read]
+    max_drift_ms: int
+
+
 @dataclass(eq=False)
 class Stage:
     """A chain with what feeds it: a source (`reading`), or the edges of other stages.
@@ -97,6 +105,7 @@ class Stage:
     delivery: Delivery = None  # how the sink delivers; None: as suits it
     changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
+    aligned: "Aligned | None" = None  # the sources that are to be read at about the same event time for this stage
     dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed
 
     def steps(self) -> list[Step]:

@@ -1,0 +1,230 @@
+"""Sources of a join by event time that are read at about the same event time."""
+
+import shutil
+import threading
+from collections.abc import Callable, Sequence, Set
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import until
+
+from sabot import App, Batch, Source, Stream, UserError, tumbling
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Positions
+from sabot.kafka import KafkaSource
+from sabot.testing import ListSink, MemoryBroker
+
+SCHEMA = {"k": "int64", "n": "int64", "ts": "int64"}
+SECOND, HOUR = 1000, 3_600_000
+BATCH = 8192  # the rows that the embedded broker gives at once, at most
+JOINS: dict[str, Callable[[Stream, Stream, Any], Stream]] = {
+    "between": lambda a, b, drift: a.join(b, on="k", how="full", between=("-1s", "1s"), max_drift=drift),
+    "window": lambda a, b, drift: a.join(b, on="k", window=tumbling("10s"), max_drift=drift),
+    "asof": lambda a, b, drift: a.join_asof(b, on="k", tolerance="1s", max_drift=drift),
+}
+
+
+class Away(KafkaSource):
+    """A topic whose broker gives nothing until it is back."""
+
+    def __init__(self, topic: str, url: str) -> None:
+        super().__init__(topic, url)
+        self.back = threading.Event()
+
+    def readers(self, count: int) -> Sequence[Source]:
+        return [self]
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        return super().read_batch(max_rows, 0) if self.back.wait(timeout) else None
+
+
+class Uneven(Source):
+    """Two partitions: of the first a row comes with each poll, an hour later than the one before. The second has some, and gives none."""
+
+    name = "uneven"
+
+    def __init__(self) -> None:
+        self.at, self.held = 0, frozenset[tuple[str, int]]()
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        """Nothing to open."""
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if (self.name, 0) in self.held:
+            return None
+        text = f'{{"k": 1, "n": {self.at}, "ts": {self.at * HOUR}}}'.encode()
+        data = build_records([text], None, np.zeros(1), 0, np.array([self.at]))
+        self.at += 1
+        return Batch(data, {(self.name, 0): self.at}, self.name)
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self.at, (self.name, 1): 0}
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {(self.name, 0): 1, (self.name, 1): 1}
+
+    def hold(self, partitions: Set[tuple[str, int]]) -> None:
+        self.held = frozenset(partitions)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def publish(url: str, topic: str, count: int, step_ms: int, *, since_ms: int = 0, parts: int = 1) -> None:
+    """So many rows, each `step_ms` after the one before. They go to the partitions in turns."""
+    broker = MemoryBroker.get(url)
+    broker.create_topic(topic, parts)
+    for part in range(parts):
+        rows = [b'{"k":%d,"n":%d,"ts":%d}' % (n % 7, n, since_ms + n * step_ms) for n in range(part, count, parts)]
+        broker.publish(topic, rows, partition=part)
+
+
+@asynccontextmanager
+async def running(app: App) -> Any:
+    await app.start()
+    try:
+        yield app
+    finally:
+        await app.stop()
+
+
+def input_of(app: App, topic: str) -> dict[str, Any]:
+    """The figures of the one reader of a topic."""
+    tasks = app.statistics()["streams"].values()
+    return next(task["input"] for task in tasks if task["input"].get("source") == topic)
+
+
+def two(app: App, one: str | Source = "a", other: str | Source = "b", **options: Any) -> tuple[Stream, Stream]:
+    a, b = (app.stream(source, schema=SCHEMA, time="ts", **options) for source in (one, other))
+    return a, b.rename({"n": "m", "ts": "at"})
+
+
+async def test_a_backlog_of_one_side_waits_at_its_source(memory_url: str, tmp_path: Path) -> None:
+    """Barriers pass meanwhile. Behind a crash it goes on right: no pair is lost, none comes twice."""
+    rows = 3 * BATCH
+    publish(memory_url, "a", 100, rows * SECOND // 100)
+    publish(memory_url, "b", rows, SECOND)
+    out, starts = ListSink(), [n * (rows * SECOND // 100) for n in range(100)]
+    near = [(n, m) for n, at in enumerate(starts) for m in range(at // SECOND, at // SECOND + 8) if m < rows]
+    expected = [(n, m) for n, m in near if m % 7 == n % 7 and 0 <= m * SECOND - starts[n] <= 6 * SECOND]
+
+    def app_of(folder: str) -> tuple[App, Away]:
+        app = App("waits", memory_url, checkpoint_dir=tmp_path / folder, checkpoint_interval="1h")
+        away = Away("a", memory_url)
+        a, b = two(app, away)
+        a.join(b, on="k", between=("0s", "6s")).to(out)
+        return app, away
+
+    app, _ = app_of("first")
+    async with running(app):
+        await until(lambda: bool(input_of(app, "b")["ahead"]), "the backlog to wait")
+        assert await app.agent_runtime.trigger_checkpoint() > 0
+        assert await app.agent_runtime.trigger_checkpoint() > 0
+        figures = input_of(app, "b")
+        assert (figures["ahead"], 0 < figures["rows_in"] <= BATCH) == (["b[0]"], True)
+        shutil.copytree(tmp_path / "first", tmp_path / "copied")
+    app, away = app_of("copied")
+    async with running(app):
+        assert app.agent_runtime.job.restored_from is not None
+        away.back.set()
+        await until(lambda: input_of(app, "b")["rows_in"] + figures["rows_in"] == rows, "the backlog to be read")
+        assert await app.agent_runtime.trigger_checkpoint() > 0
+        await until(lambda: len(out.rows) >= len(expected), "the pairs")
+    assert sorted((row["n"], row["m"]) for row in out.rows) == expected
+
+
+async def test_without_alignment_it_is_read_as_it_comes(memory_url: str) -> None:
+    publish(memory_url, "a", 100, SECOND)
+    publish(memory_url, "b", 3 * BATCH, SECOND)
+    app = App("free", memory_url)
+    a, b = two(app, Away("a", memory_url))
+    a.join(b, on="k", between=("0s", "6s"), max_drift=None).to(ListSink())
+    async with running(app):
+        await until(lambda: input_of(app, "b")["rows_in"] == 3 * BATCH, "all rows")
+        assert input_of(app, "b")["ahead"] == []
+
+
+@pytest.mark.parametrize("rows", [40_000, 1_000], ids=["backlog", "live"])
+async def test_a_side_that_falls_silent_does_not_stop_the_other(memory_url: str, rows: int) -> None:
+    """A backlog waits until the side is idle; rows that come as they happen wait for nobody."""
+    publish(memory_url, "a", 1, SECOND)
+    publish(memory_url, "b", rows, SECOND)
+    app = App("silent", memory_url)
+    a, b = two(app, idle="50ms" if rows > 32_768 else "1h")
+    a.join(b, on="k", between=("0s", "1s")).to(ListSink())
+    async with running(app):
+        await until(lambda: input_of(app, "b")["rows_in"] == rows, "all rows")
+
+
+async def test_a_partition_that_is_ahead_waits_for_another_one_of_its_source(memory_url: str) -> None:
+    publish(memory_url, "b", 1, SECOND)
+    app, uneven = App("uneven", memory_url), Uneven()
+    a, b = two(app, uneven)
+    a.join(b, on="k", between=("0s", "1s"), max_drift="3h").to(ListSink())
+    async with running(app):
+        await until(lambda: uneven.held == {("uneven", 0)}, "the partition to be held")
+        assert uneven.at == 1  # nothing is known of the other partition, but that it has rows
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("kind", JOINS)
+async def test_the_result_is_that_of_sources_that_are_read_as_they_come(
+    kind: str, parallelism: int, memory_url: str
+) -> None:
+    publish(memory_url, "a", 900, 700, parts=3)
+    publish(memory_url, "b", 600, 1100, parts=2)
+    results = []
+    for drift in ("1s", "5m", None):
+        app = App(f"{kind}{drift}", memory_url, parallelism=parallelism, checkpoint_interval="10ms")
+        out = ListSink()
+        a, b = two(app, lateness="1h", idle="100ms")
+        JOINS[kind](a, b, drift).to(out)
+        await app.start()
+        readers = [each["input"] for each in app.statistics()["streams"].values()]
+        await until(lambda app=app: rows_in(app) == 1500, "all rows")  # type: ignore[misc]
+        await app.stop(drain=True)
+        assert len(readers) > 2
+        results.append(sorted(map(repr, out.rows)))
+    assert len(results[0]) > 100
+    assert results[0] == results[1] == results[2]
+
+
+def rows_in(app: App) -> int:
+    return sum(task["input"].get("rows_in", 0) for name, task in app.statistics()["streams"].items() if "read" in name)
+
+
+async def test_joins_of_joins_come_to_their_end(memory_url: str) -> None:
+    """Three sources, of which each pair is aligned, one far behind the others; checkpoints all the while."""
+    for topic, count, step_ms in (("a", 20_000, 1000), ("b", 4_000, 5000), ("c", 200, 100_000)):
+        publish(memory_url, topic, count, step_ms, parts=2)
+    app = App("three", memory_url, parallelism=2, checkpoint_interval="5ms")
+    a, b = two(app)
+    c = app.stream("c", schema=SCHEMA, time="ts").rename({"n": "o", "ts": "then"})
+    joined = a.join(b, on="k", between=("-4s", "4s"), max_drift="10s")
+    joined.join_asof(c, on="k", max_drift="10s").to(ListSink())
+    async with running(app):
+        await until(lambda: rows_in(app) == 24_200, "all rows")
+
+
+async def test_a_table_that_is_first_is_read_however_far_it_goes(memory_url: str) -> None:
+    publish(memory_url, "a", 50, SECOND)
+    publish(memory_url, "b", 3 * BATCH, SECOND)
+    app = App("table", memory_url)
+    a = app.stream("a", schema=SCHEMA, time="ts")
+    table = app.table("b", key="k", schema=SCHEMA, time="ts").rename({"n": "m", "ts": "at"})
+    a.join_asof(table, on="k").to(ListSink())
+    async with running(app):
+        await until(lambda: rows_in(app) == 3 * BATCH + 50, "all rows")
+
+
+def test_max_drift_is_of_joins_by_event_time() -> None:
+    a, b = two(App("refused"))
+    with pytest.raises(UserError, match="max_drift= is for joins by event time"):
+        a.join(b, on="k", max_drift="1m")
+    with pytest.raises(UserError, match="max_drift"):
+        a.join(b, on="k", window=tumbling("1m"), max_drift="soon")
+    with pytest.raises(UserError, match="max_drift"):
+        a.join_asof(b, on="k", max_drift="-1s")
