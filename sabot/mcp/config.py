@@ -128,7 +128,7 @@ class McpConfig:
         return (program, "mcp", "stdio")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class McpServerSpec:
     """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
 
@@ -170,6 +170,11 @@ class McpServerSpec:
             )
         if not self.url and self.headers:
             raise UserError(f"{where}: headers are of a URL", hint="environment= of a process")
+        if isinstance(self.environment, Mapping):
+            keep_settings(self.environment, owner=self)
+        if isinstance(self.headers, Mapping):
+            _keep_headers(self.headers, self)
+        keep_url(self.url, owner=self)
 
     def command_of(self, key: SessionKey) -> Command:
         """The program that is run for this session."""
@@ -193,14 +198,17 @@ class McpServerSpec:
         )
 
     def headers_of(self, key: SessionKey, owner: object) -> dict[str, str]:
-        """What each HTTP request of this session carries. Its secrets, and those of the URL, are hidden in texts while `owner` lives."""
+        """What each HTTP request of this session carries. Its secrets are hidden in texts while `owner` lives."""
         headers = _values(self.headers, key)
-        keep_settings(headers, owner=owner)
-        for name, value in headers.items():
-            if name.lower() in _CREDENTIALS:
-                keep_secret(value, value.rpartition(" ")[2], owner=owner)
-        keep_url(self.url, owner=owner)
+        _keep_headers(headers, owner)
         return headers
+
+
+def _keep_headers(headers: Mapping[str, str], owner: object) -> None:
+    keep_settings(headers, owner=owner)
+    for name, value in headers.items():
+        if str(name).lower() in _CREDENTIALS:
+            keep_secret(value, str(value).rpartition(" ")[2], owner=owner)
 
 
 def _values(given: PerTenant, key: SessionKey) -> dict[str, str]:

@@ -32,6 +32,7 @@ from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
 from sabot.mcp import McpRefused
+from sabot.mcp.config import McpServerSpec
 from sabot.process import Command
 from sabot.redaction import (
     HIDDEN,
@@ -297,6 +298,21 @@ def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Kn
     del command
     _many_come_and_go()
     assert scrubbed("key-of-the-command") == "key-of-the-command"
+
+
+@pytest.mark.parametrize("given", ["environment", "headers", "url"])
+def test_a_server_of_a_pool_has_its_secrets_as_long_as_the_pool_knows_it(alone: redaction._Known, given: str) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "environment": {"command": ["desk"], "environment": {"API_KEY": "key-of-the-server"}},
+        "headers": {"url": "http://desk", "headers": {"Authorization": "Bearer key-of-the-server"}},
+        "url": {"url": "http://ada:key-of-the-server@desk"},
+    }
+    spec = McpServerSpec(name="desk", **options[given])
+    _many_come_and_go()
+    assert scrubbed("key-of-the-server") == HIDDEN
+    del spec
+    _many_come_and_go()
+    assert scrubbed("key-of-the-server") == "key-of-the-server"
 
 
 def test_a_long_text_is_looked_through_once_however_many_secrets_there_are(alone: redaction._Known) -> None:
