@@ -179,6 +179,19 @@ def test_errors_name_the_step_and_the_column(tmp_path: Path) -> None:
         stream.with_time("n", time_unit="h")  # type: ignore[arg-type]
 
 
+def test_a_column_that_other_values_replace_may_become_the_time_again(tmp_path: Path) -> None:
+    """Without `with_time` that is refused: windows would go by the values that were."""
+    (tmp_path / "rows.csv").write_text("ts\n0\n60000\n")
+    shifted = App("times").stream(files(str(tmp_path / "rows.csv")), time="ts").with_columns(ts=col("ts") + 5000)
+    with pytest.raises(UserError, match="'ts' is the stream's event time") as refused:
+        counted(shifted).collect()
+    assert "with_time" in str(refused.value.hint)
+    starts = counted(shifted.with_time("ts")).collect()["window_start"].cast("int64").to_pylist()
+    assert starts == [0, 60_000]
+    late = counted(shifted.filter(col("ts") > 6000).with_time(col("ts") * 2)).collect()
+    assert late["window_start"].cast("int64").to_pylist() == [130_000]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 1000)), max_size=60),
     st.lists(st.integers(0, 45), max_size=8),

@@ -191,8 +191,7 @@ class Node:
             if self._time_behind(time) is None:
                 raise UserError(
                     f"{self.word}: {time!r} is the stream's event time, and windows would still go by what it was",
-                    hint="give the new column another name; or read it again in map_batches, "
-                    "which takes event time from its output",
+                    hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
                 )
 
 
