@@ -125,6 +125,7 @@ COMPUTING = {
     "test_time_joins": 9,
     "test_small_budgets": 8,
     "test_expressions_in_steps": 7,
+    "test_decimals": 4,
     "test_carried": 4,
     "test_tombstones": 3,
     "test_map_async": 8,

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -365,6 +366,26 @@ def _joined(name: str, make: Callable[[], Operator], **options: Any) -> Case:
 
 FED = AgentSpec.of("app.agent", print, batch=True, schema={"n": "int64", "note": "string"})
 
+BY_DECIMALS = {  # these are checked once more with decimals for users
+    "hopping window",
+    "session",
+    "reduce",
+    "groups of changes",
+    "top_n, rank",
+    "over time",
+}
+
+
+def with_decimals(case: Case) -> Case:
+    """The case with a decimal in the place of each user's name."""
+    kind = pa.decimal128(30, 2)
+    schema = case.schema.set(0, pa.field("user", kind))
+    given = [
+        {**row, "user": None if row["user"] is None else Decimal(ord(row["user"][0]) - 100) / 4} for row in case.rows
+    ]
+    return replace(case, name=f"{case.name}, by decimals", rows=given, schema=schema)
+
+
 CASES = [
     Case("filter", lambda: Filter(col("x") > 1), APPEND),
     Case(
@@ -531,6 +552,7 @@ CASES = [
         right_schema=RIGHT_CHANGES,
     ),
 ]
+CASES += [with_decimals(case) for case in CASES if case.name in BY_DECIMALS]
 
 LATE_CASES = [  # what they make depends on where the watermark stands, so only equal runs can be compared
     Case(

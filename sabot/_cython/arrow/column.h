@@ -167,6 +167,30 @@ static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, i
     return view;
 }
 
+/* The bytes of a decimal of this format: d:precision,scale[,bits]. */
+static inline int64_t decimal_width(const char* format) {
+    const char* comma = std::strchr(format, ',');
+    comma = comma == nullptr ? nullptr : std::strchr(comma + 1, ',');
+    return comma == nullptr ? 16 : std::strtoll(comma + 1, nullptr, 10) / 8;
+}
+
+/* The type of a key column in a table: decimals are keys by their bytes, which are equal where they are, since their scale is the column's. */
+static inline Type key_type_of(const char* format) { return format[0] == 'd' ? Type::bytes : type_of(format); }
+
+/* As view_of, for a column that is a key: decimals have the type `fixed`. */
+static inline View key_view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
+    View view = view_of(schema, array, parent_offset, length);
+    if (schema->format[0] != 'd' || schema->dictionary != nullptr) return view;
+    static const uint8_t none = 0;
+    view.type = Type::fixed;
+    view.width = decimal_width(schema->format);
+    if (length == 0 || array->n_buffers == 0) return view;
+    view.values = array->buffers[1];
+    view.data = view.values == nullptr ? &none : static_cast<const uint8_t*>(view.values);
+    view.end = view.data + (view.start + length) * view.width;
+    return view;
+}
+
 /* The rows of a block: `count` of them from `base` on, which count rows of the selection where there is one. */
 struct Rows {
     const int32_t* chosen;

@@ -56,10 +56,15 @@ cdef extern from "arrow/column.h" namespace "sabot" nogil:
     # For the child of a struct, `parent_offset` and `length` are those of the struct; otherwise 0 and array.length.
     View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) noexcept
 
+    # The same for keys: a decimal is the bytes that it consists of.
+    Type key_type_of(const char* format) noexcept
+    View key_view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) noexcept
+
 
 # IN `array`: a result of `plain_array`. OUT `view`. Returns the object that has to stay alive while the view is read. A type that kernels
 # do not read becomes TYPE_OTHER, which the caller has to refuse.
 cdef object open_view(object array, View* view)
+cdef object open_key(object array, View* view)  # the same for a key
 
 # IN `array`: anything that `plain_array` takes. OUT `view`. Returns the object that has to stay alive while the view is read. Raises
 # TypeError for another type than `type` (a temporal type differs from its integers), ValueError for nulls; both texts use `name`.

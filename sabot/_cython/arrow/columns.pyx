@@ -25,6 +25,14 @@ cdef object open_view(object array, View* view):
     return capsules
 
 
+cdef object open_key(object array, View* view):
+    """As open_view, for a key."""
+    capsules = array.__arrow_c_array__()
+    cdef ArrowArray* raw = array_of(capsules[1])
+    view[0] = key_view_of(schema_of(capsules[0]), raw, 0, raw.length)
+    return capsules
+
+
 cdef object open_array(object array, View* view, Type type, str name):
     """Fills `view`, and returns the object that has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
     array = plain_array(array)

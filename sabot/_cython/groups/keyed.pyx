@@ -4,6 +4,7 @@ Types are resolved here, once per table, and columns are opened as views, once p
 """
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
@@ -11,7 +12,7 @@ from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.arrow.columns cimport TYPE_OTHER, Numbers, Type, View, numbers_of, rows_of, type_of, view_of
+from sabot._cython.arrow.columns cimport TYPE_OTHER, Numbers, Type, View, key_type_of, key_view_of, numbers_of, rows_of, type_of, view_of
 from sabot._cython.groups.partition import check_keys
 from sabot.errors import DataError
 
@@ -127,6 +128,7 @@ cdef int64_t MAX_OFFSET = 2**31 - 1
 cdef object _RecordBatch = pa.RecordBatch
 cdef object _INT32 = pa.int32()
 cdef object _UINT64 = pa.uint64()
+cdef object _BINARY = pa.binary()
 
 
 cdef bytes _format(object data_type):
@@ -148,6 +150,23 @@ cdef bint _is_number(object data_type):
         types.is_boolean(data_type) or types.is_integer(data_type)
         or types.is_float32(data_type) or types.is_float64(data_type)
     )
+
+
+cdef bint _is_bytes(object data_type):
+    """Whether keys of this type are kept as bytes: decimals are, by those of which they consist."""
+    return data_type == pa.string() or data_type == pa.binary() or _is_wide_decimal(data_type)
+
+
+cdef bint _is_wide_decimal(object data_type):
+    return pa.types.is_decimal128(data_type) or pa.types.is_decimal256(data_type)
+
+
+cdef object _decimals(object array, object data_type):
+    """Decimals of the bytes of which they consist."""
+    validity = array.buffers()[0]
+    if array.null_count:  # null rows have no bytes
+        array = pc.fill_null(array, bytes(data_type.byte_width))
+    return pa.Array.from_buffers(data_type, len(array), [validity, array.buffers()[2]])
 
 
 cdef object _int32_array(object buffer, int64_t length):
@@ -178,6 +197,11 @@ cdef class _Columns:
         elif schema.dictionary != NULL or schema.format != format:
             raise TypeError(f"{what}: column {self.batch.schema.names[index]!r} is {self._type(index)}, the table was made for another type")
         return view
+
+    cdef View key(self, int64_t index, bytes format, str what) except *:
+        """The view of a key, whose type must be `format`."""
+        self.view(index, format, what)
+        return key_view_of(self.schema.children[index], self.array.children[index], self.array.offset, self.array.length)
 
     cdef object _type(self, int64_t index):
         return self.batch.schema.field(index).type
@@ -248,11 +272,13 @@ cdef class GroupTable:
         self.argument_formats = []
         self.results = []
         for field in keys:
-            if not (_is_number(field.type) or _is_temporal(field.type) or field.type in (pa.string(), pa.binary())):
-                raise TypeError(f"key {field.name!r} cannot be {field.type}: use bool, integers, floats, string, binary, dates or times")
+            if not (_is_number(field.type) or _is_temporal(field.type) or _is_bytes(field.type)):
+                raise TypeError(
+                    f"key {field.name!r} cannot be {field.type}: use bool, integers, floats, decimals, string, binary, dates or times"
+                )
             format = _format(field.type)
             self.key_formats.append(format)
-            self.table.add_key(type_of(format))
+            self.table.add_key(key_type_of(format))
         check_keys(keys)
         self.aggregates = tuple([(kind, argument) for kind, argument in aggregates])
         states = [pa.field(field.name, field.type) for field in keys]
@@ -334,7 +360,7 @@ cdef class GroupTable:
         if len(keys) != len(self.key_formats):
             raise ValueError(f"{len(keys)} key columns, the table has {len(self.key_formats)}")
         for i in range(len(keys)):
-            call.views.push_back(call.columns.view(keys[i], self.key_formats[i], f"key {self.keys.names[i]!r}"))
+            call.views.push_back(call.columns.key(keys[i], self.key_formats[i], f"key {self.keys.names[i]!r}"))
         return 0
 
     cdef int add_inputs(self, _Call call, object arguments, object filters, int64_t order) except -1:
@@ -483,7 +509,7 @@ cdef class GroupTable:
         cdef int64_t size
         for s in range(sources.size()):
             size = 0
-            if sources[s].what == KEY and types[s] in (pa.string(), pa.binary()):
+            if sources[s].what == KEY and _is_bytes(types[s]):
                 size = self.table.key_bytes(sources[s].index, numbers.int32(), numbers.length)
                 if size > MAX_OFFSET:
                     raise OverflowError(f"keys {self.keys.names[sources[s].index]!r} of {numbers.length} groups take more than 2 GiB: ask for fewer at once")
@@ -650,7 +676,7 @@ cdef class TableCut:
         cdef _Outputs outputs = _Outputs(self.copies.count)
         for s in range(sources.size()):
             size = 0
-            if sources[s].what == KEY and types[s] in (pa.string(), pa.binary()):
+            if sources[s].what == KEY and _is_bytes(types[s]):
                 size = table.copied_key_bytes(sources[s].index, self.copies)
                 if size > MAX_OFFSET:
                     raise OverflowError(f"keys of {self.copies.count} groups take more than 2 GiB: read fewer at once")
@@ -754,7 +780,7 @@ cdef class _Outputs:
     cdef int add(self, object data_type, int64_t size) except -1:
         """A column of this type; of string and binary, `size` bytes in all."""
         cdef Output item
-        cdef bint text = data_type == pa.string() or data_type == pa.binary()
+        cdef bint text = _is_bytes(data_type)
         validity = pa.allocate_buffer((self.length + 7) // 8)
         if text:
             values = pa.allocate_buffer((self.length + 1) * 4)
@@ -777,7 +803,10 @@ cdef class _Outputs:
             parts = [validity if self.items[i].nulls else None, values]
             if data is not None:
                 parts.append(data)
-            result.append(pa.Array.from_buffers(data_type, self.length, parts, self.items[i].nulls))
+            if _is_wide_decimal(data_type):
+                result.append(_decimals(pa.Array.from_buffers(_BINARY, self.length, parts, self.items[i].nulls), data_type))
+            else:
+                result.append(pa.Array.from_buffers(data_type, self.length, parts, self.items[i].nulls))
         return result
 
 

@@ -7,7 +7,7 @@ from libcpp.vector cimport vector
 import pyarrow as pa
 
 from sabot._cython.arrow.batch cimport plain_array
-from sabot._cython.arrow.columns cimport TYPE_OTHER, TYPE_UINT64, Numbers, View, open_view, rows_of
+from sabot._cython.arrow.columns cimport TYPE_OTHER, TYPE_UINT64, Numbers, View, open_key, open_view, rows_of
 
 from sabot.errors import UserError
 
@@ -31,7 +31,8 @@ _KEY_NUMBERS = 32  # the most key columns that are not text: each has a null bit
 
 def check_keys(keys):
     """Raises UserError for a key of more columns than a table supports."""
-    numbers = sum([not (pa.types.is_string(kind) or pa.types.is_binary(kind)) for kind in keys.types])
+    types = pa.types
+    numbers = sum([not (types.is_string(kind) or types.is_binary(kind) or types.is_decimal(kind)) for kind in keys.types])
     if numbers > _KEY_NUMBERS:
         raise UserError(
             f"a key of {numbers} columns that are no text ({', '.join(keys.names[:3])}, …): at most {_KEY_NUMBERS} are possible",
@@ -89,10 +90,10 @@ def hash_columns(columns, selection=None):
         raise ValueError("no column to hash")
     for column in columns:
         array = plain_array(column)
-        alive.append(open_view(array, &view))
+        alive.append(open_key(array, &view))
         if view.type == TYPE_OTHER:
             raise TypeError(
-                f"cannot hash keys of type {array.type}: use bool, integers, floats, string, binary, dates or times"
+                f"cannot hash keys of type {array.type}: use bool, integers, floats, decimals, string, binary, dates or times"
             )
         if views.size() and view.length != views[0].length:
             raise ValueError(f"key columns have {views[0].length} and {view.length} rows")

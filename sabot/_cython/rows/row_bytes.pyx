@@ -226,5 +226,5 @@ cdef bint _is_kept(object kind) except -1:
     return (
         types.is_boolean(kind) or types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)
         or types.is_string(kind) or types.is_binary(kind) or types.is_date(kind) or types.is_time(kind)
-        or types.is_timestamp(kind) or types.is_duration(kind)
+        or types.is_timestamp(kind) or types.is_duration(kind) or types.is_decimal128(kind) or types.is_decimal256(kind)
     )

@@ -134,11 +134,6 @@ struct Layout {
         width = bytes;
         real = float_bytes;
     }
-    static int64_t decimal_width(const char* format) { /* d:precision,scale[,bits] */
-        const char* comma = std::strchr(format, ',');
-        comma = comma == nullptr ? nullptr : std::strchr(comma + 1, ',');
-        return comma == nullptr ? 16 : std::strtoll(comma + 1, nullptr, 10) / 8;
-    }
 };
 
 /* Whether two types are equal, apart from names of columns, nullability and metadata; the names of fields in nested types count. */

@@ -16,8 +16,8 @@ class RowTable:
 
     rows: the columns, of any types but dictionaries, run-end encoded, view and union types (TypeError, naming the column).
     keys: names of columns of `rows` (ValueError for a name that is missing, or given twice); without any, all rows have the same key. They
-    are bool, integers, floats, string, binary, dates or times, else TypeError. Keys are compared as in a GroupTable: -0.0 equals 0.0, NaN
-    equals NaN, null is a key of its own (which no `find` finds).
+    are bool, integers, floats, decimals, string, binary, dates or times, else TypeError. Keys are compared as in a GroupTable: -0.0 equals
+    0.0, NaN equals NaN, null is a key of its own (which no `find` finds).
     counted: each row has a count, at first 0, of its join partners or of whatever the owner counts.
 
     directory: an existing directory in which blocks of rows are written and mapped, the oldest first, so that at most `memory_bytes` of

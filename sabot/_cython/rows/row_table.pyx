@@ -16,7 +16,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.arrow.columns cimport TYPE_OTHER, Numbers, Type, View, int64_array, new_array, numbers_of, rows_of, type_of, view_of
+from sabot._cython.arrow.columns cimport TYPE_OTHER, Numbers, Type, View, int64_array, key_type_of, key_view_of, new_array, numbers_of, rows_of
 
 from sabot._cython.groups.partition import check_keys
 
@@ -230,10 +230,11 @@ cdef class RowTable:
             if column in self.key_columns:
                 raise ValueError(f"key {name!r} is named twice")
             kind = rows.types[column]
-            if type_of(self.schema.children[column].format) == TYPE_OTHER or pa.types.is_null(kind) or pa.types.is_fixed_size_binary(kind):
-                raise TypeError(f"key {name!r} cannot be {kind}: use bool, integers, floats, string, binary, dates or times")
+            format = self.schema.children[column].format
+            if key_type_of(format) == TYPE_OTHER or pa.types.is_null(kind) or pa.types.is_fixed_size_binary(kind):
+                raise TypeError(f"key {name!r} cannot be {kind}: use bool, integers, floats, decimals, string, binary, dates or times")
             self.key_columns.append(column)
-            self.table.keys.add_key(type_of(self.schema.children[column].format))
+            self.table.keys.add_key(key_type_of(format))
         check_keys(pa.schema([rows.field(column) for column in self.key_columns]))
         self.table.set_key_count(len(self.key_columns))
         self.table.ready(len(self.key_columns), counted)
@@ -273,7 +274,7 @@ cdef class RowTable:
                     f"the table's key {self.rows.names[mine]!r} is {self.rows.types[mine]}"
                 )
             call.keys.push_back(
-                view_of(call.schema.children[column], call.array.children[column], call.array.offset, call.array.length)
+                key_view_of(call.schema.children[column], call.array.children[column], call.array.offset, call.array.length)
             )
         call.rows.keys = call.keys.data()
         return 0

@@ -45,7 +45,7 @@ from sabot.operators.base import (
 from sabot.operators.columns import key_columns, time_index
 from sabot.operators.functions.columns import BatchForm
 from sabot.operators.functions.rows import RowForm
-from sabot.operators.functions.state import Form, Keyed, Side, parts_of
+from sabot.operators.functions.state import Form, Keyed, Side, parts_of, plain_key
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
@@ -56,7 +56,6 @@ __all__ = ["PLACES", "READERS", "Process", "saved_process"]
 
 Array: TypeAlias = pa.Array
 
-_INTEGERS = {32: pa.int32(), 64: pa.int64()}
 _VALUES = "values"  # the folder of a checkpoint with the values
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
@@ -408,9 +407,9 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
     """The columns of keys that were decoded from msgpack."""
     columns = [found] if len(keys) == 1 else list(zip(*found, strict=True))
     return [
-        pa.array(column, _INTEGERS[field.type.bit_width]).view(field.type)
-        if pa.types.is_temporal(field.type)
-        else pa.array(column, field.type)
+        pa.array(column, field.type)
+        if (plain := plain_key(field.type)) is None
+        else pa.array(column, plain).view(field.type)
         for column, field in zip(columns, keys, strict=True)
     ]
 

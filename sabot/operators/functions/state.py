@@ -41,6 +41,7 @@ __all__ = [
     "namespace_of",
     "no_key",
     "parts_of",
+    "plain_key",
     "plain_keys",
 ]
 
@@ -374,8 +375,15 @@ def parts_of(data: bytes) -> list[Any]:
 
 
 def plain_keys(columns: Sequence[Array]) -> list[Array]:
-    """The key columns, with times as integers."""
-    return [c.view(_INTEGERS[c.type.bit_width]) if pa.types.is_temporal(c.type) else c for c in columns]
+    """The key columns, with times as integers, and decimals as the bytes of which they consist."""
+    return [c.view(plain) if (plain := plain_key(c.type)) is not None else c for c in columns]
+
+
+def plain_key(kind: pa.DataType) -> pa.DataType | None:
+    """The type as which a key column of this type is encoded; None: as it is."""
+    if pa.types.is_decimal(kind):
+        return pa.binary(kind.byte_width)
+    return _INTEGERS[kind.bit_width] if pa.types.is_temporal(kind) else None
 
 
 def key_values(columns: Sequence[Array]) -> list[Any]:

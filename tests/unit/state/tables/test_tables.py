@@ -159,8 +159,8 @@ def test_bytes_that_are_no_row_are_refused(bad: bytes) -> None:
 
 
 def test_rows_of_other_types_are_refused() -> None:
-    with pytest.raises(TypeError, match="decimal128"):
-        RowCodec([pa.decimal128(5, 2)])
+    with pytest.raises(TypeError, match="halffloat"):
+        RowCodec([pa.float16()])
     with pytest.raises(TypeError, match="int32"):
         RowCodec([pa.int64()]).pack([pa.array([1], pa.int32())])
     with pytest.raises(ValueError, match="2 heads for 1 rows"):

@@ -1,0 +1,151 @@
+"""Decimals through a stream, from JSON to sinks: as keys, in aggregates and joins, against DuckDB over all rows at once."""
+
+import json
+import random
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as parquet
+import pytest
+
+import sabot
+from sabot import App, CsvSink, NdjsonSink, ParquetSink, SqlSink, Stream, col, files, tumbling
+
+PRICES = ["1.50", "1.5", "15e-1", "-0.00", "0", "99999999.99", "-7.25", None]
+SCHEMA = {"id": "int64", "price": "decimal(10, 2)", "paid": "decimal(23,3)", "ts": "int64"}
+
+
+def drawn(seed: int, rows: int = 120) -> list[dict[str, Any]]:
+    seeded = random.Random(seed)
+    return [
+        {
+            "id": i,
+            "price": seeded.choice(PRICES),
+            "paid": f"{seeded.randrange(-(10**9), 10**9)}.{seeded.randrange(1000):03}",
+            "ts": i * 1000,
+        }
+        for i in range(rows)
+    ]
+
+
+class Case:
+    def __init__(self, tmp_path: Path, seed: int, parallelism: int) -> None:
+        path = tmp_path / "paid.ndjson"
+        path.write_text("".join(json.dumps(row) + "\n" for row in drawn(seed)))
+        self.app = App("paid", parallelism=parallelism)
+        self.paid = self.app.stream(files(path), schema=SCHEMA, time="ts", lateness="1h")
+        self.database = duckdb.connect()
+        columns = "{id: 'bigint', price: 'varchar', paid: 'varchar', ts: 'bigint'}"
+        self.database.execute(
+            "create table paid as select id, price::decimal(10, 2) as price, paid::decimal(23, 3) as paid, ts "
+            f"from read_json('{path}', format='newline_delimited', columns={columns})"
+        )
+
+    def agrees(self, stream: Stream, query: str) -> None:
+        made = stream.collect()
+        found = self.database.sql(f"select {', '.join(made.column_names)} from ({query})").fetchall()
+        assert sorted(map(repr, zip(*made.to_pydict().values(), strict=True))) == sorted(map(repr, found))
+
+
+@pytest.fixture(params=[(1, 1), (2, 2)], ids=["one", "two"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return Case(tmp_path, *request.param)
+
+
+AGGREGATES: dict[str, Any] = {
+    "n": sabot.count(),
+    "total": sabot.sum("paid"),
+    "least": sabot.min("paid"),
+    "most": sabot.max("price"),
+    "kinds": sabot.count_distinct("paid"),
+}
+IN_SQL = "count(*) as n, sum(paid) as total, min(paid) as least, max(price) as most, count(distinct paid) as kinds"
+
+
+def test_groups_and_windows_by_decimals(case: Case) -> None:
+    case.agrees(case.paid.group_by("price").aggregate(**AGGREGATES), f"select price, {IN_SQL} from paid group by price")
+    windows = (
+        case.paid.key_by("price").window(tumbling("30s")).aggregate(**AGGREGATES).drop("window_start", "window_end")
+    )
+    case.agrees(windows, f"select price, {IN_SQL} from paid group by price, ts // 30000")
+    both = case.paid.group_by("price", even=col("id") % 2).aggregate(n=sabot.count())
+    case.agrees(both, "select price, id % 2 as even, count(*) as n from paid group by all")
+
+
+def test_the_first_rows_of_decimals(case: Case) -> None:
+    case.agrees(case.paid.deduplicate("price").select("price"), "select distinct price from paid")
+    best = case.paid.key_by("price").top_n(1, by="paid").select("price", "paid")
+    case.agrees(best, "select price, max(paid) as paid from paid group by price")
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "full", "anti"])
+def test_joins_on_decimals(case: Case, how: Any) -> None:
+    cheap = case.paid.filter(col("price") < 5).select("price", other="id")
+    joined = case.paid.select("id", "price").join(cheap, on="price", how=how)
+    names = "id, price" if how == "anti" else "id, price, other"
+    case.agrees(
+        joined,
+        f"select {names} from paid {how} join (select price, id as other from paid where price < 5) using (price)",
+    )
+
+
+def test_lookups_by_decimals(case: Case) -> None:
+    table = case.paid.key_by("price").top_n(1, by="id").select("price", last="id")
+    found = case.paid.select("id", "price").join(table, on="price")
+    case.agrees(found, "select id, price, max(id) over (partition by price) as last from paid where price is not null")
+    near = case.paid.select("id", "price", "ts").join_asof(case.paid.select("price", "ts", same="id"), on="price")
+    case.agrees(near.select("id", "same"), "select id, case when price is null then null else id end as same from paid")
+
+
+def test_functions_and_rows_around_see_decimals(case: Case) -> None:
+    doubled = case.paid.key_by("price").process(
+        lambda row, ctx: {"price": ctx.key, "twice": 2 * row["paid"]},
+        schema={"price": "decimal(10, 2)", "twice": "decimal(23, 3)"},
+    )
+    case.agrees(doubled, "select price, 2 * paid as twice from paid")
+    around = (
+        case.paid.key_by("price")
+        .over(before=sabot.lag("paid"), place=sabot.row_number())
+        .select("id", "before", "place")
+    )
+    case.agrees(
+        around,
+        "select id, lag(paid) over w as before, row_number() over w as place from paid window w as (partition by price order by ts)",
+    )
+
+
+async def test_sinks_have_every_digit(case: Case, tmp_path: Path) -> None:
+    rows = case.paid.filter(col("id") < 20).select("id", "price")
+    expected = case.database.sql("select id, price from paid where id < 20 order by id").fetchall()
+    texts = [(number, None if price is None else str(price)) for number, price in expected]
+    rows.to(NdjsonSink(tmp_path / "out.ndjson"))
+    rows.to(ParquetSink(tmp_path / "out.parquet"))
+    rows.to(CsvSink(tmp_path / "out.csv"))
+    rows.to(SqlSink(f"sqlite:///{tmp_path}/out.db", "paid"))
+    await case.app.run()
+    lines = (tmp_path / "out.ndjson").read_text().splitlines()
+    assert sorted(tuple(json.loads(line, parse_float=str).values()) for line in lines) == texts
+    table = parquet.read_table(tmp_path / "out.parquet").sort_by("id")
+    assert list(zip(*table.to_pydict().values(), strict=True)) == expected
+    again = App("again").stream(files(tmp_path / "out.csv"), schema={"id": "int64", "price": "decimal(10, 2)"})
+    assert sorted(map(repr, again.collect().to_pylist())) == sorted(repr({"id": i, "price": p}) for i, p in expected)
+    with sqlite3.connect(tmp_path / "out.db") as database:
+        assert database.execute("select id, price from paid order by id").fetchall() == texts
+    database.close()
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"price": 1.505}\n{"price": 2}\n{"price": "n/a"}\n')
+    prices = App("prices").stream(
+        files(path), schema={"price": "decimal(10, 2)"}, dead_letter=NdjsonSink(tmp_path / "bad.ndjson")
+    )
+    assert prices.collect()["price"].to_pylist() == [Decimal(2)]
+    with pytest.raises(
+        sabot.UserError,
+        match=r"'price' is decimal128\(10, 2\) on the left, 'price' is decimal128\(12, 3\) on the right",
+    ):
+        prices.join(prices.select(price=col("price").cast("decimal(12, 3)")), on="price").collect()
