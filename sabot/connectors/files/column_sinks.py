@@ -15,12 +15,12 @@ from sabot._cython.arrow.border import validate
 from sabot.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth
-from sabot.connectors.files.partitions import PartitionedGrowth, check_partitions
+from sabot.connectors.files.partitions import PartitionedGrowth, PartitionedPart, check_partitions
 from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
-__all__ = ["ArrowSink", "ParquetSink"]
+__all__ = ["ArrowSink", "ColumnFormat", "ParquetSink"]
 
 PARQUET_ROWS = 1 << 18
 ARROW_ROWS = 1 << 16
@@ -28,7 +28,7 @@ GROUP_BYTES = 64 << 20
 MAX_GROUP_ROWS = 1 << 20
 
 
-class _ColumnFormat(FileFormat[pa.RecordBatch]):
+class ColumnFormat(FileFormat[pa.RecordBatch]):
     """Batches of one schema as a format of columns."""
 
     def __init__(self, name: str) -> None:
@@ -47,12 +47,14 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
         self._schema = None
 
     def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[pa.RecordBatch]:
-        return SealedPart(path, self)
+        return PartitionedPart(path, self, self.partition_by) if self.partition_by else SealedPart(path, self)
 
     def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:
         return PartitionedGrowth(path, self, self.partition_by) if self.partition_by else PendingGrowth(path, self)
 
     def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
+        if first and self.partition_by:  # the first file is written long after the rows are taken
+            self.accept(batch, None)
         return self._fitting(_own(self.columns(batch)))
 
     def try_types(self, empty: pa.RecordBatch) -> None:
@@ -118,7 +120,7 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
             yield self._fitting(data)
 
 
-class _Parquet(_ColumnFormat):
+class _Parquet(ColumnFormat):
     suffix = ".parquet"
 
     def __init__(self, name: str, compression: str) -> None:
@@ -151,7 +153,7 @@ class ParquetSink(FileSink):
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 
-class _Arrow(_ColumnFormat):
+class _Arrow(ColumnFormat):
     suffix = ".arrow"
 
     def __init__(self, name: str, compression: str | None) -> None:

@@ -4,7 +4,9 @@ Rows of all partitions wait in one pending list. When the part is complete, each
 that one file is open at a time however many partitions there are:
 
     .part-00003.parquet.files   the names of these files; written before the first of them
-    day=…/.part-00003.parquet.tmp    renamed when the token says that the part is `ready`
+    day=…/.part-00003.parquet.tmp    renamed when the token says that the part is `ready`; at least once, when all of them are there
+
+At least once the pending list decides: while it is there, the files of its part are made again, under the same names.
 """
 
 import itertools
@@ -18,13 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.connectors.files.growth import PendingGrowth
-from sabot.connectors.files.parts import Encoding, beside, pending_of, remove, sync_folder
+from sabot.connectors.files.parts import Encoding, SealedPart, beside, pending_of, remove, sync_folder
 from sabot.connectors.files.whole import WholeFile
 from sabot.disk import private
 from sabot.errors import UserError
 from sabot.steps import step
 
-__all__ = ["PartitionedGrowth", "check_partitions", "partitions_of"]
+__all__ = ["PartitionedGrowth", "PartitionedPart", "check_partitions", "partitions_of"]
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _NAME_BYTES = 255
@@ -69,10 +71,18 @@ class PartitionedGrowth(PendingGrowth[pa.RecordBatch]):
         remove(self._names)
 
     def keep(self, length: int, token: Path) -> None:
+        self._unmake()
+        super().keep(length, token)
+
+    def discard(self) -> None:
+        """Removes the rows that wait, and what was made of them without being published."""
+        self._unmake()
+        remove(self.grown)
+
+    def _unmake(self) -> None:
         for path in self._files():
             remove(beside(path, "tmp"))
         remove(self._names)
-        super().keep(length, token)
 
     def taken(self) -> bool:
         """No: the token counts on, and where there was none the first number is behind those of all folders."""
@@ -95,6 +105,34 @@ class PartitionedGrowth(PendingGrowth[pa.RecordBatch]):
                 with step("make folder", made):
                     made.mkdir(exist_ok=True)
                 sync_folder(made.parent)
+
+
+class PartitionedPart(SealedPart[pa.RecordBatch]):
+    """The same at least once. Rows are only in the pending list until the part is sealed."""
+
+    def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
+        self._growth = PartitionedGrowth(path, encoding, by)
+        self._bytes = 0
+        super().__init__(path, encoding)
+        if not self.rows:
+            self.close()
+            self._growth.discard()
+
+    def _add(self, rows: pa.RecordBatch) -> None:
+        self.rows = True
+        self._bytes += rows.nbytes
+
+    def seal(self) -> bool:
+        self.flush()
+        made = self._growth.complete(self._growth.size())
+        if made:
+            self._growth.publish()
+        self.close()
+        return made
+
+    @property
+    def size(self) -> int:
+        return self._bytes
 
 
 def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:

@@ -55,7 +55,8 @@ class FileSink(Sink):
         waits = math.inf if part_s is not None else 0  # for what completes a part of a folder
         self._format = format
         self._target = FileTarget(format, overwrite=overwrite)
-        self._writing = FileWriting(self._target, format, _PART_BYTES if part_bytes is None else part_bytes)
+        least_bytes = _PART_BYTES if part_bytes is None else part_bytes
+        self._writing = FileWriting(self._target, format, least_bytes, part_s, clock)
         self._delivering = FileDelivering(
             self._target, format, self._writing, waits if part_bytes is None else part_bytes, part_s, clock
         )
@@ -79,8 +80,6 @@ class FileSink(Sink):
         self._format.expected = schema
 
     def open(self) -> None:
-        if self._format.partition_by:
-            raise UserError(f"file {self.name!r}: partition_by= delivers exactly once", hint="leave delivery= out")
         self._writing.close()
         try:
             self._target.look()

@@ -11,6 +11,7 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.files.delivered import Ledger
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth
+from sabot.connectors.files.partitions import PartitionedGrowth
 from sabot.connectors.files.parts import beside, remove, sync_folder, unfinished
 from sabot.connectors.files.paths import codec_of
 from sabot.errors import UserError
@@ -81,7 +82,7 @@ class FileTarget:
         unfinished_parts: dict[int, Path] = {}
         for place in self._places():
             found = re.fullmatch(rf"(\.?)(part-(\d+){ending})(?:\.(?:tmp|journal|copy|files))?", place.name)
-            if found is not None:
+            if found is not None and (not found[1] or place.parent == self.path):
                 (unfinished_parts if found[1] else complete)[int(found[3])] = place.with_name(found[2])
         return complete, unfinished_parts
 
@@ -105,6 +106,11 @@ class FileTarget:
 
     def drop(self, path: Path) -> None:
         """Removes what an earlier run has left of this file without completing it."""
-        for leftover in unfinished(path):
+        leftovers = unfinished(path)
+        for leftover in leftovers:
             _log.warning("sink %s: %s, left unfinished by an earlier run, is dropped", self.name, leftover.name)
+        growth = self._format.new_growth(path, hidden=self.folder)
+        if isinstance(growth, PartitionedGrowth):
+            growth.discard()
+        for leftover in leftovers:
             remove(leftover)

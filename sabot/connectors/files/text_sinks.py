@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,14 +12,15 @@ from pyarrow import csv
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import to_records
+from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.config import Duration
+from sabot.connectors.files.column_sinks import ColumnFormat
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
-from sabot.errors import UserError
+from sabot.errors import InternalError, UserError
 
 __all__ = ["CsvSink", "NdjsonSink", "end_of_lines", "end_of_records"]
 
@@ -40,10 +41,10 @@ class _TextFormat(FileFormat[bytes]):
         self._first = b""  # the beginning of what a file had when it was opened
 
     @abstractmethod
-    def _lines(self, batch: Batch) -> bytes:
+    def lines(self, batch: Batch) -> bytes:
         """The rows, each with its end."""
 
-    def _head(self, schema: pa.Schema) -> bytes:
+    def head(self, schema: pa.Schema) -> bytes:
         """The text before the first row: a header, or nothing."""
         return b""
 
@@ -78,8 +79,8 @@ class _TextFormat(FileFormat[bytes]):
         return PendingGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=hidden)
 
     def rows(self, batch: Batch, *, first: bool) -> bytes:
-        lines = self._lines(batch)
-        head = self._head(batch.schema)
+        lines = self.lines(batch)
+        head = self.head(batch.schema)
         if first:
             self._first = head
             return head + lines
@@ -94,23 +95,27 @@ class _TextFormat(FileFormat[bytes]):
         )
 
     def try_types(self, empty: pa.RecordBatch) -> None:
-        self._lines(Batch(empty))
+        self.lines(Batch(empty))
 
     def accept(self, empty: Batch, before: pa.Schema | None) -> None:
-        self._lines(empty)
-        head = self._head(empty.schema)
-        begun = self._first if before is None else self._head(before)
+        self.lines(empty)
+        head = self.head(empty.schema)
+        begun = self._first if before is None else self.head(before)
         if begun and not begun.startswith(head):
             raise self._other_head(begun, head)
 
     def before_first(self) -> bytes | None:
-        return None if self.expected is None else self._head(self.expected) or None
+        return None if self.expected is None else self.head(self.expected) or None
 
     # -- as the encoding of a compressed file --------------------------------------------------------------------------
 
     def start(self, file: Any, first: bytes | None) -> RowWriter[bytes]:
         """See `Encoding.start`. There is always a writer: a text file without rows is a file too."""
-        return _CompressedText(file, self._compression)
+        return _PlainText(file) if self._compression is None else _CompressedText(file, self._compression)
+
+    def writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        """A writer of a new file to which columns are written. Raises UserError for columns that the format cannot hold."""
+        return _TextRows(self, self.start(file, None), schema)
 
     def size(self, rows: bytes) -> int:
         """Bytes of the text, before compression."""
@@ -133,6 +138,15 @@ class _TextFormat(FileFormat[bytes]):
         yield text
 
 
+class _PlainText:
+    def __init__(self, file: Any) -> None:
+        self.write = file.write
+        self.tell = file.tell
+
+    def close(self) -> None:
+        """There is no buffer, and who opened the file closes it."""
+
+
 class _CompressedText:
     def __init__(self, file: Any, codec: str | None) -> None:
         self._file = file
@@ -149,11 +163,66 @@ class _CompressedText:
         return at
 
 
+class _PartitionedText(ColumnFormat):
+    """Text in a folder for each partition: rows wait as columns, by which they are divided, and each file of a part is text."""
+
+    compresses = True
+
+    def __init__(self, text: _TextFormat, by: Sequence[str]) -> None:
+        super().__init__(text.name)
+        self._text = text
+        self.suffix = text.suffix  # type: ignore[misc]
+        self.partition_by = tuple(by)
+
+    @property
+    def ending(self) -> str:
+        return self._text.ending
+
+    def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        return self._text.writer(file, schema)
+
+    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        raise InternalError(f"{path}: a part of a folder is not read again")
+
+    def columns(self, batch: Batch) -> pa.RecordBatch:
+        if batch.schema.equals(RECORD_SCHEMA):
+            raise UserError(
+                f"file {self.name!r}: partition_by: records that are not decoded have no columns to divide them by",
+                hint="decode them first: a stream, or a batch agent with a schema",
+            )
+        return super().columns(batch)
+
+
+class _TextRows:
+    """A file of text to which columns are written."""
+
+    def __init__(self, format: _TextFormat, into: RowWriter[bytes], schema: pa.Schema) -> None:
+        self._format = format
+        self._into = into
+        format.try_types(pa.RecordBatch.from_pylist([], schema=schema))
+        if head := format.head(schema):
+            into.write(head)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        if rows.num_rows:
+            self._into.write(self._format.lines(Batch(rows)))
+
+    def close(self) -> None:
+        self._into.close()
+
+    def tell(self) -> int:
+        return self._into.tell()
+
+
+def _partitioned(text: _TextFormat, by: Sequence[str]) -> FileFormat[Any]:
+    return _PartitionedText(text, by) if by else text
+
+
 class _Ndjson(_TextFormat):
     suffix = ".ndjson"
     needs_suffix = False
 
-    def _lines(self, batch: Batch) -> bytes:
+    def lines(self, batch: Batch) -> bytes:
         payload: Any = to_records(batch, int(SYSTEM_CLOCK.time() * 1000)).column(0).fill_null(b"null")
         lines = _join(payload)
         if lines.count(b"\n") != len(payload):
@@ -178,9 +247,13 @@ class NdjsonSink(FileSink):
         compression: str | None = None,
         part_bytes: int | None = None,
         part_time: Duration | None = None,
+        partition_by: Sequence[str] = (),
     ) -> None:
         super().__init__(
-            _Ndjson(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes, part_time=part_time
+            _partitioned(_Ndjson(os.fspath(path), compression), partition_by),
+            overwrite=overwrite,
+            part_bytes=part_bytes,
+            part_time=part_time,
         )
 
 
@@ -191,7 +264,7 @@ class _Csv(_TextFormat):
         super().__init__(name, compression)
         self._delimiter = delimiter or ("\t" if bare_suffix(name) == ".tsv" else ",")
 
-    def _lines(self, batch: Batch) -> bytes:
+    def lines(self, batch: Batch) -> bytes:
         data = self.columns(batch)
         for field in data.schema:
             if (
@@ -206,7 +279,7 @@ class _Csv(_TextFormat):
                 )
         return self._written(_plain_times(data), header=False)
 
-    def _head(self, schema: pa.Schema) -> bytes:
+    def head(self, schema: pa.Schema) -> bytes:
         names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
         return self._written(names, header=True)
 
@@ -235,9 +308,10 @@ class CsvSink(FileSink):
         compression: str | None = None,
         part_bytes: int | None = None,
         part_time: Duration | None = None,
+        partition_by: Sequence[str] = (),
     ) -> None:
         super().__init__(
-            _Csv(os.fspath(path), compression, delimiter),
+            _partitioned(_Csv(os.fspath(path), compression, delimiter), partition_by),
             overwrite=overwrite,
             part_bytes=part_bytes,
             part_time=part_time,

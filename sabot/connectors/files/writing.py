@@ -1,9 +1,11 @@
 """Rows into files at least once. `parts` says what a crash leaves of a file, and how it is gone on with."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from sabot._cython.arrow.batch import Batch
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import FilePart, SealedPart, pending_of, remove, unfinished
 from sabot.connectors.files.target import FileTarget
@@ -14,14 +16,24 @@ __all__ = ["FileWriting"]
 class FileWriting:
     """Writes into the one file of a target, or into the newest part of its folder. Errors of the disk are OSError.
 
-    number: of the part that comes next in a folder. part_bytes: a flush completes a part that holds so many bytes.
+    number: of the part that comes next in a folder. A flush completes a part that holds `part_bytes`, or has had rows for `part_s`.
     """
 
-    def __init__(self, target: FileTarget, format: FileFormat[Any], part_bytes: int) -> None:
+    def __init__(
+        self,
+        target: FileTarget,
+        format: FileFormat[Any],
+        part_bytes: int,
+        part_s: float | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.number = 0
         self._target = target
         self._format = format
         self._part_bytes = part_bytes
+        self._part_s = math.inf if part_s is None else part_s
+        self._clock = clock
+        self._since = 0.0  # when the newest part got its first rows in this process
         self._part: FilePart[Any] | None = None
         self._anew = False  # the job begins, and may overwrite what is there
         self._complete = False  # the one file was there when this was opened, or is finished
@@ -30,6 +42,7 @@ class FileWriting:
         """Goes on with what is there. afresh: the job begins, so what an earlier run left unfinished is dropped."""
         self._format.forget()
         self.number = 0
+        self._since = self._clock.time()
         self._complete = False
         self._anew = afresh and self._target.overwrite
         if self._target.folder:
@@ -57,7 +70,7 @@ class FileWriting:
             if afresh:
                 self._target.drop(path)
                 continue
-            if number in complete:  # it was completed just before the crash
+            if number in complete and not self._format.partition_by:  # it was completed just before the crash
                 for leftover in unfinished(path):
                     remove(leftover)
                 continue
@@ -66,6 +79,7 @@ class FileWriting:
                 if self._part is not None:
                     self._seal()
                 self._part, self.number = part, number
+                complete.pop(number, None)  # only some of its partitions have their files
             else:
                 part.close()
         self.number = max([self.number, *(number + 1 for number in complete)])
@@ -74,6 +88,7 @@ class FileWriting:
         """Adds the rows, and may buffer them."""
         if self._part is None:
             self._part = self._next_part()
+            self._since = self._clock.time()
         self._part.write(self._format.rows(batch, first=not self._part.rows))
 
     def flush(self) -> None:
@@ -81,7 +96,8 @@ class FileWriting:
         if self._part is None:
             return
         self._part.flush()
-        if self._target.folder and self._part.size >= self._part_bytes:
+        late = self._clock.time() - self._since >= self._part_s
+        if self._target.folder and (self._part.size >= self._part_bytes or (late and self._part.rows)):
             self._seal()
 
     def finish(self) -> None:
