@@ -99,5 +99,6 @@ def use(data: pa.RecordBatch) -> None:
 
 def _is_key(kind: pa.DataType) -> bool:
     """Whether rows can be grouped by it."""
-    refused_as_keys = (pa.types.is_nested, pa.types.is_null, pa.types.is_decimal, pa.types.is_fixed_size_binary)
-    return kind != pa.float16() and not any(is_one(kind) for is_one in refused_as_keys)
+    types = pa.types
+    refused = (types.is_nested, types.is_null, types.is_decimal32, types.is_decimal64, types.is_fixed_size_binary)
+    return kind != pa.float16() and not any(is_one(kind) for is_one in refused)
