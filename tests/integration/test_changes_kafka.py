@@ -276,3 +276,24 @@ def final(records: Sequence[Record]) -> dict[bytes | None, Any]:
         if record.payload is not None:
             rows[record.key] = record.value
     return rows
+
+
+async def test_each_order_finds_its_account_at_a_cold_start(place: Place, tmp_path: Path) -> None:
+    """Both topics were there before; the accounts end in markers of transactions, one of them aborted."""
+    orders, out, app_id = place.topic(2), ListSink(), f"app-{uuid.uuid4().hex[:8]}"
+    accounts = place.topic(3)
+    place.fill(orders, [b'{"account": "a%d", "n": %d}' % (n % 1500, n) for n in range(2000)])
+    producer = Producer({"bootstrap.servers": place.url.removeprefix("kafka://"), "transactional.id": app_id})
+    producer.init_transactions(30)
+    for word, good in (("old", True), ("Ada", True), ("bad", False)):
+        producer.begin_transaction()
+        for n in range(1500):
+            producer.produce(accounts, b'{"name": "%s%d"}' % (word.encode(), n), key=b"a%d" % n)
+        producer.flush()
+        producer.commit_transaction() if good else producer.abort_transaction()
+    app = App(app_id, broker=place.url, state=str(tmp_path / "state"), checkpoint_interval="100ms", parallelism=2)
+    table = app.table(accounts, key="account", schema={"account": "string", "name": "string"})
+    app.stream(orders, schema={"account": "string", "n": "int64"}).lookup(table, on="account").to(out)
+    async with started(app):
+        await until(lambda: len(out.rows) == 2000)
+    assert {row["n"]: row["name"] for row in out.rows} == {n: f"Ada{n % 1500}" for n in range(2000)}
