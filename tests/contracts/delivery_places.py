@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import psycopg
 
 from sabot.connectors.base import Sink
+from sabot.connectors.files import ObjectSink
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from tools.checkpoint_tools import in_memory
 from tools.postgres import server_or_skip
 
 Row = tuple[int, str | None]  # of the columns n: int64, text: string
@@ -88,6 +90,22 @@ class PostgresDelivery:
             return connection.execute(f"SELECT n, text FROM {self.table} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
 
 
+class ObjectDelivery:
+    """A folder of an object store."""
+
+    fences = False
+
+    def __init__(self) -> None:
+        self._store, self._handler = in_memory()
+
+    def sink(self) -> Sink:
+        return ObjectSink((self._store, "bucket/results"), "ndjson")
+
+    def rows(self) -> list[Row]:
+        objects = sorted((path, data) for path, data in self._handler.files.items() if not path.endswith(".tmp"))
+        return [_row(json.loads(line)) for _, data in objects for line in data.splitlines()]
+
+
 class DocumentedDelivery:
     """The sink of a user's own that docs/sinks.md shows."""
 
@@ -123,6 +141,7 @@ PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[]
     "memory": lambda folder: contextlib.nullcontext(MemoryDelivery),
     "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
     "postgres": _postgres,
+    "objects": lambda folder: contextlib.nullcontext(ObjectDelivery),
     "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),
 }
 """By name: a function that takes a folder for files, and returns one that makes empty places."""

@@ -9,6 +9,7 @@ from sabot.connectors.files.column_sinks import ArrowSink, ParquetSink
 from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
+from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
 from sabot.connectors.files.text_sinks import CsvSink, NdjsonSink
@@ -22,6 +23,7 @@ __all__ = [
     "FileSource",
     "NdjsonSink",
     "NdjsonSource",
+    "ObjectSink",
     "ParquetSink",
     "ParquetSource",
     "files",

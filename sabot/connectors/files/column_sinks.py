@@ -20,7 +20,7 @@ from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batche
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
-__all__ = ["ArrowSink", "ColumnFormat", "ParquetSink"]
+__all__ = ["Arrow", "ArrowSink", "ColumnFormat", "Parquet", "ParquetSink"]
 
 PARQUET_ROWS = 1 << 18
 ARROW_ROWS = 1 << 16
@@ -120,7 +120,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
             yield self._fitting(data)
 
 
-class _Parquet(ColumnFormat):
+class Parquet(ColumnFormat):
     suffix = ".parquet"
 
     def __init__(self, name: str, compression: str) -> None:
@@ -148,12 +148,12 @@ class ParquetSink(FileSink):
         part_time: Duration | None = None,
         partition_by: Sequence[str] = (),
     ) -> None:
-        format = _Parquet(os.fspath(path), compression)
+        format = Parquet(os.fspath(path), compression)
         format.partition_by = tuple(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 
 
-class _Arrow(ColumnFormat):
+class Arrow(ColumnFormat):
     suffix = ".arrow"
 
     def __init__(self, name: str, compression: str | None) -> None:
@@ -182,7 +182,7 @@ class ArrowSink(FileSink):
         part_time: Duration | None = None,
         partition_by: Sequence[str] = (),
     ) -> None:
-        format = _Arrow(os.fspath(path), compression)
+        format = Arrow(os.fspath(path), compression)
         format.partition_by = tuple(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 

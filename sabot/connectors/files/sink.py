@@ -15,11 +15,13 @@ from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.partitions import check_partitions
+from sabot.connectors.files.remote import is_remote
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.connectors.letters import as_columns
 from sabot.errors import UserError
 from sabot.faults import hint_of
+from sabot.redaction import redacted_url
 
 __all__ = ["FileSink"]
 
@@ -51,6 +53,11 @@ class FileSink(Sink):
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name = format.name
+        if is_remote(self.name):
+            raise UserError(
+                f"{redacted_url(self.name).partition('?')[0]}: this sink writes files of this machine",
+                hint=f'ObjectSink(path, "{format.suffix[1:]}") writes into object stores',
+            )
         part_s = None if part_time is None else parse_seconds(part_time, name="part_time", zero=False)
         waits = math.inf if part_s is not None else 0  # for what completes a part of a folder
         self._format = format

@@ -14,7 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.config import Duration
-from sabot.connectors.files.column_sinks import ColumnFormat
+from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
@@ -22,7 +22,7 @@ from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import InternalError, UserError
 
-__all__ = ["CsvSink", "NdjsonSink", "end_of_lines", "end_of_records"]
+__all__ = ["CsvSink", "NdjsonSink", "column_format", "end_of_lines", "end_of_records"]
 
 BLOCK_BYTES = HEAD_BYTES = 1 << 20
 _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
@@ -163,8 +163,8 @@ class _CompressedText:
         return at
 
 
-class _PartitionedText(ColumnFormat):
-    """Text in a folder for each partition: rows wait as columns, by which they are divided, and each file of a part is text."""
+class _DividedText(ColumnFormat):
+    """Text that is written from columns: rows wait as columns, by which they are divided, and each file of a part is text."""
 
     compresses = True
 
@@ -186,6 +186,8 @@ class _PartitionedText(ColumnFormat):
 
     def columns(self, batch: Batch) -> pa.RecordBatch:
         if batch.schema.equals(RECORD_SCHEMA):
+            if not self.partition_by and self.suffix == _Ndjson.suffix:
+                return batch.taken()
             raise UserError(
                 f"file {self.name!r}: partition_by: records that are not decoded have no columns to divide them by",
                 hint="decode them first: a stream, or a batch agent with a schema",
@@ -215,7 +217,7 @@ class _TextRows:
 
 
 def _partitioned(text: _TextFormat, by: Sequence[str]) -> FileFormat[Any]:
-    return _PartitionedText(text, by) if by else text
+    return _DividedText(text, by) if by else text
 
 
 class _Ndjson(_TextFormat):
@@ -316,6 +318,23 @@ class CsvSink(FileSink):
             part_bytes=part_bytes,
             part_time=part_time,
         )
+
+
+def column_format(kind: str, name: str, compression: str | None, by: Sequence[str]) -> ColumnFormat:
+    """The format of this name, as files of columns. name: of the sink. Raises UserError for a name that is none."""
+    made: ColumnFormat
+    if kind == "parquet":
+        made = Parquet(name, compression or "snappy")
+    elif kind == "arrow":
+        made = Arrow(name, compression)
+    elif kind == "ndjson":
+        made = _DividedText(_Ndjson(name, compression), by)
+    elif kind == "csv":
+        made = _DividedText(_Csv(name, compression, None), by)
+    else:
+        raise UserError(f"{name}: {kind!r} is no format of files", hint="parquet, arrow, ndjson, csv")
+    made.partition_by = tuple(by)
+    return made
 
 
 def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:

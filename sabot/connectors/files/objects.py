@@ -1,0 +1,160 @@
+"""A sink for object stores: s3://, gs://, az://, abfs://, hdfs://, and any file system of pyarrow's.
+
+An object appears when it was sent completely, so a part needs no token. Its name is made of its track and its number, and a part that
+is delivered again replaces itself by the same rows:
+
+    part-<hash of the track>-<number>.parquet    with partition_by= one in each folder, day=2026-11-22/part-…
+
+A crash leaves the objects of some partitions of a part, which its checkpoint has, so the next start delivers it again.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.codecs.records import refuse_types
+from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.files.partitions import check_partitions, partitions_of
+from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
+from sabot.connectors.files.text_sinks import column_format
+from sabot.connectors.letters import as_columns
+from sabot.errors import TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["ObjectSink"]
+
+_STORES = {"s3", "gcs", "abfs"}  # an object exists only when it was sent completely, and needs no folder
+_OBJECT_BYTES = 64 << 20
+
+
+class ObjectSink(Sink):
+    """A folder of an object store, as `files` reads them: each delivery is an object of its own, or one for each partition.
+
+    format: "parquet", "arrow", "ndjson" or "csv". compression: as the sinks of files have it. Exactly once an object is there when a
+    checkpoint covers its rows. At least once rows are sent at each checkpoint, or when there are 64 MiB of them. What is there stays.
+    """
+
+    def __init__(
+        self,
+        path: str | Remotely,
+        format: str = "parquet",
+        *,
+        compression: str | None = None,
+        partition_by: Sequence[str] = (),
+    ) -> None:
+        self._path: RemotePath = remote_path(path)
+        self.name = str(self._path)
+        self._format = column_format(format, self.name, compression, partition_by)
+        self._atomic = self._path.filesystem.type_name in _STORES
+        self._begun = ""  # how the names of objects begin; "": the sink is not open
+        self._sent = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._fits: pa.Schema | None = None
+
+    def check_types(self, schema: pa.Schema) -> None:
+        if self._format.partition_by:
+            check_partitions(schema, self._format.partition_by, self.name)
+        refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
+
+    def open(self) -> None:
+        self._open(uuid.uuid4().hex)
+
+    def claim(self, track: Track) -> Token | None:
+        self._open(hashlib.sha256(f"{track.key}\0{track.incarnation}".encode()).hexdigest()[:16])
+        return None
+
+    def _open(self, begun: str) -> None:
+        self._begun, self._sent, self._waiting = "", 0, []
+        try:
+            with naming(self._path):
+                self._path.filesystem.get_file_info([self._path.inside])
+        except OSError as error:
+            raise TransientError(f"{error}", hint="are the address and the keys of the environment right?") from error
+        self._begun = begun
+
+    def write(self, batch: Batch) -> None:
+        self._check_open()
+        if batch.num_rows:
+            self._waiting.append(self.fitting(batch.taken()))
+            if sum(each.nbytes for each in self._waiting) >= _OBJECT_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        self._check_open()
+        if self._waiting:
+            self._put(self._sent, self._waiting)
+            self._sent, self._waiting = self._sent + 1, []
+
+    def finish(self) -> None:
+        if self._begun:
+            self.flush()
+
+    def close(self) -> None:
+        self._begun, self._waiting = "", []
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        data = as_columns(data)
+        if self._fits is None or not data.schema.equals(self._fits):
+            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
+            with self._format.writing():
+                self._format.accept(Batch(empty), self._fits)
+            self._fits = data.schema
+        return data
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        self._check_open()
+        self._put(seq, batches)
+
+    def _put(self, number: int, batches: Sequence[pa.RecordBatch]) -> None:
+        """Sends the rows as the objects of this number. Doing it again changes nothing."""
+        rows = [batch.replace_schema_metadata(None) for batch in batches if batch.num_rows]
+        if not rows:
+            return
+        file = f"part-{self._begun}-{number:020}{self._format.ending}"
+        for folder, part in self._divided(pa.Table.from_batches(rows)):
+            with self._format.writing():
+                body = self._encoded(part)
+            self._send(f"{self._path.inside}/{folder}", file, body)
+
+    def _divided(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+        """The folder of each partition, with its rows; "" for all where there are none."""
+        if not self._format.partition_by:
+            yield "", table
+            return
+        for folder, rows in partitions_of(table, self._format.partition_by):
+            yield f"{folder}/", rows
+
+    def _encoded(self, rows: pa.Table) -> pa.Buffer:
+        body = pa.BufferOutputStream()
+        batches = rows.to_batches()
+        writer = self._format.start(body, batches[0])
+        assert writer is not None
+        for batch in batches:
+            writer.write(batch)
+        writer.close()
+        return body.getvalue()
+
+    def _send(self, folder: str, file: str, body: pa.Buffer) -> None:
+        target, store = self._path.at(folder + file), self._path.filesystem
+        try:
+            with naming(target), step("upload", target) as each:
+                if self._atomic:
+                    with store.open_output_stream(target.inside, compression=None) as stream:
+                        stream.write(body)
+                    return
+                store.create_dir(folder.rstrip("/"), recursive=True)
+                unfinished = (
+                    f"{folder}.{file}.tmp"  # of the same name each time, so that the next delivery clears it away
+                )
+                with store.open_output_stream(unfinished, compression=None) as stream:
+                    each.write(stream, body)
+                store.move(unfinished, target.inside)
+        except OSError as error:
+            raise TransientError(f"{error}", hint="is the bucket there, and may this machine write into it?") from error
+
+    def _check_open(self) -> None:
+        if not self._begun:
+            raise UserError(f"the sink of {self.name} is not open")

@@ -1,0 +1,176 @@
+"""Objects as a sink: formats and partitions, what is there after a crash, errors, and S3 by its address."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs as arrow_fs
+
+from sabot import App, NdjsonSink, ObjectSink, files
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.base import Track
+from sabot.errors import TransientError, UserError
+from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
+from tools.checkpoint_tools import in_memory
+
+TRACK = Track("job", "out", "one")
+ROWS = [{"day": f"d{n % 3}", "n": n} for n in range(6)]
+
+
+def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist(rows)
+
+
+def rows(source: Any) -> list[dict[str, Any]]:
+    return sorted(App("reads").stream(source).collect().to_pylist(), key=lambda row: row["n"])
+
+
+@pytest.mark.parametrize(
+    ("format", "compression"),
+    [("parquet", None), ("parquet", "zstd"), ("arrow", None), ("csv", None), ("csv", "gzip"), ("ndjson", "zstd")],
+)
+def test_each_format_is_read_again_with_files(format: str, compression: str | None) -> None:
+    store, _ = in_memory()
+    sink = ObjectSink((store, "bucket/out"), format, compression=compression)
+    sink.claim(TRACK)
+    for seq in (1, 2):
+        sink.deliver(seq, [sink.fitting(batch(ROWS[3 * seq - 3 : 3 * seq]))])
+    sink.finish()
+    sink.close()
+    assert rows(files((store, "bucket/out"), format)) == ROWS
+
+
+def test_each_partition_gets_an_object_and_a_part_replaces_itself() -> None:
+    store, handler = in_memory()
+    for _ in range(2):  # as after a crash, which the receiver need not know of
+        sink = ObjectSink((store, "bucket/out"), "ndjson", partition_by=["day"])
+        sink.claim(TRACK)
+        sink.deliver(7, [sink.fitting(batch(ROWS))])
+        sink.close()
+    found = sorted(handler.files.items())
+    assert [path.split("/")[2] for path, _ in found] == ["day=d0", "day=d1", "day=d2"]
+    assert [data for _, data in found] == [b'{"n":0}\n{"n":3}\n', b'{"n":1}\n{"n":4}\n', b'{"n":2}\n{"n":5}\n']
+
+
+def test_a_crash_between_partitions_leaves_whole_objects_and_the_part_comes_again() -> None:
+    sent: list[str] = []
+
+    def dies_at_the_third(verb: str, path: str) -> None:
+        if verb == "move":
+            sent.append(path)
+            if len(sent) == 3:
+                raise ConnectionResetError("reset by peer")
+
+    store, handler = in_memory(dies_at_the_third)
+    sink = ObjectSink((store, "bucket/out"), "ndjson", partition_by=["day"])
+    sink.claim(TRACK)
+    part = [sink.fitting(batch(ROWS))]
+    with pytest.raises(TransientError, match=r"bucket/out/day=d2/part-.*reset by peer"):
+        sink.deliver(1, part)
+    assert len([path for path in handler.files if not path.endswith(".tmp")]) == 2
+    sink.claim(TRACK)
+    sink.deliver(1, part)
+    assert sorted(path.split("/")[2] for path in handler.files) == ["day=d0", "day=d1", "day=d2"]
+    assert sum(data.count(b"\n") for data in handler.files.values()) == len(ROWS)
+    sink.close()
+
+
+def test_at_least_once_rows_are_sent_at_each_flush() -> None:
+    store, handler = in_memory()
+    sink = ObjectSink((store, "bucket/out"))
+    sink.open()
+    sink.write(Batch(batch(ROWS[:2])))
+    assert not handler.files
+    sink.flush()
+    sink.flush()
+    assert len(handler.files) == 1
+    sink.write(Batch(batch(ROWS[2:])))
+    sink.finish()
+    sink.close()
+    assert rows(files((store, "bucket/out"))) == ROWS
+
+
+async def test_a_stream_is_delivered_exactly_once(tmp_path: Path) -> None:
+    store, _ = in_memory()
+    (tmp_path / "in.ndjson").write_text("".join(f'{{"n": {n}}}\n' for n in range(100)))
+    app = App("out", state=tmp_path / "state")
+    app.stream(files(tmp_path / "in.ndjson")).to(ObjectSink((store, "bucket/out")), delivery="exactly_once")
+    await app.run()
+    assert rows(files((store, "bucket/out"))) == [{"n": n} for n in range(100)]
+
+
+def test_columns_that_the_format_cannot_hold_are_refused_before_rows_are_taken() -> None:
+    store, handler = in_memory()
+    sink = ObjectSink((store, "bucket/out"), "csv")
+    lists = batch([{"n": [1]}])
+    with pytest.raises(UserError, match=r"bucket/out.*column 'n'"):
+        sink.check_types(lists.schema)
+    sink.claim(TRACK)
+    with pytest.raises(UserError, match="cannot be written as CSV"):
+        sink.fitting(lists)
+    with pytest.raises(UserError, match="do not fit those before"):
+        sink.fitting(sink.fitting(batch([{"n": 1}])).rename_columns(["m"]))
+    assert not handler.files
+    with pytest.raises(UserError, match="no format of files"):
+        ObjectSink((store, "bucket/out"), "xml")
+
+
+def test_a_sink_of_files_names_the_one_of_objects() -> None:
+    with pytest.raises(UserError, match="s3://bucket/out/: this sink writes files of this machine") as refused:
+        NdjsonSink("s3://key:secret@bucket/out/")
+    assert "ObjectSink" in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def build(directory: Path) -> App:
+    app = App("out", state="memory", checkpoint_dir=directory / "checkpoints")
+    script = [*ROWS[:2], BARRIER, *ROWS[2:4], BARRIER, *ROWS[4:], END]
+    sink = ObjectSink((arrow_fs.LocalFileSystem(), f"{directory}/out"), "csv", partition_by=["day"])
+    app.stream(ScriptedSource(script)).to(sink, delivery="exactly_once")
+    return app
+
+
+def outcome(directory: Path) -> list[str]:
+    """What was written, and what a crash has left: nothing of it may stay."""
+    found = [path for path in (directory / "out").rglob("*") if path.is_file()]
+    return sorted(f"{path.parent.name} {path.suffix} {path.read_text()}" for path in found)
+
+
+def test_a_crash_at_some_steps_leaves_each_row_once() -> None:
+    crashes = crash_at_every_step(build, outcome, sample=2, seed=3)
+    assert crashes.died > 0
+
+
+@pytest.mark.slow  # sixteen runs
+def test_crashes_at_many_steps_leave_each_row_once() -> None:
+    crashes = crash_at_every_step(build, outcome, workers=2, sample=16, seed=11)
+    assert crashes.died > 8
+    assert crashes.kinds["upload"] > 0
+
+
+@pytest.mark.slow  # the server of the store takes seconds to import
+def test_s3_is_written_by_its_address() -> None:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
+        filesystem, _ = arrow_fs.FileSystem.from_uri(f"s3://any:any@rows/x?{options}")
+        filesystem.create_dir("rows")
+        sink = ObjectSink(f"s3://any:any@rows/out/?{options}", partition_by=["day"])
+        assert sink.name == "s3://rows/out/"
+        sink.claim(TRACK)
+        for _ in range(2):
+            sink.deliver(1, [sink.fitting(batch(ROWS))])
+        sink.close()
+        assert rows(files(f"s3://any:any@rows/out/?{options}")) == [{"n": n} for n in range(6)]
+        nowhere = ObjectSink(f"s3://any:any@none/out?{options}")
+        nowhere.claim(TRACK)
+        with pytest.raises(TransientError, match="s3://none/out/part-") as refused:
+            nowhere.deliver(1, [batch(ROWS)])
+        assert "any:any" not in str(refused.value)
+    finally:
+        server.stop()
