@@ -216,6 +216,7 @@ class SourceInput(Reader):
         self.alignments: list[Alignment] = []
         self._told_of_waiting = False
         self._kept_back: frozenset[tuple[str, int]] = frozenset()  # partitions that wait for other sources
+        self._held: frozenset[tuple[str, int]] = frozenset()  # those that the source was told of
         self._codec = codec
         self._schema = schema
         self._time = time
@@ -297,9 +298,13 @@ class SourceInput(Reader):
                     "%s is read no further for now: what it is joined with is behind by more than max_drift=", self.name
                 )
             self._kept_back = kept_back
-            self.source.hold(kept_back)
             for each in self.alignments:
                 each.waits(self, self.wake if kept_back else None)
+        if (
+            kept_back != self._held and not self.ahead
+        ):  # else nothing is read anyway, and what the source has fetched stays
+            self._held = kept_back
+            self.source.hold(kept_back)
 
     def _note_unread(self, came: bool) -> None:
         """After a poll: which partitions have rows to read, for those that are aligned with them. came: it gave rows."""

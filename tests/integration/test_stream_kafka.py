@@ -19,6 +19,10 @@ from fault_tools import Place, eventually, header, lines_of, one_line, running, 
 
 import sabot
 from sabot import App, col, tumbling
+from sabot.kafka.admin import create_topic
+from sabot.kafka.reader import KafkaReader
+from sabot.runtime.reading import Reader
+from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, started, until
 from tools.broker import free_ports
 from tools.stream_tools import BASE, PARTITIONS, SCHEMA, WINDOW, answers, expected, payments, send, tick
@@ -461,3 +465,26 @@ async def test_a_broker_that_goes_in_the_middle_and_comes_back_leaves_every_wind
         ended.set()
     assert answers(output(records)) == wanted
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
+
+
+async def test_partitions_that_are_paused_until_others_have_come_as_far_give_each_pair_once(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, held, hold = uuid.uuid4().hex[:8], set(), KafkaReader.hold
+    monkeypatch.setattr(Reader.__init__, "__kwdefaults__", {"max_rows": 50})  # rows of a batch
+    monkeypatch.setattr(KafkaReader, "hold", lambda self, places: (held.update(places), hold(self, places))[1])
+    producer = Producer({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
+    for side, parts in (("a", 2), ("b", 3)):
+        create_topic(kafka_url, f"{side}-{name}", parts)
+        for n in range(600):
+            row = b'{"n": %d, "ts": %d}' % (n, n * 1000)
+            producer.produce(f"{side}-{name}", row, partition=n % parts)
+    producer.flush()
+    app, out, schema = App(f"app-{name}", broker=kafka_url), ListSink(), {"n": "int64", "ts": "int64"}
+    app.configure(checkpoint_interval=0.05)
+    a, b = (app.stream(f"{side}-{name}", schema=schema, time="ts", lateness="1h") for side in "ab")
+    a.join(b.rename({"ts": "at"}), on="n", between=("-1s", "1s"), max_drift="1m").to(out)
+    async with started(app):
+        await until(lambda: len(out.rows) >= 600)
+    assert sorted(row["n"] for row in out.rows) == list(range(600))
+    assert held
