@@ -104,6 +104,7 @@ def test_a_pytest_that_does_not_come_to_its_end_leaves_nothing(number: int, tmp_
     assert list(program.parent.iterdir()) == [program]
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.kafka
 def test_a_broker_goes_with_a_session_that_is_killed(kafka: Broker, tmp_path: Path) -> None:
     program = f"""

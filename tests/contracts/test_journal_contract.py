@@ -568,6 +568,7 @@ def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
         journal.close()
 
 
+@pytest.mark.one_in(4, "a second of a core each")
 @pytest.mark.parametrize("kind", HOMES)
 def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
     kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

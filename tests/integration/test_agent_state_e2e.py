@@ -521,6 +521,7 @@ async def test_the_record_of_a_failed_agent_stays_in_the_later_checkpoints(kind,
     assert [row for row in again if row[0] == "good"] == [("good", n, n + 1) for n in range(60, 100)]
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_results_that_wait_for_their_sink_at_a_barrier_are_written_after_a_crash(memory_url, tmp_path):
     """At least once, whatever the sink had taken at the crash: every line's result is in the file in the end."""
     lines, out = write_lines(tmp_path / "in.ndjson", range(3000)), tmp_path / "out.ndjson"

@@ -107,6 +107,7 @@ class Shell:
         return str(action["resume_token"])
 
 
+@pytest.mark.one_in(3, "a second of a core each")
 @pytest.mark.parametrize("home", HOMES, indirect=True)
 async def test_jobs_and_questions_are_served_from_a_shell_while_the_app_runs_and_while_it_does_not(
     home: Home, memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -118,6 +118,7 @@ async def stopped_at_the_end(app, place, agent, topic):
 # Bad input
 
 
+@pytest.mark.one_in(6, "a second of a core each")
 @pytest.mark.parametrize("lanes", [{}, {"concurrency": 3}, {"key": "k"}], ids=["plain", "lanes", "keyed"])
 async def test_payloads_that_are_no_json_go_to_the_dead_letters_and_the_others_through(place, name, lanes, tmp_path):
     bad = {
@@ -299,6 +300,7 @@ async def test_a_result_that_is_too_large_for_the_broker_stops_the_app_by_name_a
 # Topics and brokers that are not there
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.kafka
 async def test_an_unknown_topic_ends_sabot_run_with_one_line_that_names_it_and_is_not_made(real, name, tmp_path):
     missing = f"missing-{uuid.uuid4().hex[:8]}"
@@ -573,6 +575,7 @@ async def test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those(
 # Agents
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.kafka
 async def test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_one_loses_nothing(real, name, tmp_path):
     topic, rows, bad = real.topic(), 200, 77
@@ -641,6 +644,7 @@ async def test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_t
     assert jsons(results) == [[n, n + 1] for n in range(9)]
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.kafka
 async def test_ctrl_c_ends_sabot_run_on_kafka_while_a_call_hangs(real, name, tmp_path):
     topic = real.topic()
@@ -753,6 +757,7 @@ async def other(ctx):
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_program_that_is_wrong_is_refused_in_one_line(tmp_path):
     (tmp_path / "twice.py").write_text(TWICE)
     line = one_line(sabot_run("twice:app", folder=tmp_path), 2)

@@ -216,6 +216,7 @@ def test_a_source_reads_parts_to_the_end_with_no_lag(kafka_url: str, topic: str,
 KILLS = [f"{when} {name}" for name in ("claim", "begin", "produce", "token", "commit") for when in ("before", "after")]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_worker_killed_at_any_step_leaves_nothing_lost_and_nothing_twice(kafka_url: str, topic: str) -> None:
     command = [sys.executable, "-P", str(CHILD), kafka_url, topic, *KILLS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -239,6 +240,7 @@ def test_a_worker_killed_at_any_step_leaves_nothing_lost_and_nothing_twice(kafka
     assert {which for which, (_, found) in outcomes.items() if found != payloads(1, 2, 3)} == set()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_worker_that_was_paused_is_shut_out_by_its_successor(kafka_url: str, topic: str) -> None:
     command = [sys.executable, "-P", str(CHILD), kafka_url, topic, "stopped before commit"]
     paused = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

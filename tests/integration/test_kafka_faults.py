@@ -83,6 +83,7 @@ def test_a_missing_sink_topic_is_made(kafka_url: str, topic: str) -> None:
     admin.delete_topic(kafka_url, topic)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each_way(
     own_kafka: Broker, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +250,7 @@ def test_settings_reach_the_client_and_secrets_never_reach_a_log(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_source_whose_client_was_full_goes_on_at_once(kafka_url: str, topic: str) -> None:
     """The client stops fetching at 100,000 records. It looked again a second later, of which two thirds went by with an empty queue."""
     rows = 300_000
@@ -286,6 +288,7 @@ def test_a_topic_deleted_while_it_is_read_is_named(kafka_url: str, topic: str) -
     source.close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_the_client_is_loaded_by_the_first_kafka_address_only() -> None:
     program = """
 import sys

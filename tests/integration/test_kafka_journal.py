@@ -153,6 +153,7 @@ def holding(address: str, lease_s: float) -> "subprocess.Popen[str]":
     return child
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_paused_owner_is_succeeded_and_learns_it_at_its_next_append(address: str, waits: bool) -> None:
     child = holding(address, 4.0)
@@ -187,6 +188,7 @@ def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(address: st
     assert jobs_of(address) == ["first", "second"]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(address: str) -> None:
     paused = holding(address, 8.0)
     paused.send_signal(signal.SIGSTOP)
@@ -250,7 +252,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.one_in(2, "the seeds differ in where the four kills come")
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("seed", [7, 8])
 def test_what_was_durable_is_there_after_kill_9_at_any_point_over_and_over(address: str, seed: int) -> None:
     dice, told, before = random.Random(seed), set(), 0

@@ -24,9 +24,10 @@ from sabot.kafka import admin, log
 from sabot.kafka.client import NoSuchTopic, link_of, producer_of
 from tools.broker import Broker
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]  # brokers that are killed, and disks that are damaged
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_topic_that_is_deleted_or_made_anew_ends_the_journal(own_kafka: Broker, topic: str) -> None:
     for number, anew in enumerate((False, True)):
         name = f"{topic}-{number}"
@@ -114,6 +115,7 @@ def answers(broker: Broker) -> bool:
         return line.connect_ex(("127.0.0.1", int(broker.url.rpartition(":")[2]))) == 0
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_broker_that_is_killed_in_the_middle_of_commits_loses_nothing(own_kafka: Broker, topic: str) -> None:
     journal = KafkaJournal(f"{own_kafka.url}/{topic}")
     told: list[int] = []
@@ -155,6 +157,7 @@ def batches(data: bytes | bytearray) -> list[int]:
     return starts
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_what_changed_on_the_brokers_disk_is_told(own_kafka: Broker, topic: str) -> None:
     def file_of(name: str, partition: int) -> Path:
         assert own_kafka.folder is not None

@@ -169,7 +169,7 @@ async def _refused_everywhere(url: str, kafka: dict[str, Any], topic: str, words
         assert hint in error.hint
 
 
-@pytest.mark.one_in(2, "all of them make their clients from the same settings")
+@pytest.mark.one_in(6, "all of them make their clients from the same settings")
 @pytest.mark.parametrize("face", FACES)
 def test_tls_with_the_right_authority_works(secure: SecureBroker, filled: str, face: Callable[..., None]) -> None:
     face(secure.url_of("TLS"), secure.tls(), filled)
@@ -215,6 +215,7 @@ async def test_a_login_where_none_is_taken_is_told(secure: SecureBroker, user: s
     await _refused_everywhere(secure.url_of("TLS"), kafka, "t", "not valid in current SASL state", "takes no login")
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_what_may_pass_is_told_in_time_with_what_it_may_be(
     secure: SecureBroker, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +361,7 @@ def app_of(secure: SecureBroker, user: str, state: Path, listener: str = "LOGIN"
     return App("secure", secure.url_of(listener), kafka=kafka, state=state, checkpoint_interval="200ms")
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_an_app_needs_the_rights_that_the_documentation_lists_and_no_more(
     secure: SecureBroker, user: str, topic: str, tmp_path: Path
 ) -> None:
@@ -414,6 +416,7 @@ async def test_an_app_with_a_wrong_password_ends_with_the_reason(
     await app.stop()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_the_command_line_tells_the_reason_and_ends(
     secure: SecureBroker, user: str, filled: str, tmp_path: Path
 ) -> None:

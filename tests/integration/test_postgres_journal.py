@@ -147,6 +147,7 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
         PostgresReader(url, app)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_wrong_password_database_or_host_is_told_without_the_password(server: Postgres) -> None:
     query(server.url, "CREATE ROLE ann LOGIN PASSWORD 'right-one'")
     rules = server.folder / "data" / "pg_hba.conf"
@@ -183,6 +184,7 @@ def test_the_command_line_takes_an_address(url: str, app: str) -> None:
 # -- what is stored -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_commit_is_on_the_disk_when_the_server_answers(server: Postgres, app: str) -> None:
     query(server.url, "ALTER ROLE sabot SET synchronous_commit = off")
     journal = PostgresJournal(server.url, app)
@@ -263,6 +265,7 @@ def owner(url: str, app: str, first: int = 0, lease_s: float = LEASE_S) -> Any:
     return child(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_worker_that_was_paused_for_longer_than_its_lease_writes_nothing_more(url: str, app: str) -> None:
     with owner(url, app) as paused:
         assert [paused.stdout.readline() for _ in range(4)] == ["held\n", "0\n", "1\n", "2\n"]
@@ -313,6 +316,7 @@ def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(url: str, a
     assert read(url, app) == jobs(4)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_paused_owner_is_waited_for_by_the_successor_of_its_successor_too(url: str, app: str) -> None:
     with owner(url, app, lease_s=0.5) as paused:
         assert paused.stdout.readline() == "held\n"
@@ -360,6 +364,7 @@ def test_of_many_who_make_a_journal_at_once_one_owns_it(url: str, app: str) -> N
     assert read(url, app) == jobs(1)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_of_an_owner_that_is_killed_anywhere_a_prefix_is_there_with_all_that_was_told(url: str, app: str) -> None:
     chance = random.Random(7)
     told = -1
@@ -413,6 +418,7 @@ class Appending:
         assert self.error is None
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
     server: Postgres, app: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -437,6 +443,7 @@ def test_entries_wait_while_the_server_is_gone_and_go_on_when_it_is_back(
     assert read(server.url, app) == jobs(position.offset + 1)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_server_that_is_killed_in_the_middle_of_commits_loses_nothing(server: Postgres, app: str) -> None:
     journal = PostgresJournal(server.url, app)
     work = Appending(journal)
@@ -555,6 +562,7 @@ def test_a_server_without_room_is_waited_for(url: str, app: str) -> None:
     assert read(url, app) == jobs(3)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_server_that_is_away_for_longer_than_our_patience_ends_the_journal(server: Postgres, app: str) -> None:
     journal = PostgresJournal(server.url, app, lease_s=LEASE_S, patience_s=0.5)
     fill(journal, 2)
@@ -597,6 +605,7 @@ def test_a_server_that_has_lost_what_was_durable_ends_the_journal(url: str, app:
     assert read(url, app) == jobs(3)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_reader_and_an_inbox_go_on_after_a_restart_of_the_server(server: Postgres, app: str) -> None:
     journal = PostgresJournal(server.url, app)
     last = journal.append(Intent("job", 0, 1, "ask", token="t"))

@@ -273,6 +273,7 @@ def test_sinks_that_start_together_make_the_tables_once(url: str) -> None:
     assert query(url, "SELECT n FROM results ORDER BY n") == [(number,) for number in range(6)]
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("fault", ["backend", "server"])
 def test_a_lost_connection_may_be_tried_again_after_a_claim(fault: str, url: str, server: Postgres) -> None:
     sink = SqlSink(url, "results")
@@ -317,6 +318,7 @@ def test_a_process_that_is_killed_again_and_again_delivers_each_part_once(url: s
     ]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_paused_process_is_taken_over_and_refused_when_it_wakes(url: str) -> None:
     process = child(url, "results", 3, "part")
     assert process.stdout is not None

@@ -348,6 +348,7 @@ threading.Thread(target=interrupt, daemon=True).start()
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_ctrl_c_ends_sabot_run_while_a_stream_waits_for_its_first_record(place, name, tmp_path):
     topic, out = place.topic(PARTITIONS), place.topic()
     (tmp_path / "impatient.py").write_text(IMPATIENT.format(name=name, topic=topic, out=out))

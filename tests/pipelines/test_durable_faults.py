@@ -79,6 +79,7 @@ async def test_a_deployment_while_a_hundred_effects_run_makes_none_of_them_twice
 # -- order ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_hundred_thousand_records_wait_behind_a_parked_job(shop: Shop) -> None:
     count = 100_000
     app = shop.app(shop.sleepy, mailbox=count)
@@ -336,6 +337,7 @@ async def test_an_agent_that_has_lost_its_key_is_refused_while_rows_wait_in_its_
 # -- the journal's disk -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_full_disk_under_the_journal_ends_the_run_and_nothing_is_done_without_its_intent(shop: Shop) -> None:
     app = shop.app(shop.handle, concurrency=1)
     await app.start()

@@ -303,6 +303,7 @@ async def test_an_agent_delivers_like_a_stream(memory_url: str, tmp_path: Path, 
     assert sink.rows == dicts([1, 2, 3])
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize(("asked", "least", "most"), [("exactly_once", 290, 330), ("at_least_once", 4, 8)])
 def test_a_checkpoint_each_second_with_an_exactly_once_sink_each_minute_without(
     asked: Any, least: int, most: int

@@ -501,6 +501,7 @@ async def chances():
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("payload", [b"{no json", b"1"], ids=["undecodable", "raising"])
 async def test_dead_letters_wait_for_their_sink_as_results_do(app, sink, narrow, payload):
     """A slow dead-letter sink was no reason to wait: all of a bad topic stood in memory before it."""

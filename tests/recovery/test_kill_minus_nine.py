@@ -144,6 +144,7 @@ async def test_a_second_worker_is_refused_while_the_first_lives_and_let_in_after
     assert set(traced(tmp_path)) == set(range(ROWS))
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_kill_before_the_first_checkpoint_begins_again_at_the_first_line(tmp_path):
     write_lines(tmp_path / "in.ndjson", [{"k": "key", "n": n} for n in range(200)])
     (tmp_path / "slow").touch()

@@ -27,6 +27,7 @@ def test_the_answer_is_that_of_all_rows_at_once(first: int) -> None:
         Seed(number).run()
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("part", ["values", "jobs"])
 def test_the_same_seed_takes_the_same_steps(part: str) -> None:
     drawn = map(Seed, range(100))

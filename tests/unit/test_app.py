@@ -95,6 +95,7 @@ def test_agent_works_without_an_event_loop_and_returns_the_function(app):
     assert set(app.agent_runtime.get_stats()) == {"shop.orders"}
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_module_with_agents_can_be_imported_with_no_loop(tmp_path):
     (tmp_path / "shop_module.py").write_text(
         textwrap.dedent("""
@@ -470,6 +471,7 @@ async def test_configure_replaces_what_the_program_says(memory_url, tmp_path):
     assert manifests(tmp_path / "state" / "checkpoints")
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_ctrl_c_ends_main_cleanly_with_state_and_position_safe(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

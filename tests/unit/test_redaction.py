@@ -644,6 +644,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         signal.signal(number, handler)
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("module", ["of_secrets", "of_wrong"])
 def test_a_traceback_at_debug_quotes_no_line_with_a_secret(module: str, programs: str, tmp_path: Path) -> None:
     done = sabot_does(tmp_path, "run", f"{module}:app", "--loglevel", "debug")

@@ -224,6 +224,7 @@ def test_a_deadline_is_a_moment() -> None:
         JobSpec(scope_id="s", deadline="5m")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_import_sabot_loads_no_client_of_a_server_that_has_a_journal() -> None:
     code = "import sys, sabot.agents; print({'psycopg', 'confluent_kafka'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -371,6 +372,7 @@ def killed(folder: Path) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_jobs_and_actions_survive_kill_9_and_are_answered_while_nobody_is_there(tmp_path: Path) -> None:
     action_id, token = killed(tmp_path / "journal")
     inbox = SqliteInbox(tmp_path)

@@ -66,6 +66,7 @@ def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) 
     assert errors == "sabot: stopping in good order; again to stop at once\n"
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
     with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app") as process:
         process.terminate()
@@ -73,6 +74,7 @@ def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_path: Path) -> None:
     stuck = HELLO.replace("flush=True)", "flush=True); __import__('time').sleep(600)")
     with sabot_running(write(tmp_path, hello=stuck), "run", "hello:app") as process:
@@ -88,6 +90,7 @@ def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_
     assert process.returncode == 130
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_options_override_what_the_program_says(tmp_path: Path) -> None:
     program = HELLO.replace("async def show(ctx):", "async def show(ctx):\n    print(app.broker, flush=True)")
     program = program.replace(".get()", '.get("memory://other")')
@@ -110,6 +113,7 @@ async def show(ctx):
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(here: Path) -> None:
     (here / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     write(here, bounded=BOUNDED)
@@ -122,6 +126,7 @@ def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh
     assert (fresh.exit_code, fresh.stdout) == (0, "row 1\nrow 2\n")
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -147,6 +152,7 @@ def test_a_failing_agent_ends_the_run_with_one_line_and_exit_code_1(tmp_path: Pa
     assert "no such account" in done.stderr
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_loglevel_debug_shows_the_traceback_of_a_failure(tmp_path: Path) -> None:
     program = HELLO.replace('print("seen", ctx.message["n"], flush=True)', 'raise ValueError("no such account")')
     done = sabot_does(write(tmp_path, hello=program), "run", "hello:app", "--loglevel", "debug")
@@ -207,6 +213,7 @@ def test_a_module_that_raises_is_shown_whole_at_loglevel_debug(here: Path) -> No
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_run_that_nobody_awaits_is_explained(here: Path) -> None:
     """In a script `app.run()` looks like the way to start; without await it does nothing, and Python says so too late."""
     folder = write(here, hello=HELLO + "app.run()\n", kept=HELLO + "main = app.run()\n")
@@ -246,6 +253,7 @@ def test_wrong_words_exit_with_2(here: Path, words: list[str]) -> None:
 # --- the demo
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_the_fraud_demo_says_its_figures_as_json(tmp_path: Path) -> None:
     done = sabot_does(tmp_path, "demo", "fraud", "--rows", "20000", "--seed", "7", "--json")
     assert done.returncode == 0, done.stderr
@@ -268,6 +276,7 @@ def test_the_fraud_demo_refuses_a_row_count_that_is_none() -> None:
     assert sabot_says("demo", "fraud", "--rows", "-5").exit_code == 2
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path) -> None:
     words = ["demo", "fraud", "--rows", "100000000", "--state", "state", "--json"]
     with child(*SABOT, *words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:

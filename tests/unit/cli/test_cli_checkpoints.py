@@ -262,6 +262,7 @@ async def test_a_savepoint_for_which_a_journal_keeps_entries_is_listed_and_dropp
     assert (again.exit_code, "holds no savepoint" in again.stderr) == (1, True)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_run_from_a_savepoint_has_its_state_and_one_that_is_not_there_is_wrong_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ def shape(text: str) -> "re.Pattern[str]":
     return re.compile(r"[\s\S]*?".join(parts) + r"\s*")
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_each_command_of_the_page_prints_what_stands_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall(PAGE.read_text())

@@ -183,6 +183,7 @@ def pieces(changes: list[Change], cuts: list[int]) -> list[pa.RecordBatch]:
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.one_in(4, "a second of a core each")
 @FEW
 @given(changes=CHANGES, cuts=CUTS, again=st.integers(0, 3))
 def test_changes_cut_anywhere_and_repeated_from_anywhere_make_their_table(

@@ -115,6 +115,7 @@ BYTES = (
 )
 
 
+@pytest.mark.slow  # a second of a core, or more
 @given(payload=BYTES, key=BYTES, headers=st.lists(st.tuples(st.text(), BYTES), max_size=3))
 def test_a_row_of_a_file_or_a_table_says_what_the_record_says(payload: Any, key: Any, headers: Any) -> None:
     own = [(name, value) for name, value in headers if name != "sabot.topic"]

@@ -578,6 +578,7 @@ def test_threads_that_have_nothing_to_do_end() -> None:
         simulated(main(), seed)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_process_ends_although_a_sync_tool_never_returns() -> None:
     """Threads of an executor are joined at the end of the process: one that hangs would keep it for ever."""
     program = """

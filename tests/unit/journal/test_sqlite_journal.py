@@ -395,6 +395,7 @@ except JournalFailed as error:
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_write_that_the_system_cuts_short_leaves_what_was_durable(tmp_path: Path) -> None:
     """A limit on the size of files: a write is short, in the middle of a commit, as on a disk that fills up."""
     done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path / "journal"], capture_output=True, text=True)

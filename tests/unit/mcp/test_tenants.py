@@ -191,6 +191,7 @@ async def test_tenants_of_programs(tenants, count, most):
     assert calls > tenants * count // 2, f"{lost} had no answer"
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_hundred_agents_of_a_runtime_have_sessions_of_their_own():
     """What `ProcessRuntime` asks of its servers: by the id of an agent."""
     kept = Kept()

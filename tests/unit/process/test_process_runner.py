@@ -383,6 +383,7 @@ async def test_health_checks_measure_and_end_with_the_last_agent(shell: str) -> 
         assert len(asyncio.all_tasks()) == 2
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_an_agent_whose_supervisor_is_killed_has_failed(shell: str) -> None:
     async with LocalProcessRunner(ProcessRunnerConfig(health_check_interval_secs=0.01)) as runner:
         handle = await runner.spawn(agent(shell, "sleep 1000"))

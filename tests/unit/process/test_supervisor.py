@@ -337,6 +337,7 @@ async def test_a_fork_of_the_worker_holds_neither_the_supervisor_nor_a_childs_st
         os.close(reader)
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_when_the_supervisor_is_killed_its_children_end_and_the_next_spawn_has_a_new_one() -> None:
     first = await Supervisor.running()
     child = await first.spawn(Command(argv=["sleep", "1000"]))

@@ -315,7 +315,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.one_in(2, "each signal and each way to run is in one of its cases")
+@pytest.mark.one_in(4, "a second of a core each")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("run", ["app.main()", "import asyncio; asyncio.run(app.run())"])
 def test_an_agent_that_blocks_the_loop_is_ended_by_the_second_signal(
@@ -358,6 +358,7 @@ def test_a_keyboard_interrupt_between_the_users_calls_ends_run_too(tmp_path: Pat
     within_seconds(partial(asyncio.run, stopped_by_itself(idle(tmp_path / "state"))))  # the directory is free
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_what_holds_up_the_end_of_the_process_is_ended_by_the_second_signal(tmp_path: Path) -> None:
     """Signals were ignored from the end of the run on, and a thread of the user's held the process for ever."""
     (tmp_path / "held.py").write_text(
@@ -411,6 +412,7 @@ def test_a_reader_of_stderr_that_stands_still_does_not_hold_up_a_stop() -> None:
     assert stopped == [signal.SIGTERM]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_closed_stderr_is_no_file_of_the_users(tmp_path: Path) -> None:
     """A file that the program opens got the free descriptor, and the words of a stop, and what libraries say, were written into it."""
     (tmp_path / "results.py").write_text(

@@ -243,6 +243,7 @@ def test_the_same_seed_does_the_same_and_another_seed_something_else():
     assert first.steps != other.steps
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_hours_of_virtual_time_take_no_time():
     def build(directory):
         app = App("slow", state="memory", checkpoint_dir=directory, checkpoint_interval="10m")

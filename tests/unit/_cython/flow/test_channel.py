@@ -335,7 +335,7 @@ async def test_two_coroutines_of_one_loop_share_a_channel():
     assert received == list(range(500))
 
 
-@pytest.mark.one_in(2, "they wait in one function")
+@pytest.mark.one_in(4, "they wait in one function")
 @pytest.mark.parametrize(
     "call", ["Channel().get()", "full.put(batch)", "Gate([Channel()]).next()", "Channel().get(timeout=3600)"]
 )

@@ -194,7 +194,7 @@ def test_a_merge_into_a_cut_table_is_not_in_the_cut():
     twin.check()
 
 
-@pytest.mark.one_in(4, "the seeds differ in the numbers of the rows")
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("seed", range(4))
 def test_a_thread_reads_the_cut_while_the_owner_goes_on(seed):
     """Growth, removal, compaction of long keys and new groups in old slots, all while the rows are copied."""

@@ -36,7 +36,7 @@ def window(aggregates: Sequence[AggregateColumn]) -> Operator:
     return WindowAggregate(TumblingWindow(3_600_000), ["user"], aggregates)
 
 
-@pytest.mark.one_in(4, "each operator, and each number of subtasks, is taken over from memory above")
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("subtasks", [1, 2])
 @pytest.mark.parametrize("make", [running, window])
 def test_groups_that_have_left_memory_are_taken_over_too(

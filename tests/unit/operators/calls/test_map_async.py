@@ -1222,7 +1222,7 @@ def test_a_large_batch_of_any_key_types_is_looked_up_like_by_hand(loop):
 # -- in an app ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2, "each seed is run, and both with and without keys")
+@pytest.mark.one_in(8, "a second of a core each")
 @pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_an_app_that_crashes_stops_and_changes_its_parallelism_counts_each_row_once(seed, by_key):

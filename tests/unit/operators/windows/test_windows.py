@@ -492,6 +492,7 @@ def test_a_slide_costs_what_its_panes_cost_not_what_the_window_has():
     assert job.parts[0].statistics()["merges"] < 6 * 1200
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
     window = hopping("1s", "500ms")
     calls = [KERNEL[0], KERNEL[3], KERNEL[5]]
@@ -519,6 +520,7 @@ def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
     assert sorted(found, key=by) == sorted(wanted, key=by)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_panes_that_leave_memory_while_their_window_slides_give_the_same(tmp_path):
     window = hopping("1s", "250ms")
     calls = [KERNEL[0], KERNEL[3], KERNEL[5]]

@@ -71,6 +71,7 @@ def test_rows_come_back_with_their_order_and_counts(tmp_path: Path, local: bool)
     assert image(again) == image(store)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_checkpoint_after_few_new_rows_writes_about_these(tmp_path: Path):
     data, order = some_rows(100_000)
     store = RowStore(ROWS, ["k"], directory=tmp_path / "local")
