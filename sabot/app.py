@@ -49,7 +49,7 @@ from sabot.kafka import RecordSender
 from sabot.logs import set_up_logging
 from sabot.operators.base import without_marks
 from sabot.operators.reading import StateView, state_of
-from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
+from sabot.plan import Plan, leading_to, make_plan, mermaid, walk, with_schemas
 from sabot.redaction import keep_settings
 from sabot.runtime.jobs import open_app_journal
 from sabot.runtime.looking import rows_of
@@ -316,8 +316,8 @@ class App(DeclaresAgents, HasTopics):
 
     def graph(self) -> str:
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
-        agents = [agent.spec for agent in self.agent_runtime.agents.values() if agent.spec is not None]
-        return mermaid(make_plan(self.agent_runtime.writes, agents=agents, parallelism=self.parallelism))
+        runtime = self.agent_runtime
+        return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.parallelism))
 
     def write(self, end: StreamEnd) -> None:
         """Adds the end of a stream; called by `Stream.to`."""
@@ -325,9 +325,9 @@ class App(DeclaresAgents, HasTopics):
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
         """Returns the agent that this function is, for streams that feed or read one."""
-        for agent in self.agent_runtime.agents.values():
-            if agent.spec is not None and agent.spec.func is function:
-                return agent.spec
+        for spec in self.agent_runtime.specs:
+            if spec.func is function:
+                return spec
         name = getattr(function, "__name__", repr(function))
         raise UserError(
             f"{name} is no agent of app {self.id}", hint=f"put @app.agent() above {name}, before the stream goes there"
@@ -347,7 +347,7 @@ class App(DeclaresAgents, HasTopics):
     def schema(self, node: Node) -> pa.Schema:
         """Returns the columns of this node; called by `Stream.schema`."""
         plan = self._plan_of(node)
-        known = plan.schemas().get(plan.stages[-1].id)
+        known = plan.schemas().get(next(stage.id for stage in reversed(plan.stages) if stage.agent is None))
         if known is None:
             raise UserError(
                 "schema: the columns are not known before the first records have come",
@@ -356,16 +356,17 @@ class App(DeclaresAgents, HasTopics):
         return without_marks(known)
 
     def _plan_of(self, node: Node) -> Plan:
-        """Returns the plan of the steps up to this node, without a sink."""
-        write = Write(node, TableSink("out"), None)
-        reads = [read for read in walk([write]) if isinstance(read, Read)]
+        """Returns the plan of the steps up to this node, and of the agents that they read, without a sink."""
+        runtime = self.agent_runtime
+        ends, agents = leading_to(Write(node, TableSink("out"), None), runtime.specs, runtime.writes)
+        reads = [read for read in walk(ends) if isinstance(read, Read)]
         known = {
             id(read): read.source.infer_schema()
             if read.schema is None and isinstance(read.source, Source)
             else read.schema
             for read in reads
         }
-        return make_plan(with_schemas([write], known), parallelism=self.parallelism)
+        return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
         """Warns of a stream without a sink, which most often is a forgotten `.to`."""

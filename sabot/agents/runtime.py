@@ -28,6 +28,11 @@ class AgentRuntime:
         self.writes: list[StreamEnd] = []  # the ends of the app's streams
         self.job = Job(app, self.agents, self.writes)
 
+    @property
+    def specs(self) -> list[AgentSpec]:
+        """What the program says of its agents."""
+        return [agent.spec for agent in self.agents.values() if agent.spec is not None]
+
     async def register_agent(self, agent_id: str, agent_func: Callable[..., Any], topic: Any, **options: Any) -> None:
         """Adds an agent; `options` are those of `App.agent`."""
         self.add(AgentSpec.of(agent_id, agent_func, topic, **options))

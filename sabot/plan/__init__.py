@@ -8,6 +8,7 @@ from sabot.plan.agents import (
     dead_letter_topics,
     fed_by_streams,
     inputs_of,
+    leading_to,
     place_of_sink,
 )
 from sabot.plan.mermaid import mermaid
@@ -32,6 +33,7 @@ __all__ = [
     "dead_letter_topics",
     "fed_by_streams",
     "inputs_of",
+    "leading_to",
     "make_plan",
     "mermaid",
     "place_of_sink",

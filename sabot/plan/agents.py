@@ -12,7 +12,15 @@ from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, agreed_delivery
 from sabot.errors import UserError
 
-__all__ = ["agreed_deliveries", "arranged", "dead_letter_topics", "fed_by_streams", "inputs_of", "place_of_sink"]
+__all__ = [
+    "agreed_deliveries",
+    "arranged",
+    "dead_letter_topics",
+    "fed_by_streams",
+    "inputs_of",
+    "leading_to",
+    "place_of_sink",
+]
 
 
 def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
@@ -94,6 +102,23 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
                 if isinstance(node, AgentRead):
                     found[node.agent.agent_id].add(end.agent.agent_id)
     return found
+
+
+def leading_to(
+    end: StreamEnd, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]
+) -> tuple[list[StreamEnd], list[AgentSpec]]:
+    """Returns the ends of streams and the agents, of those of an app, whose rows come to this end, which is the last one."""
+    feeds = [each for each in ends if isinstance(each, Feed)]
+    used: list[StreamEnd] = [end]
+    wanted: set[str] = set()
+    while True:
+        found = {node.agent.agent_id for node in walk(used) if isinstance(node, AgentRead)} | wanted
+        sinks = [spec.func for spec in specs if spec.agent_id in found]
+        found |= {spec.agent_id for spec in specs if any(spec.sink is func for func in sinks)}
+        if found == wanted:
+            return used, [spec for spec in specs if spec.agent_id in wanted]
+        wanted = found
+        used = [*(feed for feed in feeds if feed.agent.agent_id in wanted), end]
 
 
 def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:

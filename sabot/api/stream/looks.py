@@ -2,8 +2,9 @@
 
 import pyarrow as pa
 
+from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.changes import Materialize
-from sabot.api.nodes.node import Node
+from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Head
 from sabot.api.stream.outputs import html, shown
@@ -38,12 +39,21 @@ class Looks:
         over a topic needs one of the two, or ends in `head(n)`; it begins where the app's `start=` says, and commits nothing. For changes
         without an end it is `seconds`: what exists then. A window that is still open then gives no row.
         """
+        return self._rows("collect", limit, seconds)
+
+    def _rows(self, where: str, limit: int | None, seconds: Duration | None) -> pa.Table:
+        """What `collect` returns. where: who looks, for errors."""
         node, endless = self._node, endless_read(self._node) is not None
+        if agents := [each.agent.agent_id for each in walk([node]) if isinstance(each, AgentRead)]:
+            raise UserError(
+                f"{where}: agent {agents[0]} gives rows only while the app runs",
+                hint="write the stream with .to(…), .to(sabot.console()) to see it, and start the app; explain() shows its plan",
+            )
         if limit is not None and not is_whole(limit, 0):
-            raise UserError(f"collect: limit={limit!r} is no number of rows", hint="a whole number, 0 or more")
+            raise UserError(f"{where}: limit={limit!r} is no number of rows", hint="a whole number, 0 or more")
         if endless and isinstance(node, Head):
             limit = node.n if limit is None else min(limit, node.n)
-        wait = None if seconds is None else parse_seconds(seconds, name="collect: seconds", zero=False)
+        wait = None if seconds is None else parse_seconds(seconds, name=f"{where}: seconds", zero=False)
         return self._owner.collect(Materialize(node) if node.changes else node, limit, wait)
 
     def print(self, n: int = 20, *, seconds: Duration | None = None) -> None:
@@ -51,10 +61,10 @@ class Looks:
         (by default 10).
         """
         if endless_read(self._node) is None:
-            table, within = self.collect(seconds=seconds), ""
+            table, within = self._rows("print", None, seconds), ""
         else:
             wait = _PRINT_SECONDS if seconds is None else parse_seconds(seconds, name="print: seconds", zero=False)
-            table = self.collect(limit=n, seconds=wait)
+            table = self._rows("print", n, wait)
             within = f" in {wait:g} s" if table.num_rows < n else ""
         print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows{within}")
 

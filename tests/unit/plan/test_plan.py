@@ -354,3 +354,41 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
         with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
             _ = each.nonsense
         assert not hasattr(each, "_repr_png_")
+
+
+def test_the_plan_of_an_agent_s_rows_has_all_that_feeds_it(memory_url):
+    app = App("one", broker=memory_url)
+
+    @app.agent(schema={"n": "int64"})
+    async def last(ctx):
+        return ctx.message
+
+    @app.agent("apart")
+    async def apart(ctx):
+        return None
+
+    @app.agent("middles", sink=last)
+    async def middle(ctx):
+        return ctx.message
+
+    app.stream("firsts", schema={"n": "int64"}).to(middle)
+    stream = app.stream(last, schema={"n": "int64"}).select("n")
+    plan = stream.explain()
+    assert all(part in plan for part in ("read firsts", "agent one.middle", "agent one.last", "read one.last"))
+    assert "apart" not in plan
+    assert "n: int64" in stream._repr_html_()
+    assert "agent one.middle" in stream._repr_html_()
+
+
+@pytest.mark.parametrize("look", ["collect", "print"])
+def test_rows_of_an_agent_are_no_look_at_a_stream(memory_url, look):
+    app = App("one", broker=memory_url)
+
+    @app.agent("numbers")
+    async def give(ctx):
+        return ctx.message
+
+    stream = app.stream(give, schema={"n": "int64"})
+    with pytest.raises(UserError, match=f"{look}: agent one.give gives rows only while the app runs.*console"):
+        getattr(stream, look)(1) if look == "print" else stream.collect(limit=1)
+    assert "agent one.give\n  read numbers\n" in stream.explain()
