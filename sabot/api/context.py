@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sabot.api.functions import Timers, checked_ms
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.records import HeadersLike, checked_headers
 from sabot.config import checked_text
 from sabot.errors import NoStateBackend, UserError
 from sabot.state import (
@@ -41,7 +42,8 @@ class Message:
     """A result with a key, headers or a topic of its own: `return Message(value, key=b"acc1", topic="alerts")`.
 
     `value`: bytes are written as they are, anything else as JSON. `key`: bytes or str; by default the key of the input record.
-    `topic`: one of the agent's sinks, by its name; by default the first one.
+    `headers`: a dict, or pairs, of a name and bytes, or a str that becomes UTF-8. `topic`: one of the agent's sinks, by its name; by
+    default the first one.
     """
 
     __slots__ = ("headers", "key", "topic", "value")
@@ -51,19 +53,15 @@ class Message:
         value: Any,
         *,
         key: bytes | str | None = None,
-        headers: tuple[tuple[str, bytes], ...] = (),
+        headers: HeadersLike = (),
         topic: str | None = None,
     ) -> None:
         self.value = value
         self.topic = None if topic is None else checked_text(topic, "Message: topic")
         self.key = key.encode() if isinstance(key, str) else key
-        self.headers = tuple((name, data) for name, data in headers)
+        self.headers = checked_headers(headers, "Message")
         if self.key is not None and not isinstance(self.key, bytes):
             raise UserError(f"Message: the key is {type(key).__name__}", hint="bytes or str")
-        for header, data in self.headers:
-            if not isinstance(header, str) or not isinstance(data, bytes):
-                raise UserError("Message: headers are pairs of a name (str) and a value (bytes)")
-            checked_text(header, "Message: header")
 
 
 class StateAccessor(ValueState):

@@ -4,7 +4,7 @@ Here are also the changes of a table as records, and the bounds of a record's si
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from sabot._cython.text.json import NESTING_MAX, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.arrays import python_value
 from sabot.codecs.marks import DELETE, OP_COLUMN
+from sabot.config import checked_text
 from sabot.errors import UNREADABLE, DataError, UserError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HEAD_BYTES",
     "RECORD_SCHEMA",
     "Headers",
+    "HeadersLike",
     "Record",
     "above",
     "bounded",
@@ -32,6 +34,7 @@ __all__ = [
     "carries_changes",
     "change_records",
     "check_keys",
+    "checked_headers",
     "decode_json",
     "empty_batch",
     "encode_json",
@@ -61,6 +64,7 @@ def _of_numpy(value: Any) -> Any:
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(enc_hook=_of_numpy).encode
 
+_HEADERS_HINT = 'headers={"unit": "C"}, or pairs: a name (str) and a value (bytes or str)'
 _HEADERS: Any = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 
 RECORD_SCHEMA = pa.schema(
@@ -82,6 +86,9 @@ HEAD_BYTES = 1024
 """How many bytes of a record that is too large are kept for its dead letter."""
 
 Headers = tuple[tuple[str, bytes], ...]
+
+HeadersLike = Mapping[str, bytes | str | None] | Iterable[tuple[str, bytes | str | None]]
+"""What a program may give as headers, see `checked_headers`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,30 @@ def encode_key(key: Any) -> bytes | None:
     if key is None or isinstance(key, bytes):
         return key
     return key.encode() if isinstance(key, str) else encode_json(key)
+
+
+def checked_headers(headers: HeadersLike, what: str) -> Headers:
+    """The headers as a record holds them: of pairs, or of a dict, with texts as UTF-8. A value may be None, as on Kafka.
+
+    Raises UserError, whose text begins with `what`.
+    """
+    if headers == ():
+        return ()
+    pairs: Any = headers.items() if isinstance(headers, Mapping) else headers
+    made: list[Any] = []
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Iterable):
+        raise UserError(f"{what}: headers={pairs!r:.60}", hint=_HEADERS_HINT)
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(f"{what}: {pair!r:.60} is no header", hint=_HEADERS_HINT)
+        name, value = pair
+        checked_text(name, f"{what}: header")
+        if isinstance(value, str):
+            value = checked_text(value, f"{what}: header {name!r}").encode()
+        if value is not None and not isinstance(value, bytes):
+            raise UserError(f"{what}: the header {name!r} is {type(value).__name__}", hint=_HEADERS_HINT)
+        made.append((name, value))
+    return tuple(made)
 
 
 def build_records(

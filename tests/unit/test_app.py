@@ -12,7 +12,7 @@ import threading
 import pyarrow as pa
 import pytest
 
-from sabot import AgentFailed, App, JobLocked, UserError
+from sabot import AgentFailed, App, JobLocked, Message, UserError
 from sabot.agents.runtime import AgentRuntime
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
@@ -544,6 +544,32 @@ async def test_send_carries_headers_timestamp_and_partition(app):
     record = records(app, "orders")[0]
     assert offset == 0
     assert (record.headers, record.timestamp, record.partition) == ((("a", b"1"),), 1_700_000_000_123, 2)
+
+
+@pytest.mark.parametrize("headers", [{"unit": "°C"}, [("unit", "°C")], {"unit": "°C".encode()}])
+async def test_headers_may_be_a_dict_and_texts_everywhere(app, headers):
+    """A reader of memory:// ended with a TypeError at a text, and the good record behind it was lost."""
+
+    @app.agent("orders", sink="out")
+    async def orders(ctx):
+        return Message(ctx.headers[0][1].decode(), headers=headers)
+
+    await app.send("orders", 1, headers=headers)
+    MemoryBroker.get(app.broker).publish("orders", [2], headers=headers)
+    async with started(app):
+        await until(lambda: values(app, "out") == ["°C", "°C"])
+    assert {record.headers for record in records(app, "out")} == {(("unit", "°C".encode()),)}
+
+
+@pytest.mark.parametrize("headers", [{"unit": 1}, [("unit",)], [(b"unit", b"C")], ["ab"], "unit", None, {"a\0": b""}])
+async def test_headers_that_no_record_can_have_are_refused_by_all_that_take_them(app, headers):
+    with pytest.raises(UserError, match=r"send\('orders'\).*header"):
+        await app.send("orders", 1, headers=headers)
+    with pytest.raises(UserError, match=r"publish\('orders'\).*header"):
+        MemoryBroker.get(app.broker).publish("orders", [1], headers=headers)
+    with pytest.raises(UserError, match=r"Message.*header"):
+        Message(1, headers=headers)
+    assert records(app, "orders") == []
 
 
 async def test_send_works_from_another_loop_on_another_thread_while_the_app_runs(app):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import Headers, Record, encode_json, encode_key
+from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, encode_json, encode_key
 from sabot.config import parse_broker
 from sabot.connectors.base import Token, Track
 from sabot.connectors.memory.topic import Topic, size_of
@@ -70,22 +70,23 @@ class MemoryBroker:
         *,
         key: Any = None,
         partition: int | None = None,
-        headers: Headers = (),
+        headers: HeadersLike = (),
         timestamp: int | None = None,
     ) -> int:
         """Appends the values and returns the offset of the last one (-1 when there are none).
 
         A value that is bytes goes as it is, None is a null payload, anything else becomes JSON. `key` (bytes,
-        str as UTF-8, else JSON), `headers` and `timestamp` (ms, default now) hold for all of them. The
-        partition is the one given, else that of the key, else the next in turn (which changes every 8,192
-        values). Never waits: raises TransientError when the topic is full of what a live reader has not read.
+        str as UTF-8, else JSON), `headers` (as of `Message`) and `timestamp` (ms, default now) hold for all of
+        them. The partition is the one given, else that of the key, else the next in turn (which changes every
+        8,192 values). Never waits: raises TransientError when the topic is full of what a live reader has not read.
         """
         if isinstance(values, bytes | str | dict):
             raise UserError(f"publish({topic!r}) takes a list of values, not one {type(values).__name__}")
+        pairs = checked_headers(headers, f"publish({topic!r})")
         payloads = [v if v is None or isinstance(v, bytes) else encode_json(v) for v in values]
         where = self.topic(topic)
-        stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
-        last = where.publish(payloads, encode_key(key), partition, tuple(headers), stamp)
+        stamp = _stamp(topic, timestamp)
+        last = where.publish(payloads, encode_key(key), partition, pairs, stamp)
         if last is None:
             raise where.full()
         return last
@@ -103,7 +104,7 @@ class MemoryBroker:
         full.
         """
         where = self.topic(topic)
-        stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
+        stamp = _stamp(topic, timestamp)
         pairs = tuple(headers)
         while True:
             offset = where.publish([payload], key, partition, pairs, stamp)
@@ -184,3 +185,11 @@ class MemoryBroker:
             if topic is None:
                 topic = self._topics[name] = Topic(name, lambda: self.retention_bytes)
             return topic
+
+
+def _stamp(topic: str, timestamp: int | None) -> int:
+    """The time of a record, in ms. Raises UserError for one that no record can hold, at which each reader would fail."""
+    stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
+    if abs(stamp) >= 1 << 63:
+        raise UserError(f"topic {topic!r}: timestamp={timestamp}", hint="ms since 1970, in 64 bits")
+    return stamp

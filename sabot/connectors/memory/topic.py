@@ -148,16 +148,16 @@ class Partition:
         rows = len(self.payloads)
         if not rows:
             return
-        self.end -= rows
-        self.nbytes -= self.tail_bytes
         chunk = build_records(
             self.payloads,
             None if not any(key is not None for key in self.keys) else self.keys,
             self.stamps,
             self.index,
-            np.arange(self.end, self.end + rows),
+            np.arange(self.end - rows, self.end),
             self.headers if any(self.headers) else None,
         )
+        self.end -= rows
+        self.nbytes -= self.tail_bytes
         self._new_tail()
         self._push(chunk)
 

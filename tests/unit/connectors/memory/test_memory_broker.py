@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+from sabot.connectors.memory.topic import Partition
 from sabot.errors import TransientError, UserError
 from sabot.testing import MemoryBroker as PublicBroker
 
@@ -50,6 +51,27 @@ def test_publish_takes_bytes_as_they_are_none_as_null_and_the_rest_as_json(memor
     found = [record.payload for record in broker.records("t")]
     assert found == [b"raw", None, b'{"a":[1,2.5,null]}', b'"text"', b"7"]
     assert broker.records("unknown") == []
+
+
+async def test_a_time_that_no_record_can_hold_is_refused_and_loses_no_record(memory_url: str) -> None:
+    """It was found when the records were read: those that stood beside it were lost."""
+    broker = MemoryBroker.get(memory_url)
+    broker.publish("t", [1])
+    with pytest.raises(UserError, match="64 bits"):
+        broker.publish("t", [2], timestamp=1 << 63)
+    with pytest.raises(UserError, match="64 bits"):
+        await broker.send("t", b"2", timestamp=-1 << 64)
+    assert [record.value for record in broker.records("t")] == [1]
+
+
+def test_records_that_cannot_be_sealed_stay_where_they_are() -> None:
+    part = Partition(0)
+    part.extend([b"1"], None, 0, (), 80)
+    part.extend([b"2"], None, 0, (("unit", 3),), 80)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            part.seal()
+        assert (part.payloads, part.end, part.nbytes) == ([b"1", b"2"], 2, 160)
 
 
 def test_keys_may_be_bytes_text_or_anything_json_says(memory_url: str) -> None:
