@@ -6,9 +6,10 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,14 +20,14 @@ from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import LetterRefused, NonDeterminism, UserError
+from sabot.errors import NonDeterminism, UserError
 from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.taking import part_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal import Letter, MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.llm.messages import assistant, system
@@ -83,22 +84,24 @@ async def fork(
     and the names of signals, what they are answered with; by the names of agents, the results of children. model: is asked in place of the
     one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
     are denied. gate: decides too. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
-    answers. Else it waits for that, and the log says for what, and how long.
+    answers. Else it waits for that, and the log says for what, and how long. clock: its time goes on from that of the last entry that is
+    taken over, so a deadline of what is asked now is as far away as it was for the job.
 
     Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
     else before it.
     """
     entries = _up_to(recording, at)
+    clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)
     home = MemoryHome(clock)
     home.key = recording.key
     journal = MemoryJournal(home)
     for entry in entries:
         journal.append(entry)
     changes = _Changes(answers or {}, prompt)
-    owner = _ForkOwner(code, journal, changes, clock, no_wait=no_wait)
+    owner = _ForkOwner(code, changes, clock, no_wait=no_wait)
 
     def run_of(*given: Any, **how: Any) -> JobRun:
-        owner.run = _ForkRun(*given, **how, changes=changes)
+        owner.run = _ForkRun(*given, **how, changes=changes, on_answered=owner.answer)
         if owner.run.history.runs <= len(recording.seeds):
             owner.run.set_seed(recording.seeds[owner.run.history.runs - 1])
         return owner.run
@@ -215,12 +218,37 @@ class _Changes:
         return said if isinstance(said, Completion) else Completion(message=assistant(said), model=name)
 
 
-class _ForkRun(JobRun):
-    """A run in which some calls have stand-ins, and requests of models other instructions."""
+class _ForkClock:
+    """A clock whose calendar goes on from `since`, in seconds."""
 
-    def __init__(self, *given: Any, changes: _Changes, **how: Any) -> None:
+    def __init__(self, clock: Clock, since: float) -> None:
+        self.monotonic = clock.monotonic
+        self._behind = since - clock.monotonic()
+
+    def time(self) -> float:
+        """As `Clock.time`, had the fork begun at `since`."""
+        return self.monotonic() + self._behind
+
+
+class _ForkRun(JobRun):
+    """A run in which some calls have stand-ins, and requests of models other instructions. on_answered: is told of each question and wait
+    that `answers` has, when it is in the journal and the function waits for it.
+    """
+
+    def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
         super().__init__(*given, **how)
-        self._changes = changes
+        self._changes, self._on_answered = changes, on_answered
+        self._answered: set[int] = set()  # ordinals
+
+    def may_park(self, now_s: float) -> bool:
+        """As `JobRun.may_park`: not where an answer comes at once."""
+        asks, answers = self.open.values(), self._changes.answers
+        answered = [ask for ask in asks if ask.kind in ("ask", "wait") and ask.name in answers]
+        for ask in answered:
+            if ask.ordinal not in self._answered:
+                self._answered.add(ask.ordinal)
+                self._on_answered(ask)
+        return not answered and super().may_park(now_s)
 
     def set_seed(self, seed: bytes) -> None:
         """What is drawn by lot is drawn as it was."""
@@ -276,9 +304,7 @@ class _ForkOwner:
     leaves_at_once = sleep_counts = False
     code = _CODE
 
-    def __init__(
-        self, code: JobCode, journal: MemoryJournal, changes: _Changes, clock: Clock, *, no_wait: bool
-    ) -> None:
+    def __init__(self, code: JobCode, changes: _Changes, clock: Clock, *, no_wait: bool) -> None:
         self._changes, self._clock, self._no_wait = changes, clock, no_wait
         self._said: set[int] = set()  # ordinals of what the log has said that it waits for
         self.waits_for: tuple[str, ...] = ()
@@ -286,7 +312,7 @@ class _ForkOwner:
         self.value: Any = None
         self.error: BaseException | None = None
         self.over_as: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._code, self._journal = code, journal
+        self._code = code
         self._host: JobHost | None = None
 
     def broken(self, what: str, error: BaseException) -> None:
@@ -330,13 +356,9 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """As `JobOwner.parked`. What `answers` has is answered; where only a person could go on with it, the fork is over."""
+        """As `JobOwner.parked`. Where only a person could go on with it, the fork is over."""
         asks = self.run.open.values()
-        answered = [ask for ask in asks if ask.kind in ("ask", "wait") and ask.name in self._changes.answers]
-        for ask in answered:
-            asyncio.get_running_loop().call_soon(self._answer, ask)
-        told = any(ask.kind == "child" and self._changes.of(ask.name) is not None for ask in asks)
-        if answered or told:
+        if any(ask.kind == "child" and self._changes.of(ask.name) is not None for ask in asks):
             return
         if self._no_wait or not any(ask.due_ms for ask in asks):
             self.waits_for = tuple(map(self._words, asks))
@@ -355,16 +377,21 @@ class _ForkOwner:
             words += f": answers={{{ask.name!r}: …}} (--answer {ask.name}=JSON) answers it"
         return words
 
-    def _answer(self, ask: Ask) -> None:
-        body = msgspec.json.encode(self._changes.answers[ask.name])
-        letter = Letter("answer", ask.token, body=body, by="fork")
+    def answer(self, ask: Ask) -> None:
+        """What `answers` has comes behind what the function has asked. Neither the inbox nor a deadline stands in its way."""
+        assert self._host is not None
+        self._host.put(partial(self._answer, self.run, ask))
+
+    def _answer(self, run: JobRun, ask: Ask) -> None:
+        host = self._host
+        assert host is not None
+        if ask.ordinal not in run.open or run is not self.run:  # the function has stopped waiting for it
+            return
+        body, at_ms = msgspec.json.encode(self._changes.answers[ask.name]), host.now_ms()
+        entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, ask.token, "resolved", body, "fork")
         if ask.kind == "wait":
-            letter = Letter("signal", f"fork {ask.ordinal}", self.run.job_id, ask.name, body, "fork")
-        try:
-            self._journal.post(letter)
-        except LetterRefused as error:
-            if error.reason not in ("second", "closed"):  # the job has parked once more before it was taken
-                self.broken("an answer", error)
+            entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
+        host.arrived(host.append(entry, host.live(run.job_id)), entry)
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`."""

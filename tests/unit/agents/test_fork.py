@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from unit.agents.test_replay import World, recorded
-from unit.jobs.hosting import Agent, hosting
+from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot import App
 from sabot.agents import (
@@ -301,6 +301,61 @@ async def test_a_job_of_a_kernel_and_one_of_an_app_are_forked_over_continue_as()
     [spec] = [agent.spec for agent in app.agent_runtime.agents.values()]
     found = await fork(recording, code_of(spec), at=1, answers={"look": "new"})
     assert (found.outcome, found.result) == ("succeeded", "new")
+
+
+# -- its time --------------------------------------------------------------------------------------------------------------
+
+
+async def sells(ctx: DurableContext) -> Any:
+    said = (await ctx.ask("confirm", {}, timeout="5s")).outcome
+    try:
+        price = await ctx.wait("price", timeout="1s")
+    except TimeoutError:
+        price = None
+    return [said, price, ctx.now()]
+
+
+async def sold_without_answers() -> Recording:
+    clock = ManualClock(1_000.0)
+    async with hosting(home := MemoryHome(clock), Agent(sells, clock)) as running:
+        running.begin("job")
+        await running.parks("job")
+        clock.advance(5)
+        await running.until(lambda: any(getattr(entry, "name", "") == "price" for entry in entries(home)))
+        clock.advance(1)
+        await running.over("job")
+        assert running.agent.done["job"] == ["expired", None, 1_006_000]
+    return record_job(MemoryReader(home), "job")
+
+
+@pytest.mark.parametrize(
+    ("at", "answers", "result"),
+    [
+        (0, {"confirm": {}, "price": 7}, ["resolved", 7, 1_000_000]),
+        (1, {"price": 7}, ["expired", 7, 1_005_000]),
+        (2, {"price": 7}, ["expired", None, 1_006_000]),
+    ],
+)
+async def test_what_has_an_answer_is_answered_though_its_deadline_is_long_past(
+    at: int, answers: dict[str, Any], result: list[Any]
+) -> None:
+    """The deadline of then was held against the clock of today, so the answer was refused, or not looked at."""
+    code, recording = JobCode(Agent(sells).call), await sold_without_answers()
+    found = await fork(recording, code, at=at, answers=answers, clock=ManualClock(90_000.0))
+    assert (found.outcome, found.result, found.unused) == ("succeeded", result, ())
+    assert verified(found.recording, code).same
+
+
+async def test_a_deadline_is_as_far_away_from_the_begin_of_a_fork_as_it_was_for_the_job() -> None:
+    code, recording = JobCode(Agent(sells).call), await sold_without_answers()
+    clock = ManualClock(90_000.0)
+    found = await fork(recording, code, at=0, clock=clock, no_wait=True)
+    assert "for 0:00:05: " in found.waits_for[0]
+    forking = asyncio.ensure_future(fork(recording, code, at=1, clock=clock))
+    while not forking.done():
+        await asyncio.sleep(0.001)
+        clock.advance(0.25)
+    assert forking.result().result[:2] == ["expired", None]
 
 
 # -- what it waits for -----------------------------------------------------------------------------------------------------
