@@ -37,6 +37,20 @@ class Plan:
                     wanted.append(each)
         return found
 
+    def aligned(self, stage: Stage) -> list[Stage]:
+        """The stages whose sources are read at about the same event time for this one (`Aligned`). Those that end, and that others wait
+        for until then, are read as they come.
+        """
+        if stage.aligned is None:
+            return []
+        as_they_come = self.before_first()
+        found = [(each, each.reading) for each in self.stages if each.reading is not None and each.reading.timed]
+        return [
+            each
+            for each, reading in found
+            if reading.node in stage.aligned.sources and not (reading.node.bounded and each.id in as_they_come)
+        ]
+
     def check(self) -> None:
         """Opens and closes every operator whose columns are known. Raises UserError for names and types that do not fit."""
         self.schemas()
@@ -102,6 +116,9 @@ class Plan:
                 sink, key = stage.sink
                 name = sink if isinstance(sink, str) else sink.name
                 lines.append(f"  write {name}" + ("" if key is None else f", key {key}"))
+            if stage.aligned is not None and (read := self.aligned(stage)):
+                names = ", ".join(dict.fromkeys(each.reading.node.name for each in read if each.reading is not None))
+                lines.append(f"  {names}: read at most {stage.aligned.max_drift_ms} ms apart (max_drift)")
             _describe(stage.targets, "  ", lines)
         return "\n".join(lines)
 

@@ -174,13 +174,11 @@ class Build:
         for built in self.stages.values():
             if any(built.first):
                 self._wait_for_first(built)
-        for aligned in [stage.aligned for stage in self.plan.stages if stage.aligned is not None]:
-            inputs = [each for each in self.inputs if each[0].node in aligned.sources and each[0].timed]
-            # Those that end, and that others wait for until then, are read as they come.
-            members = [
-                source for _, task, source in inputs if not (source.source.bounded and _stage_of(task) in self._tell)
-            ]
-            Alignment(aligned.max_drift_ms, members)
+        for stage in self.plan.stages:
+            if stage.aligned is not None:
+                read = {each.id for each in self.plan.aligned(stage)}
+                members = [source for _, task, source in self.inputs if _stage_of(task) in read]
+                Alignment(stage.aligned.max_drift_ms, members)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
         if restored is not None:

@@ -69,6 +69,11 @@ class Read(Node):
         return self.source if isinstance(self.source, str) else self.source.name
 
     @property
+    def bounded(self) -> bool:
+        """Whether it has an end."""
+        return not isinstance(self.source, str) and self.source.bounded
+
+    @property
     def has_time(self) -> bool:
         """A column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
@@ -238,7 +243,7 @@ def _check_time_column(time: str | Expr | None, schema: pa.Schema) -> None:
 def endless_read(node: Node) -> Read | None:
     """A source of this step's rows that has no end; None where all have one."""
     reads = (each for each in walk([node]) if isinstance(each, Read))
-    return next((each for each in reads if isinstance(each.source, str) or not each.source.bounded), None)
+    return next((each for each in reads if not each.bounded), None)
 
 
 def only_source(node: Node) -> str:

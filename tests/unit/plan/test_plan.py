@@ -392,3 +392,28 @@ def test_rows_of_an_agent_are_no_look_at_a_stream(memory_url, look):
     with pytest.raises(UserError, match=f"{look}: agent one.give gives rows only while the app runs.*console"):
         getattr(stream, look)(1) if look == "print" else stream.collect(limit=1)
     assert "agent one.give\n  read numbers\n" in stream.explain()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"between": ("0s", "1h"), "max_drift": "2s"}, "\n  left, right: read at most 2000 ms apart (max_drift)\n"),
+        ({"between": ("0s", "1h")}, "\n  left, right: read at most 300000 ms apart (max_drift)\n"),
+        ({"between": ("0s", "1h"), "max_drift": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_plan_says_which_sources_wait_for_each_other(memory_url, how, said):
+    app = App("one", broker=memory_url)
+    left, right = (app.stream(name, schema={"k": "int64", "ts": "int64"}, time="ts") for name in ("left", "right"))
+    plan = left.join(right, on="k", **how).explain()
+    assert said in plan if said else "max_drift" not in plan
+
+
+def test_a_file_that_is_read_first_waits_for_nobody(app, tmp_path):
+    """Neither the plan nor the start aligns it: what waits for its end is aligned alone."""
+    (tmp_path / "names.ndjson").write_text('{"k": 1, "ts": 1}\n')
+    orders = app.stream("orders", schema={"k": "int64", "ts": "int64"}, time="ts")
+    plan = orders.join_asof(app.table(sabot.files(tmp_path / "names.ndjson"), key="k", time="ts"), on="k").explain()
+    assert "before all others" in plan
+    assert "\n  orders: read at most 300000 ms apart (max_drift)\n" in plan
