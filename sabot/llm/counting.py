@@ -49,15 +49,23 @@ def most_tokens(text: str) -> int:
 
 
 def most_tokens_asked(spec: RequestSpec) -> int:
-    """As many tokens as a request may have to read at most. A picture counts IMAGE_TOKENS."""
+    """As many tokens as a request may have to read at most: of all that is sent, so also of reasoning that its vendor gets back. A picture
+    counts IMAGE_TOKENS.
+    """
     tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools else 0)
     for message in spec.messages:
         tokens += _OF_A_MESSAGE + most_tokens(message.text)
         if not isinstance(message.content, str):
             tokens += IMAGE_TOKENS * sum(isinstance(part, Image) for part in message.content)
         for call in message.tool_calls:
-            tokens += _OF_A_MESSAGE + most_tokens(call.name) + most_tokens(call.arguments)
+            tokens += _OF_A_MESSAGE + sum(map(most_tokens, (call.id, call.name, call.arguments)))
+        tokens += most_tokens(message.tool_call_id) + sum(map(_most_kept, (message.vendor or {}).values()))
     return tokens
+
+
+def _most_kept(kept: object) -> int:
+    """Of what a vendor gets back with a message: JSON, or how many tokens of it the vendor itself keeps."""
+    return kept if type(kept) is int else most_tokens(msgspec.json.encode(kept).decode())
 
 
 def _schemas(spec: RequestSpec) -> Iterator[str]:
@@ -65,3 +73,4 @@ def _schemas(spec: RequestSpec) -> Iterator[str]:
         yield msgspec.json.encode(each).decode()
     if spec.output is not None:
         yield msgspec.json.encode(spec.output).decode()
+        yield spec.output_name

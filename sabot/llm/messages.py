@@ -63,7 +63,8 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a conversation.
 
     content: text, or parts. tool_calls: of an assistant's message. tool_call_id: which call a tool's message is the result of; is_error: it
-    says what went wrong. vendor: what the model's vendor wants to get back with the message, and nobody else reads (signed reasoning).
+    says what went wrong. vendor: what the model's vendor wants to get back with the message, and nobody else reads (signed reasoning): JSON
+    by the vendor's API; a number is of tokens that the vendor itself keeps, and reads again.
     """
 
     role: Role

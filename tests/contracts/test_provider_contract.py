@@ -41,6 +41,7 @@ from sabot.llm import (
     tool_result,
     user,
 )
+from sabot.llm.counting import most_tokens_asked
 from sabot.testing import FakeModelServer
 
 KEY = "sk-proj-Zq81MvtT0p5ecret"
@@ -279,6 +280,19 @@ async def test_what_a_vendor_wants_back_of_its_reasoning_is_sent_back_as_it_came
     assert case.asked.messages[1].vendor == vendor
     pieces = await streamed(case.provider, spec(tools=(LOOK,)))
     assert "".join(piece.reasoning for piece in pieces) == "Hm, Rome."
+
+
+@each_way
+async def test_reasoning_that_comes_by_its_id_is_kept_with_its_tokens_so_that_budgets_count_it(cases, way):
+    called = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "look", "arguments": CALL.arguments}
+    items = [{"type": "reasoning", "id": "rs_1", "summary": []}, called]
+    thought = ChatMessage("assistant", "", (CALL,), vendor={"openai.responses": items})
+    case = cases("responses", Completion(message=thought, usage=Usage(10, 3_900, reasoning_tokens=3_800)))
+    first = await ask(case.provider, spec(), way)
+    after = RequestSpec(messages=(user("hello"), first.message, tool_result("call_1", "found")))
+    assert most_tokens_asked(after) > 3_800
+    await ask(case.provider, after, way)
+    assert case.asked.messages[1].vendor == {"openai.responses": items}  # what is sent is not changed
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """OpenAI's responses: requests and answers as JSON.
 
 An answer is a list of items. Where there are others than texts and calls of tools (reasoning), all of them are kept in the message's
-`vendor` and sent back as they came.
+`vendor` and sent back as they came. Reasoning comes by its id alone, and is read again: its tokens are kept too, so that budgets count it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,7 @@ from sabot.llm.spec import RequestSpec, ToolSchema
 __all__ = ["RESPONSES_LACK", "ResponsesGathering", "responses_request"]
 
 _VENDOR = "openai.responses"
+_REASONING = "openai.responses.reasoning_tokens"
 RESPONSES_LACK = frozenset({"seed", "stop"})
 _ENDS = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 
@@ -141,10 +142,14 @@ class ResponsesGathering:
             )
         elif any("refusal" in part for part in parts):
             reason = "content_filter"
+        usage = _usage(response.usage)
+        vendor: dict[str, Any] = {} if is_plain else {_VENDOR: response.output}
+        if vendor and usage is not None and usage.reasoning_tokens:
+            vendor[_REASONING] = usage.reasoning_tokens
         self._completion = Completion(
-            message=ChatMessage("assistant", text, calls, vendor=None if is_plain else {_VENDOR: response.output}),
+            message=ChatMessage("assistant", text, calls, vendor=vendor or None),
             finish_reason=reason,
-            usage=_usage(response.usage),
+            usage=usage,
             provider=self._provider,
             model=response.model or self._model,
             request_id=request_id or response.id,

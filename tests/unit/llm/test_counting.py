@@ -2,7 +2,7 @@
 
 import pytest
 
-from sabot.llm import Image, RequestSpec, ToolCall, ToolSchema, assistant, system, tool_result, user
+from sabot.llm import ChatMessage, Image, RequestSpec, ToolCall, ToolSchema, assistant, system, tool_result, user
 from sabot.llm.counting import IMAGE_TOKENS, most_tokens, most_tokens_asked, tokens_asked
 
 LOOK = ToolSchema("look", "Looks something up.", {"type": "object", "properties": {"name": {"type": "string"}}})
@@ -36,9 +36,15 @@ def test_all_that_a_model_has_to_read_counts() -> None:
     picture = Image(url="https://example.com/a.png")
     assert most(user("hi", picture, picture)) == asked + 2 * IMAGE_TOKENS
     assert most(user("hi"), tools=(LOOK,)) > asked + 1_024
-    assert most(user("hi"), output={"type": "object"}) == asked + most_tokens('{"type":"object"}')
+    assert most(user("hi"), output={"type": "object"}) == asked + most_tokens('{"type":"object"}') + most_tokens(
+        "answer"
+    )
     called = most(user("hi"), assistant("", ToolCall("1", "look", "{}")), tool_result("1", "gold"))
-    assert called == asked + 16 + (16 + 2 + 2) + (16 + 2)
+    assert called == asked + 16 + (16 + 1 + 2 + 2) + (16 + 2 + 1)
+    kept = {"anthropic": [{"type": "thinking", "thinking": "漢字", "signature": "S"}]}
+    thought = most(user("hi"), ChatMessage("assistant", vendor=kept))
+    assert thought == asked + 16 + most_tokens('[{"type":"thinking","thinking":"漢字","signature":"S"}]')
+    assert most(user("hi"), ChatMessage("assistant", vendor={**kept, "reasoning": 700})) == thought + 700
 
 
 @pytest.mark.parametrize("text", ["a few words of plain English", "漢字かな交じり文", "x = [1, 2, 3]\n", ""])
