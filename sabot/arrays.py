@@ -20,6 +20,8 @@ __all__ = [
     "batch_of_rows",
     "broadcast",
     "column_of",
+    "decimal_floats",
+    "decimal_words",
     "epoch",
     "floats",
     "integer_array",
@@ -36,6 +38,8 @@ __all__ = [
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """How many of a timestamp's unit are one second."""
+
+_EXACT, _EXACT_TENS = 2**53, 22  # integers up to 2**53, and powers of ten up to 10**22, are floats without rounding
 
 _TYPES: dict[Any, str] = {
     **{str: "string", int: "int64", float: "float64", bool: "bool"},
@@ -101,6 +105,33 @@ def integers(array: pa.Array) -> Any:
 def floats(array: pa.Array) -> Any:
     """The values of an array of floats as numpy floats, without a copy; the value of a null row is arbitrary."""
     return _view(array, "f")
+
+
+def decimal_floats(array: pa.Array, type: pa.DataType) -> pa.Array:
+    """Decimals as the nearest floats of `type`; null stays null. (pyarrow's own cast makes 3.3000000000000003 of 3.30.)"""
+    if type == pa.float64() and 0 <= array.type.scale <= _EXACT_TENS and array.type.bit_width >= 128:
+        words = decimal_words(array)
+        low, fits = words[:, 0], (words[:, 1:] == (words[:, :1] >> 63)).all(axis=1)
+        if (fits & (low >= -_EXACT) & (low <= _EXACT)).all():  # both are exact floats: one division rounds once
+            return pa.array(low / float(10**array.type.scale), mask=_missing(array))
+    if pa.types.is_float16(type):
+        return pc.cast(array, type, safe=False)
+    return pc.cast(pc.cast(array, pa.string()), type)
+
+
+def decimal_words(array: pa.Array) -> Any:
+    """The unscaled values of decimals of 128 or 256 bits: a row of int64 for each, the least significant bits first; 0 for null."""
+    width = array.type.bit_width // 64
+    data = array.buffers()[1]
+    if data is None:
+        return np.zeros((len(array), width), np.int64)
+    words = np.frombuffer(data, np.int64)[array.offset * width :][: len(array) * width].reshape(-1, width)
+    missing = _missing(array)
+    return words if missing is None else np.where(missing[:, None], np.int64(0), words)
+
+
+def _missing(array: pa.Array) -> Any:
+    return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
 
 
 def _view(array: pa.Array, kind: str) -> Any:

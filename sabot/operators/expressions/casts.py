@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import epoch, is_utc, shown, to_unit, where
+from sabot.arrays import decimal_floats, epoch, is_utc, shown, to_unit, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.times import local
 
@@ -164,7 +164,7 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_floating(target) and (types.is_integer(source) or types.is_floating(source)):
         return unsafe, True
     if types.is_floating(target) and types.is_decimal(source):
-        return plain, True
+        return functools.partial(decimal_floats, type=target), True
     if types.is_decimal(target) and types.is_integer(source):
         wide = pa.decimal256(
             20 + target.scale, target.scale

@@ -1,5 +1,6 @@
 """Expressions that are true or false: comparisons, membership, logic, and bits, which have the same operators."""
 
+import decimal
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from sabot.api.expr import Expr
 from sabot.arrays import floats, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
-from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, to_type, unified
+from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, constant, to_type, unified
 
 __all__ = ["STEPS", "comparable", "comparison_of"]
 
@@ -25,6 +26,7 @@ _COMPARE = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
+_MOST_DIGITS = 76  # of a decimal256
 _BITS = {"&": pc.bit_wise_and, "|": pc.bit_wise_or, "^": pc.bit_wise_xor}
 _LOGIC = {"&": pc.and_kleene, "|": pc.or_kleene, "^": pc.xor}
 
@@ -57,8 +59,36 @@ def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
     kinds = {node.type for node in nodes}
     if pa.uint64() in kinds and all(pa.types.is_integer(kind) for kind in kinds) and _adapts(nodes) is None:
         return [to_type(node, pa.decimal128(20, 0)) for node in nodes]
+    if any(not node.plain and pa.types.is_decimal(node.type) for node in nodes):
+        nodes = _as_written(nodes)
     made = unified(expr, nodes)
     return [to_type(node, pa.int64()) for node in made] if pa.types.is_null(made[0].type) else made
+
+
+def _as_written(nodes: Sequence[Compiled]) -> list[Compiled]:
+    """Beside decimals a literal float is the decimal that is written, 3.3 and not the float nearest to it.
+
+    It stays a float beside columns of floats, and where no decimal of 76 digits could hold it and the others; the result is the same
+    then, as the nearest floats of decimals are compared.
+    """
+    made = [_written(node) for node in nodes]
+    type: pa.DataType | None = pa.null()
+    for node in made:
+        type = None if type is None else common_type(type, node.type)
+    types = [node.type for node in made if not pa.types.is_null(node.type)]
+    parts = [(each.precision, each.scale) if pa.types.is_decimal(each) else (20, 0) for each in types]
+    digits = max(precision - scale for precision, scale in parts) + max(scale for _, scale in parts)
+    return made if digits <= _MOST_DIGITS and type is not None and pa.types.is_decimal(type) else list(nodes)
+
+
+def _written(node: Compiled) -> Compiled:
+    value = node.value.as_py() if node.plain else None
+    if not isinstance(value, float) or not math.isfinite(value):
+        return node
+    written = decimal.Decimal(repr(value))
+    plain = format(written, "f")  # 1E+20 with all its digits: scales are not negative
+    digits = sum(map(str.isdigit, plain))
+    return constant(pa.scalar(decimal.Decimal(plain))) if digits <= _MOST_DIGITS else node
 
 
 def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import broadcast, shown
+from sabot.arrays import broadcast, decimal_floats, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
 
@@ -142,11 +142,17 @@ def to_type(node: Compiled, type: pa.DataType) -> Compiled:
     if node.value is not None:
         return constant(_held(node.value, type), node.can_fail)
     run = node.run
-    return Compiled(type, lambda data: pc.cast(run(data), type, safe=False), node.can_fail)
+    return Compiled(type, lambda data: _cast(run(data), type), node.can_fail)
 
 
 def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
-    return pc.cast(broadcast(value, 1), type, safe=False)[0]
+    return _cast(broadcast(value, 1), type)[0]
+
+
+def _cast(values: pa.Array, type: pa.DataType) -> pa.Array:
+    if pa.types.is_decimal(values.type) and pa.types.is_floating(type):
+        return decimal_floats(values, type)
+    return pc.cast(values, type, safe=False)
 
 
 def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:

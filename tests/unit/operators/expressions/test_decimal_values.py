@@ -1,0 +1,67 @@
+"""Decimals in expressions: beside literal floats, and as floats."""
+
+import decimal
+import math
+import operator
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sabot.api.expr import Expr, col, lit
+from sabot.operators.expressions.compiled import compile_expr
+
+
+def evaluate(expr: Expr, batch: pa.RecordBatch) -> pa.Array:
+    return compile_expr(expr, batch.schema)(batch)
+
+
+HUNDREDTHS = pa.decimal128(10, 2)
+
+
+def _hundredths(count: int = 1000) -> pa.RecordBatch:
+    return pa.record_batch({"v": pa.array([decimal.Decimal(i).scaleb(-2) for i in range(-count, count)], HUNDREDTHS)})
+
+
+@pytest.mark.parametrize("kind", [HUNDREDTHS, pa.decimal128(38, 2), pa.decimal256(60, 2)])
+def test_a_literal_float_beside_decimals_is_the_decimal_that_is_written(kind: pa.DataType) -> None:
+    values = _hundredths().column("v")
+    batch = pa.record_batch({"v": values.cast(kind)})
+    exact = values.to_pylist()
+    for number in (3.3, 0.07, -0.29, 3.305, 0.0, 1e-9, 5):
+        written = decimal.Decimal(repr(number))
+        for each, compare in (("==", operator.eq), (">", operator.gt), ("<=", operator.le), ("!=", operator.ne)):
+            expected = [compare(value, written) for value in exact]
+            assert evaluate(compare(col("v"), number), batch).to_pylist() == expected, (number, each)
+            assert evaluate(compare(lit(number), col("v")), batch).to_pylist() == [
+                compare(written, value) for value in exact
+            ]
+    inside = evaluate(col("v").is_between(3.3, 3.31), batch)
+    assert batch.filter(inside).column(0).to_pylist() == [decimal.Decimal("3.30"), decimal.Decimal("3.31")]
+
+
+@pytest.mark.parametrize("number", [1e300, -1e300, 1e75, 1e-300, math.inf, -math.inf, math.nan, 12345678901234567.0])
+def test_floats_of_any_size_are_compared_with_decimals(number: float) -> None:
+    values = [decimal.Decimal(0), decimal.Decimal("12345678901234567.11"), decimal.Decimal("-0.01"), None]
+    for kind in (pa.decimal128(38, 2), pa.decimal256(76, 2)):
+        batch = pa.record_batch({"v": pa.array(values, kind)})
+        expected = [None if v is None else math.isnan(number) or v < decimal.Decimal(number) for v in values]
+        assert evaluate(col("v") < number, batch).to_pylist() == expected
+        assert evaluate(col("v") == number, batch).to_pylist() == [None if v is None else v == number for v in values]
+
+
+def test_decimals_become_the_nearest_floats() -> None:
+    batch = _hundredths()
+    exact = [float(value) for value in batch.column("v").to_pylist()]
+    assert evaluate(col("v").cast("float64"), batch).to_pylist() == exact
+    assert evaluate(col("v") * 1.0, batch).to_pylist() == exact
+    assert evaluate(col("v").cast("float32"), batch).to_pylist() == np.array(exact, np.float32).tolist()
+    dice = random.Random(4)
+    for kind in (pa.decimal128(38, 0), pa.decimal128(38, 30), pa.decimal256(76, 40), pa.decimal128(20, -5)):
+        drawn = [decimal.Decimal(dice.randrange(-(10**18), 10**18)).scaleb(-kind.scale) for _ in range(50)]
+        wide = pa.array([None, *drawn, decimal.Decimal(0)], kind)
+        made = evaluate(col("v").cast("float64"), pa.record_batch({"v": wide.slice(0)})).to_pylist()
+        assert made == [None, *map(float, drawn), 0.0]
+        part = pa.record_batch({"v": wide.slice(1, 3)})
+        assert evaluate(col("v").cast("float64"), part).to_pylist() == [float(value) for value in drawn[:3]]
