@@ -17,6 +17,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O3", "-g0", "-DNDEBUG"]
 HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").rglob("*.h"))
 
+# The largest first: no core waits for the last one.
 EXTENSIONS = [
     Extension(
         ".".join(path.with_suffix("").parts),
@@ -27,7 +28,7 @@ EXTENSIONS = [
         extra_compile_args=["-std=c++17", "-fvisibility=hidden", *FLAGS],
         extra_link_args=SANITIZERS if SANITIZE else [],
     )
-    for path in sorted(Path("sabot/_cython").rglob("*.pyx"))
+    for path in sorted(Path("sabot/_cython").rglob("*.pyx"), key=lambda path: (-path.stat().st_size, path))
 ]
 
 if __name__ == "__main__":  # the processes that translate may import this file

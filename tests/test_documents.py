@@ -234,13 +234,14 @@ def lines_until_interrupt(process: "subprocess.Popen[str]", count: int) -> list[
     return lines
 
 
-@pytest.mark.one_in(3, "what the examples call is tested by itself")
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_until_ctrl_c_and_exits_0(name: str, tmp_path: Path) -> None:
     with running(*SABOT, "run", f"examples.{name}:app", "--loglevel", "warning", folder=tmp_path) as process:
         assert lines_until_interrupt(process, len(EXAMPLES[name])) == EXAMPLES[name]
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_the_fraud_example_prints_its_alerts_and_ends(tmp_path: Path) -> None:
     done = subprocess.run(
         [*SABOT, "run", "examples.fraud:app", "--state", "state"],
@@ -257,6 +258,7 @@ def test_the_fraud_example_prints_its_alerts_and_ends(tmp_path: Path) -> None:
     assert list((tmp_path / "state" / "checkpoints").glob("checkpoints/*.json"))
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_the_files_example_converts_each_line_once_and_sets_bad_ones_apart(tmp_path: Path) -> None:
     (tmp_path / "in").write_text('{"fahrenheit": 212}\nnope\n{"kelvin": 0}\n{"fahrenheit": 32}\n')
     for _ in range(2):

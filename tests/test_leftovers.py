@@ -80,6 +80,7 @@ def test_processes_and_files_of_a_session_go_with_it(number: int | None) -> None
     assert gone([int(pid) for pid in pids], Path(folder))
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize(
     "number",
     [

@@ -273,6 +273,7 @@ def test_contents_after_a_restore_are_those_before(case: Case, budget: int | Non
     run.stop()
 
 
+@pytest.mark.one_in(2, "each operator is in a case of two of these tests")
 @each_case
 def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) -> None:
     """Neither one that has none, nor one of which none is selected."""

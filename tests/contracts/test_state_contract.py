@@ -441,6 +441,7 @@ asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("backend_type", ["memory", "rocksdb"])
 def test_a_full_disk_fails_the_snapshot_and_the_next_one_works(backend_type, tmp_path):
     run = subprocess.run(

@@ -620,6 +620,7 @@ A_WEEK = [
 ]
 
 
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize(("program", "hours"), A_WEEK, ids=[program.name for program, _ in A_WEEK])
 async def test_an_hour_of_join_over_a_week_of_rows_keeps_an_hour(program: Joined, hours: float, tmp_path: Path) -> None:
     table = a_week()

@@ -187,7 +187,7 @@ async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on
         await bounded(running)
 
 
-@pytest.mark.one_in(2, "a second of a core each")
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("by_agent", [False, True])
 async def test_a_service_that_does_not_answer_gathers_no_channel_full_of_rows_at_each_checkpoint(tmp_path, by_agent):
     """A barrier waits for no call, so the rows before it are taken without room: each checkpoint took 74,000 more in."""

@@ -174,7 +174,7 @@ async def test_types_are_checked_at_the_start() -> None:
 # Once, whatever happens
 
 
-@pytest.mark.one_in(2, "each pair of parameters is in one of its cases")
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("seed", range(4))

@@ -79,6 +79,7 @@ each_way = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.one_in(2, "each kind of state is in several jobs")
 @each_job
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
@@ -100,7 +101,7 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
     assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
-@pytest.mark.one_in(6, "what each file holds is read above, and the jobs go on from it below")
+@pytest.mark.one_in(12, "each kind of state is in several jobs")
 @each_way
 async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
     """It takes a checkpoint before any further row has come, and that holds the same."""

@@ -254,7 +254,7 @@ async def check(program, rows):
     assert not written(program.directory, "dead-pair") | written(program.directory, "dead-plain")
 
 
-@pytest.mark.one_in(8, "any seed draws all kinds of lives; `make slow` runs 25")
+@pytest.mark.one_in(16, "any seed draws all kinds of lives; `make slow` runs 25")
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, memory_url, tmp_path, monkeypatch):
     print(f"seed {seed}")  # pytest shows it with a failure

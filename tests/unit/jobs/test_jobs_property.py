@@ -25,12 +25,13 @@ from sabot.llm.tools import tool
 # -- random programs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2, "any seed draws all kinds of jobs; `make slow` runs 600 more")
+@pytest.mark.one_in(4, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize("number", range(24))
 def test_random_jobs_that_crash_do_in_the_world_what_they_say(number: int) -> None:
     run_seed(number, "memory")
 
 
+@pytest.mark.one_in(2, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize("number", range(10))
 def test_random_jobs_lose_what_was_not_durable_and_nothing_else(number: int) -> None:
     run_seed(number, "sqlite")
@@ -84,6 +85,7 @@ def test_a_ledger_that_counts_a_replay_is_found(monkeypatch: pytest.MonkeyPatch)
     assert some_seed_finds("and the ledger has")
 
 
+@pytest.mark.one_in(2, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize(
     ("number", "gated"),
     [

@@ -504,6 +504,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("lines", [1, 40, 333])
 def test_what_was_durable_is_there_after_kill_9_in_the_middle_of_appends(tmp_path: Path, lines: int) -> None:
     child = subprocess.Popen([sys.executable, "-c", APPENDING, tmp_path / "journal"], stdout=subprocess.PIPE, text=True)

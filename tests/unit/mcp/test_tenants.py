@@ -83,6 +83,7 @@ async def rounds(pool, tenants, count, *, at_once, seed=0, dies=0.15):
     return calls, lost
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize(
     ("count", "most"), [(2, 20), pytest.param(15, 7, marks=pytest.mark.slow(reason="1,500 calls"))]
 )

@@ -199,6 +199,7 @@ def numbered(count: int, keys: int, seed: int = 0) -> tuple[pa.RecordBatch, pa.A
     return data, pa.array(random_numbers.integers(0, 1000, count))
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("mapped", [False, True])
 def test_ids_stay_when_blocks_thin_out_and_are_written_anew(mapped: bool, tmp_path: Path):
     data, order = numbered(210_000, 1000)

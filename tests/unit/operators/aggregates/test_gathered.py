@@ -228,6 +228,7 @@ def test_slots_that_come_and_go_cost_what_they_hold_not_what_is_kept(monkeypatch
     assert extras.nbytes < 200 * (kept + 200)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_slot_that_is_joined_into_smaller_ones_is_not_moved_each_time(monkeypatch):
     """A session that grows to the left becomes, each time, a part of the new one before it."""
     extras = Extras([gather("all", "collect_list", TEXT)])

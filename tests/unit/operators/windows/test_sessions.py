@@ -555,6 +555,7 @@ def test_late_rows_go_to_the_side_and_leave_nothing_behind(tmp_path: Path) -> No
     assert run.statistic("late_rows") == 5_001
 
 
+@pytest.mark.slow  # a second of a core, or more
 @pytest.mark.parametrize("calls", [CALLS, CALLS + EXTRAS])
 def test_memory_of_sessions_is_that_of_the_open_ones(tmp_path: Path, calls: list[AggregateColumn]) -> None:
     run = OperatorRun(lambda: SessionAggregate(100, ["user"], calls), SCHEMA, ["user"], tmp_path)
