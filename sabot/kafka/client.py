@@ -72,6 +72,7 @@ FETCHING = {
 #   FORBIDDEN    a right is missing: lasting
 #   ELECTING     passes within seconds: the broker is starting up
 #   UNKNOWN      a topic or partition does not exist: lasting
+#   _NO_SUCH_SETTINGS  a topic cannot be made as it is asked for: lasting
 #   FENCED       another producer has the transactional id; what that means, only the user of transactions knows
 _ABSENT = {
     KafkaError._TRANSPORT,
@@ -99,6 +100,14 @@ ELECTING = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+# Why the broker makes no such topic, and grows none so, as long as it is asked for like this.
+_NO_SUCH_SETTINGS = {
+    KafkaError.INVALID_CONFIG: "correct config=: its settings are those of Kafka's topics, as texts",
+    KafkaError.INVALID_PARTITIONS: "correct partitions=: 1 is the least, and a topic never shrinks",
+    KafkaError.INVALID_REPLICATION_FACTOR: "start more brokers, or lower default.replication.factor of the broker",
+    KafkaError.INVALID_REPLICA_ASSIGNMENT: "start more brokers, or lower default.replication.factor of the broker",
+    KafkaError.POLICY_VIOLATION: "the broker has a policy for topics (create.topic.policy.class.name)",
 }
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
@@ -273,6 +282,8 @@ def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = ""
         return _forbidden(error, link, topic, operation or link.operation)
     if code == KafkaError.TOPIC_EXCEPTION:
         return UserError(f"{topic!r} is no name for a Kafka topic: {error.str()}")
+    if code in _NO_SUCH_SETTINGS:
+        return UserError(f"topic {topic!r} on kafka://{link.address}: {error.str()}", hint=_NO_SUCH_SETTINGS[code])
     if _is_refusal(error) or (code in _ABSENT and link.refused):
         return _refusal(link, "" if link.refused else tidy(said(error)))
     if code in _ABSENT:
@@ -462,7 +473,11 @@ def ensure_topic(
         outcome[topic].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise explain(error.args[0], link, topic, "Create") from clean_cause(error)
+            raised = explain(error.args[0], link, topic, "Create")
+            unknown = [name for name in config or () if "_" in name]  # no name of Kafka's has one
+            if unknown and error.args[0].code() == KafkaError.INVALID_CONFIG:
+                raised.hint = ", ".join(f"{name!r} is written {name.replace('_', '.')!r}" for name in unknown)
+            raise raised from clean_cause(error)
     wait_for_partitions(admin, link, topic, 1)
 
 

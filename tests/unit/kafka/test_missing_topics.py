@@ -1,9 +1,10 @@
 """A topic that does not exist, and one that we may not see: the broker says which, and only the first may be taken for an empty one."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from sabot.errors import UserError
 from sabot.kafka import admin
@@ -48,3 +49,27 @@ def test_a_topic_that_we_may_not_see_is_not_made(monkeypatch):
     monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: Client(FORBIDDEN))
     with pytest.raises(UserError, match="may not read topic 't'"):
         ensure_topic(BrokerLink("127.0.0.1:1", "topic 't'"), "t", {})
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "hint"),
+    [
+        ("INVALID_CONFIG", "Unknown topic config name: retention_ms", "'retention_ms' is written 'retention.ms'"),
+        ("INVALID_PARTITIONS", "Number of partitions was set to an invalid value.", "partitions="),
+        ("INVALID_REPLICATION_FACTOR", "Replication factor: 3 larger than available brokers: 1.", "replication"),
+        ("POLICY_VIOLATION", "too many partitions", "policy"),
+    ],
+)
+def test_what_the_broker_makes_no_topic_of_is_an_error_of_the_user_with_a_hint(monkeypatch, code, said, hint):
+    """It was a TransientError, and a job with restart= tried it again and again."""
+
+    class Refusing(Client):
+        def create_topics(self, requests, **_):
+            answer = Future()
+            answer.set_exception(KafkaException(KafkaError(getattr(KafkaError, code), said)))
+            return {requests[0].topic: answer}
+
+    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: Refusing(MISSING))
+    with pytest.raises(UserError, match=said) as caught:
+        ensure_topic(BrokerLink("127.0.0.1:1", "topic 't'"), "t", {}, 3, {"retention_ms": "6"})
+    assert hint in caught.value.hint
