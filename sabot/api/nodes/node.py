@@ -148,22 +148,23 @@ class Node:
         return {}
 
     @cached_property
-    def event_times(self) -> frozenset[str]:
-        """The names that stand for the event time of its rows: of the column that it was read from, through all steps.
+    def event_times(self) -> dict[str, bool]:
+        """The names that stand for the event time of its rows: of the column that it was read from, through all steps -> whether the values
+        of that column are known to be the times as they are, in ms; False: they may have a unit, or be texts.
 
         Event time goes with the row, and its column keeps that meaning under another name. Where the column is gone its name still
         stands for it, so that no other comes under it unseen; a function over batches that gives the column again gives new event
         times. Behind steps that make rows of several, event time is no column's: none. Several: behind a union.
         """
         if not self.keeps_time:
-            return frozenset()
-        return frozenset(self._time_behind(time) or time for time in self.inputs[0].event_times)
+            return {}
+        return {self._time_behind(time) or time: as_is for time, as_is in self.inputs[0].event_times.items()}
 
     @property
     def event_time(self) -> str | None:
-        """The column that is the event time of its rows; None: no column is, or not the same one of all rows."""
+        """The column that is the event time of its rows as it is; None: no column is, or not the same one of all rows."""
         times = self.event_times
-        return next(iter(times)) if len(times) == 1 else None
+        return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None
 
     def _time_behind(self, time: str) -> str | None:
         """What the step calls the event time that its input calls `time`; None: it gives that name to something else."""

@@ -1,5 +1,6 @@
 """Where rows come in, and where they go out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "Write",
     "check_time",
     "endless_read",
+    "named_time",
     "only_source",
     "path_of",
     "read_node",
@@ -129,8 +131,10 @@ class Read(Node):
         return None if schema is None else [*schema.names, *(column for column, _ in self.fields)]
 
     @cached_property
-    def event_times(self) -> frozenset[str]:
-        return frozenset() if self.time_column is None else frozenset([self.time_column])
+    def event_times(self) -> dict[str, bool]:
+        if self.time_column is not None:
+            return {self.time_column: True}
+        return named_time(self.time, None if self.columns is None else self.columns.names)
 
     def check(self) -> None:
         """The start checks what is read: only then all columns are known."""
@@ -203,6 +207,13 @@ def read_node(
     if read.columns is not None:
         _check_time_column(time, read.columns)
     return read
+
+
+def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:
+    """The column that `time` names, as `Node.event_times` has it; none where it is a path, or computed. columns: None, they are not known."""
+    name = time.column if isinstance(time, Expr) else time
+    path = isinstance(time, str) and "." in time and (columns is None or time not in columns)
+    return {} if name is None or path else {name: False}
 
 
 def path_of(path: str) -> Expr:

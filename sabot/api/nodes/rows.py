@@ -337,8 +337,11 @@ class Union(Node):
         return any(stream.changes for stream in self.streams)
 
     @cached_property
-    def event_times(self) -> frozenset[str]:
-        return frozenset().union(*(stream.event_times for stream in self.streams))
+    def event_times(self) -> dict[str, bool]:
+        times: dict[str, bool] = {}
+        for stream in self.streams:
+            times |= {time: as_is and times.get(time, True) for time, as_is in stream.event_times.items()}
+        return times
 
 
 @dataclass(frozen=True, eq=False)

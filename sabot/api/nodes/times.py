@@ -7,7 +7,7 @@ from typing import Any
 from sabot.api.arguments import TimeUnit
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
-from sabot.api.nodes.read import check_time, path_of
+from sabot.api.nodes.read import check_time, named_time, path_of
 from sabot.config import Duration, parse_ms
 from sabot.errors import UserError
 
@@ -48,9 +48,9 @@ class WithTime(Node):
         return (with_more(wanted, *self.mentioned),)
 
     @cached_property
-    def event_times(self) -> frozenset[str]:
-        """None: the type of a column, which decides whether its values are the times as they are, is not known here."""
-        return frozenset()
+    def event_times(self) -> dict[str, bool]:
+        """The type of a column, which decides whether its values are the times as they are, is not known here."""
+        return named_time(self.time, self.input.column_names)
 
 
 def with_time_node(input: Node, time: Any, unit: TimeUnit | None, format: str | None, lateness: Duration) -> WithTime:

@@ -270,6 +270,37 @@ def test_no_other_column_comes_under_the_name_of_event_time(timed, name, step):
 
 
 @pytest.mark.parametrize(
+    "timed",
+    [
+        lambda app: app.stream("jobs", schema=TIMED, time="ts", time_unit="s"),
+        lambda app: app.stream("jobs", schema=TIMED, time=col("ts")),
+        lambda app: app.stream("jobs", schema=TIMED | {"ts": "string"}, time="ts"),
+        lambda app: app.stream("jobs", schema=TIMED, time="expires").with_time("ts"),
+        lambda app: app.stream("jobs", schema=TIMED).with_time(col("ts"), time_unit="us").filter(col("id") > 1),
+    ],
+    ids=["unit", "expression", "text", "with_time", "with_time of a unit"],
+)
+def test_a_column_that_is_read_as_event_time_keeps_its_name_whatever_it_counts(app, timed):
+    """Only columns that are ms or timestamps at the source were watched; behind all others windows went by what had been."""
+    steps = {
+        "with_columns": lambda s: s.with_columns(ts=col("id") + 1),
+        "select": lambda s: s.select("id", ts="expires"),
+        "rename": lambda s: s.drop("ts").rename({"expires": "ts"}),
+    }
+    for name, step in steps.items():
+        with pytest.raises(UserError, match=f"{name}: 'ts' is the stream's event time"):
+            step(timed(app)).window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+    again = steps["with_columns"](timed(app)).with_time("ts")
+    assert again.window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+
+
+def test_a_column_of_which_a_field_is_event_time_may_change(app):
+    stream = app.stream("bids", schema={"bid": pa.struct({"at": pa.int64()}), "n": "int64"}, time="bid.at")
+    for timed in (stream, stream.with_time("bid.at"), stream.with_time(col("n") * 1000)):
+        assert timed.with_columns(bid="n", n=col("n") + 1).window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+
+
+@pytest.mark.parametrize(
     "step",
     [
         lambda s: s.rename({"ts": "at"}),
