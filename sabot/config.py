@@ -21,6 +21,7 @@ __all__ = [
     "Secret",
     "check_called",
     "check_numbers",
+    "checked_flag",
     "checked_kind",
     "checked_name",
     "checked_no_password",
@@ -81,6 +82,13 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
 def parse_ms(value: Duration, *, name: str = "duration") -> int:
     """What `parse_seconds` gives, in whole milliseconds."""
     return round(parse_seconds(value, name=name) * 1000)
+
+
+def checked_flag(what: str, value: object) -> bool:
+    """The value, which is True or False. Raises UserError for all else: bool("no") is True."""
+    if not isinstance(value, bool):
+        raise UserError(f"{what}={value!r}", hint="True or False")
+    return value
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
-from sabot.config import Duration, is_whole, parse_ms
+from sabot.config import Duration, checked_flag, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
@@ -126,10 +126,10 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
     names = column_names(flat([by]), where)
     if not names:
         raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
-    ways = [descending] * len(names) if isinstance(descending, bool) else list(descending)
+    ways = [descending] * len(names) if not isinstance(descending, list | tuple) else list(descending)
     if len(ways) != len(names):
         raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
-    return n, tuple(zip(names, map(bool, ways), strict=True))
+    return n, tuple(zip(names, [checked_flag(f"{where}: descending", way) for way in ways], strict=True))
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:

@@ -12,6 +12,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
 from sabot.calls import CallOptions
 from sabot.calls.options import checked_whole
+from sabot.config import checked_flag
 from sabot.connectors.base import Sink, check_sink
 from sabot.errors import UserError, short_repr
 from sabot.llm.asking import request_of
@@ -114,5 +115,5 @@ def map_llm_node(
     checked_whole(where, "cache", options["cache"], 0)
     if dead_letter is not None:
         check_sink(dead_letter, "map_llm: dead_letter")
-    call = AsyncCall(asking, asking.columns.schema, calls, bool(options["ordered"]))
+    call = AsyncCall(asking, asking.columns.schema, calls, checked_flag(f"{where}: ordered", options["ordered"]))
     return MapLlm(node, PromptCall(call, made, options["cache"]), dead_letter)

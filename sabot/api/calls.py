@@ -12,7 +12,7 @@ from sabot.api.prompts import Prompt, text_of
 from sabot.calls import CallOptions
 from sabot.calls.functions import behind
 from sabot.calls.options import checked_whole
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_flag, parse_seconds
 from sabot.errors import UserError
 
 __all__ = ["AsyncCall", "CallError", "LookupCall", "PromptCall", "check_coroutine_function", "function_name"]
@@ -74,7 +74,14 @@ class AsyncCall:
             rate=rate,
         )
         checked_whole(where, "rows", rows, 1)
-        return cls(function, columns, options, bool(ordered), bool(batch), rows)
+        return cls(
+            function,
+            columns,
+            options,
+            checked_flag(f"{where}: ordered", ordered),
+            checked_flag(f"{where}: batch", batch),
+            rows,
+        )
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from sabot.api.arguments import schema_of
 from sabot.api.words import name_of
-from sabot.config import Duration, checked_name, parse_ms
+from sabot.config import Duration, checked_flag, checked_name, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
@@ -321,7 +321,9 @@ def process_spec(
         checked_name(side, f"{name}: side"): _schema(name, f"sides[{side!r}]", each)
         for side, each in (sides or {}).items()
     }
-    return ProcessSpec(name, function, right, on_timer, columns, named, bool(batch), ttl_ms, broadcast)
+    return ProcessSpec(
+        name, function, right, on_timer, columns, named, checked_flag(f"{name}: batch", batch), ttl_ms, broadcast
+    )
 
 
 def _method(whole: Any, name: str) -> Callable[..., Any] | None:

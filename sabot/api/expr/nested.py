@@ -5,6 +5,7 @@ from typing import Any, Generic
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import string_of, whole_of
+from sabot.config import checked_flag
 
 __all__ = ["ListExpr", "StructExpr"]
 
@@ -28,7 +29,11 @@ class ListExpr(Generic[E]):
 
     def get(self, index: int, null_on_oob: bool = True) -> E:
         """Returns the value at this index, from the end if it is negative. Out of bounds: null, or a DataError if not `null_on_oob`."""
-        return self.make("list.get", index=whole_of("list.get", index), null_on_oob=bool(null_on_oob))
+        return self.make(
+            "list.get",
+            index=whole_of("list.get", index),
+            null_on_oob=checked_flag("list.get: null_on_oob", null_on_oob),
+        )
 
     def first(self) -> E:
         """Returns the first value; null of an empty list."""

@@ -5,6 +5,7 @@ from typing import Generic
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import string_of, whole_of
+from sabot.config import checked_flag
 from sabot.errors import UserError
 
 __all__ = ["StringExpr"]
@@ -52,13 +53,19 @@ class StringExpr(Generic[E]):
 
     def contains(self, pattern: str, literal: bool = False) -> E:
         """Returns whether the string contains a match of the regular expression; with `literal`, the text itself."""
-        return self.make("str.contains", pattern=string_of("contains", pattern), literal=bool(literal))
+        return self.make(
+            "str.contains", pattern=string_of("contains", pattern), literal=checked_flag("contains: literal", literal)
+        )
 
     def count_matches(self, pattern: str, literal: bool = False) -> E:
         """Returns how many matches of the regular expression there are, without overlaps, as int32; with `literal`, of the text itself."""
         if literal and not pattern:
             raise UserError("str.count_matches: there is nothing to count", hint='str.count_matches("a", literal=True)')
-        return self.make("str.count_matches", pattern=string_of("count_matches", pattern), literal=bool(literal))
+        return self.make(
+            "str.count_matches",
+            pattern=string_of("count_matches", pattern),
+            literal=checked_flag("count_matches: literal", literal),
+        )
 
     def startswith(self, prefix: str) -> E:
         """Returns whether the string begins with this text."""
@@ -91,11 +98,11 @@ class StringExpr(Generic[E]):
         Codes: %Y %m %d %H %M %S %b (Jan) %B (January) %F %T %R %z, and %f, %3f, %6f, %9f (with a point: %.f) for a fraction. Text that
         is no such time is a DataError; with strict=False it becomes null.
         """
-        return self.make("str.to_datetime", format=_format(format), strict=bool(strict))
+        return self.make("str.to_datetime", format=_format(format), strict=checked_flag("to_datetime: strict", strict))
 
     def to_date(self, format: str | None = None, strict: bool = True) -> E:
         """Reads a date: 2024-02-29, or as `format` says, with the codes of `to_datetime`. strict: as there."""
-        return self.make("str.to_date", format=_format(format), strict=bool(strict))
+        return self.make("str.to_date", format=_format(format), strict=checked_flag("to_date: strict", strict))
 
     def slice(self, offset: int, length: int | None = None) -> E:
         """Returns `length` characters (by default all) from `offset` on; a negative offset counts from the end."""
@@ -113,7 +120,12 @@ class StringExpr(Generic[E]):
         return self._replaced("str.replace_all", pattern, value, literal)
 
     def _replaced(self, kind: str, pattern: str, value: str, literal: bool) -> E:
-        return self.make(kind, pattern=string_of(kind, pattern), value=string_of(kind, value), literal=bool(literal))
+        return self.make(
+            kind,
+            pattern=string_of(kind, pattern),
+            value=string_of(kind, value),
+            literal=checked_flag(f"{kind}: literal", literal),
+        )
 
     to_lowercase = lower
     to_uppercase = upper

@@ -26,6 +26,7 @@ from sabot.api.expr.words import (
     value_text,
     whole_of,
 )
+from sabot.config import checked_flag
 from sabot.errors import UserError
 
 __all__ = ["Expr", "as_column", "as_expr", "col", "lit"]
@@ -335,7 +336,7 @@ class Expr:
         A value that it cannot hold is a DataError that names it; with strict=False it becomes null. Fractions are cut off, times
         rounded down; the date of a time is that of its zone.
         """
-        return Expr("cast", (self,), (("type", as_type(type)), ("strict", bool(strict))))
+        return Expr("cast", (self,), (("type", as_type(type)), ("strict", checked_flag("cast: strict", strict))))
 
     def alias(self, name: str) -> "Expr":
         """The same under another name."""

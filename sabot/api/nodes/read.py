@@ -13,7 +13,7 @@ from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
 from sabot.arrays import PER_SECOND, is_time
 from sabot.codecs.fields import fields_of, type_of_field
-from sabot.config import Duration, parse_ms
+from sabot.config import Duration, checked_flag, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
@@ -182,8 +182,8 @@ def read_node(
     first: bool | None = None,
 ) -> Read:
     """The checked first step of a stream."""
-    if first is not None and not isinstance(first, bool):
-        raise UserError(f"table: first={first!r}", hint="True or False; left out: as is usual for the join")
+    if first is not None:
+        checked_flag("table: first", first)
     row_policy("stream", on_error)
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
@@ -201,7 +201,7 @@ def read_node(
         "time_unit": time_unit,
         "time_format": time_format,
         "first": first,
-        "idle_closes": bool(idle_closes),
+        "idle_closes": checked_flag("stream: idle_closes", idle_closes),
     }
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
     if read.columns is not None:
@@ -210,7 +210,7 @@ def read_node(
 
 
 def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:
-    """The column that `time` names, as `Node.event_times` has it; none where it is a path, or computed. columns: None, they are not known."""
+    """The column that `time` names, as `Node.event_times` has it; none: a path, or computed. columns: None, they are not known."""
     name = time.column if isinstance(time, Expr) else time
     path = isinstance(time, str) and "." in time and (columns is None or time not in columns)
     return {} if name is None or path else {name: False}

@@ -31,7 +31,7 @@ from sabot.api.nodes.rows import (
     map_batches_node,
 )
 from sabot.api.nodes.times import with_time_node
-from sabot.config import Duration, is_whole
+from sabot.config import Duration, checked_flag, is_whole
 from sabot.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,7 +122,14 @@ class RowMethods:
         names = column_names(flat(columns), "explode")
         if not names or len(set(names)) < len(names):
             raise UserError("explode needs columns of lists, each once", hint='explode("tags")')
-        return self._then(Explode(self._node, names, bool(empty_as_null), bool(keep_nulls)))
+        return self._then(
+            Explode(
+                self._node,
+                names,
+                checked_flag("explode: empty_as_null", empty_as_null),
+                checked_flag("explode: keep_nulls", keep_nulls),
+            )
+        )
 
     def head(self, n: int) -> "Stream":
         """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.

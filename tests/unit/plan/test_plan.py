@@ -294,6 +294,38 @@ def test_a_column_that_is_read_as_event_time_keeps_its_name_whatever_it_counts(a
     assert again.window(tumbling("1m")).aggregate(n=sabot.count()).explain()
 
 
+async def answer(row):
+    return {"a": 1}
+
+
+def taken(row, ctx):
+    return row
+
+
+@pytest.mark.parametrize(
+    ("names", "step"),
+    [
+        ("stream: idle_closes", lambda s, no: App("a").stream("rows", idle_closes=no)),
+        ("explode: empty_as_null", lambda s, no: s.explode("k", empty_as_null=no)),
+        ("explode: keep_nulls", lambda s, no: s.explode("k", keep_nulls=no)),
+        ("map_async(answer): ordered", lambda s, no: s.map_async(answer, schema={"a": "int64"}, ordered=no)),
+        ("process(taken): batch", lambda s, no: s.key_by("k").process(taken, schema=TIMED, batch=no)),
+        ("top_n: descending", lambda s, no: s.key_by("k").top_n(1, by="ts", descending=no)),
+        ("top_n: descending", lambda s, no: s.key_by("k").top_n(1, by=["ts", "id"], descending=[True, no])),
+        ("cast: strict", lambda s, no: s.select(a=col("k").cast("int64", strict=no))),
+        ("contains: literal", lambda s, no: s.filter(col("k").str.contains("a.", literal=no))),
+        ("to_datetime: strict", lambda s, no: s.select(a=col("k").str.to_datetime(strict=no))),
+        ("list.get: null_on_oob", lambda s, no: s.select(a=col("k").list.get(0, null_on_oob=no))),
+    ],
+)
+@pytest.mark.parametrize("no", ["no", "1s", 0, None])
+def test_what_is_neither_true_nor_false_is_refused(timed, names, step, no):
+    """bool("no") is True: the opposite of what was meant passed."""
+    with pytest.raises(UserError, match=f"^{re.escape(f'{names}={no!r}')} ") as refused:
+        step(timed, no)
+    assert refused.value.hint == "True or False"
+
+
 def test_a_column_of_which_a_field_is_event_time_may_change(app):
     stream = app.stream("bids", schema={"bid": pa.struct({"at": pa.int64()}), "n": "int64"}, time="bid.at")
     for timed in (stream, stream.with_time("bid.at"), stream.with_time(col("n") * 1000)):
