@@ -33,7 +33,7 @@ from sabot.exits import EXITS, carried, exit_in
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
-from sabot.llm.judging import JUDGE, CallJudge
+from sabot.llm.judging import JUDGE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
 from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
@@ -237,6 +237,7 @@ class EffectRunner:
             if not running:
                 break
             await asyncio.wait(running, timeout=left_s)
+        end_judging(self)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -254,7 +255,8 @@ class EffectRunner:
         self._in_flight += 1
         context = self._context.copy()
         if self._judge is not None:
-            context.run(JUDGE.set, self._judge(call.effect))
+            begin_judging(self)
+        context.run(JUDGE.set, None if self._judge is None else self._judge(call.effect))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {call.effect}", context=context)
 

@@ -24,7 +24,7 @@ from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, retold
 from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
-from sabot.llm.judging import IN_JOB, JUDGE
+from sabot.llm.judging import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
 from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
@@ -442,10 +442,10 @@ class ExecutionEngine:
 
     async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
         """The answer, if the app around lets the call be made."""
-        judge = JUDGE.get()
+        model = call.spec.model or self.provider.model
+        judge = judge_of_this(model)
         if judge is None:
             return await self._routed(call, most_routes)
-        model = call.spec.model or self.provider.model
         return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
 
     async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:

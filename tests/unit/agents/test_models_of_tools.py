@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -141,6 +143,46 @@ async def test_a_sync_tool_that_asks_in_a_loop_of_its_own_is_told_what_to_do() -
     assert "make the tool `async def`" in words
     assert desk.provider.requests == []
     assert await Desk().run(job) == "yes", "nobody judges"
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_thread_that_was_given_no_context_asks_no_model_while_calls_of_jobs_are_judged(is_async: bool) -> None:
+    """Else what a tool asks there would be judged by nobody."""
+    provider = ScriptedProvider(answer, model="m")
+
+    def ask() -> str:
+        return asyncio.run(ExecutionEngine(provider, retries=0).complete("one")).content
+
+    @tool(effect="read")
+    async def in_an_executor() -> str:
+        """Asks in a thread of the event loop's."""
+        return await asyncio.get_running_loop().run_in_executor(None, ask)
+
+    @tool(effect="read")
+    def in_a_pool() -> str:
+        """Asks in a thread of its own."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(ask).result()
+
+    @tool(effect="read")
+    async def in_the_program() -> str:
+        """What the program asks meanwhile, in a thread that was given its context."""
+        return await asyncio.get_running_loop().run_in_executor(None, program.run, ask)
+
+    async def job(ctx: DurableContext) -> Any:
+        return [
+            await said(ctx.call(in_an_executor if is_async else in_a_pool)),
+            await said(ctx.call(in_the_program)),
+        ]
+
+    program = copy_context()
+    refused, allowed = await Desk().run(job, PolicyEngine([ModelPolicy(["m"], denied=True)]))
+    assert refused[0] == "UserError"
+    assert "m was not asked: jobs with a policy or budgets run in this process, and thread " in refused[1]
+    assert "await the engine in it; elsewhere begin the thread by asyncio.to_thread(" in refused[1]
+    assert allowed == "yes", "the context of the program says that no tool asks"
+    assert len(provider.requests) == 1
+    assert await Desk().run(job) == ["yes", "yes"], "nobody judges"
 
 
 async def test_each_call_of_a_model_is_judged_once_whoever_makes_it() -> None:
