@@ -6,7 +6,7 @@ ToolError                    of `sabot.llm.errors`: an agent's model is told
     ├── McpBusy              as many servers are in use as the pool may have; nothing was sent (also a NotSent)
     ├── McpConnectionLost    the session ended during a call: nobody knows whether it was done (also a TransientError)
     ├── McpTimeout           no answer in time: nobody knows whether it was done (also a ToolTimeout)
-    ├── McpRefused           the server answered with an error; `number` is its code in JSON-RPC
+    ├── McpRefused           the server answered with an error, or asked for what it did not get; `number` is its code in JSON-RPC
     ├── McpResultTooLarge    the call was done; its answer is longer than `max_result_bytes`, and was not kept
     ├── McpInvalidAnswer     the call was done; its answer is not what the protocol or the tool's output schema says
     ├── McpInvalidArguments  they do not match the tool's input schema; nothing was sent
@@ -59,7 +59,7 @@ class McpTimeout(McpError, ToolTimeout):
 
 
 class McpRefused(McpError):
-    """The server answered with an error. number: its code, as JSON-RPC has it."""
+    """The server answered with an error, or asked for what it did not get. number: its code, as JSON-RPC has it."""
 
     def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
         super().__init__(server, message, hint=hint)

@@ -46,6 +46,7 @@ from sabot.mcp.wire import (
     CLOSED,
     as_json,
     check_encoded,
+    check_granted,
     client_version,
     errors_in,
     first_wrong,
@@ -294,6 +295,7 @@ class McpConnection:
             return await self._until_it_asks(call)
         if answers is not None and self.version < _MODERN:
             raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
+        check_granted(self.key.server, name, answers or {})
         await self.refresh()
         self._check_call(name, arguments, expects)
         call = _SentCall(name, seconds, self._config.most_seconds(seconds))

@@ -153,7 +153,7 @@ class ServerQuestions:
 
     async def _sampled(self, site: CallSite, params: Mapping[str, Any]) -> dict[str, Any]:
         if self._sampling is None:
-            return _refusal("no model answers")
+            return _refusal("no model answers servers: McpServerPool(sampling=engine) lets one")
         try:
             said = await site.complete(self._sampling, _request_of(params, self._tokens))
         except (ModelError, BudgetExceeded, TurnLimitExceeded, EffectError, UserError) as error:

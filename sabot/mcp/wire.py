@@ -26,6 +26,7 @@ __all__ = [
     "CLOSED",
     "as_json",
     "check_encoded",
+    "check_granted",
     "client_version",
     "errors_in",
     "first_wrong",
@@ -80,6 +81,16 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
         else _ANSWERS[each["method"]].model_validate(each["result"])
         for key, each in answers.items()
     }
+
+
+def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
+    """Raises McpRefused where something that the server has asked for is refused: since version 2026-07-28 there is no answer that says so,
+    and nothing of the call is open at the server.
+    """
+    for each in answers.values():
+        if "error" in each:
+            words, number = each["error"]["message"], each["error"]["code"]
+            raise McpRefused(server, f"{what} asks for {each['method']}, which was refused: {words}", number)
 
 
 def is_closed(error: MCPError) -> bool:

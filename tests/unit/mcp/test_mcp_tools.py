@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sabot.agents import BudgetSpec, ExecutionRequest, RuntimeKernel
-from sabot.errors import UserError
+from sabot.agents import BudgetSpec, ExecutionRequest, ModelPolicy, PolicyEngine, RuntimeKernel
+from sabot.errors import EffectError, UserError
 from sabot.journal.effects import EffectClass
 from sabot.llm import (
     Agent,
@@ -403,6 +403,35 @@ async def test_a_budget_holds_for_what_servers_ask(desk):
         pool.add("old", connect=asking(("sampling/createMessage", params), ("sampling/createMessage", params)))
         result = await (await pool.session("old")).call("go")
     assert "tokens" in result.text
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rules", "turns", "words"),
+    [
+        (None, [], 9, "no model answers servers: McpServerPool(sampling=engine) lets one"),
+        (scripted("fine"), [ModelPolicy(["*"], denied=True)], 9, "ModelPolicy *"),
+        (scripted("fine"), [], 0, "the job may"),
+    ],
+)
+async def test_a_call_whose_server_asks_for_a_model_that_it_does_not_get_says_why(desk, sampling, rules, turns, words):
+    """The words were those of the SDK's models, which take no refusal for an answer."""
+    async with McpServerPool(sampling=sampling) as pool:
+        (think,) = await pool.tools("desk", connect=in_memory(lambda key: desk.server()), only=["think"])
+
+        async def work(ctx):
+            try:
+                return (await ctx.call(think)).text
+            except EffectError as error:
+                return f"{error.type}: {error.message}"
+
+        async with RuntimeKernel.create(agent=work, policy=PolicyEngine(rules)) as kernel:
+            request = ExecutionRequest(prompt="go", budgets=BudgetSpec(max_turns=turns))
+            said = (await (await kernel.execute(request)).result()).output
+    assert said.startswith("McpRefused: ")
+    assert "MCP server desk: think asks for sampling/createMessage, which was refused: " in said
+    assert words in said
+    assert "validation" not in said
+    assert len(desk.calls) == 1
 
 
 @pytest.mark.parametrize(("turns", "asked"), [(0, 0), (1, 1), (2, 2)])
