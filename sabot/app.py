@@ -359,13 +359,7 @@ class App(DeclaresAgents, HasTopics):
         """Returns the plan of the steps up to this node, and of the agents that they read, without a sink."""
         runtime = self.agent_runtime
         ends, agents = leading_to(Write(node, TableSink("out"), None), runtime.specs, runtime.writes)
-        reads = [read for read in walk(ends) if isinstance(read, Read)]
-        known = {
-            id(read): read.source.infer_schema()
-            if read.schema is None and isinstance(read.source, Source)
-            else read.schema
-            for read in reads
-        }
+        known = {id(read): read.found_schema() for read in walk(ends) if isinstance(read, Read)}
         return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.parallelism)
 
     def _warn_of_loose_ends(self) -> None:

@@ -80,6 +80,12 @@ class Read(Node):
         """A column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
 
+    def found_schema(self) -> pa.Schema | None:
+        """`schema`; where none was given, what the data of a Source tells."""
+        if self.schema is None and isinstance(self.source, Source):
+            return self.source.infer_schema()
+        return self.schema
+
     @cached_property
     def columns(self) -> pa.Schema | None:
         """All columns: those of the payloads and the fields of the records. Raises UserError for a column that both have."""
@@ -122,12 +128,10 @@ class Read(Node):
     @cached_property
     def column_names(self) -> list[str] | None:
         """As given, or as the data of a Source tells."""
-        schema = self.schema
-        if schema is None and isinstance(self.source, Source):
-            try:
-                schema = self.source.infer_schema()
-            except (SabotError, OSError):
-                return None  # the start will say what is wrong with it
+        try:
+            schema = self.found_schema()
+        except (SabotError, OSError):
+            return None  # the start will say what is wrong with it
         return None if schema is None else [*schema.names, *(column for column, _ in self.fields)]
 
     @cached_property
