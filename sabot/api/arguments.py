@@ -1,7 +1,8 @@
 """Checks the arguments of the methods of streams: names of columns, expressions, durations, keys, orders."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import date, timedelta
+from numbers import Number
 from typing import Any, Literal, TypeAlias, get_args
 
 import pyarrow as pa
@@ -195,6 +196,8 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
         expr = col(column) if isinstance(column, str) else expression_of(column, where)
         yield expr.name, expr
     for name, value in named.items():
+        if value is None or isinstance(value, Number | bytes | date | timedelta):
+            raise UserError(f"{where}, {name}: {value!r} is no expression", hint=f"{name}=lit({value!r})")
         yield name, col(value) if isinstance(value, str) else expression_of(value, f"{where}, {name}")
 
 

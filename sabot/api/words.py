@@ -35,6 +35,11 @@ def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
     """The error for a column that does not exist. Its hint has the column with the most similar name."""
     near = difflib.get_close_matches(name, known, 1)
     guess = f"did you mean {near[0]!r}? " if near else ""
+    struct, _, field = name.partition(".")
+    if field and struct in known and not any(each.startswith(f"{struct}.") for each in known):
+        guess = (
+            f'first with_columns({field.rpartition(".")[2]}=col("{struct}")["' + '"]["'.join(field.split(".")) + '"]); '
+        )
     what = f"{where}: " if where else ""
     return UserError(f"{what}there is no column {name!r}", hint=f"{guess}the columns are {', '.join(known)}")
 

@@ -7,6 +7,7 @@ __all__ = ["HERE", "NamedElsewhere"]
 HERE = {
     "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
     "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches",
+    "assign": "with_columns(name=expression)",
     "distinct": 'deduplicate("column")',
     "drop_nulls": 'filter(col("x").is_not_null())',
     "fill_null": 'with_columns(x=col("x").fill_null(0))',
@@ -23,6 +24,7 @@ HERE = {
     "sink_parquet": 'to(ParquetSink("folder"))',
     "sort": 'top_n(n, by="x") behind key_by or window: a stream has no end to sort at; sort what collect() gives',
     "tail": 'top_n(n, by="ts") behind key_by or window: a stream has no end',
+    "take": "head(n)",
     "unique": 'deduplicate("column")',
     "unnest": 'with_columns(city=col("place").struct.field("city"))',
     "where": 'filter(col("x") > 3)',
@@ -34,11 +36,26 @@ HERE = {
 
 
 class NamedElsewhere:
-    """A kind of stream whose missing methods say what does the same."""
+    """A kind of stream whose missing methods say what does the same, or which kind of stream has them."""
+
+    _made_by = ""
+    """The method that makes this kind of a Stream; empty for a Stream."""
+    _ends_in = ""
+    """Its methods that give a Stream."""
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
-            here = HERE.get(name)
+            here = HERE.get(name) or self._of_another_kind(name)
             what = f"{type(self).__name__!r} object has no attribute {name!r}"
             raise AttributeError(f"{what} (here it is {here})" if here else what, name=name, obj=self)
+
+    def _of_another_kind(self, name: str) -> str:
+        """Where this method is to be written; empty where no kind of stream has it."""
+        kinds = NamedElsewhere.__subclasses__()
+        made = [kind._made_by for kind in kinds if any(name in vars(base) for base in kind.__mro__)]
+        if name.startswith("_") or not made:
+            return ""
+        if "" in made:
+            return f"{name}(…) of a Stream: before {self._made_by}, or behind {self._ends_in}"
+        return f"{min(made)}.{name}(…)"

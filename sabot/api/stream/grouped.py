@@ -20,6 +20,9 @@ __all__ = ["GroupedStream"]
 class GroupedStream(NamedElsewhere):
     """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
 
+    _made_by = 'group_by("column")'
+    _ends_in = "aggregate(…)"
+
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:
         self._steps = steps
         self._keys = keys

@@ -43,6 +43,9 @@ __all__ = ["KeyedStream"]
 class KeyedStream(NamedElsewhere):
     """Rows with a key: its methods work on the rows of each key separately."""
 
+    _made_by = 'key_by("column")'
+    _ends_in = "aggregate(…), over(…), process(…)"
+
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:
         self._steps = steps
         self._keys = keys

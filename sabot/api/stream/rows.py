@@ -119,6 +119,11 @@ class RowMethods:
         empty_as_null: an empty list gives a row with null, too. keep_nulls=False: one that is null gives none. Lists of several columns go
         together; a row in which they differ in length fails (`on_error`). Not for changes.
         """
+        for each in flat(columns):
+            if isinstance(each, Expr):
+                name = each.column
+                hint = f'with_columns(items={each!r}).explode("items")' if name is None else f'explode("{name}")'
+                raise UserError(f"explode: {each!r} is an expression, and explode takes names of columns", hint=hint)
         names = column_names(flat(columns), "explode")
         if not names or len(set(names)) < len(names):
             raise UserError("explode needs columns of lists, each once", hint='explode("tags")')

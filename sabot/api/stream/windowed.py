@@ -28,6 +28,9 @@ __all__ = ["WindowedStream"]
 class WindowedStream(NamedElsewhere):
     """Rows with a key and a window: its methods work on the rows of each key and window separately."""
 
+    _made_by = 'window(tumbling("1m"))'
+    _ends_in = "aggregate(…), top_n(…)"
+
     def __init__(
         self,
         steps: "Steps",

@@ -419,6 +419,40 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
         assert not hasattr(each, "_repr_png_")
 
 
+def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
+    missing = {
+        "filter": (orders.key_by("id"), r'before key_by\("column"\), or behind aggregate'),
+        "with_time": (orders.key_by("id"), r'before key_by\("column"\), or behind aggregate'),
+        "print": (orders.window(tumbling("1m")), r'before window\(tumbling\("1m"\)\), or behind aggregate.*top_n'),
+        "window": (orders.group_by("id"), r'before group_by\("column"\), or behind aggregate'),
+        "over": (orders, r'\(here it is key_by\("column"\)\.over'),
+        "top_n": (orders.group_by("id"), r'\(here it is key_by\("column"\)\.top_n'),
+        "take": (orders, r"head\(n\)"),
+        "assign": (orders, "with_columns"),
+    }
+    for name, (stream, here) in missing.items():
+        with pytest.raises(AttributeError, match=f"{type(stream).__name__}.* no attribute '{name}'.*{here}"):
+            getattr(stream, name)
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda s: s.with_columns(c=2.0), r"with_columns, c: 2\.0 is no expression \(c=lit\(2\.0\)\)"),
+        (lambda s: s.select(c=None), r"\(c=lit\(None\)\)"),
+        (lambda s: s.explode(col("l")), r'\(explode\("l"\)\)'),
+        (lambda s: s.explode(col("o")["items"]), r'with_columns\(items=.*"items".*\)\.explode\("items"\)'),
+        (lambda s: s.explode("o.items"), r'first with_columns\(items=col\("o"\)\["items"\]\)'),
+        (lambda s: s.group_by("o.p.q"), r'first with_columns\(q=col\("o"\)\["p"\]\["q"\]\)'),
+    ],
+)
+def test_a_value_or_a_field_where_a_column_is_due_is_told_how_to_become_one(app, build, says):
+    items = pa.struct({"items": pa.list_(pa.int64()), "p": pa.struct({"q": pa.int64()})})
+    stream = app.stream("nested", schema={"l": pa.list_(pa.int64()), "o": items})
+    with pytest.raises(UserError, match=says):
+        build(stream)
+
+
 def test_the_plan_of_an_agent_s_rows_has_all_that_feeds_it(memory_url):
     app = App("one", broker=memory_url)
 
