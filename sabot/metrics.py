@@ -45,6 +45,9 @@ _KINDS = {
     "sabot_dead_letters_total": _Kind(
         "counter", _ROWS, "Records and rows that an agent, a source or a step set apart as dead letters."
     ),
+    "sabot_sink_nulled_total": _Kind(
+        "counter", _ROWS, "Floats that a sink's format has no form for (NaN, infinities), written as null."
+    ),
     "sabot_agent_errors_total": _Kind(
         "counter", ("operator",), "Calls that raised, and records that could not be decoded or had no key."
     ),

@@ -18,6 +18,8 @@ from sabot.errors import UserError
 
 __all__ = [
     "Delivery",
+    "LostFloats",
+    "OnNan",
     "Positions",
     "Sink",
     "Source",
@@ -26,6 +28,7 @@ __all__ = [
     "agreed_delivery",
     "check_delivery",
     "check_input",
+    "check_nan",
     "check_sink",
 ]
 
@@ -34,6 +37,18 @@ Positions = dict[tuple[str, int], int]
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """How often a result reaches its sink when something crashes. None: exactly once where that is possible."""
+
+LostFloats = Literal["nan", "not_finite"] | None
+"""The floats that a format has no form for, and has as null: NaN; or infinities too."""
+
+OnNan = Literal["null", "fail"] | None
+"""What becomes of floats that a sink's format has no form for. "fail": the job stops. None: null, with a warning."""
+
+
+def check_nan(nan: object, where: str) -> None:
+    """Raises a UserError, whose text begins with `where`, for anything but an OnNan."""
+    if nan not in (None, "null", "fail"):
+        raise UserError(f"{where}: nan={nan!r}", hint='"null" or "fail"; left out: null, with a warning')
 
 
 def check_delivery(delivery: object, where: str) -> None:
@@ -252,6 +267,10 @@ class Sink(ABC):
 
         Called before `open` for each stream whose columns the plan knows, and for the results of batch agents, from another thread.
         """
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        """Which floats become null in a column of this type, because the format has no form for them. Called for types with floats."""
+        return None
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         """Tells, before `open` and in place of `expect`, that changes of a table with these columns will be written.

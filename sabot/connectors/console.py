@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
-from sabot.connectors.base import Sink
+from sabot.connectors.base import LostFloats, Sink
 
 __all__ = ["ConsoleSink", "console"]
 
@@ -24,6 +24,9 @@ class ConsoleSink(Sink):
 
     def __init__(self, name: str = "console") -> None:
         self.name = name
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return "not_finite"
 
     def open(self) -> None:
         """Nothing to do."""

@@ -27,7 +27,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.checkpoint.manifest import Manifest, StoredTrack
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
-from sabot.connectors.base import Sink
+from sabot.connectors.base import LostFloats, Sink
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
@@ -54,6 +54,9 @@ class StagedSink(Sink):
 
     def check_types(self, schema: pa.Schema) -> None:
         self._track.sink.check_types(schema)
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return self._track.sink.floats_lost(kind)
 
     def expect(self, schema: pa.Schema) -> None:
         self._track.sink.expect(schema)

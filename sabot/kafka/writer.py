@@ -15,7 +15,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.records import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, header_rows, refuse_json_types, to_records
-from sabot.connectors.base import Sink
+from sabot.connectors.base import LostFloats, Sink
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,
@@ -126,6 +126,9 @@ class KafkaWriter(Sink):
 
     def check_types(self, schema: pa.Schema) -> None:
         refuse_json_types(schema, f"topic {self.name!r}")
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return "not_finite"
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys

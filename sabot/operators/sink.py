@@ -1,6 +1,7 @@
 """The last step of a chain: rows leave for a Sink."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.arrow.batch import Batch
+from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
-from sabot.connectors.base import Sink
+from sabot.connectors.base import LostFloats, OnNan, Sink
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -24,6 +25,8 @@ from sabot.operators.base import (
 )
 
 __all__ = ["SinkWriter", "with_key"]
+
+_log = logging.getLogger(__name__)
 
 _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 
@@ -49,6 +52,11 @@ class SinkWriter(Operator):
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
+        self.nan: OnNan = None  # what becomes of floats that the sink's format does not have
+        self.nulled = 0  # how many such floats became null
+        self._floats: list[tuple[int, LostFloats]] = []  # the columns of `_fields` that may have some
+        self._fields: pa.Schema | None = None
+        self._told: set[str] = set()  # the columns that were warned of
 
     def check_types(self, columns: pa.Schema) -> None:
         """Checks the columns of one of the streams that come in, before `open`. Raises UserError for one that can never be written."""
@@ -94,6 +102,7 @@ class SinkWriter(Operator):
             if not data.num_rows:
                 return
         with self._named(data):
+            self._watch(data, batch)
             if self._changes is None and self._key is not None and data.schema != RECORD_SCHEMA:
                 data = with_key(data, self._key, self._now_ms())
             self.sink.write(Batch(data, None, batch.topic))
@@ -132,7 +141,82 @@ class SinkWriter(Operator):
         self.sink.close()
 
     def statistics(self) -> dict[str, Any]:
-        return {"rows_out": self.rows_out}
+        return {"rows_out": self.rows_out, **({"nulled": self.nulled} if self.nulled else {})}
+
+    # -- floats that the format does not have --------------------------------------------------------------------------
+
+    def _watch(self, data: pa.RecordBatch, batch: Batch) -> None:
+        """Counts the floats that will be null, and warns once of each column. Raises UserError for the first one with nan="fail"."""
+        if self._fields is None or not data.schema.equals(self._fields):
+            self._fields, self._floats = data.schema, self._columns_of_floats(data.schema)
+        for index, lost in self._floats:
+            column = data.column(index)
+            if not pa.types.is_floating(column.type):
+                column = normalise(data.select([index])).column(0)
+            count = _count_lost(column, lost)
+            name = data.schema.names[index]
+            if count and (self.nan == "fail" or (self.nan is None and name not in self._told)):
+                self._tell(name, column, lost, f"of {data.num_rows}{_origin(batch)}")
+            self.nulled += count
+
+    def _tell(self, name: str, column: Any, lost: LostFloats, origin: str) -> None:
+        row = _first_lost(column, lost)
+        value = f"is {column[row].as_py()!r}" if pa.types.is_floating(column.type) else "has NaN or an infinity"
+        what = f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
+        if self.nan == "fail":
+            raise UserError(
+                what, hint=f'fill_nan, or filter by col({name!r}).is_finite(), before the sink; or nan="null"'
+            )
+        self._told.add(name)
+        _log.warning(
+            '%s: written as null, as all such values of the column. nan="null", where the sink is given, says that this is meant; '
+            'nan="fail" stops the job instead',
+            what,
+        )
+
+    def _columns_of_floats(self, schema: pa.Schema) -> list[tuple[int, LostFloats]]:
+        """The columns in which floats may be lost, and which floats: no others are looked at."""
+        if schema.equals(RECORD_SCHEMA):
+            return []
+        keyed = self._changes is None and self._key is not None
+        plain = normalise(pa.RecordBatch.from_pylist([], schema=schema)).schema
+        kinds = [(index, field.type) for index, field in enumerate(plain) if _has_floats(field.type)]
+        found = [(index, "not_finite" if keyed else self.sink.floats_lost(kind)) for index, kind in kinds]
+        return [(index, lost) for index, lost in found if lost is not None]
+
+
+def _has_floats(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_floats(kind.field(index).type) for index in range(kind.num_fields))
+    return bool(pa.types.is_floating(kind))
+
+
+def _count_lost(column: Any, lost: LostFloats) -> int:
+    """How many floats of the column, at any depth, are NaN, or not finite. Types are canonical."""
+    if pa.types.is_floating(column.type):
+        return int(pc.is_nan(column).true_count if lost == "nan" else pc.is_finite(column).false_count)
+    if not _has_floats(column.type):
+        return 0
+    inner = column.flatten()
+    return sum(_count_lost(each, lost) for each in (inner if isinstance(inner, list) else [inner]))
+
+
+def _first_lost(column: Any, lost: LostFloats) -> int:
+    """The first row that `_count_lost` counts. There is one."""
+    low, high = 0, len(column)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _count_lost(column.slice(low, middle - low), lost):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _origin(batch: Batch) -> str:
+    """Where the rows of the batch are from, as far as that is known, for a message."""
+    offsets = "".join(f", before {topic}[{partition}]@{offset}" for (topic, partition), offset in batch.offsets.items())
+    return (f" from {batch.topic}" if batch.topic else "") + offsets
 
 
 def _no_text(data: pa.RecordBatch) -> str:

@@ -68,7 +68,8 @@ class _Planner:
             site = PLACES[Feed](end, site)
             site.targets.append(Edge(self._agents[end.agent.agent_id]))
         elif isinstance(end, Write):
-            sink = self._layout.sink(end.sink, end.key, end.delivery, site.unique if site.changes else None)
+            changes = site.unique if site.changes else None
+            sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan)
             site.targets.append(Edge(sink, changes=site.changes))
 
     def _join_agents(self, stage: Stage) -> None:

@@ -485,7 +485,7 @@ class Build:
         expected = None if built.mixed or records else without_marks(built.schema)
         clock = self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
-        writer.id = built.stage.id
+        writer.id, writer.nan = built.stage.id, built.stage.nan
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
 

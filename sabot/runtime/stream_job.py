@@ -266,6 +266,8 @@ class StreamJob:
                 if figures.get("dead_rows"):
                     name = f"{task.name} {operator.id}"
                     yield Sample("sabot_dead_letters_total", figures["dead_rows"], name, "")
+                if figures.get("nulled"):
+                    yield Sample("sabot_sink_nulled_total", figures["nulled"], task.name, operator.id)
                 if "rows_out" in figures:
                     yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
 

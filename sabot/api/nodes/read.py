@@ -14,7 +14,7 @@ from sabot.api.words import check_names
 from sabot.arrays import PER_SECOND, is_time
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.config import Duration, checked_flag, parse_ms
-from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
 __all__ = [
@@ -160,6 +160,7 @@ class Write(StreamEnd):
     sink: str | Sink
     key: str | None
     delivery: Delivery = None
+    nan: OnNan = None
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:

@@ -51,7 +51,7 @@ from sabot.api.stream.rows import RowMethods
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
 from sabot.config import Duration
-from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, check_delivery, check_nan, check_sink
 from sabot.errors import UserError
 
 if TYPE_CHECKING:
@@ -388,7 +388,14 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def to(self, sink: str | Sink | Callable[..., Any], *, key: str | None = None, delivery: Delivery = None) -> None:
+    def to(
+        self,
+        sink: str | Sink | Callable[..., Any],
+        *,
+        key: str | None = None,
+        delivery: Delivery = None,
+        nan: OnNan = None,
+    ) -> None:
         """Writes the rows to this topic, Sink or agent when the app runs. May be called several times. key: the column of the records' key.
 
         An agent is given by its function, declared with `@app.agent()`. There is no topic in between: its checkpoints keep the rows as
@@ -397,13 +404,19 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
         delivery: "exactly_once": rows are visible once a checkpoint covers them, each exactly once whatever crashes. "at_least_once": rows
         are visible at once, and may be repeated after a crash. None: exactly once if the sink supports it and checkpoints are written.
+
+        nan: what becomes of floats that the sink's format does not have, NaN and infinities in JSON, NaN in SQLite: "null"; "fail" stops
+        the job, before the batch is written. None: null, with a warning for each column.
         """
+        check_nan(nan, f"to({sink!r})")
         if callable(sink) and not isinstance(sink, str | Sink):
+            if nan is not None:
+                raise UserError(f"to({sink!r}): nan= is of sinks, and this is an agent", hint="leave nan= out")
             self._feed(self._owner.agent_of(sink), key, delivery)
             return
         check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({sink!r})")
-        node = Write(self._node, sink, key, delivery)
+        node = Write(self._node, sink, key, delivery, nan)
         node.check()
         if self._node.changes:
             check_takes_changes(self._node, sink, key)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA
+from sabot.connectors.base import LostFloats
 from sabot.connectors.files.growth import Growth
 from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
@@ -32,6 +33,8 @@ class FileFormat(ABC, Generic[Rows]):
     """The columns whose values say in which folder a row goes."""
     compresses: ClassVar[bool] = False
     """A file is compressed as a whole, by the ending of its path."""
+    floats_lost: LostFloats = None
+    """The floats that the format has as null."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import refuse_types
-from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.files.partitions import check_partitions, partitions_of
 from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
 from sabot.connectors.files.text_sinks import column_format
@@ -58,6 +58,9 @@ class ObjectSink(Sink):
         if self._format.partition_by:
             check_partitions(schema, self._format.partition_by, self.name)
         refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return self._format.floats_lost
 
     def open(self) -> None:
         self._open(uuid.uuid4().hex)

@@ -11,7 +11,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import refuse_types
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.partitions import check_partitions
@@ -82,6 +82,9 @@ class FileSink(Sink):
         if self._format.partition_by:
             check_partitions(schema, self._format.partition_by, self.name)
         refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return self._format.floats_lost
 
     def expect(self, schema: pa.Schema) -> None:
         self._format.expected = schema

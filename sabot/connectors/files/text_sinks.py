@@ -173,6 +173,7 @@ class _DividedText(ColumnFormat):
         self._text = text
         self.suffix = text.suffix  # type: ignore[misc]
         self.partition_by = tuple(by)
+        self.floats_lost = text.floats_lost
 
     @property
     def ending(self) -> str:
@@ -223,6 +224,7 @@ def _partitioned(text: _TextFormat, by: Sequence[str]) -> FileFormat[Any]:
 class _Ndjson(_TextFormat):
     suffix = ".ndjson"
     needs_suffix = False
+    floats_lost = "not_finite"
 
     def lines(self, batch: Batch) -> bytes:
         payload: Any = to_records(batch, int(SYSTEM_CLOCK.time() * 1000)).column(0).fill_null(b"null")

@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import carries_changes, refuse_json_types, to_records
-from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
 from sabot.errors import UserError
@@ -39,6 +39,9 @@ class MemorySink(Sink):
 
     def check_types(self, schema: pa.Schema) -> None:
         refuse_json_types(schema, f"topic {self.name!r}")
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return "not_finite"
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from sabot.connectors.base import Token, Track
+from sabot.connectors.base import LostFloats, Token, Track
 from sabot.connectors.sql.rows import Columns
 from sabot.errors import JobLocked, UserError
 from sabot.steps import step
@@ -33,6 +33,8 @@ class Database(ABC):
 
     mark: ClassVar[str]
     """The placeholder for a value in a statement."""
+    floats_lost: ClassVar[LostFloats] = None
+    """The floats that are NULL in a column of floats."""
 
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
-from sabot.connectors.base import Sink, Token, Track
+from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -67,6 +67,9 @@ class SqlSink(Sink):
 
     def check_types(self, schema: pa.Schema) -> None:
         refuse_types(schema, lambda empty: self._database.try_types(normalise(empty)), f"table {self.name}", "SQL")
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return "not_finite" if pa.types.is_nested(kind) else self._database.floats_lost  # nested values are JSON
 
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:

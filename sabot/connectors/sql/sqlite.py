@@ -33,6 +33,7 @@ class SqliteDatabase(Database):
     """Each transaction takes the file's write lock at its beginning, and is on the disk at its end."""
 
     mark = "?"
+    floats_lost = "nan"
     tokens = quoted(TOKENS)
 
     def __init__(self, path: Path, table: str, keys: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
-from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, agreed_delivery
 from sabot.errors import UserError
 from sabot.operators.base import Operator
 from sabot.operators.layout.stages import Aligned, Edge, Stage, Step
@@ -150,13 +150,18 @@ class Layout:
         return Step(id, text, make, named=given, path=path)
 
     def sink(
-        self, sink: str | Sink, key: str | None = None, delivery: Delivery = None, changes: Keys | None = None
+        self,
+        sink: str | Sink,
+        key: str | None = None,
+        delivery: Delivery = None,
+        changes: Keys | None = None,
+        nan: OnNan = None,
     ) -> Stage:
         """The one stage that writes into a sink, for all streams that do. changes: the key of their changes; None: rows are only added."""
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
         if stage is None:
-            stage = self._sinks[name] = self.stage("write", 1, sink=(sink, key), changes=changes)
+            stage = self._sinks[name] = self.stage("write", 1, sink=(sink, key), changes=changes, nan=nan)
         elif stage.sink is not None and stage.sink[1] != key:
             raise UserError(f"to({sink!r}): two streams write it with different keys", hint="give both the same key=")
         elif stage.changes != changes:
@@ -164,6 +169,8 @@ class Layout:
                 f"to({sink!r}): two streams write it, and they are not both changes of the same key",
                 hint="union them before .upsert(key)",
             )
+        elif stage.nan != nan:
+            raise UserError(f"to({sink!r}): two streams write it, with different nan=", hint="give both the same")
         stage.delivery = agreed_delivery(sink, stage.delivery, delivery)
         return stage
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
-from sabot.connectors.base import Delivery, Sink
+from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.operators.base import Operator, with_marks
 
 __all__ = ["Aligned", "Edge", "Reading", "Stage", "Step", "column_types"]
@@ -103,6 +103,7 @@ class Stage:
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
     agent: AgentSpec | None = None
     delivery: Delivery = None  # how the sink delivers; None: as suits it
+    nan: OnNan = None  # what becomes of floats that the sink's format does not have
     changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
     aligned: "Aligned | None" = None  # the sources that are to be read at about the same event time for this stage

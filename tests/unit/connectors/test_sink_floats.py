@@ -1,0 +1,159 @@
+"""NaN and infinities, where a sink's format has no form for them: null with a warning, null because the user says so, or refused."""
+
+import logging
+import math
+import sqlite3
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sabot import App, SqlSink, UserError
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.console import console
+from sabot.connectors.files import CsvSink, NdjsonSink, ParquetSink
+from sabot.connectors.sql.postgres import PostgresDatabase
+from sabot.operators.base import OperatorContext
+from sabot.operators.sink import SinkWriter
+from sabot.testing import ListSink, ScriptedSource
+from sabot.testing.script import END
+from tools.agent_tools import values
+
+NAN, INF = math.nan, math.inf
+ROWS = pa.record_batch({"id": [1, 2, 3, 4], "x": [0.5, NAN, None, -INF], "y": [1.0, 2.0, INF, 3.0], "z": [1.0] * 4})
+
+
+@pytest.fixture
+def app(memory_url):
+    return App("shop", broker=memory_url)
+
+
+def scores(app, *batches):
+    return app.stream(ScriptedSource([*(batches or (ROWS,)), END], schema=(batches or (ROWS,))[0].schema))
+
+
+def writer(sink, nan=None, key=None):
+    made = SinkWriter(sink, key, None, lambda: 0)
+    made.nan = nan
+    made.open(OperatorContext(ROWS.schema))
+    return made
+
+
+def warnings(caplog):
+    return [each.getMessage() for each in caplog.records if "for which its format has no form" in each.getMessage()]
+
+
+def counts(figures):
+    """All counts of floats that became null, at any depth."""
+    for name, value in figures.items():
+        if name == "nulled":
+            yield value
+        elif isinstance(value, dict):
+            yield from counts(value)
+
+
+async def test_json_has_null_and_says_so_once_for_each_column(app, caplog):
+    scores(app, ROWS, ROWS).to("scores")
+    await app.run()
+    assert [row["x"] for row in values(app, "scores")] == [0.5, None, None, None] * 2
+    first, second = warnings(caplog)
+    assert "sink scores: column 'x' is nan in row 1 of " in first
+    assert "sink scores: column 'y' is inf in row 2 of " in second
+    assert 'nan="fail"' in first
+    assert [*counts(app.statistics()["streams"])] == [6]
+
+
+async def test_null_that_is_meant_is_counted_and_not_told_of(app, caplog):
+    scores(app).to("scores", nan="null")
+    await app.run()
+    assert [row["x"] for row in values(app, "scores")] == [0.5, None, None, None]
+    assert warnings(caplog) == []
+
+
+async def test_fail_stops_the_job_before_the_batch_is_written(app):
+    scores(app).to("scores", nan="fail")
+    with pytest.raises(UserError, match=r"sink scores: column 'x' is nan in row 1 of 4") as raised:
+        await app.run()
+    assert "col('x').is_finite()" in raised.value.hint
+    assert values(app, "scores") == []
+
+
+async def test_sqlite_keeps_infinities_and_has_null_for_nan(app, tmp_path, caplog):
+    scores(app).to(SqlSink(f"sqlite:///{tmp_path}/s.db", "scores"))
+    await app.run()
+    with sqlite3.connect(tmp_path / "s.db") as database:
+        assert database.execute("SELECT x, y FROM scores ORDER BY id").fetchall() == [
+            *[(0.5, 1.0), (None, 2.0), (None, INF), (-INF, 3.0)]
+        ]
+    assert len(warnings(caplog)) == 1
+
+
+async def test_formats_that_have_them_keep_them_and_say_nothing(app, tmp_path, caplog):
+    stream, made = scores(app), ListSink()
+    for sink in (ParquetSink(tmp_path / "s.parquet"), CsvSink(tmp_path / "s.csv"), made):
+        stream.to(sink, nan="fail")
+    await app.run()
+    assert math.isnan(pq.read_table(tmp_path / "s.parquet")["x"][1].as_py())
+    assert "nan" in (tmp_path / "s.csv").read_text()
+    assert math.isnan(made.rows[1]["x"])
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_each_way_of_delivery_refuses_them(memory_url, tmp_path, delivery):
+    app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
+    scores(app).to(NdjsonSink(tmp_path / "s.ndjson"), delivery=delivery, nan="fail")
+    with pytest.raises(UserError, match="column 'x' is nan"):
+        await app.run()
+
+
+@pytest.mark.parametrize(
+    ("column", "count"),
+    [
+        (pa.array([[1.0], [NAN, INF], None, []]), 2),
+        (pa.array([{"a": 1.0}, {"a": NAN}, None, {"a": None}]), 1),
+        (pa.array([1.0, NAN, 1.0, NAN]).dictionary_encode(), 2),
+        (pa.array([1.0, NAN, None, INF], pa.float32()), 2),
+    ],
+)
+def test_floats_within_other_values_and_of_any_width_are_seen(column, count, caplog):
+    made = writer(console())
+    made.process(Batch(pa.record_batch({"v": column}), {("orders", 0): 9}, "orders"))
+    assert made.statistics() == {"rows_out": 4, "nulled": count}
+    [told] = warnings(caplog)
+    assert "column 'v' " in told
+    assert "in row 1 of 4 from orders, before orders[0]@9" in told
+
+
+def test_with_a_key_rows_are_json_whatever_the_sink(caplog):
+    made = writer(ListSink(), key="id")
+    made.process(Batch(ROWS))
+    assert made.nulled == 3
+    made.flush()
+    assert [row["x"] for row in made.sink.rows] == [0.5, None, None, None]
+
+
+def test_a_batch_without_them_costs_no_word(caplog):
+    caplog.set_level(logging.WARNING)
+    made = writer(console())
+    made.process(Batch(ROWS.slice(0, 1)))
+    made.process(Batch(ROWS.slice(0, 0)))
+    assert made.statistics() == {"rows_out": 1}
+    assert warnings(caplog) == []
+
+
+def test_nested_values_are_json_in_postgres_whose_columns_of_floats_have_all():
+    sink = SqlSink("postgresql://nobody@127.0.0.1:1/none", "scores")
+    assert PostgresDatabase.floats_lost is None
+    assert sink.floats_lost(pa.float64()) is None
+    assert sink.floats_lost(pa.list_(pa.float64())) == "not_finite"
+
+
+async def test_nan_is_null_or_fail_and_one_for_a_sink(app):
+    stream = scores(app)
+    with pytest.raises(UserError, match=r"to\('scores'\): nan='zero'"):
+        stream.to("scores", nan="zero")
+    stream.to("scores", nan="fail")
+    scores(app).to("scores")
+    with pytest.raises(UserError, match="with different nan="):
+        await app.run()
