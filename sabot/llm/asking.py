@@ -17,12 +17,34 @@ from sabot.llm.tools import Tool
 __all__ = ["request_of", "with_output"]
 
 _FIELDS = frozenset(RequestSpec.__struct_fields__) - {"messages", "output"}
+_NOT_OPTIONS = {
+    "max_tokens": "max_tokens=",
+    "messages": "the prompt has all messages",
+    "model": "model=",
+    # OpenAI's chat completions, and servers and proxies that speak them
+    "best_of": "one request has one answer: complete_many([prompt, prompt])",
+    "max_completion_tokens": "max_tokens=",
+    "models": "fallback= of the engine",
+    "n": "one request has one answer: complete_many([prompt, prompt])",
+    "n_predict": "max_tokens=",
+    # OpenAI's responses
+    "conversation": "the prompt has all messages",
+    "input": "the prompt has all messages",
+    "instructions": "a message system(…)",
+    "max_output_tokens": "max_tokens=",
+    "previous_response_id": "the prompt has all messages",
+    "prompt": "the prompt has all messages",
+    # Anthropic
+    "system": "a message system(…)",
+}
+"""By vendors' names in `options`: what policies and budgets judge, and the argument that is meant. No case: some servers see none."""
+
 _SHOWN_CHARACTERS = 2000  # of an answer, in an error
 
 
 def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[RequestSpec, Schema | None]:
     """prompt: a text, a ChatMessage, a list of them, or a RequestSpec. output: what the answer is to be (`Schema`), or None. fields: of the
-    RequestSpec, in place of what it has; `tools` may be tools. Raises UserError.
+    RequestSpec, in place of what it has; `tools` may be tools. Raises UserError, also for options that go around policies and budgets.
     """
     schema = None if output is None else _schema(output)
     if schema is not None:
@@ -35,8 +57,14 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
     if isinstance(fields.get("stop"), list):
         fields = {**fields, "stop": tuple(fields["stop"])}
     if isinstance(prompt, RequestSpec):
-        return (msgspec.structs.replace(prompt, **fields) if fields else prompt), schema
-    return RequestSpec(messages=messages_of(prompt), **fields), schema
+        spec = msgspec.structs.replace(prompt, **fields) if fields else prompt
+    else:
+        spec = RequestSpec(messages=messages_of(prompt), **fields)
+    for name in spec.options or ():
+        meant = _NOT_OPTIONS.get(str(name).lower())
+        if meant is not None:
+            raise UserError(f"options={{{name!r}: …}}: policies and budgets would not see it", hint=meant)
+    return spec, schema
 
 
 def with_output(answer: Completion, schema: Schema | None) -> Completion:

@@ -52,7 +52,9 @@ def most_tokens_asked(spec: RequestSpec) -> int:
     """As many tokens as a request may have to read at most: of all that is sent, so also of reasoning that its vendor gets back. A picture
     counts IMAGE_TOKENS.
     """
-    tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools else 0)
+    options = spec.options or {}  # tools and schemas may be in them, by the vendor's names
+    tokens = sum(map(most_tokens, _schemas(spec))) + (_OF_TOOLS if spec.tools or "tools" in options else 0)
+    tokens += most_tokens(msgspec.json.encode(options).decode()) if options else 0
     for message in spec.messages:
         tokens += _OF_A_MESSAGE + most_tokens(message.text)
         if not isinstance(message.content, str):

@@ -27,7 +27,8 @@ class RequestSpec(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     messages: the conversation, a system message first. model: "": the provider's own. tools: what the model may call. tool_choice: whether
     it may or must. output: the JSON schema that the answer must match; output_name: what the schema is called in the request. max_tokens:
-    of the answer. stop: texts at which the answer ends. options: parameters by the vendor's names, sent as they are; they win.
+    of the answer. stop: texts at which the answer ends. options: parameters by the vendor's names, sent as they are; they win. An
+    engine and a job refuse those that policies and budgets would have to see: the model, the messages, how long an answer is.
     """
 
     messages: tuple[ChatMessage, ...]

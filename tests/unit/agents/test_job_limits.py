@@ -8,9 +8,11 @@ import pytest
 from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import (
+    Budget,
     BudgetSpec,
     ChainOperator,
     ExecutionRequest,
+    ModelPolicy,
     OperatorContext,
     OrchestrationConfig,
     PolicyEngine,
@@ -20,7 +22,7 @@ from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.kernel.jobs import encode_request
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.errors import EffectError
+from sabot.errors import EffectError, UserError
 from sabot.jobs.gate import gate_of
 from sabot.journal import MemoryHome
 from sabot.llm import Agent as ModelAgent
@@ -90,6 +92,23 @@ async def test_a_function_that_asks_models_itself_is_within_the_limits_of_its_jo
             await says(kernel, ask(**limits))
         assert len(provider.requests) == made
         assert asks.statistics()["input_tokens"] + asks.statistics()["output_tokens"] <= 310
+
+
+@pytest.mark.parametrize("options", [{"model": "gpt-9"}, {"max_tokens": 70_000}])
+async def test_options_go_around_neither_the_policy_nor_the_budget(options: dict[str, Any]) -> None:
+    asks, provider = engine()
+    policy = PolicyEngine()
+    policy.add_rule(ModelPolicy(["gpt-9"], denied=True))
+
+    async def f(ctx: DurableContext) -> Any:
+        with pytest.raises(UserError, match="policies and budgets would not see it"):
+            await ctx.llm(asks).complete("one", options=options)
+        return "refused"
+
+    async with RuntimeKernel.create(agent=f, policy=policy, budgets=[Budget("t", max_tokens_daily=10_000)]) as kernel:
+        assert await says(kernel, ExecutionRequest(prompt=1, scope_id="t")) == "refused"
+        assert provider.requests == []
+        assert (await kernel.ledger.used("t"))["daily"].tokens == 0
 
 
 async def test_tools_of_a_function_count_too() -> None:

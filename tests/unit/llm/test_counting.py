@@ -39,6 +39,8 @@ def test_all_that_a_model_has_to_read_counts() -> None:
     assert most(user("hi"), output={"type": "object"}) == asked + most_tokens('{"type":"object"}') + most_tokens(
         "answer"
     )
+    assert most(user("hi"), options={"a": [1]}) == asked + most_tokens('{"a":[1]}')
+    assert most(user("hi"), options={"tools": [{"name": "look"}]}) > asked + 1_024
     called = most(user("hi"), assistant("", ToolCall("1", "look", "{}")), tool_result("1", "gold"))
     assert called == asked + 16 + (16 + 1 + 2 + 2) + (16 + 2 + 1)
     kept = {"anthropic": [{"type": "thinking", "thinking": "漢字", "signature": "S"}]}

@@ -12,6 +12,7 @@ import pytest
 from sabot.errors import UserError
 from sabot.llm import (
     MIDDLEWARE,
+    Agent,
     Budget,
     BudgetExceeded,
     CircuitBreaker,
@@ -68,6 +69,39 @@ async def test_a_prompt_is_a_text_a_message_several_or_a_request(prompt, message
     answer = await ExecutionEngine(provider).complete(prompt, temperature=0.5, model="big")
     assert (answer.content, answer.model, answer.provider) == ("yes", "big", "scripted")
     assert provider.requests == [RequestSpec(messages=messages, temperature=0.5, model="big")]
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"model": "gpt-9"}, "model="),
+        ({"Model": "gpt-9"}, "model="),  # servers in Go read it so
+        ({"models": ["gpt-9"]}, "fallback="),
+        ({"max_tokens": 70_000}, "max_tokens="),
+        ({"max_tokens": None}, "max_tokens="),
+        ({"max_completion_tokens": 70_000}, "max_tokens="),
+        ({"max_output_tokens": 70_000}, "max_tokens="),
+        ({"n": 5}, "complete_many"),
+        ({"messages": []}, "prompt"),
+        ({"input": "more"}, "prompt"),
+        ({"previous_response_id": "resp_1"}, "prompt"),
+        ({"system": "more"}, "system"),
+        ({"instructions": "more"}, "system"),
+    ],
+)
+async def test_options_that_policies_and_budgets_would_not_see_are_refused_before_anything_is_asked(options, meant):
+    provider = ScriptedProvider("yes")
+    engine, (name,) = ExecutionEngine(provider), options
+    refused = rf"options=\{{'{name}': …\}}: policies and budgets would not see it.*{meant}"
+    for prompt, fields in (("hello", {"options": options}), (RequestSpec(messages=(user("hi"),), options=options), {})):
+        with pytest.raises(UserError, match=refused):
+            await engine.complete(prompt, **fields)
+        with pytest.raises(UserError, match=refused):
+            engine.stream(prompt, **fields)
+    with pytest.raises(UserError, match=refused):
+        Agent(engine, options=options)
+    assert provider.requests == []
+    assert (await engine.complete("hello", options={"reasoning_effort": "low"})).content == "yes"
 
 
 async def test_tools_of_a_request_may_be_tools():
