@@ -27,7 +27,7 @@ from sabot.api.stream import Stream
 from sabot.api.topics import HasTopics
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.records import HeadersLike, checked_headers, encode_json, encode_key
+from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.config import (
     Duration,
     checked_name,
@@ -456,13 +456,12 @@ class App(DeclaresAgents, HasTopics):
     ) -> int:
         """Writes one record; returns its offset once the broker has it. Works whether or not the app runs, on any loop or thread.
 
-        value: bytes are written as they are, anything else as JSON. key: bytes or str. headers: as of `Message`. timestamp: ms UTC, by
-        default now. If the app has failed since `start()`, that failure is raised.
+        value: bytes are written as they are, anything else as JSON; None with a key is a tombstone, a null payload. key: bytes or str.
+        headers: as of `Message`. timestamp: ms UTC, by default now. If the app has failed since `start()`, that failure is raised.
         """
         checked_topic(topic, "send: topic")
         self.agent_runtime.job.raise_failure()
-        pairs = checked_headers(headers, f"send({topic!r})")
-        payload = value if isinstance(value, bytes) else encode_json(value)
+        payload, pairs = encode_payload(value, key), checked_headers(headers, f"send({topic!r})")
         with self._sender_lock:
             if self._sender is None:
                 self._sender = RecordSender(self.broker, self.kafka)

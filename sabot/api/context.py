@@ -41,9 +41,9 @@ TimerChange = tuple[bool, int, str]
 class Message:
     """A result with a key, headers or a topic of its own: `return Message(value, key=b"acc1", topic="alerts")`.
 
-    `value`: bytes are written as they are, anything else as JSON. `key`: bytes or str; by default the key of the input record.
-    `headers`: a dict, or pairs, of a name and bytes, or a str that becomes UTF-8. `topic`: one of the agent's sinks, by its name; by
-    default the first one.
+    `value`: bytes are written as they are, anything else as JSON; None with a `key` is a tombstone, a null payload. `key`: bytes or str;
+    by default the key of the input record. `headers`: a dict, or pairs, of a name and bytes, or a str that becomes UTF-8. `topic`: one of
+    the agent's sinks, by its name; by default the first one.
     """
 
     __slots__ = ("headers", "key", "topic", "value")

@@ -39,6 +39,7 @@ __all__ = [
     "empty_batch",
     "encode_json",
     "encode_key",
+    "encode_payload",
     "header_rows",
     "iterate_records",
     "json_records",
@@ -135,6 +136,13 @@ def encode_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()  # it writes lone surrogates as escapes
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
+
+
+def encode_payload(value: Any, key: Any) -> bytes | None:
+    """The payload of a record: bytes unchanged, anything else as JSON; None under a key is a tombstone, without one JSON's null."""
+    if isinstance(value, bytes) or (value is None and key is not None):
+        return value
+    return encode_json(value)
 
 
 def encode_key(key: Any) -> bytes | None:

@@ -75,6 +75,24 @@ async def test_payloads_come_as_they_are_and_tombstones_to_who_asks(app, url, ma
     assert found == [{"raw": '{"n" : 1}', "key": "a"}, {"raw": None, "key": "a"}, {"raw": "2 ", "key": "b"}]
 
 
+async def test_tombstones_and_headers_are_sent_alike_to_both_brokers(app, url, make_topic):
+    topic, out = make_topic(), make_topic()
+
+    @app.agent(topic, tombstones=True, sink=out)
+    async def told(ctx):
+        return Message(ctx.message, key=ctx.key, headers={"unit": dict(ctx.headers)["unit"].decode()})
+
+    await app.send(topic, 1, key="a", headers={"unit": "°C"})
+    await app.send(topic, None, key="a", headers=[("unit", "°C")])
+    async with started(app):
+        found = await read_topic(url, out, 2)
+    unit = (("unit", "°C".encode()),)
+    assert [(record.payload, record.key, tuple(record.headers)) for record in found] == [
+        (b"1", b"a", unit),
+        (None, b"a", unit),
+    ]
+
+
 async def test_a_result_goes_into_the_topic_that_it_names(url, make_topic, tmp_path):
     """With a state directory: exactly once, in transactions of two tracks."""
     topic, even, odd = make_topic(), make_topic(), make_topic()

@@ -15,7 +15,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.calls.functions import behind, each_piece
 from sabot.codecs.json import JsonCodec
-from sabot.codecs.records import Headers, build_records, decode_json, encode_json, header_rows, to_records
+from sabot.codecs.records import Headers, build_records, decode_json, encode_payload, header_rows, to_records
 from sabot.errors import UNREADABLE, DataError
 from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
@@ -38,8 +38,8 @@ __all__ = [
 RECORD_ROWS = 2048
 """More records do not come at once: to take so many in holds the event loop up for 2 ms."""
 
-Result = tuple[bytes, bytes | None, Headers, str | None]
-"""Payload, key (None: the key of the input), headers, the name of the sink (None: the first one)."""
+Result = tuple[bytes | None, bytes | None, Headers, str | None]
+"""Payload (None: a tombstone), key (None: the key of the input), headers, the name of the sink (None: the first one)."""
 
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = HeldRows(0)
@@ -218,7 +218,7 @@ def _result(value: Any) -> Result:
     topic: str | None = None
     if isinstance(value, Message):
         key, headers, topic, value = value.key, value.headers, value.topic, value.value
-    return value if isinstance(value, bytes) else encode_json(value), key, headers, topic
+    return encode_payload(value, key), key, headers, topic
 
 
 @dataclass(slots=True)

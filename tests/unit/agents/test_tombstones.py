@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from sabot import App, UserError
+from sabot import App, Message, UserError
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.kafka import open_sink
+from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, records, started, until, values
 
 Pair = tuple[bytes | None, bytes | None]
@@ -215,3 +216,50 @@ def test_what_cannot_take_tombstones_refuses_them(app: App) -> None:
             app.agent("in", **options)(look)
     with pytest.raises(UserError, match="no option tombstones"):
         app.process_agent("in", command=["cat"], tombstones=True)
+
+
+@pytest.mark.parametrize(("durable", "several"), [(False, False), (False, True), (True, False)])
+async def test_a_result_without_a_value_under_a_key_ends_the_row_of_a_table(
+    memory_url: str, tmp_path: Path, durable: bool, several: bool
+) -> None:
+    """It was the text `null`, a dead letter of the table. Exactly once: it waits in the checkpoint."""
+    app, log = App("shop", memory_url, state=str(tmp_path), checkpoint_interval="100ms"), ListSink()
+
+    def result(message: Any) -> Message:
+        return Message(message.get("row"), key=message["id"])
+
+    if several:
+
+        @app.agent("in", sink="rows", delivery="exactly_once", name="f")
+        async def yields(ctx: Any) -> Any:
+            yield result(ctx.message)
+    else:
+
+        @app.agent("in", sink="rows", delivery="exactly_once", name="f", durable=durable)
+        async def returns(ctx: Any) -> Any:
+            return result(ctx.message)
+
+    app.table("rows", key="id", schema={"id": "string", "n": "int64"}).changelog().to(log)
+    async with started(app):
+        await app.send("in", {"id": "a", "row": {"n": 1}})
+        await until(lambda: len(log.rows) == 1)
+        await app.send("in", {"id": "a"})
+        await until(lambda: len(log.rows) == 2)
+        assert not records(app, "rows.dlq")
+    assert [(record.key, record.payload) for record in records(app, "rows")] == [(b"a", b'{"n":1}'), (b"a", None)]
+    assert [row["op"] for row in log.rows] == ["insert", "delete"]
+
+
+async def test_what_is_sent_without_a_value_is_a_tombstone_under_a_key_and_json_without_one(app: App) -> None:
+    @app.agent("in", sink="out")
+    async def no_key(ctx: Any) -> Any:
+        return Message(None)
+
+    await app.send("in", None)
+    await app.send("other", None, key="a")
+    await app.send("other", None, key=b"")
+    async with started(app):
+        await until(lambda: len(records(app, "out")) == 1)
+    assert [record.payload for record in records(app, "in")] == [b"null"]
+    assert [record.payload for record in records(app, "out")] == [b"null"]
+    assert [(record.key, record.payload) for record in records(app, "other")] == [(b"a", None), (b"", None)]
