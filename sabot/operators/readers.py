@@ -30,9 +30,10 @@ def window_of(reader: Mapping[str, Any]) -> Any:
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
     """The aggregates that `reader` describes. The user's functions are not there: stand-ins give their states as JSON."""
-    functions, shares = _RowsAsJson() if reader.get("changes") else _StateAsJson(), reader.get("shares", True)
+    functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
+    older: dict[str, Any] = {name: reader.get(name, True) for name in ("shares", "rounds")}
     return [
-        AggregateColumn(**described, function=functions if described["kind"] == "user" else None, shares=shares)
+        AggregateColumn(**described, function=functions if described["kind"] == "user" else None, **older)
         for described in reader["calls"]
     ]
 

@@ -71,6 +71,7 @@ def numbers() -> Aggregates:
         "low": sabot.min("x"),
         "high": sabot.max("y"),
         "avg": sabot.mean("y"),
+        "exact": sabot.mean(col("x").cast("decimal(19, 2)")),
         "var": sabot.variance("x"),
         "sd": sabot.stddev("y", ddof=0),
         "one": sabot.first("x"),

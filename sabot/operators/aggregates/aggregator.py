@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.keyed import GroupTable
+from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import Shape, Standing
+from sabot.operators.aggregates.decimals import decimal_means, part_count, parts_of
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -50,6 +52,7 @@ class AggregateColumn:
     function: for the kind "user" (see `user.UserAggregate`). ddof: for variance and stddev. q: the quantile or quantiles of
     approx_quantile. k: for top_k. text: the aggregate as the user wrote it, where its argument is an expression without a name.
     shares: its state is that of an older checkpoint, in which a variance with another ddof shares accumulators with other aggregates.
+    rounds: its state is that of an older checkpoint, or of rows around a row, where a mean of decimals adds the nearest floats.
     """
 
     name: str
@@ -63,6 +66,7 @@ class AggregateColumn:
     q: Any = None
     k: int | None = None
     shares: bool = False
+    rounds: bool = False
 
     def words(self) -> str:
         """The aggregate as text, without the name of its column."""
@@ -73,6 +77,12 @@ class AggregateColumn:
         given = [self.argument, self.by, *said]
         words = f"{self.kind}({', '.join(each for each in given if each is not None)})"
         return words if self.where is None else f"{words}.filter({self.where})"
+
+    def adds_decimals(self, input: pa.Schema) -> bool:
+        """Whether it is a mean of decimals that keeps their exact sum."""
+        if self.kind != "mean" or self.rounds or self.argument not in input.names:
+            return False
+        return bool(pa.types.is_decimal(input.field(self.argument).type))
 
 
 class Aggregator:
@@ -305,6 +315,8 @@ class Aggregator:
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
         if pa.types.is_decimal(kind) and aggregate.kind == "sum":
             return self._gather(aggregate, argument, where)
+        if aggregate.adds_decimals(self.input):
+            return self._mean_of_decimals(argument, where, kind)
         if pa.types.is_decimal(kind):
             argument, kind = self._cast(argument, pa.float64()), pa.float64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
@@ -323,6 +335,17 @@ class Aggregator:
         count = self._kernel("count", kind, argument, where, apart=apart)
         mean = self._kernel("mean", kind, argument, where, apart=apart)
         return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], aggregate.ddof, root)
+
+    def _mean_of_decimals(
+        self, argument: int, where: int, kind: pa.DataType
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        columns = [
+            self._derive(("part", argument, place), partial(_part, argument=argument, place=place))
+            for place in range(part_count(kind))
+        ]
+        count = self._kernel("count", pa.int64(), columns[0], where)
+        sums = [self._kernel("sum", pa.int64(), column, where) for column in columns]
+        return lambda kernel, gathered: decimal_means(kernel[count], [kernel[each] for each in sums], kind.scale)
 
     def _kernel(
         self, kind: str, argument_type: pa.DataType | None, argument: int, where: int, *, apart: bool = False
@@ -367,7 +390,7 @@ class Aggregator:
         return self._derive(("valid", argument, where), partial(_valid, argument=argument, where=where))
 
     def _cast(self, argument: int, kind: pa.DataType) -> int:
-        return self._derive(("cast", argument, kind), lambda data: data.column(argument).cast(kind))
+        return self._derive(("cast", argument, kind), lambda data: decimal_floats(data.column(argument), kind))
 
     def _derive(self, what: tuple[Any, ...], compute: Callable[[pa.RecordBatch], Array]) -> int:
         if what not in self._derived:
@@ -381,7 +404,7 @@ def aggregates_schema(
     """The aggregates for `Operator.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
     schema: dict[str, Any] = {
         "aggregates": [
-            [aggregate.name, aggregate.words(), str(field.type)]
+            [aggregate.name, f"{'exact ' * aggregate.adds_decimals(input)}{aggregate.words()}", str(field.type)]
             for aggregate, field in zip(aggregates, results, strict=True)
         ]
     }
@@ -400,11 +423,11 @@ def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn]
         {
             name: value
             for name, value in asdict(replace(aggregate, function=None)).items()
-            if value is not None and name != "shares"
+            if value is not None and name not in ("shares", "rounds")
         }
         for aggregate in aggregates
     ]
-    return {"keys": list(keys), "calls": described, "input": schema_text(columns), "shares": False}
+    return {"keys": list(keys), "calls": described, "input": schema_text(columns), "shares": False, "rounds": False}
 
 
 def _fixed(kind: pa.DataType) -> bool:
@@ -428,6 +451,10 @@ def _kernel_at(index: int) -> Callable[[Sequence[Array], Sequence[Array]], Array
 def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
     valid = pc.is_valid(data.column(argument))
     return valid if where < 0 else pc.and_(valid, data.column(where))
+
+
+def _part(data: pa.RecordBatch, argument: int, place: int) -> Array:
+    return parts_of(data.column(argument))[place]
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:

@@ -18,6 +18,7 @@ from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_k
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.aggregates.decimals import decimal_means, part_count, parts_of
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
@@ -27,7 +28,18 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.weaving import signs
 
-__all__ = ["Beside", "Best", "ChangedRows", "InOrder", "QuantileSketches", "Sums", "Values", "WholeRows", "WholeSums"]
+__all__ = [
+    "Beside",
+    "Best",
+    "ChangedRows",
+    "DecimalMeans",
+    "InOrder",
+    "QuantileSketches",
+    "Sums",
+    "Values",
+    "WholeRows",
+    "WholeSums",
+]
 
 Array: TypeAlias = pa.Array
 
@@ -79,7 +91,8 @@ class WholeSums:
     """
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
-        self._call, self._kind, self._result, self._first = aggregate, kind, result, first
+        self._call, self._result, self._first = aggregate, result, first
+        self._kind: Any = kind
 
     @property
     def accumulators(self) -> range:
@@ -118,6 +131,23 @@ class WholeSums:
             raise sum_overflow(f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds")
         sums = (high << 32) | low
         return pa.array(sums.view(np.uint64) if unsigned else sums, mask=n <= 0)
+
+
+class DecimalMeans(WholeSums):
+    """mean of decimals, as a count and sums of int64 of the parts of their unscaled values."""
+
+    @property
+    def accumulators(self) -> range:
+        return range(self._first, self._first + 1 + part_count(self._kind))
+
+    def figures(self, rows: ChangedRows) -> list[Array]:
+        values = rows.column(str(self._call.argument))
+        by = np.where(rows.counting(self._call, values), rows.by, np.int64(0))
+        return [pa.array(by), *(pa.array(part.fill_null(0).to_numpy() * by) for part in parts_of(values))]
+
+    def results(self, columns: Sequence[Array]) -> Array:
+        counts, *sums = (columns[place] for place in self.accumulators)
+        return decimal_means(counts, sums, self._kind.scale)
 
 
 class Beside(ABC):

@@ -16,6 +16,7 @@ from sabot.operators.aggregates.values import (
     Beside,
     Best,
     ChangedRows,
+    DecimalMeans,
     InOrder,
     QuantileSketches,
     Sums,
@@ -84,7 +85,9 @@ class RemovableGroups(StoredGroups):
         kind = None if aggregate.argument is None else self._input.field(aggregate.argument).type
         whole = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
         if aggregate.kind == "count" or (whole and aggregate.kind in ("sum", "mean")):
-            return self._whole_sums(aggregate, kind, result)
+            return self._added(WholeSums(aggregate, kind, result, self._figures))
+        if aggregate.adds_decimals(self._input):
+            return self._added(DecimalMeans(aggregate, kind, result, self._figures))
         if aggregate.kind in ("sum", "mean", "variance", "stddev"):
             return Sums(aggregate, kind, result)
         if aggregate.kind in ("arg_min", "arg_max"):
@@ -95,10 +98,9 @@ class RemovableGroups(StoredGroups):
             return QuantileSketches(aggregate)
         return InOrder(aggregate, self._input, result)
 
-    def _whole_sums(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType) -> "WholeSums":
-        first = self._figures
-        self._figures += 1 if aggregate.kind == "count" else 3
-        return WholeSums(aggregate, kind, result, first)
+    def _added(self, part: "WholeSums") -> "WholeSums":
+        self._figures += len(part.accumulators)
+        return part
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = table.values(slots)

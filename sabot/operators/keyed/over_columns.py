@@ -53,7 +53,7 @@ class OverColumn:
         return f"{self.kind}({', '.join(each for each in given if each is not None)})"
 
     def aggregate(self) -> AggregateColumn:
-        said: Any = {"where": self.where, "ddof": self.ddof, "text": self.text, "shares": self.shares}
+        said: Any = {"where": self.where, "ddof": self.ddof, "text": self.text, "shares": self.shares, "rounds": True}
         return AggregateColumn(self.name, self.kind, self.argument, **said)
 
 

@@ -1,0 +1,58 @@
+"""Exact means of decimals: their sums are kept as sums of parts of 32 bits, which do not wrap, and are divided once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.arrays import decimal_words
+
+__all__ = ["decimal_means", "part_count", "parts_of"]
+
+_LOW = np.int64(0xFFFFFFFF)
+_EXACT = 2**53  # integers up to it are floats without rounding
+_SHORT = 18  # digits that fit into 64 bits
+
+
+def part_count(kind: pa.DataType) -> int:
+    """How many parts the decimals of a type have."""
+    return 2 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 32
+
+
+def parts_of(values: pa.Array) -> list[pa.Int64Array]:
+    """The unscaled values, cut into parts of 32 bits, the least significant first; the last one has the sign. Null stays null."""
+    kind = values.type
+    words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
+    mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
+    count = part_count(kind)
+    parts = []
+    for place in range(count):
+        part = words[:, place // 2]
+        part = part & _LOW if place % 2 == 0 else part >> 32
+        parts.append(pa.array(part & _LOW if place % 2 and place < count - 1 else part, mask=mask))
+    return parts
+
+
+def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.DoubleArray:
+    """The mean of each group: the nearest float to the exact one; null where nothing was counted. sums: of each part."""
+    n = counts.fill_null(0).to_numpy()
+    parts = [np.array(each.fill_null(0).to_numpy()) for each in sums]
+    for place in range(len(parts) - 1):
+        parts[place + 1] += parts[place] >> 32
+        parts[place] &= _LOW
+    below = np.ones(len(n), bool)  # the parts above 64 bits are those of a small negative number
+    above = np.ones(len(n), bool)  # they are 0
+    for place, part in enumerate(parts[2:], 2):
+        below &= part == (_LOW if place < len(parts) - 1 else -1)
+        above &= part == 0
+    high = parts[1] if len(parts) == 2 else np.where(below, parts[1] - 2**32, parts[1])
+    short = (below | above) & (high >= -(2**20)) & (high < 2**20)
+    made = np.zeros(len(n))
+    most = _EXACT // 10**scale if scale >= 0 else 0
+    short &= (n > 0) & (n <= most)
+    if short.any():  # both numbers are exact floats: one division rounds once
+        made[short] = ((high[short] << 32) + parts[0][short]) / (n[short] * np.int64(10**scale))
+    for row in np.flatnonzero(~short & (n > 0)).tolist():
+        total = sum(int(part[row]) << 32 * place for place, part in enumerate(parts))
+        made[row] = total * 10 ** max(-scale, 0) / (int(n[row]) * 10 ** max(scale, 0))
+    return pa.array(made, mask=n <= 0)
