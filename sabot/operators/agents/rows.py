@@ -16,7 +16,7 @@ from sabot.api.context import Message
 from sabot.calls.functions import behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, build_records, decode_json, encode_payload, header_rows, to_records
-from sabot.errors import UNREADABLE, DataError
+from sabot.errors import UNREADABLE, DataError, UserError
 from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
 
@@ -218,7 +218,15 @@ def _result(value: Any) -> Result:
     topic: str | None = None
     if isinstance(value, Message):
         key, headers, topic, value = value.key, value.headers, value.topic, value.value
-    return encode_payload(value, key), key, headers, topic
+    try:
+        return encode_payload(value, key), key, headers, topic
+    except UserError:
+        if isinstance(value, list | tuple) and any(isinstance(each, Message) for each in value):
+            raise UserError(
+                f"a {type(value).__name__} with a Message in it: it would be one result, a JSON array",
+                hint="yield each Message",
+            ) from None
+        raise
 
 
 @dataclass(slots=True)

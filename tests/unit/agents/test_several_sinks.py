@@ -149,3 +149,19 @@ async def test_an_agent_waits_until_all_its_sinks_have_room() -> None:
     assert waiting is not None
     await bounded(waiting)
     assert not several.full
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_list_of_messages_is_told_to_yield_them(memory_url: str, tmp_path: Path, durable: bool) -> None:
+    """The error named a class that cannot be written as JSON, and not what to do."""
+    app = App("shop", memory_url, state=str(tmp_path))
+
+    @app.agent("in", sink=["a", "b"], on_error="skip", durable=durable)
+    async def both(ctx: Any) -> Any:
+        return [Message(1, topic="a"), Message(2, topic="b")]
+
+    publish(app, "in", [1])
+    async with started(app):
+        await until(lambda: len(records(app, "in.dlq")) == 1)
+    said = dict(records(app, "in.dlq")[0].headers)["sabot.message"]
+    assert b"yield each Message" in said
