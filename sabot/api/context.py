@@ -61,7 +61,7 @@ class Message:
         self.key = key.encode() if isinstance(key, str) else key
         self.headers = checked_headers(headers, "Message")
         if self.key is not None and not isinstance(self.key, bytes):
-            raise UserError(f"Message: the key is {type(key).__name__}", hint="bytes or str")
+            raise UserError(f"Message: the key is {type(key).__name__}", hint="bytes or str, such as str(key)")
 
 
 class StateAccessor(ValueState):

@@ -80,15 +80,24 @@ def _unfit(value: object, room: int = _NESTING_MAX) -> str:
     inner: Any
     if kind is dict:
         if not _PLAIN.issuperset(map(type, value)):  # type: ignore[call-overload]
-            return next(f"a dict key of type {type(key).__name__}" for key in value if type(key) not in _PLAIN)  # type: ignore[attr-defined]
+            return next(f"a dict key of type {_name(type(key))}" for key in value if type(key) not in _PLAIN)  # type: ignore[attr-defined]
         inner = value.values()  # type: ignore[attr-defined]
     elif kind is list or kind is tuple:
         inner = value
     else:
-        return f"type {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+        return f"type {_name(kind)}"
     if _PLAIN.issuperset(map(type, inner)):
         return ""
     return next(filter(None, map(_unfit, inner, repeat(room - 1))), "")
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _hint(named: str) -> str:
+    """What to do about a type of numpy's, if one is named."""
+    return "value.item() of numpy's is a plain Python value, array.tolist() a list" if "numpy." in named else ""
 
 
 @lru_cache(maxsize=1024)
@@ -113,7 +122,7 @@ class _State:
         try:
             return state_key(key, scope=self._scope)
         except (TypeError, ValueError) as error:
-            raise UserError(f"state {self._namespace!r}: {error}") from error
+            raise UserError(f"state {self._namespace!r}: {error}", hint=_hint(_name(type(key)))) from error
 
     def _encoded(self, value: object) -> bytes:
         try:
@@ -124,7 +133,7 @@ class _State:
             reason = str(error)
         raise UserError(
             f"state {self._namespace!r} cannot keep this {type(value).__name__}: {reason}",
-            hint="use None, bool, int (64 bit), float, str, bytes, and lists and dicts of these",
+            hint=_hint(reason) or "use None, bool, int (64 bit), float, str, bytes, and lists and dicts of these",
         )
 
     def _decoded(self, data: bytes) -> Any:

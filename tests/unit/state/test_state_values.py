@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sabot import Message
 from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state import ListState, MapState, MemoryBackend, ValueState
@@ -57,6 +58,18 @@ async def test_a_value_that_would_not_come_back_as_it_is_is_refused(value, named
         await ValueState(backend, "mine").put("k", nest(value))
     assert named in str(error.value)
     assert backend.namespaces() == []
+
+
+async def test_numpy_scalars_are_refused_with_what_to_write_instead():
+    """Results of agents take them, so a program has them at hand."""
+    state = ValueState(MemoryBackend(), "mine")
+    for value in (np.int64(3), [np.float32(1.5)], {"a": np.array([1])}, {np.int64(3): 1}):
+        with pytest.raises(UserError, match=r"item\(\)"):
+            await state.put("n", value)
+    with pytest.raises(UserError, match=r"item\(\)"):
+        await state.get(np.int64(3))
+    with pytest.raises(UserError, match=r"the key is int64.*str\(key\)"):
+        Message(1, key=np.int64(3))
 
 
 async def test_dict_keys_are_plain_and_cycles_are_refused():
