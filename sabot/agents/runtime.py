@@ -10,7 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Coordinator
-from sabot.errors import SabotError, UserError, words_of
+from sabot.errors import SabotError, UserError, short_repr, words_of
 from sabot.runtime.job import Job
 from sabot.runtime.settings import AppSettings
 
@@ -23,6 +23,10 @@ class AgentRuntime:
     """Registers agents and the ends of streams, and runs them all."""
 
     def __init__(self, app: AppSettings) -> None:
+        if not hasattr(app, "checkpoint_timeout_s"):  # a Protocol of many fields, which an App has
+            raise UserError(
+                f"AgentRuntime: app={short_repr(app)}", hint="an App, which makes its own: app.agent_runtime"
+            )
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
         self.writes: list[StreamEnd] = []  # the ends of the app's streams

@@ -20,10 +20,11 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
+from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
 from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind
+from sabot.config import checked_kind, checked_words
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -335,6 +336,7 @@ class JournalStore(JobsAndActions):
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         if self._lent is not None:
             return await self._lent.create(spec)
+        checked_kind(spec, JobSpec, "create: spec", "JobSpec(scope_id=…)")
         job_id = _name_of(spec)
         body = as_json(spec, "the job")
         content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
@@ -365,16 +367,17 @@ class JournalStore(JobsAndActions):
         if self._lent is not None:
             return await self._lent.get(job_id)
         await self._look()
-        job = self._known.jobs.get(job_id)  # read before the wait: what others append meanwhile is not durable
+        job = self._known.jobs.get(checked_word(job_id, "job_id"))  # before the wait: what others append is not durable
         await self._settled(job_id)
         return job
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
         if self._lent is not None:
             return await self._lent.move(job_id, status, result_ref=result_ref, error=error)
+        checked_kind(status, JobStatus, "move: status", "JobStatus.SUCCEEDED, …")
         await self._look()
         async with self._lock:
-            job = self._known.jobs.get(job_id)
+            job = self._known.jobs.get(checked_word(job_id, "job_id"))
             if job is None:
                 raise UserError(f"job {job_id}: there is none of this name")
             check_move(job_id, job.status, status)
@@ -387,7 +390,7 @@ class JournalStore(JobsAndActions):
             if status is JobStatus.RUNNING:
                 await self._append(Attempt(job_id, now_ms, 0, 1))
             else:
-                await self._append(End(job_id, now_ms, status, result_ref or error))
+                await self._append(End(job_id, now_ms, status, checked_word(result_ref or error, "result_ref, error")))
             moved = self._known.jobs[job_id]
         await self._settled(job_id)
         return moved
@@ -395,6 +398,7 @@ class JournalStore(JobsAndActions):
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         if self._lent is not None:
             return await self._lent.find(scope_id=scope_id, statuses=statuses)
+        checked_words(statuses, "find: statuses")
         await self._look()
         found = [
             job
@@ -407,6 +411,7 @@ class JournalStore(JobsAndActions):
     async def require(self, spec: ActionSpec) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.require(spec)
+        checked_kind(spec, ActionSpec, "require: spec", "ActionSpec(job_id=…)")
         payload = as_json(spec.payload, "payload")
         await self._look()
         async with self._lock:
@@ -431,7 +436,7 @@ class JournalStore(JobsAndActions):
         if self._lent is not None:
             return await self._lent.action(action_id)
         await self._look()
-        action = self._known.actions.get(action_id)
+        action = self._known.actions.get(checked_word(action_id, "action_id"))
         if action is not None:
             await self._settled(action.job_id)
         return action
@@ -439,13 +444,15 @@ class JournalStore(JobsAndActions):
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.resolve(token, resolution, by)
-        letter = Letter("answer", token, body=as_json(dict(resolution), "resolution"), by=by)
-        await aside(self.journal.post, letter)
+        checked_kind(resolution, Mapping, "resolve: resolution", 'an object, as in {"approved": True}')
+        token, body = checked_word(token, "resolve: token"), as_json(dict(resolution), "resolution")
+        await aside(self.journal.post, Letter("answer", token, body=body, by=checked_word(by, "by")))
         return await self._taken(token)
 
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
         if self._lent is not None:
             return await self._lent.close_action(action_id, status)
+        checked_kind(status, ActionStatus, "close_action: status", "ActionStatus.CANCELLED, or EXPIRED")
         action = await self.action(action_id)
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
@@ -473,6 +480,7 @@ class JournalStore(JobsAndActions):
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         if self._lent is not None:
             return await self._lent.actions(job_id=job_id, statuses=statuses)
+        checked_words(statuses, "actions: statuses")
         await self._look()
         found = [
             action
@@ -486,6 +494,7 @@ class JournalStore(JobsAndActions):
         """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their
         idempotency keys are free again. Returns how many entries went.
         """
+        checked_kind(keep_seconds, int | float, "trim: keep_seconds", "seconds")
         before_ms = max(1, self._now_ms() - round(keep_seconds * 1000))
         async with self._lock:
             removed = await aside(self.journal.trim, await self.journal.flush(), before_ms)

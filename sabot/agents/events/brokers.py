@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
 from sabot.calls.options import checked_whole
 from sabot.clock import SYSTEM_CLOCK
@@ -287,6 +288,8 @@ class RedisStreamsAdapter(_Adapter):
         An entry that is no event is skipped, and counts in `unreadable`; the log has the id of the first one. Raises TransientError,
         UserError.
         """
+        checked_word(stream, "read_events: stream", empty=False)
+        checked_word(after, "read_events: after", empty=False)
         while True:
             with self._server.explained():
                 found = await self._server.client.xread({stream: after}, count=_READ, block=1000 if follow else None)

@@ -14,6 +14,7 @@ import pytest
 import sabot.agents
 from sabot.agents import (
     ActionManager,
+    AgentRuntime,
     ExecutionContext,
     ExecutionRequest,
     InMemoryEventBus,
@@ -24,6 +25,8 @@ from sabot.agents import (
     Ledger,
     PolicyEngine,
     RedisJobCache,
+    RedisStreamsAdapter,
+    RedisStreamsConfig,
     ReplayPlayer,
     RuntimeEvent,
     RuntimeEventType,
@@ -56,12 +59,12 @@ SEAMS = {
     *(f"PolicyEngine.{name}" for name in ("ended", "over", "open")),
     *(f"InMemoryEventBus.{name}" for name in ("drained", "holds", "leave", "wants")),
     *(f"ExecutionHandle.{name}" for name in ("settle", "begun")),
+    *(f"InMemoryJobStore.{name}" for name in ("lend", "show")),
 }
 MADE_BY_OTHERS = {
-    "AgentRuntime",
     "Operator",
     "ExecutionHandle",
-}  # an App makes it; an abstract class; a kernel makes it
+}  # an abstract class; a kernel makes it
 
 
 async def asks(ctx: Any) -> Any:
@@ -85,7 +88,7 @@ async def world() -> AsyncIterator[World]:
         await jobs.create(JobSpec(scope_id="t"))
         of = [kernel, handle, jobs, kernel.jobs, ActionManager(store), kernel.actions, Ledger(InMemoryLedgerWriter())]
         recording = await kernel.record(handle.job_id)
-        of += [InMemoryEventBus(), StateManager(kernel), recording, ReplayPlayer(recording), PolicyEngine()]
+        of += [store, InMemoryEventBus(), StateManager(kernel), recording, ReplayPlayer(recording), PolicyEngine()]
         yield World(of, handle.job_id)
 
 
@@ -167,6 +170,13 @@ async def test_the_errors_say_what_is_wanted(world: World, tmp_path: Path) -> No
     for said, call in wrong.items():
         with pytest.raises(UserError, match=said):
             await call()
+    for given in (None, 5, "shop"):
+        with pytest.raises(UserError, match=r"AgentRuntime: app=.* \(an App, which makes its own"):
+            AgentRuntime(given)  # type: ignore[arg-type]
+    events = RedisStreamsAdapter("redis://127.0.0.1:1/0", InMemoryEventBus(), RedisStreamsConfig(stream_prefix="t"))
+    for stream, after in ((5, "0"), (None, "0"), ("", "0"), ("t", 5)):
+        with pytest.raises(UserError, match=r"read_events: (stream|after)=.*: a text is wanted"):
+            await anext(events.read_events(stream, after=after))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="RedisJobCache: store=None"):
         RedisJobCache(None, None)  # type: ignore[arg-type]
     with pytest.raises(LetterRefused):
