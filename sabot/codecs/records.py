@@ -329,9 +329,13 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
     """Raises UserError, whose text begins with `where`, for a row whose key is null or NaN."""
     for key in keys:
         column = data.column(key)
-        if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
+        if column.null_count:
             raise UserError(
                 f"{where}: a row without its key {key!r} came", hint=f"filter(col({key!r}).is_not_null()) before it"
+            )
+        if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+            raise UserError(
+                f"{where}: a row with NaN as its key {key!r} came", hint=f"filter(col({key!r}).is_not_nan()) before it"
             )
 
 

@@ -402,6 +402,17 @@ def test_rows_without_their_key_are_refused_before_they_are_in_a_checkpoint(tmp_
         sink.close()
 
 
+def test_nan_is_no_key_and_is_said_to_be_nan(tmp_path: Path, memory_url: str) -> None:
+    nan = pa.array([float("nan")])
+    bad = batch([(INSERT, "north", 1, 1, None)]).set_column(0, SCHEMA.field(0).with_type(nan.type), nan)
+    for sink in (SqlSink(f"sqlite://{tmp_path}/t.db", "t"), MemorySink("t", memory_url)):
+        operator = writer(sink)
+        operator.open(OperatorContext(bad.schema))
+        with pytest.raises(UserError, match=r"NaN as its key 'region'.*col\('region'\)\.is_not_nan\(\)"):
+            operator.process(Batch(bad))
+        operator.close()
+
+
 # -- topics -----------------------------------------------------------------------------------------------------------------
 
 
