@@ -48,6 +48,7 @@ _TYPES: dict[Any, str] = {
     **{"double precision": "float64", "varchar": "string", "text": "string", "blob": "binary", "bytea": "binary"},
     **{"timestamp": "timestamp[us]", "datetime": "timestamp[us]", "timestamptz": "timestamp[us, UTC]"},
 }
+_DEEPEST = 64  # levels of a nested type
 
 
 def python_value(value: Any) -> Any:
@@ -238,7 +239,9 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
 
 def _of_sql(name: str) -> pa.DataType | None:
     """The type that SQL calls so, with its length or digits: varchar(20) is text of any length, decimal(10, 2) a decimal."""
-    match = re.fullmatch(r"(varchar|decimal|numeric)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", name.strip().lower())
+    match = re.fullmatch(
+        r"(varchar|decimal(?:128|256)?|numeric)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", name.strip().lower()
+    )
     if match is None:
         known = _TYPES.get(name.strip().lower())
         return as_type(known) if known is not None and known != name else None
@@ -247,15 +250,53 @@ def _of_sql(name: str) -> pa.DataType | None:
     digits, scale = int(match[2]), int(match[3] or 0)
     if not 0 < digits <= 76 or scale > digits:
         raise UserError(f"{name!r} is no decimal", hint="decimal(digits, digits behind the point), up to 76 digits")
-    return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale)
+    small = digits <= 38 and match[1] != "decimal256"
+    return pa.decimal128(digits, scale) if small else pa.decimal256(digits, scale)
+
+
+def _of_arrow(name: str) -> pa.DataType | None:
+    """The nested type that pyarrow prints so, as `struct<a: int64, b: list<item: string>>`, where float is one of 32 bits."""
+    match = re.fullmatch(r"\s*(struct|list|large_list|map)\s*<(.*)>\s*", name, re.DOTALL)
+    if match is None or name.count("<") > _DEEPEST:
+        return None
+    inside = [_field_of_arrow(each, "" if match[1] == "struct" else "item") for each in _parts(match[2])]
+    if match[1] == "struct":
+        return pa.struct(inside) if all(field.name for field in inside) else None
+    if match[1] == "map":
+        return pa.map_(inside[0].type, inside[1]) if len(inside) == 2 else None
+    if len(inside) != 1:
+        return None
+    return pa.list_(inside[0]) if match[1] == "list" else pa.large_list(inside[0])
+
+
+def _field_of_arrow(text: str, unnamed: str) -> pa.Field:
+    """The field that pyarrow prints so: "a: int64 not null". unnamed: its name where that is missing."""
+    match = re.fullmatch(r"\s*(?:([^<>\[\]():]+):\s*)?(.*?)(\s+not null)?\s*", text, re.DOTALL)
+    assert match is not None  # each part is
+    kind = {"float": "float32", "double": "float64"}.get(match[2], match[2])
+    return pa.field(match[1] or unnamed, as_type(kind), nullable=match[3] is None)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas outside all brackets; nothing for an empty text."""
+    depth, parts = 0, [""] if text.strip() else []
+    for char in text:
+        depth += (char in "<[(") - (char in ">])")
+        if char == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
 def as_type(type: Any) -> pa.DataType:
-    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow, Python (int, float, str, bool) or SQL."""
+    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow, Python (int, float, str, bool) or SQL; nested
+    ones as pyarrow prints them.
+    """
     if isinstance(type, pa.DataType):
         return type
-    if isinstance(type, str) and (sql := _of_sql(type)) is not None:
-        return sql
+    if isinstance(type, str) and (known := _of_sql(type) or _of_arrow(type)) is not None:
+        return known
     name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
     zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([\w/+:-]+)\]", name) if isinstance(name, str) else None
     if zoned is not None:

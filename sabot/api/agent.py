@@ -282,5 +282,6 @@ def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
         try:
             fields.append(pa.field(name, as_type(kind)))
         except (UserError, TypeError) as error:
-            raise UserError(f"{where}: schema: column {name!r} has unknown type {kind!r}") from error
+            hint = error.hint if isinstance(error, UserError) else ""
+            raise UserError(f"{where}: schema: column {name!r} has unknown type {kind!r}", hint=hint) from error
     return pa.schema(fields)

@@ -1,6 +1,7 @@
 """A look at a stream without an end: the next rows, or those of some time; on the console; in a notebook."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -91,6 +92,16 @@ def test_print_says_how_long_it_looked(memory_url: str, capsys: pytest.CaptureFi
 def test_what_would_never_end_is_refused(memory_url: str, asked: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         numbers(memory_url, 1).collect(**asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [-1, 1.5])
+def test_print_of_no_number_of_rows_names_print(memory_url: str, n: Any) -> None:
+    bounded_stream = App("looks").stream(ScriptedSource([[{"n": 1}], END]))
+    for stream in (numbers(memory_url, 1), bounded_stream):
+        with pytest.raises(UserError, match=f"print: {n} is no number of rows"):
+            stream.print(n)
+        with pytest.raises(UserError, match="print: seconds"):
+            stream.print(seconds="soon")
 
 
 async def test_the_console_shows_rows_as_json(memory_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,8 @@ class Looks:
         """Runs the stream now and prints the first `n` rows. A stream over a topic: the next n rows, or those that come within `seconds`
         (by default 10).
         """
+        if not is_whole(n, 0):
+            raise UserError(f"print: {n!r} is no number of rows", hint="a whole number, 0 or more")
         if endless_read(self._node) is None:
             table, within = self._rows("print", None, seconds), ""
         else:

@@ -514,3 +514,11 @@ def test_a_file_that_is_read_first_waits_for_nobody(app, tmp_path):
     plan = orders.join_asof(app.table(sabot.files(tmp_path / "names.ndjson"), key="k", time="ts"), on="k").explain()
     assert "before all others" in plan
     assert "\n  orders: read at most 300000 ms apart (max_drift)\n" in plan
+
+
+def test_an_agent_s_unknown_type_comes_with_the_hint(app):
+    with pytest.raises(UserError, match=r"column 'id' has unknown type 'decimal' \(.*decimal\(10, 2\)"):
+
+        @app.agent("in", schema={"id": "decimal"})
+        async def give(ctx):
+            return None

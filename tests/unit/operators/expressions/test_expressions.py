@@ -937,7 +937,30 @@ def test_unsigned_times_are_truncated_exactly() -> None:
     assert made.to_pylist() == [(2**60 + 7) // 5 * 5, 0]
 
 
-@pytest.mark.parametrize("name", ["struct<x: int64>", "list<string>", "decimal"])
+@pytest.mark.parametrize(
+    "type",
+    [
+        pa.decimal128(10, 2),
+        pa.decimal256(10, 2),
+        pa.struct({"b": pa.int64()}),
+        pa.struct([pa.field("b c", pa.float32(), nullable=False), ("d", pa.list_(pa.struct({"x": pa.float64()})))]),
+        pa.large_list(pa.timestamp("us", "Europe/Paris")),
+        pa.map_(pa.string(), pa.list_(pa.decimal128(4, 1))),
+        pa.struct([]),
+    ],
+    ids=str,
+)
+def test_a_type_that_pyarrow_prints_is_taken(type: pa.DataType) -> None:
+    assert as_type(str(type)) == type
+    assert as_type("list<string>") == pa.list_(pa.string())
+
+
+def test_a_nested_type_has_an_end() -> None:
+    with pytest.raises(UserError, match="is no name of a type"):
+        as_type("list<" * 5000 + "int64" + ">" * 5000)
+
+
+@pytest.mark.parametrize("name", ["struct<int64>", "list<>", "list<string>>", "struct<x: decimal>", "decimal"])
 def test_a_type_that_has_no_name_is_given_as_one_of_arrow_s(name: str) -> None:
     with pytest.raises(UserError, match=r"is no name of a type .*a pa.DataType for the others: pa\.struct\("):
         as_type(name)
