@@ -39,6 +39,21 @@ async def test_the_start_makes_what_is_missing(request: pytest.FixtureRequest, b
         assert found == [3, 2, 3, 2]
 
 
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [({"retention_ms": "6"}, "'retention_ms' is written 'retention.ms'"), ({"retention.ms": "6s"}, "correct config=")],
+)
+async def test_settings_that_the_broker_refuses_are_an_error_of_the_user(
+    kafka_url: str, config: dict[str, str], hint: str
+) -> None:
+    app = App(f"app-{uuid.uuid4().hex[:8]}", kafka_url)
+    app.topic(f"t-{uuid.uuid4().hex[:8]}", partitions=3, config=config)
+    with pytest.raises(UserError, match="retention") as caught:
+        await app.start()
+    assert hint in caught.value.hint
+
+
 async def test_a_topic_that_is_there_stays_as_it_is(memory_url: str, caplog: pytest.LogCaptureFixture) -> None:
     broker = MemoryBroker.get(memory_url)
     broker.create_topic("small", 2)
