@@ -6,12 +6,22 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.arrays import decimal_words
+from sabot.errors import DataError
 
-__all__ = ["decimal_means", "part_count", "parts_of"]
+__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "part_count", "parts_of"]
+
+NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they add decimals exactly'
+"""The hint where results of decimals have no accumulator of fixed width."""
 
 _LOW = np.int64(0xFFFFFFFF)
 _EXACT = 2**53  # integers up to it are floats without rounding
 _SHORT = 18  # digits that fit into 64 bits
+
+
+def decimal_overflow(what: str, kind: pa.DataType) -> DataError:
+    """The error for a sum of decimals that `kind`, the widest of its width, cannot hold."""
+    wider = f'.cast("decimal(76, {kind.scale})"), or ' if kind.bit_width <= 128 else "a smaller scale, or "
+    return DataError(f"{what} is more than {kind} holds", hint=f'sum a wider type: {wider}.cast("float64")')
 
 
 def part_count(kind: pa.DataType) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.groups.keyed import sum_overflow
+from sabot.operators.aggregates.decimals import decimal_overflow
 from sabot.operators.aggregates.gather import Array
 
 __all__ = ["REDUCERS", "plain_floats", "top"]
@@ -56,7 +56,7 @@ def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
         found = _grouped(wide, "value", "sum")
         with contextlib.suppress(pa.ArrowInvalid):
             return pa.RecordBatch.from_arrays([found.column(0), found.column(1).cast(kind)], schema=batch.schema)
-    raise sum_overflow(f"a sum is more than {kind} holds")
+    raise decimal_overflow("a sum", kind)
 
 
 def _one_row(kind: str, last: bool = False) -> Any:

@@ -18,7 +18,7 @@ from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_k
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.aggregates.decimals import decimal_means, part_count, parts_of
+from sabot.operators.aggregates.decimals import decimal_means, decimal_overflow, part_count, parts_of
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
@@ -205,8 +205,8 @@ class Sums(Beside):
         try:
             words, valid = self.store.whole(slots, self._result.bit_width // 64)
         except OverflowError as error:
-            what = f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds"
-            raise sum_overflow(what) from error
+            what = f"{self._call.name}: a sum of {self._call.argument!r}"
+            raise decimal_overflow(what, self._result) from error
         bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
         return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
 

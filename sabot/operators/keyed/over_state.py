@@ -14,6 +14,7 @@ from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.carried import Carried
+from sabot.operators.aggregates.decimals import NO_RUNNING
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.keeping import Columns, Kept, StoredTables
@@ -379,9 +380,12 @@ def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, 
     for each in added:
         if Aggregator(keys, [each.aggregate()], input, order=order).needs_slots:
             of = "" if each.argument is None else f" of {each.argument!r}, which is {input.field(each.argument).type}"
+            decimals = each.argument is not None and pa.types.is_decimal(input.field(each.argument).type)
             raise UserError(
                 f"{each.name}: there is no {each.kind}{of} over rows",
-                hint="count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
+                hint=NO_RUNNING
+                if decimals and each.kind in ("sum", "min", "max", "first", "last")
+                else "count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
             )
     return Aggregator(keys, [each.aggregate() for each in added], input, order=order)
 

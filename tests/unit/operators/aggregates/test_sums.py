@@ -90,3 +90,20 @@ def test_what_the_hint_says_helps(tmp_path):
     wide = stream(tmp_path, [MOST, 1]).key_by("k").window(tumbling("1m"))
     assert wide.aggregate(s=sabot.sum(sabot.col("x").cast(pa.decimal128(38, 0)))).collect()["s"].to_pylist() == [2**63]
     assert wide.aggregate(s=sabot.sum(sabot.col("x").cast("float64"))).collect()["s"].to_pylist() == [float(2**63)]
+
+
+@pytest.mark.parametrize("way", ["group_by", "group_by of changes", "tumbling"])
+def test_what_the_hint_for_decimals_says_helps(tmp_path, way):
+    with pytest.raises(DataError) as raised:
+        WAYS[way](stream(tmp_path, [D38, D38])).collect()
+    assert '.cast("decimal(76, 0)")' in (raised.value.hint or "")
+    wide = stream(tmp_path, [D38, D38]).with_columns(x=sabot.col("x").cast("decimal(76, 0)"))
+    assert 2 * int(D38) in map(int, WAYS[way](wide).collect()["s"].to_pylist())
+
+
+@pytest.mark.parametrize("way", ["running", "over", "over a frame"])
+def test_what_there_is_not_of_decimals_says_what_there_is(tmp_path, way):
+    with pytest.raises(sabot.UserError) as raised:
+        NUMBERS[way](stream(tmp_path, [D38])).collect()
+    assert '.cast("float64")' in (raised.value.hint or "")
+    assert "group_by" in (raised.value.hint or "")
