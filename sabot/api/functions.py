@@ -268,6 +268,11 @@ class ProcessSpec:
     ttl_ms: int | None
     broadcast: bool
 
+    @property
+    def keeps_times(self) -> bool:
+        """Whether event times are in its state: of timers, or of values that are forgotten."""
+        return self.on_timer is not None or self.ttl_ms is not None
+
 
 def process_spec(
     function: Any,

@@ -111,6 +111,7 @@ class Operator:
     text: str = ""  # what the operator does, as the plan says it
     named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of the steps before it, which tells two operators that do the same apart
+    event_time: str = ""  # what the event times in its state were read from, in words; "": it has none
     forgets: frozenset[str] = frozenset()  # set before `restore`: names of what it does not take over, as aggregates
     emit: Callable[[Batch], None]
     inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
@@ -203,7 +204,8 @@ class Operator:
         """The facts that every operator with state puts into its snapshot. groups: about how many it keeps."""
         if self._about is None:
             self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
-        return {**self._about, "named": self.named, "path": self.path, "groups": groups}
+        about = {"named": self.named, "path": self.path, "event_time": self.event_time, "groups": groups}
+        return {**self._about, **about}
 
     def finish(self) -> None:
         """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emits all that is left."""

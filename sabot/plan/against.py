@@ -37,6 +37,7 @@ class Planned:
     parallelism: int
     named: bool  # whether the user gave the id
     path: str
+    event_time: str  # what the event times that it keeps are read from; "": it keeps none
     taken_over: Callable[[str, Any, Any, int], str | None]  # of the operator
 
 
@@ -84,6 +85,7 @@ class _Saved(NamedTuple):
     named: bool
     path: str
     names: frozenset[str]  # of what it keeps, beside those in the schema
+    event_time: str  # as that of Planned; "" also where the checkpoint does not say
 
 
 def planned(plan: Plan) -> list[Planned]:
@@ -94,7 +96,10 @@ def planned(plan: Plan) -> list[Planned]:
         state = operator.state_schema()
         if state is not None:
             found.append(
-                Planned(step.id, step.text, state, stage.parallelism, step.named, step.path, operator.taken_over)
+                Planned(
+                    *(step.id, step.text, state, stage.parallelism),
+                    *(step.named, step.path, step.event_time, operator.taken_over),
+                )
             )
 
     known = plan.schemas(look)
@@ -214,7 +219,7 @@ def _saved(manifest: SavedJob) -> Iterator[_Saved]:
         groups = sum(facts.get("groups", 0) for facts in parts)
         named, path = first.get("named", False), first.get("path", "")
         names = frozenset(name for facts in parts for name in facts.get("names", ()))
-        yield _Saved(operator, text, schema, len(parts), groups, named, path, names)
+        yield _Saved(operator, text, schema, len(parts), groups, named, path, names, first.get("event_time", ""))
 
 
 def _matched(
@@ -328,6 +333,8 @@ def _verdict(old: _Saved, new: Planned, given_up: Mapping[str, set[str]]) -> Ver
             if before != now and not (name == listed or (name == "order" and None in (before, now))):
                 change = _taken_over(name, before, now, old, new)
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
+    if old.event_time and new.event_time and old.event_time != new.event_time:
+        differences.append(f"event time was {old.event_time}, is {new.event_time}")
     if (differences or refused) and not old.groups:
         why = f"{'; '.join([*differences, *refused])}; the checkpoint holds nothing of it, it begins empty"
         return Verdict(new.id, old.text, new.text, "new", why)

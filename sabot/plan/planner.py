@@ -9,6 +9,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.nodes.times import WithTime
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
@@ -82,6 +83,12 @@ class _Planner:
     def _placed(self, node: Node) -> Site:
         """The site where the rows of the node come out. Its inputs are placed already."""
         inputs = [self._sites[id(upstream)] for upstream in node.inputs]
+        times = frozenset[str]().union(*(each.times for each in inputs if each.timed))
+        if isinstance(node, Read | WithTime):
+            kept, times = times | {node.said_time}, frozenset([node.said_time])
+        else:
+            kept = times if node.keeps_times else frozenset()
+        inputs = [replace(each, times=kept) for each in inputs]
         if isinstance(node, Read):
             site = self._read(node)
         elif type(node) in PLACES:
@@ -91,7 +98,8 @@ class _Planner:
         if site.timed and id(node) in self._time.matters:
             node.check_event_time()
         path = path_of(node, [each.path for each in inputs])
-        return replace(site, path=path, changes=node.changes, unique=node.unique)
+        times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
+        return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)
 
     def _read(self, node: Read) -> Site:
         layout, used = self._layout, self._layout.used[id(node)]

@@ -331,6 +331,7 @@ class Build:
             clock=self.settings.clock,
         )
         task.input = source_input
+        source_input.said_time = node.said_time if reading.timed else ""
         facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
         positions = None
         if facts is not None:
@@ -396,7 +397,7 @@ class Build:
             return output
         operator = target.make()
         operator.id, operator.text = target.id, target.text
-        operator.named, operator.path = target.named, target.path
+        operator.named, operator.path, operator.event_time = target.named, target.path, target.event_time
         context = OperatorContext(
             schema,
             number,

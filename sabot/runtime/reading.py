@@ -221,6 +221,7 @@ class SourceInput(Reader):
         self._schema = schema
         self._time = time
         self._timed = timed
+        self.said_time = ""  # what event time is read from, in words; the checkpoint keeps it
         self._dead_letter = dead_letter
         self._origin = origin  # the fields that say in a dead letter which task set the row apart
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
@@ -251,7 +252,7 @@ class SourceInput(Reader):
         self.source.open(positions, start)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
-        if facts is not None:
+        if facts is not None and facts.get("event_time", self.said_time) in ("", self.said_time):
             self._told.watermark_ms = facts["watermark_ms"]
             greatest_ms, silent_ms = facts["greatest_ms"], facts.get("silent_ms", [])
             latest_ms = facts.get("latest_ms", START_OF_TIME)
@@ -481,6 +482,7 @@ class SourceInput(Reader):
             "schema": self._schema_text,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
             "rows_in": self.rows_in,
+            "event_time": self.said_time,
             "watermark_ms": self._told.watermark_ms,
             "greatest_ms": self.watermarks.facts(self._positions),
             "latest_ms": self.watermarks.latest_ms,

@@ -2,6 +2,7 @@
 interrupted; what was added equals a run over the rest alone.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sabot import (
     tumbling,
 )
 from sabot.connectors.memory import MemoryBroker
+from sabot.operators.base import Operator
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, until, values
 
 SCHEMA = {"k": "string", "n": "int64", "x": "int64", "y": "float64", "w": "string", "ts": "int64"}
@@ -112,7 +114,7 @@ class Life:
         self.broker, self.directory, self.state = broker, directory, state
         self.sent = 0
 
-    def app(self, program: Program, *, parallelism: int = 1, **settings: Any) -> App:
+    def app(self, program: Program, *, parallelism: int = 1, time: Any = "ts", **settings: Any) -> App:
         state = "memory" if self.state == "memory" else str(self.directory / "state")
         app = App(
             "shop",
@@ -123,7 +125,7 @@ class Life:
             memory_budget="256MB",
         )
         app.configure(**settings)
-        stream = app.stream("orders", schema=SCHEMA, time="ts")
+        stream = app.stream("orders", schema=SCHEMA, **(time if isinstance(time, dict) else {"time": time}))
         stream.select("n").to("seen")
         program(stream)
         return app
@@ -489,3 +491,85 @@ async def test_a_change_from_a_savepoint_drops_once_too(life: Life, tmp_path: Pa
     for row in {row["k"]: row for row in values(app, "out")}.values():
         mine, rest = ([each["x"] for each in rows if each["k"] == row["k"]] for rows in (ROWS, ROWS[HALF:]))
         assert (row["s"], row["n"], row["biggest"]) == (sum(mine), len(rest), max(rest))
+
+
+def counted(stream: Any) -> None:
+    stream.window(tumbling("10s")).aggregate(n=sabot.count()).named("totals").to("out")
+
+
+@pytest.mark.parametrize(
+    ("time", "program", "said"),
+    [
+        ("n", counted, "n of orders"),
+        (col("ts") + 1, counted, 'col("ts") + 1 of orders'),
+        ({"time": "ts", "time_unit": "s"}, counted, "ts in s of orders"),
+        (None, counted, "the records' timestamp of orders"),
+        ("ts", lambda stream: counted(stream.with_time("n")), "n of with_time"),
+        ("ts", lambda stream: counted(stream.union(stream.with_time("n"))), "n of with_time and ts of orders"),
+    ],
+    ids=["column", "expression", "unit", "records", "with_time", "union"],
+)
+async def test_open_windows_do_not_go_on_with_another_event_time(
+    memory_url: str, tmp_path: Path, time: Any, program: Program, said: str
+) -> None:
+    """They held counts of both scales, and the former watermark made all new rows late."""
+    life = Life(memory_url, tmp_path, "memory")
+    await life.run(counted, ROWS[:HALF])
+    with pytest.raises(UserError, match=f"event time was ts of orders, is {re.escape(said)}.*--drop totals") as refused:
+        await life.run(program, [], time=time)
+    assert "totals (" in refused.value.message
+    for same in (col("ts"), {"time": "ts", "time_unit": "ms"}):
+        await life.run(counted, [], time=same)
+
+
+async def test_behind_a_drop_event_time_begins_anew(memory_url: str, tmp_path: Path) -> None:
+    """Windows close by the new times, though these are long before the former ones."""
+    life = Life(memory_url, tmp_path, "memory")
+
+    def program(stream: Any) -> None:
+        stream.window(tumbling("10ms")).aggregate(n=sabot.count(), first=sabot.min("n")).named("totals").to("out")
+
+    await life.run(counted, ROWS[:HALF])
+    app = life.app(program, time="n", drop=["totals"])
+    before = len(values(app, "out"))
+    publish(app, "orders", ROWS[HALF:])
+    await app.start()
+    await until(lambda: len(values(app, "out")) == before + 10)  # the last one is open
+    await bounded(app.stop())
+    assert [(row["first"], row["n"]) for row in values(app, "out")[before:]] == [(n, 10) for n in range(HALF, 230, 10)]
+
+
+async def test_with_time_over_another_column_is_another_event_time(memory_url: str, tmp_path: Path) -> None:
+    life = Life(memory_url, tmp_path, "memory")
+
+    def by(time: str) -> Program:
+        return lambda stream: counted(stream.with_time(time))
+
+    await life.run(by("ts"), ROWS[:HALF])
+    with pytest.raises(UserError, match=r"totals.*event time was ts of with_time, is n of with_time"):
+        await life.run(by("n"), [])
+    await life.run(by("ts"), [])
+
+
+async def test_what_keeps_no_times_goes_on_and_a_checkpoint_that_does_not_say_is_taken(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = Life(memory_url, tmp_path, "memory")
+
+    def program(stream: Any) -> None:
+        counted(stream)
+        stream.key_by("k").aggregate(n=sabot.count()).named("sums").to("sums")
+
+    await life.run(program, ROWS[:HALF])
+    with pytest.raises(UserError, match="event time was ts") as refused:
+        await life.run(program, [], time="n")
+    assert "sums" not in str(refused.value)
+    about = Operator.about_state
+
+    def earlier(self: Operator, groups: int) -> dict[str, Any]:
+        return {name: fact for name, fact in about(self, groups).items() if name != "event_time"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Operator, "about_state", earlier)
+        await life.run(program, [])
+    await life.run(program, [], time="n")

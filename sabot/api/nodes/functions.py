@@ -37,6 +37,10 @@ class Process(ByKey):
     def goes_by_time(self) -> bool:
         return True
 
+    @property
+    def keeps_times(self) -> bool:
+        return self.spec.keeps_times
+
 
 @dataclass(frozen=True, eq=False)
 class Connect(TwoInputs):
@@ -65,6 +69,10 @@ class Connect(TwoInputs):
     @property
     def goes_by_time(self) -> bool:
         return True
+
+    @property
+    def keeps_times(self) -> bool:
+        return self.spec.keeps_times
 
     @property
     def time_of_left(self) -> bool:

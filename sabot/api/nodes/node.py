@@ -138,6 +138,11 @@ class Node:
         return False
 
     @property
+    def keeps_times(self) -> bool:
+        """Whether event times are in the state that it keeps, so that it cannot go on with another event time."""
+        return self.needs_time or self.goes_by_time
+
+    @property
     def time_of_left(self) -> bool:
         """Whether, for a step of two inputs, event time of the left is enough: rows of the right then have the time when they come."""
         return False

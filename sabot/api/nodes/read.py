@@ -28,6 +28,7 @@ __all__ = [
     "only_source",
     "path_of",
     "read_node",
+    "said_time",
 ]
 
 
@@ -125,6 +126,11 @@ class Read(Node):
         """What event time is read from, for plans and errors."""
         return self.time.text() if isinstance(self.time, Expr) else self.time
 
+    @property
+    def said_time(self) -> str:
+        """Event time as checkpoints keep it: what it is read from, and of which stream."""
+        return f"{said_time(self.time, self.time_unit, self.time_format)} of {self.name}"
+
     @cached_property
     def column_names(self) -> list[str] | None:
         """As given, or as the data of a Source tells."""
@@ -212,6 +218,14 @@ def read_node(
     if read.columns is not None:
         _check_time_column(time, read.columns)
     return read
+
+
+def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None) -> str:
+    """Event time in words, which are the same for what is the same: `col("ts")` is "ts", numbers count ms."""
+    if time is None:
+        return "the records' timestamp"
+    said = time.column or time.text() if isinstance(time, Expr) else time
+    return said + (f" in {unit}" if unit not in (None, "ms") else "") + (f" as {format!r}" if format else "")
 
 
 def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 from sabot.api.arguments import TimeUnit
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
-from sabot.api.nodes.read import check_time, named_time, path_of
+from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.config import Duration, parse_ms
 from sabot.errors import UserError
 
@@ -34,6 +34,15 @@ class WithTime(Node):
     def text(self) -> str:
         said = self.time.text() if isinstance(self.time, Expr) else self.time
         return f"with_time {said}, lateness {self.lateness_ms} ms"
+
+    @property
+    def keeps_times(self) -> bool:
+        return True
+
+    @property
+    def said_time(self) -> str:
+        """As that of `Read`."""
+        return f"{said_time(self.time, self.time_unit, self.time_format)} of with_time"
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:

@@ -40,7 +40,8 @@ class Site:
     """Where the rows of a node come out: the end of a chain, to which the next operator, or an edge into another stage, is added.
 
     keys: each row is in the subtask that owns the key group of these columns; None: in any subtask. timed: rows carry their event time.
-    changes, unique: as the node says. path: a digest of the steps that the rows have gone through. last: the operator that emits the
+    changes, unique: as the node says. path: a digest of the steps that the rows have gone through. times: in words, what their event time
+    is, as far as the next step keeps any. last: the operator that emits the
     rows; None: it is in another stage. on_error: what becomes of rows for which a step behind fails; dead_letter: where they go.
     """
 
@@ -50,6 +51,7 @@ class Site:
     keys: Keys | None = None
     timed: bool = False
     path: str = ""
+    times: frozenset[str] = frozenset()
     changes: bool = False
     unique: Keys | None = None
     last: Step | None = None
@@ -72,6 +74,7 @@ class Site:
         "" and numbered by kind. facts: fields of the new site that differ (`keys=None`: rows are in any subtask from here on).
         """
         step = self.layout.new_step(text, make, id, self.path)
+        step.event_time = " and ".join(sorted(self.times))
         self.targets.append(step)
         return replace(self, targets=step.targets, last=step, **facts)
 

@@ -51,6 +51,7 @@ class Step:
     branches: dict[str, list["Step | Edge"]] = field(default_factory=dict)
     named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of all steps before it, back to the sources
+    event_time: str = ""  # what the event times that it keeps are read from; "": it keeps none
     scattered: bool = False  # rows come to any subtask; state is still restored by key group
 
 
