@@ -38,11 +38,11 @@ class ComputedTime:
                 )
         except UserError as error:
             raise UserError(f"{where}: event time {self._text!r}: {error.message}", hint=error.hint) from error
-        self._check(where, made.type, unit)
+        self._check(where, expr, made.type, unit)
         self._expr: Compiled = made
         self.without = f"event time {self._text!r} is null, or out of range"
 
-    def _check(self, where: str, type: pa.DataType, unit: str | None) -> None:
+    def _check(self, where: str, expr: Expr, type: pa.DataType, unit: str | None) -> None:
         numbers = pa.types.is_integer(type) or pa.types.is_floating(type)
         if unit is None and not numbers and not is_time(type):
             raise UserError(
@@ -50,7 +50,9 @@ class ComputedTime:
                 hint="a timestamp, a date, a text, or a number with its time_unit=",
             )
         if unit is not None and not numbers:
+            cast = f'time={expr.text()}.cast("int64"), time_unit="{unit}" where the texts are numbers'
             hint = "leave time_unit= out; where a JSON number is read as a timestamp it counts ms: schema= can make it int64"
+            hint = cast if pa.types.is_string(type) else hint
             raise UserError(f"{where}: event time {self._text!r} is {type}, which has no time_unit", hint=hint)
 
     def of(self, data: pa.RecordBatch) -> tuple[pa.Array, dict[int, str]]:

@@ -166,6 +166,16 @@ def test_what_types_show_is_refused_at_the_start(tmp_path: Path, arguments: dict
         per_window(App("times").stream(files(path), **arguments))
 
 
+def test_a_text_of_digits_with_a_unit_is_cast_as_the_hint_says() -> None:
+    """The hint spoke of timestamps of JSON."""
+    with pytest.raises(UserError, match="event time 't' is string, which has no time_unit") as refused:
+        ComputedTime("stream rows", col("t"), "s", None, pa.schema([("t", pa.string())]))
+    assert refused.value.hint == 'time=col("t").cast("int64"), time_unit="s" where the texts are numbers'
+    rows = pa.record_batch({"t": ["1700000000", "soon"]})
+    times, bad = ComputedTime("stream rows", col("t").cast("int64"), "s", None, rows.schema).of(rows)
+    assert (times.to_pylist(), list(bad)) == ([1_700_000_000_000, None], [1])
+
+
 def test_the_expression_of_known_columns_is_checked_where_it_is_written() -> None:
     with pytest.raises(UserError, match="there is no column 'epoch'"):
         App("times").stream("topic", schema={"n": "int64"}, time=col("epoch") * 1000)
