@@ -25,6 +25,7 @@ from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import Read, StreamEnd, Write, read_node
 from sabot.api.stream import Stream
 from sabot.api.topics import HasTopics
+from sabot.arrays import python_value
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
@@ -218,6 +219,7 @@ class App(DeclaresAgents, HasTopics):
         if checkpoint_interval is not None:
             self.checkpoint_interval_s = parse_seconds(checkpoint_interval, name="checkpoint_interval", zero=False)
         if parallelism is not None:
+            parallelism = python_value(parallelism)
             if not is_whole(parallelism, 1, KEY_GROUPS):
                 raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
             self.parallelism = parallelism

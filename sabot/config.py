@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection
 from datetime import timedelta
 from functools import partial
+from numbers import Real
 from types import UnionType
 from typing import NamedTuple, TypeGuard
 
@@ -64,7 +65,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
         seconds = value.total_seconds()
     elif isinstance(value, bool):
         raise UserError(f"{name}: {value!r} is no duration", hint='write "5s", "100ms" or a number of seconds')
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float | Real):  # numpy's numbers are Real
         seconds = float(value)
     else:
         known = isinstance(value, str)

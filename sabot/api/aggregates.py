@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.expr import Expr, as_column, as_expr, struct
+from sabot.arrays import python_value
 from sabot.config import is_whole
 from sabot.errors import UserError
 
@@ -303,6 +304,7 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
 
 def top_k(x: str | Expr, k: int) -> Aggregate:
     """The `k` greatest values, greatest first, as a list. Equal values are repeated. Null and NaN do not count."""
+    k = python_value(k)
     if not is_whole(k, 1):
         raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
     return Aggregate("top_k", as_column(x), options=MappingProxyType({"k": k}))
@@ -343,6 +345,7 @@ def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
 
 
 def _freedom(where: str, ddof: int) -> Mapping[str, Any]:
+    ddof = python_value(ddof)
     if not is_whole(ddof, 0):
         raise UserError(f"{where}: ddof={ddof!r} is no whole number, 0 or more")
     return MappingProxyType({"ddof": ddof})

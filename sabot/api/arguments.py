@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
+from sabot.arrays import python_value
 from sabot.config import Duration, checked_flag, is_whole, parse_ms
 from sabot.errors import UserError
 
@@ -114,6 +115,7 @@ def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
 def _signed_ms(value: Any) -> int:
     if isinstance(value, str) and value.strip().startswith("-"):
         return -whole_ms(value.strip()[1:].strip(), "between")
+    value = python_value(value)
     if isinstance(value, int | float) and value < 0:
         return -whole_ms(-value, "between")
     if isinstance(value, timedelta) and value < timedelta(0):
@@ -122,6 +124,7 @@ def _signed_ms(value: Any) -> int:
 
 
 def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
+    n = python_value(n)
     if not is_whole(n, 1):
         raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
     names = column_names(flat([by]), where)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sabot.api.agent import as_schema
 from sabot.api.prompts import Prompt, text_of
+from sabot.arrays import python_value
 from sabot.calls import CallOptions
 from sabot.calls.functions import behind
 from sabot.calls.options import checked_whole
@@ -73,6 +74,7 @@ class AsyncCall:
             policies=_POLICIES,
             rate=rate,
         )
+        rows = python_value(rows)
         checked_whole(where, "rows", rows, 1)
         return cls(
             function,
@@ -137,6 +139,7 @@ class LookupCall:
             )
         if how not in ("left", "inner"):
             raise UserError(f"{where}: how={how!r}", hint="one of 'left', 'inner'")
+        cache = python_value(cache)
         checked_whole(where, "cache", cache, 0)
         ttl_s = None if cache_ttl is None else parse_seconds(cache_ttl, name="cache_ttl")
         return cls(call, columns, how, cache, ttl_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr import Expr, as_column
+from sabot.arrays import python_value
 from sabot.config import is_whole
 from sabot.errors import UserError
 
@@ -76,6 +77,7 @@ def dense_rank() -> OverFunction:
 
 
 def _offset(where: str, offset: int) -> int:
+    offset = python_value(offset)
     if not is_whole(offset, 1):
         raise UserError(f"{where}: offset={offset!r} is no number of rows", hint="a whole number, 1 or more")
     return offset

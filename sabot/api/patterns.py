@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from sabot.api.expr import Expr, as_column
+from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
@@ -401,7 +402,7 @@ def _step_name(name: Any) -> str:
 
 
 def _times(name: str, times: Any) -> tuple[int, int | None]:
-    least, most = times if isinstance(times, tuple) and len(times) == 2 else (times, times)
+    least, most = python_value(times if isinstance(times, tuple) and len(times) == 2 else (times, times))
     if not is_whole(least, 0) or not (most is None or is_whole(most, max(1, least))):
         raise UserError(f"step {name!r}: times={times!r}", hint="a number, or (least, most); most may be None")
     return least, most

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from sabot.api.lifespan import HasLifespan
+from sabot.arrays import python_value
 from sabot.config import checked_topic, is_whole
 from sabot.errors import UserError
 from sabot.kafka.topics import make_topic
@@ -30,6 +31,7 @@ class HasTopics(HasLifespan):
         has none. Topics that nobody asks for so have as many partitions as the broker gives them.
         """
         checked_topic(name, "topic")
+        partitions = python_value(partitions)
         if not is_whole(partitions, 1):
             raise UserError(f"topic {name}: partitions={partitions!r}", hint="a whole number, 1 or more")
         if config is not None and not isinstance(config, Mapping):

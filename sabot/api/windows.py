@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError
 
@@ -110,6 +111,7 @@ def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
 
 def count_window(size: int) -> CountWindow:
     """Every `size` rows of a key."""
+    size = python_value(size)
     if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")
     return CountWindow(size)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_rate, parse_seconds
 from sabot.errors import UserError
 
@@ -54,6 +55,7 @@ class CallOptions:
         rate: str | float | None = None,
     ) -> "CallOptions":
         """Checks what the user wrote; raises UserError that begins with `where`. policies: the words that on_error= may be."""
+        concurrency, retries = python_value([concurrency, retries])
         checked_whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
         checked_whole(where, "retries", retries, 0)
         if on_error not in policies:

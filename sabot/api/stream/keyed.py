@@ -30,6 +30,7 @@ from sabot.api.stream.connected import ConnectedStreams
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import CountWindow, SessionWindow, Window
+from sabot.arrays import python_value
 from sabot.config import Duration, is_whole
 from sabot.connectors.base import Sink, check_sink
 from sabot.errors import UserError
@@ -159,7 +160,7 @@ class KeyedStream(NamedElsewhere):
         """
         if not columns:
             raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
-        rows, ms = None, None
+        rows, ms, preceding = None, None, python_value(preceding)
         if isinstance(preceding, int) and not isinstance(preceding, bool):
             rows = preceding
             if rows < 0:
@@ -191,6 +192,7 @@ class KeyedStream(NamedElsewhere):
         max_partial: how many incomplete matches a key may have; more stop the job.
         """
         known = check_measures(pattern, skip, measures)
+        max_partial = python_value(max_partial)
         if not is_whole(max_partial, 1):
             raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
         for name, _ in known:

@@ -9,6 +9,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Head
 from sabot.api.stream.outputs import html, shown
 from sabot.api.stream.owner import Owner
+from sabot.arrays import python_value
 from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import SabotError, UserError
 
@@ -49,6 +50,7 @@ class Looks:
                 f"{where}: agent {agents[0]} gives rows only while the app runs",
                 hint="write the stream with .to(…), .to(sabot.console()) to see it, and start the app; explain() shows its plan",
             )
+        limit = python_value(limit)
         if limit is not None and not is_whole(limit, 0):
             raise UserError(f"{where}: limit={limit!r} is no number of rows", hint="a whole number, 0 or more")
         if endless and isinstance(node, Head):
@@ -60,6 +62,7 @@ class Looks:
         """Runs the stream now and prints the first `n` rows. A stream over a topic: the next n rows, or those that come within `seconds`
         (by default 10).
         """
+        n = python_value(n)
         if not is_whole(n, 0):
             raise UserError(f"print: {n!r} is no number of rows", hint="a whole number, 0 or more")
         if endless_read(self._node) is None:

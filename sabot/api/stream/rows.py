@@ -31,6 +31,7 @@ from sabot.api.nodes.rows import (
     map_batches_node,
 )
 from sabot.api.nodes.times import with_time_node
+from sabot.arrays import python_value
 from sabot.config import Duration, checked_flag, is_whole
 from sabot.errors import UserError
 
@@ -143,6 +144,7 @@ class RowMethods:
         several readers or partitions, the order of arrival may differ from run to run. The input is still read to its end (an endless one
         for ever), as other streams may read it too, and for its event time. Not for changes.
         """
+        n = python_value(n)
         if not is_whole(n, 0):
             raise UserError(
                 f"head: {n!r} is no number of rows",

@@ -3,6 +3,7 @@
 import datetime
 import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -522,3 +523,42 @@ def test_an_agent_s_unknown_type_comes_with_the_hint(app):
         @app.agent("in", schema={"id": "decimal"})
         async def give(ctx):
             return None
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.int32, np.uint8])
+def test_numpy_s_whole_numbers_are_counts_and_durations(memory_url, whole):
+    """The plan, and so the checkpoint, is that of Python's numbers."""
+
+    async def ask(batch):
+        return batch
+
+    def built(number):
+        app = App("one", broker=memory_url, parallelism=number(2))
+        app.topic("made", partitions=number(2))
+        stream = app.stream("in", schema={"k": "int64", "ts": "int64"}, time="ts", lateness=number(5), idle=number(9))
+        by_key = stream.key_by("k")
+        steps = [
+            stream.head(number(1)),
+            stream.window(tumbling(number(60))).aggregate(n=sabot.top_k("k", number(3))),
+            by_key.window(sabot.count_window(number(4))).aggregate(v=sabot.variance("k", ddof=number(1))),
+            by_key.top_n(number(2), by="k"),
+            by_key.over(preceding=number(5), m=sabot.mean("k"), before=sabot.lag("k", number(2))),
+            by_key.aggregate(n=sabot.count(), ttl=number(7)),
+            stream.map_async(ask, schema={"k": "int64"}, concurrency=number(4), retries=number(1), timeout=number(3)),
+            stream.join(stream, on="k", between=(-5, number(5))),
+        ]
+        return [(step.explain(), repr(step._node)) for step in steps], app.parallelism
+
+    assert built(whole) == built(int)
+    with pytest.raises(UserError, match="no number of rows"):
+        App("one").stream("in").head(np.float64(1.5))
+    with pytest.raises(UserError, match="no duration"):
+        tumbling(np.bool_(True))
+
+
+def test_a_look_takes_numpy_s_numbers(app, tmp_path):
+    (tmp_path / "a.ndjson").write_text('{"id": 1}\n{"id": 2}\n')
+    stream = app.stream(sabot.files(tmp_path / "a.ndjson"))
+    assert stream.collect(limit=np.int64(1), seconds=np.int64(30)).num_rows == 1
+    assert stream.head(np.int64(1)).collect().num_rows == 1
+    stream.print(np.int64(1))
