@@ -13,8 +13,11 @@ from sabot.llm.spec import RequestSpec
 
 __all__ = ["IMAGE_TOKENS", "count_tokens", "most_tokens", "most_tokens_asked", "tokens_asked", "tokens_of"]
 
-IMAGE_TOKENS = 5_000
-"""That a picture may have. A vendor says less of the largest that it reads whole, but for models that are told to count it as more."""
+IMAGE_TOKENS = 50_000
+"""That a picture may have at most with the models of OpenAI and Anthropic, whatever its size, which an address does not tell. The most is
+48,169, of gpt-4o-mini (2,833, and 5,667 for each of at most 8 tiles); others count up to 10,000. Not by the model: a request may end at
+another one, by `fallback=` or a rule that degrades.
+"""
 
 _OFTEN_JOINED = b"abcdefghijklmnopqrstuvwxyz "
 _OF_A_MESSAGE = 16  # its role, and what stands between it and the next one

@@ -146,16 +146,16 @@ async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "read"),
+    ("prompt", "read", "limit"),
     [
-        ("word " * 800, 1000),
-        ("漢" * 1000, 1000),
-        ("\N{ROBOT FACE}" * 500, 1000),
-        (user("What is this?", Image(data=b"picture", media_type="image/png")), 1600),
-        ([system("Be brief. " * 100), user("hi")], 302),
+        ("word " * 800, 1000, 10_000),
+        ("漢" * 1000, 1000, 10_000),
+        ("\N{ROBOT FACE}" * 500, 1000, 10_000),
+        (user("What is this?", Image(data=b"picture", media_type="image/png")), 48_169, 100_000),
+        ([system("Be brief. " * 100), user("hi")], 302, 10_000),
     ],
 )
-async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: Any, read: int) -> None:
+async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: Any, read: int, limit: int) -> None:
     def answer(spec: RequestSpec) -> Completion:
         return Completion(message=assistant("yes"), usage=Usage(read, 10), model="m", provider="scripted")
 
@@ -165,11 +165,11 @@ async def test_no_budget_is_exceeded_by_what_a_vendor_counts_of_prompts(prompt: 
         with suppress(BudgetExceeded):
             await ctx.llm(world.engine).complete(prompt, max_tokens=10)
 
-    by = gate(max_tokens_daily=10_000, max_cost_daily=Decimal("0.01"), warn_at=1)
+    by = gate(max_tokens_daily=limit, max_cost_daily=Decimal(limit) / 10**6, warn_at=1)
     await run(MemoryHome(ManualClock(1.0)), job, by, *(f"job {number}" for number in range(40)))
     used = (await by.ledger.used("app"))["daily"]
     assert used.calls == len(world.provider.requests) > 0
-    assert (used.tokens <= 10_000, used.cost <= Decimal("0.01")) == (True, True), used
+    assert (used.tokens <= limit, used.cost <= Decimal(limit) / 10**6) == (True, True), used
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,20 @@ def test_all_that_a_model_has_to_read_counts() -> None:
     assert most(user("hi"), ChatMessage("assistant", vendor={**kept, "reasoning": 700})) == thought + 700
 
 
+@pytest.mark.parametrize(
+    ("largest", "tokens"),
+    [
+        ("gpt-4o-mini: 768 x 2048 pixels in 8 tiles", 2_833 + 8 * 5_667),
+        ("gpt-4o: the same tiles", 85 + 8 * 170),
+        ("gpt-4.1-nano: 1,536 patches, 2.46 tokens each", 3_779),
+        ("gpt-5.4: 10,000 patches", 10_000),
+        ("claude: 2,576 pixels", 4_784),
+    ],
+)
+def test_no_model_reads_more_of_a_picture_than_is_counted(largest: str, tokens: int) -> None:
+    assert most_tokens_asked(RequestSpec(messages=(user(Image(data=b"P", media_type="image/png")),))) > tokens, largest
+
+
 @pytest.mark.parametrize("text", ["a few words of plain English", "漢字かな交じり文", "x = [1, 2, 3]\n", ""])
 def test_no_request_reads_more_by_rule_of_thumb_than_at_most(text: str) -> None:
     spec = RequestSpec(messages=(system(text), user(text)), tools=(LOOK,))
