@@ -4,6 +4,7 @@ Here are also the changes of a table as records, and the bounds of a record's si
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ __all__ = [
     "header_rows",
     "iterate_records",
     "json_records",
+    "nulled_fields",
     "record_keys",
     "refuse_json_types",
     "refuse_types",
@@ -143,6 +145,29 @@ def encode_payload(value: Any, key: Any) -> bytes | None:
     if isinstance(value, bytes) or (value is None and key is not None):
         return value
     return encode_json(value)
+
+
+def nulled_fields(value: Any) -> list[str]:
+    """Where a value that `encode_json` takes has NaN or an infinity, which JSON has as null: "score", "points[].x", each as often as it is.
+
+    "" is the value itself.
+    """
+
+    def plain(each: Any) -> Any:
+        return None if isinstance(each, msgspec.Raw) else _of_numpy(each)
+
+    found: list[str] = []
+    rest = [("", msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=plain, str_keys=True))]
+    while rest:
+        place, value = rest.pop()
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                found.append(place)
+        elif isinstance(value, dict):
+            rest += [(f"{place}.{name}" if place else str(name), each) for name, each in value.items()]
+        elif isinstance(value, list | tuple):
+            rest += [(f"{place}[]", each) for each in value]
+    return found
 
 
 def encode_key(key: Any) -> bytes | None:

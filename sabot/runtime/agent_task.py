@@ -522,7 +522,7 @@ class AgentTask:
         yield Sample("sabot_checkpoint_sync_seconds", self.cut_seconds, self.name)
         yield Sample("sabot_checkpoint_alignment_seconds", self.gate.statistics()["alignment_seconds"], self.name)
         for sink in self.sinks:
-            yield Sample("sabot_channel_rows", sink.waiting_rows, "sink", sink.name)
+            yield from sink.samples()
         for agent_id, operator in self.operators.items():
             yield from operator.samples()
             if isinstance(operator.port, OperatorPort):

@@ -11,7 +11,7 @@ loop, which must not block: a `SinkPort` takes whatever it is given, keeps what 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
+from sabot.metrics import Sample
 from sabot.operators import AgentOperator
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
@@ -230,9 +231,21 @@ class SinkPort:
         """Returns how many rows are written, or, if streams write the sink too, are on their way."""
         return self.rows
 
+    @property
+    def nulled(self) -> int:
+        """How many floats became null as the sink's format has no form for them; 0 if streams write the sink too, which count them."""
+        return 0
+
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_out (in this job), waiting (elements that the full channel refused), and the figures of the channel."""
-        return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+        """Returns rows_out (in this job), waiting (elements that the full channel refused), the figures of the channel; nulled, if any."""
+        figures = {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+        return {**figures, "nulled": self.nulled} if self.nulled else figures
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics; from any thread."""
+        yield Sample("sabot_channel_rows", self.waiting_rows, "sink", self.name)
+        if self.nulled:
+            yield Sample("sabot_sink_nulled_total", self.nulled, "sink", self.name)
 
 
 class StreamPort(SinkPort):
@@ -359,6 +372,10 @@ class AgentSink(SinkPort):
     @property
     def rows_out(self) -> int:
         return self.writer.rows_out
+
+    @property
+    def nulled(self) -> int:
+        return self.writer.nulled
 
     def _answer(self) -> None:
         """Tells every barrier under way how the sink ended."""

@@ -374,7 +374,7 @@ class DurableAgentOperator(AgentOperator):
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
         call = self.calls[job.job_id]
-        output = () if value is None else self.routed(results_of(value))
+        output = () if value is None else self.routed(results_of(value), value, f"job {job.job_id}")
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None

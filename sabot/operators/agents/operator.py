@@ -8,6 +8,7 @@ How calls are made stands in `lanes`.
 """
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from sabot.errors import AgentFailed, SabotError, UserError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
-from sabot.operators.agents.rows import RecordReader, Result, Row, place_of, records_batch, rows_of
+from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
 from sabot.state import StateBackend
@@ -38,7 +39,10 @@ __all__ = [
     "RowBuffer",
 ]
 
+_log = logging.getLogger(__name__)
+
 _SHIP_ROWS = 1024
+_FIELDS_TOLD = 100  # of how many fields a warning tells that they were not finite
 
 
 class Port(Protocol):
@@ -154,6 +158,8 @@ class AgentOperator(ABC):
         self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
+        self.nulled = 0  # floats of its results that JSON has as null, in this job
+        self._nulled_told: set[str] = set()  # their fields
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self.branches: dict[str, RowBuffer] = {}
         for name, port in branches.items():
@@ -284,8 +290,20 @@ class AgentOperator(ABC):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def routed(self, output: Sequence[Result]) -> Sequence[Result]:
-        """These results. Raises UserError for one whose topic is none of the agent's sinks."""
+    def routed(self, output: Sequence[Result], value: Any, origin: str) -> Sequence[Result]:
+        """The results made of what a call gave. Raises UserError for one whose topic is none of the agent's sinks.
+
+        The first NaN or infinity of each field, for which JSON has null, is a warning. origin: what the call was about.
+        """
+        for name in nulled_in(value, output):
+            self.nulled += 1
+            if name not in self._nulled_told and len(self._nulled_told) < _FIELDS_TOLD:
+                self._nulled_told.add(name)
+                _log.warning(
+                    "agent %s: %s of its result for %s is NaN or infinite, for which JSON has no form: written as null, as all such values "
+                    "of the field. Return None where that is meant, or raise an error",
+                    *(self.spec.agent_id, repr(name) if name else "the value", origin),
+                )
         for _, _, _, topic in output:
             if topic is not None and topic not in self.branches:
                 raise _unknown_topic(self.spec, topic, list(self.branches))
@@ -309,6 +327,7 @@ class AgentOperator(ABC):
             "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],
+            **({"nulled": self.nulled} if self.nulled else {}),
         }
 
     def samples(self) -> Iterator[Sample]:
@@ -316,6 +335,8 @@ class AgentOperator(ABC):
         agent_id = self.spec.agent_id
         for buffer in self._outputs:
             yield Sample("sabot_records_out_total", buffer.rows_total, agent_id, buffer.port.name)
+        if self.nulled:
+            yield Sample("sabot_sink_nulled_total", self.nulled, agent_id, "" if self.port is None else self.port.name)
         dead = {topic: buffer.rows_total for topic, buffer in list(self._dead.items())}
         for topic, rows in {**dict.fromkeys(self.spec.topics, 0), **dead}.items():
             yield Sample("sabot_dead_letters_total", rows, agent_id, topic)

@@ -112,7 +112,9 @@ class RecordAgentOperator(LaneOperator):
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
         output = results_of(value)
-        return output if type(value) is dict else self.routed(output)  # most results are dicts, which name no sink
+        if type(value) is dict and b"null" not in (output[0][0] or b""):
+            return output  # as most are: it names no sink, and has lost nothing
+        return self.routed(output, value, self._where(item))
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
         if output is not None and self.results is not None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -15,7 +15,15 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.calls.functions import behind, each_piece
 from sabot.codecs.json import JsonCodec
-from sabot.codecs.records import Headers, build_records, decode_json, encode_payload, header_rows, to_records
+from sabot.codecs.records import (
+    Headers,
+    build_records,
+    decode_json,
+    encode_payload,
+    header_rows,
+    nulled_fields,
+    to_records,
+)
 from sabot.errors import UNREADABLE, DataError, UserError
 from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
@@ -26,6 +34,7 @@ __all__ = [
     "Result",
     "Row",
     "gathering",
+    "nulled_in",
     "place_of",
     "plain_of",
     "records_batch",
@@ -234,16 +243,30 @@ class _Several:
     """What a call yielded, written down at once: the agent may go on changing the values."""
 
     results: list[Result]
+    nulled: list[str] = field(default_factory=list)
 
     def add(self, value: Any) -> None:
         """One of them; None is no result."""
         if value is not None:
-            self.results.append(_result(value))
+            result = _result(value)
+            self.results.append(result)
+            self.nulled += nulled_in(value, (result,))
 
 
 def results_of(value: Any) -> Sequence[Result]:
     """What a call gave (not None), as it will be written. Raises UserError for what JSON cannot say."""
     return value.results if type(value) is _Several else (_result(value),)
+
+
+def nulled_in(value: Any, output: Sequence[Result]) -> list[str]:
+    """The fields of what a call gave whose NaN or infinity is null in its output (see `nulled_fields`)."""
+    if type(value) is _Several:
+        return value.nulled
+    payload = output[0][0]
+    if payload is None or b"null" not in payload:
+        return []
+    plain = plain_of(value)
+    return [] if isinstance(plain, bytes) else nulled_fields(plain)
 
 
 def plain_of(value: Any) -> Any:

@@ -1,15 +1,19 @@
 """NaN and infinities, where a sink's format has no form for them: null with a warning, null because the user says so, or refused."""
 
+import dataclasses
 import logging
 import math
 import sqlite3
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sabot import App, SqlSink, UserError
 from sabot._cython.arrow.batch import Batch
+from sabot.codecs.records import encode_json, nulled_fields
 from sabot.connectors.console import console
 from sabot.connectors.files import CsvSink, NdjsonSink, ParquetSink
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -17,7 +21,7 @@ from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink, ScriptedSource
 from sabot.testing.script import END
-from tools.agent_tools import values
+from tools.agent_tools import publish, started, until, values
 
 NAN, INF = math.nan, math.inf
 ROWS = pa.record_batch({"id": [1, 2, 3, 4], "x": [0.5, NAN, None, -INF], "y": [1.0, 2.0, INF, 3.0], "z": [1.0] * 4})
@@ -157,3 +161,85 @@ async def test_nan_is_null_or_fail_and_one_for_a_sink(app):
     scores(app).to("scores")
     with pytest.raises(UserError, match="with different nan="):
         await app.run()
+
+
+# -- agents ----------------------------------------------------------------------------------------------------------
+
+
+def told_by_agents(caplog):
+    return [each.getMessage() for each in caplog.records if "JSON has no form" in each.getMessage()]
+
+
+async def test_a_result_of_a_record_agent_is_told_of_once_for_each_field(app, caplog):
+    @app.agent("orders", sink="scores")
+    def score(ctx):
+        n = ctx.message["n"]
+        return (
+            {"n": n, "x": NAN, "of": [{"y": np.float32(INF)}], "none": None}
+            if n
+            else {"n": 0, "none": None, "t": "null"}
+        )
+
+    @app.agent("orders", sink="more")
+    def several(ctx):
+        yield {"x": 1.0}
+        yield {"z": -INF}
+
+    publish(app, "orders", [{"n": 0}, {"n": 1}, {"n": 2}])
+    async with started(app):
+        await until(lambda: len(values(app, "scores")) == 3 and len(values(app, "more")) == 6)
+        figures = app.statistics()["operators"]
+    assert values(app, "scores")[1] == {"n": 1, "x": None, "of": [{"y": None}], "none": None}
+    assert figures["shop.score"]["nulled"] == 4
+    assert figures["shop.several"]["nulled"] == 3
+    told = sorted(told_by_agents(caplog))
+    assert len(told) == 3
+    assert "agent shop.score: 'of[].y' of its result for orders[0]@1 is NaN or infinite" in told[0]
+    assert "agent shop.score: 'x' of its result" in told[1]
+    assert "agent shop.several: 'z' of its result" in told[2]
+
+
+async def test_columns_of_a_batch_agent_are_told_of_by_their_sink(app, caplog):
+    @app.agent("orders", sink="scores", batch=True, schema={"n": "int64"})
+    def score(batch, ctx):
+        return pa.record_batch({"x": pa.array([NAN] * batch.num_rows)})
+
+    publish(app, "orders", [{"n": 1}, {"n": 2}])
+    async with started(app):
+        await until(lambda: len(values(app, "scores")) == 2)
+        assert app.statistics()["sinks"]["scores"]["nulled"] == 2
+    assert len(warnings(caplog)) == 1
+    assert values(app, "scores") == [{"x": None}] * 2
+
+
+async def test_a_result_of_a_durable_agent_is_told_of(memory_url, tmp_path, caplog):
+    app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
+
+    @app.agent("orders", sink="scores", durable=True)
+    async def score(ctx):
+        return {"x": NAN}
+
+    publish(app, "orders", [{"n": 1}])
+    async with started(app):
+        await until(lambda: app.statistics()["operators"]["shop.score"].get("nulled") == 1)
+    [told] = told_by_agents(caplog)
+    assert "agent shop.score: 'x' of its result for job " in told
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+
+
+@pytest.mark.parametrize(
+    ("value", "places"),
+    [
+        ({"a": 1.0, "t": "null", "none": None, "raw": msgspec.Raw(b"null"), "b": b"x"}, []),
+        (NAN, [""]),
+        ({"points": [Point(INF), Point(1.0), Point(NAN)]}, ["points[].x", "points[].x"]),
+        ({1: (NAN,), "array": np.array([1.0, NAN]), "small": np.float32(INF)}, ["1[]", "array[]", "small"]),
+    ],
+)
+def test_places_of_values_that_json_has_as_null(value, places):
+    encode_json(value)
+    assert sorted(nulled_fields(value)) == places
