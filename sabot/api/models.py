@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ class _Requests:
         if self._asked is not None and self._asked.unread:
             await self._next()
         self._asked = call
-        call.again, call.instead = self._next, self._instead
+        call.again = self._next
+        call.instead = None if self._instead is None else partial(self._instead, self.effect)
         return await ask()
 
     async def _next(self) -> None:

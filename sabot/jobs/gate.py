@@ -218,7 +218,7 @@ class EffectGate:
 
     def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """What may become of a call that it has let pass, and that asks another model: by a gate behind it, or as the provider of the first
-        one has failed. Nothing more is reserved, and nothing dropped where it is denied. By default as `decide`.
+        one has failed. Where that may cost more, so much is reserved; nothing is dropped where it is denied. By default as `decide`.
         """
         return self.decide(call)
 

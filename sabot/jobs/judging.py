@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
+from functools import partial
 from itertools import count
 from typing import ParamSpec, TypeVar
 
@@ -65,7 +66,7 @@ class GateJudge:
                 raise self._denied(model, refused)
             effect = following
 
-        call.again, call.instead = again, self.instead
+        call.again, call.instead = again, partial(self.instead, effect)
         try:
             outcome = await ask()
         except BaseException as error:
@@ -77,12 +78,11 @@ class GateJudge:
         self._settle(effect, model, "ok", pack(said, "an answer"))
         return outcome
 
-    async def instead(self, call: ModelCall) -> None:
+    async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
         """Another provider of the engine is about to be asked, as the call says, in place of one that failed: the rules judge its model
-        too, and what is reserved holds. Raises PolicyDenied, which the log has too.
+        too, and what that may cost more is reserved for the effect. Raises PolicyDenied and BudgetExceeded, which the log has too.
         """
-        effect = EffectId(f"{self._calls}/{call.context.request_id}", 0)
-        found = judged(self._gate, self._asked(effect, call.model, call), degraded=True)
+        found = judged(self._gate, self._asked(effect, call.model, call, price), degraded=True)
         verdict = found if isinstance(found, GateVerdict) else await found
         if verdict.decision in (Decision.DENY, Decision.ASK):
             refusal = self._denied(call.model, verdict, "nobody is asked for a model that stands in for another one")
@@ -91,7 +91,7 @@ class GateJudge:
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.model = call.spec.model or call.model
 
-    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price | None = None) -> GatedCall:
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
         labels = frozenset(behalf.labels)
         return GatedCall(effect, "model", model, self._agent, behalf, kind, spec=spec, price=price, labels=labels)

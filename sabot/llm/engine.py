@@ -464,8 +464,8 @@ class ExecutionEngine:
                 if place > 1:
                     try:
                         if call.instead is not None:
-                            await call.instead(call)
-                    except PolicyDenied as error:
+                            await call.instead(call, route.price)
+                    except (PolicyDenied, BudgetExceeded) as error:
                         refusals.append(error.message)
                         continue
                     self._figures.fallbacks += 1

@@ -58,7 +58,8 @@ class ModelCall:
     budget: of this call alone, beside the engine's. pieces: that the reader has got; then the call cannot be made again. unread: its last
     request was sent, and its answer was not read, so it may be paid. lost, lost_cost: such requests so far, and what they may have cost,
     where that is known. again: called before another request is sent; raises where none may be. instead: called with the call before
-    another provider is asked, which the call names; may change what that is asked, and raises PolicyDenied where it may not be.
+    another provider is asked, which the call names, and with what tokens of a model cost there; may change what that is asked, and raises
+    PolicyDenied or BudgetExceeded where it may not be.
     """
 
     kind: Literal["complete", "stream", "embed"]
@@ -79,7 +80,7 @@ class ModelCall:
     lost: int = 0
     lost_cost: Decimal = Decimal(0)
     again: Callable[[], Awaitable[object]] | None = None
-    instead: Callable[["ModelCall"], Awaitable[object]] | None = None
+    instead: Callable[["ModelCall", Callable[[str, Usage], Decimal | None]], Awaitable[object]] | None = None
 
     def emit(self, piece: Piece) -> None:
         """Gives the reader a piece."""

@@ -10,7 +10,7 @@ row of type "doubt", with what was reserved for it.
 
 import logging
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
 from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent, together
-from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, told_use, unpaid
+from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
@@ -27,8 +27,7 @@ from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, G
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
-from sabot.llm.counting import most_tokens_asked
-from sabot.llm.results import Completion, Usage
+from sabot.llm.results import Completion
 from sabot.threads import aside, to_the_end
 
 __all__ = ["LedgerGate", "brought_up", "checked_budgets", "ledger_of", "rows_of"]
@@ -104,8 +103,22 @@ class LedgerGate(EffectGate):
         return self._decide_later(call)
 
     def decide_degraded(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide_degraded`: what is reserved for the call holds."""
-        return GateVerdict()
+        """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+        opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
+        cost = most_use(call).cost
+        if opened is None or cost <= opened.wanted.cost:
+            return GateVerdict()
+        attempts = max(1, opened.attempt - opened.told)
+        wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+        if opened.limited:
+            judged = self.ledger.reserve(_name(call.effect), opened.scope, wanted.times(attempts))
+            if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+                self._reserve(call.effect, opened, attempts)
+                rule = f"{judged.window} budget"
+                return GateVerdict(Decision.DENY, rule, _VERSION, judged.reason, error="BudgetExceeded")
+        opened.wanted = wanted
+        self._reserve(call.effect, opened, attempts)
+        return GateVerdict(tokens=wanted.tokens, cost=str(cost))
 
     async def _decide_later(self, call: GatedCall) -> GateVerdict:
         await self.ledger.ready(call.scope)
@@ -115,7 +128,7 @@ class LedgerGate(EffectGate):
         return self._decide(call)
 
     def _decide(self, call: GatedCall) -> GateVerdict:
-        wanted = self._wanted(call)
+        wanted = most_use(call)
         name = _name(call.effect)
         judged = self.ledger.reserve(name, call.scope, wanted)
         decision = _DECISIONS[judged.decision]
@@ -125,6 +138,8 @@ class LedgerGate(EffectGate):
             if call.kind != "model" or call.name == model:  # there is nothing cheaper
                 decision, model = Decision.DENY, ""
             else:
+                other = most_use(replace(call, name=model))
+                wanted = other if other.cost else wanted  # else nobody knows its price
                 self.ledger.hold(name, call.scope, wanted)
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
@@ -146,15 +161,6 @@ class LedgerGate(EffectGate):
     def _sets_a_bound(self, call: GatedCall) -> bool:
         """Whether the model has to be told what is reserved for its answer: the request does not say how long that may be."""
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
-
-    def _wanted(self, call: GatedCall) -> Amounts:
-        """The most that the call may use."""
-        if call.spec is None:
-            return Amounts()
-        read, written = most_tokens_asked(call.spec), call.spec.max_tokens
-        usage = Usage(read, ASSUMED_TOKENS if written is None else written)
-        cost = None if call.price is None else call.price(call.name, usage)
-        return Amounts(usage.total_tokens, cost or Decimal(0), 1)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`."""

@@ -27,7 +27,7 @@ from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.results import Completion, Usage
 from sabot.threads import aside, to_the_end
 
-__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "told_use", "unpaid"]
+__all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "most_use", "told_use", "unpaid"]
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
@@ -183,8 +183,20 @@ class JobLimits(EffectGate):
         return GateVerdict()
 
     def decide_degraded(self, call: GatedCall) -> GateVerdict:
-        """As `EffectGate.decide_degraded`: what is reserved for the call holds."""
-        return GateVerdict()
+        """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+        job = self._jobs.get(call.effect.job)
+        opened = None if job is None else job.open.get(call.effect.ordinal)
+        cost = most_use(call).cost
+        if job is None or opened is None or cost <= opened.wanted.cost:
+            return GateVerdict()
+        most, used, attempts = job.tree.limits.max_cost, job.tree.used().cost, max(1, opened.attempt)
+        others = used - opened.wanted.cost * attempts
+        if most is not None and others + cost * attempts > most:
+            return _denied(
+                f"the job may cost {most} dollars: {others} are used, or may be by calls in flight, and this one may cost {cost * attempts}"
+            )
+        opened.wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+        return GateVerdict(tokens=opened.wanted.tokens, cost=str(cost))
 
     def _model(self, call: GatedCall, job: _TreeJob) -> GateVerdict:
         assert call.spec is not None
@@ -310,6 +322,16 @@ class JobLimits(EffectGate):
                 self.settle(effect, job.open[entry.ordinal].kind, "", entry.outcome, body, 0)
         elif isinstance(entry, End):
             self.ended(entry.job, 0)
+
+
+def most_use(call: GatedCall) -> Amounts:
+    """The most that the call may use, of the model that it names. No money where the price is not known."""
+    if call.spec is None:
+        return Amounts()
+    written = call.spec.max_tokens
+    usage = Usage(most_tokens_asked(call.spec), ASSUMED_TOKENS if written is None else written)
+    cost = None if call.price is None else call.price(call.name, usage)
+    return Amounts(usage.total_tokens, cost or Decimal(0), 1)
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse:

@@ -32,7 +32,10 @@ from sabot.llm import (
 )
 from sabot.llm.judging import JUDGE
 
-PRICES = PriceTable({"m": Price("1", "10"), "spare": Price("2", "20"), "third": Price("3", "30")}, version="1")
+PRICES = PriceTable(
+    {"m": Price("1", "10"), "spare": Price("2", "20"), "third": Price("3", "30"), "dear": Price("2000", "20000")},
+    version="1",
+)
 BUSY = RateLimited("slow down")
 
 
@@ -128,6 +131,29 @@ async def test_what_rules_say_of_a_fallback_holds(desk: Desk, rule: PolicyRule, 
     assert await desk.ask(PolicyEngine([rule]), gate(), text="my key is sk-1") == asked
     assert [(each.model or "spare", each.messages[0].text) for each in desk.spare.requests] == [(asked, told)]
     assert desk.first.requests[0].messages[0].text == "my key is sk-1"
+
+
+async def test_a_dearer_model_that_a_rule_puts_in_place_of_a_fallback_is_asked_only_where_its_money_is_left(
+    desk: Desk,
+) -> None:
+    """What it may cost is reserved in place of what the models of the engine may."""
+    dear = Decimal(18 * 2000 + 100 * 20000) / 1_000_000
+    policy = PolicyEngine([ModelPolicy(["spare"], degrade_to="dear")])
+    for limit, asked in ((dear - Decimal("0.000001"), "third"), (dear, "dear")):
+        desk = Desk(desk.durable)
+        by = gate(max_cost_daily=limit)
+        assert await desk.ask(policy, by) == asked
+        assert len(desk.spare.requests) == (asked == "dear")
+        assert by.ledger._accounts["app"].reserved.cost == 0
+
+
+async def test_what_a_dearer_fallback_may_have_used_is_what_was_reserved_for_it(desk: Desk) -> None:
+    desk.spare = ScriptedProvider(lambda spec: Completion(message=assistant("yes")), model="spare")
+    desk.engine = ExecutionEngine(desk.first, fallback=[desk.spare], retries=0, patience=0, prices=PRICES)
+    by = gate(max_cost_daily=10)
+    await desk.ask(PolicyEngine([ModelPolicy(["spare"], degrade_to="dear")]), by)
+    await by.ledger.flush()
+    assert [row[3] for row in rows(by).values()] == ["2.036000"]
 
 
 async def test_nobody_is_asked_for_a_fallback(desk: Desk) -> None:

@@ -12,6 +12,8 @@ from sabot.agents import (
     BudgetSpec,
     ChainOperator,
     ExecutionRequest,
+    InMemoryLedgerWriter,
+    Ledger,
     ModelPolicy,
     OperatorContext,
     OrchestrationConfig,
@@ -67,6 +69,30 @@ async def look(name: str) -> str:
 
 async def says(kernel: RuntimeKernel, request: ExecutionRequest) -> Any:
     return (await (await kernel.execute(request)).result()).output
+
+
+async def test_a_dearer_model_to_which_a_budget_degrades_is_within_what_the_job_may_cost() -> None:
+    prices = PriceTable({"m": Price("1", "10"), "dear": Price("1000", "10000")}, version="1")
+    asking, provider = engine(prices=prices)
+
+    async def job(ctx: Any) -> Any:
+        try:
+            return (await ctx.llm(asking).complete("one", max_tokens=100)).content
+        except BudgetExceeded as error:
+            return error.message
+
+    budget = Budget("app", max_calls_daily=0, exhausted="degrade", degrade_to="dear")
+    for most, said in (
+        ("1.017", "m was not done: dear, in place of m: the job may cost 1.017 dollars: 0"),
+        ("1.018", "yes"),
+    ):
+        by = Ledger(InMemoryLedgerWriter(), budgets=[budget])
+        kernel = RuntimeKernel.create(agent=job, budgets=by)
+        request = ExecutionRequest(prompt=1, scope_id="app", budgets=BudgetSpec(max_cost=most))
+        assert said in await says(kernel, request)
+        assert by._accounts["app"].reserved.calls == 0
+        await kernel.close()
+    assert [each.model for each in provider.requests] == ["dear"]
 
 
 @pytest.mark.parametrize(
