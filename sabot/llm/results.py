@@ -9,11 +9,22 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from sabot.config import is_whole
 from sabot.llm.messages import ChatMessage, ToolCall
 
-__all__ = ["Completion", "Embeddings", "FinishReason", "Piece", "Usage", "joined"]
+__all__ = ["Completion", "Embeddings", "FinishReason", "Piece", "Usage", "is_cost", "joined"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+
+
+_MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them is a number that databases have
+
+
+def is_cost(value: object) -> bool:
+    """Whether something can cost that many dollars: a number that is not negative, and not without end."""
+    return (isinstance(value, Decimal) and value.is_finite() and 0 <= value <= _MOST_TOKENS) or is_whole(
+        value, 0, _MOST_TOKENS
+    )
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,6 +43,17 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a request can have used that: no count is negative, or more than any model has, and no part more than its whole."""
+        counts = msgspec.structs.astuple(self)
+        if not all(is_whole(each, 0, _MOST_TOKENS) for each in counts):
+            return False
+        return (
+            self.cached_tokens + self.cache_write_tokens <= self.input_tokens
+            and self.reasoning_tokens <= self.output_tokens
+        )
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

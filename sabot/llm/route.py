@@ -16,7 +16,7 @@ from sabot.llm.limits import Admission, Circuit, CircuitBreaker, Limits
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
-from sabot.llm.results import Completion, Usage
+from sabot.llm.results import Completion, Usage, is_cost
 from sabot.llm.spec import RequestSpec
 
 __all__ = ["Route"]
@@ -86,18 +86,27 @@ class Route:
 
     def _as_said(self, outcome: Outcome, call: ModelCall) -> Outcome:
         """The outcome, with no usage in place of one that cannot be: no tokens, for a request that had to be read and an answer that says
-        something. Where there is none the log says so, once for each model.
+        something; tokens or a cost that are negative or no numbers; more of a part than of the whole. Where there is none the log says so,
+        once for each model.
         """
         usage, model = outcome.usage, outcome.model or call.model
+        strange = (usage is not None and not usage.is_possible) or (
+            outcome.cost is not None and not is_cost(outcome.cost)
+        )
         zeros = usage is not None and usage.total_tokens == 0
-        if isinstance(outcome, Completion):
+        if strange:
+            if isinstance(outcome, Completion):
+                outcome = msgspec.structs.replace(outcome, usage=None, cost=None)
+            else:
+                outcome = replace(outcome, usage=None, cost=None)
+        elif isinstance(outcome, Completion):
             if zeros and (outcome.content or outcome.tool_calls):
                 outcome = msgspec.structs.replace(outcome, usage=None)
         elif zeros:
             outcome = replace(outcome, usage=None)
         if outcome.usage is None and model not in self._silent:
             self._silent.add(model)
-            said = "no tokens at all" if usage is not None else "nothing"
+            said = "what cannot be" if strange else "no tokens at all" if usage is not None else "nothing"
             _log.warning(
                 "%s says %s of what an answer of %s has used: budgets count what was reserved for it",
                 self.provider.name,
@@ -140,13 +149,17 @@ class Route:
 
     def price(self, model: str, usage: Usage) -> Decimal | None:
         """What these tokens cost; None: nobody knows."""
-        return None if self._prices is None else self._prices.cost(self.provider.name, model, usage)
+        return self._cost(self.provider.name, model, usage)
+
+    def _cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
+        cost = None if self._prices is None else self._prices.cost(provider, model, usage)
+        return cost if cost is not None and is_cost(cost) else None
 
     def _priced(self, outcome: Outcome, call: ModelCall) -> Outcome:
         prices, usage = self._prices, outcome.usage
         if prices is None or usage is None or outcome.cost is not None:
             return outcome
-        cost = prices.cost(outcome.provider or call.provider, outcome.model or call.model, usage)
+        cost = self._cost(outcome.provider or call.provider, outcome.model or call.model, usage)
         if isinstance(outcome, Completion):
             return msgspec.structs.replace(outcome, cost=cost, prices_version=prices.version)
         return replace(outcome, cost=cost, prices_version=prices.version)

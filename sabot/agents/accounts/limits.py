@@ -16,7 +16,6 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
-from sabot.config import is_whole
 from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
@@ -24,7 +23,7 @@ from sabot.journal import EffectId, Journal
 from sabot.journal.entries import Attempt, Begin, EffectResult, End, Entry, Intent
 from sabot.llm.counting import most_tokens_asked
 from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
-from sabot.llm.results import Completion, Usage
+from sabot.llm.results import Completion, Usage, is_cost
 from sabot.threads import aside, to_the_end
 
 __all__ = ["ASSUMED_TOKENS", "JobLimits", "TreeUse", "most_use", "told_use", "unpaid"]
@@ -33,7 +32,6 @@ ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
-_MOST_TOKENS = 10**12  # of an answer; the sum of nine million of them is a number that databases have
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *(each.__name__ for each in UNPAID)})
 
@@ -352,14 +350,15 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse
 
 
 def told_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Tokens and cost by what an answer says. One that says nothing of its tokens, or what cannot be (some that are negative, more than any
-    model has), counts with what was reserved: else a server gives a budget back what it has used, or ends it for good.
+    """Tokens and cost by what an answer says. One that says nothing of its tokens, or what cannot be (some that are negative, more cached
+    than were read, a cost that is no number), counts with what was reserved: else a server gives a budget back what it has used, or ends
+    it for good.
     """
     usage = answer.usage
+    if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
+        return Usage(wanted.tokens), wanted.cost or None
     if usage is None:
         return Usage(wanted.tokens), wanted.cost or None if answer.cost is None else answer.cost
-    if not (is_whole(usage.input_tokens, 0, _MOST_TOKENS) and is_whole(usage.output_tokens, 0, _MOST_TOKENS)):
-        return Usage(wanted.tokens), wanted.cost or None
     return usage, answer.cost
 
 

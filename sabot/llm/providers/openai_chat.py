@@ -236,10 +236,12 @@ def _usage(told: Any) -> Usage | None:
     match told:
         case {"prompt_tokens": read, "completion_tokens": written}:
             details, made = told.get("prompt_tokens_details"), told.get("completion_tokens_details")
+            details, made = (each if isinstance(each, dict) else {} for each in (details, made))
             return usage_of(
                 read,
                 written,
-                cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
-                reasoning=made.get("reasoning_tokens") if isinstance(made, dict) else 0,
+                cached=details.get("cached_tokens"),
+                cache_write=details.get("cache_write_tokens"),
+                reasoning=made.get("reasoning_tokens"),
             )
     return None

@@ -13,6 +13,7 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.gate import LedgerGate, brought_up, rows_of
+from sabot.agents.accounts.limits import told_use
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.values import pack
@@ -557,3 +558,65 @@ async def test_an_answer_that_does_not_say_what_it_has_used_is_not_free(
         f"scripted says {'nothing' if usage is None else 'no tokens at all'} of what an answer of m has used: budgets count what was"
         " reserved for it"
     ]
+
+
+class Mad:
+    """Prices that are none."""
+
+    version = "1"
+
+    def __init__(self, cost: str) -> None:
+        self._cost = Decimal(cost)
+
+    def cost(self, provider: str, model: str, usage: Usage) -> Decimal | None:
+        return self._cost
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"usage": Usage(5, 7, cached_tokens=10**6)},
+        {"usage": Usage(5, 7, cache_write_tokens=10**6)},
+        {"usage": Usage(5, 7, cached_tokens=-(10**6))},
+        {"usage": Usage(5, 7, reasoning_tokens=10**6)},
+        {"usage": Usage(-5, 7)},
+        {"usage": Usage(5, 7), "cost": Decimal(-3)},
+        {"usage": Usage(5, 7), "cost": -3},
+        {"usage": Usage(5, 7), "cost": Decimal("NaN")},
+        {"usage": Usage(5, 7), "cost": Decimal("Infinity")},
+        {"cost": Decimal(-3)},
+    ],
+    ids=str,
+)
+async def test_an_answer_that_says_what_cannot_be_counts_with_what_was_reserved(
+    told: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it gives a budget back what it has used, or keeps all later calls from it. The log says so once."""
+    world = World(lambda spec: Completion(message=assistant("yes"), model="m", provider="scripted", **told))
+    prices = PriceTable({"m": Price("1", "10", cached="0")}, version="1")
+    world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=prices)
+    by = gate(max_cost_daily="1")
+    await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    assert [rows(by)[f"job/{each}/1"] for each in (1, 3)] == [("model", "m", MOST, str(COST))] * 2
+    assert (await by.ledger.used("app"))["daily"].cost == 2 * COST
+    said = "scripted says what cannot be of what an answer of m has used: budgets count what was reserved for it"
+    assert [each.getMessage() for each in caplog.records if "what was reserved" in each.getMessage()] == [said]
+    assert world.engine.statistics()["cost"] == 0
+    answer = Completion(message=assistant("yes"), **told)
+    assert told_use(answer, Amounts(MOST, COST, 1)) == (Usage(MOST), COST), "as a journal of another program has it"
+
+
+@pytest.mark.parametrize("cost", ["NaN", "-3", "Infinity"])
+async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
+    world, by = World(), gate(max_cost_daily="1")
+    world.engine = ExecutionEngine(world.provider, retries=0, patience=0, prices=Mad(cost))
+    agent = await run(MemoryHome(ManualClock(1.0)), world.job, by, "job")
+    assert agent.done["job"] == ["m", "m"]
+    assert rows(by)["job/1/1"] == rows(by)["job/3/1"] == ("model", "m", 150, None)
+
+
+async def test_more_that_a_vendor_put_into_its_cache_than_was_read_is_not_believed() -> None:
+    said = Completion(message=assistant("yes"), usage=Usage(5, 7, cache_write_tokens=10**6))
+    with FakeModelServer(said) as server:
+        async with ExecutionEngine(OpenAIProvider("m", base_url=server.openai_url, api_key="k")) as engine:
+            assert (await engine.complete("one")).usage is None
