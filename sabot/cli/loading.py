@@ -130,7 +130,7 @@ def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise WrongUse(f"{module.__name__} has no {attribute!r}", hint=_apps_in(module))
+            raise WrongUse(f"{module.__name__} has no {attribute!r}", hint=_programs_in(module, kinds))
         found = getattr(found, part)
     if isinstance(found, kinds):
         return found
@@ -138,16 +138,23 @@ def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
         found.close()
         raise WrongUse(
             f"{module.__name__}:{attribute} is a coroutine, made by a call that nobody awaited, and no App",
-            hint=f"name the App itself: `sabot run` starts it; {_apps_in(module)}",
+            hint=f"name the App itself: `sabot run` starts it; {_programs_in(module, kinds)}",
         )
-    raise WrongUse(f"{module.__name__}:{attribute} is a {type(found).__name__} and no App", hint=_apps_in(module))
+    wanted = "App" if kinds is App else "App or RuntimeKernel"
+    raise WrongUse(
+        f"{module.__name__}:{attribute} is a {type(found).__name__} and no {wanted}", hint=_programs_in(module, kinds)
+    )
 
 
-def _apps_in(module: ModuleType) -> str:
-    names = sorted(name for name, value in vars(module).items() if isinstance(value, App))
-    if not names:
+def _programs_in(module: ModuleType, kinds: Any) -> str:
+    """What it has of these kinds, in words."""
+    names = sorted(name for name, value in vars(module).items() if isinstance(value, kinds))
+    if names:
+        what = "Apps" if kinds is App else "Apps and kernels"
+        return f"its {what}: " + ", ".join(f"{module.__name__}:{name}" for name in names)
+    if kinds is App:
         return f"there is no App in {module.__name__}; make one: app = sabot.App('name')"
-    return "its Apps: " + ", ".join(f"{module.__name__}:{name}" for name in names)
+    return f"there is no App and no RuntimeKernel in {module.__name__}: name the one whose jobs these are"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from sabot.agents import ExecutionRequest
 from sabot.cli import load_app
-from sabot.cli.loading import load_program
+from sabot.cli.loading import WrongUse, load_program
 from sabot.testing import MemoryBroker
 from tools.agent_tools import started, until
 from tools.command_line import sabot_says
@@ -170,6 +170,20 @@ from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 
 kernel = RuntimeKernel.create(agent=Agent(ExecutionEngine(ScriptedProvider(["yes"] * 9)), name="asker"), journal="asked")
 """
+
+
+def test_a_kernel_that_is_not_there_is_told_by_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = program(tmp_path, ASKING).partition(":")[0]
+    (tmp_path / "holds_nothing.py").write_text("x = 1")
+    for target, said in {
+        f"{module}:nope": f"{module} has no 'nope' (its Apps and kernels: {module}:kernel)",
+        f"{module}:RuntimeKernel": f"{module}:RuntimeKernel is a type and no App or RuntimeKernel (its Apps and kernels: ",
+        "holds_nothing:x": "holds_nothing:x is a int and no App or RuntimeKernel (there is no App and no RuntimeKernel in holds_nothing",
+    }.items():
+        with pytest.raises(WrongUse, match="^" + re.escape(said)):
+            load_program(target)
 
 
 def test_digests_are_short_hexadecimal_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
