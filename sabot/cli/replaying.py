@@ -3,6 +3,7 @@ two of them beside each other.
 """
 
 import asyncio
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,9 @@ from sabot.journal.entries import Begin
 __all__ = ["diff_jobs", "fork_job", "record", "replay"]
 
 _WIDTH = 60  # characters of what a step says
+_NO_TERMINAL = 1000  # characters of a line that goes into a file or a pipe
+_LEAST = 12  # characters of what was asked and its value in a side of `diff`, and of a side twice that
+_BESIDE = 20  # characters of a line of `diff` beside its two sides
 
 Program = Annotated[str, typer.Option("-A", "--app", metavar="MODULE:APP", help="The App, or RuntimeKernel, of today.")]
 Journal = Annotated[
@@ -235,6 +239,7 @@ def diff_jobs(
     def work() -> None:
         one, two = (steps_of(_recording(each, place, kafka)) for each in (job, other))
         rows, differ = [], 0
+        width = max(2 * _LEAST, (shutil.get_terminal_size((_NO_TERMINAL, 0)).columns - _BESIDE) // 2)
         for number in range(max(len(one), len(two))):
             pair = [steps[number] if number < len(steps) else None for steps in (one, two)]
             mark = _compared(*pair)
@@ -243,9 +248,9 @@ def diff_jobs(
                 json_line(
                     {"step": number + 1, "differs": "" if mark == "=" else mark, "one": pair[0], "other": pair[1]}
                 )
-            rows.append([number + 1, mark, *(_side(each) for each in pair)])
+            rows.append([number + 1, mark, *(_side(each, width) for each in pair)])
         if not json:
-            columns(["step", "differs", job, other], rows)
+            columns(["step", "differs", shortened(job, width), shortened(other, width)], rows)
         if differ:
             raise UserError(f"{differ:,} of {len(rows):,} steps differ")
 
@@ -261,8 +266,14 @@ def _compared(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
     return "="
 
 
-def _side(step: dict[str, Any] | None) -> str:
+def _side(step: dict[str, Any] | None, width: int) -> str:
+    """What was asked, and what came of it, in `width` characters."""
     if step is None:
         return ""
-    said = f"{effect_words(step['kind'], step['name'])} {_text(step['asked'])}"
-    return f"{said} -> {step['outcome']} {_text(step['value'])}".strip()
+    what, asked, value = effect_words(step["kind"], step["name"]), _text(step["asked"]), _text(step["value"])
+    left = max(_LEAST, width - len(f"{what}  -> {step['outcome']} "))  # for what was asked and its value
+    asked, value = (
+        shortened(asked, max(left - len(value), left // 2)),
+        shortened(value, max(left - len(asked), left // 2)),
+    )
+    return shortened(f"{what} {asked} -> {step['outcome']} {value}".strip(), width)

@@ -90,6 +90,20 @@ async def test_two_jobs_are_compared_step_by_step(folder: Path) -> None:
     assert "is no file of a recording" in missing.stderr
 
 
+async def test_a_comparison_is_as_wide_as_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = jobs()
+    long = ["look" * 30, "seen" * 30]
+    step = {"ordinal": 1, "kind": "call", "name": "llm", "asked": long[0], "outcome": "ok", "value": long[1]}
+    monkeypatch.setattr("sabot.cli.replaying.steps_of", lambda recording: [step])
+    for columns in (80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = sabot_says("jobs", "diff", one, two, "--journal", "state").stdout.splitlines()
+        assert all(len(line) <= columns for line in lines), lines
+        assert re.search(r"call llm .?look.*… -> ok .?seen.*…  call llm .?look.*… -> ok .?seen.*…", lines[1])
+    monkeypatch.delenv("COLUMNS")
+    assert max(map(len, sabot_says("jobs", "diff", one, two, "--journal", "state").stdout.splitlines())) > 200
+
+
 KERNEL = """
 from sabot.agents import RuntimeKernel
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider, ToolCall, assistant, tool
