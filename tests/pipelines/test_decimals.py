@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
 import sabot
 from sabot import App, CsvSink, NdjsonSink, ParquetSink, SqlSink, Stream, col, files, tumbling
+from sabot._cython.text.json import encode_rows
+from sabot.codecs.records import encode_json
 
 PRICES = ["1.50", "1.5", "15e-1", "-0.00", "0", "99999999.99", "-7.25", None]
 SCHEMA = {"id": "int64", "price": "decimal(10, 2)", "paid": "decimal(23,3)", "ts": "int64"}
@@ -149,3 +152,15 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         match=r"'price' is decimal128\(10, 2\) on the left, 'price' is decimal128\(12, 3\) on the right",
     ):
         prices.join(prices.select(price=col("price").cast("decimal(12, 3)")), on="price").collect()
+
+
+def test_streams_read_decimals_as_agents_and_as_streams_write_them(tmp_path: Path) -> None:
+    """An agent's are text, as in journals; a stream's are numbers."""
+    of_agent = encode_json({"price": Decimal("1.10")})
+    assert of_agent == b'{"price":"1.10"}'
+    of_stream = encode_rows(pa.record_batch({"price": pa.array([Decimal("1.10")])}))[0].as_py()
+    assert of_stream == b'{"price":1.10}'
+    path = tmp_path / "both.ndjson"
+    path.write_bytes(of_agent + b"\n" + of_stream + b"\n")
+    read = App("both").stream(files(path), schema={"price": "decimal(10, 2)"}).collect()
+    assert read["price"].to_pylist() == [Decimal("1.10")] * 2
