@@ -235,7 +235,7 @@ async def test_a_checkpoint_repeats_only_the_rows_whose_jobs_have_not_begun(
     async with started(app := shop.app(handle, key=None, concurrency=2)):
         await until(lambda: len(shop.answers()) == 3)
         await until(lambda: figures(app)["rows"] == 0)
-    assert looked == [1, 2, 1, 2, 3]
+    assert (looked[:2], sorted(looked[2:])) == ([1, 2], [1, 2, 3])
     assert sorted(orders(shop.answers())) == [1, 2, 3]
 
 

@@ -255,6 +255,7 @@ async def test_the_spans_of_children_are_in_the_trace_of_the_first_job_also_afte
     async with Traced() as before, RuntimeKernel.create(events=before.bus, **agents) as kernel:
         handle = await kernel.execute(ExecutionRequest(prompt="find gold"))
         await until(lambda: kernel.statistics()["parked"] == 3)
+        await until(lambda: any("agent.tool" in span.name for span in before.exporter.get_finished_spans()))
         (call,) = await before.spans("agent.tool")
     async with Traced() as after, RuntimeKernel.create(events=after.bus, **agents) as kernel:
         (again,) = [each for each in await kernel.resume() if each.job_id == handle.job_id]

@@ -203,6 +203,7 @@ def test_a_kernel_that_is_not_there_is_told_by_what_there_is(tmp_path: Path, mon
 def test_digests_are_short_hexadecimal_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # a terminal that is narrow would cut them
     target = program(tmp_path, ASKING).replace(":app", ":kernel")
 
     async def work() -> list[str]:

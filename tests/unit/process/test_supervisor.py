@@ -193,12 +193,17 @@ async def test_a_paused_child_goes_on_when_it_is_resumed_and_can_be_stopped(supe
 
 
 async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor) -> None:
-    spawning = asyncio.ensure_future(supervisor.spawn(Command(argv=["sleep", "1000"])))
-    await asyncio.sleep(0)
-    assert supervisor.children == []  # none that has no pid yet: os.kill(0) would be for the caller's own group
-    spawning.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await spawning
+    os.kill(supervisor.pid, signal.SIGSTOP)  # it does not answer before the call is cancelled
+    try:
+        await until(lambda: state(supervisor.pid) == "T")
+        spawning = asyncio.ensure_future(supervisor.spawn(Command(argv=["sleep", "1000"])))
+        await asyncio.sleep(0)
+        assert supervisor.children == []  # none that has no pid yet: os.kill(0) would be for the caller's own group
+        spawning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await spawning
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
     await until(lambda: not supervisor._children)
 
 
