@@ -200,10 +200,11 @@ async def test_a_spawn_that_is_cancelled_leaves_no_child(supervisor: Supervisor)
         await asyncio.sleep(0)
         assert supervisor.children == []  # none that has no pid yet: os.kill(0) would be for the caller's own group
         spawning.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await spawning
+        await asyncio.sleep(0)
     finally:
         os.kill(supervisor.pid, signal.SIGCONT)
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
     await until(lambda: not supervisor._children)
 
 
