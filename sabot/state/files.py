@@ -2,16 +2,18 @@
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from threading import Lock
+from typing import IO, Self
 
 from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, tell_of_open_folder
 from sabot.errors import JobLocked, UserError
 from sabot.faults import hint_of
 
-__all__ = ["link_file", "link_tree", "lock_directory", "made_whole", "remove_tree", "seen_from"]
+__all__ = ["Shared", "link_file", "link_tree", "lock_directory", "made_whole", "remove_tree", "seen_from"]
 
 _IMMUTABLE = (".sst", ".blob")
 
@@ -95,3 +97,29 @@ def link_file(file: Path, copy: Path) -> int:
     if not link_or_copy(file, copy):
         sync(copy)
     return copy.stat().st_size
+
+
+class Shared(ABC):
+    """What several cuts hold, with its files: the last `release` frees it. All methods may be called from any thread.
+
+    holders: how many there are at first. `_lock` guards all that a holder may change.
+    """
+
+    def __init__(self, holders: int = 0) -> None:
+        self._holders = holders
+        self._lock = Lock()
+
+    def hold(self) -> Self:
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._free()
+
+    @abstractmethod
+    def _free(self) -> None:
+        """Nobody holds it any more. Called with the lock."""

@@ -24,7 +24,7 @@ from sabot._cython.groups.tables import KeyFilter
 from sabot.disk import make_folder, private, sync
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
-from sabot.state.files import link_file, remove_tree
+from sabot.state.files import Shared, link_file, remove_tree
 
 __all__ = ["Segments", "SegmentsCut", "read_segments"]
 
@@ -174,10 +174,11 @@ class SegmentsCut:
             segment.release()
 
 
-class _SegmentFile:
-    """A file of rows by hash. Reference counted as a segment of a RowStore: the last `release` removes the file."""
+class _SegmentFile(Shared):
+    """A file of rows by hash, which goes with its last holder."""
 
     def __init__(self, file: Path, *, durable: bool = False) -> None:
+        super().__init__(holders=1)
         self.file = file
         self.data = _mapped(file)
         self.rows = self.alive = self.data.num_rows
@@ -189,8 +190,6 @@ class _SegmentFile:
         self._is_shared = False  # whether a cut has `_gone`
         self._next = 0  # the rows before it, in order of `due`, have been given
         self._durable = durable
-        self._holders = 1
-        self._lock = Lock()
 
     def begin_with(self, gone: Any) -> None:
         """At a restore: these rows are gone."""
@@ -271,16 +270,8 @@ class _SegmentFile:
                 self._durable = True
         return link_file(self.file, directory / self.file.name)
 
-    def hold(self) -> "_SegmentFile":
-        with self._lock:
-            self._holders += 1
-        return self
-
-    def release(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            if not self._holders:
-                self.file.unlink(missing_ok=True)
+    def _free(self) -> None:
+        self.file.unlink(missing_ok=True)
 
 
 def read_segments(directory: Path, rows: pa.Schema, told: Sequence[Sequence[Any]]) -> Iterator[pa.RecordBatch]:

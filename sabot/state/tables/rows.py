@@ -30,7 +30,7 @@ from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable
 from sabot.state.base import Cut, Owned, Saved
-from sabot.state.files import link_file, remove_tree
+from sabot.state.files import Shared, link_file, remove_tree
 
 __all__ = ["RowStore"]
 
@@ -195,20 +195,15 @@ class RowStore:
         return self.table.statistics()
 
 
-class _Segment:
-    """Rows of a range of ids as they were at a cut: in memory until they are written, then in a file.
-
-    Reference counted: `hold` adds a holder, `release` takes one away, and the last release frees it, with its own file. All methods may
-    be called from any thread.
-    """
+class _Segment(Shared):
+    """Rows of a range of ids as they were at a cut: in memory until they are written, then in a file of its own."""
 
     def __init__(self, first: int, end: int, rows: int, number: int, cut: RowCut, directory: Path | None) -> None:
+        super().__init__()
         self.first, self.end, self.rows = first, end, rows
         self._name = f"{first:012d}-{end:012d}-{number}.arrow"
         self._cut: RowCut | None = cut
         self._directory = directory
-        self._holders = 0
-        self._lock = Lock()
 
     @property
     def written(self) -> bool:
@@ -234,18 +229,10 @@ class _Segment:
             out.flush()
             os.fsync(out.fileno())
 
-    def hold(self) -> "_Segment":
-        with self._lock:
-            self._holders += 1
-        return self
-
-    def release(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            if not self._holders:
-                if self._cut is None and self._directory is not None:
-                    (self._directory / self._name).unlink(missing_ok=True)
-                self._cut = None
+    def _free(self) -> None:
+        if self._cut is None and self._directory is not None:
+            (self._directory / self._name).unlink(missing_ok=True)
+        self._cut = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sabot._cython.groups.keyed import TableCut
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable
-from sabot.state.files import link_file, link_tree, remove_tree
+from sabot.state.files import Shared, link_file, link_tree, remove_tree
 from sabot.state.tables.cold import ColdGroups
 
 __all__ = [
@@ -83,22 +83,17 @@ class SavedChange:
     groups: pa.RecordBatch
 
 
-class Delta:
-    """The changes between two cuts: in memory until the first `write`, then in files that cuts share.
-
-    Reference counted: `hold` adds a holder, `release` takes one away, and the last release frees it, with its files if they are `own`.
-    All methods may be called from any thread.
-    """
+class Delta(Shared):
+    """The changes between two cuts: in memory until the first `write`, then in files, which go with it if they are its `own`."""
 
     def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
+        super().__init__()
         self.number = number
         self.lives = {change.life for change in changes}
         self.rows = sum(len(change.groups) for change in changes)
         self._changes: Sequence[Change] | None = changes
         self._own = own
         self._files: list[Path] = []
-        self._holders = 0
-        self._lock = Lock()
 
     @property
     def written(self) -> bool:
@@ -118,19 +113,11 @@ class Delta:
                 self._forget()
             return self._files
 
-    def hold(self) -> "Delta":
-        with self._lock:
-            self._holders += 1
-        return self
-
-    def release(self) -> None:
-        with self._lock:
-            self._holders -= 1
-            if not self._holders:
-                self._forget()
-                for file in self._files if self._own else ():
-                    file.unlink(missing_ok=True)
-                self._files = []
+    def _free(self) -> None:
+        self._forget()
+        for file in self._files if self._own else ():
+            file.unlink(missing_ok=True)
+        self._files = []
 
     def _forget(self) -> None:
         changes, self._changes = self._changes, None
