@@ -57,7 +57,6 @@ class FileDelivering:
         self._part_s = part_s
         self._clock = clock
         self._since: float | None = None  # when this process delivered the first rows of the file that grows
-        self._fits: pa.Schema | None = None  # the columns of the last rows that passed `fitting`
 
     @property
     def claimed(self) -> bool:
@@ -168,14 +167,6 @@ class FileDelivering:
             raise JobLocked(f"file {self._target.name!r}: another process is writing into it") from error
 
     # -- delivering ----------------------------------------------------------------------------------------------------
-
-    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        if self._fits is None or not data.schema.equals(self._fits):
-            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
-            with self._format.writing():
-                self._format.accept(Batch(empty), self._fits)
-            self._fits = data.schema
-        return data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         with self._turn() as (track, entry):

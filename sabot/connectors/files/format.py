@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Generic
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.codecs.records import RECORD_SCHEMA
+from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import LostFloats
 from sabot.connectors.files.growth import Growth
+from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
 from sabot.faults import hint_of
@@ -39,6 +40,7 @@ class FileFormat(ABC, Generic[Rows]):
     def __init__(self, name: str) -> None:
         self.name = name
         self.expected: pa.Schema | None = None
+        self._fits: pa.Schema | None = None  # the columns of the last rows that passed `fitting`
 
     @property
     def ending(self) -> str:
@@ -76,6 +78,21 @@ class FileFormat(ABC, Generic[Rows]):
 
     def begins_with(self, rows: Rows) -> None:
         """Tells what the first rows are of a file to which rows will be added."""
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """See `Sink.fitting`, of rows with columns. From any thread."""
+        if self._fits is None or not data.schema.equals(self._fits):
+            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
+            with self.writing():
+                self.accept(Batch(empty), self._fits)
+            self._fits = data.schema
+        return data
+
+    def check_types(self, schema: pa.Schema) -> None:
+        """See `Sink.check_types`."""
+        if self.partition_by:
+            check_partitions(schema, self.partition_by, self.name)
+        refuse_types(schema, self.try_types, f"file {self.name!r}", self.suffix[1:])
 
     # Files
 

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.codecs.records import refuse_types
 from sabot.connectors.base import LostFloats, Sink, Token, Track
-from sabot.connectors.files.partitions import check_partitions, partitions_of
+from sabot.connectors.files.partitions import partitions_of
 from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
 from sabot.connectors.files.text_sinks import column_format
 from sabot.connectors.letters import as_columns
@@ -52,12 +51,9 @@ class ObjectSink(Sink):
         self._begun = ""  # how the names of objects begin; "": the sink is not open
         self._sent = 0
         self._waiting: list[pa.RecordBatch] = []
-        self._fits: pa.Schema | None = None
 
     def check_types(self, schema: pa.Schema) -> None:
-        if self._format.partition_by:
-            check_partitions(schema, self._format.partition_by, self.name)
-        refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
+        self._format.check_types(schema)
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return self._format.floats_lost
@@ -99,13 +95,7 @@ class ObjectSink(Sink):
         self._begun, self._waiting = "", []
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        data = as_columns(data)
-        if self._fits is None or not data.schema.equals(self._fits):
-            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
-            with self._format.writing():
-                self._format.accept(Batch(empty), self._fits)
-            self._fits = data.schema
-        return data
+        return self._format.fitting(as_columns(data))
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         self._check_open()

@@ -9,12 +9,10 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.records import refuse_types
 from sabot.config import Duration, parse_seconds
 from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.remote import is_remote
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
@@ -79,9 +77,7 @@ class FileSink(Sink):
         self._afresh = True
 
     def check_types(self, schema: pa.Schema) -> None:
-        if self._format.partition_by:
-            check_partitions(schema, self._format.partition_by, self.name)
-        refuse_types(schema, self._format.try_types, f"file {self.name!r}", self._format.suffix[1:])
+        self._format.check_types(schema)
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return self._format.floats_lost
@@ -146,7 +142,7 @@ class FileSink(Sink):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        return self._delivering.fitting(as_columns(data))
+        return self._format.fitting(as_columns(data))
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         self._delivering.deliver(seq, batches)
