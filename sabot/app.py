@@ -263,6 +263,7 @@ class App(DeclaresAgents, HasTopics):
         dead_letter: str | Sink = "{topic}.dlq",
         on_error: RowPolicy = "dead_letter",
         fields: Sequence[str] | Mapping[str, str] = (),
+        max_drift: Duration | None = None,
     ) -> Stream:
         """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
 
@@ -275,11 +276,12 @@ class App(DeclaresAgents, HasTopics):
         that rows have come for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error:
         what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
         fields: what else of a record becomes a column: "key" (text), "key_bytes", "headers", "headers.NAME" (text), "partition", "offset",
-        "timestamp"; as a list, or as {column: field}.
+        "timestamp"; as a list, or as {column: field}. max_drift: how far, in event time, a partition is read ahead of
+        another one that is not idle; None: all are read as they come.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
-        options["idle_closes"] = idle_closes
+        options |= {"idle_closes": idle_closes, "max_drift": max_drift}
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:

@@ -13,7 +13,7 @@ from sabot.api.nodes.times import WithTime
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
-from sabot.operators.layout.stages import Edge, Reading, Stage
+from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.layout.themes import PLACES
 from sabot.plan.agents import arranged
 from sabot.plan.optimise import check_nodes, closing_time, optimise, time_use, used_columns
@@ -111,7 +111,8 @@ class _Planner:
             columns = tuple(sorted(used))
         closing = closing_time(self._ends, node) if node.idle_closes else None
         reading = Reading(node, columns, timed, closing)
-        stage = layout.stage("read", layout.parallelism, reading=reading)
+        aligned = None if node.max_drift_ms is None else Aligned(frozenset([node]), node.max_drift_ms)
+        stage = layout.stage("read", layout.parallelism, reading=reading, aligned=aligned)
         if isinstance(node, AgentRead):
             stage.parallelism = 1  # so its rows stay in their order
             self._agents[node.agent.agent_id].targets.append(Edge(stage))

@@ -215,6 +215,7 @@ class SourceInput(Reader):
         self._next_told_ms = 0
         self.alignments: list[Alignment] = []
         self._told_of_waiting = False
+        self._parts = type(source).hold is not Source.hold  # some of its partitions can wait, and the others go on
         self._kept_back: frozenset[tuple[str, int]] = frozenset()  # partitions that wait for other sources
         self._held: frozenset[tuple[str, int]] = frozenset()  # those that the source was told of
         self._codec = codec
@@ -288,15 +289,18 @@ class SourceInput(Reader):
         lag = self.source.lag()
         backlog = sum(lag.values()) > _BATCH_ROWS
         limit_ms = min(each.limit(now_ms, backlog=backlog) for each in self.alignments)
-        kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms)
+        # Partitions without rows are polled beside those that wait: what comes into them is furthest behind.
+        kept_back, goes_on = self.watermarks.beyond(self._positions, limit_ms, unread=not self._parts)
         self.ahead = bool(kept_back) and not goes_on
         if self.ahead:
             self.watermarks.busy(kept_back, now_ms)
+            self._marks.extend(self._told.progress(now_ms))  # as other readers of the source go on
         if kept_back != self._kept_back:
             if kept_back and not self._told_of_waiting:
                 self._told_of_waiting = True
                 _log.info(
-                    "%s is read no further for now: what it is joined with is behind by more than max_drift=", self.name
+                    "%s is read no further for now: others are more than max_drift= behind it in event time",
+                    ", ".join(sorted(f"{topic}[{number}]" for topic, number in kept_back)),
                 )
             self._kept_back = kept_back
             for each in self.alignments:

@@ -97,12 +97,14 @@ class Watermarks:
                 default=None,
             )
 
-    def beyond(self, partitions: Iterable[tuple[str, int]], limit_ms: int) -> tuple[frozenset[tuple[str, int]], bool]:
-        """(Those of these partitions that have been read past this time, whether others have rows to read)."""
+    def beyond(
+        self, partitions: Iterable[tuple[str, int]], limit_ms: int, *, unread: bool
+    ) -> tuple[frozenset[tuple[str, int]], bool]:
+        """(Those of these partitions that have been read past this time, whether there are others). unread: that have rows to read."""
         with self._lock:
             known = [place for place in partitions if place in self._greatest]
             ahead = frozenset(place for place in known if self._greatest[place] > limit_ms)
-            return ahead, any(place in self._unread and place not in ahead for place in known)
+            return ahead, any((place in self._unread or not unread) and place not in ahead for place in known)
 
     def end(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Records that no more rows will come from these partitions."""

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 from fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
 
 import sabot
-from sabot import App, col, tumbling
+from sabot import App, col, count, tumbling
 from sabot.kafka.admin import create_topic
 from sabot.kafka.reader import KafkaReader
 from sabot.runtime.reading import Reader
@@ -489,3 +489,28 @@ async def test_partitions_that_are_paused_until_others_have_come_as_far_give_eac
         await until(lambda: len(out.rows) >= 600)
     assert sorted(row["n"] for row in out.rows) == list(range(600))
     assert held
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_partitions_of_a_topic_wait_for_each_other_and_no_window_loses_a_row(
+    parallelism: int, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, apart, hold = uuid.uuid4().hex[:8], set(), KafkaReader.hold
+    monkeypatch.setattr(Reader.__init__, "__kwdefaults__", {"max_rows": 50})  # rows of a batch
+    monkeypatch.setattr(KafkaReader, "hold", lambda self, places: (apart.update(places), hold(self, places))[1])
+    producer = Producer({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
+    create_topic(kafka_url, name, 2)
+    for n in range(600):
+        for part, step_ms in ((0, 10_000), (1, 1000)):
+            producer.produce(name, b'{"n": %d, "ts": %d}' % (n % 7, n * step_ms), partition=part)
+    producer.flush()
+    app, out, schema = App(f"app-{name}", broker=kafka_url), ListSink(), {"n": "int64", "ts": "int64"}
+    app.configure(parallelism=parallelism, checkpoint_interval=0.05)
+    rows = app.stream(name, schema=schema, time="ts", idle="2s", idle_closes=True, max_drift="1m")
+    rows.key_by("n").window(tumbling("1m")).aggregate(rows=count()).to(out)
+    async with started(app):
+        await until(lambda: sum(row["rows"] for row in out.rows) >= 1200)
+    wanted = Counter((n % 7, n * step_s // 60 * 60) for n in range(600) for step_s in (10, 1))
+    assert {(row["n"], row["window_start"].timestamp()): row["rows"] for row in out.rows} == wanted
+    assert len(out.rows) == len(wanted)
+    assert parallelism > 1 or (name, 0) in apart

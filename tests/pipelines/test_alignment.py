@@ -1,4 +1,4 @@
-"""Sources of a join by event time that are read at about the same event time."""
+"""Sources of a join by event time, and partitions of one source, that are read at about the same event time."""
 
 import shutil
 import threading
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from harness import until
 
-from sabot import App, Batch, Source, Stream, UserError, tumbling
+from sabot import App, Batch, Source, Stream, UserError, count, files, tumbling
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Positions
+from sabot.connectors.memory.source import MemorySource
 from sabot.kafka import KafkaSource
+from sabot.runtime.reading import Reader
 from sabot.testing import ListSink, MemoryBroker
 
 SCHEMA = {"k": "int64", "n": "int64", "ts": "int64"}
@@ -73,12 +75,12 @@ class Uneven(Source):
         """Nothing is open."""
 
 
-def publish(url: str, topic: str, count: int, step_ms: int, *, since_ms: int = 0, parts: int = 1) -> None:
+def publish(url: str, topic: str, total: int, step_ms: int, *, since_ms: int = 0, parts: int = 1) -> None:
     """So many rows, each `step_ms` after the one before. They go to the partitions in turns."""
     broker = MemoryBroker.get(url)
     broker.create_topic(topic, parts)
     for part in range(parts):
-        rows = [b'{"k":%d,"n":%d,"ts":%d}' % (n % 7, n, since_ms + n * step_ms) for n in range(part, count, parts)]
+        rows = [b'{"k":%d,"n":%d,"ts":%d}' % (n % 7, n, since_ms + n * step_ms) for n in range(part, total, parts)]
         broker.publish(topic, rows, partition=part)
 
 
@@ -198,8 +200,8 @@ def rows_in(app: App) -> int:
 
 async def test_joins_of_joins_come_to_their_end(memory_url: str) -> None:
     """Three sources, of which each pair is aligned, one far behind the others; checkpoints all the while."""
-    for topic, count, step_ms in (("a", 20_000, 1000), ("b", 4_000, 5000), ("c", 200, 100_000)):
-        publish(memory_url, topic, count, step_ms, parts=2)
+    for topic, rows, step_ms in (("a", 20_000, 1000), ("b", 4_000, 5000), ("c", 200, 100_000)):
+        publish(memory_url, topic, rows, step_ms, parts=2)
     app = App("three", memory_url, parallelism=2, checkpoint_interval="5ms")
     a, b = two(app)
     c = app.stream("c", schema=SCHEMA, time="ts").rename({"n": "o", "ts": "then"})
@@ -228,3 +230,106 @@ def test_max_drift_is_of_joins_by_event_time() -> None:
         a.join(b, on="k", window=tumbling("1m"), max_drift="soon")
     with pytest.raises(UserError, match="max_drift"):
         a.join_asof(b, on="k", max_drift="-1s")
+
+
+# -- partitions of one source -----------------------------------------------------------------------------------------
+
+
+def skewed(url: str, step_ms: tuple[int, ...] = (10 * SECOND, SECOND), rows: int = 1000) -> None:
+    """A topic of which each partition has so many rows, of different density in event time."""
+    broker = MemoryBroker.get(url)
+    broker.create_topic("in", len(step_ms))
+    for part, step in enumerate(step_ms):
+        broker.publish("in", [b'{"k":%d,"n":%d,"ts":%d}' % (n % 7, n, n * step) for n in range(rows)], partition=part)
+
+
+def minutes(app: App, **options: Any) -> Stream:
+    rows = app.stream("in", schema=SCHEMA, time="ts", **options)
+    return rows.key_by("k").window(tumbling("1m")).aggregate(n=count())
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_partitions_of_a_source_wait_for_the_one_that_is_furthest_behind(
+    parallelism: int, memory_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows are those of partitions that are read as they come."""
+    skewed(memory_url)
+    monkeypatch.setattr(Reader.__init__, "__kwdefaults__", {"max_rows": 20})  # rows of a batch
+    read_batch, lock = MemorySource.read_batch, threading.Lock()
+    results, apart = [], {}
+    for drift in ("5m", None):
+        read, furthest = {0: 0, 1: 0}, [0]
+
+        def noted(self: MemorySource, max_rows: int, timeout: float, read: Any = read, furthest: Any = furthest) -> Any:
+            batch = read_batch(self, max_rows, timeout)
+            with lock:
+                for (_, part), offset in ({} if batch is None else batch.offsets).items():
+                    read[part] = offset * (10 * SECOND, SECOND)[part]
+                if read[1] < 1000 * SECOND:  # else it has no more rows
+                    furthest.append(read[0] - read[1])
+            return batch
+
+        monkeypatch.setattr(MemorySource, "read_batch", noted)
+        app = App(f"apart{drift}", memory_url, parallelism=parallelism, checkpoint_interval="10ms")
+        out = ListSink()
+        minutes(app, idle="1h", max_drift=drift).to(out)
+        await app.start()
+        await until(lambda app=app: rows_in(app) == 2000, "all rows")  # type: ignore[misc]
+        await app.stop(drain=True)
+        results.append(sorted(map(repr, out.rows)))
+        apart[drift] = max(furthest)
+    assert results[0] == results[1] != []
+    assert apart["5m"] <= 300 * SECOND + 20 * 10 * SECOND, "the drift, and a batch"
+    assert parallelism > 1 or apart[None] > 2000 * SECOND
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_partition_without_rows_holds_the_others_until_it_is_idle_and_goes_on_first(
+    parallelism: int, memory_url: str
+) -> None:
+    """What comes into it while the others wait for it is read at once, though nobody has become idle."""
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("quiet", 2)
+    broker.publish("quiet", [b'{"k":1,"n":%d,"ts":%d}' % (n, n * SECOND) for n in range(50_000)], partition=0)
+    broker.publish("quiet", [b'{"k":1,"n":0,"ts":0}'], partition=1)
+    app = App("quiet", memory_url, parallelism=parallelism)
+    rows = app.stream("quiet", schema=SCHEMA, time="ts", idle="1h", max_drift="5m")
+    rows.key_by("k").window(tumbling("1m")).aggregate(n=count()).to(ListSink())
+
+    def ahead() -> list[str]:
+        return [place for task in app.statistics()["streams"].values() for place in task["input"].get("ahead", [])]
+
+    async with running(app):
+        await until(lambda: ahead() == ["quiet[0]"] and rows_in(app) > 1, "the backlog to wait")
+        was = rows_in(app)
+        broker.publish("quiet", [b'{"k":1,"n":1,"ts":%d}' % (100_000 * SECOND)], partition=1)
+        await until(lambda: rows_in(app) > was + BATCH, "the backlog to go on")
+
+
+async def test_an_idle_partition_holds_none(memory_url: str) -> None:
+    MemoryBroker.get(memory_url).create_topic("in", 3)  # one of which has no rows at all
+    rows = [b'{"k":1,"n":%d,"ts":%d}' % (n, n * SECOND) for n in range(40_000)]
+    MemoryBroker.get(memory_url).publish("in", rows, partition=0)
+    MemoryBroker.get(memory_url).publish("in", rows[:10], partition=1)
+    app = App("idle", memory_url)
+    minutes(app, idle="50ms", max_drift="1m").to(ListSink())
+    async with running(app):
+        await until(lambda: rows_in(app) == 40_010, "all rows")
+
+
+def test_a_source_whose_partitions_cannot_wait_is_refused(tmp_path: Path) -> None:
+    app = App("refused")
+    (tmp_path / "a.csv").write_text("n\n1\n")
+
+    @app.agent("in", schema={"n": "int64"})
+    async def numbers(value: Any) -> Any:
+        return value
+
+    for source, said in (
+        (files(tmp_path / "*.csv"), "is for partitions that can wait for each other, and .* has none"),
+        (numbers, "an agent gives what it has"),
+    ):
+        with pytest.raises(UserError, match=said):
+            app.stream(source, schema={"n": "int64"}, time="n", max_drift="5m")
+    with pytest.raises(UserError, match="stream: max_drift"):
+        app.stream("in", max_drift="soon")

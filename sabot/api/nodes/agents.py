@@ -76,5 +76,10 @@ def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
             f"{where}: what an agent gives are rows, which have no fields of records",
             hint='return them in its results: {**ctx.message, "offset": ctx.offset}',
         )
+    if options.get("max_drift") is not None:
+        raise UserError(
+            f"{where}: max_drift= is for partitions that can wait for each other, and an agent gives what it has",
+            hint="leave max_drift= out",
+        )
     read = read_node(agent.agent_id, **options)
     return AgentRead(**{each.name: getattr(read, each.name) for each in fields(read)}, agent=agent)

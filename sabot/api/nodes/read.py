@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of, row_policy, schema_of
+from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of, row_policy, schema_of, whole_ms
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
@@ -65,6 +65,7 @@ class Read(Node):
     time_format: str | None = None
     first: bool | None = None
     idle_closes: bool = False  # when all partitions are idle, windows of the rows that came are closed
+    max_drift_ms: int | None = None  # how far a partition is read ahead of another one
 
     @property
     def name(self) -> str:
@@ -191,6 +192,7 @@ def read_node(
     on_error: RowPolicy = "dead_letter",
     fields: Any = (),
     first: bool | None = None,
+    max_drift: Duration | None = None,
 ) -> Read:
     """The checked first step of a stream."""
     if first is not None:
@@ -213,11 +215,21 @@ def read_node(
         "time_format": time_format,
         "first": first,
         "idle_closes": checked_flag("stream: idle_closes", idle_closes),
+        "max_drift_ms": None if max_drift is None else _drift_ms(source, max_drift),
     }
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
     if read.columns is not None:
         _check_time_column(time, read.columns)
     return read
+
+
+def _drift_ms(source: str | Source, max_drift: Duration) -> int:
+    if isinstance(source, Source) and type(source).hold is Source.hold:
+        raise UserError(
+            f"stream: max_drift= is for partitions that can wait for each other, and {source.name} has none",
+            hint="leave max_drift= out: files are read one after another; a Source of your own needs hold()",
+        )
+    return whole_ms(max_drift, "stream: max_drift")
 
 
 def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None) -> str:

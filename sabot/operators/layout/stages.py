@@ -84,7 +84,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Sources none of which is to be read further than `max_drift_ms` of event time ahead of another one."""
+    """Sources of which no partition is to be read further than `max_drift_ms` of event time ahead of another one."""
 
     sources: frozenset[Read]
     max_drift_ms: int

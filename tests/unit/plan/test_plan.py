@@ -508,6 +508,13 @@ def test_the_plan_says_which_sources_wait_for_each_other(memory_url, how, said):
     assert said in plan if said else "max_drift" not in plan
 
 
+def test_the_plan_says_of_which_source_the_partitions_wait_for_each_other():
+    stream = App("one").stream("rows", schema={"k": "int64", "ts": "int64"}, time="ts", max_drift="2s")
+    windows = stream.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count())
+    assert "\n  rows: read at most 2000 ms apart (max_drift)\n" in windows.explain()
+    assert "max_drift" not in stream.explain(), "nothing keeps its rows by event time"
+
+
 def test_a_file_that_is_read_first_waits_for_nobody(app, tmp_path):
     """Neither the plan nor the start aligns it: what waits for its end is aligned alone."""
     (tmp_path / "names.ndjson").write_text('{"k": 1, "ts": 1}\n')

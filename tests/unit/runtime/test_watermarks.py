@@ -258,15 +258,16 @@ def test_a_new_partition_of_which_no_row_was_good_may_be_busy():
 
 def test_the_partition_that_is_furthest_behind_is_the_limit_of_those_that_are_aligned():
     marks = two_partitions()
-    assert marks.beyond([A, B], 1000) == (frozenset(), True)
+    assert marks.beyond([A, B], 1000, unread=True) == (frozenset(), True)
     marks.see(A, 5000, 0)
     assert marks.least(0, unread=True) == marks.least(0, unread=False) == START_OF_TIME
     marks.see(B, 3000, 0)
     assert marks.least(0, unread=True) == 3000
     marks.unread([A, B], [A])
     assert (marks.least(0, unread=True), marks.least(0, unread=False)) == (5000, 3000)
-    assert marks.beyond([A, B], 4000) == (frozenset([A]), False)
-    assert marks.beyond([A, B], 2000) == (frozenset([A, B]), False)
+    assert marks.beyond([A, B], 4000, unread=True) == (frozenset([A]), False)
+    assert marks.beyond([A, B], 4000, unread=False) == (frozenset([A]), True)
+    assert marks.beyond([A, B], 2000, unread=False) == (frozenset([A, B]), False)
     marks.see(A, 6000, 900)
     assert marks.least(1000, unread=False) == 6000, "B is idle"
     marks.end([A])
