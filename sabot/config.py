@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 from datetime import timedelta
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from numbers import Real
 from types import UnionType
@@ -20,6 +21,7 @@ __all__ = [
     "Duration",
     "Restart",
     "Secret",
+    "amount",
     "check_called",
     "check_numbers",
     "checked_flag",
@@ -40,6 +42,7 @@ __all__ = [
     "parse_restart",
     "parse_seconds",
     "secret",
+    "whole",
 ]
 
 NAME_BYTES = 255
@@ -66,7 +69,10 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
     elif isinstance(value, bool):
         raise UserError(f"{name}: {value!r} is no duration", hint='write "5s", "100ms" or a number of seconds')
     elif isinstance(value, int | float | Real):  # numpy's numbers are Real
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = float("inf")
     else:
         known = isinstance(value, str)
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value) if known else None
@@ -82,7 +88,10 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
 
 def parse_ms(value: Duration, *, name: str = "duration") -> int:
     """What `parse_seconds` gives, in whole milliseconds."""
-    return round(parse_seconds(value, name=name) * 1000)
+    ms = parse_seconds(value, name=name) * 1000
+    if ms == float("inf"):
+        raise UserError(f"{name}: {value!r} is not finite in milliseconds")
+    return round(ms)
 
 
 def checked_flag(what: str, value: object) -> bool:
@@ -100,6 +109,25 @@ def is_whole(value: object, least: int, most: int | None = None) -> bool:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether the value is a number; True and False are not taken for numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(name: str, value: object) -> None:
+    """A number of calls or tokens. Raises UserError unless it is whole and not negative."""
+    if not is_whole(value, 0):
+        raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
+
+
+def amount(name: str, value: object) -> Decimal | None:
+    """A number as it stands, exact; None stays None. Raises UserError unless it is finite and not negative."""
+    if value is None:
+        return None
+    try:
+        number = None if isinstance(value, bool) else Decimal(str(value))
+    except InvalidOperation:
+        number = None
+    if number is None or not number.is_finite() or number < 0:
+        raise UserError(f"{name}={short_repr(value)}: a number is wanted, finite and not negative")
+    return number
 
 
 def check_numbers(

@@ -132,9 +132,8 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "WithColumns",
 }
 
-SHARED_NAMES = {  # AgentError, Budget, Ledger, Operator, OperatorContext: the documents call them so
+SHARED_NAMES = {  # AgentError, Ledger, Operator, OperatorContext: the documents call them so
     "AgentError",
-    "Budget",
     "Ledger",
     "Operator",
     "OperatorContext",

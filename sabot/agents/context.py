@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
-from sabot.config import is_whole
+from sabot.config import amount, whole
 from sabot.errors import UserError, short_repr
 
-__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "amount", "checked_word", "whole"]
+__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "checked_word"]
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
@@ -53,25 +53,6 @@ class BudgetSpec:
         object.__setattr__(self, "max_cost", amount("max_cost", self.max_cost))
         seconds = amount("max_runtime_seconds", self.max_runtime_seconds)
         object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
-
-
-def whole(name: str, value: object) -> None:
-    """A number of calls or tokens. Raises UserError unless it is whole and not negative."""
-    if not is_whole(value, 0):
-        raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
-
-
-def amount(name: str, value: object) -> Decimal | None:
-    """A number as it stands, exact; None stays None. Raises UserError unless it is finite and not negative."""
-    if value is None:
-        return None
-    try:
-        number = None if isinstance(value, bool) else Decimal(str(value))
-    except InvalidOperation:
-        number = None
-    if number is None or not number.is_finite() or number < 0:
-        raise UserError(f"{name}={short_repr(value)}: a number is wanted, finite and not negative")
-    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@
 use.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
 from sabot.clock import Clock
-from sabot.config import check_called, checked_kind, checked_words
+from sabot.config import check_called, checked_kind, checked_words, is_number
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 __all__ = [
@@ -99,7 +100,7 @@ class JobSpec:
         checked_word(self.scope_id, "scope_id", empty=False)
         for name in ("principal_id", "session_id", "run_id", "idempotency_key"):
             checked_word(getattr(self, name), name)
-        if self.deadline is not None and not isinstance(self.deadline, int | float):
+        if self.deadline is not None and not (is_number(self.deadline) and 0 <= self.deadline < math.inf):
             raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
 
     @classmethod

@@ -24,7 +24,7 @@ from sabot.agents.context import checked_word
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
 from sabot.agents.reading import Progress, as_plain, value_of
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_kind, checked_words
+from sabot.config import checked_kind, checked_words, parse_ms
 from sabot.errors import (
     UNREADABLE,
     CorruptJournal,
@@ -492,10 +492,9 @@ class JournalStore(JobsAndActions):
 
     async def trim(self, keep_seconds: float) -> int:
         """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their
-        idempotency keys are free again. Returns how many entries went.
+        idempotency keys are free again. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
         """
-        checked_kind(keep_seconds, int | float, "trim: keep_seconds", "seconds")
-        before_ms = max(1, self._now_ms() - round(keep_seconds * 1000))
+        before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
             removed = await aside(self.journal.trim, await self.journal.flush(), before_ms)
             self._known.forget_ended()

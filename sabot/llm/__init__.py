@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.idempotency import IdempotencyEvent, IdempotencyTracker
     from sabot.llm.limits import CircuitBreaker, Limits
-    from sabot.llm.middleware import MIDDLEWARE, Budget, Forward, Middleware, ModelCall, Outcome
+    from sabot.llm.middleware import MIDDLEWARE, CallBudget, Forward, Middleware, ModelCall, Outcome
     from sabot.llm.prices import GenaiPrices, Price, Prices, PriceTable
     from sabot.llm.providers.anthropic import AnthropicProvider
     from sabot.llm.providers.openai import OpenAIProvider
@@ -54,8 +54,8 @@ __all__ = [
     "AnswerTooLarge",
     "AnthropicProvider",
     "AuthenticationFailed",
-    "Budget",
     "BudgetExceeded",
+    "CallBudget",
     "ChatMessage",
     "CircuitBreaker",
     "CircuitOpen",
@@ -122,7 +122,7 @@ _HOMES = {  # of what `import sabot` has no need for
     "sabot.llm.engine": ("ExecutionEngine",),
     "sabot.llm.idempotency": ("IdempotencyEvent", "IdempotencyTracker"),
     "sabot.llm.limits": ("CircuitBreaker", "Limits"),
-    "sabot.llm.middleware": ("MIDDLEWARE", "Budget", "Forward", "Middleware", "ModelCall", "Outcome"),
+    "sabot.llm.middleware": ("MIDDLEWARE", "CallBudget", "Forward", "Middleware", "ModelCall", "Outcome"),
     "sabot.llm.prices": ("GenaiPrices", "Price", "PriceTable", "Prices"),
     "sabot.llm.providers.anthropic": ("AnthropicProvider",),
     "sabot.llm.providers.openai": ("OpenAIProvider",),

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from sabot.calls.options import checked_whole
-from sabot.config import Duration, checked_name, checked_text
+from sabot.config import Duration, checked_kind, checked_name, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, EffectError, UserError, short_repr, words_of
 from sabot.llm.alone import Alone
 from sabot.llm.asking import request_of, with_output
@@ -173,6 +173,8 @@ class Agent:
             checked_whole(where, what, value, 1)
         checked_whole(where, "max_tool_retries", max_tool_retries, 0)
         checked_whole(where, "repairs", repairs, 0)
+        parse_seconds(tool_timeout, name=f"{where}: tool_timeout")
+        checked_kind(options, Mapping | None, f"{where}: options", "parameters by the vendor's names")
         self.engine = engine
         self.name = name
         self.instructions = instructions

@@ -1,12 +1,15 @@
 """From what a program asks to the request that is sent, and from the answer back to the type that was asked for."""
 
+import math
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from sabot.errors import UserError
+from sabot.calls.options import checked_whole
+from sabot.config import checked_kind, is_number
+from sabot.errors import UserError, short_repr
 from sabot.llm.errors import MalformedAnswer
 from sabot.llm.messages import messages_of
 from sabot.llm.results import Completion
@@ -60,11 +63,25 @@ def request_of(prompt: Any, output: Any, fields: Mapping[str, Any]) -> tuple[Req
         spec = msgspec.structs.replace(prompt, **fields) if fields else prompt
     else:
         spec = RequestSpec(messages=messages_of(prompt), **fields)
+    _check_fields(spec)
     for name in spec.options or ():
         meant = _NOT_OPTIONS.get(str(name).lower())
         if meant is not None:
             raise UserError(f"options={{{name!r}: …}}: policies and budgets would not see it", hint=meant)
     return spec, schema
+
+
+def _check_fields(spec: RequestSpec) -> None:
+    """Raises UserError. A limit below nothing would be a reservation that gives a budget what it has used."""
+    checked_kind(spec.model, str, "a request: model", "its name")
+    if spec.max_tokens is not None:
+        checked_whole("a request", "max_tokens", spec.max_tokens, 1)
+    if spec.seed is not None:
+        checked_whole("a request", "seed", spec.seed, -(2**63), 2**63 - 1)
+    for name in ("temperature", "top_p"):
+        value = getattr(spec, name)
+        if value is not None and not (is_number(value) and 0 <= value < math.inf):
+            raise UserError(f"a request: {name}={short_repr(value)}", hint="a number from 0 up, or None")
 
 
 def with_output(answer: Completion, schema: Schema | None) -> Completion:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -33,6 +33,7 @@ _BUSY_SECONDS = 10.0
 _PAUSE_SECONDS = 5.0  # in which a Redis server that failed is not asked
 
 
+@runtime_checkable
 class CompletionCache(Protocol):
     """Keeps answers by key. An engine gives it no two calls for one key at once. What `get` or `put` raises is the error of the call."""
 

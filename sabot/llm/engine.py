@@ -18,7 +18,7 @@ import msgspec
 
 from sabot.calls.options import Retry, checked_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_kind, parse_seconds
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.asking import request_of, with_output
 from sabot.llm.cache import CompletionCache
@@ -27,7 +27,7 @@ from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
 from sabot.llm.judging import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
-from sabot.llm.middleware import MIDDLEWARE, Budget, BuiltIn, CallFigures, Forward, Middleware, ModelCall, Outcome
+from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
 from sabot.llm.prices import Prices
 from sabot.llm.provider import Provider
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
@@ -39,6 +39,13 @@ from sabot.llm.telemetry import join_loop
 __all__ = ["ExecutionEngine"]
 
 _OWN = (BudgetExceeded, EffectError)  # what keeps one caller from asking keeps no other one
+_PARTS: tuple[tuple[str, Any, str], ...] = (
+    ("cache", CompletionCache, "MemoryCache(), SqliteCache(path), RedisCache(url)"),
+    ("idempotency_tracker", IdempotencyTracker, "IdempotencyTracker()"),
+    ("limits", Limits, "Limits(concurrency=…)"),
+    ("breaker", CircuitBreaker, "CircuitBreaker()"),
+    ("prices", Prices, "PriceTable({…}, version=…), GenaiPrices()"),
+)
 _TEXTS_AT_ONCE = 256  # of one request for embeddings
 _KEPT_ENDS = ("stop", "tool_calls")
 
@@ -74,7 +81,7 @@ class ExecutionEngine:
         total_timeout: Duration | None = None,
         max_answer_bytes: int | None = 64 << 20,
         breaker: CircuitBreaker | None = None,
-        budget: Budget | None = None,
+        budget: CallBudget | None = None,
         prices: Prices | None = None,
         middleware: Sequence[str | Middleware] = MIDDLEWARE,
         clock: Clock = SYSTEM_CLOCK,
@@ -82,6 +89,7 @@ class ExecutionEngine:
         seed: int | None = None,
     ) -> None:
         checked_whole("ExecutionEngine", "retries", retries, 0)
+        checked_kind(fallback, Sequence, "ExecutionEngine: fallback", "a list of providers")
         for each in (provider, *fallback):
             if isinstance(each, type) or not isinstance(each, Provider):
                 raise UserError(
@@ -90,6 +98,10 @@ class ExecutionEngine:
                 )
         if max_answer_bytes is not None:
             checked_whole("ExecutionEngine", "max_answer_bytes", max_answer_bytes, 1)
+        for given, (name, kind, hint) in zip(
+            (cache, idempotency_tracker, limits, breaker, prices), _PARTS, strict=True
+        ):
+            checked_kind(given, kind | None, f"ExecutionEngine: {name}", hint)
         self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
         self.concurrency = (limits or Limits()).concurrency  # requests that a provider may have in flight at most
         self._figures = CallFigures()
@@ -110,7 +122,7 @@ class ExecutionEngine:
             Route(each, limits or Limits(), breaker, prices, clock, sleep, max_answer_bytes)
             for each in (provider, *fallback)
         ]
-        self._chains = [_chain(middleware, built_in, route.send) for route in self._routes]
+        self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
         self._asked: dict[bytes, SharedCall] = {}  # calls in flight whose answers the cache will keep, by its key
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,7 +150,7 @@ class ExecutionEngine:
         idempotency_key: str = "",
         context: RequestContext | None = None,
         timeout: Duration | None = None,
-        budget: Budget | None = None,
+        budget: CallBudget | None = None,
         cache: bool | CompletionCache = True,
         **fields: Any,
     ) -> Completion:
@@ -172,7 +184,7 @@ class ExecutionEngine:
         idempotency_key: str = "",
         context: RequestContext | None = None,
         timeout: Duration | None = None,
-        budget: Budget | None = None,
+        budget: CallBudget | None = None,
         cache: bool = True,
         **fields: Any,
     ) -> AsyncGenerator[Piece, None]:
@@ -251,7 +263,7 @@ class ExecutionEngine:
         model: str = "",
         context: RequestContext | None = None,
         timeout: Duration | None = None,
-        budget: Budget | None = None,
+        budget: CallBudget | None = None,
     ) -> Embeddings:
         """A vector for each text; many texts go in several requests. Only the first provider is asked: vectors of another model have
         another meaning. Raises as `complete`.
@@ -326,7 +338,7 @@ class ExecutionEngine:
         key: str,
         context: RequestContext | None,
         timeout: Duration | None,
-        budget: Budget | None,
+        budget: CallBudget | None,
         fields: dict[str, Any],
     ) -> tuple[ModelCall, Schema | None]:
         spec, schema = request_of(prompt, output, fields)
@@ -339,7 +351,7 @@ class ExecutionEngine:
         key: str,
         context: RequestContext | None,
         timeout: Duration | None,
-        budget: Budget | None,
+        budget: CallBudget | None,
     ) -> ModelCall:
         return ModelCall(
             kind=kind,
@@ -507,21 +519,6 @@ class ExecutionEngine:
             join_loop(loop, self, self._figures)
             for route in self._routes:
                 route.admission.begin_anew()
-
-
-def _chain(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
-    forward = send
-    for each in reversed(middleware):
-        if isinstance(each, str):
-            if each not in MIDDLEWARE:
-                raise UserError(f"middleware {each!r} is not known", hint=f"{', '.join(MIDDLEWARE)}, or a function")
-            each = built_in.named(each)
-        forward = partial(_around, each, forward)
-    return forward
-
-
-def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaitable[Outcome]:
-    return middleware(call, forward)
 
 
 def _unpaid(answer: Completion) -> Completion:

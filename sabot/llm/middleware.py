@@ -17,13 +17,15 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from sabot.calls.options import Retry
 from sabot.clock import Clock
+from sabot.config import amount, checked_kind, whole
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.counting import count_tokens, tokens_asked, tokens_of
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
@@ -33,13 +35,14 @@ from sabot.metrics import Durations
 
 __all__ = [
     "MIDDLEWARE",
-    "Budget",
     "BuiltIn",
+    "CallBudget",
     "CallFigures",
     "Forward",
     "Middleware",
     "ModelCall",
     "Outcome",
+    "chained",
 ]
 
 _log = logging.getLogger("sabot.llm")
@@ -47,6 +50,8 @@ _log = logging.getLogger("sabot.llm")
 Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
 """The names of what an engine has around its calls, the outermost first."""
+
+_MIDDLEWARE_HINT = f"a list of these and of functions: {', '.join(MIDDLEWARE)}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class ModelCall:
     context: RequestContext
     idempotency_key: str = ""
     timeout_s: float | None = None
-    budget: "Budget | None" = None
+    budget: "CallBudget | None" = None
     began: float = 0.0
     until: float = math.inf
     provider: str = ""
@@ -81,6 +86,9 @@ class ModelCall:
     lost_cost: Decimal = Decimal(0)
     again: Callable[[], Awaitable[object]] | None = None
     instead: Callable[["ModelCall", Callable[[str, Usage], Decimal | None]], Awaitable[object]] | None = None
+
+    def __post_init__(self) -> None:
+        _check_budget(self.kind, self.budget)
 
     def emit(self, piece: Piece) -> None:
         """Gives the reader a piece."""
@@ -103,7 +111,7 @@ Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
 Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
-class Budget:
+class CallBudget:
     """Tokens, and US dollars, that calls may use together. max_tokens, max_cost: None: no limit. Exactly at a limit is allowed.
 
     A call in flight counts with an estimate: its input by rule of thumb, and `max_tokens` of its request. One whose estimate does not fit
@@ -113,15 +121,17 @@ class Budget:
     estimate, and what that costs.
     """
 
-    def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | int | None = None) -> None:
+    def __init__(self, *, max_tokens: int | None = None, max_cost: Decimal | str | float | None = None) -> None:
+        if max_tokens is not None:
+            whole("CallBudget: max_tokens", max_tokens)
         self.max_tokens = max_tokens
-        self.max_cost = None if max_cost is None else Decimal(max_cost)
-        for name, value in (("max_tokens", max_tokens), ("max_cost", self.max_cost)):
-            if value is not None and not (Decimal(value).is_finite() and value >= 0):
-                raise UserError(f"Budget: {name} is {short_repr(value)}", hint="0 or more, or None for no limit")
+        self.max_cost = amount("CallBudget: max_cost", max_cost)
         self.tokens = 0
         self.cost = Decimal(0)
         self._reserved = 0
+
+    def __repr__(self) -> str:
+        return f"CallBudget(max_tokens={self.max_tokens}, max_cost={self.max_cost})"
 
     def reserve(self, tokens: int) -> None:
         """A call is about to be made. Raises BudgetExceeded."""
@@ -178,11 +188,14 @@ class BuiltIn:
     total_s: float | None
     retry: Retry
     patience_s: float
-    budget: Budget | None
+    budget: CallBudget | None
     figures: CallFigures
     clock: Clock
     sleep: Callable[[float], Awaitable[None]]
     dice: random.Random
+
+    def __post_init__(self) -> None:
+        _check_budget("ExecutionEngine", self.budget)
 
     def named(self, name: str) -> Middleware:
         """One of MIDDLEWARE."""
@@ -292,6 +305,33 @@ class BuiltIn:
         if outcome.cost is not None:
             figures.cost += outcome.cost
         return outcome
+
+
+def chained(middleware: Sequence[str | Middleware], built_in: BuiltIn, send: Forward) -> Forward:
+    """`send`, with these around it, the first of them outermost. Raises UserError for what is no middleware."""
+    checked_kind(middleware, Sequence, "middleware", _MIDDLEWARE_HINT)
+    forward = send
+    for each in reversed([middleware] if isinstance(middleware, str) else middleware):
+        if isinstance(each, str):
+            if each not in MIDDLEWARE:
+                raise UserError(f"middleware {each!r} is not known", hint=_MIDDLEWARE_HINT)
+            each = built_in.named(each)
+        elif isinstance(each, type) or not callable(each):
+            raise UserError(f"middleware {short_repr(each)} is no function", hint=_MIDDLEWARE_HINT)
+        forward = partial(_around, each, forward)
+    return forward
+
+
+def _around(middleware: Middleware, forward: Forward, call: ModelCall) -> Awaitable[Outcome]:
+    return middleware(call, forward)
+
+
+def _check_budget(where: str, given: object) -> None:
+    """Raises UserError for what is no CallBudget, such as a Budget of sabot.agents."""
+    hint = (
+        "CallBudget(max_tokens=…, max_cost=…) of sabot.llm; a Budget of sabot.agents is a scope's: App(…, budgets=[…])"
+    )
+    checked_kind(given, CallBudget | None, f"{where}: budget", hint)
 
 
 def _shown(call: ModelCall) -> str:

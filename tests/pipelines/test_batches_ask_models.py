@@ -18,8 +18,8 @@ from sabot.journal import Begin, EffectResult, SqliteReader
 from sabot.llm import (
     Agent,
     AuthenticationFailed,
-    Budget,
     BudgetExceeded,
+    CallBudget,
     ExecutionEngine,
     Limits,
     MalformedAnswer,
@@ -174,7 +174,7 @@ async def test_errors_are_a_column_or_the_first_one_is_raised_when_all_have_ende
 
 
 async def test_a_budget_that_is_used_up_is_an_error_of_its_rows() -> None:
-    engine = ExecutionEngine(ScriptedProvider(verdict), budget=Budget(max_tokens=1))
+    engine = ExecutionEngine(ScriptedProvider(verdict), budget=CallBudget(max_tokens=1))
     found = await AgentModel(engine).map(PROMPT, batch_of("a"), output=LABELS, error="wrong")
     assert found.column("wrong").to_pylist()[0].startswith("BudgetExceeded: ")
     with pytest.raises(BudgetExceeded):

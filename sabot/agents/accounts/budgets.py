@@ -11,8 +11,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
 
-from sabot.agents.context import amount, checked_word
-from sabot.config import is_number
+from sabot.agents.context import checked_word
+from sabot.config import amount, is_number
 from sabot.errors import UserError, short_repr
 
 __all__ = ["Account", "Amounts", "Budget", "BudgetDecision", "Judgement", "Window", "window_start"]

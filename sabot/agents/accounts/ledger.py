@@ -25,9 +25,9 @@ from sabot.agents.accounts.budgets import (
     Window,
     window_start,
 )
-from sabot.agents.context import ExecutionContext, amount, whole
+from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, check_called, checked_kind, checked_text, parse_seconds
+from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
 from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000  # rows that wait for the writer
 _CONTEXT = "ExecutionContext(scope_id=…)"
+_BUDGET = 'Budget("scope", max_cost_daily=Decimal("10")); a CallBudget of sabot.llm is an engine\'s: ExecutionEngine(…, budget=…)'
 
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -461,7 +462,7 @@ def checked_writer(given: Any) -> "LedgerWriter":
 
 def _checked(budget: object) -> Budget:
     if not isinstance(budget, Budget):
-        raise UserError(f"{short_repr(budget)} is no Budget", hint='Budget("scope", max_cost_daily=Decimal("10"))')
+        raise UserError(f"{short_repr(budget)} is no Budget of sabot.agents", hint=_BUDGET)
     return budget
 
 

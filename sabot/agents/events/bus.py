@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import msgspec
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_kind, checked_text, parse_seconds
+from sabot.config import Duration, checked_kind, checked_text, is_whole, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
 __all__ = [
@@ -155,7 +155,7 @@ class Subscription:
         """As `EventBus.subscribe`."""
         if slow not in get_args(Slow):
             raise UserError(f"slow={short_repr(slow)}", hint=f"one of {', '.join(get_args(Slow))}")
-        if not isinstance(capacity, int) or capacity < 1:
+        if not is_whole(capacity, 1):
             raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
         if job_id is not None:
             checked_text(job_id, "job_id")

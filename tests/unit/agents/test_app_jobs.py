@@ -21,7 +21,7 @@ from sabot.agents import (
 )
 from sabot.errors import UserError
 from sabot.journal import Begin, Intent, SqliteJournal
-from sabot.llm import tool
+from sabot.llm import CallBudget, tool
 from sabot.testing import ManualClock
 from tools.agent_tools import publish, started, until, values
 
@@ -208,6 +208,8 @@ async def test_a_failed_job_says_why(memory_url: str, tmp_path: Path) -> None:
         ({"events": 3}, "events=3.*an EventBus"),
         ({"budgets": 3}, "budgets=3"),
         ({"budgets": [3]}, "3 is no Budget"),
+        ({"budgets": [CallBudget(max_tokens=3)]}, r"CallBudget\(.* is no Budget of sabot.agents.*an engine's"),
+        ({"budgets": CallBudget(max_tokens=3)}, "budgets=CallBudget"),
         ({"budgets": Budget("a")}, "budgets=Budget"),
         ({"budgets": [Budget("a"), Budget("a", warn_at=1)]}, "two budgets of a"),
     ],

@@ -1,6 +1,7 @@
 """Jobs over a journal: their transitions, idempotency keys, limits of time, and what a kill leaves of them (rows 1.10, 1.11)."""
 
 import asyncio
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -220,8 +221,9 @@ async def test_content_is_equal_whatever_the_order_of_its_keys_and_sets() -> Non
 
 
 def test_a_deadline_is_a_moment() -> None:
-    with pytest.raises(UserError, match="deadline='5m'"):
-        JobSpec(scope_id="s", deadline="5m")  # type: ignore[arg-type]
+    for deadline in ("5m", math.nan, math.inf, -1, True):
+        with pytest.raises(UserError, match=f"deadline={deadline!r}"):
+            JobSpec(scope_id="s", deadline=deadline)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow  # a second of a core, or more
@@ -247,6 +249,13 @@ async def test_the_same_key_asked_for_at_once_is_one_job(tmp_path: Path) -> None
     assert sorted(events) == ["idempotency.hit"] * 19 + ["idempotency.start"]
     assert journal.statistics()["entries"] == 1
     journal.close()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1, True, 1e308, 10**400])
+async def test_a_history_is_kept_for_a_time_that_is_one(seconds: float) -> None:
+    """inf and nan ended in a ValueError of `round`; -1 forgot what is yet to end."""
+    with pytest.raises(UserError, match="trim: keep_seconds"):
+        await InMemoryJobStore().trim(seconds)
 
 
 async def test_a_key_is_known_after_its_job_was_trimmed_and_free_when_it_is_forgotten(tmp_path: Path) -> None:

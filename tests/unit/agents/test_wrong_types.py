@@ -3,6 +3,7 @@ from the depth (an AttributeError of None, a KeyError, a list that cannot be has
 """
 
 import inspect
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -38,6 +39,7 @@ from sabot.journal import Journal
 from sabot.llm import Usage
 
 WRONG: list[Any] = [None, 5, object(), b"\xff", "nope", [], {}, {"a": object()}]
+WRONG += [math.nan, math.inf, -1, True, 10**400]
 
 SOUND: dict[str, Any] = {
     "context": ExecutionContext(scope_id="t"),

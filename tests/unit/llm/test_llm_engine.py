@@ -13,8 +13,8 @@ from sabot.errors import UserError
 from sabot.llm import (
     MIDDLEWARE,
     Agent,
-    Budget,
     BudgetExceeded,
+    CallBudget,
     CircuitBreaker,
     Completion,
     ExecutionEngine,
@@ -288,7 +288,7 @@ async def test_errors_of_many_come_in_place_of_answers_or_end_it():
     assert answers[2].content == "b"
     with pytest.raises(RequestRefused):
         await ExecutionEngine(ScriptedProvider(answer)).complete_many(prompts)
-    engine = ExecutionEngine(ScriptedProvider(answer), budget=Budget(max_tokens=2))
+    engine = ExecutionEngine(ScriptedProvider(answer), budget=CallBudget(max_tokens=2))
     answers = await engine.complete_many(["a", "b"], errors="return")
     assert isinstance(answers[1], BudgetExceeded)
     with pytest.raises(UserError, match="is no prompt"):

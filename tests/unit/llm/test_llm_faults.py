@@ -14,8 +14,8 @@ from sabot.errors import IdempotencyConflict
 from sabot.llm import (
     AnswerTooLarge,
     AnthropicProvider,
-    Budget,
     BudgetExceeded,
+    CallBudget,
     Completion,
     Effect,
     ExecutionEngine,
@@ -352,7 +352,7 @@ def used(usage: Usage | None) -> Completion:
 
 
 async def test_a_budget_holds_where_the_provider_does_not_say_what_was_used() -> None:
-    engine = ExecutionEngine(ScriptedProvider(used(None)), budget=Budget(max_tokens=20))
+    engine = ExecutionEngine(ScriptedProvider(used(None)), budget=CallBudget(max_tokens=20))
     for _ in range(3):  # 7 tokens each by rule of thumb: 2 read, 5 written
         assert (await engine.complete("12345678")).usage is None
     with pytest.raises(BudgetExceeded, match="21 are used"):
@@ -367,7 +367,7 @@ async def test_usage_that_is_a_lie_is_not_counted_and_not_kept(
     cache = MemoryCache() if kind == "memory" else SqliteCache(tmp_path / "cache")
     with FakeModelServer(used(Usage(7, lie))) as server:
         async with ExecutionEngine(
-            provider_of("chat", server.url), cache=cache, budget=Budget(max_tokens=100)
+            provider_of("chat", server.url), cache=cache, budget=CallBudget(max_tokens=100)
         ) as engine:
             for cached in (False, True):
                 answer = await engine.complete("12345678")

@@ -6,12 +6,13 @@ from decimal import Decimal
 
 import pytest
 
+from sabot.agents import Budget
 from sabot.errors import UserError
 from sabot.llm import (
     MIDDLEWARE,
     AuthenticationFailed,
-    Budget,
     BudgetExceeded,
+    CallBudget,
     Completion,
     ExecutionEngine,
     MemoryCache,
@@ -57,7 +58,7 @@ async def test_order_says_what_each_of_the_default_chain_sees(time, caplog):
     chain = [part for name in MIDDLEWARE for part in (name, marks(f"after {name}", seen))]
     provider = ScriptedProvider([ModelUnavailable("down"), "yes"])
     engine = ExecutionEngine(
-        provider, middleware=chain, budget=Budget(max_tokens=100), total_timeout="1h", **time.options()
+        provider, middleware=chain, budget=CallBudget(max_tokens=100), total_timeout="1h", **time.options()
     )
     caplog.set_level(logging.DEBUG, "sabot.llm")
     await engine.complete("hello")
@@ -259,7 +260,7 @@ def used(tokens):
 
 async def test_a_budget_of_tokens_may_be_used_up_and_not_more():
     provider = ScriptedProvider(lambda spec: used(10))
-    budget = Budget(max_tokens=20)
+    budget = CallBudget(max_tokens=20)
     engine = ExecutionEngine(provider, budget=budget)
     for _ in range(2):
         await engine.complete("four", max_tokens=9)
@@ -272,7 +273,7 @@ async def test_a_budget_of_tokens_may_be_used_up_and_not_more():
 async def test_calls_in_flight_count_with_what_they_may_use():
     provider = ScriptedProvider(lambda spec: used(10))
     provider.hold()
-    budget = Budget(max_tokens=100)
+    budget = CallBudget(max_tokens=100)
     engine = ExecutionEngine(provider, budget=budget)
     calls = [asyncio.create_task(engine.complete("four", max_tokens=9)) for _ in range(200)]
     await provider.arrived(10)
@@ -284,7 +285,7 @@ async def test_calls_in_flight_count_with_what_they_may_use():
 
 async def test_a_call_that_failed_gives_back_what_it_might_have_used(time):
     provider = ScriptedProvider([RequestRefused("no"), used(10)])
-    engine = ExecutionEngine(provider, budget=Budget(max_tokens=10), **time.options())
+    engine = ExecutionEngine(provider, budget=CallBudget(max_tokens=10), **time.options())
     with pytest.raises(RequestRefused):
         await engine.complete("four", max_tokens=9)
     await engine.complete("four", max_tokens=9)
@@ -296,11 +297,11 @@ async def test_requests_whose_answers_were_not_read_count_with_what_they_may_hav
     provider = ScriptedProvider(
         [lost, RateLimited("slow down"), ModelUnavailable("refused", sent=False), lost, used(10)]
     )
-    budget = Budget(max_tokens=100)
+    budget = CallBudget(max_tokens=100)
     engine = ExecutionEngine(provider, budget=budget, prices=prices, **time.options())
     await engine.complete("four", max_tokens=9)
     assert (budget.tokens, budget.cost) == (30, Decimal("3.0"))
-    few, provider = Budget(max_cost="0.5"), ScriptedProvider([lost, used(10)])
+    few, provider = CallBudget(max_cost="0.5"), ScriptedProvider([lost, used(10)])
     with pytest.raises(BudgetExceeded, match=r"and 1\.0+ are used"):
         await ExecutionEngine(provider, budget=few, prices=prices, **time.options()).complete("four", max_tokens=9)
     assert len(provider.requests) == 1
@@ -308,7 +309,7 @@ async def test_requests_whose_answers_were_not_read_count_with_what_they_may_hav
 
 async def test_a_budget_of_money_ends_when_it_is_used_up():
     prices = PriceTable({"scripted-1": Price("100000", "100000")}, version="v")  # ten cents a token
-    budget = Budget(max_cost="2.00")
+    budget = CallBudget(max_cost="2.00")
     engine = ExecutionEngine(ScriptedProvider(lambda spec: used(10)), prices=prices)
     for _ in range(2):
         answer = await engine.complete("hello", budget=budget)
@@ -320,17 +321,66 @@ async def test_a_budget_of_money_ends_when_it_is_used_up():
 
 
 async def test_what_a_cache_answers_uses_no_budget():
-    budget = Budget(max_tokens=10)
+    budget = CallBudget(max_tokens=10)
     engine = ExecutionEngine(ScriptedProvider(lambda spec: used(10)), cache=MemoryCache(), budget=budget)
     for _ in range(3):
         await engine.complete("four")
     assert budget.tokens == 10
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": -1}, {"max_cost": "-0.01"}, {"max_cost": "NaN"}])
-def test_a_budget_below_nothing_is_refused(options):
-    with pytest.raises(UserError, match=f"{next(iter(options))} is"):
-        Budget(**options)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": 1.5},
+        {"max_tokens": float("nan")},
+        {"max_tokens": True},
+        {"max_cost": "-0.01"},
+        {"max_cost": "NaN"},
+        {"max_cost": float("inf")},
+        {"max_cost": "much"},
+        {"max_cost": True},
+    ],
+)
+def test_a_budget_of_what_is_no_amount_is_refused(options):
+    with pytest.raises(UserError, match=f"CallBudget: {next(iter(options))}="):
+        CallBudget(**options)
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        ("cache", 3),
+        ("idempotency_tracker", True),
+        ("limits", 3),
+        ("breaker", 3),
+        ("prices", {"gpt-4o": 1}),
+        ("fallback", 3),
+        ("middleware", 3),
+        ("middleware", [3]),
+    ],
+)
+def test_parts_of_an_engine_that_are_none_are_refused_by_name(option, wrong):
+    """Some were taken until the first call, others ended in an AttributeError."""
+    with pytest.raises(UserError, match=option):
+        ExecutionEngine(ScriptedProvider("yes"), **{option: wrong})
+
+
+async def test_the_budget_of_a_scope_given_to_an_engine_or_a_call_is_refused_by_name():
+    """It was taken, and limited nothing: the first call ended with an AttributeError."""
+    of_scope = Budget("tenant", max_tokens_daily=10)
+    with pytest.raises(UserError, match=r"ExecutionEngine: budget=Budget\(scope_id='tenant'") as refused:
+        ExecutionEngine(ScriptedProvider("yes"), budget=of_scope)
+    assert "CallBudget" in refused.value.hint
+    assert "App(" in refused.value.hint
+    provider = ScriptedProvider("yes")
+    engine = ExecutionEngine(provider)
+    for kind, ask in (("complete", engine.complete), ("embed", lambda text, **how: engine.embed([text], **how))):
+        with pytest.raises(UserError, match=f"{kind}: budget=Budget"):
+            await ask("hello", budget=of_scope)
+    with pytest.raises(UserError, match="stream: budget=3"):
+        engine.stream("hello", budget=3)
+    assert provider.requests == []
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------

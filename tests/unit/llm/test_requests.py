@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 
 from sabot.errors import UserError
 from sabot.llm import (
+    Agent,
     AnthropicProvider,
     ChatMessage,
+    ExecutionEngine,
     Image,
     MalformedAnswer,
     ModelTimeout,
@@ -21,6 +24,7 @@ from sabot.llm import (
     RateLimited,
     RequestRefused,
     RequestSpec,
+    ScriptedProvider,
     ToolCall,
     ToolSchema,
     Usage,
@@ -237,6 +241,37 @@ def test_equal_requests_have_equal_digests():
     assert made == same
     assert made.digest() == same.digest() == msgspec.json.decode(msgspec.json.encode(made), type=RequestSpec).digest()
     assert made.digest() != RequestSpec(messages=(user("hi"),), temperature=0.9, options={"a": 2, "b": 1}).digest()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("max_tokens", -1_000_000),
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("max_tokens", math.nan),
+        ("temperature", math.nan),
+        ("temperature", -0.1),
+        ("temperature", "warm"),
+        ("top_p", math.inf),
+        ("seed", 0.5),
+        ("seed", 2**63),
+        ("model", 3),
+    ],
+)
+async def test_numbers_of_a_request_that_are_none_are_refused_before_it_is_judged(field, wrong):
+    """max_tokens=-1_000_000 was a reservation below nothing: budgets let pass what they had no room for."""
+    provider = ScriptedProvider("yes")
+    engine = ExecutionEngine(provider)
+    with pytest.raises(UserError, match=f"{field}="):
+        await engine.complete("hi", **{field: wrong})
+    with pytest.raises(UserError, match=f"{field}="):
+        await engine.complete(RequestSpec(messages=(user("hi"),), **{field: wrong}))
+    if field not in ("top_p", "seed"):
+        with pytest.raises(UserError, match=f"{field}="):
+            Agent(engine, **{field: wrong})
+    assert provider.requests == []
 
 
 # -- servers that resemble OpenAI's -----------------------------------------------------------------------------------------

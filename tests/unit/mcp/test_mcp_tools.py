@@ -9,7 +9,7 @@ from sabot.errors import EffectError, UserError
 from sabot.journal.effects import EffectClass
 from sabot.llm import (
     Agent,
-    Budget,
+    CallBudget,
     ExecutionEngine,
     RequestContext,
     ScriptedProvider,
@@ -398,7 +398,7 @@ async def test_a_result_that_no_journal_keeps_is_an_answer_that_is_wrong(pool, s
 
 async def test_a_budget_holds_for_what_servers_ask(desk):
     params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hm?"}}], "maxTokens": 10}
-    engine = scripted("fine", "fine", budget=Budget(max_tokens=1))
+    engine = scripted("fine", "fine", budget=CallBudget(max_tokens=1))
     async with McpServerPool(sampling=engine) as pool:
         pool.add("old", connect=asking(("sampling/createMessage", params), ("sampling/createMessage", params)))
         result = await (await pool.session("old")).call("go")
