@@ -1,0 +1,254 @@
+"""How fast a topic of JSON is read and decoded, beside librdkafka's own consumer in C, which is the bound.
+
+    python benchmarks/pipelines/kafka_ingest.py                     5 M records of 122 bytes, 4 partitions
+    python benchmarks/pipelines/kafka_ingest.py --rows 1000000 --kinds bound decode --rounds 5
+
+    bound     kafka_count.cc: librdkafka without Python, which counts the records and their bytes; with our settings
+    client    confluent_kafka's `Consumer.consume`, with our settings: a list of messages, counted
+    source    KafkaSource.read_batch: record batches with their offsets, counted
+    decode    the same, and 3 of the 7 fields of each record decoded into columns
+    stream    an app whose stream of these 3 columns goes to a sink that adds up; checkpoints in memory
+
+The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send). The rounds go through all kinds, forth and
+back; each run is a process of its own, from the first record to the last. Checked in each run: the count, and the bytes of the payloads or
+the sum of the amounts. `cpu_seconds` are those of the reading process, so they hold on a machine that does other work too. The last line
+printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its processor time (`cpu_of_bound`).
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from sabot import App, Sink
+from sabot._cython.arrow.batch import Batch
+from sabot.codecs.json import JsonCodec
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.kafka import KafkaSink, KafkaSource, admin
+from sabot.kafka.client import FETCHING
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from make_txns import CHUNK_ROWS, Transactions
+
+from tools.broker import running
+
+KINDS = ("bound", "client", "source", "decode", "stream")
+COLUMNS = {"account": "string", "amount": "float64", "ts": "int64"}
+BATCH_ROWS = 16_384  # what the engine asks of a source
+QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
+COUNTER = Path(__file__).with_name("kafka_count.cc")
+
+
+# The input, and what it comes to
+
+
+def fill(broker: str, topic: str, rows: int, partitions: int) -> float:
+    """Returns the sum of the amounts."""
+    admin.create_topic(broker, topic, partitions, config={"retention.ms": "-1"})
+    sink = KafkaSink(topic, broker)
+    sink.open()
+    drawn, amount = Transactions(7), 0.0
+    for number, start in enumerate(range(0, rows, CHUNK_ROWS)):
+        batch = drawn.chunk(number, min(CHUNK_ROWS, rows - start))
+        amount += pc.sum(batch.column("amount")).as_py()
+        for first in range(0, batch.num_rows, BATCH_ROWS):
+            sink.write(Batch(batch.slice(first, BATCH_ROWS), None, topic))
+    sink.flush()
+    sink.close()
+    return amount
+
+
+def payload_bytes(records: pa.RecordBatch) -> int:
+    return pc.sum(pc.binary_length(records.column(RECORD_SCHEMA.get_field_index("payload")))).as_py() or 0
+
+
+# One run
+
+
+class Totals(Sink):
+    """Counts the rows of a stream and adds up their amounts; `full` is set with the last."""
+
+    def __init__(self, rows: int) -> None:
+        self.name = "totals"
+        self.wanted, self.rows, self.amount = rows, 0, 0.0
+        self.full = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        self.rows += batch.num_rows
+        self.amount += pc.sum(batch.taken().column("amount")).as_py() or 0.0
+        if self.rows >= self.wanted:
+            self._loop.call_soon_threadsafe(self.full.set)
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def measured(began: float, cpu: float, rows: int, **answer: float) -> dict[str, float]:
+    return {
+        "rows": rows,
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        **answer,
+    }
+
+
+def read_source(options: argparse.Namespace) -> dict[str, float]:
+    codec = JsonCodec(pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()]))
+    source = KafkaSource(options.topic, options.broker, f"bench-{uuid.uuid4().hex}")
+    source.open(None, "earliest")
+    began, cpu = time.perf_counter(), time.process_time()
+    rows, bytes_, amount, heard = 0, 0, 0.0, began
+    while rows < options.rows:
+        batch = source.read_batch(BATCH_ROWS, 1.0)
+        if batch is None:
+            assert time.perf_counter() < heard + QUIET_SECONDS, f"{rows} of {options.rows} records came"
+            continue
+        heard = time.perf_counter()
+        if options.kind == "decode":
+            data, bad = codec.decode(batch.data)
+            assert not bad, bad[0]
+            rows += data.num_rows
+            amount += pc.sum(data.column("amount")).as_py()
+        else:
+            rows += batch.num_rows
+            bytes_ += payload_bytes(batch.data)
+    answer = {"amount": amount} if options.kind == "decode" else {"bytes": bytes_}
+    outcome = measured(began, cpu, rows, **answer)
+    source.close()
+    return outcome
+
+
+def read_client(options: argparse.Namespace) -> dict[str, float]:
+    conf = {"bootstrap.servers": options.broker.removeprefix("kafka://"), "group.id": f"bench-{uuid.uuid4().hex}"}
+    consumer = Consumer({**conf, "enable.auto.commit": False, **FETCHING})
+    began, cpu = time.perf_counter(), time.process_time()
+    consumer.assign([TopicPartition(options.topic, index, 0) for index in range(options.partitions)])
+    rows = bytes_ = 0
+    while rows < options.rows:
+        messages = consumer.consume(1, QUIET_SECONDS)
+        messages += consumer.consume(BATCH_ROWS - 1, 0)
+        assert messages, f"{rows} of {options.rows} records came"
+        rows += len(messages)
+        bytes_ += sum(map(len, map(Message.value, messages)))
+    outcome = measured(began, cpu, rows, bytes=bytes_)
+    consumer.close()
+    return outcome
+
+
+async def read_stream(options: argparse.Namespace) -> dict[str, float]:
+    app = App(f"bench-{uuid.uuid4().hex[:8]}", options.broker, checkpoint_interval="1s")
+    totals = Totals(options.rows)
+    app.stream(options.topic, schema=COLUMNS).to(totals)
+    began, cpu = time.perf_counter(), time.process_time()
+    await app.start()
+    await asyncio.wait_for(totals.full.wait(), QUIET_SECONDS + options.rows / 20_000)
+    outcome = measured(began, cpu, totals.rows, amount=totals.amount)
+    await app.stop()
+    return outcome
+
+
+# All runs
+
+
+def counter(folder: str) -> list[str]:
+    """Compiles the bound against the library that the Python client has loaded."""
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
+    assert len(loaded) == 1, f"the Python client holds its library in {sorted(loaded) or 'itself'}"
+    library = Path(loaded.pop())
+    program = f"{folder}/kafka_count"
+    subprocess.run(["c++", "-O2", "-o", program, COUNTER, library, f"-Wl,-rpath,{library.parent}"], check=True)
+    return [program]
+
+
+def one(options: argparse.Namespace, kind: str, program: list[str], broker: str, topic: str) -> dict[str, float]:
+    if kind == "bound":
+        words = [*program, broker.removeprefix("kafka://"), topic, str(options.partitions), str(options.rows)]
+        for name, value in FETCHING.items():
+            words += [name, str(value)]
+    else:
+        words = [sys.executable, __file__, "--kind", kind, "--broker", broker, "--topic", topic]
+        words += ["--rows", str(options.rows), "--partitions", str(options.partitions)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{kind}: the run failed")
+    outcome: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{kind}: {outcome}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def check(outcome: dict[str, float], rows: int, size: float, amount: float) -> None:
+    """The bytes are those that the bound has counted; it is the first of all runs."""
+    assert outcome["rows"] == rows, outcome
+    assert outcome.get("bytes", size) == size, (outcome, size)
+    assert abs(outcome.get("amount", amount) - amount) <= 1e-9 * amount, (outcome, amount)
+
+
+def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
+    topic = f"bench-{uuid.uuid4().hex[:8]}"
+    amount = fill(broker, topic, options.rows, options.partitions)
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
+    size = -1.0
+    with tempfile.TemporaryDirectory() as folder:
+        program = counter(folder)
+        for number in range(options.rounds):
+            for kind in options.kinds[:: 1 if number % 2 == 0 else -1]:
+                outcome = one(options, kind, program, broker, topic)
+                size = outcome["bytes"] if size < 0 and "bytes" in outcome else size
+                check(outcome, options.rows, size, amount)
+                found[kind].append(outcome)
+    admin.delete_topic(broker, topic)
+    figures: dict[str, Any] = {"bytes_per_row": round(size / options.rows, 1)} if size >= 0 else {}
+    for kind, runs in found.items():
+        figures[kind] = {
+            "rows_per_s": round(median(options.rows / each["seconds"] for each in runs)),
+            "cpu_seconds": round(median(each["cpu_seconds"] for each in runs), 2),
+        }
+    if bound := figures.get("bound"):
+        for kind in found:
+            figures[kind]["of_bound"] = round(figures[kind]["rows_per_s"] / bound["rows_per_s"], 2)
+            figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
+    parser.add_argument("--topic", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.kind == "stream":
+        print(json.dumps(asyncio.run(read_stream(options))))
+    elif options.kind:
+        print(json.dumps((read_client if options.kind == "client" else read_source)(options)))
+    else:
+        with running(options.broker) as broker:
+            outcome = measure(broker, options)
+        head = {"benchmark": "kafka_ingest", "rows": options.rows, "partitions": options.partitions}
+        print(json.dumps({**head, **outcome}))
+
+
+if __name__ == "__main__":
+    main()
