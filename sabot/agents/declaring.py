@@ -54,7 +54,7 @@ class DeclaresAgents:
     lifespan: "Lifespan"
     send: Callable[..., Awaitable[int]]
     listener: "Listener | None"
-    _policy: "PolicyEngine | None"
+    policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
     _ledger: "Ledger | None"
     _judge: "GateJudge | None"
@@ -66,7 +66,7 @@ class DeclaresAgents:
         budgets: "Sequence[Budget] | Ledger | None",
     ) -> None:
         """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
-        self._policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
+        self.policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
         if policy is not None:
             from sabot.jobs.gate import checked_gate
 
@@ -110,15 +110,15 @@ class DeclaresAgents:
         """The policy, then the ledger: the first one decides first."""
         ledger = self.accounts
         if ledger is None:
-            return () if self._policy is None else (self._policy,)
+            return () if self.policy is None else (self.policy,)
         from sabot.agents.accounts.gate import LedgerGate
 
         gate = LedgerGate(ledger, closes=ledger is not self._budgets)
-        return (gate,) if self._policy is None else (self._policy, gate)
+        return (gate,) if self.policy is None else (self.policy, gate)
 
     def judge(self) -> "GateJudge | None":
         """Who judges calls of models that no job makes; None: nobody."""
-        if self._judge is None and (self._policy is not None or self._budgets is not None):
+        if self._judge is None and (self.policy is not None or self._budgets is not None):
             from sabot.jobs.judging import judge_of
 
             self._judge = judge_of(self.id, self.gates, self.clock)

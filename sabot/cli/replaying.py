@@ -16,6 +16,7 @@ from sabot.agents.replay.fork import FORK_ALLOWS, fork
 from sabot.agents.replay.player import JobCode, code_of, steps_of, verified
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.states import checkpoints_of
+from sabot.app import App
 from sabot.cli.agent_jobs import JobId
 from sabot.cli.journal import Json, json_of, quietly, reading, value_text
 from sabot.cli.loading import WrongUse, load_program
@@ -51,9 +52,8 @@ def _recording(job: str, place: str | None, kafka: list[str] | None) -> Recordin
         return record_job(open_ones.enter_context(reading(place, kafka)), job)
 
 
-def _code(recording: Recording, target: str) -> JobCode:
+def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> JobCode:
     """Of the agent whose job this is. Raises UserError where the program has none."""
-    program = load_program(target)
     agent = next(each.agent for each in recording.entries if isinstance(each, Begin))
     if isinstance(program, RuntimeKernel):
         return program.code(agent.removeprefix(f"{program.name}."))
@@ -99,7 +99,7 @@ def replay(
 
     def work() -> None:
         recording = _recording(job, place, kafka)
-        found = verified(recording, _code(recording, target))
+        found = verified(recording, _code(recording, target, load_program(target)))
         if json:
             json_line({"job": found.job_id, "steps": found.steps, "same": found.same, "difference": found.difference})
         else:
@@ -147,7 +147,8 @@ def fork_job(
     """Run the code of today over what a job did up to a step, and let it go on from there, otherwise than it did.
 
     Nothing outside changes: models and tools that only read are asked, and cost; others, and children, are denied, unless --answer stands
-    in for them or --allow names them. Neither the job nor its journal is touched. Timers and deadlines take their time, and what it waits
+    in for them or --allow names them. The program's policy holds, too: --answer confirm='{"approved": true}' allows what it wants a person
+    to allow. Neither the job nor its journal is touched. Timers and deadlines take their time, and what it waits
     for is said, unless --no-wait. Exit code 1 where it fails.
     """
 
@@ -155,8 +156,10 @@ def fork_job(
         recording, at = _part(job, begin, place, kafka)
         allowed = (*FORK_ALLOWS, *(allow or ()))
         answers = dict(map(_answer, answer or ()))
-        code = _code(recording, target)
+        program = load_program(target)
+        code = _code(recording, target, program)
         how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "allow": allowed}
+        how["gate"] = program.policy
         found = asyncio.run(fork(recording, code, at=at, no_wait=no_wait, **how))
         if file is not None:
             found.recording.save(file)

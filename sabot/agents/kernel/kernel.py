@@ -123,7 +123,7 @@ class RuntimeKernel:
                 f"kernel {self.name}: its agents are {names or 'none'}", hint="one or more, each with its own name"
             )
         self._place = MemoryHome(clock) if journal is None else journal
-        self._policy, self._budgets, self._writer = checked_gate(policy), budgets, ledger_writer
+        self.policy, self._budgets, self._writer = checked_gate(policy), budgets, ledger_writer
         if budgets is not None:
             checked_budgets(budgets)
         if ledger_writer is not None:
@@ -196,7 +196,7 @@ class RuntimeKernel:
 
     async def _gates(self) -> list[EffectGate]:
         """The policy, the limits of jobs, then the ledger: the first one decides first."""
-        gates = [*([] if self._policy is None else [self._policy]), JobLimits()]
+        gates = [*([] if self.policy is None else [self.policy]), JobLimits()]
         if self._budgets is None:
             return gates
         ledger = await self._accounts(self._budgets)

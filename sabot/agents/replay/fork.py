@@ -21,7 +21,8 @@ from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError
-from sabot.jobs.gate import Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
+from sabot.jobs.gate import CONFIRM, Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
+from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
@@ -81,7 +82,8 @@ async def fork(
 
     at: an ordinal; 0: from the beginning; None: behind all that is recorded. answers: by the names of tools, what they return in place of
     being called; of models ("llm": of all), their texts, or Completions, or a list of those of several calls; by the types of questions
-    and the names of signals, what they are answered with; by the names of agents, the results of children. model: is asked in place of the
+    and the names of signals, what they are answered with ("confirm": whether a call may be made for which `gate` wants a person); by the
+    names of agents, the results of children. model: is asked in place of the
     one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
     are denied. gate: decides too. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
     answers. Else it waits for that, and the log says for what, and how long. clock: its time goes on from that of the last entry that is
@@ -218,6 +220,13 @@ class _Changes:
         return said if isinstance(said, Completion) else Completion(message=assistant(said), model=name)
 
 
+def _question(ask: Ask) -> str:
+    """The type of the question that is open, the function's own or one about the effect; of a wait its signal; "": nobody is asked."""
+    if ask.kind in ("ask", "wait"):
+        return ask.name
+    return IN_DOUBT if ask.doubt else CONFIRM if ask.token else ""
+
+
 class _ForkClock:
     """A clock whose calendar goes on from `since`, in seconds."""
 
@@ -232,21 +241,20 @@ class _ForkClock:
 
 class _ForkRun(JobRun):
     """A run in which some calls have stand-ins, and requests of models other instructions. on_answered: is told of each question and wait
-    that `answers` has, when it is in the journal and the function waits for it.
+    that `answers` has, also of a question about an effect, when it is in the journal and the job waits for it.
     """
 
     def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
         super().__init__(*given, **how)
         self._changes, self._on_answered = changes, on_answered
-        self._answered: set[int] = set()  # ordinals
+        self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
         """As `JobRun.may_park`: not where an answer comes at once."""
-        asks, answers = self.open.values(), self._changes.answers
-        answered = [ask for ask in asks if ask.kind in ("ask", "wait") and ask.name in answers]
+        answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
-            if ask.ordinal not in self._answered:
-                self._answered.add(ask.ordinal)
+            if (named := (ask.ordinal, ask.doubt or ask.token)) not in self._answered:
+                self._answered.add(named)
                 self._on_answered(ask)
         return not answered and super().may_park(now_s)
 
@@ -358,7 +366,7 @@ class _ForkOwner:
     def parked(self, job_id: str) -> None:
         """As `JobOwner.parked`. Where only a person could go on with it, the fork is over."""
         asks = self.run.open.values()
-        if any(ask.kind == "child" and self._changes.of(ask.name) is not None for ask in asks):
+        if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
             return
         if self._no_wait or not any(ask.due_ms for ask in asks):
             self.waits_for = tuple(map(self._words, asks))
@@ -369,12 +377,14 @@ class _ForkOwner:
             _log.warning("the fork of job %s waits for %s; no_wait=True (--no-wait) ends it there", job_id, what)
 
     def _words(self, ask: Ask) -> str:
-        words = f"{effect_words(ask.kind, ask.name)} (step {ask.ordinal})"
+        words, question = f"{effect_words(ask.kind, ask.model or ask.name)} (step {ask.ordinal})", _question(ask)
+        if question in (CONFIRM, IN_DOUBT) and ask.kind != "ask":
+            words = f"a person who says whether {words} {'may be' if question == CONFIRM else 'was'} made"
         if ask.due_ms:
             left_s = max(0, round(ask.due_ms / 1000 - self._clock.time()))
             words += f", for {timedelta(seconds=left_s)}"
-        if ask.kind in ("ask", "wait", "child"):
-            words += f": answers={{{ask.name!r}: …}} (--answer {ask.name}=JSON) answers it"
+        if answer := question or (ask.name if ask.kind == "child" else ""):
+            words += f": answers={{{answer!r}: …}} (--answer {answer}=JSON) answers it"
         return words
 
     def answer(self, ask: Ask) -> None:
@@ -385,10 +395,11 @@ class _ForkOwner:
     def _answer(self, run: JobRun, ask: Ask) -> None:
         host = self._host
         assert host is not None
-        if ask.ordinal not in run.open or run is not self.run:  # the function has stopped waiting for it
+        question = _question(ask)
+        if run.open.get(ask.ordinal) is not ask or run is not self.run or not question:  # it is waited for no longer
             return
-        body, at_ms = msgspec.json.encode(self._changes.answers[ask.name]), host.now_ms()
-        entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, ask.token, "resolved", body, "fork")
+        body, at_ms, token = msgspec.json.encode(self._changes.answers[question]), host.now_ms(), ask.doubt or ask.token
+        entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
             entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
         host.arrived(host.append(entry, host.live(run.job_id)), entry)

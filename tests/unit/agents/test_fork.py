@@ -10,12 +10,14 @@ from unit.jobs.hosting import Agent, entries, hosting
 from sabot import App
 from sabot.agents import (
     ExecutionRequest,
+    PolicyEngine,
     Recording,
     ReplayDifference,
     ReplayMode,
     ReplayPlayer,
     RunMetadata,
     RuntimeKernel,
+    ToolPolicy,
     code_of,
     record_job,
 )
@@ -135,6 +137,69 @@ async def test_a_question_is_answered_or_the_fork_waits() -> None:
     found = await fork(recording, code, at=3, answers={"confirm": {"approved": False}})
     assert (found.outcome, found.result["approved"], found.result["paid"]) == ("succeeded", False, "paid 7")
     assert (world.provider.requests, world.paid) == ([], [])
+
+
+@pytest.mark.parametrize("approved", [True, False])
+@pytest.mark.parametrize("stands_in", [True, False])
+async def test_what_a_policy_wants_a_person_to_allow_is_answered_too(approved: bool, stands_in: bool) -> None:
+    """The fork waited for the person, whatever `answers` said."""
+    recording, shop = await shop_recorded(), Shop()
+    policy = PolicyEngine([ToolPolicy(["pay"], require_approval=True)])
+    how: Any = {"allow": ("pay",), "gate": policy}
+    found = await fork(recording, shop.code, at=3, **how)
+    assert found.waits_for == (
+        "a person who says whether call pay (step 4) may be made: answers={'confirm': …} (--answer confirm=JSON) answers it",
+    )
+    answers = {"confirm": {"approved": approved}, **({"pay": "paid by nobody"} if stands_in else {})}
+    found = await fork(recording, shop.code, at=3, answers=answers, **how)
+    assert (found.outcome, found.unused, found.waits_for) == ("succeeded", (), ())
+    paid = ("paid by nobody" if stands_in else "paid 7") if approved else "pay was not done: it was rejected by fork"
+    assert (found.result["paid"], shop.world.paid) == (paid, [7] if approved and not stands_in else [])
+
+
+async def test_calls_of_a_new_history_and_children_are_allowed_by_answers_too() -> None:
+    home, sent = MemoryHome(ManualClock(1_000.0)), list[str]()
+
+    async def was(ctx: DurableContext) -> None:
+        await ctx.sleep("1ms")
+
+    async def send(text: str) -> None:
+        sent.append(text)
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.call(send, ctx.message)
+        if ctx.message == "hello":
+            ctx.continue_as("again")
+        return [await ctx.child("price", 1), await ctx.call(send, "last")]
+
+    async with hosting(home, Agent(was)) as running:
+        running.begin("job", "hello")
+        await running.over("job")
+    recording, code = record_job(MemoryReader(home), "job"), JobCode(Agent(job).call)
+    names = ["send", "app.price"]
+    policy = PolicyEngine([ToolPolicy(names[:1], require_approval=True), ToolPolicy(names[1:], require_approval=True)])
+    how: Any = {"at": 0, "allow": ("send",), "gate": policy}
+    found = await fork(recording, code, **how, answers={"confirm": {"approved": True}, "price": 9})
+    assert (found.outcome, found.result, sent) == ("succeeded", [9, None], ["hello", "again", "last"])
+    assert [step["outcome"] for step in steps_of(found.recording)] == ["ok"] * 4
+    found = await fork(recording, code, **how, answers={"price": 9})
+    assert (found.outcome, sent[3:]) == ("waits", [])
+
+
+async def test_whether_an_effect_was_done_is_answered_too() -> None:
+    recording, shop = await shop_recorded(), Shop()
+
+    @tool(effect="unsafe")
+    async def pay(cents: int) -> str:
+        """Pays, and nobody knows."""
+        raise TimeoutError("no answer")
+
+    shop.world.pay = pay
+    found = await fork(recording, shop.code, at=3, allow=("pay",))
+    assert found.waits_for[0].startswith("a person who says whether call pay (step 4) was made: answers={'in_doubt'")
+    done = {"in_doubt": {"outcome": "done", "result": "paid 7"}}
+    found = await fork(recording, shop.code, at=3, allow=("pay",), answers=done)
+    assert (found.outcome, found.result["paid"], found.unused) == ("succeeded", "paid 7", ())
 
 
 async def test_what_had_no_result_by_then_is_asked_anew_and_an_unsafe_call_is_not_in_doubt() -> None:

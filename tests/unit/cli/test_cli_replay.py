@@ -178,6 +178,19 @@ async def test_a_job_of_a_kernel_goes_on_with_another_model_and_prompt(
     assert sabot_says("jobs", "replay", handle.job_id, "-A", target, "--journal", "jobs").exit_code == 0
 
 
+async def test_a_fork_on_the_command_line_asks_the_policy_of_the_program(folder: Path) -> None:
+    """It went past it: an unsafe tool that --allow named was called, and a model that the policy denies asked."""
+    lines = "from sabot.agents import PolicyEngine, ToolPolicy\n\npolicy = PolicyEngine([ToolPolicy(['refund'], require_approval=True)])"
+    judged = PROGRAM.replace("checkpoint_interval=3600)", "checkpoint_interval=3600, policy=policy)")
+    target = program(folder, judged.replace("\napp = App", f"\n{lines}\napp = App"))
+    words = (jobs()[0], "-A", target, "--journal", "state", "--from", 0, "--allow", "refund")
+    code, _, errors = await forked(*words)
+    assert "a person who says whether call refund (step 1) may be made" in errors
+    code, out, errors = await forked(*words, "--answer", 'confirm={"approved": true}', "--json")
+    assert (code, json.loads(out)["outcome"]) == (0, "succeeded"), errors
+    assert "refunded" in json.loads(out)["result"]["said"]
+
+
 ASKING = """
 from sabot.agents import RuntimeKernel
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
