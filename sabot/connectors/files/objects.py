@@ -51,6 +51,7 @@ class ObjectSink(Sink):
         self._begun = ""  # how the names of objects begin; "": the sink is not open
         self._sent = 0
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
 
     def check_types(self, schema: pa.Schema) -> None:
         self._format.check_types(schema)
@@ -66,7 +67,7 @@ class ObjectSink(Sink):
         return None
 
     def _open(self, begun: str) -> None:
-        self._begun, self._sent, self._waiting = "", 0, []
+        self._begun, self._sent, self._waiting, self._waiting_bytes = "", 0, [], 0
         try:
             with naming(self._path):
                 self._path.filesystem.get_file_info([self._path.inside])
@@ -77,15 +78,17 @@ class ObjectSink(Sink):
     def write(self, batch: Batch) -> None:
         self._check_open()
         if batch.num_rows:
-            self._waiting.append(self.fitting(batch.taken()))
-            if sum(each.nbytes for each in self._waiting) >= _OBJECT_BYTES:
+            data = self.fitting(batch.taken())
+            self._waiting.append(data)
+            self._waiting_bytes += data.nbytes
+            if self._waiting_bytes >= _OBJECT_BYTES:
                 self.flush()
 
     def flush(self) -> None:
         self._check_open()
         if self._waiting:
             self._put(self._sent, self._waiting)
-            self._sent, self._waiting = self._sent + 1, []
+            self._sent, self._waiting, self._waiting_bytes = self._sent + 1, [], 0
 
     def finish(self) -> None:
         if self._begun:

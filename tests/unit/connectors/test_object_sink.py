@@ -10,6 +10,7 @@ from pyarrow import fs as arrow_fs
 from sabot import App, NdjsonSink, ObjectSink, files
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Track
+from sabot.connectors.files import objects
 from sabot.errors import TransientError, UserError
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 from tools.checkpoint_tools import in_memory
@@ -89,6 +90,20 @@ def test_at_least_once_rows_are_sent_at_each_flush() -> None:
     sink.finish()
     sink.close()
     assert rows(files((store, "bucket/out"))) == ROWS
+
+
+def test_at_least_once_rows_are_sent_when_there_are_enough_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, handler = in_memory()
+    sink = ObjectSink((store, "bucket/out"))
+    one = Batch(batch(ROWS[:1]))
+    monkeypatch.setattr(objects, "_OBJECT_BYTES", 3 * one.data.nbytes)
+    sink.open()
+    counts = []
+    for _ in range(7):
+        sink.write(one)
+        counts.append(len(handler.files))
+    assert counts == [0, 0, 1, 1, 1, 2, 2]
+    sink.close()
 
 
 async def test_a_stream_is_delivered_exactly_once(tmp_path: Path) -> None:
