@@ -190,7 +190,7 @@ class _DividedText(ColumnFormat):
             if not self.partition_by and self.suffix == _Ndjson.suffix:
                 return batch.taken()
             raise UserError(
-                f"file {self.name!r}: partition_by: records that are not decoded have no columns to divide them by",
+                f"file {self.name!r}: records that are not decoded have no columns, by which rows are divided or written as CSV",
                 hint="decode them first: a stream, or a batch agent with a schema",
             )
         return super().columns(batch)

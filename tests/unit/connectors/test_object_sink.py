@@ -9,6 +9,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot import App, NdjsonSink, ObjectSink, files
 from sabot._cython.arrow.batch import Batch
+from sabot.codecs.records import to_records
 from sabot.connectors.base import Track
 from sabot.connectors.files import objects
 from sabot.errors import TransientError, UserError
@@ -126,6 +127,8 @@ def test_columns_that_the_format_cannot_hold_are_refused_before_rows_are_taken()
         sink.fitting(lists)
     with pytest.raises(UserError, match="do not fit those before"):
         sink.fitting(sink.fitting(batch([{"n": 1}])).rename_columns(["m"]))
+    with pytest.raises(UserError, match="records that are not decoded have no columns"):
+        sink.fitting(to_records(Batch(batch(ROWS)), 0))
     assert not handler.files
     with pytest.raises(UserError, match="no format of files"):
         ObjectSink((store, "bucket/out"), "xml")
