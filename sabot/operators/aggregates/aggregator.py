@@ -17,7 +17,7 @@ from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import Shape, Standing
-from sabot.operators.aggregates.decimals import decimal_means, part_count, parts_of
+from sabot.operators.aggregates.decimals import decimal_means, part_count, part_of
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -454,7 +454,7 @@ def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
 
 
 def _part(data: pa.RecordBatch, argument: int, place: int) -> Array:
-    return parts_of(data.column(argument))[place]
+    return part_of(data.column(argument), place)
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
-__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "part_count", "parts_of"]
+__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "part_count", "part_of"]
 
 NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they add decimals exactly'
 """The hint where results of decimals have no accumulator of fixed width."""
@@ -29,18 +29,14 @@ def part_count(kind: pa.DataType) -> int:
     return 2 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 32
 
 
-def parts_of(values: pa.Array) -> list[pa.Int64Array]:
-    """The unscaled values, cut into parts of 32 bits, the least significant first; the last one has the sign. Null stays null."""
+def part_of(values: pa.Array, place: int) -> pa.Int64Array:
+    """The unscaled values' part of 32 bits at this place, the least significant at 0; the last one has the sign. Null stays null."""
     kind = values.type
     words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
     mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
-    count = part_count(kind)
-    parts = []
-    for place in range(count):
-        part = words[:, place // 2]
-        part = part & _LOW if place % 2 == 0 else part >> 32
-        parts.append(pa.array(part & _LOW if place % 2 and place < count - 1 else part, mask=mask))
-    return parts
+    part = words[:, place // 2]
+    part = part if place % 2 == 0 else part >> 32
+    return pa.array(part if place % 2 and place == part_count(kind) - 1 else part & _LOW, mask=mask)
 
 
 def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.DoubleArray:

@@ -18,7 +18,7 @@ from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_k
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.aggregates.decimals import decimal_means, decimal_overflow, part_count, parts_of
+from sabot.operators.aggregates.decimals import decimal_means, decimal_overflow, part_count, part_of
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
@@ -143,7 +143,8 @@ class DecimalMeans(WholeSums):
     def figures(self, rows: ChangedRows) -> list[Array]:
         values = rows.column(str(self._call.argument))
         by = np.where(rows.counting(self._call, values), rows.by, np.int64(0))
-        return [pa.array(by), *(pa.array(part.fill_null(0).to_numpy() * by) for part in parts_of(values))]
+        parts = (part_of(values, place) for place in range(part_count(self._kind)))
+        return [pa.array(by), *(pa.array(part.fill_null(0).to_numpy() * by) for part in parts)]
 
     def results(self, columns: Sequence[Array]) -> Array:
         counts, *sums = (columns[place] for place in self.accumulators)
