@@ -254,20 +254,26 @@ def _aligned(node: TwoInputs) -> Aligned | None:
 
 def _clocks(node: Node) -> frozenset[Read]:
     """The sources whose event time is that of the node's rows, as far as they can be held back."""
-    if isinstance(node, Read):
-        return frozenset() if isinstance(node, AgentRead) else frozenset([node])
-    if isinstance(node, WithTime):
-        return frozenset()
-    inputs = node.inputs[:1] if isinstance(node, Lookup) else node.inputs
-    return frozenset(read for each in inputs for read in _clocks(each))
+
+    def inputs(each: Node) -> Iterable[Node]:
+        return () if isinstance(each, WithTime) else each.inputs[:1] if isinstance(each, Lookup) else each.inputs
+
+    return frozenset(each for each in _behind(node, inputs) if not isinstance(each, AgentRead))
 
 
 def _drivers(node: Node) -> frozenset[Read]:
     """The sources for whose rows the node gives rows: not those of a table in which others are looked up."""
-    if isinstance(node, Read):
-        return frozenset([node])
-    inputs = node.inputs[:1] if isinstance(node, Lookup | AsofJoin) else node.inputs
-    return frozenset(read for each in inputs for read in _drivers(each))
+    return _behind(node, lambda each: each.inputs[:1] if isinstance(each, Lookup | AsofJoin) else each.inputs)
+
+
+def _behind(node: Node, inputs: Callable[[Node], Iterable[Node]]) -> frozenset[Read]:
+    """The sources from which the node is reached by these inputs of steps. Each step is looked at once: streams part and meet again."""
+    seen, more = {id(node): node}, [node]
+    while more:
+        new = {id(each): each for each in inputs(more.pop()) if id(each) not in seen}
+        seen |= new
+        more += new.values()
+    return frozenset(each for each in seen.values() if isinstance(each, Read))
 
 
 def _endless(reads: Iterable[Read]) -> str:

@@ -22,6 +22,7 @@ from sabot import (
     session,
     tumbling,
 )
+from sabot.api.nodes.rows import Union
 from sabot.api.stream.elsewhere import HERE
 
 SCHEMA = {"id": "int64", "account": "string", "amount": "float64", "ts": "int64", "country": "string"}
@@ -569,3 +570,21 @@ def test_a_look_takes_numpy_s_numbers(app, tmp_path):
     assert stream.collect(limit=np.int64(1), seconds=np.int64(30)).num_rows == 1
     assert stream.head(np.int64(1)).collect().num_rows == 1
     stream.print(np.int64(1))
+
+
+def test_a_step_is_looked_at_once_however_often_streams_part_and_meet(app, orders, monkeypatch):
+    looked = 0
+    inputs = Union.inputs.fget
+
+    def counted(node):
+        nonlocal looked
+        looked += 1
+        return inputs(node)
+
+    other, stream = app.stream("other", schema=orders._node.schema, time="ts"), orders
+    for least in range(12):
+        small, large = stream.split(col("amount") < least)
+        stream = small.union(large)
+    monkeypatch.setattr(Union, "inputs", property(counted))
+    assert "max_drift" in stream.join(other, on="account", between=("-1m", "1m")).explain()
+    assert looked < 1000  # by its 4,096 ways to the source it would be more
