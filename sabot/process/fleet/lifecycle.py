@@ -437,12 +437,11 @@ class LifecycleManager:
                 agent.become(LifecycleState.SUSPENDED)
 
     async def _release(self, agent: AgentInstance, child: Child) -> None:
-        if self._checkpoint is None or agent.is_adopted:
-            raise SuspendFailed(
-                f"agent {agent.name!r}: its memory cannot be given back: "
-                + ("it is not started again here" if agent.is_adopted else "the manager has no checkpoint"),
-                hint="LifecycleManager(checkpoint=...)",
-            )
+        where = f"agent {agent.name!r}: its memory cannot be given back"
+        if agent.is_adopted:
+            raise SuspendFailed(f"{where}: it is not started again here", hint="suspend(…) alone stops its processes")
+        if self._checkpoint is None:
+            raise SuspendFailed(f"{where}: the manager has no checkpoint", hint="LifecycleManager(checkpoint=...)")
         child.resume()  # it may have to say what it has
         try:
             async with asyncio.timeout(self.config.shutdown_timeout):

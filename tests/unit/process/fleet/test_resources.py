@@ -40,6 +40,7 @@ from sabot.process import (
     ResourceReport,
     RestartFailed,
     Supervisor,
+    SuspendFailed,
     UnknownAgent,
     WarmPool,
     WarmPoolConfig,
@@ -106,6 +107,8 @@ async def test_quotas_hold_for_children_of_fleets_and_warm_pools(kind: str, acti
         assert await lives.suspend_idle() == []
         with pytest.raises(RestartFailed, match="not started again here"):
             await lives.restart(agent.id)
+        with pytest.raises(SuspendFailed, match=r"not started again here \(suspend"):
+            await lives.suspend(agent.id, release_memory=True)
         await resources.check(agent.id)
         assert [each.action for each in told if each.agent_id == agent.id] == [action]
         if action is QuotaAction.TERMINATE:
