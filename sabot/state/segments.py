@@ -236,9 +236,8 @@ class _SegmentFile(Shared):
         living = np.flatnonzero(~self._gone)
         start = 0
         while start < len(living):
-            end = start + _PIECE_ROWS
-            while end < len(living) and self._hashes[living[end]] == self._hashes[living[end - 1]]:
-                end += 1
+            last = self._hashes[living[min(start + _PIECE_ROWS, len(living)) - 1]]
+            end = int(np.searchsorted(living, np.searchsorted(self._hashes, last, side="right")))
             yield living[start:end]
             start = end
 

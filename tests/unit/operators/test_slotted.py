@@ -5,6 +5,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.state import segments as segment_files
 from sabot.state.segments import Segments, read_segments
 from tools.operator_run import OperatorRun
 
@@ -252,6 +254,22 @@ def test_rows_are_taken_by_hash_and_by_time(tmp_path: Path) -> None:
     assert not list((tmp_path / "cold").iterdir())
     assert not list((tmp_path / "again").iterdir())
     assert values(read_segments(tmp_path / "saved", segments.schema, told)) == left
+
+
+def test_a_key_is_whole_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "_PIECE_ROWS", 4)
+    rng = random.Random(7)
+    keys = sorted(rng.choices(range(12), k=60))
+    segments = Segments(batch([1]).schema, tmp_path / "cold")
+    segments.write(batch(keys), np.array(keys, np.uint64))
+    gone = [key for key in set(keys) if key % 3 == 0]
+    segments.take(np.array(gone, np.uint64))
+    pieces = [piece.column("n").to_pylist() for piece in segments.take_all()]
+    assert [key for piece in pieces for key in piece] == [key for key in keys if key % 3]
+    assert all(len(piece) >= 4 for piece in pieces[:-1])
+    assert len(pieces) > 2
+    assert not any(one[-1] == other[0] for one, other in pairwise(pieces))
+    segments.close()
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
