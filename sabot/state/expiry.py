@@ -9,7 +9,8 @@ see it any more.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from sabot.clock import Clock
 from sabot.state.base import BackendCut, Entry, Mine, Snapshot
@@ -21,6 +22,15 @@ _ZERO = 1 << 63  # added to event times in sealed values
 _BUCKETS = 16  # in a time to live: how precisely the index in memory knows when a value expires
 
 Tables = dict[str, dict[bytes, bytes]]
+
+
+class Table(Protocol):
+    """A dict of values in the order in which they were written, or what stands for one."""
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def pop(self, key: bytes, default: None, /) -> object: ...
+    def items(self) -> Iterable[tuple[bytes, bytes]]: ...
+    def __delitem__(self, key: bytes, /) -> None: ...
 
 
 class Expiry:
@@ -109,7 +119,7 @@ class ExpiryOrder:
     time of a job is at most behind it, so one of its values may be removed later than it expires: with the one that was written before it.
     """
 
-    def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
+    def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:
         """Called before keys are written: moves keys that are there already to the end of the order."""
         for key in keys:
             table.pop(key, None)
@@ -118,7 +128,7 @@ class ExpiryOrder:
         """The tables of a checkpoint, put into the order of expiry."""
         return {name: dict(sorted(table.items(), key=lambda pair: pair[1][:_WIDTH])) for name, table in tables.items()}
 
-    def remove(self, tables: Tables, passed: bytes) -> None:
+    def remove(self, tables: Mapping[str, Table], passed: bytes) -> None:
         """Removes the values whose expiry is not above `passed`. Costs what it removes, not what there is."""
         for table in tables.values():
             expired = []
@@ -143,7 +153,7 @@ class _ByBucket(ExpiryOrder):
         ] = {}  # bucket -> namespace -> keys that were written to expire in it
         self._buckets: list[int] = []  # a heap of the buckets
 
-    def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
+    def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:
         self._expiring(namespace, self._expiry.now_ms + self._expiry.ttl_ms).update(keys)
 
     def restored(self, tables: Tables) -> Tables:
@@ -153,15 +163,16 @@ class _ByBucket(ExpiryOrder):
                 self._expiring(namespace, int.from_bytes(value[:_WIDTH], "big") - _ZERO).add(key)
         return tables
 
-    def remove(self, tables: Tables, passed: bytes) -> None:
+    def remove(self, tables: Mapping[str, Table], passed: bytes) -> None:
         passed_ms = int.from_bytes(passed, "big") - _ZERO
         while self._buckets and (self._buckets[0] + 1) * self._width <= passed_ms:
             for namespace, keys in self._due.pop(heapq.heappop(self._buckets)).items():
-                table = tables.get(namespace, {})
-                for key in keys:
-                    value = table.get(key)
-                    if value is not None and value[:_WIDTH] <= passed:
-                        del table[key]
+                table = tables.get(namespace)
+                if table is not None:
+                    for key in keys:
+                        value = table.get(key)
+                        if value is not None and value[:_WIDTH] <= passed:
+                            del table[key]
 
     def _expiring(self, namespace: str, until_ms: int) -> set[bytes]:
         bucket = until_ms // self._width

@@ -1,16 +1,21 @@
-"""State in memory: a dict of dicts."""
+"""State in memory: a dict of dicts.
+
+A cut copies nothing. It keeps the dicts as they are, and later writes go to a dict above them (`_Layers`); when the cut is over, those
+writes are moved down, some with each further write, until there is one dict again.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pyarrow as pa
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import CorruptCheckpoint, SabotError, UserError
 from sabot.faults import unreadable
 from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.expiry import Expiry, converted
@@ -28,27 +33,167 @@ _SCHEMA = pa.schema(_COLUMNS)
 _CHUNK_ROWS = 4096  # converting a chunk holds the GIL, for about a millisecond with this many rows
 _CHUNK_BYTES = 64 << 20  # far below the 2 GiB that one binary array can hold
 _SAMPLE = 1000
+_MOVED = 8  # entries that a write moves down
+_MOVED_AT_CUT = 2_048
+_MOST_LAYERS = 8  # so many cuts may be open before one copies the table
+_UNKNOWN = b"\x00unknown"  # compared by identity
 
-Tables = dict[str, dict[bytes, bytes]]
+_Layer = dict[bytes, bytes | None]
+
+
+class _Layers:
+    """A table of which cuts hold what it was: dicts, the newest first, of which only that one is written. None: the key is deleted.
+
+    It has the methods of a dict that the backend calls. tables[name] is this table; it becomes a dict again when no cut holds it, and all
+    is moved into the oldest layer. Has one owner; `copy` and `some` may be called from any thread.
+    """
+
+    def __init__(self, tables: "Tables", name: str, table: dict[bytes, bytes]) -> None:
+        self._tables, self._name = tables, name
+        oldest: Any = table
+        self._layers: tuple[_Layer, ...] = ({}, oldest)
+        self._count = len(table)
+        self._holders: list[ref[MemoryCut]] = []
+        self._moving: Iterator[tuple[bytes, bytes | None]] | None = (
+            None  # what is left of the layer above the oldest one
+        )
+
+    def frozen(self) -> tuple[_Layer, ...]:
+        """The layers that have what there is now, and do not change while a cut holds them."""
+        self._move(_MOVED_AT_CUT)
+        if self._layers[0]:
+            self._layers = ({}, *self._layers)
+        return self._layers[1:]
+
+    def held_by(self, cut: "MemoryCut") -> None:
+        self._holders.append(ref(cut))
+
+    def get(self, key: bytes) -> bytes | None:
+        for layer in self._layers:
+            value = layer.get(key, _UNKNOWN)
+            if value is not _UNKNOWN:
+                return value
+        return None
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        self._put(key, value)
+
+    def __delitem__(self, key: bytes) -> None:
+        self._put(key, None)
+
+    def pop(self, key: bytes, default: None) -> None:
+        self._put(key, default)
+
+    def _put(self, key: bytes, value: bytes | None) -> None:
+        self.put_all((key,), (value,))
+
+    def put_all(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        """None deletes a key."""
+        newest, *others = self._layers
+        for key, value in zip(keys, values, strict=True):
+            before = newest.pop(key, _UNKNOWN)  # the order of a layer is that in which its keys were written
+            if before is _UNKNOWN:
+                before = None
+                for layer in others:
+                    if (found := layer.get(key, _UNKNOWN)) is not _UNKNOWN:
+                        before = found
+                        break
+            if value is not None or others:
+                newest[key] = value
+            self._count += (value is not None) - (before is not None)
+        self._move(_MOVED * len(keys))
+
+    def _move(self, most: int) -> None:
+        """Moves so many entries of the layer above the oldest one into that, if no cut holds it."""
+        self._holders = [each for each in self._holders if (cut := each()) is not None and not cut.is_over]
+        while most > 0 and len(self._layers) > 1 and not self._holders:
+            if self._moving is None:
+                if len(self._layers) == 2:
+                    if not self._layers[0]:
+                        self._layers = self._layers[1:]
+                        oldest: Any = self._layers[0]
+                        self._tables[self._name] = oldest
+                        return
+                    self._layers = ({}, *self._layers)
+                self._moving = iter(self._layers[-2].items())
+            into, moved = self._layers[-1], 0
+            for key, value in islice(self._moving, most):
+                moved += 1
+                into.pop(key, None)
+                if value is not None:
+                    into[key] = value
+            if moved < most:
+                self._layers, self._moving = (*self._layers[:-2], into), None
+            most -= max(moved, 1)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """In the order in which they were written."""
+        return _living(self._layers)
+
+    def values(self) -> Iterator[bytes]:
+        return (value for _, value in self.items())
+
+    def copy(self) -> dict[bytes, bytes]:
+        layers = self._layers
+        copies = [layer.copy() for layer in layers]  # the newest first, since entries move to the oldest one meanwhile
+        return dict(_living(copies))
+
+    def some(self, most: int) -> list[tuple[bytes, bytes]]:
+        """So many entries, or all where there are fewer."""
+        parts = [dict(list(islice(layer.items(), most))) for layer in self._layers]
+        return list(islice(_living(parts), most))
+
+    def __len__(self) -> int:
+        return self._count
+
+
+Table = dict[bytes, bytes] | _Layers
+Tables = dict[str, Table]
+
+
+def _living(layers: Sequence[_Layer]) -> Iterator[tuple[bytes, bytes]]:
+    """What layers, the newest first, have together; the oldest first."""
+    for place in range(len(layers) - 1, -1, -1):
+        newer = [layer for layer in layers[:place] if layer]
+        for key, value in layers[place].items():
+            if value is not None and not (newer and any(key in each for each in newer)):
+                yield key, value
 
 
 class MemoryCut(BackendCut):
-    """A shallow copy of the tables."""
+    """The tables at the cut, each as the layers that had it then."""
 
-    def __init__(self, tables: Tables, *, sealed: bool) -> None:
+    is_over = False
+
+    def __init__(self, *, sealed: bool) -> None:
         self.sealed = sealed
-        self._tables = tables
+        self.tables: dict[str, tuple[_Layer, ...]] = {}
 
     def entries(self) -> Iterator[Entry]:
-        for namespace, table in self._tables.items():
-            for key, value in table.items():
-                yield namespace, key, value
+        try:
+            for namespace, layers in list(self.tables.items()):
+                for key, value in _living(layers):
+                    yield namespace, key, value
+                    if self.is_over:
+                        break
+        except RuntimeError:  # a dict has changed while it was read
+            self._check()
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        if self.is_over:
+            raise SabotError("a cut of state was discarded while it was read")
 
     def save(self, directory: Path) -> int:
         return _write(self.entries(), directory, sealed=self.sealed)
 
     def saved_in(self, directory: Path) -> "SavedFile":
         return SavedFile(directory)
+
+    def discard(self) -> None:
+        self.is_over = True
+        self.tables = {}
 
 
 class SavedFile(BackendCut):
@@ -123,8 +268,8 @@ def _batch(rows: list[Entry]) -> pa.RecordBatch:
 class MemoryBackend(LocalBackend):
     """All state in this process; it survives a crash only where its snapshots are saved.
 
-    A cut copies the tables, not the values: about 10 ms of the owner's time for a million keys. With `ttl` it also removes expired
-    values, at a cost that depends only on how many are removed.
+    A cut copies nothing, however many keys there are. With `ttl` it also removes expired values, at a cost that depends only on how many
+    are removed.
     """
 
     def __init__(
@@ -170,6 +315,9 @@ class MemoryBackend(LocalBackend):
         if self.expiry is not None and self._order is not None:
             values = self.expiry.seal_many(values)
             self._order.written(namespace, table, keys)
+        if isinstance(table, _Layers):
+            table.put_all(keys, values)
+            return
         for key, value in zip(keys, values, strict=True):
             if value is None:
                 table.pop(key, None)
@@ -186,16 +334,16 @@ class MemoryBackend(LocalBackend):
     def namespaces(self) -> list[str]:
         return sorted(name for name, table in list(self._tables.items()) if self._any_alive(table))
 
-    def _any_alive(self, table: dict[bytes, bytes]) -> bool:
+    def _any_alive(self, table: Table) -> bool:
         if self.expiry is None:
             return bool(table)
-        return any(value is not None for value in self.expiry.open_many(list(table.values())))
+        return any(value is not None for value in self.expiry.open_many(list(table.copy().values())))
 
     def statistics(self) -> dict[str, int]:
         """`bytes` is exact up to 1,000 keys per namespace, and extrapolated from the first 1,000 beyond that."""
         keys = size = 0
         for table in list(self._tables.values()):
-            sample = list(islice(table.items(), _SAMPLE))
+            sample = table.some(_SAMPLE) if isinstance(table, _Layers) else list(islice(table.items(), _SAMPLE))
             keys += len(table)
             if sample:
                 size += sum(len(key) + len(value) for key, value in sample) * len(table) // len(sample)
@@ -208,14 +356,24 @@ class MemoryBackend(LocalBackend):
     def cut(self) -> MemoryCut:
         self._tables.get("")  # raises on a closed backend
         self.remove_expired()
-        return MemoryCut({name: table.copy() for name, table in self._tables.items() if table}, sealed=self.expires)
+        cut = MemoryCut(sealed=self.expires)
+        for name, table in list(self._tables.items()):
+            if table:
+                layers = table if isinstance(table, _Layers) else _Layers(self._tables, name, table)
+                cut.tables[name] = layers.frozen()
+                if len(cut.tables[name]) > _MOST_LAYERS:
+                    layers = _Layers(self._tables, name, layers.copy())
+                    cut.tables[name] = layers.frozen()
+                layers.held_by(cut)
+                self._tables[name] = layers
+        return cut
 
     def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         self._tables.get("")
-        tables: Tables = {}
+        tables: dict[str, dict[bytes, bytes]] = {}
         for namespace, key, value in converted(parts, mine, passed, self.expiry):
             tables.setdefault(namespace, {})[key] = value
-        self._tables = tables if self._order is None else self._order.restored(tables)
+        self._tables = {**(tables if self._order is None else self._order.restored(tables))}
 
     def remove_expired(self) -> None:
         if self.expiry is not None and self._order is not None:

@@ -3,9 +3,9 @@
     write -> dirty ──(budget or cut)──> flushing ──(worker thread)──> RocksDB
     read  <- dirty <- flushing <- young <- old <- RocksDB
 
-`dirty` and `flushing` hold entries that RocksDB does not have yet; `young` and `old` hold copies of entries that it has, and None for keys
-that it is known not to have. When `young` is full it becomes `old`, and the entries that were `old` are dropped: so no order is kept per
-key.
+`dirty` and `flushing` (several dicts, the newest first) hold entries that RocksDB does not have yet; `young` and `old` hold copies of
+entries that it has, and None for keys that it is known not to have. When `young` is full it becomes `old`, and the entries that were
+`old` are dropped: so no order is kept per key.
 
 Files, below the directory of the backend:
 
@@ -34,6 +34,7 @@ _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
 _ENTRY_BYTES = 150  # the overhead of an entry: two bytes objects and a slot of a dict
 _IMPORT_BYTES = 32 << 20
+_FEW = 10_000  # entries that are put into a dict in about a millisecond
 
 
 class RocksDBCut(BackendCut):
@@ -94,7 +95,7 @@ class _Table:
 
     def __init__(self) -> None:
         self.dirty: _Entries = {}
-        self.flushing: _Entries = {}
+        self.flushing: tuple[_Entries, ...] = ()
         self.young: _Entries = {}
         self.old: _Entries = {}
 
@@ -122,6 +123,7 @@ class RocksDBBackend(LocalBackend):
         self._options = database_options(config.budget_bytes // 4, config.options)
         self._numbers = count(1)
         self._jobs: list[Future[Exception | None]] = []
+        self._dropped: list[_Entries] = []  # for the next job, since to free them takes longer than a barrier may
         self._failed: Exception | None = None
         self._lock = lock_directory(self.path)
         try:
@@ -180,9 +182,9 @@ class RocksDBBackend(LocalBackend):
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
         table = self._tables.get(namespace) or _Table()
         # In this order, because entries move from dirty to flushing to the database, even while another thread is in this method.
-        dirty = table.dirty.copy()
-        above = table.flushing.copy()
-        above.update(dirty)
+        above: _Entries = {}
+        for entries in reversed([table.dirty.copy(), *table.flushing]):
+            above.update(entries)
         return self._alive(_merged(sorted(above.items()), self._database.items(namespace)))
 
     def _alive(self, pairs: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, bytes]]:
@@ -200,7 +202,7 @@ class RocksDBBackend(LocalBackend):
         tables = list(self._tables.values())
         dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
         if self._failed is not None or not all(job.done() for job in list(self._jobs)):  # else RocksDB counts them
-            dirty += sum(len(table.flushing) for table in tables)
+            dirty += sum(len(entries) for table in tables for entries in table.flushing)
             dirty_bytes += self._flushing_bytes
         figures = self._database.statistics()
         return {
@@ -246,13 +248,15 @@ class RocksDBBackend(LocalBackend):
 
     def _cached(self, table: _Table, key: bytes) -> bytes | None:
         """The cached value of a key that is not dirty; `_UNKNOWN` where only RocksDB can tell."""
-        value = table.flushing.get(key, _UNKNOWN)
+        for entries in table.flushing:
+            value = entries.get(key, _UNKNOWN)
+            if value is not _UNKNOWN:
+                return value
+        value = table.young.get(key, _UNKNOWN)
         if value is _UNKNOWN:
-            value = table.young.get(key, _UNKNOWN)
-            if value is _UNKNOWN:
-                value = table.old.get(key, _UNKNOWN)
-                if value is not _UNKNOWN:
-                    self._remember(table, key, value)
+            value = table.old.get(key, _UNKNOWN)
+            if value is not _UNKNOWN:
+                self._remember(table, key, value)
         return value
 
     def _remember(self, table: _Table, key: bytes, value: bytes | None) -> None:
@@ -284,23 +288,26 @@ class RocksDBBackend(LocalBackend):
         for namespace, table in self._tables.items():
             if table.dirty:
                 parts.append((namespace, table.dirty))
-                # A new dict, because the worker may still read the old one, and must not see entries that are newer than its cut.
-                table.flushing = {**table.flushing, **table.dirty} if table.flushing else table.dirty
+                table.flushing = (table.dirty, *table.flushing)
                 table.dirty = {}
         self._flushing_bytes += self._dirty_bytes
         self._dirty_bytes = 0
         passed = None if self.expiry is None else self.expiry.passed_mark()
-        job = self._worker.submit(self._write_out, parts, directory, passed)
+        dropped, self._dropped = self._dropped, []
+        job = self._worker.submit(self._write_out, parts, directory, passed, dropped)
         self._jobs.append(job)
         return job
 
     def _write_out(
-        self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None
+        self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None, dropped: list[_Entries]
     ) -> Exception | None:
         """Runs in the worker thread. It returns an error to the owner, which still has all entries then.
 
-        passed: before a checkpoint, values that had expired by this mark are removed from the database.
+        passed: before a checkpoint, values that had expired by this mark are removed from the database. dropped: is freed.
         """
+        for entries in dropped:
+            while entries:  # one by one, since the owner waits while a dict is freed as a whole
+                entries.popitem()
         if self._failed is not None:
             return self._failed  # the entries that an earlier job could not write belong to this cut too
         try:
@@ -322,18 +329,24 @@ class RocksDBBackend(LocalBackend):
             job.result()
         self._jobs = []
         error, self._failed = self._failed, None
-        fits = self._young_bytes + self._flushing_bytes <= self._young_limit
+        few = sum(len(entries) for table in self._tables.values() for entries in table.flushing) <= _FEW
+        fits = few and self._young_bytes + self._flushing_bytes <= self._young_limit
         if error is None and not fits:
+            self._dropped += [table.old for table in self._tables.values()]
             self._age()
         for table in self._tables.values():
-            entries, table.flushing = table.flushing, {}
+            flushing, table.flushing = table.flushing, ()
             if error is not None:
-                entries.update(table.dirty)
-                table.dirty = entries
+                for entries in flushing:
+                    table.dirty = {**entries, **table.dirty}
             elif fits:
-                table.young.update(entries)
-            else:
-                table.young = entries
+                for entries in reversed(flushing):
+                    table.young.update(entries)
+            elif flushing:
+                table.young = flushing[0]
+                if len(flushing) > 1:  # what is older than the two newest must not be read any more
+                    self._dropped += [table.old, *flushing[2:]]
+                    table.old = flushing[1]
         if error is None:
             self._young_bytes += self._flushing_bytes
         else:
