@@ -11,15 +11,7 @@ from sabot.mcp.errors import McpResultTooLarge
 from sabot.mcp.offers import Offer, offer_of
 from sabot.mcp.wire import as_json
 
-__all__ = ["LISTS", "all_pages", "offers_of"]
-
-LISTS = {
-    "tools/list": ("list_tools", "tools"),
-    "resources/list": ("list_resources", "resources"),
-    "resources/templates/list": ("list_resource_templates", "resource_templates"),
-    "prompts/list": ("list_prompts", "prompts"),
-}
-"""Of each list its request's method, that of the SDK's session, and what the pages call the items."""
+__all__ = ["all_pages", "offers_of"]
 
 _PAGES = 100
 _PIECE = 50  # items that are looked at before others go on: some milliseconds
@@ -28,8 +20,10 @@ _PIECE = 50  # items that are looked at before others go on: some milliseconds
 async def all_pages(
     server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
 ) -> list[dict[str, Any]]:
-    """The items of all pages, as JSON. fetch: a page by its cursor. Raises McpResultTooLarge, which names the bound."""
-    name, items = next(each for each in LISTS.values() if each[0] == method)
+    """The items of all pages, as JSON. method: of the SDK's session, as `list_tools`, whose pages have `tools`. fetch: a page by its
+    cursor. Raises McpResultTooLarge, which names the bound.
+    """
+    items = method.removeprefix("list_")
     setting = "max_tools" if items == "tools" else "max_listed"
     most, most_bytes = getattr(config, setting), config.most_list_bytes
     found: list[dict[str, Any]] = []
@@ -42,18 +36,18 @@ async def all_pages(
             size += len(msgspec.json.encode(told))
             if len(found) > most:
                 raise McpResultTooLarge(
-                    server, f"{name}: there are more than {most:,} {items}", hint=f"McpConfig({setting}=…)"
+                    server, f"{method}: there are more than {most:,} {items}", hint=f"McpConfig({setting}=…)"
                 )
             if size > most_bytes:
                 raise McpResultTooLarge(
-                    server, f"{name}: there are more than {most_bytes:,} bytes", hint="McpConfig(max_list_bytes=…)"
+                    server, f"{method}: there are more than {most_bytes:,} bytes", hint="McpConfig(max_list_bytes=…)"
                 )
             if len(found) % _PIECE == 0:
                 await asyncio.sleep(0)
         cursor = page.next_cursor
         if cursor is None:
             return found
-    raise McpResultTooLarge(server, f"{name}: there are more than {_PAGES} pages")
+    raise McpResultTooLarge(server, f"{method}: there are more than {_PAGES} pages")
 
 
 async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
