@@ -25,7 +25,7 @@ from sabot.errors import NoStateBackend, SabotError, UserError, short_repr, word
 from sabot.jobs.history import History
 from sabot.jobs.run import Ask, ContinueAs, JobRun, effect_words
 from sabot.jobs.values import pack
-from sabot.journal.entries import EffectResult, End, Intent
+from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.rows import plain_of
 
@@ -256,19 +256,12 @@ def steps_of(recording: Recording) -> list[dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for entry in recording.entries:
         if isinstance(entry, Intent) and entry.ordinal not in steps:
-            said = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
-            steps[entry.ordinal] = {
-                "ordinal": entry.ordinal,
-                "kind": entry.kind,
-                "name": entry.name,
-                "asked": said,
-                "outcome": "",
-                "value": None,
-            }
-        elif isinstance(entry, EffectResult) and entry.ordinal in steps:
-            steps[entry.ordinal]["outcome"] = entry.outcome
-            steps[entry.ordinal]["value"] = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
-        elif getattr(entry, "ordinal", None) in steps and hasattr(entry, "outcome"):
-            steps[entry.ordinal]["outcome"] = entry.outcome  # type: ignore[union-attr]
-            steps[entry.ordinal]["value"] = as_plain(readable(value_of(entry, entry.body)))  # type: ignore[union-attr,arg-type]
+            said = {"ordinal": entry.ordinal, "kind": entry.kind, "name": entry.name, "asked": _said(entry)}
+            steps[entry.ordinal] = {**said, "outcome": "", "value": None}
+        elif isinstance(entry, EffectResult | Answer) and entry.ordinal in steps:
+            steps[entry.ordinal] |= {"outcome": entry.outcome, "value": _said(entry)}
     return list(steps.values())
+
+
+def _said(entry: Intent | EffectResult | Answer) -> Any:
+    return as_plain(readable(value_of(entry, entry.body)))  # type: ignore[arg-type]
