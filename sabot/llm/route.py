@@ -95,15 +95,9 @@ class Route:
         )
         zeros = usage is not None and usage.total_tokens == 0
         if strange:
-            if isinstance(outcome, Completion):
-                outcome = msgspec.structs.replace(outcome, usage=None, cost=None)
-            else:
-                outcome = replace(outcome, usage=None, cost=None)
-        elif isinstance(outcome, Completion):
-            if zeros and (outcome.content or outcome.tool_calls):
-                outcome = msgspec.structs.replace(outcome, usage=None)
-        elif zeros:
-            outcome = replace(outcome, usage=None)
+            outcome = _with(outcome, usage=None, cost=None)
+        elif zeros and (not isinstance(outcome, Completion) or outcome.content or outcome.tool_calls):
+            outcome = _with(outcome, usage=None)
         if outcome.usage is None and model not in self._silent:
             self._silent.add(model)
             said = "what cannot be" if strange else "no tokens at all" if usage is not None else "nothing"
@@ -160,6 +154,10 @@ class Route:
         if prices is None or usage is None or outcome.cost is not None:
             return outcome
         cost = self._cost(outcome.provider or call.provider, outcome.model or call.model, usage)
-        if isinstance(outcome, Completion):
-            return msgspec.structs.replace(outcome, cost=cost, prices_version=prices.version)
-        return replace(outcome, cost=cost, prices_version=prices.version)
+        return _with(outcome, cost=cost, prices_version=prices.version)
+
+
+def _with(outcome: Outcome, **facts: Any) -> Outcome:
+    if isinstance(outcome, Completion):
+        return msgspec.structs.replace(outcome, **facts)
+    return replace(outcome, **facts)
