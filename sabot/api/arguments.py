@@ -224,9 +224,7 @@ def aggregates_of_keywords(
         if not isinstance(each, Aggregate | Expr) or (isinstance(each, Expr) and not _has_aggregates(each)):
             raise UserError(f"aggregate: {name}={each!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
         results.append((name, _over(each, known) if isinstance(each, Expr) else col(name)))
-    return tuple(known.items()), tuple(results) if len(known) != len(
-        aggregates
-    ) or known.keys() != aggregates.keys() else ()
+    return tuple(known.items()), tuple(results) if known.keys() != aggregates.keys() else ()
 
 
 def _has_aggregates(expr: Expr) -> bool:

@@ -39,7 +39,7 @@ class HasTopics(HasLifespan):
         asked = partitions, {str(key): str(value) for key, value in (config or {}).items()}
         if self.lifespan.topics.setdefault(name, asked) != asked:
             raise UserError(f"topic {name} is asked for twice, in two ways", hint="ask once, and use the name")
-        if len(self.lifespan.topics) == 1 and self._make_topics not in self.lifespan.starts:
+        if self._make_topics not in self.lifespan.starts:
             self.lifespan.starts.insert(0, self._make_topics)
         return name
 

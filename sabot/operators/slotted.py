@@ -203,8 +203,9 @@ class Slotted(Kept):
         """What `put` gives for all keys that are not in memory, piece by piece; afterwards they are as they were."""
         if self._cold is not None:
             for rows in self._cold.read():
-                yield self.put(self._parted(rows))
-                slots = self.known.resolve(*self._keys_in(rows), insert=False)
+                yield self.put(_parted(rows, self.files))
+                keys = range(self.width, self.width + len(self._key_indices))
+                slots = self.known.resolve(rows, keys, insert=False)
                 self.forget(pa.array(np.unique(slots.to_numpy())))
 
     def settle(self) -> None:
@@ -302,13 +303,7 @@ class Slotted(Kept):
 
     def _put_back(self, rows: pa.RecordBatch) -> None:
         self._back += rows.num_rows
-        self.put(self._parted(rows))
-
-    def _parted(self, rows: pa.RecordBatch) -> Rows:
-        return _parted(rows, self.files)
-
-    def _keys_in(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, list[int]]:
-        return rows, list(range(self.width, self.width + len(self._key_indices)))
+        self.put(_parted(rows, self.files))
 
     def _used(self) -> int:
         """The bytes that the keys in memory need; memory that others have left behind is not counted, since it is used again."""

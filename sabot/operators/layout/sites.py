@@ -289,5 +289,5 @@ def _endless(reads: Iterable[Read]) -> str:
 
 def _unheld(reads: Iterable[Read]) -> str:
     """Says which of these sources cannot wait; "": all can."""
-    names = (each.name for each in reads if isinstance(each, AgentRead))
-    return next((f"agent {name} gives what it has, and does not wait" for name in names), "")
+    agents = [each.name for each in reads if isinstance(each, AgentRead)]
+    return f"agent {agents[0]} gives what it has, and does not wait" if agents else ""
