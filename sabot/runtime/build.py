@@ -473,6 +473,7 @@ class Build:
             in_turn=edge.straight,
             last=built.stage.sink is not None or built.stage.agent is not None,
             tells=bool(edge.first) or edge.target.id in self._tell,
+            timeless=edge.timeless,
         )
 
     def _sink_writer(self, built: _Built) -> Operator:

@@ -40,7 +40,7 @@ class Output:
     """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
 
     everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next. last: the rows leave the stream,
-    and nobody asks any more where they came from. tells: COMPLETE goes through it.
+    and nobody asks any more where they came from. tells: COMPLETE goes through it. timeless: no event time does.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Output:
         in_turn: bool = False,
         last: bool = False,
         tells: bool = False,
+        timeless: bool = False,
     ) -> None:
         self.channels = list(channels)
         self.rows_out = 0
@@ -62,6 +63,7 @@ class Output:
         self._in_turn = in_turn
         self._last = last
         self._tells = tells
+        self._timeless = timeless
         self._turn = 0
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
@@ -98,6 +100,8 @@ class Output:
         if element is COMPLETE:
             for channel in self.channels if self._tells else []:
                 self.send(channel, element)
+            return
+        if self._timeless and (element is IDLE or element is ACTIVE or isinstance(element, Watermark)):
             return
         for channel in self.channels:
             if self._refused:

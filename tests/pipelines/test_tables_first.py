@@ -281,6 +281,45 @@ async def test_what_ends_while_it_waits(memory_url: str) -> None:
     await asyncio.wait_for(app.stop(drain=True), 20)
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_windows_behind_a_lookup_do_not_wait_for_event_time_of_the_table(
+    memory_url: str, tmp_path: Path, parallelism: int
+) -> None:
+    """Nor behind a restart: the table is a day behind, has no new rows, and is not idle yet."""
+    day_ms = 86_400_000
+    publish(memory_url, "names", [{**row, "at": 0} for row in names_of(10)])
+
+    def orders(since_ms: int) -> None:
+        publish(memory_url, "orders", [{"k": n % 10, "n": n, "ts": since_ms + n * 1000} for n in range(61)])
+
+    async def closed(more: int) -> set[tuple[float, int]]:
+        """What so many windows are: (their start in s, the rows in them)."""
+        app, out = App("windows", memory_url, checkpoint_dir=tmp_path, parallelism=parallelism), ListSink()
+        app.configure(checkpoint_interval="20ms")
+        table = app.table("names", key="k", schema={**NAMES, "at": "int64"}, time="at", idle="1h")
+        named = app.stream("orders", schema={**ORDERS, "ts": "int64"}, time="ts").lookup(table, on="k")
+        named.key_by("name").window(sabot.tumbling("1m")).aggregate(n=sabot.count(), at=sabot.last("at")).to(out)
+        async with running(app):
+            await until(lambda: len(out.rows) == more, "the windows")
+        return {(row["window_start"].timestamp(), row["n"]) for row in out.rows}
+
+    orders(day_ms)
+    assert await closed(10) == {(86_400, 6)}
+    orders(2 * day_ms)
+    assert await closed(11) == {(86_460, 1), (172_800, 6)}, "that of the last order of the first day, too"
+
+
+async def test_the_table_closes_the_windows_of_a_stream_that_has_ended(memory_url: str, tmp_path: Path) -> None:
+    (tmp_path / "orders.ndjson").write_text('{"k": 1, "n": 1, "ts": 5}\n')
+    publish(memory_url, "names", [{**names_of(2)[1], "at": 100_000}])
+    app, out = App("ended", memory_url, checkpoint_interval="20ms"), ListSink()
+    table = app.table("names", key="k", schema={**NAMES, "at": "int64"}, time="at")
+    orders = app.stream(sabot.files(tmp_path / "orders.ndjson"), time="ts")
+    orders.lookup(table, on="k").key_by("name").window(sabot.tumbling("1m")).aggregate(n=sabot.count()).to(out)
+    async with running(app):
+        await until(lambda: [(row["name"], row["n"]) for row in out.rows] == [("n1", 1)], "the window")
+
+
 def test_what_cannot_be_first_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
     def refusal(stream: Stream) -> str:
         with pytest.raises(UserError, match="cannot be read first") as refused:

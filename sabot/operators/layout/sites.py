@@ -182,7 +182,7 @@ class Layout:
 
         With a broadcast right side, rows of the left may stay in their subtasks if they do not depend on each other, as in a join.
         """
-        timeless = left.timed and not right.timed and node.time_of_left
+        timeless = left.timed and node.time_of_left and (not right.timed or _is_aside(node))
         if left.timed != right.timed and not timeless:
             left, right = left.untimed(), right.untimed()
         whole = isinstance(node.right, Broadcast)
@@ -242,6 +242,11 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
     return isinstance(node, Lookup) or (
         timeless and all(isinstance(each.source, Source) and each.source.bounded for each in reads)
     )
+
+
+def _is_aside(node: TwoInputs) -> bool:
+    """Whether event time of the right counts for nothing, though its rows have it. Where the left ends, the right moves time on then."""
+    return isinstance(node, Lookup) and not all(each.bounded for each in _drivers(node.left))
 
 
 def _aligned(node: TwoInputs) -> Aligned | None:
