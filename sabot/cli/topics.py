@@ -119,9 +119,8 @@ def tail(
             ends = {index: log.bounds(topic, index)[1] for index in log.partitions(topic)}
             for index, end in ends.items():
                 found += _last(log, topic, index, count, end)
-            found.sort(
-                key=lambda message: message.timestamp()[1]
-            )  # stable: in a partition they keep their order among equals
+            # Stable: in a partition they keep their order among equals.
+            found.sort(key=lambda message: message.timestamp()[1])
             if json:
                 for message in found:
                     json_line(_json_of(message))

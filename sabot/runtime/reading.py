@@ -305,9 +305,8 @@ class SourceInput(Reader):
             self._kept_back = kept_back
             for each in self.alignments:
                 each.waits(self, self.wake if kept_back else None)
-        if (
-            kept_back != self._held and not self.ahead
-        ):  # else nothing is read anyway, and what the source has fetched stays
+        # Where all of it is ahead nothing is read anyway, and what the source has fetched stays.
+        if kept_back != self._held and not self.ahead:
             self._held = kept_back
             self.source.hold(kept_back)
 

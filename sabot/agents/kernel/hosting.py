@@ -347,9 +347,8 @@ class KernelHost:
         inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf}
         begin = partial(self._host.begin, agent.agent_id, job_id, **inputs)
 
-        async def look() -> (
-            None
-        ):  # if it ended, and a crash came before its parent was told, it runs over what it has done
+        # If it ended, and a crash came before its parent was told, it runs over what it has done.
+        async def look() -> None:
             before = await answered(last_begin, self.journal, job_id)
             self._when_free(job_id, partial(begin, run=1 if before is None else before.run + 1))
 

@@ -31,10 +31,8 @@ def keyed_sides(
     without them. Raises UserError.
     """
     pairs = list(zip(*join_keys(where, on, left_on, right_on), strict=True))
-    if how in (
-        "right",
-        "full",
-    ):  # a row without a partner has its key in the left's column, which goes: the right keeps its own
+    # A row without a partner has its key in the left's column, which goes: the right keeps its own.
+    if how in ("right", "full"):
         pairs = [(mine, col(its) if isinstance(mine, Expr) and isinstance(its, str) else its) for mine, its in pairs]
     left, left_keys, made = _with_keys(where, left, [mine for mine, _ in pairs])
     if isinstance(right, Broadcast):

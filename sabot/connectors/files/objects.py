@@ -142,9 +142,8 @@ class ObjectSink(Sink):
                         stream.write(body)
                     return
                 store.create_dir(folder.rstrip("/"), recursive=True)
-                unfinished = (
-                    f"{folder}.{file}.tmp"  # of the same name each time, so that the next delivery clears it away
-                )
+                # Of the same name each time, so that the next delivery clears it away.
+                unfinished = f"{folder}.{file}.tmp"
                 with store.open_output_stream(unfinished, compression=None) as stream:
                     each.write(stream, body)
                 store.move(unfinished, target.inside)

@@ -127,9 +127,8 @@ class Layout:
         self._sinks: dict[int | str, Stage] = {}
         self._ids: set[str] = set()
         self._counts: Counter[str] = Counter()
-        self._waits: dict[
-            int, set[int]
-        ] = {}  # id of a Read node -> ids of the Read nodes that are read before it (`_waiting`)
+        # The id of a Read node -> ids of the Read nodes that are read before it (`_waiting`).
+        self._waits: dict[int, set[int]] = {}
 
     def _id(self, kind: str) -> str:
         """The next id of this kind. Each kind has its own count, so that another filter does not give a window's state to a window."""
@@ -198,9 +197,8 @@ class Layout:
         edge.timeless = timeless
         edge.first = self._waiting(node.right, node.left, _usually_first(node, timeless))
         right.targets.append(edge)
-        keys_behind = (
-            None if stays else by_left or None
-        )  # rows that stay are in other subtasks with another parallelism
+        # Rows that stay are in other subtasks with another parallelism.
+        keys_behind = None if stays else by_left or None
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, last=None)
 
     def _waiting(self, side: Node, other: Node, usual: bool) -> frozenset[Read]:

@@ -490,9 +490,8 @@ def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
 
 def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     window, lateness = node.window, node.allowed_lateness_ms
-    alone = (
-        not node.keys and site.layout.parallelism > 1 and node.late is None
-    )  # with two phases late rows cannot leave
+    # With two phases late rows cannot leave.
+    alone = not node.keys and site.layout.parallelism > 1 and node.late is None
     if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
         return _in_two_phases(node, window, site)
     site = site.together(node.keys, "window")
