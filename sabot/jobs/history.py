@@ -168,8 +168,10 @@ class History:
     def _run_to(self, entry: Entry) -> None:
         """Time goes on to this entry. What a child has run counts when it has ended, at most for as long as the job has waited for some."""
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
-        waits = any(each.kind == "child" for each in self._open.values())
-        self._waited_ms = self._waited_ms + passed_ms - (ran_ms - self.ran_ms) if waits else 0
+        parked_ms = passed_ms - (ran_ms - self.ran_ms)
+        if parked_ms or self._waited_ms:
+            waits = any(each.kind == "child" for each in self._open.values())
+            self._waited_ms = self._waited_ms + parked_ms if waits else 0
         if isinstance(entry, EffectResult) and entry.ran_ms:
             of_child = min(entry.ran_ms, self._waited_ms)
             self._waited_ms -= of_child
@@ -178,12 +180,18 @@ class History:
 
     def _waits_for_others(self) -> bool:
         """Whether the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal, a child."""
-        waiting = [each for each in self._open.values() if each.kind != "sleep" or each.due_ms > self.last_ms]
-        return any(each.kind != "sleep" for each in waiting) and all(map(self._parks, waiting))
+        waits = False
+        for each in self._open.values():
+            if each.kind == "sleep":
+                if 0 < each.due_ms - self.last_ms <= PARKS_MS:
+                    return False
+            elif not self._parks(each):
+                return False  # at once: of a thousand calls under way the first one says it
+            else:
+                waits = True
+        return waits
 
     def _parks(self, intent: Intent) -> bool:
-        if intent.kind == "sleep":
-            return intent.due_ms - self.last_ms > PARKS_MS
         questions = (self.doubts.get(intent.ordinal), self.approvals.get(intent.ordinal))
         return intent.kind in WAITS_LONG or any(each and each.token not in self.verdicts for each in questions)
 
