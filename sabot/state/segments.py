@@ -40,11 +40,15 @@ _PIECE_ROWS = 65_536
 
 
 class Segments:
-    """Has one owner, the subtask's thread. rows: the columns of a row. directory: becomes its own, and is emptied."""
+    """Has one owner, the subtask's thread. rows: the columns of a row. directory: becomes its own, and is emptied.
 
-    def __init__(self, rows: pa.Schema, directory: Path) -> None:
+    most_bytes: of segments that are made of others, which stand in memory meanwhile.
+    """
+
+    def __init__(self, rows: pa.Schema, directory: Path, *, most_bytes: int = _MOST_BYTES) -> None:
         self.schema = rows
         self._directory = directory
+        self._most_bytes = most_bytes
         self._segments: list[_SegmentFile] = []
         self._numbers = count(1)
         remove_tree(directory)
@@ -83,6 +87,26 @@ class Segments:
         for segment in self._segments:
             for numbers in segment.due(now):
                 yield segment.take(numbers, self.schema)
+        self._forget_empty()
+
+    def due_at(self, time: int) -> Iterator[pa.RecordBatch]:
+        """The rows that are due at this very time, in pieces. They stay."""
+        for segment in self._segments:
+            for numbers in segment.due_at(time):
+                yield segment.rows_at(numbers, self.schema)
+
+    def count_by_due(self) -> dict[int, int]:
+        """How many rows are due at each time."""
+        found: dict[int, int] = {}
+        for segment in self._segments:
+            for time, rows in zip(*segment.times(), strict=True):
+                found[int(time)] = found.get(int(time), 0) + int(rows)
+        return found
+
+    def drop_due(self, now: int) -> None:
+        """Forgets the rows that are due at this time, and no others."""
+        for segment in self._segments:
+            segment.drop_due(now)
         self._forget_empty()
 
     def take_all(self) -> Iterator[pa.RecordBatch]:
@@ -129,7 +153,7 @@ class Segments:
         level = last[-1].level
         if len(last) == _TOGETHER and all(each.level == level for each in last):
             rows, size = sum(each.alive for each in last), sum(each.size for each in last)
-            if rows <= _MOST_ROWS and size <= _MOST_BYTES:
+            if rows <= _MOST_ROWS and size <= self._most_bytes:
                 del self._segments[-_TOGETHER:]
                 living = [each.living() for each in last if each.alive]
                 for each in last:
@@ -231,6 +255,23 @@ class _SegmentFile(Shared):
             if len(living):
                 yield self._of(np.unique(self._hashes[living]))
 
+    def times(self) -> tuple[Any, Any]:
+        """The times at which living rows are due, and how many at each."""
+        times, rows = np.unique(self.data.column(1).to_numpy()[~self._gone], return_counts=True)
+        return times, rows
+
+    def drop_due(self, now: int) -> None:
+        self.forget(np.flatnonzero((self.data.column(1).to_numpy() <= now) & ~self._gone))
+
+    def due_at(self, time: int) -> Iterator[Any]:
+        """The living rows that are due at this very time, in pieces."""
+        order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
+        first, end = np.searchsorted(times, [time, time + 1], sorter=order)
+        numbers = np.sort(order[first:end])
+        living = numbers[~self._gone[numbers]]
+        for start in range(0, len(living), _PIECE_ROWS):
+            yield living[start : start + _PIECE_ROWS]
+
     def pieces(self) -> Iterator[Any]:
         """All living rows, in pieces that end between keys."""
         living = np.flatnonzero(~self._gone)
@@ -243,11 +284,15 @@ class _SegmentFile(Shared):
 
     def take(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
         """These living rows, which are gone from now on."""
+        self.forget(numbers)
+        return self.rows_at(numbers, schema)
+
+    def forget(self, numbers: Any) -> None:
+        """These living rows are gone from now on."""
         if self._is_shared:
             self._gone, self._is_shared = self._gone.copy(), False
         self._gone[numbers] = True
         self.alive -= len(numbers)
-        return self.rows_at(numbers, schema)
 
     def rows_at(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
         rows = self.data.take(pa.array(numbers))

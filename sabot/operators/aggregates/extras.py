@@ -69,5 +69,5 @@ class Extras:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that gathered columns take, without the states of users' functions."""
+        """Bytes in memory; of the states of users' functions, as if each had a few numbers."""
         return sum(part.nbytes for part in self._parts)

@@ -11,6 +11,8 @@ from sabot.operators.aggregates.gather import Array, Gather, Gathered
 
 __all__ = ["UserAggregate", "UserStates", "fits"]
 
+_STATE_BYTES = 300  # about what a state of a few numbers takes
+
 
 class UserAggregate(Protocol):
     """An aggregate of the user's. A state is any value that msgpack can encode; only these functions look into it."""
@@ -97,6 +99,10 @@ class UserStates(Gathered):
     def remove(self, slots: Any) -> None:
         for slot in slots.tolist():
             self._states.pop(slot, None)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._states) * _STATE_BYTES
 
     def _join(self, slot: int, state: Any) -> None:
         self._states[slot] = self._call("merge", self._states[slot], state) if slot in self._states else state

@@ -1,6 +1,7 @@
 """Groups to which rows are only added."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class AddedGroups(StoredGroups):
             time, never = aggregator.kernel_index("max", TIME_COLUMN), aggregator.width
             self._filters = [never if place == time else each for place, each in enumerate(aggregator.filters)]
             self._time_filters = [-1 if place == time else never for place in range(len(aggregator.filters))]
+        self.alone = partial(AddedGroups, keys, aggregates, input, OperatorContext(input))
+        self.begin(context)
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = self._aggregator.values(table, self._extras, slots)
@@ -103,23 +106,33 @@ class AddedGroups(StoredGroups):
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
         raise AssertionError("groups to which rows are only added stay")
 
-    def _beside(self) -> int:
-        return len(self.saved_schema) - len(self._aggregator.keys)
-
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
         states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
         columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
         return pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
 
-    def load(self, state: pa.RecordBatch) -> None:
-        slots = self.store.table().resolve(state, range(len(self._aggregator.keys)))
+    def load(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
         self._extras.merge(slots, state)
         for holder, column in zip(self._holders, state.columns[len(self._aggregator.gathered) :], strict=True):
             holder.store.load(slots.to_numpy(), column)
 
-    def contents(self) -> Iterator[list[Array]]:
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        self._extras.remove(slots)
+        for holder in self._holders:
+            holder.store.remove(slots.to_numpy())
+
+    def forget_all(self) -> None:
+        self._extras.clear()
+        for holder in self._holders:
+            holder.store.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._extras.nbytes + sum(holder.store.nbytes for holder in self._holders)
+
+    def contents_in_memory(self) -> Iterator[list[Array]]:
         table = self.store.whole()
-        if table is None:  # some groups are on disk, so there is no state beside the store
+        if table is None:  # the store has some groups on disk, so there is no state beside it
             hidden = 1 + self._timed
             width = len(self._aggregator.keys)
             for piece in self._aggregator.results(self.store, 0, self._extras):
@@ -127,15 +140,3 @@ class AddedGroups(StoredGroups):
             return
         for slots in slot_pieces(table):
             yield [*table.key_columns(slots), *self.results(table, slots)[2]]
-
-    def close(self) -> None:
-        self.store.close()
-        if not self.is_held:
-            self._extras.clear()
-            for holder in self._holders:
-                holder.store.clear()
-
-    def statistics(self) -> dict[str, Any]:
-        figures = self.store.statistics()
-        beside = self._extras.nbytes + sum(holder.store.nbytes for holder in self._holders)
-        return {**figures, "bytes": figures["bytes"] + beside}

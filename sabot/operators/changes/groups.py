@@ -68,6 +68,7 @@ class KeptGroups(Keeping):
         groups, data = self._there(), batch.data
         keys = [data.schema.get_field_index(name) for name in self.key_names]
         with groups.changing:
+            groups.fetch(batch, keys)
             table = groups.table()
             slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
             touched, first, _, latest = self._touches.of(slots.to_numpy(), self._times(batch))
@@ -134,9 +135,9 @@ class GroupAggregate(KeptGroups):
 
     changes: rows may be taken away. Results are those of the rows that are left, exactly (a float is the exact sum, rounded once). Then
     ties of arg_min and arg_max go by the least value, and `any` is the least value; first, last and collect_list go by event time, then
-    arrival; of equal rows the oldest is taken away. Such values are kept in memory, and each row costs a logarithm of its key's rows. For
-    aggregates of the user's all rows of a key are kept, and the function gets them anew at each change. approx_count_distinct cannot
-    forget a row: UserError.
+    arrival; of equal rows the oldest is taken away. Such values are kept, and each row costs a logarithm of its key's rows. For aggregates
+    of the user's all rows of a key are kept, and the function gets them anew at each change. approx_count_distinct cannot forget a row:
+    UserError.
     """
 
     def __init__(

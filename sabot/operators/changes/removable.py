@@ -75,6 +75,8 @@ class RemovableGroups(StoredGroups):
         ]
         hidden = [Standing([0], ()), *([Standing([self._figures], ())] if self._timed else [])]
         self.shape = Shape(partial(GroupTable, described.keys, figures), self.saved_schema, [*places, *hidden])
+        self.alone = partial(RemovableGroups, keys, aggregates, input, OperatorContext(input))
+        self.begin(context)
 
     def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | Beside":
         if aggregate.kind == "approx_count_distinct":
@@ -136,23 +138,29 @@ class RemovableGroups(StoredGroups):
 
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
         table.remove(slots)
-        for holder in self._holders:
-            holder.store.remove(slots.to_numpy())
-
-    def _beside(self) -> int:
-        return len(self._holders)
+        self.forget(0, slots)
 
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
         states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
         return pa.RecordBatch.from_arrays([*table.key_columns(slots), *states], schema=self.saved_schema)
 
-    def load(self, state: pa.RecordBatch) -> None:
-        width = len(self._keys)
-        slots = self.store.table().resolve(state, range(width)).to_numpy()
-        for holder, column in zip(self._holders, state.columns[width:], strict=True):
-            holder.store.load(slots, column)
+    def load(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
+        for holder, column in zip(self._holders, state.columns[len(self._keys) :], strict=True):
+            holder.store.load(slots.to_numpy(), column)
 
-    def contents(self) -> Iterator[list[Array]]:
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        for holder in self._holders:
+            holder.store.remove(slots.to_numpy())
+
+    def forget_all(self) -> None:
+        for holder in self._holders:
+            holder.store.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(holder.store.nbytes for holder in self._holders)
+
+    def contents_in_memory(self) -> Iterator[list[Array]]:
         if self._holders:
             table = self.store.table()
             for slots in slot_pieces(table):
@@ -163,20 +171,12 @@ class RemovableGroups(StoredGroups):
             parts = [part for part in self._parts if isinstance(part, WholeSums)]
             yield [*columns[:width], *(part.results(columns[width:]) for part in parts)]
 
-    def close(self) -> None:
-        self.store.close()
-        for holder in self._holders if not self.is_held else ():
-            holder.store.clear()
-
-    def statistics(self) -> dict[str, Any]:
-        figures = self.store.statistics()
-        return {**figures, "bytes": figures["bytes"] + sum(holder.store.nbytes for holder in self._holders)}
-
 
 class LastOfChanges(RemovableGroups):
-    """The last row of each key whose rows may be taken away. All rows of a key are kept, in memory."""
+    """The last row of each key whose rows may be taken away. All rows of a key are kept."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         fields = pa.schema([field for field in without_marks(input) if field.name not in keys])
         super().__init__(keys, [], input, context, [WholeRows(fields)])
         self.fields = list(fields)
+        self.alone = partial(LastOfChanges, keys, input, OperatorContext(input))

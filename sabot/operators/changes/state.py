@@ -1,7 +1,7 @@
 """What is kept of each key whose row is kept current: the contract (`Groups`), and groups that stand in a TableStore."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,8 +11,10 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.carried import Carried, Shape
+from sabot.operators.base import OperatorContext
 from sabot.operators.keeping import Batches, Columns, Kept, StoredTables
 from sabot.operators.slotted import SlotRows
+from sabot.operators.spilled import SpilledGroups
 from sabot.state.tables.store import TableStore
 
 __all__ = ["KEPT", "Groups", "StoredGroups"]
@@ -20,6 +22,7 @@ __all__ = ["KEPT", "Groups", "StoredGroups"]
 Array: TypeAlias = pa.Array
 
 KEPT = "kept"
+_PANE = 0  # the only one
 
 
 class Groups(ABC):
@@ -51,6 +54,9 @@ class Groups(ABC):
 
     def note(self, slots: pa.Int32Array) -> None:  # noqa: B027
         """Called before these groups change."""
+
+    def fetch(self, batch: Batch, keys: Sequence[int]) -> None:  # noqa: B027
+        """Called before the batch's keys get their slots: their groups have to be in memory then. keys: the indices of their columns."""
 
     @abstractmethod
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
@@ -92,59 +98,134 @@ class Groups(ABC):
 
 
 class StoredGroups(Groups):
-    """Groups that stand in a TableStore. Beside it there may be further state of each slot, in memory."""
+    """Groups that stand in a TableStore. Beside it there may be further state of each slot; then `SpilledGroups` keeps the memory budget.
+
+    alone: makes empty groups of the same aggregates, in memory.
+    """
 
     store: TableStore
     saved_schema: pa.Schema  # the columns of `saved_of`: the keys, then the state beside the store
     shape: Shape  # where the state of each aggregate stands; behind them, how many rows a group has, and the event time of its result
+    alone: Callable[[], "StoredGroups"]
     carried: Carried | None = (
         None  # set before a restore: how groups of a checkpoint with other aggregates become groups of now
     )
 
+    def begin(self, context: OperatorContext) -> None:
+        """To be called when `store`, `saved_schema` and `shape` are there."""
+        table = self.shape.table()
+        self._states, self._width = table.states, len(table.keys)
+        beside = list(self.saved_schema)[self._width :]
+        self._rows = pa.schema([*self._states, *beside])
+        self._beside_rows = SlotRows(self.saved_schema)
+        self._has_beside = len(beside) > 0
+        self._spilled = SpilledGroups(
+            self,
+            self.store,
+            self._beside_rows,
+            self._rows,
+            self._width,
+            context,
+            self._carried,
+            spills=self._has_beside,
+        )
+
+    def _carried(self) -> Carried | None:
+        return self.carried
+
     def table(self) -> GroupTable:
         return self.store.table()
 
+    def fetch(self, batch: Batch, keys: Sequence[int]) -> None:
+        self._spilled.fetch(_PANE, batch.data, keys, batch.hashes, batch.selection)
+
     def settle(self) -> None:
         self.store.settle()
+        self._spilled.settle()
 
     @property
     def count(self) -> int:
-        return self.store.statistics()["groups"]
+        return self.store.statistics()["groups"] + self._spilled.count
 
     @abstractmethod
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
         """The state beside the store of these slots (`saved_schema`)."""
 
     @abstractmethod
-    def load(self, state: pa.RecordBatch) -> None:
-        """Takes back what `saved_of` gave, for groups that the store has already."""
+    def load(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
+        """Takes back what `saved_of` gave, into slots that have nothing beside the store."""
+
+    @abstractmethod
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        """Forgets what stands beside the store in these slots."""
+
+    @abstractmethod
+    def forget_all(self) -> None:
+        """Forgets all that stands beside the store."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """The bytes of what stands beside the store."""
+
+    @abstractmethod
+    def contents_in_memory(self) -> Iterator[list[Array]]:
+        """As `contents`, without the groups that `SpilledGroups` has on disk."""
+
+    def contents(self) -> Iterator[list[Array]]:
+        yield from self.contents_in_memory()
+        for rows in self._spilled.read(_PANE):
+            some = self.alone()
+            some.put(_PANE, rows)
+            yield from some.contents_in_memory()
+
+    def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
+        table = self.store.table()
+        columns = [*table.export(slots).columns, *self.saved_of(table, slots).columns[self._width :]]
+        return pa.RecordBatch.from_arrays(columns, schema=self._rows)
+
+    def put(self, pane: int, rows: pa.RecordBatch) -> None:
+        columns, width = rows.columns, len(self._states)
+        slots = self.store.table().merge(pa.RecordBatch.from_arrays(columns[:width], schema=self._states))
+        beside = [*columns[: self._width], *columns[width:]]
+        self.load(slots, pa.RecordBatch.from_arrays(beside, schema=self.saved_schema))
+
+    def shrink(self, pane: int) -> None:
+        """The memory is used again: there is one pane."""
+
+    def bytes_of(self, pane: int) -> int:
+        return self.store.table().nbytes + self.nbytes
 
     def keeps(self) -> list[Kept]:
-        keys = range(len(self.saved_schema) - self._beside())
-        self._beside_rows = SlotRows(self.saved_schema)
-        rows = Columns(KEPT, self._saved, self.load, schema=self.saved_schema, keys=keys, renewed=self._renewed)
-        return [StoredTables("tables", self.store, lambda: self.carried), rows]
+        keys = range(self._width)
+        rows = Columns(KEPT, self._saved, self._load, schema=self.saved_schema, keys=keys, renewed=self._renewed)
+        return [StoredTables("tables", self.store, self._carried), rows, self._spilled]
 
     def _saved(self) -> Batches | list[pa.RecordBatch]:
-        if not self._beside() or not len(table := self.store.table()):
+        if not self._has_beside or not len(table := self.store.table()):
             return []
-        return self._beside_rows.cut([("", table, partial(self.saved_of, table))])
+        return self._beside_rows.cut([(_PANE, table, partial(self.saved_of, table))])
+
+    def _load(self, state: pa.RecordBatch) -> None:
+        """Takes back a checkpoint's rows, for groups that the store has already."""
+        self.load(self.store.table().resolve(state, range(self._width)), state)
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
         return self._beside_rows.changing
 
     def note(self, slots: pa.Int32Array) -> None:
-        self._beside_rows.note("", slots)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether a cut still reads the state beside the store."""
-        return self._beside_rows.holds("")
+        self._beside_rows.note(_PANE, slots)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self.carried is None else self.carried.beside(rows)
 
-    @abstractmethod
-    def _beside(self) -> int:
-        """How many columns of `saved_schema` are not keys."""
+    def close(self) -> None:
+        self.store.close()
+        self._spilled.close()
+        if not self._beside_rows.holds(_PANE):
+            self.forget_all()
+
+    def statistics(self) -> dict[str, Any]:
+        figures = self._spilled.statistics(self.store.statistics())
+        return {**figures, "bytes": figures["bytes"] + self.nbytes}

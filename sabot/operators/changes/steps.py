@@ -94,8 +94,8 @@ class Upsert(KeptGroups):
     key in a batch counts. A row has its own event time; the change that takes it away has the same.
 
     deletes: a row with the op DELETE takes the row of its key away; only its key columns count. changes: rows may be taken away. The
-    row of a key is then the last to arrive of those that are still there; of equal rows the oldest is taken away. All rows are kept, in
-    memory, and the event time of the key's row is the latest of the key so far.
+    row of a key is then the last to arrive of those that are still there; of equal rows the oldest is taken away. All rows are kept,
+    and the event time of the key's row is the latest of the key so far.
     """
 
     def __init__(self, keys: Sequence[str], *, changes: bool, deletes: bool = False, id: str = "") -> None:

@@ -1,21 +1,20 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
 Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state; windows that are merged of several panes
-are a cache (`_Merged`).
+are a cache (`merged`).
 """
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.groups.keyed import GroupTable, SlidingTable
+from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
@@ -25,7 +24,7 @@ from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
-from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
@@ -33,13 +32,13 @@ from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, window_of
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.slotted import SlotRows
+from sabot.operators.spilled import SpilledGroups
+from sabot.operators.windows.merged import MergedPanes
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 from sabot.operators.windows.sessions import SessionAggregate
-from sabot.state.tables.store import TableStore
 
 __all__ = ["PLACES", "READERS", "WindowAggregate"]
 
-_MOST_NUMBERS = 2**30  # how many panes a SlidingTable numbers before it begins anew
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
@@ -56,7 +55,8 @@ class WindowAggregate(Keeping):
     emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
     partial: batches are what LocalCombine emits. Their late rows are counted, but cannot leave by the branch.
 
-    With a directory, panes keep to the memory budget; the cache of a hopping or cumulative window does not count.
+    With a directory, panes keep to the memory budget, with what stands beside their tables; the cache of a hopping or cumulative window
+    does not count.
     """
 
     def __init__(
@@ -84,15 +84,16 @@ class WindowAggregate(Keeping):
         time_index(rows, "windows of event time")
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
         self._aggregator = Aggregator(self._keys, self._aggregates, rows, order=TIME_COLUMN)
+        self._key_indices = [context.input.get_field_index(name) for name in self._keys]
         self._late = context.branches.get("late")
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
-        self._merged = self._cache()
-        self.kept = self._keeper(context)
         self._carried: Carried | None = None
+        self.kept = self._keeper(context)
+        self._merged = self._cache()
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
         result = self._aggregator.schema
@@ -118,28 +119,35 @@ class WindowAggregate(Keeping):
         with self._beside.changing:
             for pane, rows in panes:
                 self._add(pane, data, rows, batch.hashes)
-            self._store.settle()
+            self._settle()
+
+    def _settle(self) -> None:
+        self._store.settle()
+        self._spilled.settle()
 
     def _add(self, pane: int, data: pa.RecordBatch, rows: pa.Int32Array | None, hashes: pa.UInt64Array | None) -> None:
         at = bisect_left(self._panes, pane)
         if at == len(self._panes) or self._panes[at] != pane:
             self._panes.insert(at, pane)
-            self._extras[pane] = self._new_extras(pane)
+        self._spilled.fetch(pane, data, self._key_indices, hashes, rows)
         table = self._store.table(pane)
         if self._partial:
-            self._aggregator.merge(table, self._extras[pane], data, rows)
+            self._aggregator.merge(table, self._extras_of(pane), data, rows)
         else:
-            self._aggregator.add(table, self._extras[pane], data, rows, hashes)
+            self._aggregator.add(table, self._extras_of(pane), data, rows, hashes)
         if pane + self._shape.step <= self._watermark:
             self._merged.forget()
             if self._lateness:
                 if pane not in self._reopened:
                     self._reopened[pane] = self._keys_table()
-                keys = [data.schema.get_field_index(name) for name in self._keys]
-                self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
+                self._reopened[pane].resolve(data, self._key_indices, hashes=hashes, selection=rows)
 
-    def _new_extras(self, pane: int) -> Extras:
-        return self._aggregator.extras(partial(self._beside.note, pane))
+    def _extras_of(self, pane: int) -> Extras:
+        """What stands beside the pane's table, which is made if it is missing."""
+        extras = self._extras.get(pane)
+        if extras is None:
+            extras = self._extras[pane] = self._aggregator.extras(partial(self._beside.note, pane))
+        return extras
 
     def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
@@ -164,6 +172,8 @@ class WindowAggregate(Keeping):
             with self._beside.changing:
                 self._store.drop(pane, again=not self._beside.holds(pane))
             del self._extras[pane]
+        if over:
+            self._spilled.drop_to(self._panes[over - 1])
         del self._panes[:over]
 
     def _set_watermark(self, watermark_ms: int) -> None:
@@ -183,8 +193,8 @@ class WindowAggregate(Keeping):
             self._emit_window(merged, end, touched)
         self._reopened.clear()
 
-    def _cache(self) -> "_Merged":
-        return _Merged(self._aggregator, self._store, self._extras, slides=not self._shape.grows)
+    def _cache(self) -> MergedPanes:
+        return MergedPanes(self._aggregator, self._store, self._extras, self._spilled, slides=not self._shape.grows)
 
     def _keys_table(self) -> GroupTable:
         return GroupTable(self._aggregator.keys, [("count", None)])  # one column, so that states without keys have rows
@@ -196,7 +206,7 @@ class WindowAggregate(Keeping):
             for end in self._shape.ends(self._panes, self._watermark):
                 self._emit_window(merged, end)
 
-    def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
+    def _emit_window(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> None:
         """Emits the results of a window. touched: the keys whose results are emitted; None: all."""
         pieces = self._results(merged, end, touched)
         while True:
@@ -208,7 +218,7 @@ class WindowAggregate(Keeping):
             self.emit(Batch(results))
         self._windows_emitted += 1
 
-    def _results(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
+    def _results(self, merged: MergedPanes, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
         start = self._shape.start(end)
         panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
         merged.slide(panes)
@@ -250,7 +260,7 @@ class WindowAggregate(Keeping):
                 yield from self._results(merged, end)
 
     def group_count(self) -> int:
-        return self._store.statistics()["groups"]
+        return self._store.statistics()["groups"] + self._spilled.count
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark, "late_rows": self._late_rows}
@@ -264,12 +274,12 @@ class WindowAggregate(Keeping):
         return Aggregator(self._keys, *described(reader), order=TIME_COLUMN).shape
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        self._panes = sorted(self._store.panes)
+        self._panes = sorted({*self._store.panes, *self._spilled.panes})
         for pane in self._panes:
-            self._extras.setdefault(pane, self._new_extras(pane))
+            self._extras_of(pane)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
         self._late_rows = self.kept.once(saved, "late_rows")
-        self._store.settle()
+        self._settle()
 
     def _keeper(self, context: OperatorContext) -> Keeper:
         """Keeps the groups, what the kernel cannot keep of them, and the keys of windows that must be emitted again.
@@ -279,17 +289,55 @@ class WindowAggregate(Keeping):
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
         gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
         self._beside = SlotRows(gathered)
+        self._spilled = SpilledGroups(
+            self,
+            self._store,
+            self._beside,
+            self._aggregator.states,
+            len(self._keys),
+            context,
+            self._how_carried,
+            spills=self._aggregator.needs_slots,
+        )
         return Keeper(
             context,
             [
-                StoredTables("tables", self._store, lambda: self._carried),
+                StoredTables("tables", self._store, self._how_carried),
                 Columns(
                     "gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys, renewed=self._renewed
                 ),
                 Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=keys),
+                self._spilled,
             ],
             keyed=len(self._keys) > 0,
         )
+
+    def _how_carried(self) -> Carried | None:
+        return self._carried
+
+    # What `SpilledGroups` asks for
+
+    def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
+        return self._aggregator.export_slots(self._store.table(pane), self._extras[pane], slots)
+
+    def put(self, pane: int, rows: pa.RecordBatch) -> None:
+        self._aggregator.merge(self._store.table(pane), self._extras_of(pane), rows)
+
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        self._extras[pane].remove(slots)
+
+    def shrink(self, pane: int) -> None:
+        left = list(self._aggregator.export_of(self._store.table(pane), self._extras[pane]))
+        self._store.replace(pane)
+        del self._extras[pane]
+        self._extras_of(pane)
+        for rows in left:
+            self.put(pane, rows)
+
+    def bytes_of(self, pane: int) -> int:
+        return self._store.table(pane).nbytes + self._extras_of(pane).nbytes
+
+    # What a checkpoint has of it
 
     def _gathered(self) -> Batches | list[pa.RecordBatch]:
         if not self._aggregator.needs_slots or not self._panes:
@@ -307,8 +355,7 @@ class WindowAggregate(Keeping):
 
     def _load_gathered(self, rows: pa.RecordBatch) -> None:
         pane, state = _without_pane(rows)
-        extras = self._extras.setdefault(pane, self._new_extras(pane))
-        self._aggregator.merge_gathered(self._store.table(pane), extras, state)
+        self._aggregator.merge_gathered(self._store.table(pane), self._extras_of(pane), state)
 
     def _reopened_keys(self) -> list[pa.RecordBatch]:
         return [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
@@ -322,6 +369,7 @@ class WindowAggregate(Keeping):
     def close(self) -> None:
         if hasattr(self, "_store"):
             self._store.close()
+            self._spilled.close()
             self._extras.clear()
             self._reopened.clear()
             self._merged.forget()
@@ -329,7 +377,7 @@ class WindowAggregate(Keeping):
     def statistics(self) -> dict[str, Any]:
         if not hasattr(self, "_merged"):
             return {}
-        figures = self._store.statistics()
+        figures = self._spilled.statistics(self._store.statistics())
         return {
             **figures,
             "bytes": figures["bytes"] + sum(extras.nbytes for extras in list(self._extras.values())),
@@ -339,141 +387,6 @@ class WindowAggregate(Keeping):
             "results": self._rows_emitted,
             "merges": self._merged.merges,
         }
-
-
-class _Merged:
-    """Windows of several panes, asked for in order of their ends: one table, which panes enter and leave.
-
-    A slide costs what the groups of its panes cost, however long the window is and however many groups it has: each pane enters once,
-    leaves once, and in between is turned once from the back to the front, as `SlidingTable` describes. It keeps at most twice the panes.
-    """
-
-    def __init__(self, aggregator: Aggregator, store: TableStore, extras: dict[int, Extras], *, slides: bool) -> None:
-        self._aggregator, self._store, self._extras = aggregator, store, extras
-        self._slides = slides  # panes leave one by one; else they leave all at once, and there is no front and no back
-        self._keys = list(range(len(aggregator.keys)))
-        self._window = SlidingTable(aggregator.keys, aggregator.kernel)
-        self._gathered = aggregator.extras()  # by the slots of the window; of all its panes
-        self._gathered_back = aggregator.extras()
-        self._front: deque[_Turned] = deque()
-        self._back: list[_Come] = []  # has all panes of a window that does not slide
-        self._number = 0  # the number of the pane that entered last
-        self.merges = 0
-
-    def forget(self) -> None:
-        """Clears the cache, since panes have changed."""
-        self._window.clear()
-        self._gathered.clear()
-        self._gathered_back.clear()
-        self._front.clear()
-        self._back.clear()
-        self._number = 0
-
-    def slide(self, panes: list[int]) -> None:
-        """Makes the window consist of these panes."""
-        if len(panes) == 1:
-            return
-        while self._front and self._front[0].pane < panes[0]:
-            self._leave(self._front.popleft())
-        if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
-            self.forget()  # after a gap, or when the next cumulative window begins
-        last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
-        for pane in panes:
-            if last is None or pane > last:
-                self._enter(pane)
-        if self._slides and not self._front:
-            self._turn()
-
-    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
-        """The results of the window, in pieces. panes: those of the last `slide`."""
-        if len(panes) == 1:
-            return self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
-        return self._aggregator.results_of(self._window, self._gathered)
-
-    def _enter(self, pane: int) -> None:
-        self._number += 1
-        known = None
-        for table, whole in self._tables(pane):
-            slots = self._window.enter(table, self._number if self._slides else 0)
-            self.merges += 1
-            self._gather(self._gathered, table, pane, slots)
-            if self._slides:
-                self._gather(self._gathered_back, table, pane, slots)
-            known = slots if whole else None
-        self._back.append(_Come(pane, self._number, known))
-
-    def _turn(self) -> None:
-        """Moves all panes of the back to the front."""
-        self._gathered_back.clear()
-        for pane, number, known in reversed(self._back):
-            left = []
-            for table, whole in self._tables(pane):
-                slots = known if whole else None
-                if slots is None:  # some of the pane's groups were, or are, on disk
-                    slots = self._window.resolve(table.export(), self._keys, insert=False)
-                later = self._kept(self._gathered_back, slots)
-                self._window.turn(table, number, slots)
-                self.merges += 1
-                self._gather(self._gathered_back, table, pane, slots)
-                left.append((slots, later))
-            self._front.appendleft(_Turned(pane, number, left))
-        self._gathered_back.clear()
-        self._back.clear()
-
-    def _leave(self, pane: "_Turned") -> None:
-        for slots, later in reversed(pane.left):
-            self._window.leave(pane.number, slots)
-            self.merges += 1
-            if self._aggregator.needs_slots:
-                self._gathered.remove(slots)
-                self._add(self._gathered, slots, later)
-                self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
-
-    def _tables(self, pane: int) -> Iterator[tuple[GroupTable, bool]]:
-        """The pane's groups: (its table, True); where some are on disk, (a table with a piece of them, False) for each piece."""
-        table = self._store.whole(pane)
-        if table is not None:
-            yield table, True
-            return
-        for state in self._store.export(pane):
-            piece = self._aggregator.table()
-            piece.merge(state)
-            yield piece, False
-
-    # What the kernel cannot keep, by the slots of the window
-
-    def _gather(self, into: Extras, table: GroupTable, pane: int, slots: pa.Int32Array) -> None:
-        if self._aggregator.needs_slots:
-            self._add(into, slots, self._aggregator.export_gathered(table, self._extras[pane]))
-
-    def _kept(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
-        if not self._aggregator.needs_slots:
-            return []
-        names = self._aggregator.gathered.names[len(self._keys) :]
-        pieces = [slots.slice(start, CHUNK_ROWS) for start in range(0, len(slots), CHUNK_ROWS)]
-        return [pa.RecordBatch.from_arrays(extras.states(piece), names=names) for piece in pieces]
-
-    def _add(self, into: Extras, slots: pa.Int32Array, states: Iterable[pa.RecordBatch]) -> None:
-        start = 0
-        for state in states:
-            into.merge(slots.slice(start, state.num_rows), state)
-            start += state.num_rows
-
-
-class _Come(NamedTuple):
-    """A pane that entered the window, and is in the back."""
-
-    pane: int
-    number: int
-    slots: pa.Int32Array | None  # those of its groups in the window; None: it entered in pieces
-
-
-class _Turned(NamedTuple):
-    """A pane in the front. left: for each piece of it, the slots in the window, and what later panes of the front have gathered."""
-
-    pane: int
-    number: int
-    left: list[tuple[pa.Int32Array, list[pa.RecordBatch]]]
 
 
 def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:

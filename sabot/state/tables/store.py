@@ -208,6 +208,22 @@ class TableStore:
         ):
             self._make_room()
 
+    def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
+        """(pane, slots) of the groups that leave when room is made: for a caller that keeps evicted groups itself. Needs a directory."""
+        return [(table.pane, slots) for table, slots in self._victims(self._hot_tables()) if len(slots)]
+
+    def leave(self, pane: int, slots: pa.Int32Array) -> None:
+        """Takes groups out of memory that the caller keeps from now on."""
+        table = self.table(pane)
+        table.remove(slots)
+        if isinstance(table, HotTable) and table.left_more_than_stayed:
+            table.begin(next(self._lives))
+
+    def replace(self, pane: int) -> None:
+        """Gives the pane an empty table, which takes no memory; an open cut goes on with the one that it had. Needs a directory."""
+        self._touched.pop(pane, None)
+        self._tables[pane] = self._hot(pane)
+
     def cut(self) -> tuple[dict[str, Any], TablesCut | None]:
         """Takes the tables as they are now: the facts (JSON values), and the Cut to be saved, which another thread reads while the owner
         goes on.

@@ -50,7 +50,7 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "deduplicate within": lambda: Deduplicate(["key"], 50),
     "reduce": lambda: Reduce(["key"], summed, 60),
 }
-# Kinds of which nothing leaves the memory, whose cut copies nothing either
+# Kinds with state beside tables (test_spilled), whose cut copies nothing either
 BESIDE: dict[str, Callable[[], Operator]] = {
     "texts": lambda: WindowAggregate(TumblingWindow(100, 0), ["key"], [*NUMBERS, *TEXTS], allowed_lateness_ms=50),
     "texts of hopping windows": lambda: WindowAggregate(HoppingWindow(90, 30), ["key"], [*NUMBERS, *TEXTS]),

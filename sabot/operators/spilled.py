@@ -1,0 +1,270 @@
+"""Groups of a TableStore with state beside its tables (texts, lists, values), of which those that do not come leave the memory.
+
+    over the budget     the groups that were not touched for longest go to `Segments`, whole: accumulators, and what stands beside them
+    rows of a group     bring it back before they are added
+    a pane is read      piece by piece; its groups on disk stay there
+    a checkpoint        links the segments, beside the deltas and columns of the groups in memory
+
+A group is in memory or on disk, never in parts: so its state takes the same steps, with a budget and without one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.tables import give_back
+from sabot.errors import SabotError
+from sabot.faults import hint_of
+from sabot.operators.aggregates.carried import Carried
+from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
+from sabot.operators.keeping import Batches, Kept, Owned, key_hashes
+from sabot.operators.slotted import SlotRows
+from sabot.state.segments import Segments, read_segments
+from sabot.state.tables.store import TableStore
+
+__all__ = ["PaneGroups", "SpilledGroups"]
+
+_COLD = "cold"
+_PANE = pa.field("__pane", pa.int64())
+_PANE_BITS = 16  # of a place in the segments: so the groups of a pane stand together
+_SPREAD = 0x9E3779B97F4A7C15  # odd, so that panes next to each other differ in their upper bits
+
+
+class PaneGroups(Protocol):
+    """What an operator keeps of groups, by pane: their tables in a TableStore, and the state beside them, by the slots of the tables."""
+
+    def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
+        """All that is kept of these groups: keys, accumulators, and the columns beside them."""
+
+    def put(self, pane: int, rows: pa.RecordBatch) -> None:
+        """Takes groups that the pane does not have."""
+
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        """Forgets what stands beside the table in these slots."""
+
+    def shrink(self, pane: int) -> None:
+        """Called where more groups have left the pane than stay: may give back memory."""
+
+    def bytes_of(self, pane: int) -> int:
+        """The bytes that the pane takes in memory."""
+
+
+class SpilledGroups(Kept):
+    """The groups on disk. rows: the columns of `PaneGroups.rows_of`, of which the first `keys` are the keys. Has one owner, as the store.
+
+    open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other aggregates
+    become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
+    directory, or without keys, all groups stay in memory.
+    """
+
+    def __init__(
+        self,
+        groups: PaneGroups,
+        store: TableStore,
+        open_rows: SlotRows,
+        rows: pa.Schema,
+        keys: int,
+        context: OperatorContext,
+        carried: Callable[[], Carried | None],
+        *,
+        spills: bool,
+    ) -> None:
+        self._groups, self._store, self._open_rows, self._carried = groups, store, open_rows, carried
+        self._keys = keys
+        self._schema = rows.insert(0, _PANE)
+        self._most_bytes = context.memory_budget * 3 // 10
+        self._count: dict[int, int] = {}  # by pane: how many of its groups are on disk
+        self._bytes: dict[int, int] = {}  # by pane: what it took in memory when it was touched last
+        self._touched: set[int] = set()
+        self._all_bytes = self._evicted = self._back = 0
+        self._cold: Segments | None = None
+        if spills and context.directory is not None and keys:
+            self._cold = Segments(self._schema, context.directory / _COLD, most_bytes=context.memory_budget // 4)
+
+    @property
+    def panes(self) -> list[int]:
+        """The panes of which there are groups on disk."""
+        return list(self._count)
+
+    @property
+    def count(self) -> int:
+        """How many groups are on disk."""
+        return sum(list(self._count.values()))
+
+    def holds(self, pane: int) -> bool:
+        """Whether some groups of the pane are on disk."""
+        return pane in self._count
+
+    def fetch(
+        self,
+        pane: int,
+        data: pa.RecordBatch,
+        keys: Sequence[int],
+        hashes: pa.UInt64Array | None = None,
+        selection: pa.Int32Array | None = None,
+    ) -> None:
+        """Brings the groups of these rows into memory. To be called before rows are added to the pane. keys: indices of columns."""
+        if self._cold is None:
+            return
+        self._touched.add(pane)
+        if pane in self._count:
+            if hashes is None:
+                hashes = hash_columns([data.column(index) for index in keys], selection)
+            table = self._store.table(pane)
+            slots = table.resolve(data, keys, hashes=hashes, selection=selection, insert=False).to_numpy()
+            missing = np.flatnonzero(slots < 0)
+            if len(missing):
+                rows = missing if selection is None else selection.to_numpy()[missing]
+                for found in self._cold.take(_places(hashes.to_numpy()[rows], pane)):
+                    self._back += found.num_rows
+                    self._put(found)
+
+    def read(self, pane: int) -> Iterator[pa.RecordBatch]:
+        """The groups of the pane that are on disk, in pieces, as `PaneGroups.rows_of` gives them. They stay there."""
+        if self._cold is not None and pane in self._count:
+            for rows in self._cold.due_at(pane):
+                yield self._without_pane(rows)
+
+    def drop_to(self, pane: int) -> None:
+        """Forgets the groups of this pane and of all panes before it."""
+        if self._cold is not None:
+            if any(each <= pane for each in self._count):
+                self._cold.drop_due(pane)
+            self._count = {each: rows for each, rows in self._count.items() if each > pane}
+            self._touched = {each for each in self._touched if each > pane}
+            for each in [each for each in self._bytes if each <= pane]:
+                self._all_bytes -= self._bytes.pop(each)
+
+    def settle(self) -> None:
+        """Keeps the budget. To be called after each batch, when cuts may not read."""
+        if self._cold is None:
+            return
+        self._measure()
+        if self._all_bytes > self._most_bytes and sum(map(self._used, self._bytes)) > self._most_bytes:
+            self._make_room(self._cold)
+
+    def close(self) -> None:
+        """Lets go of what is on disk. Idempotent."""
+        if self._cold is not None:
+            self._cold.close()
+        self._count = {}
+
+    def statistics(self, of_store: dict[str, int]) -> dict[str, int]:
+        """The store's figures, with the groups that are on disk."""
+        cold, count = self._cold, self.count
+        return {
+            **of_store,
+            "groups": of_store["groups"] + count,
+            "cold": of_store["cold"] + count,
+            "bytes": of_store["bytes"] + (0 if cold is None else cold.nbytes),
+            "evicted_total": of_store["evicted_total"] + self._evicted,
+            "faults_total": of_store["faults_total"] + self._back,
+        }
+
+    # Checkpoints
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        if self._cold is None or not self._count:
+            return {}, {}
+        cut = self._cold.cut()
+        return {"segments": cut.facts}, {_COLD: cut}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        """To be called when the groups that were in memory are back."""
+        carried = self._carried()
+        self._touched.update(self._store.panes)
+        for part in saved:
+            told = part.facts.get("segments") or ()
+            if told and self._cold is not None and len(saved) == 1 and owned is None and carried is None:
+                self._cold.link(part.directory / _COLD, told)
+                self._count = self._cold.count_by_due()
+            elif told:
+                schema = self._schema if carried is None else carried.states.insert(0, _PANE)
+                for rows in read_segments(part.directory / _COLD, schema, told):
+                    self._restored(rows, owned, carried)
+
+    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, carried: Carried | None) -> None:
+        if owned is not None:
+            rows = rows.filter(owned(key_hashes(rows.columns[1 : 1 + self._keys], rows.num_rows)))
+        if carried is not None and rows.num_rows:
+            columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
+            rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        for pane in np.unique(rows.column(0).to_numpy()).tolist():
+            self._touched.add(pane)
+            self._groups.put(pane, self._without_pane(rows.filter(pc.equal(rows.column(0), pane))))
+        self.settle()
+
+    # To the disk and back
+
+    def _put(self, rows: pa.RecordBatch) -> None:
+        panes, counts = np.unique(rows.column(0).to_numpy(), return_counts=True)
+        for pane, count in zip(panes.tolist(), counts.tolist(), strict=True):
+            some = rows if len(panes) == 1 else rows.filter(pc.equal(rows.column(0), pane))
+            self._groups.put(pane, self._without_pane(some))
+            self._count[pane] -= count
+            if not self._count[pane]:
+                del self._count[pane]
+
+    def _without_pane(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        return rows.select(range(1, rows.num_columns))
+
+    def _measure(self) -> None:
+        for pane in self._touched:
+            now = self._groups.bytes_of(pane)
+            self._all_bytes += now - self._bytes.get(pane, 0)
+            self._bytes[pane] = now
+        self._touched.clear()
+
+    def _used(self, pane: int) -> int:
+        """The bytes that the groups in memory need; memory that others have left behind is not counted, since it is used again."""
+        figures = self._store.table(pane).statistics()
+        return self._bytes[pane] * figures["groups"] // max(figures["slots"], 1)
+
+    def _make_room(self, cold: Segments) -> None:
+        waiting: list[tuple[int, pa.RecordBatch, Any]] = []
+        size = 0
+        for pane, idle in self._store.longest_untouched():
+            for start in range(0, len(idle), CHUNK_ROWS):
+                slots = idle.slice(start, CHUNK_ROWS)
+                self._open_rows.note(pane, slots)
+                rows = self._groups.rows_of(pane, slots)
+                waiting.append((pane, rows, _places(self._store.table(pane).hashes(slots).to_numpy(), pane)))
+                self._groups.forget(pane, slots)
+                self._store.leave(pane, slots)
+                size += rows.nbytes
+                if size > self._most_bytes // 4:
+                    self._write(cold, waiting)
+                    waiting, size = [], 0
+            self._touched.add(pane)
+            figures = self._store.table(pane).statistics()
+            if 2 * figures["groups"] < figures["slots"]:
+                self._groups.shrink(pane)
+        self._write(cold, waiting)
+        self._measure()
+        give_back()
+
+    def _write(self, cold: Segments, waiting: list[tuple[int, pa.RecordBatch, Any]]) -> None:
+        parts = []
+        for pane, rows, _ in waiting:
+            columns = [pa.array(np.full(rows.num_rows, pane)), *rows.columns]
+            parts.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._count[pane] = self._count.get(pane, 0) + rows.num_rows
+            self._evicted += rows.num_rows
+        if parts:
+            rows = pa.concat_batches(parts)
+            try:
+                cold.write(rows, np.concatenate([places for _, _, places in waiting]), rows.column(0).to_numpy())
+            except SabotError:
+                raise
+            except (OSError, pa.ArrowException) as error:
+                raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
+
+
+def _places(hashes: Any, pane: int) -> Any:
+    """Where groups stand in the segments (numpy uint64): those of a pane together, by the hash of the key."""
+    head = (pane * _SPREAD & (1 << 64) - 1) >> (64 - _PANE_BITS)
+    return hashes >> np.uint64(_PANE_BITS) | np.uint64(head << (64 - _PANE_BITS))

@@ -1,0 +1,176 @@
+"""Windows that are merged of several panes, as a cache of these."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from sabot._cython.groups.keyed import GroupTable, SlidingTable
+from sabot.operators.aggregates.aggregator import Aggregator
+from sabot.operators.aggregates.extras import Extras
+from sabot.operators.base import CHUNK_ROWS
+from sabot.operators.spilled import SpilledGroups
+from sabot.state.tables.store import TableStore
+
+__all__ = ["MergedPanes"]
+
+_MOST_NUMBERS = 2**30  # how many panes a SlidingTable numbers before it begins anew
+
+
+class MergedPanes:
+    """Windows of several panes, asked for in order of their ends: one table, which panes enter and leave.
+
+    A slide costs what the groups of its panes cost, however long the window is and however many groups it has: each pane enters once,
+    leaves once, and in between is turned once from the back to the front, as `SlidingTable` describes. It keeps at most twice the panes.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        store: TableStore,
+        extras: dict[int, Extras],
+        spilled: SpilledGroups,
+        *,
+        slides: bool,
+    ) -> None:
+        self._aggregator, self._store, self._extras, self._spilled = aggregator, store, extras, spilled
+        self._slides = slides  # panes leave one by one; else they leave all at once, and there is no front and no back
+        self._keys = list(range(len(aggregator.keys)))
+        self._window = SlidingTable(aggregator.keys, aggregator.kernel)
+        self._gathered = aggregator.extras()  # by the slots of the window; of all its panes
+        self._gathered_back = aggregator.extras()
+        self._front: deque[_Turned] = deque()
+        self._back: list[_Come] = []  # has all panes of a window that does not slide
+        self._number = 0  # the number of the pane that entered last
+        self.merges = 0
+
+    def forget(self) -> None:
+        """Clears the cache, since panes have changed."""
+        self._window.clear()
+        self._gathered.clear()
+        self._gathered_back.clear()
+        self._front.clear()
+        self._back.clear()
+        self._number = 0
+
+    def slide(self, panes: list[int]) -> None:
+        """Makes the window consist of these panes."""
+        if len(panes) == 1:
+            return
+        while self._front and self._front[0].pane < panes[0]:
+            self._leave(self._front.popleft())
+        if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
+            self.forget()  # after a gap, or when the next cumulative window begins
+        last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
+        for pane in panes:
+            if last is None or pane > last:
+                self._enter(pane)
+        if self._slides and not self._front:
+            self._turn()
+
+    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
+        """The results of the window, in pieces. panes: those of the last `slide`."""
+        if len(panes) == 1:
+            return self._results_alone(panes[0])
+        return self._aggregator.results_of(self._window, self._gathered)
+
+    def _results_alone(self, pane: int) -> Iterator[pa.RecordBatch]:
+        yield from self._aggregator.results(self._store, pane, self._extras[pane])
+        for table, extras in self._on_disk(pane):
+            yield from self._aggregator.results_of(table, extras)
+
+    def _enter(self, pane: int) -> None:
+        self._number += 1
+        known = None
+        for table, extras, whole in self._tables(pane):
+            slots = self._window.enter(table, self._number if self._slides else 0)
+            self.merges += 1
+            self._gather(self._gathered, table, extras, slots)
+            if self._slides:
+                self._gather(self._gathered_back, table, extras, slots)
+            known = slots if whole else None
+        self._back.append(_Come(pane, self._number, known))
+
+    def _turn(self) -> None:
+        """Moves all panes of the back to the front."""
+        self._gathered_back.clear()
+        for pane, number, known in reversed(self._back):
+            left = []
+            for table, extras, whole in self._tables(pane):
+                slots = known if whole else None
+                if slots is None:  # some of the pane's groups were, or are, on disk
+                    slots = self._window.resolve(table.export(), self._keys, insert=False)
+                later = self._kept(self._gathered_back, slots)
+                self._window.turn(table, number, slots)
+                self.merges += 1
+                self._gather(self._gathered_back, table, extras, slots)
+                left.append((slots, later))
+            self._front.appendleft(_Turned(pane, number, left))
+        self._gathered_back.clear()
+        self._back.clear()
+
+    def _leave(self, pane: "_Turned") -> None:
+        for slots, later in reversed(pane.left):
+            self._window.leave(pane.number, slots)
+            self.merges += 1
+            if self._aggregator.needs_slots:
+                self._gathered.remove(slots)
+                self._add(self._gathered, slots, later)
+                self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
+
+    def _tables(self, pane: int) -> Iterator[tuple[GroupTable, Extras, bool]]:
+        """The pane's groups: (its table, its extras, True); where some are on disk, (a table with a piece of them, the extras of that
+        piece, False) for each piece.
+        """
+        table = self._store.whole(pane)
+        if table is not None:
+            yield table, self._extras[pane], not self._spilled.holds(pane)
+            yield from ((table, extras, False) for table, extras in self._on_disk(pane))
+            return
+        for state in self._store.export(pane):
+            piece = self._aggregator.table()
+            piece.merge(state)
+            yield piece, self._extras[pane], False
+
+    def _on_disk(self, pane: int) -> Iterator[tuple[GroupTable, Extras]]:
+        """The groups of the pane that `SpilledGroups` has, with what stands beside them, in pieces."""
+        for rows in self._spilled.read(pane):
+            table, extras = self._aggregator.table(), self._aggregator.extras()
+            self._aggregator.merge(table, extras, rows)
+            yield table, extras
+
+    # What the kernel cannot keep, by the slots of the window
+
+    def _gather(self, into: Extras, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> None:
+        if self._aggregator.needs_slots:
+            self._add(into, slots, self._aggregator.export_gathered(table, extras))
+
+    def _kept(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots:
+            return []
+        names = self._aggregator.gathered.names[len(self._keys) :]
+        pieces = [slots.slice(start, CHUNK_ROWS) for start in range(0, len(slots), CHUNK_ROWS)]
+        return [pa.RecordBatch.from_arrays(extras.states(piece), names=names) for piece in pieces]
+
+    def _add(self, into: Extras, slots: pa.Int32Array, states: Iterable[pa.RecordBatch]) -> None:
+        start = 0
+        for state in states:
+            into.merge(slots.slice(start, state.num_rows), state)
+            start += state.num_rows
+
+
+class _Come(NamedTuple):
+    """A pane that entered the window, and is in the back."""
+
+    pane: int
+    number: int
+    slots: pa.Int32Array | None  # those of its groups in the window; None: it entered in pieces
+
+
+class _Turned(NamedTuple):
+    """A pane in the front. left: for each piece of it, the slots in the window, and what later panes of the front have gathered."""
+
+    pane: int
+    number: int
+    left: list[tuple[pa.Int32Array, list[pa.RecordBatch]]]
