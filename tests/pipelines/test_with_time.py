@@ -211,3 +211,19 @@ def test_the_new_time_is_the_greatest_one_that_the_watermark_has_passed(seen: An
     for subtask in range(3):
         other.load(0, passed.facts(subtask))
     assert other.upto(0, 50) == max((new for _, _, new in seen), default=START_OF_TIME)
+
+
+def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early() -> None:
+    """A subtask without rows stands still while another one is read far ahead: its steps are thinned out, and count with later ones."""
+    passed = Passed()
+    passed.join(0)
+    passed.join(1)
+    for former in range(5_000):
+        passed.see(0, former, 10 * former)
+    kept = passed.facts(0)["ahead"]
+    assert len(kept) <= 1024
+    assert kept[-1] == (4_999, 49_990)
+    found = [passed.upto(0, former) for former in range(5_000)]
+    assert found == sorted(found)
+    assert all(new <= 10 * former for former, new in enumerate(found))
+    assert found[-1] == 49_990

@@ -272,6 +272,26 @@ def test_a_key_is_whole_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyP
     segments.close()
 
 
+def test_segments_are_few_and_the_gone_rows_of_sparse_ones_leave_the_disk(tmp_path: Path) -> None:
+    def keep(keys: Any) -> None:
+        segments.write(pa.record_batch({"n": keys}), keys.astype(np.uint64))
+
+    segments = Segments(pa.schema([("n", pa.int64())]), tmp_path / "cold")
+    most, rows = 0, 20 * 2_100  # from about 2,000 rows on segments have levels
+    for start in range(0, rows, 2_100):
+        keep(np.arange(start, start + 2_100))
+        most = max(most, len(list((tmp_path / "cold").iterdir())))
+    assert 3 < most <= 7, "three of each level"
+    every = np.arange(rows)
+    segments.take(every[every % 5 > 0].astype(np.uint64))
+    on_disk = [sum(count for _, count in segments.cut().facts)]
+    keep(np.array([rows]))
+    on_disk.append(sum(count for _, count in segments.cut().facts))
+    left = [*range(0, rows, 5), rows]
+    assert (on_disk, values(segments.read())) == ([rows, len(left)], left)
+    segments.close()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     segments = Segments(batch([1]).schema, tmp_path / "cold")
     segments.write(batch([1, 2]), np.array([5, 6], np.uint64))
