@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +115,12 @@ class _Requests:
             await self._next()
         self._asked = call
         call.again = self._next
-        call.instead = None if self._instead is None else partial(self._instead, self.effect)
+        call.instead = self._stands_in
         return await ask()
+
+    async def _stands_in(self, call: ModelCall, price: Price) -> None:
+        if self._instead is not None:
+            await self._instead(self.effect, call, price)
 
     async def _next(self) -> None:
         if self._again is not None:

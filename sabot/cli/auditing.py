@@ -37,7 +37,8 @@ def _asked(each: AuditRecord) -> list[object]:
     if said[:1] != "(":  # what a model is asked is no list of arguments
         said = ""
     who = "/".join(filter(None, (each.scope, each.principal)))
-    return [each.ordinal, moment(round(each.asked_at * 1000)), shortened(each.name + said, _WIDTH), who]
+    name = f"{each.name} in place of {each.in_place_of}" if each.in_place_of else each.name + said
+    return [each.ordinal, moment(round(each.asked_at * 1000)), shortened(name, _WIDTH), who]
 
 
 def _decided(each: AuditRecord) -> list[object]:

@@ -14,6 +14,7 @@ from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened, size
 from sabot.cli.running import guarded
 from sabot.errors import EffectError, UserError
+from sabot.jobs.gate import decode_verdict
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.run import effect_words
 from sabot.journal.base import JournalReader
@@ -160,6 +161,8 @@ def _told(entry: Entry) -> str:
             words = [entry.agent, entry.code, said]
         case Attempt():
             words = [f"attempt {entry.attempt}"]
+            if (verdict := decode_verdict(entry.note)) is not None:
+                words += [f"{verdict.model or verdict.about} in place: {verdict.decision}", verdict.reason]
         case Intent():
             words = _asked(entry, said)
         case EffectResult():

@@ -15,16 +15,16 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, DataError, EffectError, JournalFailed, SabotError, UserError
+from sabot.errors import UNREADABLE, EffectError, JournalFailed, SabotError, UserError
+from sabot.jobs.children import Children
 from sabot.jobs.derived import question_token
-from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, judged
+from sabot.jobs.gate import CONFIRM, CallKind, Decision, EffectGate, GatedCall, GateVerdict, encode_verdict, judged
 from sabot.jobs.history import IN_DOUBT, VERDICTS
 from sabot.jobs.judging import judge_within
 from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answer, type_of, unpack
 from sabot.journal import Doubt, EffectClass, EffectId, Position, Reconciled, digest, in_doubt
 from sabot.journal.effects import RULES
@@ -54,9 +54,9 @@ class Effects:
     ) -> None:
         """broke: the run has to end. gate: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
-        self.limits: dict[str, ChildLimits] = {}  # by agent
+        self.children = Children(desk, gate, result=self._result)
         ends = partial(broke, "an effect")
-        judge = None if gate is None else partial(judge_within, desk, gate, clock)
+        judge = None if gate is None else partial(judge_within, desk, gate, clock, self.instead)
         self.runner = EffectRunner(clock=clock, may_send=self._may_send, on_broken=ends, again=self.again, judge=judge)
         self._desk, self._timers = desk, timers
         self._gate = gate
@@ -101,7 +101,7 @@ class Effects:
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask)
+                self.children.begin(live, ask)
 
     def _go_on(self, live: Live, ask: Ask) -> None:
         """It was asked before, and nothing has come of it."""
@@ -114,8 +114,8 @@ class Effects:
                 return
             if self._gate is not None and verdict.decision is not Decision.DENY:
                 job = live.job
-                told = job.history.told.get(ask.ordinal, 0)
-                self._gate.reopen(job.effect_id(ask), job.history.begin.agent, job.behalf, verdict, told)
+                told, instead = job.history.told.get(ask.ordinal, 0), job.history.instead.get(ask.ordinal, {})
+                self._gate.reopen(job.effect_id(ask), job.history.begin.agent, job.behalf, verdict, told, instead)
             if not self._allowed(live, ask, verdict):
                 return
         match ask.kind:
@@ -124,7 +124,7 @@ class Effects:
             case "sleep" | "ask" if ask.due_ms:
                 self._timers.add(ask.due_ms, live.job.job_id, ask.ordinal)
             case "child":
-                self._begin_child(live, ask)
+                self.children.begin(live, ask)
 
     def _make(self, live: Live, ask: Ask, entry: Position | None) -> None:
         """entry: of this attempt. The call waits until it is durable, if the class wants that."""
@@ -209,13 +209,10 @@ class Effects:
         return effect
 
     def _sent_again(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
-        if asked.done():  # its call was cancelled
+        found = self._waited_for(effect, asked)
+        if found is None:
             return
-        live = self._desk.live(effect.job)
-        ask = self._outlived.get(effect[:2]) if live is None else live.job.open.get(effect.ordinal)
-        if ask is None:
-            asked.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect}: it was not asked again"))
-            return
+        live, ask = found
         effect = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
         refused = None if self._gate is None else self._gate.again(effect)
         if refused is not None:
@@ -225,6 +222,34 @@ class Effects:
         ask.attempt = effect.attempt
         entry = Attempt(effect.job, self._desk.now_ms(), effect.ordinal, effect.attempt)
         asked.set_result((effect, self._desk.append(entry, live)))
+
+    def _waited_for(self, effect: EffectId, asked: "asyncio.Future[Any]") -> tuple[Live | None, Ask] | None:
+        """The effect of a call that is under way; None: nobody waits for it any more, and the call is told so, or was cancelled."""
+        if asked.done():
+            return None
+        live = self._desk.live(effect.job)
+        ask = self._outlived.get(effect[:2]) if live is None else live.job.open.get(effect.ordinal)
+        if ask is None:
+            asked.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect}: it was not asked again"))
+            return None
+        return live, ask
+
+    async def instead(self, effect: EffectId, verdict: GateVerdict) -> None:
+        """The call itself is about to ask another model in place of the first one, from this attempt on, if the verdict on that lets it.
+        Returns when the journal has the verdict. Raises EffectError where nobody waits for the effect any more.
+        """
+        asked: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+
+        def note() -> None:
+            found = self._waited_for(effect, asked)
+            if found is not None:
+                entry = Attempt(
+                    effect.job, self._desk.now_ms(), effect.ordinal, effect.attempt, encode_verdict(verdict)
+                )
+                asked.set_result(self._desk.append(entry, found[0]))
+
+        self._desk.put(note)
+        await self._sendable(await asked)
 
     def _result(self, live: Live, ask: Ask, outcome: str, body: bytes) -> None:
         """The effect has a certain outcome: it is recorded, and the function told."""
@@ -241,7 +266,7 @@ class Effects:
             for ordinal, each in job.decided.items() if job.ended is None else ():
                 if each.verdict.decision is not Decision.DENY:
                     effect = EffectId(job.job_id, ordinal, each.attempt)
-                    self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told)
+                    self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told, each.instead)
         await self._gate.ready()
 
     def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:
@@ -361,7 +386,7 @@ class Effects:
             self._refused(live, ask, f"it was rejected{by}")
         elif ask.kind == "child":
             ask.attempt = 1
-            self._begin_child(live, ask)
+            self.children.begin(live, ask)
         else:
             self._again(live, ask)
 
@@ -473,56 +498,6 @@ class Effects:
         else:
             by = f" by {answer.by}" if answer.by else ""
             self._result(live, ask, "Abandoned", pack_error(EffectError("Abandoned", f"{ask.name} was abandoned{by}")))
-
-    # -- children -----------------------------------------------------------------------------------------------------
-
-    def _begin_child(self, live: Live, ask: Ask) -> None:
-        child, failed = child_id(live.job.job_id, ask.ordinal), ask.ordinal in live.job.history.failed_children
-        if child in self._desk.jobs:
-            return  # it tells its end
-        if (refusal := self._child_refused(live, ask)) is not None:
-            self._result(live, ask, refusal.type, pack_error(refusal))
-            return
-        try:
-            owner = self._desk.owner_of(ask.name)
-            if owner is None:
-                raise UserError(f"ctx.child: there is no durable agent {ask.name}")
-            owner.begin_child(child, unpack(ask.body), failed=failed, behalf=live.job.behalf)
-        except (UserError, DataError) as error:
-            self._result(live, ask, type(error).__name__, pack_error(error))
-
-    def _child_refused(self, live: Live, ask: Ask) -> EffectError | None:
-        """Why a job may not begin this child; None: it may."""
-        job, jobs = live.job, self._desk.jobs
-        if job.cancels or job.job_id in jobs.cancelled:
-            return EffectError("JobCancelled", f"job {job.job_id} was cancelled, and begins no child {ask.name}")
-        agent, chain = job.history.begin.agent, jobs.chain(job.job_id)
-        limits = self.limits[agent]
-        before = sum(each.kind == "child" and each.ordinal < ask.ordinal for each in job.open.values())
-        if len(chain) > limits.max_depth:
-            why = f"jobs of {agent} may be {limits.max_depth} levels of children deep (ChildLimits(max_depth=…))"
-        elif before >= limits.max_child_jobs:
-            why = f"a job of {agent} may have {limits.max_child_jobs} children at once (ChildLimits(max_child_jobs=…))"
-        else:
-            return None
-        return EffectError("DepthExceeded", f"{' > '.join([*chain, ask.name])} is not begun: {why}")
-
-    def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
-        """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""
-        if self._gate is not None:
-            self._gate.over(job_id)
-        parent, ordinal = parent_of(job_id)
-        if parent not in self._desk.jobs:
-            return
-        live = self._desk.live(parent)
-        if live is not None and ordinal not in live.job.open:
-            return  # it was told before the restart
-        told = "ok" if outcome == "succeeded" else outcome
-        entry = EffectResult(parent, self._desk.now_ms(), ordinal, 1, told, body, labels=labels, ran_ms=ran_ms)
-        if self._gate is not None:
-            used = self._gate.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
-            entry = msgspec.structs.replace(entry, usage=used)
-        self._desk.arrived(self._desk.append(entry, live), entry)
 
 
 def _refusal(ask: Ask, why: str, rule: str) -> str:

@@ -11,33 +11,30 @@ has denied to the one before, and is judged anew; what a person has refused stay
 """
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from datetime import date, time, timedelta
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
-from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from uuid import UUID
 
 import msgspec
 
-from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
+from sabot.jobs.hiding import hidden
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
-from sabot.journal.entries import Begin, Entry
+from sabot.journal.entries import Attempt, Begin, Entry
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
-from sabot.redaction import HIDDEN
 
 __all__ = [
     "APART",
     "CONFIRM",
     "NOBODY",
+    "NONE_INSTEAD",
     "Behalf",
     "CallKind",
     "Decision",
@@ -49,8 +46,9 @@ __all__ = [
     "decode_verdict",
     "encode_verdict",
     "gate_of",
-    "hidden",
     "judged",
+    "most_cost",
+    "stood_in",
 ]
 
 CallKind = Literal["tool", "model", "child"]
@@ -140,7 +138,7 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
         return msgspec.structs.replace(
             first,
-            version=" ".join(filter(None, (self.version, other.version))),
+            version=" ".join(dict.fromkeys((*self.version.split(), *other.version.split()))),
             model=other.model or self.model,
             hide=(*self.hide, *(each for each in other.hide if each not in self.hide)),
             tokens=max(self.tokens, other.tokens),
@@ -149,6 +147,15 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
             most_tokens=min(filter(None, (self.most_tokens, other.most_tokens)), default=0),
             apart=self.apart or other.apart,
         )
+
+
+NONE_INSTEAD: Mapping[int, GateVerdict] = MappingProxyType({})
+"""No other model was asked in place of the first one."""
+
+
+def most_cost(verdict: GateVerdict, instead: Iterable[GateVerdict] = ()) -> Decimal:
+    """The most dollars that one of these has reserved."""
+    return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +241,18 @@ class EffectGate:
         """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
         return b""
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+    def reopen(
+        self,
+        effect: EffectId,
+        agent: str,
+        behalf: Behalf,
+        verdict: GateVerdict,
+        told: int = 0,
+        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
+    ) -> None:
         """It was decided so before, and the call, whose last attempt this is (0: none was made), may be made again: what was reserved is
-        reserved again. told: the last attempt whose use is recorded. A call that is open already is left as it is.
+        reserved again. told: the last attempt whose use is recorded. instead: what was decided of models that were asked in place of the
+        first one, by the attempt from which on. A call that is open already is left as it is.
         """
 
     async def ready(self) -> None:
@@ -319,7 +335,10 @@ class EffectGates(EffectGate):
                 if model in asked:
                     said = ring_of([*asked, model], said.rule, said.version)
                 asked.append(model)
-                place = 0  # all of them decide on that one
+                place, count = (
+                    0,
+                    max(count, dropped),
+                )  # all of them decide on that one, also who has put the one before in place
             so_far, call = self._joined(dropped, call, so_far, said)
         return so_far, call
 
@@ -351,10 +370,18 @@ class EffectGates(EffectGate):
         used = [gate.settle(effect, kind, name, outcome, body, at_ms) for gate in self._gates]
         return next(filter(None, used), b"")
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+    def reopen(
+        self,
+        effect: EffectId,
+        agent: str,
+        behalf: Behalf,
+        verdict: GateVerdict,
+        told: int = 0,
+        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
+    ) -> None:
         """As `EffectGate.reopen`."""
         for gate in self._gates:
-            gate.reopen(effect, agent, behalf, verdict, told)
+            gate.reopen(effect, agent, behalf, verdict, told, instead)
 
     async def ready(self) -> None:
         """As `EffectGate.ready`."""
@@ -477,59 +504,7 @@ def decode_verdict(note: bytes) -> GateVerdict | None:
         raise CorruptJournal(f"what was decided of an effect cannot be read: {error}") from error
 
 
-# -- changes ------------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
-_NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, Secret)
-
-
-def hidden(value: Any, patterns: Sequence[str]) -> Any:
-    """The value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions; the value itself where none
-    does.
-
-    Raises UserError for an object that cannot be looked into.
-    """
-    return _without(value, [_compiled(each) for each in patterns]) if patterns else value
-
-
-def _without(value: Any, patterns: Sequence[re.Pattern[str]]) -> Any:
-    if isinstance(value, str):
-        for each in patterns:
-            value = each.sub(HIDDEN, value)
-        return value
-    if isinstance(value, bytes):
-        text = value.decode(errors="surrogateescape")
-        shown = _without(text, patterns)
-        return value if shown == text else shown.encode(errors="surrogateescape")
-    if isinstance(value, _NO_TEXT):
-        return value
-    if isinstance(value, Mapping):
-        pairs = {_without(key, patterns): _without(each, patterns) for key, each in value.items()}
-        same = len(pairs) == len(value) and all(pairs.get(key, pairs) is each for key, each in value.items())
-        return value if same else pairs
-    if isinstance(value, list | tuple | set | frozenset):
-        made = [_without(each, patterns) for each in value]
-        if all(new is old for new, old in zip(made, value, strict=True)):
-            return value
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
-    if isinstance(value, msgspec.Struct):
-        changed = _fields(value, value.__struct_fields__, patterns)
-        return msgspec.structs.replace(value, **changed) if changed else value
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = _fields(value, [each.name for each in fields(value) if each.init], patterns)
-        return replace(value, **changed) if changed else value
-    kind = type(value)
-    raise UserError(
-        f"texts cannot be hidden in an argument of type {kind.__module__}.{kind.__qualname__}",
-        hint="give the call text, numbers, lists, dicts, dataclasses",
-    )
-
-
-def _fields(value: Any, names: Sequence[str], patterns: Sequence[re.Pattern[str]]) -> dict[str, Any]:
-    found = {name: (getattr(value, name), _without(getattr(value, name), patterns)) for name in names}
-    return {name: new for name, (old, new) in found.items() if new is not old}
+def stood_in(entry: Attempt) -> GateVerdict | None:
+    """The verdict on a model that was asked in place of the first one of an effect; None: the entry says of none that it was asked."""
+    verdict = decode_verdict(entry.note)
+    return None if verdict is None or verdict.decision in (Decision.DENY, Decision.ASK) else verdict

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sabot.errors import CorruptJournal
-from sabot.jobs.gate import Decision, decode_verdict
+from sabot.jobs.gate import Decision, GateVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
@@ -52,7 +52,8 @@ class History:
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
     the answers to such questions, by token. failed_children: the ordinals of those that failed in an attempt before this one.
-    told: of each effect the last attempt whose use is recorded. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
+    told: of each effect the last attempt whose use is recorded. instead: of each effect what was decided of models that were asked in place
+    of the first one, by the attempt from which on. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
     the time up to the last entry (`last_ms`), in all histories of the job, without that of waits for others. seed: of what is drawn by
     lot. untaken: entries that come and are those of the job from whose checkpoint this one goes on.
     """
@@ -71,6 +72,7 @@ class History:
     failed_children: set[int] = field(default_factory=set)
     verdicts: dict[str, Answer] = field(default_factory=dict)
     told: dict[int, int] = field(default_factory=dict)
+    instead: dict[int, dict[int, GateVerdict]] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
     ran_ms: int = 0
@@ -136,6 +138,9 @@ class History:
                 self._intend(entry)
             case Attempt(ordinal=0):
                 self._try(entry.attempt, entry.at_ms)
+            case Attempt() if entry.note:
+                if (verdict := stood_in(entry)) is not None:
+                    self.instead.setdefault(entry.ordinal, {})[entry.attempt] = verdict
             case Attempt():
                 self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
                 self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before

@@ -97,7 +97,7 @@ class JobHost:
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
         """Jobs of this agent are runs of this owner. children: that one of them may begin."""
         self._owners[agent_id] = owner
-        self._effects.limits[agent_id] = children
+        self._effects.children.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
@@ -212,7 +212,7 @@ class JobHost:
 
     def child_over(self, job_id: str, outcome: str, body: bytes) -> None:
         """It does not begin: its parent is told this of it, as of its END."""
-        self.put(partial(self._effects.over, job_id, outcome, body, ()))
+        self.put(partial(self._effects.children.over, job_id, outcome, body, ()))
 
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
@@ -231,7 +231,7 @@ class JobHost:
         if job.ended_at is not None:
             self.log.again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
-        self._effects.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
+        self._effects.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def known(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
@@ -458,7 +458,9 @@ class JobHost:
         told: Sequence[tuple[Position, Entry]] = ()
         if live.job.history.end is None:
             self._effects.leave(live)
-            told = self._letters.left(live, self._effects.limits)  # before END: where that is durable, they are told
+            told = self._letters.left(
+                live, self._effects.children.limits
+            )  # before END: where that is durable, they are told
             used = self._gate.ended(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
@@ -466,7 +468,7 @@ class JobHost:
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
-        self._effects.over(job_id, outcome, body, labels, ran_ms)
+        self._effects.children.over(job_id, outcome, body, labels, ran_ms)
         self.arrived_together(told)
 
     def _forget(self, live: Live, *, stays_open: bool = False) -> None:
@@ -513,7 +515,7 @@ class JobHost:
     def _continue(self, live: Live, message: Any) -> None:
         """A new history of the same job."""
         self._effects.leave(live)
-        told = self._letters.left(live, self._effects.limits)
+        told = self._letters.left(live, self._effects.children.limits)
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf

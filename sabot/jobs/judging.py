@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
-from functools import partial
 from itertools import count
 from typing import ParamSpec, TypeVar
 
@@ -16,7 +15,8 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import PolicyDenied, UserError
-from sabot.jobs.gate import NOBODY, Behalf, Decision, EffectGate, GatedCall, GateVerdict, Price, gate_of, hidden, judged
+from sabot.jobs.gate import NOBODY, Behalf, Decision, EffectGate, GatedCall, GateVerdict, Price, gate_of, judged
+from sabot.jobs.hiding import hidden
 from sabot.jobs.owner import Desk
 from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
@@ -30,6 +30,8 @@ from sabot.llm.spec import RequestSpec
 __all__ = ["GateJudge", "judge_of", "judge_within", "judged_within"]
 
 _log = logging.getLogger(__name__)
+
+NoteInstead = Callable[[EffectId, GateVerdict], Awaitable[None]]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,6 +60,9 @@ class GateJudge:
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.texts = hidden(call.texts, verdict.hide)
 
+        async def instead(call: ModelCall, price: Price) -> None:
+            await self.instead(effect, call, price)
+
         async def again() -> None:
             nonlocal effect
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
@@ -66,7 +71,7 @@ class GateJudge:
                 raise self._denied(model, refused)
             effect = following
 
-        call.again, call.instead = again, partial(self.instead, effect)
+        call.again, call.instead = again, instead
         try:
             outcome = await ask()
         except BaseException as error:
@@ -82,14 +87,19 @@ class GateJudge:
         """Another provider of the engine is about to be asked, as the call says, in place of one that failed: the rules judge its model
         too, and what that may cost more is reserved for the effect. Raises PolicyDenied and BudgetExceeded, which the log has too.
         """
+        effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judged(self._gate, self._asked(effect, call.model, call, price), degraded=True)
         verdict = found if isinstance(found, GateVerdict) else await found
+        await self._noted(effect, msgspec.structs.replace(verdict, about=call.model))
         if verdict.decision in (Decision.DENY, Decision.ASK):
             refusal = self._denied(call.model, verdict, "nobody is asked for a model that stands in for another one")
             _log.warning("%s: %s", self._calls, refusal)
             raise refusal
         call.spec = hidden(verdict.spec(call.spec), verdict.hide)
         call.model = call.spec.model or call.model
+
+    async def _noted(self, effect: EffectId, verdict: GateVerdict) -> None:
+        """The verdict on a model that stands in for the first one is noted, where there is a journal for it."""
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
@@ -113,9 +123,17 @@ class _ToolJudge(GateJudge):
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
 
-    def __init__(self, effect: EffectId, agent: str, behalf: Behalf, gate: EffectGate, clock: Clock) -> None:
+    def __init__(
+        self, effect: EffectId, agent: str, behalf: Behalf, gate: EffectGate, clock: Clock, note: NoteInstead
+    ) -> None:
         super().__init__(f"{effect.job}/{effect.ordinal}", agent, gate, clock)
-        self._behalf, self._loop = behalf, asyncio.get_running_loop()
+        self._effect, self._behalf, self._note = effect, behalf, note
+        self._loop = asyncio.get_running_loop()
+
+    async def _noted(self, effect: EffectId, verdict: GateVerdict) -> None:
+        """As `GateJudge._noted`: that of the effect itself; what its tool asks by itself is in no journal."""
+        if effect[:2] == self._effect[:2]:
+            await self._note(effect, verdict)
 
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]
@@ -141,11 +159,13 @@ def judge_of(app: str, gates: Sequence[EffectGate], clock: Clock) -> GateJudge |
     return None if gate is None else GateJudge(f"{app}.calls", f"{app}.calls", gate, clock)
 
 
-def judge_within(desk: Desk, gate: EffectGate, clock: Clock, effect: EffectId) -> GateJudge:
-    """Of what the tool of this effect, which is about to be called, asks of models by itself."""
+def judge_within(desk: Desk, gate: EffectGate, clock: Clock, note: NoteInstead, effect: EffectId) -> GateJudge:
+    """Of what the tool of this effect, which is about to be called, asks of models by itself. note: records what is decided of a model
+    that stands in for that of the effect.
+    """
     live = desk.live(effect.job)
     assert live is not None, f"effect {effect} is made for a job that is not in memory"
-    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, gate, clock)
+    return _ToolJudge(effect, live.job.history.begin.agent, live.job.behalf, gate, clock, note)
 
 
 def judged_within(function: Callable[P, T], app: str, gates: Sequence[EffectGate], clock: Clock) -> Callable[P, T]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
-from sabot.jobs.gate import NOBODY, Behalf, GateVerdict
+from sabot.jobs.gate import NOBODY, NONE_INSTEAD, Behalf, GateVerdict
 from sabot.jobs.history import PARKS_MS, Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
@@ -29,12 +29,14 @@ Item = Callable[[], Awaitable[None] | None]
 
 class DecidedEffect(NamedTuple):
     """An effect that was decided, and has no result. attempt: its last one; 0: a person has to allow it first. told: the last attempt whose
-    use an END of the job has recorded.
+    use an END of the job has recorded. instead: what was decided of models that were asked in place of the first one, by the attempt from
+    which on.
     """
 
     verdict: GateVerdict
     attempt: int
     told: int = 0
+    instead: Mapping[int, GateVerdict] = NONE_INSTEAD
 
 
 class OpenJob(NamedTuple):

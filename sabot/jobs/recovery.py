@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.jobs.gate import Behalf, Decision, decode_verdict
+from sabot.jobs.gate import Behalf, Decision, decode_verdict, stood_in
 from sabot.jobs.owner import DecidedEffect, OpenJob
 from sabot.journal import Attempt, Begin, Cancel, EffectResult, End, Intent, JournalReader, Position, StoredBody
 from sabot.journal.base import MAY_BEGIN_AGAIN
@@ -45,14 +45,20 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
             decided.setdefault(entry.job, {})[entry.ordinal] = DecidedEffect(verdict, attempt)
         elif isinstance(entry, Attempt) and entry.job in decided and entry.ordinal in decided[entry.job]:
             before = decided[entry.job][entry.ordinal]
-            decided[entry.job][entry.ordinal] = DecidedEffect(before.verdict, entry.attempt, before.told)
+            if not entry.note:
+                decided[entry.job][entry.ordinal] = DecidedEffect(
+                    before.verdict, entry.attempt, before.told, before.instead
+                )
+            elif (verdict := stood_in(entry)) is not None:
+                instead = {**before.instead, entry.attempt: verdict}
+                decided[entry.job][entry.ordinal] = DecidedEffect(before.verdict, before.attempt, before.told, instead)
         elif isinstance(entry, Cancel):
             cancelled.add(entry.job)
         elif isinstance(entry, EffectResult) and entry.job in decided:
             decided[entry.job].pop(entry.ordinal, None)
         elif isinstance(entry, End) and entry.job in begun:
             left = {
-                at: DecidedEffect(each.verdict, each.attempt, told=each.attempt)
+                at: DecidedEffect(each.verdict, each.attempt, each.attempt, each.instead)
                 for at, each in decided.pop(entry.job, {}).items()
             }
             if left and entry.outcome in MAY_BEGIN_AGAIN:

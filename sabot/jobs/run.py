@@ -26,8 +26,8 @@ from sabot.jobs.gate import (
     Price,
     decode_verdict,
     encode_verdict,
-    hidden,
 )
+from sabot.jobs.hiding import hidden
 from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.values import copied, pack, unpack, unpack_error

@@ -109,10 +109,14 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
-    """Try number `attempt`, counted from 1, of the effect, or of the job where ordinal is 0."""
+    """Try number `attempt`, counted from 1, of the effect, or of the job where ordinal is 0.
+
+    note: of an effect that is under way, what was decided of another model that is asked in place of the first one, from this try on.
+    """
 
     ordinal: Number
     attempt: Number
+    note: bytes = b""
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):

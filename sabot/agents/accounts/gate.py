@@ -9,7 +9,7 @@ row of type "doubt", with what was reserved for it.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
@@ -23,7 +23,7 @@ from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
-from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict
+from sabot.jobs.gate import NONE_INSTEAD, Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, most_cost
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
@@ -48,7 +48,8 @@ _VERSION = "budget"
 @dataclass(slots=True)
 class _Open:
     """A call without a result. attempt: the last one; 0: a person has to allow it first. told: the last one that has a row. wanted: what
-    an attempt may use. limited: it is made because it fits, and not although the budget is used up.
+    an attempt may use. limited: it is made because it fits, and not although the budget is used up. models: that are asked in place of
+    `name`, by the attempt from which on.
     """
 
     scope: str
@@ -60,6 +61,16 @@ class _Open:
     attempt: int = 1
     told: int = 0
     limited: bool = True
+    models: dict[int, str] | None = None
+
+    def asks(self, model: str, attempt: int) -> None:
+        """From this attempt on this model."""
+        self.models = {**(self.models or {}), attempt: model}
+
+    def asked(self, attempt: int) -> str:
+        """Who, or what, is asked in this attempt."""
+        models = self.models or {}
+        return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
         """Of an attempt of which nobody knows what it has used."""
@@ -70,7 +81,7 @@ class _Open:
             agent=self.agent,
             job_id=effect.job,
             principal_id=self.principal,
-            name=self.name,
+            name=self.asked(attempt),
             reserved_tokens=self.wanted.tokens,
             cost=self.wanted.cost or None,
             at_ms=at_ms,
@@ -106,7 +117,10 @@ class LedgerGate(EffectGate):
         """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
-        if opened is None or cost <= opened.wanted.cost:
+        if opened is None:
+            return GateVerdict()
+        if cost <= opened.wanted.cost:
+            opened.asks(call.name, call.effect.attempt)
             return GateVerdict()
         attempts = max(1, opened.attempt - opened.told)
         wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
@@ -117,6 +131,7 @@ class LedgerGate(EffectGate):
                 rule = f"{judged.window} budget"
                 return GateVerdict(Decision.DENY, rule, _VERSION, judged.reason, error="BudgetExceeded")
         opened.wanted = wanted
+        opened.asks(call.name, call.effect.attempt)
         self._reserve(call.effect, opened, attempts)
         return GateVerdict(tokens=wanted.tokens, cost=str(cost))
 
@@ -196,16 +211,27 @@ class LedgerGate(EffectGate):
         else:
             self.ledger.release(_name(effect), opened.scope)
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
-        """As `EffectGate.reopen`: what earlier attempts may have used, and what the next one may."""
+    def reopen(
+        self,
+        effect: EffectId,
+        agent: str,
+        behalf: Behalf,
+        verdict: GateVerdict,
+        told: int = 0,
+        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
+    ) -> None:
+        """As `EffectGate.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
-        wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), int(bool(name)))
+        wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), int(bool(name)))
         kind: CallKind = "model" if name else "tool"
         beyond = verdict.decision in (Decision.ASK, Decision.DEGRADE) and _VERSION in verdict.version.split()
         opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, told, not beyond)
+        if instead:
+            models = {attempt: each.model or each.about for attempt, each in instead.items()}
+            opened.models = {**models, effect.attempt + 1: name}
         job[effect.ordinal] = opened
         self._reserve(effect, opened, effect.attempt + 1 - told)
 

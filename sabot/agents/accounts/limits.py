@@ -8,7 +8,7 @@ Calls of all of them are judged against the sum, so it does not matter which of 
 is made anew of its entries, by the same steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -16,7 +16,17 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
-from sabot.jobs.gate import Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict
+from sabot.jobs.gate import (
+    NONE_INSTEAD,
+    Behalf,
+    CallKind,
+    Decision,
+    EffectGate,
+    GatedCall,
+    GateVerdict,
+    decode_verdict,
+    most_cost,
+)
 from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal import EffectId, Journal
@@ -253,13 +263,21 @@ class JobLimits(EffectGate):
         opened.attempt = effect.attempt
         return None
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+    def reopen(
+        self,
+        effect: EffectId,
+        agent: str,
+        behalf: Behalf,
+        verdict: GateVerdict,
+        told: int = 0,
+        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
+    ) -> None:
         """As `EffectGate.reopen`."""
         job = self._jobs.get(effect.job)
         if job is None or effect.ordinal in job.open or verdict.apart:
             return
         kind: CallKind = "model" if verdict.about else "tool"
-        wanted = Amounts(verdict.tokens, Decimal(verdict.cost or 0), 1)
+        wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), 1)
         job.open[effect.ordinal] = _TreeCall(kind, wanted, effect.attempt)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
@@ -307,8 +325,12 @@ class JobLimits(EffectGate):
                 attempt = 0 if verdict.decision is Decision.ASK else 1
                 self.reopen(EffectId(entry.job, entry.ordinal, attempt), "", Behalf(), verdict)
         elif isinstance(entry, Attempt):
-            if entry.ordinal in job.open:
-                job.open[entry.ordinal].attempt = entry.attempt
+            opened = job.open.get(entry.ordinal)
+            if opened is not None and (verdict := decode_verdict(entry.note)) is not None:
+                cost = max(opened.wanted.cost, most_cost(verdict))
+                opened.wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+            elif opened is not None:
+                opened.attempt = entry.attempt
         elif isinstance(entry, EffectResult):
             if entry.usage and (used := _child_use(entry.usage)) is not None:
                 job.used = job.used.plus(used)

@@ -93,7 +93,7 @@ class JobEvents:
             case Attempt(ordinal=0):
                 job.attempt = news.attempt
                 await self._status(job, news, "running", {"attempt": news.attempt})
-            case Attempt():
+            case Attempt() if not news.note:  # else the same attempt asks another model
                 intent = job.calls.get(news.ordinal)
                 if intent is not None:
                     await self._call(job, msgspec.structs.replace(intent, at_ms=news.at_ms), news.attempt)

@@ -1,26 +1,28 @@
 """Who was allowed what, and why: the decisions in the entries of a job, with the answers of people and what came of the calls."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sabot.agents.reading import as_plain, value_of
+from sabot.errors import PolicyDenied
 from sabot.jobs.effects import is_approved
-from sabot.jobs.gate import CONFIRM, GateVerdict, decode_verdict
+from sabot.jobs.gate import CONFIRM, Decision, GateVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
-from sabot.journal.entries import Answer, Begin, EffectResult, Intent, StoredBody
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody
 
 __all__ = ["AuditRecord", "audit_job"]
 
 
 @dataclass(slots=True)
 class AuditRecord:
-    """A call of a tool or a model, or a child, that a job has asked for. asked_at: epoch seconds.
+    """A call of a tool or a model, or a child, that a job has asked for; or a model that was to stand in for that of a call, as its
+    provider had failed: in_place_of names the first one. asked_at: epoch seconds.
 
     scope, principal: on whose behalf. decision: "" where the app had no policy and no budget. rule: that has decided; "": none has matched.
     version: of the rules. notes: what milder rules said. model: that was asked in place of the one that is named. hidden: texts were.
     approval: "": nobody was asked; "waiting", "approved", "rejected", "expired" or "cancelled", by whom. outcome: "ok", or the type of the
-    error; "": none yet. arguments: as they were given on, unless they are long.
+    error; "": none yet; of a model after which another one stood in "failed". arguments: as they were given on, unless they are long.
     """
 
     job_id: str
@@ -41,18 +43,22 @@ class AuditRecord:
     by: str = ""
     outcome: str = ""
     arguments: Any = None
+    in_place_of: str = ""
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
     """The calls of a job, in the order in which they were asked for. Blocks. A journal has the jobs that its checkpoints may need."""
     begin = Begin(job_id, 0)
     found: dict[int, AuditRecord] = {}
+    instead: dict[int, list[AuditRecord]] = {}
     for _, entry in reader.read(job_id):
         match entry:
             case Begin():
                 begin = entry
             case Intent(kind="call" | "child"):
                 found[entry.ordinal] = _record(entry, begin, decode_verdict(entry.note))
+            case Attempt() if entry.note and entry.ordinal in found:
+                instead.setdefault(entry.ordinal, []).append(_stands_in(entry, found[entry.ordinal]))
             case Intent(kind="ask", name=name) if name == CONFIRM and entry.ordinal in found:
                 found[entry.ordinal].approval = "waiting"
             case Answer() if entry.ordinal in found and found[entry.ordinal].approval == "waiting":
@@ -63,7 +69,31 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
                     record.approval = "approved" if is_approved(entry) else "rejected"
             case EffectResult() if entry.ordinal in found:
                 found[entry.ordinal].outcome = entry.outcome
-    yield from (record for _, record in sorted(found.items()))
+    for ordinal, record in sorted(found.items()):
+        yield record
+        asked = [each for each in instead.get(ordinal, ()) if not each.outcome]
+        for each in asked:
+            each.outcome = record.outcome if each is asked[-1] else "failed"
+        yield from instead.get(ordinal, ())
+
+
+def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
+    """What was decided of a model that was to be asked in place of that of the call."""
+    verdict = decode_verdict(entry.note)
+    assert verdict is not None
+    denied = verdict.error if verdict.decision is Decision.DENY else PolicyDenied.__name__
+    return _judged(
+        replace(
+            first,
+            name=verdict.about,
+            asked_at=entry.at_ms / 1000,
+            approval="",
+            by="",
+            outcome="" if stood_in(entry) else denied,
+            in_place_of=first.model or first.name,
+        ),
+        verdict,
+    )
 
 
 def _record(intent: Intent, begin: Begin, verdict: GateVerdict | None) -> AuditRecord:
@@ -79,8 +109,11 @@ def _record(intent: Intent, begin: Begin, verdict: GateVerdict | None) -> AuditR
         begin.principal,
         arguments=as_plain(value_of(intent, body)),
     )
-    if verdict is not None:
-        record.decision, record.rule, record.version = verdict.decision.value, verdict.rule, verdict.version
-        record.reason, record.notes = verdict.reason, list(verdict.notes)
-        record.model, record.hidden = verdict.model, bool(verdict.hide)
+    return record if verdict is None else _judged(record, verdict)
+
+
+def _judged(record: AuditRecord, verdict: GateVerdict) -> AuditRecord:
+    record.decision, record.rule, record.version = verdict.decision.value, verdict.rule, verdict.version
+    record.reason, record.notes = verdict.reason, list(verdict.notes)
+    record.model, record.hidden = verdict.model, bool(verdict.hide)
     return record

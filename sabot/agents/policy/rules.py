@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sabot.config import Duration, checked_kind, checked_words, is_whole, parse_seconds
 from sabot.errors import UserError, short_repr
-from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict, hidden
+from sabot.jobs.gate import CallKind, Decision, GatedCall, GateVerdict
+from sabot.jobs.hiding import hidden
 from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
 from sabot.operators.agents.job_rows import version_of

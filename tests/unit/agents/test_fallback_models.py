@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 from unit.agents.test_accounting import gate, rows
-from unit.jobs.hosting import Agent, hosting
+from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import DataAccessPolicy, ModelPolicy, PolicyEngine, PolicyRule, RedactionPolicy
 from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.policy.auditing import audit_job
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.jobs.gate import Behalf, EffectGate, gate_of
+from sabot.jobs.gate import Behalf, EffectGate, gate_of, stood_in
 from sabot.jobs.judging import judge_of
-from sabot.journal import MemoryHome
+from sabot.journal import Attempt, MemoryHome, MemoryReader
 from sabot.llm import (
     BudgetExceeded,
     Completion,
@@ -179,3 +180,119 @@ async def test_money_is_reserved_for_the_dearest_model_that_may_be_asked(desk: D
     assert await desk.ask(by) == "spare"
     await by.ledger.flush()
     assert [row[:2] for row in rows(by).values()] == [("doubt", "m"), ("model", "spare")]
+
+
+# -- in the journal ---------------------------------------------------------------------------------------------------------
+
+
+class Asking:
+    """A job that asks a model whose answer is lost, and then another one, which the policy puts in place of a third, and which hangs."""
+
+    def __init__(self) -> None:
+        self.first = ScriptedProvider([ModelUnavailable("it broke off"), answer], model="m")
+        self.spare = ScriptedProvider(answer, model="spare")
+        self.spare.hold()
+        denied = ScriptedProvider(answer, model="denied")
+        self.engine = ExecutionEngine(self.first, fallback=[denied, self.spare], retries=0, patience=0, prices=PRICES)
+        self.policy = PolicyEngine([ModelPolicy(["denied"], denied=True), ModelPolicy(["spare"], degrade_to="dear")])
+        self.home, self.books = MemoryHome(ManualClock(1_000_000.0)), gate(max_cost_daily=100)
+
+    async def job(self, ctx: DurableContext) -> Any:
+        return (await ctx.llm(self.engine).complete("one", max_tokens=100)).model
+
+    def gate(self) -> EffectGate:
+        found = gate_of([self.policy, JobLimits(), self.books])
+        assert found is not None
+        return found
+
+
+async def test_an_audit_says_what_was_decided_of_fallbacks_too() -> None:
+    asking = Asking()
+    asking.spare.release()
+    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+        running.begin("job")
+        await running.over("job")
+    reader = MemoryReader(asking.home)
+    found = [
+        (each.name, each.in_place_of, each.decision, each.rule, each.model, each.outcome)
+        for each in audit_job(reader, "job")
+    ]
+    assert found == [
+        ("m", "", "allow", "", "", "ok"),
+        ("denied", "m", "deny", "ModelPolicy denied", "", "PolicyDenied"),
+        ("spare", "m", "degrade", "ModelPolicy spare", "dear", "ok"),
+    ]
+    versions = {each.version for each in audit_job(reader, "job") if each.in_place_of}
+    assert versions == {asking.policy.version}
+    assert [row[:2] for row in rows(asking.books).values()] == [("doubt", "m"), ("model", "dear")]
+
+
+async def test_a_fallback_is_asked_only_when_the_journal_has_what_was_decided_of_it() -> None:
+    asking, told = Asking(), list[bool]()
+
+    def said(spec: RequestSpec) -> Completion:
+        (note,) = [each for each in entries(asking.home) if isinstance(each, Attempt) and stood_in(each)]
+        told.append((note.ordinal, note.attempt) == (1, 2))
+        return answer(spec)
+
+    asking.spare = ScriptedProvider(said, model="spare")
+    asking.engine = ExecutionEngine(asking.first, fallback=[asking.spare], retries=0, patience=0, prices=PRICES)
+    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+        running.begin("job")
+        await running.over("job")
+    assert told == [True]
+
+
+async def test_what_a_crash_leaves_of_a_fallback_is_in_doubt_under_its_name_and_at_its_price() -> None:
+    """It was booked under the first model's name, and after the restart at the first model's price."""
+    dear = Decimal(18 * 2000 + 100 * 20000) / 1_000_000
+    asking = Asking()
+    async with hosting(asking.home, Agent(asking.job), gate=asking.gate()) as running:
+        running.begin("job")
+        await asking.spare.arrived(1)
+        left = prefix(asking.home, len(entries(asking.home)))
+        reserved = asking.books.ledger._accounts["app"].reserved
+        assert (reserved.cost, reserved.calls) == (2 * dear, 2)
+    asking.books = gate(max_cost_daily=100)
+    async with hosting(left, Agent(asking.job), gate=asking.gate()) as running:
+        await running.over("job")
+    await asking.books.ledger.flush()
+    assert [(row[0], row[1], Decimal(row[3] or 0)) for row in rows(asking.books).values()] == [
+        ("doubt", "m", dear),
+        ("doubt", "dear", dear),
+        ("model", "m", Decimal("0.0006")),
+    ]
+    assert asking.books.ledger._accounts["app"].reserved.calls == 0
+
+
+async def test_a_fallback_whose_answer_is_lost_is_in_doubt_under_its_own_name(desk: Desk) -> None:
+    desk.spare = ScriptedProvider([ModelUnavailable("it broke off")], model="spare")
+    desk.engine = ExecutionEngine(desk.first, fallback=[desk.spare], retries=0, patience=0, prices=PRICES)
+    by = gate(max_tokens_daily=1000)
+    assert isinstance(await desk.ask(by), ModelUnavailable)
+    await by.ledger.flush()
+    assert [row[:2] for row in rows(by).values()] == [("doubt", "spare")]
+
+
+async def test_what_a_policy_puts_in_place_of_a_budgets_cheaper_model_is_in_doubt_under_its_own_name() -> None:
+    """The row had the budget's model, until a restart; and what the policy's model costs more was not reserved."""
+    by = gate(max_calls_daily=0, exhausted="degrade", degrade_to="spare")
+    gates = gate_of([PolicyEngine([ModelPolicy(["spare"], degrade_to="third")]), JobLimits(), by])
+
+    def lost(spec: RequestSpec) -> Completion:
+        asked.append(by.ledger._accounts["app"].reserved.cost)
+        raise ModelUnavailable("it broke off")
+
+    provider, asked = ScriptedProvider(lost, model="m"), list[Decimal]()
+    engine = ExecutionEngine(provider, retries=0, patience=0, prices=PRICES)
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(engine).complete("one", max_tokens=100)
+
+    async with hosting(MemoryHome(ManualClock(1_000_000.0)), Agent(job), gate=gates) as running:
+        running.begin("job")
+        await running.over("job")
+    await by.ledger.flush()
+    assert [each.model for each in provider.requests] == ["third"]
+    assert asked == [(Decimal(18) * 3 + 100 * 30) / 1_000_000], "it is dearer than the budget's own"
+    assert [row[:2] for row in rows(by).values()] == [("doubt", "third")]

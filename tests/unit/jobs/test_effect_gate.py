@@ -25,9 +25,9 @@ from sabot.jobs.gate import (
     GateVerdict,
     decode_verdict,
     encode_verdict,
-    hidden,
     judged,
 )
+from sabot.jobs.hiding import hidden
 from sabot.jobs.values import unpack
 from sabot.journal import Attempt, EffectId, EffectResult, Intent, Letter, MemoryHome, MemoryJournal
 from sabot.llm.messages import user
@@ -61,7 +61,9 @@ class Judge(EffectGate):
         self.settled.append((effect, kind, outcome))
         return self.used
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0) -> None:
+    def reopen(
+        self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0, instead: Any = None
+    ) -> None:
         if effect not in [each for each, *_ in self.reopened]:  # told again when the job asks for it
             self.reopened.append((effect, agent, behalf, verdict))
 
