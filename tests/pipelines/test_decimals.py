@@ -11,11 +11,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from harness import until
 
 import sabot
 from sabot import App, CsvSink, NdjsonSink, ParquetSink, SqlSink, Stream, col, files, tumbling
 from sabot._cython.text.json import encode_rows
 from sabot.codecs.records import encode_json
+from sabot.testing import ListSink, MemoryBroker
 
 PRICES = ["1.50", "1.5", "15e-1", "-0.00", "0", "99999999.99", "-7.25", None]
 SCHEMA = {"id": "int64", "price": "decimal(10, 2)", "paid": "decimal(23,3)", "ts": "int64"}
@@ -76,6 +78,111 @@ def test_groups_and_windows_by_decimals(case: Case) -> None:
     case.agrees(windows, f"select price, {IN_SQL} from paid group by price, ts // 30000")
     both = case.paid.group_by("price", even=col("id") % 2).aggregate(n=sabot.count())
     case.agrees(both, "select price, id % 2 as even, count(*) as n from paid group by all")
+
+
+SUMS: dict[str, Any] = {
+    "total": sabot.sum("paid"),
+    "of_prices": sabot.sum("price"),
+    "of_some": sabot.sum("paid").filter(col("price") > 0),
+    "doubled": sabot.sum(col("price") * 2),
+}
+SUMS_IN_SQL = (
+    "sum(paid) over w as total, sum(price) over w as of_prices, sum(paid) filter (price > 0) over w as of_some, "
+    "sum(price * 2) over w as doubled"
+)
+FRAMES: dict[int | str | None, str] = {
+    None: "rows unbounded preceding",
+    0: "rows between 0 preceding and current row",
+    5: "rows between 5 preceding and current row",
+    "20s": "range between 20000 preceding and current row",
+}
+
+
+@pytest.mark.parametrize("preceding", FRAMES)
+def test_sums_of_the_rows_around_a_row(case: Case, preceding: Any) -> None:
+    rows = case.paid.with_columns(even=col("id") % 2).key_by("even").over(preceding=preceding, **SUMS)
+    window = f"(partition by id % 2 order by ts {FRAMES[preceding]})"
+    case.agrees(rows.select("id", *SUMS), f"select id, {SUMS_IN_SQL} from paid window w as {window}")
+
+
+@pytest.mark.parametrize("ttl", [None, "1h"])
+def test_running_sums(tmp_path: Path, ttl: Any) -> None:
+    case = Case(tmp_path, 3, 1)
+    rows = case.paid.with_columns(even=col("id") % 2).key_by("even").aggregate(ttl=ttl, id=sabot.max("id"), **SUMS)
+    window = "(partition by id % 2 order by id)"
+    case.agrees(rows.drop("even"), f"select id, {SUMS_IN_SQL} from paid window w as {window}")
+
+
+@pytest.mark.parametrize("way", ["running", "ttl", "over", "frame"])
+async def test_running_sums_go_on_behind_a_restart_beside_those_that_are_new(
+    memory_url: str, tmp_path: Path, way: str
+) -> None:
+    """A column of more digits goes on too; a mean that was there keeps its own state."""
+    paid = ["99999999.99", "-0.01", None, "12345678.90", "5.00"]
+
+    def life(kind: str, rows: list[int], **more: Any) -> tuple[App, ListSink]:
+        app, out = App("lives", memory_url, checkpoint_dir=tmp_path), ListSink()
+        app.configure(checkpoint_interval="20ms")
+        schema = {"n": "int64", "x": kind, "ts": "int64"}
+        stream = app.stream("paid", schema=schema, time="ts", idle="50ms", idle_closes=True)
+        stream, said = stream.with_columns(k=sabot.lit(0)), {"id": sabot.max("n"), **more}
+        over = stream.key_by("k").over
+        {
+            "running": lambda: stream.key_by("k").aggregate(**said),
+            "ttl": lambda: stream.key_by("k").aggregate(ttl="1h", **said),
+            "over": lambda: over(**said),
+            "frame": lambda: over(preceding=10, **said),
+        }[way]().to(out)
+        MemoryBroker.get(memory_url).publish("paid", [{"n": n, "x": paid[n], "ts": n} for n in rows])
+        return app, out
+
+    async def lived(made: tuple[App, ListSink], rows: int) -> dict[int, Any]:
+        app, out = made
+        await app.start()
+        await until(lambda: len(out.rows) == rows, "the rows")
+        await app.stop()
+        return {row["id"]: row for row in out.rows}
+
+    mean = {"mean": sabot.mean("x")}
+    await lived(life("decimal(10, 2)", [0], **mean), 1)
+    second = await lived(life("decimal(10, 2)", [1, 2], **mean, total=sabot.sum("x")), 2)
+    assert [second[n]["total"] for n in (1, 2)] == [Decimal("-0.01")] * 2, "it begins empty"
+    assert second[2]["mean"] == pytest.approx(49999999.99, rel=1e-15)  # over adds floats for it
+    third = await lived(
+        life("decimal(20, 2)", [3, 4], total=sabot.sum("x"), few=sabot.sum("x").filter(col("n") > 3)), 2
+    )
+    assert [third[n]["total"] for n in (3, 4)] == [Decimal("12345678.89"), Decimal("12345683.89")]
+    assert [third[n]["few"] for n in (3, 4)] == [None, Decimal("5.00")]
+
+
+async def test_a_mean_of_a_column_of_more_digits_is_refused_by_name_of_what_to_do(
+    memory_url: str, tmp_path: Path
+) -> None:
+    def life(kind: str, **more: Any) -> App:
+        app = App("lives", memory_url, checkpoint_dir=tmp_path)
+        stream = app.stream("paid", schema={"k": "int64", "x": kind})
+        stream.key_by("k").aggregate(mean=sabot.mean("x"), **more).to(ListSink())
+        return app
+
+    app = life("decimal(10, 2)")
+    MemoryBroker.get(memory_url).publish("paid", [{"k": 1, "x": "1.00"}])
+    await app.start()
+    await app.stop()
+    with pytest.raises(sabot.UserError, match="its column has another type") as refused:
+        await life("decimal(20, 2)", total=sabot.sum("x")).start()
+    assert "cast the column to the type that it had" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", ["decimal(38, 2)", "decimal(76, 2)"])
+def test_a_running_sum_of_too_many_digits_is_an_error(tmp_path: Path, kind: str) -> None:
+    digits = int(kind[8:10]) - 2
+    path = tmp_path / "much.ndjson"
+    path.write_text(f'{{"x": "{"9" * digits}.99"}}\n{{"x": "-0.01"}}\n{{"x": "0.02"}}\n')
+    stream = App("much").stream(files(path), schema={"x": kind}).with_columns(k=sabot.lit(0))
+    least = stream.filter(col("x") < 1).key_by("k").aggregate(total=sabot.sum("x")).collect()
+    assert least["total"].to_pylist() == [Decimal("-0.01"), Decimal("0.01")]
+    with pytest.raises(sabot.DataError, match="total: a sum of 'x' is more than decimal"):
+        stream.key_by("k").aggregate(total=sabot.sum("x")).collect()
 
 
 def test_the_first_rows_of_decimals(case: Case) -> None:

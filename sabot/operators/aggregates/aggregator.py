@@ -17,7 +17,7 @@ from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import Shape, Standing
-from sabot.operators.aggregates.decimals import decimal_means, part_count, part_of
+from sabot.operators.aggregates.decimals import decimal_means, decimal_sums, part_count, part_of, sum_type
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -87,6 +87,7 @@ class AggregateColumn:
 
 class Aggregator:
     """`aggregates` over rows of `input`, grouped by the columns `keys`. order: the int64 column that says which row is first.
+    running: results are asked for after each row, so sums of decimals too are kept in the kernel.
 
     schema: the columns of results, which are the keys, then the aggregates. kernel: the accumulators that its GroupTable has. states:
     keys and all accumulators as columns, one row for each group, as `merge` takes them. needs_slots: there are extras, and tables must
@@ -98,9 +99,16 @@ class Aggregator:
     """
 
     def __init__(
-        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema, *, order: str | None = None
+        self,
+        keys: Sequence[str],
+        aggregates: Sequence[AggregateColumn],
+        input: pa.Schema,
+        *,
+        order: str | None = None,
+        running: bool = False,
     ) -> None:
         self.input = input
+        self._running = running
         self.keys, self.key_indices = key_columns(keys, input)
         self.order = -1 if order is None else column_index(input, order, "order")
         self.kernel: list[tuple[str, pa.DataType | None]] = []
@@ -314,7 +322,8 @@ class Aggregator:
         self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
         if pa.types.is_decimal(kind) and aggregate.kind == "sum":
-            return self._gather(aggregate, argument, where)
+            add = self._sum_of_decimals if self._running else self._gather
+            return add(aggregate, argument, where)
         if aggregate.adds_decimals(self.input):
             return self._mean_of_decimals(argument, where, kind)
         if pa.types.is_decimal(kind):
@@ -339,13 +348,28 @@ class Aggregator:
     def _mean_of_decimals(
         self, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        columns = [
-            self._derive(("part", argument, place), partial(_part, argument=argument, place=place))
-            for place in range(part_count(kind))
-        ]
+        columns = self._parts(argument, part_count(kind))
         count = self._kernel("count", pa.int64(), columns[0], where)
         sums = [self._kernel("sum", pa.int64(), column, where) for column in columns]
         return lambda kernel, gathered: decimal_means(kernel[count], [kernel[each] for each in sums], kind.scale)
+
+    def _sum_of_decimals(
+        self, aggregate: AggregateColumn, argument: int, where: int
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        """As many parts as the result has, whatever the column's precision: it may change, and the state stays. Apart from means, as these
+        may be those of a checkpoint without the sum."""
+        result, what = sum_type(self.input.field(argument).type), f"{aggregate.name}: a sum of {aggregate.argument!r}"
+        columns = self._parts(argument, result.bit_width // 32)
+        count = self._kernel("count", pa.int64(), columns[0], where, apart=True)
+        sums = [self._kernel("sum", pa.int64(), column, where, apart=True) for column in columns]
+        return lambda kernel, gathered: decimal_sums(kernel[count], [kernel[each] for each in sums], result, what)
+
+    def _parts(self, argument: int, count: int) -> list[int]:
+        """The indices of derived int64 columns: the parts of decimals."""
+        return [
+            self._derive(("part", argument, place, count), partial(_part, argument=argument, place=place, count=count))
+            for place in range(count)
+        ]
 
     def _kernel(
         self, kind: str, argument_type: pa.DataType | None, argument: int, where: int, *, apart: bool = False
@@ -453,8 +477,8 @@ def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
     return valid if where < 0 else pc.and_(valid, data.column(where))
 
 
-def _part(data: pa.RecordBatch, argument: int, place: int) -> Array:
-    return part_of(data.column(argument), place)
+def _part(data: pa.RecordBatch, argument: int, place: int, count: int) -> Array:
+    return part_of(data.column(argument), place, count)
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:

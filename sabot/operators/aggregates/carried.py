@@ -161,6 +161,8 @@ class Carried:
         for place, source in zip(now.places, sources, strict=True):
             if source is not None:
                 then = was.places[source]
+                if len(place.accumulators) != len(then.accumulators) or len(place.beside) != len(then.beside):
+                    raise _of_another_type("in another number of parts")
                 accumulators |= zip(place.accumulators, then.accumulators, strict=True)
                 beside |= zip(place.beside, then.beside, strict=True)
         self._from = beside
@@ -212,11 +214,15 @@ class Carried:
             return blank.take(pa.array(np.zeros(rows.num_rows, np.int32)))
         column = rows.column(source)
         if column.type != field.type:
-            raise UserError(
-                f"an aggregate was kept as {column.type}, and is kept as {field.type} now: its column has another type",
-                hint="cast the column to the type that it had; or begin the step empty (--drop)",
-            )
+            raise _of_another_type(f"as {column.type}, and is kept as {field.type} now")
         return column
+
+
+def _of_another_type(how: str) -> UserError:
+    return UserError(
+        f"an aggregate was kept {how}: its column has another type",
+        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+    )
 
 
 def carried(

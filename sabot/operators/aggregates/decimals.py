@@ -1,6 +1,7 @@
-"""Exact means of decimals: their sums are kept as sums of parts of 32 bits, which do not wrap, and are divided once."""
+"""Exact sums and means of decimals in accumulators of fixed width: sums of parts of 32 bits, which do not wrap."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +9,9 @@ import pyarrow as pa
 from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
-__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "part_count", "part_of"]
+__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "decimal_sums", "part_count", "part_of", "sum_type"]
 
-NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they add decimals exactly'
+NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they keep decimals as they are'
 """The hint where results of decimals have no accumulator of fixed width."""
 
 _LOW = np.int64(0xFFFFFFFF)
@@ -24,28 +25,50 @@ def decimal_overflow(what: str, kind: pa.DataType) -> DataError:
     return DataError(f"{what} is more than {kind} holds", hint=f'sum a wider type: {wider}.cast("float64")')
 
 
+def sum_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a sum of decimals: as many digits as their width has."""
+    return pa.decimal256(76, kind.scale) if pa.types.is_decimal256(kind) else pa.decimal128(38, kind.scale)
+
+
 def part_count(kind: pa.DataType) -> int:
     """How many parts the decimals of a type have."""
     return 2 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 32
 
 
-def part_of(values: pa.Array, place: int) -> pa.Int64Array:
-    """The unscaled values' part of 32 bits at this place, the least significant at 0; the last one has the sign. Null stays null."""
+def part_of(values: pa.Array, place: int, count: int) -> pa.Int64Array:
+    """The unscaled values' part of 32 bits at this place of `count`, the least significant at 0; the last has the sign. Null stays null."""
     kind = values.type
     words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
     mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
     part = words[:, place // 2]
     part = part if place % 2 == 0 else part >> 32
-    return pa.array(part if place % 2 and place == part_count(kind) - 1 else part & _LOW, mask=mask)
+    return pa.array(part if place == count - 1 else part & _LOW, mask=mask)
+
+
+def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, what: str) -> pa.Array:
+    """The sum of each group as decimals of `kind`, which is as wide as the parts; null where nothing was counted. sums: of each part.
+
+    Raises DataError for a sum that has more digits; what: the name of it.
+    """
+    n = counts.fill_null(0).to_numpy()
+    parts = _carried(sums)
+    signs = parts[-1] >> 31
+    words = np.stack([(high << 32) | low for low, high in zip(parts[::2], parts[1::2], strict=True)], axis=1)
+    valid = None if (n > 0).all() else pa.py_buffer(np.packbits(n > 0, bitorder="little"))
+    made = pa.Array.from_buffers(kind, len(n), [valid, pa.py_buffer(np.ascontiguousarray(words))])
+    try:
+        if ((signs != 0) & (signs != -1)).any():
+            raise pa.ArrowInvalid("more bits than the type has")
+        made.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise decimal_overflow(what, kind) from error
+    return made
 
 
 def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.DoubleArray:
     """The mean of each group: the nearest float to the exact one; null where nothing was counted. sums: of each part."""
     n = counts.fill_null(0).to_numpy()
-    parts = [np.array(each.fill_null(0).to_numpy()) for each in sums]
-    for place in range(len(parts) - 1):
-        parts[place + 1] += parts[place] >> 32
-        parts[place] &= _LOW
+    parts = _carried(sums)
     below = np.ones(len(n), bool)  # the parts above 64 bits are those of a small negative number
     above = np.ones(len(n), bool)  # they are 0
     for place, part in enumerate(parts[2:], 2):
@@ -62,3 +85,12 @@ def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.
         total = sum(int(part[row]) << 32 * place for place, part in enumerate(parts))
         made[row] = total * 10 ** max(-scale, 0) / (int(n[row]) * 10 ** max(scale, 0))
     return pa.array(made, mask=n <= 0)
+
+
+def _carried(sums: Sequence[pa.Array]) -> list[Any]:
+    """The parts with what is above 32 bits carried into the next one; the last keeps it."""
+    parts = [np.array(each.fill_null(0).to_numpy()) for each in sums]
+    for place in range(len(parts) - 1):
+        parts[place + 1] += parts[place] >> 32
+        parts[place] &= _LOW
+    return parts

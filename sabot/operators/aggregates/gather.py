@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from sabot.config import is_whole
 from sabot.errors import UserError
+from sabot.operators.aggregates.decimals import sum_type
 
 __all__ = ["ROWS", "VALUES", "Gather", "Gathered", "joined", "selected"]
 
@@ -77,9 +78,7 @@ class Gather:
             reduce, result = kind, value
             _check(name, f"{kind} of", input.field(argument))
         elif kind == "sum":
-            value = result = (
-                pa.decimal256(76, value.scale) if pa.types.is_decimal256(value) else pa.decimal128(38, value.scale)
-            )
+            value = result = sum_type(value)
             reduce = "sum"
         elif kind == "count_distinct":
             reduce, result = "distinct", pa.int64()

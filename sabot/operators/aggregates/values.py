@@ -143,7 +143,7 @@ class DecimalMeans(WholeSums):
     def figures(self, rows: ChangedRows) -> list[Array]:
         values = rows.column(str(self._call.argument))
         by = np.where(rows.counting(self._call, values), rows.by, np.int64(0))
-        parts = (part_of(values, place) for place in range(part_count(self._kind)))
+        parts = (part_of(values, place, len(self.accumulators) - 1) for place in range(len(self.accumulators) - 1))
         return [pa.array(by), *(pa.array(part.fill_null(0).to_numpy() * by) for part in parts)]
 
     def results(self, columns: Sequence[Array]) -> Array:

@@ -216,7 +216,7 @@ class Over(KeepsWatermark):
             "keys": columns_schema(self._keys),
             "frame": frame,
             "columns": [
-                [each.name, each.words(), str(field.type)]
+                [each.name, f"{_exact(each, field)}{each.words()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
             # rows that wait are kept with all their columns
@@ -300,6 +300,11 @@ class Over(KeepsWatermark):
             "rows": sum(each["rows"] for each in every) + sum(rows.num_rows for rows in getattr(self, "_held", [])),
             "bytes": sum(each["bytes"] for each in every),
         }
+
+
+def _exact(each: OverColumn, field: pa.Field) -> str:
+    """A sum of decimals keeps parts of the values, which other aggregates of the column do not."""
+    return "exact " if each.kind == "sum" and pa.types.is_decimal(field.type) else ""
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

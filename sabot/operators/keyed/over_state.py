@@ -198,8 +198,12 @@ class FrameState(OverState):
             source = carried.source(each)
             if source is None:
                 continue
-            first = before.shape.places[was.index(source)].accumulators[0]
-            for accumulator in place.accumulators:
+            known = before.shape.places[was.index(source)].accumulators
+            if len(known) != len(
+                place.accumulators
+            ):  # all over one value; a sum of decimals has parts of the same number
+                known = [known[0]] * len(place.accumulators)
+            for accumulator, first in zip(place.accumulators, known, strict=True):
                 if now.kernel[accumulator][1] != before.kernel[first][1]:
                     raise UserError(
                         f"{each.name}: {each.words()} was over {before.kernel[first][1]}, is over {now.kernel[accumulator][1]}",
@@ -378,16 +382,16 @@ class LeadState:
 def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
     """The aggregator of these columns. UserError for a kind or a type that has no accumulator of fixed width."""
     for each in added:
-        if Aggregator(keys, [each.aggregate()], input, order=order).needs_slots:
+        if Aggregator(keys, [each.aggregate()], input, order=order, running=True).needs_slots:
             of = "" if each.argument is None else f" of {each.argument!r}, which is {input.field(each.argument).type}"
             decimals = each.argument is not None and pa.types.is_decimal(input.field(each.argument).type)
             raise UserError(
                 f"{each.name}: there is no {each.kind}{of} over rows",
                 hint=NO_RUNNING
-                if decimals and each.kind in ("sum", "min", "max", "first", "last")
+                if decimals and each.kind in ("min", "max", "first", "last")
                 else "count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
             )
-    return Aggregator(keys, [each.aggregate() for each in added], input, order=order)
+    return Aggregator(keys, [each.aggregate() for each in added], input, order=order, running=True)
 
 
 def _values(aggregator: Aggregator) -> list[int]:

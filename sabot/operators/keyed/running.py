@@ -44,7 +44,7 @@ Array: TypeAlias = pa.Array
 Row = dict[str, Any]
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_OF_NUMBERS = frozenset(["sum", "min", "max", "first", "last"])  # kinds that there are of numbers, not of decimals
+_OF_NUMBERS = frozenset(["min", "max", "first", "last"])  # kinds that there are of numbers, not of decimals
 _WHOLE = frozenset(
     ["count_distinct", "collect_list", "arg_min", "arg_max", "user"]
 )  # kinds that have no running result
@@ -124,22 +124,25 @@ class RunningAggregate(_Keyed):
         _check_running([aggregate for aggregate in aggregates if aggregate.kind in _WHOLE])
 
     def _open(self, context: OperatorContext) -> pa.Schema:
-        order = TIME_COLUMN if self._time >= 0 else None
         _check_running(
-            [c for c in self._aggregates if Aggregator(self._names, [c], context.input, order=order).needs_slots],
+            [c for c in self._aggregates if self._aggregating([c], context.input).needs_slots],
             context.input,
         )
         if self._ttl_ms is None:
-            self._aggregator = Aggregator(self._names, self._aggregates, context.input, order=order)
+            self._aggregator = self._aggregating(self._aggregates, context.input)
             self._store = self._aggregator.store(context)
             results = list(self._aggregator.schema)[len(self._keys) :]
         else:
             time_index(context.input, "running aggregates with a ttl")
             self._runs = RunTable(idle_ms=self._ttl_ms)
             due = _ends(self._ttl_ms, "last")
-            self._state = Numbered(self._names, self._aggregates, context, self._runs, due)
+            self._state = Numbered(self._names, self._aggregates, context, self._runs, due, running=True)
             results = self._state.results
         return result_schema([*self._keys, *results], timed=self._time >= 0)
+
+    def _aggregating(self, aggregates: Sequence[AggregateColumn], input: pa.Schema) -> Aggregator:
+        order = TIME_COLUMN if TIME_COLUMN in input.names else None
+        return Aggregator(self._names, aggregates, input, order=order, running=True)
 
     def process(self, batch: Batch) -> None:
         results = self._running_all(self._store, batch) if self._store is not None else self._running_runs(batch)
@@ -180,10 +183,7 @@ class RunningAggregate(_Keyed):
         self._carried = carried(saved, now, self.forgets, shape, self._shape_in)
 
     def _shape_in(self, reader: Mapping[str, Any]) -> Shape:
-        aggregates, input = described(reader)
-        return Aggregator(
-            self._names, aggregates, input, order=TIME_COLUMN if TIME_COLUMN in input.names else None
-        ).shape
+        return self._aggregating(*described(reader)).shape
 
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._keys)

@@ -15,7 +15,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, WindowTime
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
-from sabot.operators.aggregates.carried import Carried, carried
+from sabot.operators.aggregates.carried import Carried, Shape, carried
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
@@ -257,7 +257,7 @@ class KeyedRuns(Slotted):
 
 
 class Numbered(KeyedRuns):
-    """Keys and accumulators by session or run. `results`: the fields of the aggregates.
+    """Keys and accumulators by session or run. `results`: the fields of the aggregates. running: `running` is called, not `add`.
 
     The accumulators of a number stand in the table under a serial of their own, so that the number can be used again.
     """
@@ -269,9 +269,11 @@ class Numbered(KeyedRuns):
         context: OperatorContext,
         runs: SessionTable | RunTable,
         due: Callable[[pa.RecordBatch], Any] | None,
+        *,
+        running: bool = False,
     ) -> None:
-        self._aggregates, self._input = list(aggregates), context.input
-        self._aggregator = _numbering(aggregates, context.input)
+        self._aggregates, self._input, self._running = list(aggregates), context.input, running
+        self._aggregator = _numbering(aggregates, context.input, running=running)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
@@ -284,7 +286,11 @@ class Numbered(KeyedRuns):
     def foretell(self, saved: Sequence[Saved], forgets: frozenset[str]) -> None:
         """Before a restore: how the checkpoint's aggregates become those of now."""
         now, shape = self.aggregates_schema()["aggregates"], self._aggregator.shape
-        self._carried = carried(saved, now, forgets, shape, lambda reader: _numbering(*described(reader)).shape)
+
+        def was(reader: Mapping[str, Any]) -> Shape:
+            return _numbering(*described(reader), running=self._running).shape
+
+        self._carried = carried(saved, now, forgets, shape, was)
 
     def begin(self, numbers: pa.Int32Array) -> None:
         """Makes empty accumulators for new numbers."""
@@ -425,10 +431,10 @@ def later(times: Array, ms: int) -> Any:
     return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 
 
-def _numbering(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> Aggregator:
-    """The aggregator of sessions or runs, by the serials of these."""
+def _numbering(aggregates: Sequence[AggregateColumn], input: pa.Schema, *, running: bool = False) -> Aggregator:
+    """The aggregator of sessions or runs, by the serials of these. running: as of an `Aggregator`."""
     order = TIME_COLUMN if TIME_COLUMN in input.names else None
-    return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order)
+    return Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order, running=running)
 
 
 def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:

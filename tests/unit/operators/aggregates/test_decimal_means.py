@@ -59,7 +59,7 @@ def test_means_are_the_floats_nearest_to_the_exact_ones(kind):
         given = [dice.randint(-span, span) for _ in range(dice.randint(1, 40))]
         given += [most, -most] if span == most else []
         values = pa.array([_scaled(each, kind) for each in given], kind)
-        parts = [part_of(values, place) for place in range(part_count(kind))]
+        parts = [part_of(values, place, part_count(kind)) for place in range(part_count(kind))]
         sums = [pa.array([sum(part.to_pylist()), None]) for part in parts]
         made = decimal_means(pa.array([len(given), 0]), sums, kind.scale).to_pylist()
         assert made == [float(Fraction(sum(given), len(given) * 10**kind.scale)), None]
