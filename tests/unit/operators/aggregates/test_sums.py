@@ -30,16 +30,13 @@ WAYS = {
     "cumulative": lambda s: s.key_by("k").window(cumulative("3s", "1s")).aggregate(s=sabot.sum("x")),
     "session": lambda s: s.key_by("k").window(session("5s")).aggregate(s=sabot.sum("x")),
     "count_window": lambda s: s.key_by("k").window(count_window(2)).aggregate(s=sabot.sum("x")),
-}
-NUMBERS = {
-    **WAYS,
     "running": lambda s: s.key_by("k").aggregate(s=sabot.sum("x")),
     "over": lambda s: s.key_by("k").over(s=sabot.sum("x")),
     "over a frame": lambda s: s.key_by("k").over(preceding=1, s=sabot.sum("x")),
 }
 
 
-@pytest.mark.parametrize("way", NUMBERS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("values", "kind"),
     [([MOST, 1], pa.int64()), ([-MOST, -2], pa.int64()), ([2**64 - 1, 1], pa.uint64())],
@@ -47,13 +44,13 @@ NUMBERS = {
 )
 def test_a_sum_beyond_64_bits_is_an_error(tmp_path, way, values, kind):
     with pytest.raises(DataError, match=f"more than {kind} holds"):
-        NUMBERS[way](stream(tmp_path, values, kind)).collect()
+        WAYS[way](stream(tmp_path, values, kind)).collect()
 
 
-@pytest.mark.parametrize("way", NUMBERS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("values", "kind"), [([MOST - 1, 1], pa.int64()), ([2**64 - 2, 1], pa.uint64())])
 def test_the_greatest_sum_that_there_is_is_told(tmp_path, way, values, kind):
-    assert max(NUMBERS[way](stream(tmp_path, values, kind)).collect()["s"].to_pylist()) == sum(values)
+    assert max(WAYS[way](stream(tmp_path, values, kind)).collect()["s"].to_pylist()) == sum(values)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -92,7 +89,7 @@ def test_what_the_hint_says_helps(tmp_path):
     assert wide.aggregate(s=sabot.sum(sabot.col("x").cast("float64"))).collect()["s"].to_pylist() == [float(2**63)]
 
 
-@pytest.mark.parametrize("way", ["group_by", "group_by of changes", "tumbling"])
+@pytest.mark.parametrize("way", ["group_by", "group_by of changes", "tumbling", "running", "over"])
 def test_what_the_hint_for_decimals_says_helps(tmp_path, way):
     with pytest.raises(DataError) as raised:
         WAYS[way](stream(tmp_path, [D38, D38])).collect()
@@ -101,9 +98,12 @@ def test_what_the_hint_for_decimals_says_helps(tmp_path, way):
     assert 2 * int(D38) in map(int, WAYS[way](wide).collect()["s"].to_pylist())
 
 
-@pytest.mark.parametrize("way", ["running", "over", "over a frame"])
-def test_what_there_is_not_of_decimals_says_what_there_is(tmp_path, way):
-    with pytest.raises(sabot.UserError) as raised:
-        NUMBERS[way](stream(tmp_path, [D38])).collect()
-    assert '.cast("float64")' in (raised.value.hint or "")
-    assert "group_by" in (raised.value.hint or "")
+@pytest.mark.parametrize("kind", ["min", "max", "first", "last"])
+def test_what_there_is_not_of_decimals_says_what_there_is(tmp_path, kind):
+    keyed = stream(tmp_path, [D38]).key_by("k")
+    of_x = getattr(sabot, kind)("x")
+    for made in (lambda: keyed.aggregate(s=of_x), lambda: keyed.over(s=of_x), lambda: keyed.over(preceding=1, s=of_x)):
+        with pytest.raises(sabot.UserError) as raised:
+            made().collect()
+        assert '.cast("float64")' in (raised.value.hint or "")
+        assert "group_by" in (raised.value.hint or "")
