@@ -199,6 +199,17 @@ async def test_a_result_of_a_record_agent_is_told_of_once_for_each_field(app, ca
     assert "agent shop.several: 'z' of its result" in told[2]
 
 
+async def test_fields_without_end_are_counted_and_do_not_fill_the_log(app, caplog):
+    @app.agent("orders", sink="scores")
+    def score(ctx):
+        return {f"field {number}": NAN for number in range(150)}
+
+    publish(app, "orders", [{"n": 0}])
+    async with started(app):
+        await until(lambda: app.statistics()["operators"]["shop.score"].get("nulled") == 150)
+    assert len(told_by_agents(caplog)) == 100
+
+
 async def test_columns_of_a_batch_agent_are_told_of_by_their_sink(app, caplog):
     @app.agent("orders", sink="scores", batch=True, schema={"n": "int64"})
     def score(batch, ctx):

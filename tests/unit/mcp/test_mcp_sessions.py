@@ -182,6 +182,18 @@ async def test_a_list_of_pages_without_end_is_refused_at_its_bound():
     assert len(pages) == 8
 
 
+async def test_empty_pages_without_end_are_refused_too():
+    asked = []
+
+    async def fetch(cursor):
+        asked.append(cursor)
+        return types.ListToolsResult(tools=[], next_cursor="more")
+
+    with pytest.raises(McpResultTooLarge, match="MCP server desk: list_tools: there are more than 100 pages"):
+        await all_pages("desk", "list_tools", fetch, McpConfig())
+    assert len(asked) == 100
+
+
 def lister(limits, **lists):
     """A `connect` to a server that lists these, each on one page."""
     names = {"resources/templates/list": "resourceTemplates"}
