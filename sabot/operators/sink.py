@@ -35,7 +35,7 @@ class SinkWriter(Operator):
     """Writes the rows that come. At a barrier all rows before it are safe: at the receiver, or in parts that the checkpoint will name.
 
     key: the column whose values are the records' keys. changes: rows are changes of a table with this unique key, and the rows of one
-    key come in order.
+    key come in order. nan: what becomes of floats that the sink's format does not have.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class SinkWriter(Operator):
         expected: pa.Schema | None,
         now_ms: Callable[[], int],
         changes: tuple[str, ...] | None = None,
+        nan: OnNan = None,
     ) -> None:
         self.sink = sink
         self.rows_out = 0
@@ -52,8 +53,8 @@ class SinkWriter(Operator):
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
-        self.nan: OnNan = None  # what becomes of floats that the sink's format does not have
-        self.nulled = 0  # how many such floats became null
+        self._nan = nan
+        self.nulled = 0  # how many floats that the sink's format does not have became null
         self._floats: list[tuple[int, LostFloats]] = []  # the columns of `_fields` that may have some
         self._fields: pa.Schema | None = None
         self._told: set[str] = set()  # the columns that were warned of
@@ -155,7 +156,7 @@ class SinkWriter(Operator):
                 column = normalise(data.select([index])).column(0)
             count = _count_lost(column, lost)
             name = data.schema.names[index]
-            if count and (self.nan == "fail" or (self.nan is None and name not in self._told)):
+            if count and (self._nan == "fail" or (self._nan is None and name not in self._told)):
                 self._tell(name, column, lost, f"of {data.num_rows}{_origin(batch)}")
             self.nulled += count
 
@@ -163,7 +164,7 @@ class SinkWriter(Operator):
         row = _first_lost(column, lost)
         value = f"is {column[row].as_py()!r}" if pa.types.is_floating(column.type) else "has NaN or an infinity"
         what = f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
-        if self.nan == "fail":
+        if self._nan == "fail":
             raise UserError(
                 what, hint=f'fill_nan, or filter by col({name!r}).is_finite(), before the sink; or nan="null"'
             )

@@ -485,9 +485,9 @@ class Build:
             opened.start_afresh()
         records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # nothing is known of the columns then
         expected = None if built.mixed or records else without_marks(built.schema)
-        clock = self.settings.clock
-        writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
-        writer.id, writer.nan = built.stage.id, built.stage.nan
+        stage, clock = built.stage, self.settings.clock
+        writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), stage.changes, stage.nan)
+        writer.id = stage.id
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
 

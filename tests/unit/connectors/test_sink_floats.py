@@ -37,8 +37,7 @@ def scores(app, *batches):
 
 
 def writer(sink, nan=None, key=None):
-    made = SinkWriter(sink, key, None, lambda: 0)
-    made.nan = nan
+    made = SinkWriter(sink, key, None, lambda: 0, nan=nan)
     made.open(OperatorContext(ROWS.schema))
     return made
 
