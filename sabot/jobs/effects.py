@@ -178,11 +178,11 @@ class Effects:
 
     def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
         """Its RESULT, with what it has used."""
-        at_ms, used, kind = self._desk.now_ms(), b"", ask.gated
+        at_ms, used, asked, kind = self._desk.now_ms(), b"", b"", ask.gated
         if self._gate is not None and kind is not None:
             effect, name = EffectId(job_id, ask.ordinal, ask.attempt), ask.model or ask.name
-            used = self._gate.settle(effect, kind, name, outcome, body, at_ms)
-        return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used)
+            used, asked = self._gate.settle(effect, kind, name, outcome, body, at_ms), self._gate.asked_by_tool(effect)
+        return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
     def _again(self, live: Live, ask: Ask) -> None:
         """Another attempt."""

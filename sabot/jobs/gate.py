@@ -164,7 +164,7 @@ class GatedCall:
 
     kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
     child its message. spec: what a model is asked. price: of its tokens. labels: of what the job has seen so far. apart: the job's own
-    budget is not to count it.
+    budget is not to count it. within: the effect of a job whose tool asks by itself; None: the call is an effect, or of no job.
     """
 
     effect: EffectId
@@ -180,6 +180,7 @@ class GatedCall:
     price: Price | None = None
     labels: frozenset[str] = frozenset()
     apart: bool = False
+    within: EffectId | None = None
 
     @property
     def scope(self) -> str:
@@ -239,6 +240,12 @@ class EffectGate:
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """The call of this tool, model or agent has a result, which is about to be recorded. Returns what it used, for its entry."""
+        return b""
+
+    def asked_by_tool(self, effect: EffectId) -> bytes:
+        """The tool of this effect has a result, which is about to be recorded. Returns what the models have used that it asked by itself,
+        as the limits of the job count it, for its entry.
+        """
         return b""
 
     def reopen(
@@ -369,6 +376,10 @@ class EffectGates(EffectGate):
         """As `EffectGate.settle`. One of them says what was used."""
         used = [gate.settle(effect, kind, name, outcome, body, at_ms) for gate in self._gates]
         return next(filter(None, used), b"")
+
+    def asked_by_tool(self, effect: EffectId) -> bytes:
+        """As `EffectGate.asked_by_tool`. One of them says it."""
+        return next(filter(None, [gate.asked_by_tool(effect) for gate in self._gates]), b"")
 
     def reopen(
         self,

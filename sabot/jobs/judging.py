@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from itertools import count
 from typing import ParamSpec, TypeVar
 
@@ -115,7 +116,6 @@ class GateJudge:
 
     def _settle(self, effect: EffectId, model: str, outcome: str, body: bytes) -> None:
         self._gate.settle(effect, "model", model, outcome, body, round(self._clock.time() * 1000))
-        self._gate.over(effect.job)
 
 
 class _ToolJudge(GateJudge):
@@ -134,6 +134,10 @@ class _ToolJudge(GateJudge):
         """As `GateJudge._noted`: that of the effect itself; what its tool asks by itself is in no journal."""
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
+
+    def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GatedCall:
+        asked = super()._asked(effect, model, call, price)
+        return asked if effect.job == self._effect.job else replace(asked, within=self._effect)
 
     async def __call__(
         self, call: ModelCall, model: str, price: Price, ask: Callable[[], Awaitable[Outcome]]

@@ -139,7 +139,8 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it. labels: of a child,
-    what it has seen; ran_ms: how long that has run, without its waits for others.
+    what it has seen; ran_ms: how long that has run, without its waits for others. asked: of a tool, what the models have used that it asked
+    by itself, as the limits of the job count it.
     """
 
     ordinal: Number
@@ -149,6 +150,7 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
     usage: bytes = b""
     labels: tuple[str, ...] = ()
     ran_ms: Number = 0
+    asked: bytes = b""
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):

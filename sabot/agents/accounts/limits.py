@@ -85,12 +85,15 @@ class _TreeCall(msgspec.Struct):
 
 @dataclass(slots=True)
 class _TreeJob:
-    """A job of a tree. used: by it, and by children that it has heard of. apart: ordinals of children that do not count."""
+    """A job of a tree. used: by it, its tools, and by children that it has heard of. open: by ordinal, and those of its tools by name.
+    apart: ordinals of effects that do not count. asked: what tools have used of models by themselves, by ordinal; no result has it yet.
+    """
 
     tree: "_Tree"
     used: TreeUse = field(default_factory=TreeUse)
-    open: dict[int, _TreeCall] = field(default_factory=dict)
+    open: dict[int | str, _TreeCall] = field(default_factory=dict)
     apart: set[int] = field(default_factory=set)
+    asked: dict[int, TreeUse] = field(default_factory=dict)
     over: bool = False
 
 
@@ -113,10 +116,13 @@ class _Tree:
 
 
 class JobLimits(EffectGate):
-    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, and those of their children. Others it does not look at."""
+    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. Others it does not look at."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, _TreeJob] = {}
+        self._within: dict[
+            tuple[str, int], EffectId
+        ] = {}  # calls that tools make by themselves -> the effects of these tools
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -152,6 +158,7 @@ class JobLimits(EffectGate):
                 if each.attempt:
                     job.used = job.used.plus(each.most(each.attempt))
             job.open.clear()
+            job.asked.clear()
             job.over = True
             if self._parent(job_id) is None:
                 job.tree.lost = job.tree.lost.plus(self._forget(job_id))
@@ -173,12 +180,15 @@ class JobLimits(EffectGate):
 
     def decide(self, call: GatedCall) -> GateVerdict:
         """As `EffectGate.decide`."""
-        job = self._jobs.get(call.effect.job)
-        if job is None:
+        within = call.within
+        job = self._jobs.get(call.effect.job if within is None else within.job)
+        if job is None or (within is not None and within.ordinal in job.apart):
             return GateVerdict()
+        if within is not None:
+            self._within[call.effect[:2]] = within
+            return self._model(call, job)
         if call.apart:
-            if call.kind == "child":
-                job.apart.add(call.effect.ordinal)
+            job.apart.add(call.effect.ordinal)
             return GateVerdict(apart=True)
         limits = job.tree.limits
         if call.kind == "tool":
@@ -192,8 +202,7 @@ class JobLimits(EffectGate):
 
     def decide_degraded(self, call: GatedCall) -> GateVerdict:
         """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
-        job = self._jobs.get(call.effect.job)
-        opened = None if job is None else job.open.get(call.effect.ordinal)
+        job, opened = self._opened(call.effect)
         cost = most_use(call).cost
         if job is None or opened is None or cost <= opened.wanted.cost:
             return GateVerdict()
@@ -233,20 +242,30 @@ class JobLimits(EffectGate):
                 f"{'more' if price is None else price}"
             )
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
-        job.open[call.effect.ordinal] = _TreeCall("model", wanted)
+        job.open[self._key(call.effect)] = _TreeCall("model", wanted)
         return GateVerdict(tokens=wanted.tokens, cost=str(wanted.cost) if wanted.cost else "", most_tokens=most_tokens)
 
     def drop(self, effect: EffectId) -> None:
         """As `EffectGate.drop`."""
-        job = self._jobs.get(effect.job)
+        job, _ = self._opened(effect)
         if job is not None:
-            job.open.pop(effect.ordinal, None)
-            job.apart.discard(effect.ordinal)
+            job.open.pop(self._key(effect), None)
+            job.apart.discard(effect.ordinal if effect.job in self._jobs else 0)
+        self._within.pop(effect[:2], None)
+
+    def _key(self, effect: EffectId) -> int | str:
+        """Under which it is open in its job, or in that of the tool that has made it."""
+        return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
+
+    def _opened(self, effect: EffectId) -> tuple[_TreeJob | None, _TreeCall | None]:
+        """Of an effect, or of a call that a tool makes by itself: the job in which it counts, and the call, if it is open."""
+        within = self._within.get(effect[:2])
+        job = self._jobs.get(effect.job if within is None else within.job)
+        return job, None if job is None else job.open.get(self._key(effect))
 
     def again(self, effect: EffectId) -> GateVerdict | None:
         """As `EffectGate.again`: where there is no room for this attempt beside those before it, which may have been paid."""
-        job = self._jobs.get(effect.job)
-        opened = None if job is None else job.open.get(effect.ordinal)
+        job, opened = self._opened(effect)
         if job is None or opened is None:
             return None
         if opened.kind == "model" and effect.attempt > 1:
@@ -274,7 +293,10 @@ class JobLimits(EffectGate):
     ) -> None:
         """As `EffectGate.reopen`."""
         job = self._jobs.get(effect.job)
-        if job is None or effect.ordinal in job.open or verdict.apart:
+        if job is None or effect.ordinal in job.open:
+            return
+        if verdict.apart:
+            job.apart.add(effect.ordinal)
             return
         kind: CallKind = "model" if verdict.about else "tool"
         wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), 1)
@@ -282,7 +304,8 @@ class JobLimits(EffectGate):
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """As `EffectGate.settle`. The result of a child has what it used."""
-        job = self._jobs.get(effect.job)
+        job, opened = self._opened(effect)
+        key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
             return b""
         if kind == "child":
@@ -292,10 +315,19 @@ class JobLimits(EffectGate):
             used = self._forget(child)
             job.used = job.used.plus(used)
             return msgspec.msgpack.encode(used)
-        opened = job.open.pop(effect.ordinal, None)
+        job.open.pop(key, None)
         if opened is not None and effect.attempt:
-            job.used = job.used.plus(_used(opened, effect.attempt, outcome, body))
+            used = _used(opened, effect.attempt, outcome, body)
+            job.used = job.used.plus(used)
+            if within is not None:
+                job.asked[within.ordinal] = job.asked.get(within.ordinal, TreeUse()).plus(used)
         return b""
+
+    def asked_by_tool(self, effect: EffectId) -> bytes:
+        """As `EffectGate.asked_by_tool`."""
+        job = self._jobs.get(effect.job)
+        used = None if job is None else job.asked.pop(effect.ordinal, None)
+        return b"" if used is None else msgspec.msgpack.encode(used)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -319,7 +351,7 @@ class JobLimits(EffectGate):
     def _again_by(self, entry: Entry) -> None:
         job = self._jobs[entry.job]
         if isinstance(entry, Intent) and (verdict := decode_verdict(entry.note)) is not None:
-            if verdict.apart and entry.kind == "child":
+            if verdict.apart:
                 job.apart.add(entry.ordinal)
             if entry.kind == "call" and verdict.decision is not Decision.DENY:
                 attempt = 0 if verdict.decision is Decision.ASK else 1
@@ -332,6 +364,8 @@ class JobLimits(EffectGate):
             elif opened is not None:
                 opened.attempt = entry.attempt
         elif isinstance(entry, EffectResult):
+            if entry.asked:
+                job.used = job.used.plus(_decode_asked(entry.asked))
             if entry.usage and (used := _child_use(entry.usage)) is not None:
                 job.used = job.used.plus(used)
                 if (child := child_id(entry.job, entry.ordinal)) in self._jobs:
@@ -389,6 +423,9 @@ def _denied(reason: str, error: type[Exception] = BudgetExceeded) -> GateVerdict
 
 
 _decode_use = msgspec.msgpack.Decoder(TreeUse | list).decode
+
+
+_decode_asked = msgspec.msgpack.Decoder(TreeUse).decode
 
 
 def _child_use(usage: bytes) -> TreeUse | None:

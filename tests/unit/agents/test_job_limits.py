@@ -1,6 +1,7 @@
 """What one job may use, with its children: `BudgetSpec`, over crashes, and in flows that do not count in it."""
 
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -25,8 +26,8 @@ from sabot.agents.kernel.jobs import encode_request
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
-from sabot.jobs.gate import gate_of
-from sabot.journal import MemoryHome
+from sabot.jobs.gate import APART, gate_of
+from sabot.journal import EffectResult, MemoryHome
 from sabot.llm import Agent as ModelAgent
 from sabot.llm import (
     BudgetExceeded,
@@ -34,6 +35,7 @@ from sabot.llm import (
     ExecutionEngine,
     Price,
     PriceTable,
+    RequestContext,
     RequestSpec,
     ScriptedProvider,
     TurnLimitExceeded,
@@ -245,6 +247,116 @@ async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() 
     async with hosting(prefix(home, 2), Agent(Tree()), gate=limits, resume=False):  # BEGIN, INTENT
         used = limits._jobs["job"].tree.used()
     assert (used.tokens, used.turns) == (16 + len("one two three four") // 2 + 90, 1)
+
+
+# -- what tools ask of models by themselves -----------------------------------------------------------------------------------
+
+
+class Asks:
+    """A job whose tool asks a model by itself, and which asks it too: what each was told, or by which error it was kept from it."""
+
+    def __init__(self) -> None:
+        self.engine, self.provider = engine(prices=PRICES)
+
+        @tool(effect="read")
+        async def asks(text: str) -> str:
+            """Asks a model."""
+            return (await self.engine.complete(text, max_tokens=90)).content
+
+        self.tool = asks
+
+    async def __call__(self, ctx: DurableContext) -> list[str]:
+        said = []
+        for text in ("one", "two"):
+            try:
+                said.append(await ctx.call(self.tool, text))
+            except EffectError as error:
+                said.append(error.type)
+        try:
+            said.append((await ctx.llm(self.engine).complete("three", max_tokens=90)).content)
+        except (BudgetExceeded, TurnLimitExceeded) as error:
+            said.append(type(error).__name__)
+        return said
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"max_turns": 1}, ["yes", "TurnLimitExceeded", "TurnLimitExceeded"]),
+        ({"max_turns": 2}, ["yes", "yes", "TurnLimitExceeded"]),
+        ({"max_cost": 0.001}, ["yes", "BudgetExceeded", "BudgetExceeded"]),
+        ({"max_tokens": 100}, ["yes", "BudgetExceeded", "BudgetExceeded"]),
+        ({"max_tool_calls": 2}, ["yes", "yes", "yes"]),
+    ],
+)
+async def test_what_tools_ask_of_models_counts_in_the_budget_of_their_job(
+    limit: dict[str, Any], said: list[str]
+) -> None:
+    """It was judged by the budget of the scope alone."""
+    asks = Asks()
+    async with RuntimeKernel.create(agent=asks.__call__, budgets=[Budget("default", max_calls_daily=99)]) as kernel:
+        assert await says(kernel, ask(**limit)) == said
+    assert len(asks.provider.requests) == said.count("yes")
+
+
+async def test_what_tools_have_asked_counts_after_a_crash_too() -> None:
+    home, begin = MemoryHome(ManualClock(1_000.0)), {"prompt": 1, "budgets": {"max_turns": 1}}
+    async with hosting(home, Agent(Asks()), gate=JobLimits()) as running:
+        running.begin("job", begin)
+        await running.over("job")
+    assert running.agent.done["job"] == ["yes", "TurnLimitExceeded", "TurnLimitExceeded"]
+    results = [at for at, each in enumerate(entries(home), 1) if isinstance(each, EffectResult)]
+    for count in results:
+        asks, limits = Asks(), JobLimits()
+        async with hosting(prefix(home, count), Agent(asks), gate=limits) as running:
+            await running.over("job")
+        assert running.agent.done["job"] == ["yes", "TurnLimitExceeded", "TurnLimitExceeded"], count
+        assert (asks.provider.requests, limits._jobs, limits._within) == ([], {}, {})
+
+
+async def test_what_a_tool_of_a_child_asks_counts_for_the_parent_and_one_that_is_left_out_does_not() -> None:
+    asks = Asks()
+
+    async def child(ctx: DurableContext) -> Any:
+        return await ctx.call(asks.tool, "child")
+
+    async def parent(ctx: DurableContext) -> Any:
+        APART.set(ctx.message)
+        await ctx.call(asks.tool, "apart, or not")
+        APART.set(False)
+        try:
+            return await ctx.child("child", 1)
+        except EffectError as error:
+            return error.type
+
+    async with RuntimeKernel.create(agent=[parent, child]) as kernel:
+        request = ExecutionRequest(prompt=True, agent="parent", budgets=BudgetSpec(max_turns=1))
+        assert await says(kernel, request) == "yes"
+        assert await says(kernel, replace(request, prompt=False)) == "TurnLimitExceeded"
+
+
+async def test_calls_that_share_their_context_are_counted_each() -> None:
+    """The first that ended gave back what was reserved for the others, and they had no row."""
+    asks, provider = engine()
+    provider.hold()
+    ledger = Ledger(InMemoryLedgerWriter(), budgets=[Budget("default", max_calls_daily=99)])
+
+    @tool(effect="read")
+    async def many() -> int:
+        """Asks three times at once, for one request."""
+        return len(await asks.complete_many(["one", "two", "three"], context=RequestContext()))
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(many)
+
+    async with RuntimeKernel.create(agent=f, budgets=ledger) as kernel:
+        handle = await kernel.execute(ask(max_turns=3))
+        await provider.arrived(3)
+        provider.release()
+        assert (await handle.result()).output == 3
+        await ledger.flush()
+        assert [each.type for each in ledger.writer.events].count("model") == 3
+        assert (await ledger.used("default"))["daily"].calls == 3
 
 
 async def test_steps_of_a_flow_may_be_left_out_of_the_budget_of_its_job() -> None:
