@@ -13,6 +13,7 @@ value without a form in JSON (`except +`). */
 #include <vector>
 
 #include "arrow/arrow_c.h"
+#include "arrow/new_array.h"
 #include "text/json_parse.h"
 #include "text/json_text.h"
 
