@@ -1,5 +1,8 @@
 """The engine's source over a Kafka topic. It assigns partitions and sets positions itself, and never takes part in a group's rebalance.
 
+Records come through a `RecordQueue`, which takes them from librdkafka without Python and gives columns. The Python client does the rest: it
+owns the connection, is polled for the callbacks (errors, commits, tokens, statistics), and answers questions about the topic.
+
 The position after a batch is its last offset + 1. Transaction markers and aborted records take offsets that no reader sees. A position
 may point at one of those, and the broker goes on behind it, so nothing is lost or read twice. The client's own `position()` gives the
 same number at the price of a call per partition. Only `lag` needs more: the offset with which the client reports the end of a partition
@@ -9,7 +12,7 @@ also covers trailing markers.
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from confluent_kafka import (
@@ -18,16 +21,17 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
-    Message,
     TopicPartition,
+    cimpl,
 )
 
 from sabot._cython.arrow.batch import Batch
+from sabot._cython.kafka.librdkafka import RecordQueue, load_client
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import build_records
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source
-from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.errors import BrokerUnavailable, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
     ELECTING,
@@ -51,8 +55,16 @@ log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.5  # the figures of `lag` may be so old
-WAIT_SECONDS = 0.5  # a wait for records is interrupted so often, to take in new partitions
+WAIT_SECONDS = 0.1  # a wait for records is interrupted so often, for the client's callbacks and for new partitions
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+
+@cache
+def _load() -> str:
+    """Finds librdkafka in this process, once. Returns its version."""
+    version = load_client(cimpl.__file__)
+    log.debug("librdkafka %s", version)
+    return version
 
 
 class KafkaReader(Source):
@@ -77,6 +89,7 @@ class KafkaReader(Source):
         self._kafka = kafka
         self.record_bytes = max(RECORD_BYTES, int(kafka.get("message.max.bytes", 0)))
         self._share = share
+        self._queue: RecordQueue | None = None
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()  # partitions that are paused
@@ -121,7 +134,9 @@ class KafkaReader(Source):
         }
         kafka = {**self._kafka, "enable.partition.eof": True}
         self._closing.clear()
-        self._consumer = client_of(Consumer, self._link, kafka, ours)
+        _load()
+        self._queue = client_of(partial(RecordQueue, Consumer, RECORD_SCHEMA), self._link, kafka, ours)
+        self._consumer = self._queue.client
         try:
             restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}
             self._positions = self._resolve(
@@ -202,6 +217,8 @@ class KafkaReader(Source):
                 self._closing.wait(0.1)
 
     def _assign(self) -> None:
+        assert self._queue is not None
+        self._queue.follow(self.name, self._positions)
         self._consumer.assign(
             [
                 TopicPartition(self.name, index, OFFSET_BEGINNING if index in self._unread else position)
@@ -210,8 +227,8 @@ class KafkaReader(Source):
         )
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        consumer = self._consumer
-        if consumer is None:
+        queue = self._queue
+        if queue is None:
             raise UserError(f"the source of topic {self.name!r} is not open")
         now = SYSTEM_CLOCK.monotonic()
         if now - self._looked > LAG_SECONDS:
@@ -223,56 +240,41 @@ class KafkaReader(Source):
             if self._fault is not None:
                 raise self._fault
             self._link.check(self._prove)
+            self._serve()
             if self._new:
                 self._take_new()
-            # `consume` waits until it has as many records as it was asked for: so wait for one, then take what is there.
-            messages = consumer.consume(max_rows if wait == 0 else 1, wait)
-            if messages and wait and max_rows > 1:
-                messages += consumer.consume(max_rows - 1, 0)
-            good = messages
-            if any(map(Message.error, messages)):
-                good = [message for message in messages if message.error() is None]
-                for message in messages:
-                    if message.error() is not None:
-                        self._notice(message)
-            if good:  # not reported to the link: they may have been fetched before the broker was lost
-                return self._batch(good)
+            data, covered, events = queue.read(max_rows, wait)
+            for code, text, index, offset in events:
+                self._notice(KafkaError(code, text), index, offset)
+            if (
+                data is not None
+            ):  # not reported to the link: the records may have been fetched before the broker was lost
+                self._positions.update(covered)
+                self._unread.difference_update(covered)
+                self._look_at_ends(covered)
+                return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
             left = deadline - SYSTEM_CLOCK.monotonic()
             if left <= 0:
                 return None
             wait = min(left, WAIT_SECONDS)
+
+    def _serve(self) -> None:
+        """Runs the client's callbacks that are due, and takes the faults that belong to no partition."""
+        while (event := self._consumer.poll(0)) is not None:
+            if event.error() is None:
+                raise InternalError(f"{self.name}[{event.partition()}]@{event.offset()} has come past its queue")
+            self._notice(event.error(), event.partition(), event.offset())
 
     def _prove(self, seconds: float) -> None:
         """Raises KafkaException unless the broker accepts the consumer's login."""
         for index in list(self._positions)[:1]:
             self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
-    def _batch(self, messages: list[Any]) -> Batch:
-        indexes: list[Any] = list(map(Message.partition, messages))
-        offsets: list[Any] = list(map(Message.offset, messages))
-        headers: list[Any] = list(map(Message.headers, messages))
-        data = build_records(
-            list(map(Message.value, messages)),
-            list(map(Message.key, messages)),
-            [stamp for _, stamp in map(Message.timestamp, messages)],
-            indexes,
-            offsets,
-            [tuple(pairs) if pairs else () for pairs in headers] if any(headers) else None,
-        )
-        last = dict(zip(indexes, offsets, strict=True))  # the last of each partition wins
-        covered = {index: offset + 1 for index, offset in last.items()}
-        self._positions.update(covered)
-        self._unread.difference_update(covered)
-        self._look_at_ends(covered)
-        return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
-
-    def _notice(self, message: Any) -> None:
+    def _notice(self, error: KafkaError, index: int, offset: int) -> None:
         """Takes an event that is no record: the end of a partition, a fault that the client overcomes by itself, or one that it cannot."""
-        error = message.error()
         if error.code() == KafkaError._PARTITION_EOF:
-            self._ends[message.partition()] = message.offset()
+            self._ends[index] = offset
         elif error.code() in _LOST:
-            index = message.partition()
             raise UserError(
                 f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
                 hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
@@ -386,9 +388,11 @@ class KafkaReader(Source):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.join(CLOSE_SECONDS + 1)
+        queue, self._queue = self._queue, None
         consumer, self._consumer = self._consumer, None
-        if consumer is None:
+        if queue is None:
             return
+        queue.close()
         # The client waits for its last commits, which may take minutes when the broker is gone; so it closes in a thread of its own.
         closer = threading.Thread(target=consumer.close, name=f"kafka-close-{self.name}", daemon=True)
         closer.start()
