@@ -13,7 +13,7 @@ from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec, MailboxFull, OnError
 from sabot.clock import Clock
 from sabot.config import Duration, checked_name, checked_topic
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.errors import UserError, short_repr
 from sabot.jobs.tree import ChildLimits
 from sabot.state import state_directory
@@ -149,6 +149,7 @@ class DeclaresAgents:
         rate: str | float | None = None,
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
+        nan: OnNan = None,
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
@@ -180,6 +181,7 @@ class DeclaresAgents:
         rate: str | float | None = None,
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
+        nan: OnNan = None,
         start: str | int = "earliest",
         durable: bool = False,
         labels: Collection[str] | None = None,
@@ -203,7 +205,8 @@ class DeclaresAgents:
         a record is; scope, principal: the fields that say for which tenant, and for whom, its job runs; without scope= that is the app.
         labels: of its records; ["untrusted"]: anybody may have written them. children: how many a job may begin, and how deep they go, as
         `sabot.agents.ChildLimits` says.
-        on_error: "fail", "retry" (retries, backoff), "skip".
+        on_error: "fail", "retry" (retries, backoff), "skip". nan: what becomes of NaN and infinities, which JSON has not: "null"; "fail":
+        such a result is an error of its call; None: null, with a warning.
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """
         if callable(topic) and not isinstance(topic, str):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot.api.expr import as_type
 from sabot.calls import CallOptions, Retry
 from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
-from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_input, check_nan, check_sink
 from sabot.errors import UserError
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
@@ -46,6 +46,7 @@ class AgentSpec:
     calls: CallOptions = field(default_factory=CallOptions)
     dead_letter: str | Sink = "{topic}.dlq"
     delivery: Delivery = None
+    nan: OnNan = None
     start: str | int = "earliest"
     on_timer: Callable[..., Any] | None = None
     durable: bool = False
@@ -80,6 +81,7 @@ class AgentSpec:
         rate: str | float | None = None,
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
+        nan: OnNan = None,
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
@@ -120,6 +122,7 @@ class AgentSpec:
         if on_error != "retry":
             calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))
         check_delivery(delivery, f"agent {agent_id}")
+        check_nan(nan, f"agent {agent_id}")
         if batch and concurrency != 1 and not durable:
             raise refuse(f"concurrency={concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
@@ -163,6 +166,8 @@ class AgentSpec:
             raise refuse(
                 f"sink {sink!r}", "a topic name, a Sink, or another agent's function; or a list of topics and Sinks"
             )
+        if nan is not None and not isinstance(sinks[0], str | Sink):
+            raise refuse(f"nan={nan!r}, and no sink", "what another agent or a stream gets keeps its NaN; .to(…, nan=)")
         for each in sinks:
             if isinstance(each, str | Sink):
                 check_sink(each, f"agent {agent_id}: sink")
@@ -181,6 +186,7 @@ class AgentSpec:
             calls=calls,
             dead_letter=dead_letter,
             delivery=delivery,
+            nan=nan,
             start=start,
             on_timer=on_timer,
             durable=durable,

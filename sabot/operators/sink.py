@@ -170,8 +170,8 @@ class SinkWriter(Operator):
             )
         self._told.add(name)
         _log.warning(
-            '%s: written as null, as all such values of the column. to(…, nan="null") of a stream says that this is meant, nan="fail" '
-            "stops the job instead",
+            '%s: written as null, as all such values of the column. nan="null" of to(…), or of the agent, says that this is meant, '
+            'nan="fail" stops the job instead',
             what,
         )
 

@@ -9,11 +9,12 @@ from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd
 from sabot.config import dead_letter_topic
-from sabot.connectors.base import Delivery, Sink, agreed_delivery
+from sabot.connectors.base import Delivery, OnNan, Sink, agreed_delivery
 from sabot.errors import UserError
 
 __all__ = [
     "agreed_deliveries",
+    "agreed_nans",
     "arranged",
     "dead_letter_topics",
     "fed_by_streams",
@@ -152,6 +153,19 @@ def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[s
         for letter in letters:
             first.setdefault(place_of_sink(letter), "at_least_once" if spec.delivery == "at_least_once" else None)
     return {place: agreed.get(place) or delivery for place, delivery in first.items()}
+
+
+def agreed_nans(specs: Sequence[AgentSpec], *others: tuple[str | Sink, OnNan]) -> dict[str | int, OnNan]:
+    """By topic, or the id of a Sink: the nan= of the agents, and `others`, that write results there. UserError where they differ."""
+    agreed = {place_of_sink(sink): nan for sink, nan in others}
+    for spec in specs:
+        for name, sink in spec.sinks.items():
+            if agreed.setdefault(place_of_sink(sink), spec.nan) != spec.nan:
+                raise UserError(
+                    f"sink {name}: agent {spec.agent_id} and another writer have different nan=",
+                    hint="give both the same",
+                )
+    return agreed
 
 
 def place_of_sink(sink: str | Sink) -> str | int:

@@ -21,7 +21,15 @@ from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port,
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
-from sabot.plan import agreed_deliveries, arranged, dead_letter_topics, fed_by_streams, inputs_of, place_of_sink
+from sabot.plan import (
+    agreed_deliveries,
+    agreed_nans,
+    arranged,
+    dead_letter_topics,
+    fed_by_streams,
+    inputs_of,
+    place_of_sink,
+)
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
@@ -126,6 +134,7 @@ class AgentJob:
             hung_after_s=settings.hung_after_s,
         )
         self.wanted = agreed_deliveries(self.specs, self._fed)
+        self.nans = agreed_nans(self.specs)
 
     async def start(self, restored: Manifest | None = None) -> None:
         """`open`, then `run`."""
@@ -394,7 +403,7 @@ class AgentJob:
             if self._afresh:
                 opened.start_afresh()
             clock = self._clock
-            writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000))
+            writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self.nans.get(place))
             port = own = AgentSink(writer, self._loop, clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port

@@ -29,7 +29,7 @@ from sabot.faults import taking_over
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
+from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, check_alike, column_types, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.event_time import SourceTime, source_time
@@ -217,7 +217,7 @@ class Build:
                     yield built.stage.id, task
 
     def _let_agents_in(self) -> None:
-        """Connects agents to the stages of sinks that they share with streams: one thread writes for both, with one delivery=."""
+        """Connects agents to the stages of sinks that they share with streams: one thread writes for both, with one delivery= and nan=."""
         for built in self.stages.values():
             sink = None if built.stage.sink is None else built.stage.sink[0]
             if not isinstance(sink, Sink) or id(sink) not in self.shared:
@@ -227,6 +227,7 @@ class Build:
                     f"sink {sink.name}: a stream writes changes into it, and an agent rows that are none",
                     hint="make one for each",
                 )
+            agreed_nans(self._agents, (sink, built.stage.nan))
             built.by_agents = True
             built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self._wanted[id(sink)])
             built.gates[0].append(self.shared[id(sink)])

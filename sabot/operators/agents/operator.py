@@ -291,18 +291,23 @@ class AgentOperator(ABC):
                 waiter.set_result(None)
 
     def routed(self, output: Sequence[Result], value: Any, origin: str) -> Sequence[Result]:
-        """The results made of what a call gave. Raises UserError for one whose topic is none of the agent's sinks.
+        """The results made of what a call gave. Raises UserError for one whose topic is none of the agent's sinks, and with nan="fail" for
+        NaN and infinities.
 
-        The first NaN or infinity of each field, for which JSON has null, is a warning. origin: what the call was about.
+        Else the first of these of each field, for which JSON has null, is a warning. origin: what the call was about.
         """
         for name in nulled_in(value, output):
+            said = repr(name) if name else "the value"
+            what = f"{said} of its result for {origin} is NaN or infinite, for which JSON has no form"
+            if self.spec.nan == "fail":
+                raise UserError(what, hint='return None where that is meant; or nan="null"')
             self.nulled += 1
-            if name not in self._nulled_told and len(self._nulled_told) < _FIELDS_TOLD:
+            if self.spec.nan is None and name not in self._nulled_told and len(self._nulled_told) < _FIELDS_TOLD:
                 self._nulled_told.add(name)
                 _log.warning(
-                    "agent %s: %s of its result for %s is NaN or infinite, for which JSON has no form: written as null, as all such values "
-                    "of the field. Return None where that is meant, or raise an error",
-                    *(self.spec.agent_id, repr(name) if name else "the value", origin),
+                    'agent %s: %s: written as null, as all such values of the field. nan="null" says that this is meant, nan="fail" '
+                    "makes it an error",
+                    *(self.spec.agent_id, what),
                 )
         for _, _, _, topic in output:
             if topic is not None and topic not in self.branches:

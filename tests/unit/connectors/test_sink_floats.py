@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App, SqlSink, UserError
+from sabot import AgentFailed, App, SqlSink, UserError
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import encode_json, nulled_fields
 from sabot.connectors.console import console
@@ -234,6 +234,61 @@ async def test_a_result_of_a_durable_agent_is_told_of(memory_url, tmp_path, capl
         await until(lambda: app.statistics()["operators"]["shop.score"].get("nulled") == 1)
     [told] = told_by_agents(caplog)
     assert "agent shop.score: 'x' of its result for job " in told
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_an_agent_says_what_becomes_of_nan(memory_url, tmp_path, caplog, durable):
+    app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
+
+    @app.agent("orders", sink="meant", nan="null", durable=durable)
+    async def meant(ctx):
+        return {"x": NAN}
+
+    @app.agent("orders", sink="refused", nan="fail", on_error="skip", durable=durable)
+    async def refused(ctx):
+        return {"n": ctx.message["n"], "x": NAN if ctx.message["n"] == 1 else 1.0}
+
+    publish(app, "orders", [{"n": 1}, {"n": 2}])
+    async with started(app):
+        await until(lambda: len(values(app, "meant")) == 2 and len(values(app, "refused")) == 1)
+        await until(lambda: len(values(app, "orders.dlq")) == 1)
+    assert values(app, "refused") == [{"n": 2, "x": 1.0}]
+    assert values(app, "orders.dlq") == [{"n": 1}]
+    [told] = told_by_agents(caplog)
+    assert "agent shop.refused: UserError: 'x' of its result for " in told
+    assert "it is a dead letter" in told
+
+
+async def test_nan_of_a_batch_agent_stops_the_job(app):
+    @app.agent("orders", sink="scores", batch=True, schema={"n": "int64"}, nan="fail")
+    def score(batch, ctx):
+        return pa.record_batch({"x": pa.array([NAN] * batch.num_rows)})
+
+    publish(app, "orders", [{"n": 1}])
+    with pytest.raises(
+        AgentFailed, match=r"'x' is nan in row 0 of 1 from shop\.score, for which its format has no form"
+    ):
+        await app.run()
+    assert values(app, "scores") == []
+
+
+async def test_writers_of_one_sink_agree_on_nan(app, tmp_path):
+    def agent(name, sink, nan, app=app):
+        app.agent("orders", sink=sink, nan=nan, name=name)(lambda ctx: None)
+
+    with pytest.raises(UserError, match="nan='zero'"):
+        agent("wrong", "scores", "zero")
+    with pytest.raises(UserError, match="nan='fail', and no sink"):
+        agent("nowhere", None, "fail")
+    agent("one", "scores", "fail")
+    agent("two", "scores", None)
+    with pytest.raises(UserError, match=r"sink scores: agent shop\.two and another writer have different nan="):
+        await app.start()
+    both, sink = App("both", broker=app.broker), NdjsonSink(tmp_path / "scores.ndjson")
+    scores(both).to(sink)
+    agent("three", sink, "null", both)
+    with pytest.raises(UserError, match=r"agent both\.three and another writer have different nan="):
+        await both.start()
 
 
 @dataclasses.dataclass
