@@ -49,6 +49,7 @@ WAITING = {
     "test_journal_contract": 35,
     "test_cli": 30,
     "test_kill_dance": 25,
+    "test_shared_budgets": 24,
     "test_leftovers": 24,
     "test_signals": 24,
     "test_sqlite_journal": 23,

@@ -11,11 +11,11 @@ from sabot.agents.runtime import AgentProcess, AgentRuntime, AgentState
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget as Budget
     from sabot.agents.accounts.budgets import BudgetDecision as BudgetDecision
+    from sabot.agents.accounts.contract import LedgerEvent as LedgerEvent
+    from sabot.agents.accounts.contract import LedgerSum as LedgerSum
+    from sabot.agents.accounts.contract import LedgerWriter as LedgerWriter
     from sabot.agents.accounts.ledger import BudgetExceededError as BudgetExceededError
     from sabot.agents.accounts.ledger import Ledger as Ledger
-    from sabot.agents.accounts.ledger import LedgerEvent as LedgerEvent
-    from sabot.agents.accounts.ledger import LedgerSum as LedgerSum
-    from sabot.agents.accounts.ledger import LedgerWriter as LedgerWriter
     from sabot.agents.accounts.rows import InMemoryLedgerWriter as InMemoryLedgerWriter
     from sabot.agents.accounts.rows import SqliteLedgerWriter as SqliteLedgerWriter
     from sabot.agents.actions import ActionManager as ActionManager
@@ -288,7 +288,8 @@ _HOMES = {
     "sabot.agents.events.bus": ("EventBus", "InMemoryEventBus", "RuntimeEvent", "RuntimeEventType", "Subscription"),
     "sabot.agents.kernel": ("ExecutionHandle", "ExecutionRequest", "ExecutionResult", "RuntimeKernel"),
     "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore", "OpenEffect"),
-    "sabot.agents.accounts.ledger": ("BudgetExceededError", "Ledger", "LedgerEvent", "LedgerSum", "LedgerWriter"),
+    "sabot.agents.accounts.contract": ("LedgerEvent", "LedgerSum", "LedgerWriter"),
+    "sabot.agents.accounts.ledger": ("BudgetExceededError", "Ledger"),
     "sabot.agents.accounts.rows": ("InMemoryLedgerWriter", "SqliteLedgerWriter"),
     "sabot.agents.orchestration": (
         "AgentNode",

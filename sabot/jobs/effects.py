@@ -188,11 +188,25 @@ class Effects:
         """Another attempt."""
         if not self._desk.runs(live) or self._desk.stopping:
             return
-        if self._gate is not None:
-            refused = self._gate.again(EffectId(live.job.job_id, ask.ordinal, ask.attempt + 1))
-            if refused is not None:
-                self._refused(live, ask, refused.reason, refused.error, refused.rule)
-                return
+        self._ask_gate(EffectId(live.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._again_judged, live, ask))
+
+    def _ask_gate(self, effect: EffectId, go_on: Callable[[GateVerdict | None], None]) -> None:
+        """Whether this attempt may be made: at once, or when the gate knows."""
+        said = None if self._gate is None else self._gate.again(effect)
+        if said is None or isinstance(said, GateVerdict):
+            return go_on(said)
+
+        async def wait() -> None:
+            self._desk.put(partial(go_on, await said))
+
+        self._desk.beside(wait(), f"what decides on effect {effect}")
+
+    def _again_judged(self, live: Live, ask: Ask, refused: GateVerdict | None) -> None:
+        if not self._desk.runs(live) or self._desk.stopping or ask.ordinal not in live.job.open:
+            return
+        if refused is not None:
+            self._refused(live, ask, refused.reason, refused.error, refused.rule)
+            return
         ask.attempt += 1
         ask.doubt = ""
         entry = Attempt(live.job.job_id, self._desk.now_ms(), ask.ordinal, ask.attempt)
@@ -210,11 +224,17 @@ class Effects:
 
     def _sent_again(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
         found = self._waited_for(effect, asked)
+        if found is not None:
+            effect = EffectId(effect.job, effect.ordinal, found[1].attempt + 1)
+            self._ask_gate(effect, partial(self._sent_again_judged, effect, asked))
+
+    def _sent_again_judged(
+        self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]", refused: GateVerdict | None
+    ) -> None:
+        found = self._waited_for(effect, asked)
         if found is None:
             return
         live, ask = found
-        effect = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
-        refused = None if self._gate is None else self._gate.again(effect)
         if refused is not None:
             said = _refusal(ask, refused.reason, refused.rule)
             asked.set_exception(model_error(refused.error, said) or EffectError(refused.error, said))

@@ -11,7 +11,7 @@ has denied to the one before, and is judged anew; what a person has refused stay
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -218,7 +218,7 @@ class GatedCall:
 
 
 class EffectGate:
-    """Decides what jobs may do. On the event loop of the host; no method but an awaitable of `decide` and coroutines may suspend."""
+    """Decides what jobs may do. On the event loop of the host; no method but the awaitables of some and coroutines may suspend."""
 
     def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """What may become of the call. An awaitable where that takes time: other jobs go on meanwhile. What it raises is a denial."""
@@ -265,8 +265,10 @@ class EffectGate:
     async def ready(self) -> None:
         """`reopen` was called for all that earlier runs have left open, and no job has begun."""
 
-    def again(self, effect: EffectId) -> GateVerdict | None:
-        """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied."""
+    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
+        """This attempt of an open call is about to be made; those before it have no result. A verdict: it is denied. An awaitable, which
+        does not raise, where that takes time: the call may be over meanwhile.
+        """
         return None
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
@@ -399,9 +401,18 @@ class EffectGates(EffectGate):
         for gate in self._gates:
             await gate.ready()
 
-    def again(self, effect: EffectId) -> GateVerdict | None:
+    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
         """As `EffectGate.again`: the first one that refuses."""
-        return next((refused for gate in self._gates if (refused := gate.again(effect)) is not None), None)
+        gates = iter(self._gates)
+        said = next((said for gate in gates if (said := gate.again(effect)) is not None), None)
+        return said if said is None or isinstance(said, GateVerdict) else self._again_behind(said, gates, effect)
+
+    async def _again_behind(
+        self, said: Awaitable[GateVerdict | None], gates: Iterator[EffectGate], effect: EffectId
+    ) -> GateVerdict | None:
+        refused = await said
+        rest = EffectGates([*gates]).again(effect) if refused is None else refused
+        return rest if rest is None or isinstance(rest, GateVerdict) else await rest
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
         """As `EffectGate.ended`. One of them says what may have been used."""

@@ -67,7 +67,8 @@ class GateJudge:
         async def again() -> None:
             nonlocal effect
             following = EffectId(effect.job, effect.ordinal, effect.attempt + 1)
-            refused = gate.again(following)
+            said = gate.again(following)
+            refused = said if said is None or isinstance(said, GateVerdict) else await said
             if refused is not None:
                 raise self._denied(model, refused)
             effect = following

@@ -72,7 +72,7 @@ def open_calls(whole: Iterable[Entry], part: HistoryPart) -> list[Intent]:
     return list(calls.values())
 
 
-_NEVER_MADE: Collection[str] = ("PolicyDenied", "BudgetExceeded", "NotSent")
+_NEVER_MADE: Collection[str] = ("PolicyDenied", "BudgetExceeded", "BudgetUnavailable", "NotSent")
 
 
 def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ SabotError
 │       ├── ModelUnreachable    there is no connection to the provider, so nothing was sent
 │       └── CircuitOpen         the provider failed again and again, so it was not asked
 ├── BudgetExceeded              what may be used is used up, so no request was made
+│   └── BudgetUnavailable       what is left is not known, so none was made either (also a TransientError)
 ├── ToolError                   E2001: a tool is not there, got wrong arguments, or failed
 │   └── ToolTimeout             E2002 (also a TimeoutError)
 └── AgentError                  E2000: a run of an agent that cannot go on
@@ -30,6 +31,7 @@ __all__ = [
     "AnswerTooLarge",
     "AuthenticationFailed",
     "BudgetExceeded",
+    "BudgetUnavailable",
     "CircuitOpen",
     "ContentFiltered",
     "ContextLengthExceeded",
@@ -151,6 +153,10 @@ class BudgetExceeded(SabotError):
     """Tokens or money that may be used are used up. No request was made."""
 
 
+class BudgetUnavailable(BudgetExceeded, TransientError):
+    """Several processes share the budget, and its owner, whom the message names, does not say what is left. No request was made."""
+
+
 class ToolError(SabotError):
     """A tool is not there, got arguments that it does not take, or failed. The model is told."""
 
@@ -193,6 +199,7 @@ _KINDS: dict[str, type[ModelError | BudgetExceeded | TurnLimitExceeded]] = {
     each.__name__: each
     for each in (
         BudgetExceeded,
+        BudgetUnavailable,
         TurnLimitExceeded,
         ModelError,
         AuthenticationFailed,

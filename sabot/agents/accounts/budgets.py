@@ -15,10 +15,23 @@ from sabot.agents.context import checked_word
 from sabot.config import amount, is_number
 from sabot.errors import UserError, short_repr
 
-__all__ = ["Account", "Amounts", "Budget", "BudgetDecision", "Judgement", "Window", "window_start"]
+__all__ = [
+    "SKEW_SECONDS",
+    "WINDOWS",
+    "Account",
+    "Amounts",
+    "Budget",
+    "BudgetDecision",
+    "Judgement",
+    "Window",
+    "window_start",
+]
 
 Window = Literal["hourly", "daily", "monthly"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
+SKEW_SECONDS = 60.0
+"""By how much clocks of several machines may differ."""
+
 _MEASURES = ("tokens", "cost", "calls")
 
 
@@ -167,6 +180,16 @@ class Account:
         for window in WINDOWS:
             self._windows[window] = _Used(window_start(window, now_s), used.get(window, Amounts()))
 
+    def restore(self, windows: Mapping[Window, tuple[float, Amounts]], reserved: Amounts) -> None:
+        """As it was when it gave these: `windows` and `reserved`."""
+        self._windows = {window: _Used(*windows[window]) for window in WINDOWS}
+        self._all_reserved = reserved
+
+    @property
+    def windows(self) -> dict[Window, tuple[float, Amounts]]:
+        """When each window began, in seconds since 1970, and what was used in it so far."""
+        return {window: (each.start, each.used) for window, each in self._windows.items()}
+
     @property
     def limits_answers(self) -> bool:
         """Whether tokens or money have a limit."""
@@ -219,11 +242,16 @@ class Account:
         if had is not None:
             self._all_reserved = self._all_reserved.minus(had)
 
-    def add(self, used: Amounts, now_s: float) -> None:
-        """It was used now."""
+    def reserve_instead(self, before: Amounts, after: Amounts) -> None:
+        """What all calls in flight have reserved has changed by one of them, which is kept elsewhere."""
+        self._all_reserved = self._all_reserved.minus(before).plus(after)
+
+    def add(self, used: Amounts, now_s: float, at_s: float | None = None) -> None:
+        """It was used now; or then, by the clock of another machine: it counts in the windows that had begun by then, or soon after."""
         self._roll(now_s)
         for each in self._windows.values():
-            each.used = each.used.plus(used)
+            if at_s is None or at_s + SKEW_SECONDS >= each.start:
+                each.used = each.used.plus(used)
 
     def _roll(self, now_s: float) -> None:
         for window, each in self._windows.items():

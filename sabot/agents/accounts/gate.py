@@ -17,16 +17,18 @@ from pathlib import Path
 
 import msgspec
 
-from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision
-from sabot.agents.accounts.ledger import Durable, Ledger, LedgerEvent, together
+from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement
+from sabot.agents.accounts.contract import Durable, LedgerEvent
+from sabot.agents.accounts.ledger import Ledger, together
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
+from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
 from sabot.jobs.gate import NONE_INSTEAD, Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, most_cost
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
+from sabot.llm.errors import BudgetUnavailable
 from sabot.llm.results import Completion
 from sabot.threads import aside, to_the_end
 
@@ -42,6 +44,7 @@ _DECISIONS = {
     BudgetDecision.DENY: Decision.DENY,
 }
 _AT_ONCE = 1000  # rows
+_FITS = Judgement(BudgetDecision.ALLOW)
 _VERSION = "budget"
 
 
@@ -109,11 +112,13 @@ class LedgerGate(EffectGate):
         """As `EffectGate.decide`. Children are their agents' business."""
         if call.kind == "child":
             return GateVerdict()
+        if self.ledger.shared:
+            return self._decide_shared(call)
         if call.scope in self._ready and not self.ledger.full:
             return self._decide(call)
         return self._decide_later(call)
 
-    def decide_degraded(self, call: GatedCall) -> GateVerdict:
+    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
         """As `EffectGate.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
@@ -124,16 +129,34 @@ class LedgerGate(EffectGate):
             return GateVerdict()
         attempts = max(1, opened.attempt - opened.told)
         wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+        if opened.limited and self.ledger.shared:
+            return self._degraded_shared(call, opened, wanted, attempts)
+        judged = _FITS
         if opened.limited:
             judged = self.ledger.reserve(_name(call.effect), opened.scope, wanted.times(attempts))
-            if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
-                self._reserve(call.effect, opened, attempts)
-                rule = f"{judged.window} budget"
-                return GateVerdict(Decision.DENY, rule, _VERSION, judged.reason, error="BudgetExceeded")
+        return self._degraded(call, opened, wanted, attempts, judged)
+
+    def _degraded(
+        self, call: GatedCall, opened: _Open, wanted: Amounts, attempts: int, judged: Judgement
+    ) -> GateVerdict:
+        if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+            self._reserve(call.effect, opened, attempts)
+            return GateVerdict(
+                Decision.DENY, f"{judged.window} budget", _VERSION, judged.reason, error="BudgetExceeded"
+            )
         opened.wanted = wanted
         opened.asks(call.name, call.effect.attempt)
         self._reserve(call.effect, opened, attempts)
-        return GateVerdict(tokens=wanted.tokens, cost=str(cost))
+        return GateVerdict(tokens=wanted.tokens, cost=str(wanted.cost))
+
+    async def _degraded_shared(self, call: GatedCall, opened: _Open, wanted: Amounts, attempts: int) -> GateVerdict:
+        dearer = replace(opened, wanted=wanted)
+        try:
+            judged = await self._reserve_shared(call.effect, dearer, attempts)
+        except BudgetUnavailable as error:
+            self._reserve(call.effect, opened, attempts)
+            return _unavailable(error)
+        return self._degraded(call, opened, wanted, attempts, judged)
 
     async def _decide_later(self, call: GatedCall) -> GateVerdict:
         await self.ledger.ready(call.scope)
@@ -144,8 +167,20 @@ class LedgerGate(EffectGate):
 
     def _decide(self, call: GatedCall) -> GateVerdict:
         wanted = most_use(call)
-        name = _name(call.effect)
-        judged = self.ledger.reserve(name, call.scope, wanted)
+        return self._decided(call, wanted, self.ledger.reserve(_name(call.effect), call.scope, wanted))
+
+    async def _decide_shared(self, call: GatedCall) -> GateVerdict:
+        if self.ledger.full:
+            await self.ledger.flush()
+        wanted = most_use(call)
+        opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, wanted)
+        try:
+            judged = await self._reserve_shared(call.effect, opened, 1)
+        except BudgetUnavailable as error:
+            return _unavailable(error)
+        return self._decided(call, wanted, judged)
+
+    def _decided(self, call: GatedCall, wanted: Amounts, judged: Judgement) -> GateVerdict:
         decision = _DECISIONS[judged.decision]
         model = ""
         if decision is Decision.DEGRADE:
@@ -155,12 +190,13 @@ class LedgerGate(EffectGate):
             else:
                 other = most_use(replace(call, name=model))
                 wanted = other if other.cost else wanted  # else nobody knows its price
-                self.ledger.hold(name, call.scope, wanted)
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
             opened.limited = decision in (Decision.ALLOW, Decision.WARN)
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
+            if decision is Decision.DEGRADE:
+                self._reserve(call.effect, opened, 1)
         return GateVerdict(
             decision,
             rule=f"{judged.window} budget" if judged.window else "",
@@ -195,21 +231,34 @@ class LedgerGate(EffectGate):
         row = _settled(doubt, kind, name, outcome, body)
         if kind == "model" and opened.told >= effect.attempt:
             row = msgspec.structs.replace(row, settles=doubt.amounts)
-        self._reserve(effect, opened, 0)
-        return self._recorded([*opened.doubts(effect, effect.attempt, at_ms), row])
+        return _usage(self._recorded(effect, opened, [*opened.doubts(effect, effect.attempt, at_ms), row]))
 
-    def _recorded(self, rows: list[LedgerEvent]) -> bytes:
-        """The rows count, and are written when what has them as its usage is durable. -> that."""
-        for each in rows:
+    def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
+        """The rows count in place of what is reserved for the call, and are written when what has them as its usage is durable. -> rows."""
+        for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
-        return _encode(rows) if rows else b""
+        if rows:
+            self.ledger.record(rows[-1], _name(effect), durable=self._durable)
+        else:
+            self.ledger.release(_name(effect), opened.scope)
+        return rows
 
     def _reserve(self, effect: EffectId, opened: _Open, attempts: int) -> None:
         """What so many attempts may use, in place of what was reserved."""
         if attempts > 0:
-            self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts))
+            doubts = self._doubts(effect, opened, attempts) if self.ledger.shared else ()
+            self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), doubts)
         else:
             self.ledger.release(_name(effect), opened.scope)
+
+    def _reserve_shared(self, effect: EffectId, opened: _Open, attempts: int) -> Awaitable[Judgement]:
+        """The same, where the budget, which other processes spend from too, has room for it. Raises BudgetUnavailable."""
+        wanted, doubts = opened.wanted.times(attempts), self._doubts(effect, opened, attempts)
+        return self.ledger.reserve_shared(_name(effect), opened.scope, wanted, doubts)
+
+    def _doubts(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
+        """What counts of so many attempts, those that have no row yet, if nothing is heard of them any more."""
+        return opened.doubts(effect, opened.told + attempts + 1, 0)
 
     def reopen(
         self,
@@ -238,31 +287,51 @@ class LedgerGate(EffectGate):
     async def ready(self) -> None:
         """As `EffectGate.ready`: `again` must know what the scopes have used."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
-            await self.ledger.ready(scope)
+            await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
-    def again(self, effect: EffectId) -> GateVerdict | None:
+    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
         """As `EffectGate.again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
+        judged = _FITS
         if opened.limited and opened.kind == "model" and effect.attempt > 1:
+            if self.ledger.shared:
+                return self._again_shared(effect, opened)
             judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(effect.attempt - opened.told))
-            if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
-                self._reserve(effect, opened, effect.attempt - 1 - opened.told)
-                reason = f"with attempts before it that may have been paid, {judged.reason}"
-                return GateVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
+        return self._again(effect, opened, judged)
+
+    def _again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GateVerdict | None:
+        if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+            self._reserve(effect, opened, effect.attempt - 1 - opened.told)
+            reason = f"with attempts before it that may have been paid, {judged.reason}"
+            return GateVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
         opened.attempt = effect.attempt
         self._reserve(effect, opened, effect.attempt - opened.told)
         return None
+
+    async def _again_shared(self, effect: EffectId, opened: _Open) -> GateVerdict | None:
+        try:
+            judged = await self._reserve_shared(effect, opened, effect.attempt - opened.told)
+        except BudgetUnavailable as error:
+            if self._is_open(effect, opened):
+                self._reserve(effect, opened, effect.attempt - 1 - opened.told)
+            return _unavailable(error)
+        if not self._is_open(effect, opened):  # its job has ended meanwhile
+            self.ledger.release(_name(effect), opened.scope)
+            return GateVerdict(Decision.DENY, reason="nobody waits for it any more")
+        return self._again(effect, opened, judged)
+
+    def _is_open(self, effect: EffectId, opened: _Open) -> bool:
+        return self._open.get(effect.job, {}).get(effect.ordinal) is opened
 
     def ended(self, job_id: str, at_ms: int) -> bytes:
         """As `EffectGate.ended`: each attempt of a call of a model that has no row is one in doubt."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
-            rows += opened.doubts(effect, opened.attempt + 1, at_ms)
-            self._reserve(effect, opened, 0)
-        return self._recorded(rows)
+            rows += self._recorded(effect, opened, opened.doubts(effect, opened.attempt + 1, at_ms))
+        return _usage(rows)
 
     def over(self, job_id: str) -> None:
         """As `EffectGate.over`."""
@@ -315,6 +384,14 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     usage, cost = told_use(answer, row.amounts)
     made = {"name": name, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
     return msgspec.structs.replace(row, type="model", cost=cost, **made)
+
+
+def _unavailable(error: BudgetUnavailable) -> GateVerdict:
+    return GateVerdict(Decision.DENY, "budget owner", _VERSION, words_of(error), error=type(error).__name__)
+
+
+def _usage(rows: list[LedgerEvent]) -> bytes:
+    return _encode(rows) if rows else b""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -2,7 +2,8 @@
 
 check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, and what the scope has used
 
-A reservation is an upper bound. So however many calls run side by side, what they use together fits in the budget.
+A reservation is an upper bound. So however many calls run side by side, what they use together fits in the budget; also those of several
+processes, where an owner keeps what they have reserved (`shared.py`).
 """
 
 import asyncio
@@ -11,9 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import msgspec
+from typing import NamedTuple
 
 from sabot.agents.accounts.budgets import (
     WINDOWS,
@@ -25,6 +24,9 @@ from sabot.agents.accounts.budgets import (
     Window,
     window_start,
 )
+from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
+from sabot.agents.accounts.owners import BudgetOwner, SettledRow
+from sabot.agents.accounts.shared import SharedAccounts
 from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
@@ -32,22 +34,10 @@ from sabot.errors import DataError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
-__all__ = [
-    "BudgetExceededError",
-    "Durable",
-    "Ledger",
-    "LedgerEvent",
-    "LedgerEventType",
-    "LedgerSum",
-    "LedgerWriter",
-    "checked_writer",
-    "together",
-]
+__all__ = ["BudgetExceededError", "Ledger", "together"]
 
 BudgetExceededError = BudgetExceeded
 """As document 001 calls it."""
-
-LedgerEventType = Literal["model", "tool", "doubt"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,89 +46,18 @@ _CONTEXT = "ExecutionContext(scope_id=…)"
 _BUDGET = 'Budget("scope", max_cost_daily=Decimal("10")); a CallBudget of sabot.llm is an engine\'s: ExecutionEngine(…, budget=…)'
 
 
-class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A row. type: what was called; "doubt": nobody knows whether it was, so it may have been paid. name: of the model, or of the tool.
-    cost: in US dollars, of a doubt the most that it was; None: the price is not known. reserved_tokens: of a doubt, the most that it used.
-    at_ms: since 1970. agent: whose job it is; no table has it. settles: what a doubt of the same id counts, whose place it takes.
-    """
+class _Waiting(NamedTuple):
+    """A row that waits for the writer. call, number: of what is reserved until it is written, where budgets are shared."""
 
-    event_id: str
-    type: LedgerEventType
-    scope_id: str
-    job_id: str = ""
-    principal_id: str = ""
-    name: str = ""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: Decimal | None = None
-    reserved_tokens: int = 0
-    at_ms: int = 0
-    agent: str = ""
-    settles: Amounts | None = None
-
-    @property
-    def total_tokens(self) -> int:
-        """Read and written."""
-        return self.input_tokens + self.output_tokens
-
-    @property
-    def amounts(self) -> Amounts:
-        """What it counts in a budget: a doubt its reservation, since it may have been paid."""
-        tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
-        return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
-
-    @property
-    def adds(self) -> Amounts:
-        """What a budget counts with it that it did not count before: what settles a doubt takes that back."""
-        return self.amounts.minus(self.settles) if self.settles is not None else self.amounts
-
-
-class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens, doubt_cost: the most that calls
-    have used of which nobody knows whether they were paid. unpriced: calls of models whose price is not known.
-    """
-
-    group: tuple[str, ...]
-    calls: int
-    input_tokens: int
-    output_tokens: int
-    doubt_tokens: int
-    cost: Decimal
-    doubt_cost: Decimal
-    unpriced: int
-
-
-Durable = Callable[[], Awaitable[object]]
-"""Returns when all that was recorded in a journal so far is durable."""
-
-
-@runtime_checkable
-class LedgerWriter(Protocol):
-    """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for the row that settles it."""
-
-    async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """They are there when it returns. Raises DataError, and keeps none, where one of them cannot be kept for what it says."""
-
-    async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Those of which there is a row that is no doubt."""
-
-    async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `write`; and rows of the same ids that say something else are replaced. -> how many were. A doubt and what settles it say the
-        same.
-        """
-
-    async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """What the rows of a scope count in its budget, from this time on."""
-
-    async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Rows from this time on, put together by these words (`ledger_rows.GROUPS`), in the order of the groups. Raises UserError."""
-
-    async def close(self) -> None:
-        """What was written stays."""
+    event: LedgerEvent
+    durable: Durable | None
+    call: str = ""
+    number: int = 0
 
 
 class Ledger:
-    """Judges calls by the budgets of their scopes, and keeps what they used. For one event loop; one ledger owns the budgets of a scope.
+    """Judges calls by the budgets of their scopes, and keeps what they used. For one event loop. One ledger owns the budgets of a scope, or
+    several share an owner of them.
 
     reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more. refused_rows: how many rows
     the writer did not take for what they say; the log has them.
@@ -152,10 +71,18 @@ class Ledger:
         clock: Clock = SYSTEM_CLOCK,
         reservation_timeout: Duration = "10m",
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
+        owner: BudgetOwner | None = None,
+        lease: Duration = "30s",
+        patience: Duration = "10s",
     ) -> None:
-        """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed."""
+        """budgets: those of the same scope hold together (`Budget.together`). on_decision: told of each call that is not simply allowed.
+        owner: of budgets that other processes spend from too; by default the writer, if it is a shared one; else this ledger alone. lease:
+        what a process has reserved that the owner has not heard of for so long is in doubt, and counts as used. patience: for how long a
+        call waits for an owner that does not answer; then it is not made.
+        """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
+        self._shared = self._sharing(owner, lease, patience, clock)
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -163,7 +90,7 @@ class Ledger:
         self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
-        self._rows: list[tuple[LedgerEvent, Durable | None]] = []
+        self._rows: list[_Waiting] = []
         self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
         # Names of rows after which the writer is asked, until it has answered.
@@ -173,7 +100,32 @@ class Ledger:
         for budget in together(budgets):
             self.set_budget(budget)
 
+    def _sharing(
+        self, owner: BudgetOwner | None, lease: Duration, patience: Duration, clock: Clock
+    ) -> SharedAccounts | None:
+        lease_s = parse_seconds(lease, name="lease", zero=False)
+        patience_s = parse_seconds(patience, name="patience", zero=False)
+        if owner is not None and not isinstance(owner, BudgetOwner):
+            raise UserError(
+                f"Ledger: owner={short_repr(owner)}", hint="a writer with shared=True, or RedisBudgets(client)"
+            )
+        kept = getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)
+        if owner is None and not kept:
+            return None
+        return SharedAccounts(
+            owner or self.writer,  # type: ignore[arg-type]
+            lease_s=lease_s,
+            patience_s=patience_s,
+            clock=clock,
+            beat=self._write_again,
+        )
+
     # -- budgets ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes spend from the same budgets, so that `reserve` is not to be called, but `reserve_shared`."""
+        return self._shared is not None
 
     def set_budget(self, budget: Budget) -> None:
         """From now on, in place of what the scope had; what was used counts in it. Raises UserError for what is no Budget."""
@@ -205,7 +157,10 @@ class Ledger:
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """In the windows of now. Raises UserError for a scope without a budget."""
-        self.budget(scope_id)
+        budget = self.budget(scope_id)
+        if self._shared is not None:
+            await self.flush()
+            return await self._shared.used(budget)
         account = await self._account(scope_id)
         assert account is not None
         return account.used(self._clock.time())
@@ -240,8 +195,23 @@ class Ledger:
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """`reserve` may be called for this scope from now on."""
-        await self._account(scope_id)
+        """`reserve` may be called for this scope from now on; the owner of budgets that are shared knows what was held."""
+        if self._shared is None:
+            await self._account(scope_id)
+        else:
+            await self._shared.ready()
+
+    async def reserve_shared(
+        self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
+    ) -> Judgement:
+        """As `reserve`, where budgets are shared; but what was reserved for the call before stays where it does not fit. doubts: the rows
+        that stand for the call if this process dies. Raises BudgetUnavailable.
+        """
+        account = self._accounts.get(scope_id)
+        if account is None:
+            return Judgement(BudgetDecision.ALLOW)
+        assert self._shared is not None
+        return await self._shared.reserve(account.budget, call, wanted, doubts)
 
     def reserve(self, call: str, scope_id: str, wanted: Amounts) -> Judgement:
         """Whether this call may be made; if so, that much is reserved for it until `release` or `record`. A call that is degraded or that a
@@ -256,16 +226,24 @@ class Ledger:
             account.reserve(call, wanted)
         return judged
 
-    def hold(self, call: str, scope_id: str, wanted: Amounts) -> None:
-        """Reserves that much, whatever the budget says: the call was allowed before, or by a person."""
+    def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
+        """Reserves that much, whatever the budget says: the call was allowed before, or by a person. doubts: as of `reserve_shared`."""
         account = self._accounts.get(scope_id)
-        if account is not None:
+        if account is None:
+            return
+        if self._shared is not None:
+            self._shared.hold(account.budget, call, wanted, doubts)
+        else:
             account.reserve(call, wanted)
 
     def release(self, call: str, scope_id: str) -> None:
         """The call was not made."""
         account = self._accounts.get(scope_id)
-        if account is not None:
+        if account is None:
+            return
+        if self._shared is not None:
+            self._shared.release(account.budget, call)
+        else:
             account.release(call)
 
     async def check_budget(
@@ -277,13 +255,19 @@ class Ledger:
         checked_kind(context, ExecutionContext, "check_budget: context", _CONTEXT)
         cost = amount("pending_cost", pending_cost) or Decimal(0)
         whole("pending_tokens", pending_tokens)
-        await self._account(context.scope_id)
+        if self._shared is None:
+            await self._account(context.scope_id)
         held = self._held.setdefault(_who(context), deque())
         now = self._clock.monotonic()
         while held and held[0][1] <= now:
             self.release(held.popleft()[0], context.scope_id)
         call = uuid.uuid4().hex
-        judged = self.reserve(call, context.scope_id, Amounts(pending_tokens, cost, 1))
+        wanted = Amounts(pending_tokens, cost, 1)
+        if self._shared is None:
+            judged = self.reserve(call, context.scope_id, wanted)
+        else:
+            judged = await self.reserve_shared(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)])
+            held = self._held.setdefault(_who(context), held)
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             held.append((call, now + self._timeout_s))
         elif not held:
@@ -327,7 +311,8 @@ class Ledger:
             cost=cost,
             at_ms=round(self._clock.time() * 1000),
         )
-        await self._account(context.scope_id)
+        if self._shared is None:
+            await self._account(context.scope_id)
         held = self._held.get(_who(context))
         call = held.popleft()[0] if held else ""
         if held is not None and not held:
@@ -356,27 +341,36 @@ class Ledger:
         return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
-        """A row, which counts at once and is written soon (`flush`). call: whose reservation it settles. durable: what is waited for before
-        it is written: the journal that has it, so that no row outlives its entry.
+        """A row, which counts at once and is written soon (`flush`); where budgets are shared it counts when it is written, and what was
+        reserved until then. call: whose reservation it settles. durable: what is waited for before it is written: the journal that has it,
+        so that no row outlives its entry.
 
         Who calls this gives each row once; it is kept once in any case.
         """
         checked_kind(event, LedgerEvent, "record: event")
         account = self._accounts.get(event.scope_id)
-        if account is not None:
+        number = 0
+        if self._shared is not None:
+            number = self._shared.released(event.scope_id, call)
+        elif account is not None:
             account.release(call)
             account.add(event.adds, self._clock.time())
         self._recorded += 1
-        self._rows.append((event, durable))
+        self._rows.append(_Waiting(event, durable, call if number else "", number))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
         """Rows that still wait for this are not written: their journal is about to be closed, and has them, or not."""
-        self._rows = [each for each in self._rows if each[1] != durable]
+        self._rows = [each for each in self._rows if each.durable != durable]
 
     def _begin_writing(self) -> None:
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
+
+    def _write_again(self) -> None:
+        """Rows that could not be written are tried again: until they are, they reserve what others could have."""
+        if self._rows:
+            self._begin_writing()
 
     @property
     def full(self) -> bool:
@@ -385,7 +379,20 @@ class Ledger:
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`, of those rows that the writer takes."""
-        return await self._kept(events, self.writer.correct)
+        return await self._kept([_Waiting(each, None) for each in events], self._correct)
+
+    async def _correct(self, rows: Sequence[_Waiting]) -> int:
+        events = [each.event for each in rows]
+        if self._shared is not None and self._shared.owner.keeps_rows:
+            return await self._shared.settle([SettledRow(each) for each in events], corrects=True)
+        return await self.writer.correct(events)
+
+    async def _keep(self, rows: Sequence[_Waiting]) -> int:
+        if self._shared is None or not self._shared.owner.keeps_rows:
+            await self.writer.write([each.event for each in rows])
+        if self._shared is not None:
+            await self._shared.settle([SettledRow(each.event, each.call, each.number) for each in rows])
+        return 0
 
     async def flush(self) -> None:
         """Until all rows are written. Raises what the writer raises; the rows are kept, and tried again by the next one."""
@@ -398,14 +405,14 @@ class Ledger:
 
     async def _write(self) -> Exception | None:
         """Writes what waits. -> why it could not."""
-        rows: list[tuple[LedgerEvent, Durable | None]] = []
+        rows: list[_Waiting] = []
         try:
             while self._rows:
                 rows, self._rows = self._rows, []
-                for durable in {each for _, each in rows if each is not None}:
+                for durable in {each.durable for each in rows if each.durable is not None}:
                     await durable()
-                await self._kept([event for event, _ in rows], self.writer.write)
-                self._named.difference_update(event.event_id for event, _ in rows)
+                await self._kept(rows, self._keep)
+                self._named.difference_update(each.event.event_id for each in rows)
                 rows = []
         except Exception as error:
             _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), words_of(error))
@@ -415,28 +422,29 @@ class Ledger:
             self._writing = None
         return None
 
-    async def _kept(
-        self, events: Sequence[LedgerEvent], keep: Callable[[Sequence[LedgerEvent]], Awaitable[int | None]]
-    ) -> int:
+    async def _kept(self, rows: Sequence[_Waiting], keep: Callable[[Sequence[_Waiting]], Awaitable[int]]) -> int:
         """Has the writer keep those of these rows that it takes; the others are told in the log. -> how many it has corrected."""
         try:
-            return await keep(events) or 0
+            return await keep(rows)
         except DataError as error:
-            if len(events) > 1:
-                middle = len(events) // 2
-                return await self._kept(events[:middle], keep) + await self._kept(events[middle:], keep)
+            if len(rows) > 1:
+                middle = len(rows) // 2
+                return await self._kept(rows[:middle], keep) + await self._kept(rows[middle:], keep)
             self.refused_rows += 1
-            _log.error(
-                "ledger: row %s of scope %s is left out: %s", events[0].event_id, events[0].scope_id, words_of(error)
-            )
+            event = rows[0].event
+            _log.error("ledger: row %s of scope %s is left out: %s", event.event_id, event.scope_id, words_of(error))
             return 0
 
     async def close(self) -> None:
-        """Writes what waits, and closes the writer."""
+        """Writes what waits, and closes the writer and the owner of shared budgets."""
         try:
             await self.flush()
         finally:
+            if self._shared is not None:
+                await self._shared.close()
             await self.writer.close()
+            if self._shared is not None and not self._shared.owner.keeps_rows:
+                await self._shared.owner.close()
 
 
 def together(budgets: Iterable[Budget]) -> list[Budget]:
@@ -449,21 +457,22 @@ def together(budgets: Iterable[Budget]) -> list[Budget]:
     return list(found.values())
 
 
-def checked_writer(given: Any) -> "LedgerWriter":
-    """Raises UserError for what keeps no rows."""
-    if not isinstance(given, LedgerWriter):
-        lacks = [name for name in ("write", "correct", "known", "used", "sums", "close") if not hasattr(given, name)]
-        raise UserError(
-            f"{short_repr(given)} is no LedgerWriter: it has no {', '.join(lacks)}",
-            hint="InMemoryLedgerWriter(), SqliteLedgerWriter(path), PostgresLedgerWriter(url)",
-        )
-    return given
-
-
 def _checked(budget: object) -> Budget:
     if not isinstance(budget, Budget):
         raise UserError(f"{short_repr(budget)} is no Budget of sabot.agents", hint=_BUDGET)
     return budget
+
+
+def _in_doubt(call: str, context: ExecutionContext, wanted: Amounts) -> LedgerEvent:
+    return LedgerEvent(
+        event_id=call,
+        type="doubt",
+        scope_id=context.scope_id,
+        job_id=context.job_id,
+        principal_id=context.principal_id,
+        reserved_tokens=wanted.tokens,
+        cost=wanted.cost or None,
+    )
 
 
 def _who(context: ExecutionContext) -> tuple[str, str, str]:

@@ -1,16 +1,21 @@
 """Where the rows of a ledger are kept: in memory, or in a SQLite database, the table `runtime_ledger`."""
 
+import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
+from sabot.agents.accounts.books import TableBook, tables_of_budgets
+from sabot.agents.accounts.budgets import Account, Amounts, Budget, Window
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
+from sabot.agents.accounts.owners import BudgetBatch, Reservation, Worked, opened_account, rows_alone, work
 from sabot.config import checked_path
 from sabot.disk import private
 from sabot.errors import DataError, UserError, short_repr, words_of
@@ -73,11 +78,71 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
     return tuple(by)
 
 
-class InMemoryLedgerWriter:
-    """Rows of this process, for tests and scripts. events: all of them, in the order in which they were written."""
+class _MemoryBook:
+    """A `Book` of this process: the naive twin of the tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
+        self._rows, self._used = rows, used
+        self._accounts: dict[str, tuple[Mapping[Window, tuple[float, Amounts]], Amounts]] = {}
+        self._reserved: dict[tuple[str, str], Reservation] = {}
+        self._holders: dict[str, float] = {}
+
+    def now(self) -> float:
+        return time.time()
+
+    def known(self, scopes: Collection[str]) -> set[str]:
+        return {*scopes} & self._accounts.keys()
+
+    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+        found = {}
+        for scope, budget in budgets.items():
+            found[scope] = opened_account(budget, partial(self._used, scope), now_s)
+            if scope in self._accounts:
+                found[scope].restore(*self._accounts[scope])
+        return found
+
+    def reservations(self, calls: Collection[str]) -> list[Reservation]:
+        return [each for each in self._reserved.values() if each.call in calls]
+
+    def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
+        return [each for each in self._reserved.values() if each.scope in scopes and self._holders[each.holder] < now_s]
+
+    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
+        return {name: self._rows[name] for name in event_ids if name in self._rows}
+
+    def put_accounts(self, accounts: Mapping[str, Account]) -> None:
+        self._accounts |= {scope: (account.windows, account.reserved) for scope, account in accounts.items()}
+
+    def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
+        for name in dropped:
+            self._reserved.pop(name, None)
+        self._reserved |= {(each.scope, each.call): each for each in kept}
+
+    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
+        for name in replaced:
+            self._rows.pop(name, None)
+        self._rows |= {event.event_id: event for event in events}
+
+    def hold(self, holder: str, until_s: float, now_s: float) -> None:
+        self._holders[holder] = until_s
+
+
+class InMemoryLedgerWriter:
+    """Rows of this process, for tests and scripts. events: all of them, in the order in which they were written. shared: it is the
+    `BudgetOwner` of the ledgers over it.
+    """
+
+    keeps_rows = True
+    where = "ledger in memory"
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
         self._rows: dict[str, LedgerEvent] = {}
+        self._book = _MemoryBook(self._rows, self._used)
+
+    async def work(self, batch: BudgetBatch) -> Worked:
+        """As `BudgetOwner.work`."""
+        return work(self._book, batch)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
         """As `LedgerWriter.known`."""
@@ -90,6 +155,9 @@ class InMemoryLedgerWriter:
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`."""
+        if self.shared and events:
+            work(self._book, rows_alone(events))
+            return
         for event in events:
             before = self._rows.get(event.event_id)
             if before is None or (before.type == "doubt" and event.type != "doubt"):
@@ -97,6 +165,8 @@ class InMemoryLedgerWriter:
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`."""
+        if self.shared and events:
+            return work(self._book, rows_alone(events, corrects=True)).corrected
         kept = {name: _row(event) for name, event in self._rows.items()}
         wrong = contradicted(map(_row, events), kept)
         for name in wrong:
@@ -106,6 +176,9 @@ class InMemoryLedgerWriter:
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """As `LedgerWriter.used`."""
+        return self._used(scope_id, since_ms)
+
+    def _used(self, scope_id: str, since_ms: int) -> Amounts:
         total = Amounts()
         for event in self._rows.values():
             if event.scope_id == scope_id and event.at_ms >= since_ms:
@@ -144,6 +217,12 @@ CREATE TABLE IF NOT EXISTS runtime_ledger (event_id TEXT PRIMARY KEY, type TEXT 
 CREATE INDEX IF NOT EXISTS ledger_of_scope ON runtime_ledger (scope_id, timestamp);
 CREATE INDEX IF NOT EXISTS ledger_by_time ON runtime_ledger (timestamp);
 """
+_BUDGETS = "".join(
+    f"{statement};\n".replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS").replace(
+        "CREATE INDEX", "CREATE INDEX IF NOT EXISTS"
+    )
+    for statement in tables_of_budgets("INTEGER", "TEXT", "REAL").values()
+)
 SETTLES = (  # a doubt makes room for what is known
     "ON CONFLICT (event_id) DO UPDATE SET type = excluded.type, name = excluded.name, input_tokens = excluded.input_tokens, "
     "output_tokens = excluded.output_tokens, total_tokens = excluded.total_tokens, reserved_tokens = excluded.reserved_tokens, "
@@ -176,15 +255,42 @@ class _ExactSum:
         return str(self._total)
 
 
+class _SqliteBook(TableBook):
+    def now(self) -> float:
+        return time.time()
+
+    def among(self, column: str) -> str:
+        return f"{column} IN (SELECT value FROM json_each(?))"
+
+    def several(self, values: Collection[str]) -> str:
+        return json.dumps(list(values))
+
+    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
+        found = self.select(f"SELECT * FROM runtime_ledger WHERE {self.among('event_id')}", self.several(event_ids))
+        return {row[0]: _event(row) for row in found}
+
+    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
+        self.change("DELETE FROM runtime_ledger WHERE event_id = ?", [(name,) for name in replaced])
+        self.change(_INSERT, [_row(event) for event in events])
+
+    def used(self, scope_id: str, since_ms: int) -> Amounts:
+        ((tokens, cost, calls),) = self.select(_USED, scope_id, since_ms)
+        return Amounts(tokens, Decimal(cost), calls)
+
+
 class SqliteLedgerWriter:
-    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. Calls raise UserError where it is
-    no database.
+    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. shared: it is the `BudgetOwner` of
+    the ledgers over it. Calls raise UserError where it is no database.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    keeps_rows = True
+
+    def __init__(self, path: Path | str, *, shared: bool = False) -> None:
+        """shared: several processes of this machine spend from the same budgets; then all that write to this file are to be so."""
         self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
+        self.shared = shared
         self._lock = threading.Lock()
-        self._where = f"ledger {self.path}"
+        self.where = self._where = f"ledger {self.path}"
         self._opened: sqlite3.Connection | None = None
 
     @contextmanager
@@ -203,19 +309,32 @@ class SqliteLedgerWriter:
         connection = connected(self.path, "rw")
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(_SCHEMA)
+            connection.executescript(_SCHEMA + (_BUDGETS if self.shared else ""))
             connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
         except sqlite3.Error:
             connection.close()
             raise
         return connection
 
+    async def work(self, batch: BudgetBatch) -> Worked:
+        """As `BudgetOwner.work`: in one transaction."""
+        return await to_the_end(aside(self._work, batch))
+
+    def _work(self, batch: BudgetBatch) -> Worked:
+        with step("ledger", self.path), self._connection() as connection, transaction(connection), self._content_told():
+            return work(_SqliteBook(connection.cursor()), batch)
+
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction."""
+        if self.shared and events:
+            await self.work(rows_alone(events))
+            return
         await to_the_end(aside(self._write, [_row(event) for event in events]))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: in one transaction."""
+        if self.shared and events:
+            return (await self.work(rows_alone(events, corrects=True))).corrected
         return await to_the_end(aside(self._write, [_row(event) for event in events], True))
 
     def _write(self, rows: Sequence[tuple[Any, ...]], corrects: bool = False) -> int:
@@ -225,11 +344,16 @@ class SqliteLedgerWriter:
                 kept = connection.execute("SELECT * FROM runtime_ledger WHERE event_id = ?", row[:1]).fetchall()
                 wrong |= contradicted([row], {each[0]: each for each in kept})
             connection.executemany("DELETE FROM runtime_ledger WHERE event_id = ?", [(name,) for name in wrong])
-            try:
+            with self._content_told():
                 connection.executemany(_INSERT, rows)
-            except (OverflowError, UnicodeError, sqlite3.DataError, sqlite3.IntegrityError) as error:
-                raise DataError(f"{self._where} does not take it: {words_of(error)}") from error
         return len(wrong)
+
+    @contextmanager
+    def _content_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OverflowError, UnicodeError, sqlite3.DataError, sqlite3.IntegrityError) as error:
+            raise DataError(f"{self._where} does not take it: {words_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
         """As `LedgerWriter.known`."""
@@ -284,6 +408,23 @@ def _row(event: LedgerEvent) -> tuple[Any, ...]:
         event.reserved_tokens,
         None if event.cost is None else str(event.cost),
         event.at_ms,
+    )
+
+
+def _event(row: tuple[Any, ...]) -> LedgerEvent:
+    (event_id, type_, job, scope, principal, name, read, written, _, reserved, cost, at_ms) = row
+    return LedgerEvent(
+        event_id=event_id,
+        type=type_,
+        job_id=job,
+        scope_id=scope,
+        principal_id=principal,
+        name=name,
+        input_tokens=read,
+        output_tokens=written,
+        reserved_tokens=reserved,
+        cost=None if cost is None else Decimal(cost),
+        at_ms=at_ms,
     )
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sabot.agents.accounts.budgets import Budget
+from sabot.agents.accounts.contract import LedgerWriter, checked_writer
 from sabot.agents.accounts.gate import LedgerGate, brought_up, checked_budgets, ledger_of
-from sabot.agents.accounts.ledger import Ledger, LedgerWriter, checked_writer
+from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore

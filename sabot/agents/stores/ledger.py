@@ -1,12 +1,14 @@
-"""Rows of a ledger in PostgreSQL, the table `runtime_ledger`."""
+"""Rows of a ledger in PostgreSQL, the table `runtime_ledger`; and budgets that several processes share, in tables beside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+from sabot.agents.accounts.books import TableBook, tables_of_budgets
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.ledger import LedgerEvent, LedgerSum
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
+from sabot.agents.accounts.owners import BudgetBatch, Worked, check_skew, rows_alone, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.stores.tables import PostgresTables
 from sabot.errors import DataError, words_of
@@ -40,6 +42,19 @@ _KEPT = (
     "SELECT event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, reserved_tokens, cost, "
     "round(extract(epoch FROM timestamp) * 1000)::bigint FROM runtime_ledger WHERE event_id = ANY(%s)"
 )
+_COLUMNS = (  # of _KEPT, and of a row
+    "event_id",
+    "type",
+    "job_id",
+    "scope_id",
+    "principal_id",
+    "name",
+    "input_tokens",
+    "output_tokens",
+    "reserved_tokens",
+    "cost",
+    "at_ms",
+)
 _KNOWN = "SELECT event_id FROM runtime_ledger WHERE event_id = ANY(%s) AND type <> 'doubt'"
 _USED = (
     "SELECT coalesce(sum(CASE type WHEN 'doubt' THEN reserved_tokens ELSE total_tokens END), 0)::bigint, coalesce(sum(cost), 0), "
@@ -58,26 +73,53 @@ _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
 
 class PostgresLedgerWriter:
     """Rows in the table `runtime_ledger` of a database, which is made where it is missing; several processes may write, and other
-    programs read. A row counts as written when the server has answered its commit.
+    programs read. A row counts as written when the server has answered its commit. shared: it is the `BudgetOwner` of the ledgers over it.
 
     Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses, DataError where it refuses
     a row for what it says.
     """
 
-    def __init__(self, url: str, *, make: bool = True) -> None:
+    keeps_rows = True
+
+    def __init__(self, url: str, *, make: bool = True, shared: bool = False) -> None:
         """url: postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first
-        use. Raises UserError for what is no address, MissingExtra without psycopg.
+        use. shared: several processes spend from the same budgets; then all that write to this table are to be so. Raises UserError for
+        what is no address, MissingExtra without psycopg.
         """
+        self.shared = shared
+        made_by = _TABLES | (tables_of_budgets("BIGINT", "NUMERIC", "DOUBLE PRECISION") if shared else {})
         self._tables = PostgresTables(
-            url, "ledger", "PostgresLedgerWriter", _TABLES if make else {}, _WIDE if make else None
+            url, "ledger", "PostgresLedgerWriter", made_by if make else {}, _WIDE if make else None
         )
+        self.where = self._tables.where
+
+    async def work(self, batch: BudgetBatch) -> Worked:
+        """As `BudgetOwner.work`: in one transaction."""
+        return await to_the_end(aside(self._work, batch))
+
+    def _work(self, batch: BudgetBatch) -> Worked:
+        with (
+            step("ledger", "runtime_accounts"),
+            self._tables.transaction() as connection,
+            _content_told(connection),
+            connection.cursor() as cursor,
+        ):
+            book = _PostgresBook(cursor)
+            if batch.machine_s is not None:
+                check_skew(batch.machine_s, book.now(), self.where)
+            return work(book, batch)
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
+        if self.shared and events:
+            await self.work(rows_alone(events))
+            return
         await to_the_end(aside(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """As `LedgerWriter.correct`: as `write`. The user may delete rows, where some are wrong."""
+        if self.shared and events:
+            return (await self.work(rows_alone(events, corrects=True))).corrected
         return await to_the_end(aside(self._write, _rows(events), _conflict(events), True))
 
     def _write(self, rows: list[tuple[Any, ...]], conflict: str, corrects: bool = False) -> int:
@@ -123,6 +165,33 @@ class PostgresLedgerWriter:
         await to_the_end(aside(self._tables.close))
 
 
+class _PostgresBook(TableBook):
+    mark, lock = "%s", "FOR UPDATE"
+
+    def now(self) -> float:
+        ((now,),) = self.select("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(now)
+
+    def among(self, column: str) -> str:
+        return f"{column} = ANY(?)"
+
+    def several(self, values: Collection[str]) -> list[str]:
+        return list(values)
+
+    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
+        found = self.select(_KEPT, list(event_ids))
+        return {row[0]: LedgerEvent(**dict(zip(_COLUMNS, row, strict=True))) for row in found}
+
+    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
+        if replaced:
+            self.change("DELETE FROM runtime_ledger WHERE event_id = ANY(?)", [(sorted(replaced),)])
+        self.change(_INSERT, [tuple(list(values) for values in zip(*map(_row, events), strict=True))])
+
+    def used(self, scope_id: str, since_ms: int) -> Amounts:
+        ((tokens, cost, calls),) = self.select(_USED, scope_id, since_ms)
+        return Amounts(tokens, Decimal(cost), calls)
+
+
 @contextmanager
 def _content_told(connection: Any) -> Iterator[None]:
     """What the server, or the driver, does not take for its content is a DataError."""
@@ -151,16 +220,4 @@ def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
 
 
 def _row(event: LedgerEvent) -> tuple[Any, ...]:
-    return (
-        event.event_id,
-        event.type,
-        event.job_id,
-        event.scope_id,
-        event.principal_id,
-        event.name,
-        event.input_tokens,
-        event.output_tokens,
-        event.reserved_tokens,
-        event.cost,
-        event.at_ms,
-    )
+    return tuple(getattr(event, name) for name in _COLUMNS)

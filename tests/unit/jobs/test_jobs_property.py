@@ -14,7 +14,7 @@ from unit.jobs.hosting import Agent, Hosting, entries, hosting, prefix
 from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 
 from sabot.agents.accounts import gate
-from sabot.agents.accounts.ledger import LedgerEvent
+from sabot.agents.accounts.contract import LedgerEvent
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused

@@ -1,0 +1,192 @@
+"""The accounts of a shared budget in tables beside `runtime_ledger`, in SQLite and in PostgreSQL.
+
+`runtime_accounts`      what a scope has used in a window, and, as the window "reserved", what is reserved; who changes it locks its rows
+`runtime_reservations`  what is reserved for each call in flight, by whom
+`runtime_holders`       until when each process holds what it has reserved
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from sabot.agents.accounts.budgets import WINDOWS, Account, Amounts, Budget, Window
+from sabot.agents.accounts.contract import LedgerEvent
+from sabot.agents.accounts.owners import Reservation, decode_doubts, encode_doubts, opened_account
+
+__all__ = ["TableBook", "tables_of_budgets"]
+
+_RESERVED = "reserved"
+
+
+def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
+    """Statements that make the tables, by their names, with these types of columns."""
+    amounts = f"tokens {number} NOT NULL, cost {money} NOT NULL, calls {number} NOT NULL"
+    return {
+        "runtime_accounts": f"CREATE TABLE runtime_accounts (scope_id TEXT NOT NULL, span TEXT NOT NULL, began {time} NOT NULL, {amounts}, "
+        "PRIMARY KEY (scope_id, span))",
+        "runtime_reservations": "CREATE TABLE runtime_reservations (call_id TEXT NOT NULL, scope_id TEXT NOT NULL, holder TEXT NOT NULL, "
+        f"number {number} NOT NULL, {amounts}, doubts TEXT NOT NULL, PRIMARY KEY (call_id, scope_id));\n"
+        "CREATE INDEX runtime_reservations_of_holder ON runtime_reservations (holder)",
+        "runtime_holders": f"CREATE TABLE runtime_holders (holder TEXT PRIMARY KEY, until {time} NOT NULL)",
+    }
+
+
+class TableBook(ABC):
+    """A `Book` over a cursor, within a transaction that its user has begun. mark: of a parameter of a statement. lock: behind a SELECT, so
+    that nobody else changes its rows.
+    """
+
+    mark = "?"
+    lock = ""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    @abstractmethod
+    def now(self) -> float:
+        """As `Book.now`."""
+
+    @abstractmethod
+    def among(self, column: str) -> str:
+        """The condition that a column is one of what the parameter has."""
+
+    @abstractmethod
+    def several(self, values: Collection[str]) -> Any:
+        """That parameter."""
+
+    @abstractmethod
+    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
+        """As `Book.rows`."""
+
+    @abstractmethod
+    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
+        """As `Book.put_rows`."""
+
+    @abstractmethod
+    def used(self, scope_id: str, since_ms: int) -> Amounts:
+        """As `LedgerWriter.used`."""
+
+    def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Its rows. `?` is written for a parameter."""
+        self._cursor.execute(statement.replace("?", self.mark), values)
+        found: list[tuple[Any, ...]] = self._cursor.fetchall()
+        return found
+
+    def change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Once for each of these parameters."""
+        if rows:
+            self._cursor.executemany(statement.replace("?", self.mark), rows)
+
+    def known(self, scopes: Collection[str]) -> set[str]:
+        """As `Book.known`."""
+        found = self.select(
+            f"SELECT scope_id FROM runtime_accounts WHERE span = ? AND {self.among('scope_id')}",
+            _RESERVED,
+            self.several(scopes),
+        )
+        return {scope for (scope,) in found}
+
+    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+        """As `Book.accounts`. Who locks several locks them in the order of their names, so none waits for another in a ring."""
+        if not budgets:
+            return {}
+        accounts = self._locked(budgets)
+        if missing := sorted(budgets.keys() - accounts.keys()):
+            made = "INSERT INTO runtime_accounts VALUES (?, ?, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
+            self.change(made, [(scope, _RESERVED) for scope in missing])  # waits for who makes the same one
+            accounts = self._locked(budgets)
+            for scope in missing:
+                if scope not in accounts:
+                    accounts[scope] = opened_account(budgets[scope], partial(self.used, scope), now_s)
+        return accounts
+
+    def _locked(self, budgets: Mapping[str, Budget]) -> dict[str, Account]:
+        """Those that have been opened."""
+        found = self.select(
+            f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
+            f"ORDER BY scope_id, span {self.lock}",
+            self.several(budgets),
+        )
+        spans: dict[str, dict[str, tuple[float, Amounts]]] = {}
+        for scope, span, began, tokens, cost, calls in found:
+            spans.setdefault(scope, {})[span] = float(began), Amounts(tokens, Decimal(cost), calls)
+        accounts = {}
+        for scope, each in spans.items():
+            if all(window in each for window in WINDOWS):
+                account = accounts[scope] = Account(budgets[scope])
+                windows: dict[Window, tuple[float, Amounts]] = {window: each[window] for window in WINDOWS}
+                account.restore(windows, each[_RESERVED][1])
+        return accounts
+
+    def put_accounts(self, accounts: Mapping[str, Account]) -> None:
+        """As `Book.put_accounts`."""
+        rows: list[tuple[Any, ...]] = []
+        for scope, account in accounts.items():
+            rows += [(scope, window, began, *_kept(used)) for window, (began, used) in account.windows.items()]
+            rows.append((scope, _RESERVED, 0.0, *_kept(account.reserved)))
+        self.change(
+            "INSERT INTO runtime_accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (scope_id, span) DO UPDATE SET began = excluded.began, "
+            "tokens = excluded.tokens, cost = excluded.cost, calls = excluded.calls",
+            rows,
+        )
+
+    def reservations(self, calls: Collection[str]) -> list[Reservation]:
+        """As `Book.reservations`."""
+        return self._reservations(self.among("call_id"), self.several(calls))
+
+    def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
+        """As `Book.dead`."""
+        holders = [name for (name,) in self.select("SELECT holder FROM runtime_holders WHERE until < ?", now_s)]
+        if not holders or not scopes:
+            return []
+        where = f"{self.among('holder')} AND {self.among('scope_id')} ORDER BY scope_id, call_id"
+        return self._reservations(where, self.several(holders), self.several(scopes))
+
+    def _reservations(self, where: str, *values: Any) -> list[Reservation]:
+        found = self.select(
+            f"SELECT scope_id, call_id, holder, number, tokens, cost, calls, doubts FROM runtime_reservations WHERE {where}",
+            *values,
+        )
+        return [
+            Reservation(scope, call, holder, number, Amounts(tokens, Decimal(cost), calls), decode_doubts(doubts))
+            for scope, call, holder, number, tokens, cost, calls, doubts in found
+        ]
+
+    def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
+        """As `Book.put_reservations`."""
+        self.change("DELETE FROM runtime_reservations WHERE scope_id = ? AND call_id = ?", dropped)
+        self.change(
+            "INSERT INTO runtime_reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call_id, scope_id) DO UPDATE SET "
+            "holder = excluded.holder, number = excluded.number, tokens = excluded.tokens, cost = excluded.cost, calls = excluded.calls, "
+            "doubts = excluded.doubts",
+            [
+                (
+                    each.call,
+                    each.scope,
+                    each.holder,
+                    each.number,
+                    *_kept(each.amounts),
+                    encode_doubts(each.doubts).decode(),
+                )
+                for each in kept
+            ],
+        )
+
+    def hold(self, holder: str, until_s: float, now_s: float) -> None:
+        """As `Book.hold`."""
+        self.change(
+            "INSERT INTO runtime_holders VALUES (?, ?) ON CONFLICT (holder) DO UPDATE SET until = excluded.until",
+            [(holder, until_s)],
+        )
+        if self.select("SELECT 1 FROM runtime_holders WHERE until < ?", now_s):
+            self.change(
+                "DELETE FROM runtime_holders WHERE until < ? AND NOT EXISTS (SELECT 1 FROM runtime_reservations r "
+                "WHERE r.holder = runtime_holders.holder)",
+                [(now_s,)],
+            )
+
+
+def _kept(amounts: Amounts) -> tuple[int, str, int]:
+    return amounts.tokens, str(amounts.cost), amounts.calls

@@ -1,0 +1,316 @@
+"""Who keeps what scopes use and have reserved, where several processes spend from the same budgets.
+
+    ledger A ─ BudgetBatch ─┐
+    ledger B ─ BudgetBatch ─┼─▶ owner: one batch at a time ─▶ `work`: rows, reservations, accounts change together, or not at all
+    ledger C ─ BudgetBatch ─┘
+
+A reservation is held by the process that made it, under a lease that each of its batches extends. Where a lease has ended, the reservation
+becomes rows of type "doubt": its call may have been paid, so it counts, and nothing is given back. A row that comes later for the same call
+takes their place.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from sabot.agents.accounts.budgets import (
+    SKEW_SECONDS,
+    WINDOWS,
+    Account,
+    Amounts,
+    Budget,
+    BudgetDecision,
+    Judgement,
+    Window,
+    window_start,
+)
+from sabot.agents.accounts.contract import LedgerEvent
+from sabot.errors import UserError
+
+__all__ = [
+    "Book",
+    "BudgetBatch",
+    "BudgetOwner",
+    "BudgetStep",
+    "Reservation",
+    "SettledRow",
+    "Worked",
+    "check_skew",
+    "decode_doubts",
+    "encode_doubts",
+    "opened_account",
+    "rows_alone",
+    "work",
+]
+
+_FITS = (BudgetDecision.ALLOW, BudgetDecision.WARN)
+_NOTHING = Amounts()
+
+
+class BudgetStep(NamedTuple):
+    """What a call wants of the account of its scope.
+
+    reserve: so much, if the budget has it. hold: so much in any case. release: nothing any more, of what was reserved under this number or
+    a lower one. number: of the step in its process. doubts: the rows that stand for the call if nothing is heard of it any more.
+    """
+
+    kind: Literal["reserve", "hold", "release"]
+    budget: Budget
+    call: str
+    number: int
+    wanted: Amounts = _NOTHING
+    doubts: tuple[LedgerEvent, ...] = ()
+
+    @property
+    def scope(self) -> str:
+        """Of the budget."""
+        return self.budget.scope_id
+
+
+class SettledRow(NamedTuple):
+    """A row, and the call whose reservation ends with it, as a step that releases it; "": none does."""
+
+    event: LedgerEvent
+    call: str = ""
+    number: int = 0
+
+
+class BudgetBatch(NamedTuple):
+    """What a process asks of an owner at once. holder: the process; "": none, which reserves nothing. lease_s: for how long from now on its
+    reservations are its own. now_s: since 1970; None: by the owner's clock. machine_s: by the clock of the process; None: it does not
+    matter. corrects: rows take the place of others of the same ids.
+    """
+
+    holder: str
+    lease_s: float
+    now_s: float | None = None
+    machine_s: float | None = None
+    steps: Sequence[BudgetStep] = ()
+    rows: Sequence[SettledRow] = ()
+    corrects: bool = False
+
+
+class Worked(NamedTuple):
+    """judgements: of the steps that reserve, in their order. used: by the scopes of the steps in the windows of now, without what is
+    reserved. corrected: how many rows were.
+    """
+
+    judgements: list[Judgement]
+    used: Mapping[str, Mapping[Window, Amounts]]
+    corrected: int = 0
+
+
+@runtime_checkable
+class BudgetOwner(Protocol):
+    """Keeps the accounts of scopes for several processes. For one event loop in each of them."""
+
+    where: str
+    """The server or file, for messages."""
+
+    keeps_rows: bool
+    """Whether it keeps rows of a ledger too, in the same step as the accounts. Else it is told of them when they are written."""
+
+    async def work(self, batch: BudgetBatch) -> Worked:
+        """All of it is durable when it returns; where it raises TransientError it may be, and the same batch may be given again. Raises
+        DataError, and does nothing, where a row cannot be kept for what it says; UserError where the owner refuses.
+        """
+
+    async def close(self) -> None:
+        """What was kept stays."""
+
+
+class Reservation(NamedTuple):
+    """As it is kept."""
+
+    scope: str
+    call: str
+    holder: str
+    number: int
+    amounts: Amounts
+    doubts: tuple[LedgerEvent, ...] = ()
+
+
+encode_doubts = msgspec.json.Encoder().encode
+decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
+
+
+class Book(Protocol):
+    """Accounts, reservations and rows within one transaction, in which nobody else changes the accounts that it has given."""
+
+    def now(self) -> float:
+        """Seconds since 1970, by the clock of the owner."""
+
+    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+        """Those of these scopes, also new ones, with what rows have used; from now on nobody else has them."""
+
+    def known(self, scopes: Collection[str]) -> set[str]:
+        """Those of these scopes that have an account."""
+
+    def reservations(self, calls: Collection[str]) -> list[Reservation]:
+        """Those of these calls, in any scope."""
+
+    def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
+        """Those in these scopes whose holder's lease has ended."""
+
+    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
+        """Those of these ids."""
+
+    def put_accounts(self, accounts: Mapping[str, Account]) -> None:
+        """They are kept so."""
+
+    def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
+        """Some are kept so, others, by scope and call, are gone."""
+
+    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
+        """They are kept; the rows of these ids have made room for them."""
+
+    def hold(self, holder: str, until_s: float, now_s: float) -> None:
+        """The reservations of this holder are its own until then. Holders whose leases have ended and that hold nothing are forgotten."""
+
+
+def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
+    """Raises UserError where the clock of a machine and that of an owner differ by more than windows allow for."""
+    if machine_s is not None and abs(machine_s - now_s) > SKEW_SECONDS:
+        raise UserError(
+            f"the clock of this machine is {machine_s - now_s:+.0f} s off that of the {where}: budgets of several machines end and begin "
+            f"by it, and {SKEW_SECONDS:.0f} s are allowed for",
+            hint="set both by NTP",
+        )
+
+
+class _Working:
+    """The work of a batch."""
+
+    def __init__(self, book: Book, batch: BudgetBatch, now_s: float) -> None:
+        self.book, self.batch, self.now_s = book, batch, now_s
+        budgets = {step.scope: step.budget for step in batch.steps}
+        others = {row.event.scope_id for row in batch.rows} - budgets.keys()
+        known = book.known(others) if others else ()
+        self.accounts = book.accounts(budgets | {scope: Budget(scope) for scope in known}, now_s)
+        calls = {step.call for step in batch.steps} | {row.call for row in batch.rows if row.call}
+        found = book.reservations(calls) if calls else ()
+        self.reserved = {(each.scope, each.call): each for each in found if each.scope in self.accounts}
+        self.changed: dict[tuple[str, str], Reservation | None] = {}
+        dead = [each for each in book.dead(self.accounts, now_s) if each.holder != batch.holder]
+        taken_over = {(step.scope, step.call) for step in batch.steps if step.kind != "release"}
+        self.dead = [each for each in dead if (each.scope, each.call) not in taken_over]
+        in_doubt = [row.event_id for step in batch.steps if step.kind == "hold" for row in step.doubts]
+        in_doubt += [row.event_id for each in self.dead for row in each.doubts]
+        ids = {*(row.event.event_id for row in batch.rows), *in_doubt}
+        self.rows = book.rows(ids) if ids else {}
+        self.written: dict[str, LedgerEvent] = {}
+        self.replaced: set[str] = set()
+        self.corrected = 0
+
+    def change(self, scope: str, call: str, kept: Reservation | None) -> None:
+        """This is reserved for the call from now on."""
+        before = self.reserved.pop((scope, call), None)
+        self.accounts[scope].reserve_instead(
+            _NOTHING if before is None else before.amounts, _NOTHING if kept is None else kept.amounts
+        )
+        if kept is not None:
+            self.reserved[scope, call] = kept
+        if before is not None or kept is not None:
+            self.changed[scope, call] = kept
+
+    def release(self, scope: str, call: str, number: int) -> None:
+        """What this process has reserved for the call until then."""
+        had = self.reserved.get((scope, call))
+        if had is not None and had.holder == self.batch.holder and had.number <= number:
+            self.change(scope, call, None)
+
+    def take(self, step: BudgetStep) -> Judgement | None:
+        """-> what is said of a step that reserves."""
+        if step.kind == "release":
+            self.release(step.scope, step.call, step.number)
+            return None
+        account, wanted = self.accounts[step.scope], step.wanted
+        if account.budget is not step.budget:
+            account.changed(step.budget)
+        judged = None
+        if step.kind == "reserve":
+            before = self.reserved.get((step.scope, step.call))
+            had = _NOTHING if before is None else before.amounts
+            account.reserve_instead(had, _NOTHING)
+            judged = account.judge(wanted, self.now_s)
+            account.reserve_instead(_NOTHING, had)
+            if judged.decision not in _FITS:
+                return judged
+        else:  # what counts as a row already is not reserved too
+            for row in step.doubts:
+                if (counted := self.rows.get(row.event_id)) is not None and counted.type == "doubt":
+                    wanted = wanted.minus(row.amounts)
+        kept = Reservation(step.scope, step.call, self.batch.holder, step.number, wanted, step.doubts)
+        self.change(step.scope, step.call, kept if wanted != _NOTHING else None)
+        return judged
+
+    def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
+        """A row, once; a doubt makes room for what is known."""
+        before = self.rows.get(event.event_id)
+        if before is not None:
+            settles = before.type == "doubt" and event.type != "doubt"
+            wrong = corrects and (before.type == "doubt") == (event.type == "doubt") and _said(before) != _said(event)
+            if not (settles or wrong):
+                return
+            self.corrected += wrong
+            self.count(before, -1)
+            self.replaced.add(event.event_id)
+        self.count(event, 1)
+        self.rows[event.event_id] = self.written[event.event_id] = event
+
+    def count(self, event: LedgerEvent, sign: int) -> None:
+        account = self.accounts.get(event.scope_id)
+        if account is not None:
+            account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
+
+    def expire(self, each: Reservation) -> None:
+        """A reservation of which nothing is heard any more."""
+        self.reserved.setdefault((each.scope, each.call), each)
+        self.change(each.scope, each.call, None)
+        for row in each.doubts:
+            self.settle(msgspec.structs.replace(row, at_ms=round(self.now_s * 1000)))
+
+
+def work(book: Book, batch: BudgetBatch) -> Worked:
+    """What a batch asks of an owner, done in the transaction of this book. Raises UserError for a clock that is far off the owner's."""
+    now_s = book.now() if batch.now_s is None else batch.now_s
+    if not batch.holder:  # rows of another time, or by another clock, end no window before they are there
+        now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
+    working = _Working(book, batch, now_s)
+    for reservation in working.dead:
+        working.expire(reservation)
+    for row in batch.rows:
+        if row.call and row.event.scope_id in working.accounts:
+            working.release(row.event.scope_id, row.call, row.number)
+        working.settle(row.event, batch.corrects)
+    judged = [working.take(step) for step in batch.steps]
+    if working.written:
+        ordered = [working.written[name] for name in sorted(working.written)]
+        book.put_rows(ordered, working.replaced)
+    if working.changed:
+        kept = [each for each in working.changed.values() if each is not None]
+        book.put_reservations(kept, [name for name, each in working.changed.items() if each is None])
+    if working.accounts:
+        book.put_accounts(working.accounts)
+    if batch.holder:
+        book.hold(batch.holder, now_s + batch.lease_s, now_s)
+    used = {scope: account.used(now_s) for scope, account in working.accounts.items()}
+    return Worked([each for each in judged if each is not None], used, working.corrected)
+
+
+def rows_alone(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:
+    """Rows of nobody who holds reservations."""
+    return BudgetBatch("", 0.0, rows=[SettledRow(each) for each in events], corrects=corrects)
+
+
+def opened_account(budget: Budget, used: Callable[[int], Amounts], now_s: float) -> Account:
+    """A new account, with what its scope has used in the windows of now. used: tells it from a time on, in milliseconds since 1970."""
+    account, began = Account(budget), {each: window_start(each, now_s) for each in WINDOWS}
+    account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()}, _NOTHING)
+    return account
+
+
+def _said(event: LedgerEvent) -> LedgerEvent:
+    """What is kept of a row."""
+    return msgspec.structs.replace(event, agent="", settles=None)

@@ -1,0 +1,261 @@
+"""A ledger's side of budgets that several processes share: what it asks of their owner, and waits for.
+
+reserve, hold, release ─▶ queue ─┐
+rows ───────────────────▶ queue ─┴─▶ BudgetBatch ─▶ owner ─▶ answers     one batch at a time: what comes meanwhile goes with the next one
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
+from sabot.agents.accounts.contract import LedgerEvent
+from sabot.agents.accounts.owners import BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import DataError, TransientError, UserError, words_of
+from sabot.llm.errors import BudgetUnavailable
+
+__all__ = ["SharedAccounts"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_AT_ONCE = 1000  # steps of a batch
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0  # between tries of a batch
+_BEATS = 3  # batches within a lease
+
+
+class _Pending:
+    """Part of a batch. answer: None: nobody waits for it."""
+
+    __slots__ = ("answer", "corrects", "rows", "step")
+
+    def __init__(
+        self,
+        step: BudgetStep | None = None,
+        rows: Sequence[SettledRow] = (),
+        *,
+        corrects: bool = False,
+        answer: "asyncio.Future[Any] | None" = None,
+    ) -> None:
+        self.step, self.rows, self.corrects, self.answer = step, rows, corrects, answer
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for it any more: who did has taken it back by another step."""
+        return self.answer is not None and self.answer.done()
+
+    def fails(self, error: Exception) -> bool:
+        """It is told to who waits for it. -> whether somebody does."""
+        if self.answer is None:
+            return False
+        if not self.answer.done():
+            self.answer.set_exception(error)
+        return True
+
+
+class SharedAccounts:
+    """Of one ledger, for one event loop."""
+
+    def __init__(
+        self, owner: BudgetOwner, *, lease_s: float, patience_s: float, clock: Clock, beat: Callable[[], object]
+    ) -> None:
+        """lease_s: for how long reservations are this process's own after its last batch. patience_s: for how long a call waits for an
+        owner that does not answer. clock: by which windows end; where it is the machine's, that of the owner. beat: called some times in
+        each lease.
+        """
+        self.owner = owner
+        self._holder = uuid.uuid4().hex
+        self._lease_s, self._patience_s, self._clock, self._beat = lease_s, patience_s, clock, beat
+        self._queue: deque[_Pending] = deque()
+        self._open: set[tuple[str, str]] = set()  # scope and call of each reservation that may be there
+        self._number = 0
+        self._working: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._failed: Exception | None = None
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
+    ) -> Judgement:
+        """As `Ledger.reserve_shared`: where the budget has no room, what was reserved for the call before stays. Raises BudgetUnavailable
+        where the owner does not answer, or refuses: then as much is reserved for the call as before, or as was asked for.
+        """
+        key = budget.scope_id, call
+        had = key in self._open
+        step = self._step("reserve", budget, call, wanted, doubts)
+        try:
+            judged: Judgement = await self._answer(step)
+        except BaseException:
+            if not had:  # it may be reserved all the same
+                self.release(budget, call)
+            raise
+        if not had and judged.decision not in ("allow", "warn"):
+            self._open.discard(key)
+        return judged
+
+    def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
+        """As `Ledger.hold`, soon."""
+        self._put(_Pending(self._step("hold", budget, call, wanted, doubts)))
+
+    def release(self, budget: Budget, call: str) -> None:
+        """As `Ledger.release`, soon. A call for which nothing is reserved is no error."""
+        number = self.released(budget.scope_id, call)
+        if number:
+            self._put(_Pending(BudgetStep("release", budget, call, number)))
+
+    def released(self, scope_id: str, call: str) -> int:
+        """The number by which a row ends what is reserved for the call; 0: nothing is."""
+        if (scope_id, call) not in self._open:
+            return 0
+        self._open.discard((scope_id, call))
+        return self._number
+
+    def _step(
+        self,
+        kind: Literal["reserve", "hold"],
+        budget: Budget,
+        call: str,
+        wanted: Amounts,
+        doubts: Sequence[LedgerEvent],
+    ) -> BudgetStep:
+        self._number += 1
+        self._open.add((budget.scope_id, call))
+        return BudgetStep(kind, budget, call, self._number, wanted, tuple(doubts))
+
+    # -- rows and accounts --------------------------------------------------------------------------------------------
+
+    async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
+        """The rows count when it returns, and nothing is reserved any more for their calls. -> how many rows were corrected. Raises
+        DataError where the owner does not take one of them for what it says; TransientError where it does not answer, UserError.
+        """
+        corrected: int = await self._answer(None, rows, corrects=corrects)
+        return corrected
+
+    async def used(self, budget: Budget) -> Mapping[Window, Amounts]:
+        """What the scope has used in the windows of now. Raises BudgetUnavailable."""
+        used: Mapping[Window, Amounts] = await self._answer(BudgetStep("release", budget, "", 0))
+        return used
+
+    async def ready(self) -> None:
+        """Returns when the owner knows all that was held and released so far. Raises TransientError, UserError."""
+        await self._answer(None)
+
+    async def close(self) -> None:
+        """What is reserved for calls that are under way stays, and is in doubt when the lease ends: their journal goes on with them."""
+        beating, self._beating = self._beating, None
+        if beating is not None:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        if self._queue or self._working is not None:
+            with suppress(TransientError, UserError):
+                await self.ready()
+        working, self._working = self._working, None
+        if working is not None:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, step: BudgetStep | None, rows: Sequence[SettledRow] = (), *, corrects: bool = False) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(_Pending(step, rows, corrects=corrects, answer=answer))
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await answer
+        except TimeoutError as error:
+            why = "no answer" if self._failed is None else words_of(self._failed)
+            lacks = TransientError(f"{self.owner.where} has not answered for {self._patience_s:g} s: {why}")
+            if step is None:
+                raise lacks from error
+            raise self._unavailable(step, lacks) from error
+        except UserError as error:
+            if step is None:
+                raise
+            raise self._unavailable(step, error) from error
+
+    def _unavailable(self, step: BudgetStep, error: Exception) -> BudgetUnavailable:
+        return BudgetUnavailable(f"what the budget of {step.scope} has left is not known: {words_of(error)}")
+
+    def _put(self, asked: _Pending) -> None:
+        self._queue.append(asked)
+        if self._working is None:
+            loop = asyncio.get_running_loop()
+            self._working = loop.create_task(self._work(), name="shared budgets")
+            if self._beating is None:
+                self._beating = loop.create_task(self._beats(), name="lease of shared budgets")
+
+    async def _beats(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / _BEATS)
+            self._beat()
+            if self._open:
+                self._put(_Pending())
+
+    async def _work(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        try:
+            while self._queue:
+                taken = self._taken()
+                try:
+                    worked = await self.owner.work(self._batch(taken))
+                except DataError as error:  # of a row; the others go without
+                    self._queue.extendleft(reversed([each for each in taken if not (each.rows and each.fails(error))]))
+                except TransientError as error:
+                    if self._failed is None:
+                        _log.warning(
+                            "budgets: %s does not answer, and calls wait: %s", self.owner.where, words_of(error)
+                        )
+                    self._failed = error
+                    self._queue.extendleft(reversed(taken))
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                except UserError as error:
+                    self._queue.extendleft(reversed([each for each in taken if not each.fails(error)]))
+                    return  # the next call tries again
+                else:
+                    self._failed, wait_s = None, _FIRST_WAIT_S
+                    self._tell(taken, worked)
+        except Exception as error:  # a fault of the owner, or of ours: whoever waits hears of it
+            for each in (*taken, *self._queue):
+                each.fails(error)
+            self._queue.clear()
+            raise
+        finally:
+            self._working = None
+
+    def _taken(self) -> list[_Pending]:
+        taken: list[_Pending] = []
+        while self._queue and len(taken) < _MOST_AT_ONCE and (not taken or not self._queue[0].corrects):
+            each = self._queue.popleft()
+            if not each.given_up:
+                taken.append(each)
+            if each.corrects:
+                break
+        return taken
+
+    def _batch(self, taken: Sequence[_Pending]) -> BudgetBatch:
+        ours = self._clock is not SYSTEM_CLOCK
+        return BudgetBatch(
+            self._holder,
+            self._lease_s,
+            now_s=self._clock.time() if ours else None,
+            machine_s=None if ours else self._clock.time(),
+            steps=[each.step for each in taken if each.step is not None],
+            rows=[row for each in taken for row in each.rows],
+            corrects=any(each.corrects for each in taken),
+        )
+
+    def _tell(self, taken: Sequence[_Pending], worked: Worked) -> None:
+        judged = iter(worked.judgements)
+        for each in taken:
+            step, answer = each.step, each.answer
+            said: object = worked.corrected
+            if step is not None:
+                said = next(judged) if step.kind == "reserve" else worked.used[step.scope]
+            if answer is not None and not answer.done():
+                answer.set_result(said)

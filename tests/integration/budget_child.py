@@ -1,0 +1,57 @@
+"""A process that spends from a budget it shares. Arguments: address or file, name, number of calls, "spend" or "hold".
+
+Makes so many calls at once, each of which may use 300 tokens. hold: prints "held N" when N of them were allowed, and waits to be killed.
+spend: each that was allowed uses 200 tokens; prints "spent N".
+"""
+
+import asyncio
+import sys
+from typing import Any
+
+from sabot.agents import Budget, ExecutionContext, Ledger, LedgerEvent, PostgresLedgerWriter, SqliteLedgerWriter
+from sabot.agents.accounts.budgets import Amounts
+from sabot.llm import Usage
+
+LIMIT = 30_000
+BUDGET = Budget("tenant", max_tokens_daily=2 * LIMIT, max_tokens_monthly=LIMIT, warn_at=1)
+
+
+def shared_ledger(place: str, **options: Any) -> Ledger:
+    writer: Any = PostgresLedgerWriter if "://" in place else SqliteLedgerWriter
+    return Ledger(writer(place, shared=True), budgets=[BUDGET], lease="1s", **options)
+
+
+async def hold(ledger: Ledger, name: str, calls: int) -> int:
+    async def call(number: int) -> bool:
+        job = f"{name}/{number}"
+        doubt = LedgerEvent(
+            event_id=f"{job}/1", type="doubt", scope_id="tenant", job_id=job, name="m", reserved_tokens=300
+        )
+        judged = await ledger.reserve_shared(job, "tenant", Amounts(300, calls=1), [doubt])
+        return judged.decision == "allow"
+
+    return sum(await asyncio.gather(*map(call, range(calls))))
+
+
+async def spend(ledger: Ledger, name: str, calls: int) -> int:
+    async def call(number: int) -> bool:
+        context = ExecutionContext(scope_id="tenant", job_id=f"{name}/{number}")
+        if await ledger.check_budget(context, 300) == "deny":
+            return False
+        await ledger.record_model_usage(context, Usage(200), model="m")
+        return True
+
+    return sum(await asyncio.gather(*map(call, range(calls))))
+
+
+async def main(place: str, name: str, calls: str, what: str) -> None:
+    ledger = shared_ledger(place)
+    if what == "hold":
+        print("held", await hold(ledger, name, int(calls)), flush=True)
+        await asyncio.Event().wait()
+    print("spent", await spend(ledger, name, int(calls)), flush=True)
+    await ledger.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""Budgets that several processes share: none is exceeded, though processes are killed and the server is restarted."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from integration import budget_child
+from integration.budget_child import LIMIT, shared_ledger, spend
+
+from sabot.agents import (
+    Budget,
+    BudgetDecision,
+    ExecutionContext,
+    ExecutionRequest,
+    Ledger,
+    PostgresLedgerWriter,
+    RuntimeKernel,
+)
+from sabot.agents.accounts.budgets import Amounts
+from sabot.llm import (
+    Agent,
+    BudgetExceeded,
+    BudgetUnavailable,
+    Completion,
+    ExecutionEngine,
+    RequestSpec,
+    ScriptedProvider,
+    Usage,
+    assistant,
+)
+from sabot.threads import aside
+from tools.command_line import lines
+from tools.postgres import Postgres, server_or_skip
+
+OF = ExecutionContext(scope_id="tenant")
+
+
+@contextlib.contextmanager
+def child(place: str, name: str, calls: int, what: str) -> "Iterator[subprocess.Popen[str]]":
+    command = [sys.executable, "-P", budget_child.__file__, place, name, str(calls), what]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def said(process: "subprocess.Popen[str]") -> int:
+    """The number behind the word that it prints."""
+    assert process.stdout is not None
+    return int(process.stdout.readline().split()[1])
+
+
+async def until_used(ledger: Ledger, tokens: int) -> Amounts:
+    """What the month has used, when that is so much."""
+    async with asyncio.timeout(60):
+        while True:
+            used = (await ledger.used("tenant"))["monthly"]
+            if used.tokens >= tokens:
+                return used
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with contextlib.ExitStack() as open_now:
+        if request.param == "postgres":
+            yield open_now.enter_context(server_or_skip().database())
+        else:
+            yield str(tmp_path / "ledger.db")
+
+
+async def test_a_budget_is_not_exceeded_though_a_process_is_killed_with_calls_in_flight(place: str) -> None:
+    with child(place, "dead", 40, "hold") as dead:
+        assert said(dead) == 40
+        dead.kill()
+    with child(place, "one", 200, "spend") as one, child(place, "two", 200, "spend") as two:
+        spent = sum(await asyncio.gather(aside(said, one), aside(said, two)))
+    ledger = shared_ledger(place)
+    try:
+        used = await until_used(ledger, 200 * spent + 300 * 40)  # the lease of the dead one ends
+        assert used == Amounts(200 * spent + 300 * 40, Decimal(0), spent + 40)
+        assert used.tokens <= LIMIT
+        assert spent >= 60, "18,000 were left for calls that may use 300 each"
+        assert await ledger.check_budget(OF, LIMIT - used.tokens + 1) is BudgetDecision.DENY
+        assert await ledger.check_budget(OF, LIMIT - used.tokens) is BudgetDecision.ALLOW
+    finally:
+        await ledger.close()
+    shown = await aside(lines, "ledger", place, "--by", "type,job", "--json")
+    doubts = [each for each in shown if each["type"] == "doubt"]
+    assert {each["job"]: each["in_doubt"] for each in doubts} == {f"dead/{number}": 300 for number in range(40)}
+
+
+class Own:
+    """A server that may be stopped, and a database of the test."""
+
+    def __init__(self, server: Postgres, url: str) -> None:
+        self.server, self.url = server, url
+
+    async def stop(self) -> None:
+        await aside(self.server.stop, kill=True)
+
+    async def start(self) -> None:
+        await aside(self.server.start)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    server_or_skip()
+    server = Postgres("fsync=on")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def own(server: Postgres) -> Iterator[Own]:
+    with server.database() as url:
+        yield Own(server, url)
+
+
+async def test_calls_wait_for_a_server_that_is_restarted_and_none_is_made_twice_or_too_much(own: Own) -> None:
+    ledgers = [shared_ledger(own.url, patience="60s") for _ in range(3)]
+    spending = [asyncio.create_task(spend(each, f"ledger {at}", 200)) for at, each in enumerate(ledgers)]
+    await until_used(ledgers[0], 200)
+    await own.stop()
+    await own.start()
+    spent = sum(await asyncio.gather(*spending))
+    used = (await ledgers[0].used("tenant"))["monthly"]
+    assert used == Amounts(200 * spent, Decimal(0), spent)
+    assert 100 <= spent <= LIMIT // 200
+    with psycopg.connect(own.url) as connection:
+        assert connection.execute("SELECT count(*), sum(total_tokens) FROM runtime_ledger").fetchall() == [
+            (spent, 200 * spent)
+        ]
+        assert connection.execute("SELECT count(*) FROM runtime_reservations").fetchall() == [(0,)]
+    for each in ledgers:
+        await each.close()
+
+
+async def test_while_the_server_is_away_no_call_is_made_and_the_error_names_the_server_only(own: Own) -> None:
+    ledger = shared_ledger(own.url.replace("sabot@", "sabot:swordfish@"), patience="200ms")
+    assert await ledger.check_budget(OF, 1000) is BudgetDecision.ALLOW
+    await own.stop()
+    with pytest.raises(
+        BudgetUnavailable, match=f"what the budget of tenant has left is not known: .*127.0.0.1:{own.server.port}"
+    ) as told:
+        await ledger.check_budget(OF, 1000)
+    assert "swordfish" not in str(told.value)
+    await own.start()
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(BudgetUnavailable):
+                if await ledger.check_budget(OF, LIMIT - 1000) is BudgetDecision.ALLOW:
+                    break
+            await asyncio.sleep(0.01)
+    await ledger.close()
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------------
+
+
+def answer(spec: RequestSpec) -> Completion:
+    return Completion(message=assistant("yes"), usage=Usage(10, 5), model="m", provider="scripted")
+
+
+@contextlib.asynccontextmanager
+async def kernels(
+    url: str, count: int, **options: Any
+) -> "AsyncIterator[tuple[ScriptedProvider, list[RuntimeKernel]]]":
+    provider = ScriptedProvider(answer, model="m")
+    engine = ExecutionEngine(provider, retries=0)
+    async with contextlib.AsyncExitStack() as open_now:
+        made = []
+        for number in range(count):
+            ledger = Ledger(
+                PostgresLedgerWriter(url, shared=True),
+                budgets=[Budget("acme", max_calls_monthly=2, warn_at=1)],
+                **options,
+            )
+            open_now.push_async_callback(ledger.close)
+            kernel = RuntimeKernel.create(agent=Agent(engine, name="clerk"), name=f"kernel{number}", budgets=ledger)
+            made.append(await open_now.enter_async_context(kernel))
+        yield provider, made
+
+
+async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has() -> None:
+    async def ask(kernel: RuntimeKernel) -> str:
+        handle = await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme"))
+        try:
+            return str((await handle.result()).content)
+        except BudgetExceeded as error:
+            return error.message
+
+    with server_or_skip().database() as url:
+        async with kernels(url, 3) as (provider, made):
+            answers = await asyncio.gather(*(ask(kernel) for kernel in made for _ in range(3)))
+            assert len(provider.requests) == 2
+            assert sorted(answers).count("yes") == 2
+            assert sum("the monthly budget of acme has 2 calls" in each for each in answers) == 7
+            for kernel in made:
+                assert kernel.ledger is not None
+                assert (await kernel.ledger.used("acme"))["monthly"] == Amounts(30, Decimal(0), 2)
+
+
+async def test_a_job_hears_that_its_budget_is_not_known_and_its_model_is_not_asked(own: Own) -> None:
+    async with kernels(own.url, 1, patience="200ms") as (provider, [kernel]):
+        assert kernel.ledger is not None
+        assert not (await kernel.ledger.used("acme"))["monthly"].calls
+        await own.stop()
+        handle = await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme"))
+        with pytest.raises(BudgetUnavailable, match=f"127.0.0.1:{own.server.port}"):
+            await handle.result()
+        assert provider.requests == []
+        await own.start()
