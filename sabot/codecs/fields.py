@@ -1,18 +1,16 @@
 """Fields of records, such as their keys and offsets, as columns beside those of their payloads."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow
+from sabot.codecs.base import Codec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UserError
-
-if TYPE_CHECKING:
-    from sabot.codecs import Codec
 
 __all__ = ["FieldCodec", "fields_of", "type_of_field"]
 
@@ -57,7 +55,7 @@ class FieldCodec:
     A record whose field is asked for as text and is no UTF-8 is a bad row.
     """
 
-    def __init__(self, codec: "Codec", fields: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, codec: Codec, fields: Sequence[tuple[str, str]]) -> None:
         self._codec = codec
         self._fields = tuple(fields)
         self._columns = [pa.field(column, type_of_field(field)) for column, field in fields]
@@ -67,6 +65,15 @@ class FieldCodec:
         """The columns of decoded batches; None while those of the payloads are unknown."""
         known = self._codec.schema
         return None if known is None else pa.schema([*known, *self._columns])
+
+    @property
+    def text(self) -> str | None:
+        """What a checkpoint keeps of the payloads' codec."""
+        return self._codec.text
+
+    def resumed(self, text: str | None) -> "FieldCodec":
+        """The same fields behind the payloads' codec, which goes on with `text`."""
+        return FieldCodec(self._codec.resumed(text), self._fields)
 
     def another(self) -> "FieldCodec":
         """A codec with the same settings, for another thread."""

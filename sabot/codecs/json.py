@@ -13,7 +13,7 @@ _NO_COLUMNS = pa.schema([])
 class JsonCodec:
     """Decodes payloads of one JSON object each. Without a schema, it is inferred once, from the first batch with a readable payload.
 
-    Later rows that do not fit are bad rows; so a checkpoint stores `schema`, and the next start passes it in again.
+    Later rows that do not fit are bad rows; so a checkpoint stores `text`, and the next start goes on with it.
     """
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
@@ -26,13 +26,12 @@ class JsonCodec:
 
     @property
     def text(self) -> str | None:
-        """`schema` as text for a checkpoint; `of_text` reads it."""
+        """`schema` for a checkpoint; `resumed` reads it."""
         return schema_text(self.schema)
 
-    @classmethod
-    def of_text(cls, text: str | None) -> "JsonCodec":
-        """The codec whose schema a checkpoint holds as `text`."""
-        return cls(schema_of_text(text))
+    def resumed(self, text: str | None) -> "JsonCodec":
+        """The codec whose schema is this one's or, where that is unknown, what a checkpoint holds as `text`."""
+        return JsonCodec(schema_of_text(text) if self.schema is None else self.schema)
 
     def another(self) -> "JsonCodec":
         """A codec with the same settings, for another thread."""

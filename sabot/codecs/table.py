@@ -59,6 +59,15 @@ class TableCodec:
         """The columns of decoded batches: the table's, any of which may be null in a row that deletes a key, and OP_COLUMN."""
         return self._schema
 
+    @property
+    def text(self) -> None:
+        """Nothing is learnt from records."""
+        return None
+
+    def resumed(self, text: str | None) -> "TableCodec":
+        """A codec with the same settings, which say everything."""
+        return self.another()
+
     def another(self) -> "TableCodec":
         """A codec with the same settings, for another thread."""
         return TableCodec(*self._given)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
-from sabot.codecs.json import JsonCodec
+from sabot.codecs import Codec
 from sabot.connectors.base import Sink, Source
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
@@ -279,11 +279,10 @@ class AgentJob:
                 "source %s: its log died with the process that wrote the checkpoint; reading from its start", name
             )
             facts = facts | {"positions": None}
-        codec = None
+        codec: Codec | None = None
         if spec.batch and source.schema is None:
-            text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
-            codec = JsonCodec.of_text(text)  # the source thread has a codec of its own
-            operator.codecs[source.name] = JsonCodec.of_text(text)
+            codec = operator.make_codec().resumed(None if facts is None else facts["schema"])
+            operator.codecs[source.name] = codec.another()  # the source thread has a codec of its own
         start, again = spec.start, 0 if facts is None else facts.get("again", 0)
         if spec.agent_id in self.settings.reprocess:
             start, again, facts = self._anew(spec, source.name, facts), again + 1, None

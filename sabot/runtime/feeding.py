@@ -12,7 +12,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
+from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA, bounded
 from sabot.connectors.base import Positions, Source
 from sabot.errors import InternalError
@@ -29,7 +29,7 @@ _STOP_SECONDS = 30.0
 class _RecordInput(Reader):
     """The input of an agent: records as they are, or, with a codec, columns together with their records."""
 
-    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int) -> None:
+    def __init__(self, name: str, source: Source, *, codec: Codec | None, max_rows: int) -> None:
         super().__init__(name, source, max_rows=max_rows)
         self._codec = codec
 
@@ -58,7 +58,7 @@ class AgentSource:
         source: Source,
         operator: AgentOperator,
         *,
-        codec: JsonCodec | None,
+        codec: Codec | None,
         max_rows: int,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,

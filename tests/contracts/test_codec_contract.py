@@ -1,7 +1,8 @@
 """What every codec of records does, whatever its format: a record is a good row or a bad one, never both, never neither, and which of them
 depends on that record alone.
 
-A codec has `schema`, `decode(records) -> (good rows, bad rows)` and `another()`, one that does the same for another thread.
+A codec has `schema`, `decode(records) -> (good rows, bad rows)`, `another()`, one that does the same for another thread, and `text`, what a
+checkpoint keeps of what it has learnt, for `resumed(text)`.
 """
 
 import json
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from sabot.codecs import JsonCodec
+from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_of_text
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.records import RECORD_SCHEMA, encode_json
@@ -102,7 +104,21 @@ def _debezium() -> Case:
     return Case("debezium", lambda: TableCodec(SCHEMA, ["id"], "debezium"), records, good)
 
 
-CASES = [_json(), _table(), _debezium()]
+def _fields() -> Case:
+    """Fields of the record beside the columns of its payload: a key that is no text is as bad as the payload."""
+    fields = [("told", "key"), ("raw", "key_bytes"), ("sent", "headers.unit")]
+    payloads = _mixed(PLAIN)
+    good = {
+        payloads.index(payload): {**row, "told": "k", "raw": b"k", "sent": None}
+        for row, payload in zip(ROWS, PLAIN, strict=True)
+    }
+    records: list[Record] = [(payload, b"k") for payload in payloads]
+    good[len(records)] = {**ROWS[0], "told": None, "raw": None, "sent": None}
+    records += [(PLAIN[0], None), (PLAIN[1], b"\xff"), (b"oops", b"\xff")]
+    return Case("fields", lambda: FieldCodec(JsonCodec(SCHEMA), fields), records, good)
+
+
+CASES = [_json(), _table(), _debezium(), _fields()]
 each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -194,23 +210,28 @@ def test_another_codec_does_the_same_and_has_a_life_of_its_own(case: Case) -> No
 
 
 @each_codec
-def test_the_schema_goes_into_a_checkpoint_as_text_and_back(case: Case) -> None:
-    """A json codec goes as a whole."""
+def test_a_codec_goes_on_from_what_a_checkpoint_keeps_of_it(case: Case) -> None:
     codec = case.make()
-    if isinstance(codec, JsonCodec):
-        again = JsonCodec.of_text(codec.text)
-        assert schema_of_text(codec.text) == codec.schema
-        assert decoded(again, case.records) == decoded(codec, case.records)
-    inferred = JsonCodec.of_text(None)
-    assert inferred.schema is None
-    assert inferred.text is None
+    expected = decoded(codec, case.records)
+    for text in (codec.text, None):  # a checkpoint that knows nothing of it yet leaves the settings
+        again = case.make().resumed(text)
+        assert again.schema.equals(codec.schema)
+        assert again.text == codec.text
+        assert decoded(again, case.records) == expected
+
+
+def test_a_schema_that_was_given_wins_over_the_one_of_a_checkpoint() -> None:
+    of_checkpoint = JsonCodec(pa.schema([("other", pa.int8())])).text
+    assert JsonCodec(SCHEMA).resumed(of_checkpoint).schema == SCHEMA
 
 
 def test_a_codec_that_infers_its_schema_goes_on_with_it() -> None:
     """From a checkpoint, in another thread, and in later batches."""
     codec = JsonCodec()
+    assert (codec.schema, codec.text, codec.resumed(None).schema) == (None, None, None)
     first = decoded_any(codec, [(b"bad", None), *((payload, None) for payload in PLAIN)])
-    for later in (codec, codec.another(), JsonCodec.of_text(codec.text)):
+    assert schema_of_text(codec.text) == codec.schema
+    for later in (codec, codec.another(), JsonCodec().resumed(codec.text)):
         assert later.schema == pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
         assert decoded(later, [(payload, None) for payload in PLAIN])[0] == first == ROWS
 

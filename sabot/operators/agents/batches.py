@@ -11,7 +11,7 @@ from sabot._cython.arrow.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, CallTimers
 from sabot.calls.functions import awaitable
-from sabot.codecs.json import JsonCodec
+from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
@@ -166,7 +166,9 @@ def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
     """Records -> columns, with the records behind them. Where no schema fits the agent fails, and the records stay as they are."""
     if batch.records is not None or not batch.data.schema.equals(RECORD_SCHEMA):
         return batch
-    codec = operator.codecs.setdefault(batch.topic, JsonCodec(operator.spec.schema))
+    codec = operator.codecs.get(batch.topic)
+    if codec is None:
+        codec = operator.codecs[batch.topic] = operator.make_codec()
     try:
         return decoded(batch, codec)
     except UserError as error:
@@ -189,7 +191,7 @@ def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
     return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
 
 
-def decoded(batch: Batch, codec: JsonCodec) -> Batch:
+def decoded(batch: Batch, codec: Codec) -> Batch:
     """Records -> columns, with the records behind them."""
     data, bad = codec.decode(batch.data)
     return Batch(data, batch.offsets, batch.topic, batch.data, bad, bad=batch.bad)

@@ -20,7 +20,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
+from sabot.codecs import Codec, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, words_of
@@ -155,7 +155,7 @@ class AgentOperator(ABC):
         self.failure: AgentFailed | None = None
         self.left_behind: list[str] = []  # calls that refused to be cancelled
         self.counters = counters
-        self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
+        self.codecs: dict[str, Codec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
         self.nulled = 0  # floats of its results that JSON has as null, in this job
@@ -348,6 +348,10 @@ class AgentOperator(ABC):
         yield Sample("sabot_agent_errors_total", self.counters.errors_count - self.errors_before, agent_id)
         yield Sample("sabot_batch_seconds", self._batch_seconds.read(), agent_id)
 
+    def make_codec(self) -> Codec:
+        """How a batch agent decodes a topic whose records it has not seen yet."""
+        return JsonCodec(self.spec.schema)
+
     # -- barriers -----------------------------------------------------------------------------------------------------
 
     def ship(self) -> None:
@@ -369,8 +373,7 @@ class AgentOperator(ABC):
 
     def know(self, schemas: Mapping[str, str | None]) -> None:
         """`schemas` of a checkpoint."""
-        if self.spec.schema is None:
-            self.codecs = {topic: JsonCodec.of_text(text) for topic, text in schemas.items()} | self.codecs
+        self.codecs = {topic: self.make_codec().resumed(text) for topic, text in schemas.items()} | self.codecs
 
     @abstractmethod
     def unfinished(self) -> list[Batch]:
