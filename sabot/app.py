@@ -303,17 +303,19 @@ class App(DeclaresAgents, HasTopics):
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
         on_error: RowPolicy = "dead_letter",
+        fields: Sequence[str] | Mapping[str, str] = (),
         first: bool | None = None,
     ) -> Stream:
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
         key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
         format: "json": a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` describes how to set up the
-        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. first: what it is joined
-        with waits until the rows there at the start have been read (left out: in `lookup`, `join_asof`). The rest as in `stream`.
+        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the record
+        that a row came in. first: what it is joined with waits until the rows of the start are read (left out: in `lookup`, `join_asof`).
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "first": first}
+        options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
+        options["first"] = first
         read, table = table_node(source, key, format, **options)
         self._begun.append(read)
         return Stream(self, table)

@@ -25,8 +25,9 @@ class TableCodec:
     """Decodes the records of a topic that holds a table: the last record of a key is its row, a null payload (a tombstone) deletes it.
 
     schema: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key: one column of text as it
-    is, one of another type as JSON (its value, or an object with it), several as a JSON object. time: the column of event time; in a row
-    that deletes a key it is the record's timestamp. format: "json", the payload is the row; "debezium": see `codecs.debezium`.
+    is, one of another type as JSON (its value, or an object with it), several as a JSON object. time: the column of event time, if it is
+    one of these; in a row that deletes a key it is the record's timestamp. format: "json", the payload is the row; "debezium": see
+    `codecs.debezium`.
 
     A row whose key is null, or that deletes a key which cannot be read, is a bad row. A codec belongs to one thread: see `another`.
     """
@@ -46,7 +47,7 @@ class TableCodec:
         columns = [field.with_nullable(True) for field in schema]
         self._schema = pa.schema([*columns, pa.field(OP_COLUMN, pa.int8())])
         self._keys = list(keys)
-        self._time = None if time in self._keys else time
+        self._time = time if time in schema.names and time not in self._keys else None
         # A payload may lack its key.
         asked = pa.schema([field.with_nullable(True) if field.name in self._keys else field for field in schema])
         self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(asked)

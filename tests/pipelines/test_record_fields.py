@@ -13,7 +13,7 @@ from sabot.codecs import JsonCodec
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Source
-from sabot.testing import END, MemoryBroker, ScriptedSource
+from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 from tools.agent_tools import bounded, started, until, values
 
 SCHEMA = {"n": "int64"}
@@ -159,3 +159,30 @@ async def test_a_stream_that_lives_may_take_fields_in(memory_url: str, tmp_path:
             last = {"n": 3, "c": 2 + life} | dict.fromkeys(fields, 1)
             await until(lambda app=app, wanted=last: wanted in values(app, "counts"))
             await bounded(app.stop())
+
+
+async def test_a_table_has_the_fields_of_the_records_that_its_rows_came_in(memory_url: str) -> None:
+    """Also behind a tombstone and a record that is bad; event time may be one of them."""
+    broker, app, out = MemoryBroker.get(memory_url), App("table", memory_url, checkpoint_interval="20ms"), ListSink()
+
+    def publish(*records: tuple[bytes, bytes | None]) -> None:
+        for key, payload in records:
+            broker.publish("names", [payload], key=key)
+
+    publish((b"a", b'{"name":"Ada"}'), (b"a", b"{"), (b"b", b'{"name":"Bob"}'))
+    schema = {"k": "string", "name": "string"}
+    fields = {"at": "offset", "of": "key", "when": "timestamp"}
+    table = app.table("names", key="k", schema=schema, fields=fields, time="when")
+    table.select("k", "name", "at", "of").changelog().to(out)
+    async with started(app):
+        await until(lambda: len(out.rows) == 2)
+        publish((b"a", None), (b"b", b'{"name":"Eve"}'))
+        await until(lambda: len(out.rows) == 5)
+    assert sorted(map(repr, out.rows[:2])) == [
+        "{'op': 'insert', 'k': 'a', 'name': 'Ada', 'at': 0, 'of': 'a'}",
+        "{'op': 'insert', 'k': 'b', 'name': 'Bob', 'at': 2, 'of': 'b'}",
+    ]
+    assert {"op": "delete", "k": "a", "name": "Ada", "at": 0, "of": "a"} in out.rows[2:]
+    assert {"op": "update_after", "k": "b", "name": "Eve", "at": 4, "of": "b"} in out.rows[2:]
+    with pytest.raises(UserError, match="a record of debezium may change two rows"):
+        app.table("orders", key="k", schema=schema, format="debezium", fields=["offset"])

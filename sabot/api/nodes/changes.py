@@ -85,6 +85,11 @@ def table_node(
         raise UserError(f"table: format={format!r}", hint="json or debezium")
     if format == "debezium" and options["schema"] is None:
         raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
+    if format == "debezium" and options.get("fields"):
+        raise UserError(
+            "table: fields= are of records, and a record of debezium may change two rows",
+            hint="leave fields= out; before and after of an envelope are the rows",
+        )
     read = read_node(source, table=TableFormat(keys, format), **options)
     table = Upsert(read, keys, deletes=True)
     table.check()
