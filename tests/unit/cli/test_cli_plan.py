@@ -301,3 +301,16 @@ def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> Non
     assert found == {"aggregate-1": "migrate", "aggregate-1.total": "add", "tumbling-1": "drop", "shop.seen": "keep"}
     wrong = sabot_says("plan", target, "--against", "state", "--drop", "totals")
     assert "--drop totals: neither the program nor the checkpoint has state of that name" in wrong.stderr
+
+
+def test_a_plan_says_what_cannot_go_on_with_another_event_time(shop: Path) -> None:
+    """Totals have no times in them."""
+    target = program(shop, MINUTES, TOTALS, AGENT)
+    module = shop / f"{target.partition(':')[0]}.py"
+    module.write_text(module.read_text().replace('time="ts")', 'time="ts", time_unit="s")'))
+    code, outcomes = fates("plan", target, "--against", "state")
+    assert (code, outcomes["tumbling-1"], outcomes["aggregate-1"]) == (1, "refuse", "keep")
+    text = sabot_says("plan", target, "--against", "state").stdout
+    assert "event time was ts of rows, is ts in s of rows" in text
+    code, outcomes = fates("plan", target, "--against", "state", "--drop", "tumbling-1")
+    assert (code, outcomes["tumbling-1"]) == (0, "new")
