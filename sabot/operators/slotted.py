@@ -115,7 +115,7 @@ class Slotted(Kept):
     """The state of each key of `known`. Has one owner, the subtask's thread; what it does with the state it does within `changing`, in
     which nothing is emitted: the thread that saves a cut waits meanwhile.
 
-    files: the columns of the rows, by file of a checkpoint; the first `width` columns of the first file are not its keys, which follow.
+    files: the columns of the rows, by file of a checkpoint; the keys stand in the first file, behind `width` other columns.
     """
 
     def __init__(
@@ -171,10 +171,21 @@ class Slotted(Kept):
         if self._cold:
             if hashes is None:
                 hashes = hash_columns([data.column(index) for index in self._key_indices], selection)
-            self._fetch(data, hashes, selection)
+            self.fetch(data, hashes, selection)
         slots = self.known.resolve(data, self._key_indices, hashes=hashes, selection=selection)
         self.note(slots)
         return slots
+
+    def fetch(self, data: pa.RecordBatch, hashes: pa.UInt64Array, selection: pa.Int32Array | None) -> None:
+        """Brings the state of these rows' keys back into memory. hashes: of all rows. To be called within `changing`."""
+        if not self.cold_rows:
+            return
+        slots = self.known.resolve(data, self._key_indices, hashes=hashes, selection=selection, insert=False).to_numpy()
+        missing = np.flatnonzero(slots < 0)
+        if len(missing) and self._cold is not None:
+            rows = missing if selection is None else selection.to_numpy()[missing]
+            for found in self._cold.take(hashes.to_numpy()[rows]):
+                self._put_back(found)
 
     def note(self, slots: pa.Int32Array) -> None:
         """To be called before these slots are changed or forgotten, in another way than behind `resolve`."""
@@ -189,6 +200,16 @@ class Slotted(Kept):
                 with self.changing:
                     self._put_back(rows)
                 yield
+
+    def full_at(self, rows: int, now: int) -> int:
+        """The time by which about so many rows on disk are due; `now` where that is later."""
+        return now if self._cold is None else self._cold.full_at(rows, now)
+
+    def bring_due(self, now: int) -> None:
+        """Brings back all that is due at this time. To be called within `changing`."""
+        if self._cold is not None:
+            for rows in self._cold.due(now):
+                self._put_back(rows)
 
     def every(self) -> Iterator[None]:
         """As `due`, for all keys that are not in memory."""
@@ -285,25 +306,19 @@ class Slotted(Kept):
     def _restored(self, rows: Rows, owned: Owned | None) -> None:
         rows = self.renewed(rows)
         if owned is not None:
-            mine = owned(key_hashes(rows[0].columns[self.width :], rows[0].num_rows))
+            mine = owned(self._hashes_of(rows[0]))
             rows = [each.filter(mine) for each in rows]
         if rows[0].num_rows:
             self.put(rows)
 
     # To the disk and back
 
-    def _fetch(self, data: pa.RecordBatch, hashes: pa.UInt64Array, selection: pa.Int32Array | None) -> None:
-        """Brings the state of these rows' keys back into memory."""
-        slots = self.known.resolve(data, self._key_indices, hashes=hashes, selection=selection, insert=False).to_numpy()
-        missing = np.flatnonzero(slots < 0)
-        if len(missing) and self._cold is not None:
-            rows = missing if selection is None else selection.to_numpy()[missing]
-            for found in self._cold.take(hashes.to_numpy()[rows]):
-                self._put_back(found)
-
     def _put_back(self, rows: pa.RecordBatch) -> None:
         self._back += rows.num_rows
         self.put(_parted(rows, self.files))
+
+    def _hashes_of(self, rows: pa.RecordBatch) -> pa.UInt64Array:
+        return key_hashes(rows.columns[self.width : self.width + len(self._key_indices)], rows.num_rows)
 
     def _used(self) -> int:
         """The bytes that the keys in memory need; memory that others have left behind is not counted, since it is used again."""
@@ -311,12 +326,12 @@ class Slotted(Kept):
         return self.nbytes * figures["groups"] // max(figures["slots"], 1)
 
     def _make_room(self, cold: Segments) -> None:
-        victims = self._victims()
+        victims = self.victims()
         for start in range(0, len(victims), _EVICTED_SLOTS):
             slots = victims.slice(start, _EVICTED_SLOTS)
             self.note(slots)
             rows = self.rows_of(slots)
-            hashes = key_hashes(rows[0].columns[self.width :], rows[0].num_rows).to_numpy()
+            hashes = self._hashes_of(rows[0]).to_numpy()
             columns = [column for each in rows for column in each.columns]
             try:
                 cold.write(pa.RecordBatch.from_arrays(columns, schema=cold.schema), hashes, self.due_of(rows))
@@ -328,7 +343,7 @@ class Slotted(Kept):
             self._evicted += rows[0].num_rows
         give_back()
 
-    def _victims(self) -> pa.Int32Array:
+    def victims(self) -> pa.Int32Array:
         """The slots that were not touched for longest."""
         goal = int(len(self.known) * _SHARE) + 1
         low, high = 0, self._tick + 1

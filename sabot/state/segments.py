@@ -82,6 +82,10 @@ class Segments:
         self._forget_empty()
         return found
 
+    def full_at(self, rows: int, now: int) -> int:
+        """The time by which about so many rows of a segment are due; `now` where that is later."""
+        return min([now, *(segment.full_at(rows) for segment in self._segments)])
+
     def due(self, now: int) -> Iterator[pa.RecordBatch]:
         """All rows of the keys of which one is due at this time, in pieces, as `take`. Nothing may be written before the last piece."""
         for segment in self._segments:
@@ -243,6 +247,12 @@ class _SegmentFile(Shared):
             return np.zeros(0, np.int64)
         numbers = np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
         return numbers[~self._gone[numbers]]
+
+    def full_at(self, rows: int) -> int:
+        """The time by which so many more rows are due."""
+        order, times = self.data.column(2), self.data.column(1)
+        place = self._next + rows
+        return _NEVER if place >= self.rows else int(times[order[place].as_py()].as_py())
 
     def due(self, now: int) -> Iterator[Any]:
         """The living rows of keys of which one is due, in pieces."""

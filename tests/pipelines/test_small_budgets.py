@@ -21,6 +21,17 @@ AGGREGATES: dict[str, Any] = {
     "most": sabot.max("note"),
     "all": sabot.collect_list("n"),
 }
+RANG = {"key": "string", "at": "int64", "name": "string"}
+
+
+def arm(row: dict[str, Any], ctx: Any) -> None:
+    ctx.timers.event(ctx.timestamp + row["n"] % 97, str(row["n"]))
+
+
+def rang(timer: Any, ctx: Any) -> dict[str, Any]:
+    return {"key": ctx.key, "at": timer.at, "name": timer.name}
+
+
 PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     "sessions": lambda rows: rows.key_by("key").window(session("40ms")).aggregate(**AGGREGATES),
     "texts in windows": lambda rows: rows.key_by("key").window(tumbling("400ms")).aggregate(**AGGREGATES),
@@ -35,6 +46,7 @@ PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     "count windows": lambda rows: rows.key_by("key").window(count_window(3)).aggregate(**AGGREGATES),
     "ttl": lambda rows: rows.key_by("key").aggregate(count=sabot.count(), total=sabot.sum("n"), ttl="60ms"),
     "deduplicate within": lambda rows: rows.deduplicate("key", within="50ms"),
+    "timers": lambda rows: rows.key_by("key").process(arm, schema=RANG, on_timer=rang),
 }
 
 

@@ -61,5 +61,22 @@ class TimerTable:
 
         When they are set again in the order of (serial, order), they are returned in the same order as here.
         """
+    @property
+    def last(self) -> tuple[int, int]:
+        """The greatest serial and the greatest order so far."""
+    def due(self, limit: int, kind: int) -> pa.Int32Array:
+        """The slots of the timers with time <= limit, with repeats."""
+    def clocked(self, slots: pa.Int32Array) -> pa.BooleanArray:
+        """Which of these slots have timers by the clock."""
+    def rows_of(self, slots: pa.Int32Array) -> pa.RecordBatch:
+        """The timers of these slots: slot, at, kind, name, serial and order. Another thread may call it while the owner changes those of
+        other slots.
+        """
+    def put_back(self, slots: pa.Int32Array, rows: pa.RecordBatch, serial: int = 0, order: int = 0) -> None:
+        """Sets timers of `rows_of`, with the slots that their keys have here. They are returned in the same order among each other; serial
+        and order are added to theirs. Raises ValueError for rows that no timer has.
+        """
+    def evict(self, slots: pa.Int32Array) -> None:
+        """Removes the timers of these slots, which `vacant` does not name for that."""
     def statistics(self) -> dict[str, int]:
         """timers, fired (so far), bytes."""

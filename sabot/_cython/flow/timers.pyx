@@ -27,6 +27,10 @@ cdef enum:
 cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
     const int64_t TIMERS_AHEAD
 
+    cppclass Mutex "std::mutex":
+        void lock()
+        void unlock()
+
     cppclass Timer:
         int64_t at
         uint64_t serial
@@ -41,10 +45,19 @@ cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
         int64_t dead
         int64_t fired
         int32_t over
+        uint64_t serials
+        uint64_t orders
+        Mutex mutex
         vector[int32_t] names
         cbool add(int32_t slot, int64_t at, int kind, int32_t name) except +
         void fetch(int32_t slot, int64_t at, int kind, int32_t name) noexcept
+        void fetch_head(int32_t slot) noexcept
+        cbool put(int32_t slot, int64_t at, int kind, int32_t name, uint64_t serial, uint64_t order) except +
         cbool remove(int32_t slot, int64_t at, int kind, int32_t name) except +
+        void of_slots(const int32_t* slots, int64_t count, vector[Timer]& out) except +
+        void evict(const int32_t* slots, int64_t count) except +
+        cbool clocked(int32_t slot) noexcept
+        void due(int kind, int64_t limit, vector[int32_t]& out) except +
         cbool take(int kind, int64_t limit, Timer* out) except +
         void take_batch(int kind, int64_t limit, int64_t rows, vector[int32_t]& slots, vector[int64_t]& times) except +
         void soon(int kind, int64_t limit, size_t rows, vector[int32_t]& out) except +
@@ -91,6 +104,19 @@ _EXPORT = pa.schema(
         ("order", pa.int64()),
     ]
 )
+
+_ROWS = pa.schema(
+    [
+        ("slot", pa.int32()),
+        ("at", pa.int64()),
+        ("kind", pa.int8()),
+        ("name", pa.string()),
+        ("serial", pa.int64()),
+        ("order", pa.int64()),
+    ]
+)
+
+cdef int64_t _FAR = <int64_t> 1 << 62  # more than the serial or the order of any timer
 
 
 cdef int _kind(kind) except -1:
@@ -172,11 +198,17 @@ cdef class TimerTable:
         cdef int which = _kind(kind)
         cdef int64_t i, ahead, added = 0
         with nogil:
-            for i in range(rows.count):
-                if i + TIMERS_AHEAD < rows.count:
-                    ahead = i + TIMERS_AHEAD
-                    self.timers.fetch(<int32_t> rows.slot_column.integer(ahead), rows.at_column.integer(ahead), which, 0)
-                added += self.timers.add(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+            self.timers.mutex.lock()
+            try:
+                for i in range(rows.count):
+                    if i + TIMERS_AHEAD < rows.count:
+                        ahead = i + TIMERS_AHEAD
+                        self.timers.fetch(<int32_t> rows.slot_column.integer(ahead), rows.at_column.integer(ahead), which, 0)
+                    if i + TIMERS_AHEAD // 2 < rows.count:
+                        self.timers.fetch_head(<int32_t> rows.slot_column.integer(i + TIMERS_AHEAD // 2))
+                    added += self.timers.add(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+            finally:
+                self.timers.mutex.unlock()
         self.name_counts[0] += added
         return added
 
@@ -215,8 +247,12 @@ cdef class TimerTable:
         cdef int which = _kind(kind)
         cdef int64_t i, gone = 0
         with nogil:
-            for i in range(rows.count):
-                gone += self.timers.remove(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+            self.timers.mutex.lock()
+            try:
+                for i in range(rows.count):
+                    gone += self.timers.remove(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+            finally:
+                self.timers.mutex.unlock()
         self.name_counts[0] -= gone
         return gone
 
@@ -234,12 +270,14 @@ cdef class TimerTable:
         cdef vector[int32_t] slots
         cdef vector[int64_t] times
         cdef int which = _kind(kind)
-        cdef size_t i
         self.timers.names.clear()
         with nogil:
-            self.timers.take_batch(which, limit, rows, slots, times)
-        for i in range(self.timers.names.size()):
-            self._unname(self.timers.names[i])
+            self.timers.mutex.lock()
+            try:
+                self.timers.take_batch(which, limit, rows, slots, times)
+            finally:
+                self.timers.mutex.unlock()
+        self._unname_all()
         return int32_array(slots), int64_array(times)
 
     def soon(self, int64_t limit, kind, int64_t rows):
@@ -274,8 +312,107 @@ cdef class TimerTable:
         cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
         cdef vector[int32_t] out
         with nogil:
-            self.timers.vacant(column.int32s(), column.length, out)
+            self.timers.mutex.lock()
+            try:
+                self.timers.vacant(column.int32s(), column.length, out)
+            finally:
+                self.timers.mutex.unlock()
         return int32_array(out)
+
+    # The timers of some keys, for a cut and for state that is not in memory
+
+    @property
+    def last(self):
+        """See timers.pyi."""
+        return self.timers.serials, self.timers.orders
+
+    def due(self, int64_t limit, kind):
+        """The slots of the timers that are due. See timers.pyi."""
+        cdef vector[int32_t] slots
+        self.timers.due(_kind(kind), limit, slots)
+        return int32_array(slots)
+
+    def clocked(self, slots):
+        """Which slots have timers by the clock. See timers.pyi."""
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
+        cdef int64_t i
+        return pa.array([self.timers.clocked(<int32_t> column.integer(i)) for i in range(column.length)], pa.bool_())
+
+    def rows_of(self, slots):
+        """The timers of these slots. See timers.pyi."""
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
+        cdef vector[Timer] found
+        cdef int64_t i, count
+        with nogil:
+            self.timers.mutex.lock()  # and the GIL again: so nobody changes timers, whether with it or without
+        try:
+            self.timers.of_slots(column.int32s(), column.length, found)
+        finally:
+            self.timers.mutex.unlock()
+        count = found.size()
+        cdef int32_t* slot
+        cdef int64_t* at
+        cdef int8_t* kind
+        cdef int64_t* serial
+        cdef int64_t* order
+        columns = [
+            new_array(pa.int32(), count, <void**> &slot),
+            new_array(pa.int64(), count, <void**> &at),
+            new_array(pa.int8(), count, <void**> &kind),
+            new_array(pa.int64(), count, <void**> &serial),
+            new_array(pa.int64(), count, <void**> &order),
+        ]
+        cdef bint named = False
+        for i in range(count):
+            slot[i] = found[i].slot
+            at[i] = found[i].at
+            kind[i] = <int8_t> found[i].kind
+            serial[i] = <int64_t> found[i].serial
+            order[i] = <int64_t> found[i].order
+            named = named or found[i].name != 0
+        texts = pa.array([self.name_texts[found[i].name] for i in range(count)], pa.string()) if named else pa.repeat("", count)
+        return pa.RecordBatch.from_arrays([*columns[:3], texts, *columns[3:]], schema=_ROWS)
+
+    def put_back(self, slots, rows, serial=0, order=0):
+        """Sets timers of `rows_of`. See timers.pyi."""
+        cdef View kind_column, serial_column, order_column
+        cdef _Sets given = _Sets(slots, rows.column(1))
+        cdef list alive = [
+            open_array(rows.column(2), &kind_column, TYPE_INT8, "kind"),
+            open_array(rows.column(4), &serial_column, TYPE_INT64, "serial"),
+            open_array(rows.column(5), &order_column, TYPE_INT64, "order"),
+        ]
+        cdef int64_t i, kind, first = serial, base = order
+        cdef int32_t number
+        if kind_column.length != given.count:
+            raise ValueError(f"{kind_column.length} timers for {given.count} slots")
+        for i in range(given.count):
+            kind = kind_column.integer(i)
+            if not (0 <= kind < KIND_COUNT and 0 < serial_column.integer(i) < _FAR and 0 < order_column.integer(i) < _FAR):
+                raise ValueError(f"row {i}: its kind or its place in the order is none that a timer has")
+        names = rows.column(3)
+        plain = not any(names.unique().to_pylist())
+        texts = None if plain else names.to_pylist()
+        for i in range(given.count):
+            number = 0 if plain else self._name(texts[i])
+            if self.timers.put(
+                <int32_t> given.slot_column.integer(i), given.at_column.integer(i), <int> kind_column.integer(i), number,
+                <uint64_t> (first + serial_column.integer(i)), <uint64_t> (base + order_column.integer(i)),
+            ):  # fmt: skip
+                self.name_counts[number] += 1
+            elif number and self.name_counts[number] == 0:
+                self.name_counts[number] = 1
+                self._unname(number)
+
+    def evict(self, slots):
+        """Removes the timers of these slots. See timers.pyi."""
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
+        self.timers.names.clear()
+        self.timers.evict(column.int32s(), column.length)
+        self._unname_all()
 
     def export(self):
         """All timers as columns, and the names. See timers.pyi."""
@@ -318,6 +455,13 @@ cdef class TimerTable:
             self.name_texts.append(text)
         self.name_ids[text] = fresh
         return fresh
+
+    cdef int _unname_all(self) except -1:
+        """Counts the timers less that were taken out."""
+        cdef size_t i
+        for i in range(self.timers.names.size()):
+            self._unname(self.timers.names[i])
+        return 0
 
     cdef int _unname(self, int32_t number) except -1:
         """Counts one timer less that has this name."""

@@ -19,13 +19,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
 namespace sabot {
 
 constexpr int64_t SLACK = 1024; /* so many dead timers are always tolerated */
-constexpr int EVENT = 0, KINDS = 2;
+constexpr int EVENT = 0, PROCESSING = 1, KINDS = 2;
 constexpr int64_t TIMERS_AHEAD = 16; /* how many timers ahead memory is prefetched */
 constexpr size_t SOON = 16;          /* timers of a bucket with at most so many count as next */
 
@@ -35,7 +36,7 @@ struct Timer {
     uint64_t order;  /* the order in which timers were set */
     int32_t slot;    /* that of its key */
     int32_t name;
-    int32_t used;    /* how often the id was used */
+    int32_t next, before; /* timers of the same key; -1: none */
     uint8_t kind;
     bool alive;
 };
@@ -48,6 +49,8 @@ struct Slot {
     uint64_t looked = 0;   /* the last call of `vacant` that checked it */
     int64_t guarded = 0;   /* how many timers it set in that round at or before the floor */
     int64_t timers = 0;
+    int32_t head = -1;     /* one of its timers */
+    int32_t clocked = 0;   /* how many of them are due by the clock */
 };
 
 struct Entry {
@@ -60,9 +63,19 @@ class Timers {
     int64_t alive = 0, dead = 0;
     int64_t fired = 0;
     int32_t over = -1; /* the slot that has set more timers in a round than the guard allows; -1: none */
+    uint64_t serials = 0, orders = 0; /* the greatest so far */
+    std::mutex mutex; /* held by who changes timers without the GIL, and by who reads those of a cut */
 
     /* Sets a timer; returns whether it is new. Its name has one more timer then. */
-    bool add(int32_t slot, int64_t at, int kind, int32_t name) {
+    bool add(int32_t slot, int64_t at, int kind, int32_t name) { return set<true>(slot, at, kind, name, 0, 0); }
+
+    /* As `add`, of a timer that was set before: it has its place in the order. */
+    bool put(int32_t slot, int64_t at, int kind, int32_t name, uint64_t serial, uint64_t order) {
+        return set<false>(slot, at, kind, name, serial, order);
+    }
+
+    template <bool NEW>
+    bool set(int32_t slot, int64_t at, int kind, int32_t name, uint64_t serial, uint64_t order) {
         if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(std::max<size_t>(slot + 1, slots_.size() * 2));
         if ((alive + 1) * 8 > static_cast<int64_t>(index_.size()) * 5) grow();
         const uint64_t hash = hash_of(slot, at, kind, name);
@@ -72,17 +85,38 @@ class Timers {
         }
         const int32_t id = new_id();
         Slot& key = slots_[slot];
-        if (key.timers++ == 0) key.serial = ++serials_;
+        if (NEW) {
+            order = ++orders;
+            if (key.timers++ == 0) key.serial = ++serials;
+            if (guard_limit_ && at <= guard_floor_) guard(slot);
+        } else {
+            if (key.timers++ == 0) key.serial = serial;
+            serials = std::max(serials, serial);
+            orders = std::max(orders, order);
+        }
+        key.clocked += kind == PROCESSING;
         Timer& timer = timers_[id];
-        timer.at = at, timer.serial = key.serial, timer.order = ++orders_;
+        timer.at = at, timer.serial = key.serial, timer.order = order;
         timer.slot = slot, timer.name = name, timer.kind = static_cast<uint8_t>(kind), timer.alive = true;
+        timer.next = key.head, timer.before = -1;
+        if (key.head >= 0) timers_[key.head].before = id;
+        key.head = id;
         index_[place] = {id, tag_of(hash)};
         alive++;
-        if (guard_limit_ && at <= guard_floor_) guard(slot);
         Queue& queue = queues_[kind];
         if (queue.holding) queue.held.push_back(id);
         else push(queue, id);
         return true;
+    }
+
+    void fetch_slot(int32_t slot) const {
+        if (slot >= 0 && static_cast<size_t>(slot) < slots_.size()) __builtin_prefetch(&slots_[slot]);
+    }
+
+    /* Prefetches the timer that the next one of the slot will stand before. The slot should be there already. */
+    void fetch_head(int32_t slot) const {
+        if (slot < 0 || static_cast<size_t>(slot) >= slots_.size()) return;
+        if (slots_[slot].head >= 0) __builtin_prefetch(&timers_[slots_[slot].head], 1);
     }
 
     /* Prefetches the memory that `add` will use. */
@@ -137,7 +171,7 @@ class Timers {
             drop(queue, id);
         }
     }
-    std::vector<int32_t> names; /* those of the timers of the last take_batch: each has one timer less */
+    std::vector<int32_t> names; /* those of the timers of the last take_batch or evict: each has one timer less */
 
     /* Slots that probably have the next timers, in no order. */
     void soon(int kind, int64_t limit, size_t rows, std::vector<int32_t>& out) {
@@ -199,6 +233,50 @@ class Timers {
         vacated_.clear();
     }
 
+    /* The timers of these slots. */
+    void of_slots(const int32_t* slots, int64_t count, std::vector<Timer>& out) const {
+        for (int64_t i = 0; i < count; i++) {
+            if (i + TIMERS_AHEAD < count) fetch_slot(slots[i + TIMERS_AHEAD]);
+            if (slots[i] < 0 || static_cast<size_t>(slots[i]) >= slots_.size()) continue;
+            for (int32_t id = slots_[slots[i]].head; id >= 0; id = timers_[id].next) out.push_back(timers_[id]);
+        }
+    }
+
+    /* Removes the timers of these slots, which do not become vacant by it. */
+    void evict(const int32_t* slots, int64_t count) {
+        const size_t vacated = vacated_.size();
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] < 0 || static_cast<size_t>(slots[i]) >= slots_.size()) continue;
+            for (int32_t id; (id = slots_[slots[i]].head) >= 0;) {
+                size_t place = hash_of(timers_[id]) & mask_;
+                while (index_[place].id != id) place = (place + 1) & mask_;
+                names.push_back(timers_[id].name);
+                forget(place, id);
+                dead++;
+            }
+        }
+        vacated_.resize(vacated);
+        if (dead > alive + SLACK) sweep();
+    }
+
+    /* Whether a slot has timers that are due by the clock. */
+    bool clocked(int32_t slot) const { return slot >= 0 && static_cast<size_t>(slot) < slots_.size() && slots_[slot].clocked > 0; }
+
+    /* The slots of all timers of the kind with time <= limit, with repeats. */
+    void due(int kind, int64_t limit, std::vector<int32_t>& out) const {
+        const Queue& queue = queues_[kind];
+        auto look = [&](int32_t id) {
+            if (timers_[id].alive && timers_[id].at <= limit) out.push_back(timers_[id].slot);
+        };
+        for (size_t i = queue.at_run; i < queue.run.size(); i++) look(queue.run[i]);
+        for (const Entry& entry : queue.heap) look(entry.id);
+        for (const Bucket& bucket : queue.buckets) {
+            if (bucket.entries.empty() || bucket.least > limit) continue;
+            for (const Entry& entry : bucket.entries)
+                if (entry.at <= limit) look(entry.id);
+        }
+    }
+
     template <class Body>
     void each(Body body) const {
         for (const Timer& timer : timers_) {
@@ -242,7 +320,7 @@ class Timers {
     std::vector<Known> index_;
     size_t mask_ = 0;
     Queue queues_[KINDS];
-    uint64_t serials_ = 0, orders_ = 0, batches_ = 0, rounds_ = 0, looks_ = 0;
+    uint64_t batches_ = 0, rounds_ = 0, looks_ = 0;
     int64_t guard_limit_ = 0, guard_floor_ = INT64_MIN;
 
     static uint64_t hash_of(int32_t slot, int64_t at, int kind, int32_t name) {
@@ -305,9 +383,15 @@ class Timers {
             }
         }
         index_[hole].id = -1;
-        timers_[id].alive = false;
+        Timer& timer = timers_[id];
+        Slot& key = slots_[timer.slot];
+        if (timer.before >= 0) timers_[timer.before].next = timer.next;
+        else key.head = timer.next;
+        if (timer.next >= 0) timers_[timer.next].before = timer.before;
+        timer.alive = false;
         alive--;
-        if (--slots_[timers_[id].slot].timers == 0) vacated_.push_back(timers_[id].slot);
+        key.clocked -= timer.kind == PROCESSING;
+        if (--key.timers == 0) vacated_.push_back(timer.slot);
     }
 
     /* Removes a timer that is first in the run or in the heap, to be returned. */

@@ -6,7 +6,7 @@
                 │   ▲
                 ▼   │
     values by (name, key)    `state.keyed_values`: in memory, or in RocksDB behind a cache
-    timers                   a `TimerTable`, by the slots of a `GroupTable` that has the keys with timers
+    timers                   `KeysWithTimers`: a `TimerTable`, by the slots of a `GroupTable` that has the keys with timers
     broadcast maps           the same in every subtask
 
 `rows` calls functions that take a row, `columns` those that take a batch; both stand on `state`.
@@ -18,10 +18,8 @@ or, before that, where they are set to no later time than the one that fires.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Never, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
@@ -31,7 +29,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
 from sabot.api.nodes import functions as nodes
 from sabot.codecs.json import schema_of_text, schema_text
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import UserError
 from sabot.operators.base import (
     CHUNK_ROWS,
     OP_COLUMN,
@@ -101,7 +99,7 @@ class Process(Keeping):
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
         self._state = state = Keyed(spec, keys, timed, context, self.on_error)
-        self.kept = Keeper(context, [_Values(state, context), _SetTimers(state), _BroadcastMaps(state)])
+        self.kept = Keeper(context, [_Values(state, context), state.set_timers, _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
         form = BatchForm if spec.batch else RowForm
         self._form: Form = form(self._state, self._give, self._aside)
@@ -126,12 +124,20 @@ class Process(Keeping):
 
     def process(self, batch: Batch) -> None:
         self._form.rows(self.spec.function, self._left, batch)
+        self._settle()
 
     def process_right(self, batch: Batch) -> None:
         function, side = self.spec.right, self._right
         assert function is not None, "an operator of one input has no right side"
         assert side is not None, "open comes first"
         self._form.rows(function, side, batch)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Keeps the budget, after each batch."""
+        timers = self._keyed.set_timers
+        with timers.changing:
+            timers.settle()
 
     def advance(self, watermark_ms: int) -> None:
         state = self._keyed
@@ -139,9 +145,10 @@ class Process(Keeping):
         if passed is not None and watermark_ms < passed:
             return
         state.watermark_ms = watermark_ms
-        if self.spec.on_timer is not None and state.timers:
+        if self.spec.on_timer is not None and len(state.set_timers):
             state.guard()
-            self._form.fire(EVENT, watermark_ms, START_OF_TIME if passed is None else passed)
+            for at in state.set_timers.firing(EVENT, watermark_ms):
+                self._form.fire(EVENT, at, START_OF_TIME if passed is None else passed)
             state.timers.guard(0)
         state.forget_expired(watermark_ms)
 
@@ -152,7 +159,8 @@ class Process(Keeping):
         state.poll_ms = now_ms
         state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll
         try:
-            self._form.fire(PROCESSING, now_ms, state.now())
+            for at in state.set_timers.firing(PROCESSING, now_ms):
+                self._form.fire(PROCESSING, at, state.now())
         finally:
             state.timers.release(PROCESSING)
             state.poll_ms = None
@@ -181,7 +189,7 @@ class Process(Keeping):
 
     def group_count(self) -> int:
         state = self._keyed
-        return state.values.statistics()["keys"] + len(state.timers)
+        return state.values.statistics()["keys"] + len(state.set_timers)
 
     def noted(self) -> dict[str, Any]:
         state = self._keyed
@@ -228,17 +236,20 @@ class Process(Keeping):
     def close(self) -> None:
         if self._state is not None:
             self._state.values.shut()
+            self._state.set_timers.close()
 
     def statistics(self) -> dict[str, Any]:
         if self._state is None:
             return {}
-        timers, values = self._state.timers.statistics(), self._state.values.statistics()
+        timers, values = self._state.set_timers, self._state.values.statistics()
+        figures = timers.figures()
         return {
-            "timers": timers["timers"],
-            "timers_fired": timers["fired"],
+            **figures,
+            "timers": len(timers),
+            "timers_fired": timers.timers.statistics()["fired"],
             "values": values["keys"],
             "keys": len(self._state.known),
-            "bytes": timers["bytes"] + values["bytes"] + self._state.known.nbytes,
+            "bytes": figures["bytes"] + values["bytes"],
             "broadcast": sum(len(each.stored) for each in self._state.maps.values()),
             "dropped": dict(self._dropped),
             **self._state.bad.statistics(),
@@ -277,26 +288,6 @@ class _Values(Kept):
         return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
 
-class _SetTimers(Kept):
-    """The timers that are set, with their keys."""
-
-    def __init__(self, state: Keyed) -> None:
-        self._state = state
-
-    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        state = self._state
-        if not state.timers:
-            return {}, {}
-        timers, names = state.timers.export()
-        columns = [*state.known.key_columns(timers.column("slot")), *timers.columns[1:]]
-        schema = _timer_schema(state.keys)
-        return {}, {"timers": Batches(schema, partial(_timer_rows, columns, names, schema))}
-
-    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        for part in saved:
-            _load_timers(self._state, part.directory, owned)
-
-
 class _BroadcastMaps(Kept):
     """The maps that all keys share, which are the same in every subtask."""
 
@@ -315,55 +306,11 @@ class _BroadcastMaps(Kept):
                         self._state.map(name).store(key, value)
 
 
-def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Timers as columns. The column of their names comes as indices into `names`."""
-    place = schema.get_field_index("name")
-    texts = pa.DictionaryArray.from_arrays(columns[place], pa.array(names, pa.string())).cast(pa.string())
-    rows = pa.RecordBatch.from_arrays([*columns[:place], texts, *columns[place + 1 :]], schema=schema)
-    for start in range(0, rows.num_rows, CHUNK_ROWS):
-        yield rows.slice(start, CHUNK_ROWS)
-
-
 def _map_rows(maps: dict[str, dict[bytes, bytes]]) -> Iterator[pa.RecordBatch]:
     rows = [(name, key, value) for name, stored in maps.items() for key, value in stored.items()]
     columns = zip(zip(*rows, strict=True), _BROADCAST, strict=True)
     arrays = [pa.array(column, field.type) for column, field in columns]
     yield pa.RecordBatch.from_arrays(arrays, schema=_BROADCAST)
-
-
-def _timer_schema(keys: pa.Schema) -> pa.Schema:
-    fields = [pa.field(f"key.{i}", field.type) for i, field in enumerate(keys)]
-    about = [
-        ("at", pa.int64()),
-        ("kind", pa.int8()),
-        ("name", pa.string()),
-        ("serial", pa.int64()),
-        ("order", pa.int64()),
-    ]
-    return pa.schema([*fields, *about])
-
-
-def _load_timers(state: Keyed, directory: Path, owned: Owned | None) -> None:
-    batches = list(read_batches(directory, "timers"))
-    schema, width = _timer_schema(state.keys), len(state.keys)
-    if not batches:
-        return
-    if not batches[0].schema.equals(schema):
-        raise CorruptCheckpoint(
-            f"{directory}: the timers have other keys than the program now has",
-            hint="keys cannot change between a checkpoint and its restore",
-        )
-    rows = pa.concat_batches(batches)
-    hashes = hash_columns(rows.columns[:width])
-    if owned is not None:
-        mine = owned(hashes)
-        rows, hashes = rows.filter(mine), hashes.filter(mine)
-    order = pa.array(np.lexsort((rows.column("order").to_numpy(), rows.column("serial").to_numpy())))
-    rows, hashes = rows.take(order), hashes.take(order)
-    slots = state.slots(rows.columns[:width], hashes)
-    names = rows.column("name").dictionary_encode()
-    texts = names.dictionary.to_pylist()
-    state.timers.load(slots, rows.column("at"), rows.column("kind"), names.indices, texts)
 
 
 def _those_with_hash(

@@ -52,6 +52,7 @@ class RowForm(Form):
         self._slots: list[int] | None = None  # the slots of the current rows, once one is asked for
         self._resolved = NO_SLOTS  # the same as an array
         self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and the key as state has it
+        state.set_timers.forgotten = self._drop_found
 
     def _call(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data, trial = self._state, self._ctx, batch.taken(), self._state.trial
@@ -189,9 +190,12 @@ class RowForm(Form):
         return self._found[slot]
 
     def _forget(self, slots: pa.Int32Array) -> None:
-        gone = self._state.settle(slots)
+        self._drop_found(self._state.settle(slots))
+
+    def _drop_found(self, slots: pa.Int32Array) -> None:
+        """These slots are no more those of the keys that they were."""
         if self._found:
-            for slot in gone.to_pylist():
+            for slot in slots.to_pylist():
                 self._found.pop(slot, None)
 
     def _take(self, made: Any, time: Any) -> None:

@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.flow.timers import EVENT, PROCESSING, TimerTable
+from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import state_key
 from sabot.api.arguments import RowPolicy
 from sabot.api.functions import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
-from sabot.operators.columns import key_table, no_event_time
+from sabot.operators.columns import no_event_time
+from sabot.operators.functions.timed import KeysWithTimers
 from sabot.operators.functions.trial import Trial
 from sabot.operators.rows.bad import CALLS, BadRows, nulls_of
 from sabot.operators.rows.origin import of_selected
@@ -73,10 +74,10 @@ class Keyed:
         self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext, on_error: RowPolicy
     ) -> None:
         self.spec, self.keys, self.timed = spec, keys, timed
-        self.known = key_table(keys)  # the keys that have timers
-        self.timers = TimerTable()
         self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
-        self.values = open_values(context.directory, context.memory_budget, self.expiry)
+        self.values = open_values(context.directory, context.memory_budget * 7 // 10, self.expiry)
+        self.set_timers = KeysWithTimers(keys, context)
+        self.known, self.timers = self.set_timers.known, self.set_timers.timers
         self.bad = BadRows(spec.name, on_error, context)
         self.trial = None if self.bad.fails else Trial(self.values, self.expiry, self.timers)
         # Where functions read and write values: those of a trial reach `values` when the calls are kept.
@@ -130,14 +131,11 @@ class Keyed:
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
         """The slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
         rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
-        return self.known.resolve(rows, range(len(self.keys)), hashes=hashes)
+        return self.set_timers.slots_of(rows, hashes)
 
     def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
         """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
-        vacant = self.timers.vacant(slots)
-        if len(vacant):
-            self.known.remove(vacant)
-        return vacant
+        return self.set_timers.free(slots)
 
     def map(self, name: str) -> "SharedMap":
         known = self.maps.get(name)

@@ -14,12 +14,15 @@ import pyarrow as pa
 import pytest
 
 from sabot._cython.arrow.batch import Batch
+from sabot.api.functions import process_spec
 from sabot.api.windows import HoppingWindow, TumblingWindow
 from sabot.errors import CorruptCheckpoint
 from sabot.operators import slotted
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.changes.groups import GroupAggregate
+from sabot.operators.functions import timed
+from sabot.operators.functions.process import Process
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
@@ -43,12 +46,49 @@ def summed(so_far: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "n": so_far["n"] + row["n"]}
 
 
+RANG = {"key": "string", "at": "int64", "name": "string", "seen": "int64"}
+
+
+def arm(row: dict[str, Any], ctx: Any) -> None:
+    n, at, seen = row["n"], ctx.timestamp, ctx.state("seen")
+    seen.put((seen.get() or 0) + 1)
+    ctx.timers.event(at + n % 37)
+    if n % 3 == 0:
+        ctx.timers.event(at + 100 + n % 200, f"far {n % 5}")
+    if n % 4 == 0:
+        ctx.timers.delete(at + (n - 1) % 37)
+
+
+def rang(timer: Any, ctx: Any) -> dict[str, Any]:
+    if timer.name == "far 1":
+        ctx.timers.event(timer.at + 50, "again")
+    return {"key": ctx.key, "at": timer.at, "name": timer.name, "seen": ctx.state("seen").get()}
+
+
+def arm_many(keys: Any, batch: pa.RecordBatch, ctx: Any) -> None:
+    n = batch.column("n").to_numpy()
+    ctx.state("seen").put_many(keys, batch.column("n"))
+    ctx.timers.event_many(keys, pa.array(ctx.timestamp.to_numpy() + n % 251))
+    ctx.timers.delete_many(keys, pa.array(ctx.timestamp.to_numpy() + (n + 1) % 251))
+
+
+def rang_many(keys: Any, at: pa.Int64Array, ctx: Any) -> pa.RecordBatch:
+    seen = ctx.state("seen").get_many(keys)
+    return pa.record_batch([keys, at, pa.repeat("", len(at)), seen], names=list(RANG))
+
+
+def timers(function: Any, on_timer: Any, **options: Any) -> Operator:
+    return Process(["key"], process_spec(function, schema=RANG, on_timer=on_timer, **options))
+
+
 KINDS: dict[str, Callable[[], Operator]] = {
     "sessions": lambda: SessionAggregate(40, ["key"], [*NUMBERS, *TEXTS], allowed_lateness_ms=30),
     "count windows": lambda: CountAggregate(3, ["key"], [*NUMBERS, *TEXTS]),
     "ttl": lambda: RunningAggregate(["key"], NUMBERS, ttl_ms=60),
     "deduplicate within": lambda: Deduplicate(["key"], 50),
     "reduce": lambda: Reduce(["key"], summed, 60),
+    "timers": lambda: timers(arm, rang),
+    "timers of batches": lambda: timers(arm_many, rang_many, batch=True),
 }
 # Kinds with state beside tables (test_spilled), whose cut copies nothing either
 BESIDE: dict[str, Callable[[], Operator]] = {
@@ -115,6 +155,42 @@ def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int
     assert moved["evicted_total"] > 200
     assert moved["faults_total"] > 50
     assert found == wanted
+
+
+def test_timers_fire_in_the_same_order_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed, "_DUE_ROWS", 32)
+    found = []
+    for place in (None, tmp_path / "disk"):
+        operator, out = opened(KINDS["timers"], place)
+        feed(operator, pieces(4))
+        told = operator.statistics()
+        assert (told["evicted_total"] > 200) is (place is not None)
+        operator.advance(2**63 - 1)
+        assert operator.statistics()["timers"] == 0
+        operator.close()
+        found.append(out)
+    assert found[0] == found[1]
+
+
+def test_timers_by_the_clock_stay_in_memory(tmp_path: Path) -> None:
+    def set_both(row: dict[str, Any], ctx: Any) -> None:
+        ctx.timers.event(10**9)
+        if row["n"] % 2:
+            ctx.timers.processing(50)
+
+    operator, out = opened(lambda: timers(set_both, lambda timer, ctx: {"key": ctx.key}), tmp_path / "disk")
+    given = pa.RecordBatch.from_pylist(
+        [{"key": f"key {n}", "n": n, TIME_COLUMN: 1_000} for n in range(1_000)], schema=SCHEMA
+    )
+    for start in range(0, 1_000, 100):
+        operator.process(Batch(given.slice(start, 100)))
+    told = operator.statistics()
+    assert told["timers"] == 1_500
+    assert 0 < told["evicted_total"] <= 500
+    operator.poll(60)
+    assert Counter(row["key"] for row in out) == Counter(f"key {n}" for n in range(1, 1_000, 2))
+    assert operator.statistics()["timers"] == 1_000
+    operator.close()
 
 
 def opened(make: Callable[[], Operator], directory: Path | None) -> tuple[Operator, list[Any]]:

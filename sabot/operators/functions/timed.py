@@ -1,0 +1,122 @@
+"""The timers of process functions, with their keys: at a cut, in a checkpoint, and under the memory budget."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.flow.timers import EVENT, TimerTable
+from sabot.errors import CorruptCheckpoint
+from sabot.operators.base import OperatorContext, Saved
+from sabot.operators.columns import key_table
+from sabot.operators.keeping import Owned
+from sabot.operators.slotted import Rows, Slotted
+
+__all__ = ["KeysWithTimers"]
+
+_DUE_ROWS = 65_536  # timers on disk that become due are brought back by about so many
+_ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64()))
+
+
+class KeysWithTimers(Slotted):
+    """The keys that have timers, and these. Keys with timers by the clock stay in memory, as do those that came of late.
+
+    forgotten: is told which slots have lost their key because it went to the disk.
+    """
+
+    def __init__(self, keys: pa.Schema, context: OperatorContext) -> None:
+        self.timers = TimerTable()
+        self.forgotten: Callable[[pa.Int32Array], None] = lambda slots: None
+        self._base = (0, 0)  # what is added to the serials and orders of timers that come back
+        names = [f"key.{i}" for i in range(len(keys))]
+        fields = [
+            *(pa.field(name, key.type) for name, key in zip(names, keys, strict=True)),
+            *map(pa.field, *zip(*_ABOUT, strict=True)),
+        ]
+        self._indices = list(range(len(keys)))
+        super().__init__(key_table(keys), self._indices, {"timers": pa.schema(fields)}, 0, context)
+
+    def __len__(self) -> int:
+        """How many timers there are."""
+        return len(self.timers) + self.cold_rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.timers.nbytes + self.known.nbytes
+
+    def slots_of(self, keys: pa.RecordBatch, hashes: pa.UInt64Array) -> pa.Int32Array:
+        """The slots of these keys, whose timers are in memory then, and may be changed."""
+        with self.changing:
+            self.fetch(keys, hashes, None)
+            slots = self.known.resolve(keys, self._indices, hashes=hashes)
+            self.note(slots)
+        return slots
+
+    def free(self, slots: pa.Int32Array) -> pa.Int32Array:
+        """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
+        with self.changing:
+            vacant = self.timers.vacant(slots)
+            if len(vacant):
+                self.known.remove(vacant)
+        return vacant
+
+    def firing(self, kind: int, limit: int) -> Iterator[int]:
+        """The times up to which timers are to fire, one after the other: all that are due by then are in memory, and may be taken."""
+        while kind == EVENT and (at := self.full_at(_DUE_ROWS, limit)) < limit:
+            yield from self._ready(kind, at)
+        yield from self._ready(kind, limit)
+
+    def _ready(self, kind: int, at: int) -> Iterator[int]:
+        with self.changing:
+            if kind == EVENT:
+                self.bring_due(at)
+            if self.is_held:
+                self.note(self.timers.due(at, kind))
+        yield at
+        with self.changing:
+            self.settle()
+
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        timers = self.timers.rows_of(slots)
+        columns = [*self.known.key_columns(timers.column(0)), *timers.columns[1:]]
+        return [pa.RecordBatch.from_arrays(columns, schema=self.files["timers"])]
+
+    def put(self, rows: Rows) -> None:
+        width = len(self._indices)
+        slots = self.known.resolve(rows[0], self._indices)
+        self.note(slots)
+        timers = pa.RecordBatch.from_arrays(
+            [slots, *rows[0].columns[width:]], names=["slot", *(name for name, _ in _ABOUT)]
+        )
+        try:
+            self.timers.put_back(slots, timers, *self._base)
+        except ValueError as error:
+            raise CorruptCheckpoint(f"the timers of a checkpoint cannot be set: {error}") from error
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self.timers.evict(slots)
+        self.known.remove(slots)
+        self.forgotten(slots)
+
+    def due_of(self, rows: Rows) -> Any:
+        return rows[0].column("at").to_numpy()
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        """The order of timers is that of each subtask; those of several stand one behind the other."""
+        if len(saved) == 1:
+            super().restore(saved, owned)
+            return
+        for part in saved:
+            self._base = self.timers.last
+            super().restore([part], owned or _all)
+        self._base = (0, 0)
+
+    def victims(self) -> pa.Int32Array:
+        slots = super().victims()
+        clocked = self.timers.clocked(slots)
+        return slots.filter(pa.array(~clocked.to_numpy(zero_copy_only=False)))
+
+
+def _all(hashes: pa.UInt64Array) -> pa.BooleanArray:
+    return pa.array(np.ones(len(hashes), np.bool_))
