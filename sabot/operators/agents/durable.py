@@ -75,7 +75,7 @@ class DurableAgentOperator(AgentOperator):
         self.leaving = False  # a drain: jobs that are parked stay so
         self.host = host
         self.order = KeyOrder(spec, mail, self)
-        self._reader = RecordReader(spec)
+        self._reader = RecordReader(spec, self.key_kinds)
         self.function = job_function(spec, self.backend, self.clock)
         self._keyed = self.function.keyed
         self._limit = spec.calls.concurrency

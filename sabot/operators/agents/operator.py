@@ -158,6 +158,7 @@ class AgentOperator(ABC):
         self.codecs: dict[str, Codec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
+        self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier jobs too
         self.nulled = 0  # floats of its results that JSON has as null, in this job
         self._nulled_told: set[str] = set()  # their fields
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
@@ -365,11 +366,12 @@ class AgentOperator(ABC):
 
     def own_facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside rows and counters; `take_facts` gets it again."""
-        return {"schemas": self.schemas()}
+        return {"schemas": self.schemas(), "key_kinds": sorted(self.key_kinds)}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """`own_facts` of a checkpoint. Before any row comes."""
         self.know(facts["schemas"])
+        self.key_kinds.update(facts.get("key_kinds", ()))
 
     def know(self, schemas: Mapping[str, str | None]) -> None:
         """`schemas` of a checkpoint."""

@@ -34,7 +34,7 @@ class RecordAgentOperator(LaneOperator):
         super().__init__(spec, **wiring)
         self._turn = 0
         self._call = gathering(spec.func)
-        self._reader = RecordReader(spec)
+        self._reader = RecordReader(spec, self.key_kinds)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
         self._no_timers = CallTimers(spec.agent_id, fires=False) if spec.on_timer is None else None
         if spec.on_timer is not None:

@@ -1,6 +1,7 @@
 """Records on their way through an agent: decoded where they come in, and what becomes of them on the way out."""
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,15 @@ RECORD_ROWS = 2048
 Result = tuple[bytes | None, bytes | None, Headers, str | None]
 """Payload (None: a tombstone), key (None: the key of the input), headers, the name of the sink (None: the first one)."""
 
+_log = logging.getLogger(__name__)
+
+_KINDS = {
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+}  # others are refused as keys
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = HeldRows(0)
 _NONE: Mapping[int, Collection[int]] = {}
@@ -111,9 +121,14 @@ def place_of(row: Row) -> str:
 
 
 class RecordReader:
-    """Batches -> decoded rows, as an agent says with `key=` and `schema=`."""
+    """Batches -> decoded rows, as an agent says with `key=` and `schema=`.
 
-    def __init__(self, spec: AgentSpec) -> None:
+    key_kinds: which kinds of values keys were so far. The first key of another kind is warned of: 1 and "1" are two keys, with two states.
+    """
+
+    def __init__(self, spec: AgentSpec, key_kinds: set[str]) -> None:
+        self._agent_id = spec.agent_id
+        self._key_kinds = key_kinds
         self._key = spec.key
         self._check = spec.check
         self._tombstones = spec.tombstones
@@ -179,6 +194,14 @@ class RecordReader:
             row.scope = self._scope(row, key)
 
     def _scope(self, row: Row, key: Any) -> bytes:
+        if (kind := _KINDS.get(type(key))) is not None and kind not in self._key_kinds:
+            if self._key_kinds:
+                _log.warning(
+                    "agent %s: key %r of %s is %s, where those before were %s: it is another key, with a state of its own. "
+                    "Where the type has changed, what was kept by the former keys is not found by the new ones",
+                    *(self._agent_id, self._key, place_of(row), kind, " or ".join(sorted(self._key_kinds))),
+                )
+            self._key_kinds.add(kind)
         try:
             return state_key(key)
         except (TypeError, ValueError, OverflowError) as error:

@@ -823,3 +823,36 @@ async def test_skip_of_a_generator_that_hangs_after_a_yield_drops_what_it_yielde
     async with started(app):
         await until(lambda: values(app, "orders.dlq") == ["hangs"])
         await until(lambda: values(app, "out") == ["a", "b"])
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_keys_that_come_as_another_type_than_before_a_restart_are_told_of_once(
+    memory_url, tmp_path, caplog, durable
+):
+    """What was kept by texts is not found by numbers."""
+    seen = []
+
+    async def life(*users):
+        app = App("shop", memory_url, checkpoint_dir=tmp_path / "checkpoints", state=str(tmp_path / "state"))
+
+        @app.agent("orders", key="user", durable=durable)
+        async def count(ctx):
+            seen.append((ctx.message["user"], n := (await ctx.state().get("n") or 0) + 1))
+            await ctx.state().put("n", n)
+
+        publish(app, "orders", [{"user": user} for user in users])
+        wanted = len(seen) + len(users)
+        async with started(app):
+            await until(lambda: len(seen) == wanted)
+
+    def told():
+        return [each.getMessage() for each in caplog.records if "it is another key" in each.getMessage()]
+
+    await life("1", "1")
+    assert told() == []
+    await life(1, 2.5, "1", 1)
+    assert seen == [("1", 1), ("1", 2), (1, 1), (2.5, 1), ("1", 3), (1, 2)]
+    [said] = told()
+    assert "agent shop.count: key 'user' of orders[0]@2 is a number, where those before were text" in said
+    await life(1, "1")
+    assert len(told()) == 1
