@@ -13,6 +13,12 @@ N keys, each of which comes once, in batches of 64 Ki rows. For each kind:
     spilling    rows_per_s with that directory and budget
 
 Checked: what is restored of the last cut has each key once, and so has the state under the budget.
+
+    python benchmarks/kernels/state_kinds.py --grows budget|memory [--times N] …
+
+With `--grows` each key comes N times, and each kind is filled once, with a directory and the budget, or without them. Its line says by how
+many MB the process was larger than before, at most, after a batch (`own_mb`: its own pages; `all_mb`: with those of mapped files), and the
+rows/s.
 """
 
 import argparse
@@ -57,6 +63,7 @@ NUMBERS = [
 ]
 TEXTS = [AggregateColumn("n", "count"), AggregateColumn("most", "max", "note")]
 LISTS = [AggregateColumn("n", "count"), AggregateColumn("all", "collect_list", "amount")]
+DIFFERING = [AggregateColumn("n", "count"), AggregateColumn("notes", "count_distinct", "note")]
 LEAST = [AggregateColumn("n", "count"), AggregateColumn("least", "min", "amount")]
 BEFORE = [OverColumn("before", "lag", "amount", 1)]
 SUMS = [OverColumn("total", "sum", "amount")]
@@ -95,6 +102,9 @@ KINDS = {
     "texts": Kind(lambda: WindowAggregate(WINDOW, ["key"], TEXTS)),
     "texts of sessions": Kind(lambda: SessionAggregate(3_600_000, ["key"], TEXTS)),
     "collect_list": Kind(lambda: WindowAggregate(WINDOW, ["key"], LISTS)),
+    "texts of groups": Kind(lambda: GroupAggregate(["key"], TEXTS, changes=False)),
+    "lists of groups": Kind(lambda: GroupAggregate(["key"], LISTS, changes=False)),
+    "distinct of groups": Kind(lambda: GroupAggregate(["key"], DIFFERING, changes=False)),
     "count windows": Kind(lambda: CountAggregate(1000, ["key"], NUMBERS)),
     "ttl": Kind(lambda: RunningAggregate(["key"], NUMBERS, ttl_ms=3_600_000)),
     "deduplicate within": Kind(lambda: Deduplicate(["key"], 3_600_000)),
@@ -213,18 +223,46 @@ def measure(name: str, keys: int, budget: int, cuts: int) -> dict[str, Any]:
     }
 
 
+def pages() -> dict[str, int]:
+    """The process's memory in bytes: its own pages, and all that are present."""
+    told = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(told[field].split()[0]) * 1024 for name, field in (("own_mb", "RssAnon"), ("all_mb", "VmRSS"))}
+
+
+def measure_growth(name: str, keys: int, times: int, budget: int | None) -> dict[str, Any]:
+    """budget: None for a state in memory."""
+    kind = KINDS[name]
+    with TemporaryDirectory(prefix="state-kinds-") as folder:
+        before, seconds = pages(), 0.0
+        most = before
+        operator = opened(kind) if budget is None else opened(kind, Path(folder) / "state", budget)
+        for _ in range(times):
+            for batch in batches(keys, kind):
+                seconds += fill(operator, [batch])
+                most = {each: max(most[each], now) for each, now in pages().items()}
+        operator.close()
+    grown = {each: round((most[each] - before[each]) / 1e6) for each in most}
+    return {**grown, "rows_per_s": round(keys * times / seconds)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="keys")
     parser.add_argument("--kinds", default=",".join(KINDS), help="a list with commas")
     parser.add_argument("--budget", type=int, default=64_000_000, help="bytes")
     parser.add_argument("--cuts", type=int, default=3)
+    parser.add_argument("--grows", choices=["budget", "memory"], help="measure the process instead")
+    parser.add_argument("--times", type=int, default=3, help="how often each key comes, with --grows")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name in options.kinds.split(","):
         if name not in KINDS:
             sys.exit(f"there is no kind {name!r}: one of {', '.join(KINDS)}")
-        found[name] = measure(name, options.rows, options.budget, options.cuts)
+        if options.grows is None:
+            found[name] = measure(name, options.rows, options.budget, options.cuts)
+        else:
+            budget = options.budget if options.grows == "budget" else None
+            found[name] = measure_growth(name, options.rows, options.times, budget)
         print(name, found[name], flush=True)
     print(json.dumps({"benchmark": "state_kinds", "rows": options.rows, "budget": options.budget, "kinds": found}))
 
