@@ -113,7 +113,7 @@ COMPUTING = {
     "test_layers": 12,
     "test_random_crashes": 12,
     "test_agents_feed_streams": 12,
-    "test_slotted": 16,
+    "test_slotted": 18,
     "test_row_table": 11,
     "test_engine_faults": 11,
     "test_durable_faults": 10,

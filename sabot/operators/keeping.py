@@ -29,6 +29,7 @@ from sabot.state.tables.restored import Renewal
 from sabot.state.tables.store import TableStore
 
 __all__ = [
+    "CANNOT_CHANGE",
     "Batches",
     "Columns",
     "Keeper",
@@ -51,7 +52,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-_CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a checkpoint and its restore"
+CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a checkpoint and its restore"
 
 
 @dataclass
@@ -181,7 +182,7 @@ class Columns(Kept):
         others: bool = False,
         renewed: Callable[[pa.RecordBatch], pa.RecordBatch] = lambda rows: rows,
         what: str = "the state has",
-        hint: str = _CANNOT_CHANGE,
+        hint: str = CANNOT_CHANGE,
     ) -> None:
         self._name, self._rows, self._load, self._renewed = name, rows, load, renewed
         self._schema, self._keys, self._others = schema, list(keys), others
@@ -344,6 +345,6 @@ def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
     return [[field.name, str(field.type)] for field in fields]
 
 
-def other_columns(part: Saved, what: str = "the state has", hint: str = _CANNOT_CHANGE) -> CorruptCheckpoint:
+def other_columns(part: Saved, what: str = "the state has", hint: str = CANNOT_CHANGE) -> CorruptCheckpoint:
     """The error for a checkpoint that kept other columns than the program keeps."""
     return CorruptCheckpoint(f"{part.directory}: {what} other columns than the program now keeps", hint=hint)

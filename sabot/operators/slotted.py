@@ -27,16 +27,17 @@ from sabot.disk import make_folder
 from sabot.errors import SabotError
 from sabot.faults import hint_of
 from sabot.operators.base import Cut, OperatorContext, Saved
-from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, other_columns, read_batches
+from sabot.operators.keeping import CANNOT_CHANGE, Batches, Kept, Owned, key_hashes, other_columns, read_batches
 from sabot.state.segments import Segments, SegmentsCut, read_segments
 
-__all__ = ["SlotRows", "Slotted"]
+__all__ = ["Rows", "SlotRows", "Slotted"]
 
 Array: TypeAlias = pa.Array
 Rows: TypeAlias = list[pa.RecordBatch]
 """Rows as columns of several files of a checkpoint, which have as many rows each."""
 
-_PIECE_SLOTS = 8_192  # how many slots a cut reads at a time, while the owner waits
+_PIECE_SLOTS = 8_192  # how many slots a cut reads at a time at most, while the owner waits
+_PIECE_BYTES = 16_000_000  # about how many bytes these have
 _EVICTED_SLOTS = 262_144  # how many slots leave in one segment, at most
 _SHARE = 0.4  # of the keys leave when the budget is used up
 _LAST_TICK = 1 << 30
@@ -46,12 +47,13 @@ _FREE = nullcontext()
 
 class OpenRows:
     """The rows of the slots of a table as they were at a barrier: read piece by piece by the thread that saves them, while the owner puts
-    aside what he is about to change. slots: how many there were, or which.
+    aside what he is about to change. slots: how many there were, or which. piece: how many are read at a time.
     """
 
     def __init__(
-        self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, lock: "AbstractContextManager[Any]"
+        self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, lock: "AbstractContextManager[Any]", piece: int = 0
     ) -> None:
+        self._piece = piece or _PIECE_SLOTS
         self._rows_of: Callable[[pa.Int32Array], Rows] | None = rows_of
         self._slots, self._lock = slots, lock
         self._marks: tuple[Any, Any] | None = None
@@ -96,8 +98,8 @@ class OpenRows:
                 if given < len(self._aside):
                     rows, given = self._aside[given], given + 1
                 elif place < len(there):
-                    some = place + np.flatnonzero(there[place : place + _PIECE_SLOTS])
-                    place += _PIECE_SLOTS
+                    some = place + np.flatnonzero(there[place : place + self._piece])
+                    place += self._piece
                     rows = self._rows_of(pa.array(some.astype(np.int32)))
                     was_read[some] = True
                 else:
@@ -115,18 +117,23 @@ class Slotted(Kept):
     """The state of each key of `known`. Has one owner, the subtask's thread; what it does with the state it does within `changing`, in
     which nothing is emitted: the thread that saves a cut waits meanwhile.
 
-    files: the columns of the rows, by file of a checkpoint; the keys stand in the first file, behind `width` other columns.
+    files: the columns of the rows, by file of a checkpoint. keys: where the columns of the key stand in the first of these. name: the
+    folder of its files, and its name among the facts; "": the operator's own folder, of which there is one.
     """
+
+    refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
 
     def __init__(
         self,
         known: GroupTable,
         key_indices: Sequence[int],
         files: Mapping[str, pa.Schema],
-        width: int,
+        keys: Sequence[int],
         context: OperatorContext,
+        name: str = "",
     ) -> None:
-        self.known, self._key_indices, self.files, self.width = known, list(key_indices), dict(files), width
+        self.known, self._key_indices, self.files = known, list(key_indices), dict(files)
+        self.keys_at, self._name = list(keys), name
         self._open: list[OpenRows] = []
         self._lock = RLock()
         self._most_bytes = context.memory_budget * 3 // 10
@@ -134,7 +141,7 @@ class Slotted(Kept):
         self._cold: Segments | None = None
         if context.directory is not None and key_indices:
             fields = [field for schema in files.values() for field in schema]
-            self._cold = Segments(pa.schema(fields), context.directory / _COLD)
+            self._cold = Segments(pa.schema(fields), context.directory / name / _COLD)
 
     # What the owner of the state says
 
@@ -225,8 +232,7 @@ class Slotted(Kept):
         if self._cold is not None:
             for rows in self._cold.read():
                 yield self.put(_parted(rows, self.files))
-                keys = range(self.width, self.width + len(self._key_indices))
-                slots = self.known.resolve(rows, keys, insert=False)
+                slots = self.known.resolve(rows, self.keys_at, insert=False)
                 self.forget(pa.array(np.unique(slots.to_numpy())))
 
     def settle(self) -> None:
@@ -247,6 +253,11 @@ class Slotted(Kept):
         return bool(self._open)
 
     @property
+    def least_due(self) -> int | None:
+        """The least time at which a row that is not in memory is due; None: all are in memory."""
+        return None if self._cold is None else self._cold.least_due
+
+    @property
     def cold_rows(self) -> int:
         return 0 if self._cold is None else len(self._cold)
 
@@ -264,12 +275,18 @@ class Slotted(Kept):
 
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
         cold = None if self._cold is None or not len(self._cold) else self._cold.cut()
-        facts: dict[str, Any] = {} if cold is None else {"segments": cold.facts}
+        facts: dict[str, Any] = {} if cold is None else {self._fact: cold.facts}
         if cold is None and not len(self.known):
             return facts, {}
-        rows = OpenRows(self.rows_of, self.known.statistics()["slots"], self._lock)
+        slots = self.known.statistics()["slots"]
+        piece = max(min(_PIECE_SLOTS, _PIECE_BYTES * slots // max(self.nbytes, 1)), 1)
+        rows = OpenRows(self.rows_of, slots, self._lock, piece)
         self._open.append(rows)
-        return facts, {"": _SlottedCut(self, rows, cold)}
+        return facts, {self._name: _SlottedCut(self, rows, cold)}
+
+    @property
+    def _fact(self) -> str:
+        return f"{self._name} segments" if self._name else "segments"
 
     def over(self, rows: OpenRows) -> None:
         """A cut is saved, or will not be. Any thread."""
@@ -285,40 +302,52 @@ class Slotted(Kept):
     def renewed(self, rows: Rows) -> Rows:
         return rows
 
+    def read(self, part: Saved, files: Mapping[str, pa.Schema]) -> Iterator[Rows]:
+        """The rows of these files of a checkpoint. Raises CorruptCheckpoint."""
+        for rows in zip(*(read_batches(self.folder_of(part), name) for name in files), strict=True):
+            if any(not each.schema.equals(schema) for each, schema in zip(rows, files.values(), strict=True)):
+                raise other_columns(part, *self.refusal)
+            yield list(rows)
+
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         files = self.files_of(saved)
         for part in saved:
-            told = part.facts.get("segments") or ()
+            told = part.facts.get(self._fact) or ()
             whole = self._cold is not None and len(saved) == 1 and owned is None and files == self.files
             if whole and self._cold is not None:
-                self._cold.link(part.directory / _COLD, told)
-            for rows in zip(*(read_batches(part.directory, name) for name in files), strict=True):
-                if any(not each.schema.equals(schema) for each, schema in zip(rows, files.values(), strict=True)):
-                    raise other_columns(part)
-                self._restored(list(rows), owned)  # those of a key may stand in several pieces
+                self._cold.link(self.folder_of(part) / _COLD, told)
+            for rows in self.read(part, files):
+                self._restored(part, rows, owned)  # those of a key may stand in several pieces
             self.settle()
             if told and not whole:
                 schema = pa.schema([field for each in files.values() for field in each])
-                for piece in read_segments(part.directory / _COLD, schema, told):
-                    self._restored(_parted(piece, files), owned)
+                for piece in read_segments(self.folder_of(part) / _COLD, schema, told):
+                    self._restored(part, _parted(piece, files), owned)
                     self.settle()
 
-    def _restored(self, rows: Rows, owned: Owned | None) -> None:
+    def folder_of(self, part: Saved) -> Path:
+        """Where its files are; state that had no folder of its own before has them in the operator's."""
+        folder = part.directory / self._name
+        return folder if folder.is_dir() else part.directory
+
+    def _restored(self, part: Saved, rows: Rows, owned: Owned | None) -> None:
         rows = self.renewed(rows)
+        if any(not each.schema.equals(schema) for each, schema in zip(rows, self.files.values(), strict=True)):
+            raise other_columns(part, *self.refusal)
         if owned is not None:
-            mine = owned(self._hashes_of(rows[0]))
+            mine = owned(self._hashes_of(rows))
             rows = [each.filter(mine) for each in rows]
         if rows[0].num_rows:
             self.put(rows)
+
+    def _hashes_of(self, rows: Rows) -> pa.UInt64Array:
+        return key_hashes([rows[0].column(index) for index in self.keys_at], rows[0].num_rows)
 
     # To the disk and back
 
     def _put_back(self, rows: pa.RecordBatch) -> None:
         self._back += rows.num_rows
         self.put(_parted(rows, self.files))
-
-    def _hashes_of(self, rows: pa.RecordBatch) -> pa.UInt64Array:
-        return key_hashes(rows.columns[self.width : self.width + len(self._key_indices)], rows.num_rows)
 
     def _used(self) -> int:
         """The bytes that the keys in memory need; memory that others have left behind is not counted, since it is used again."""
@@ -331,7 +360,7 @@ class Slotted(Kept):
             slots = victims.slice(start, _EVICTED_SLOTS)
             self.note(slots)
             rows = self.rows_of(slots)
-            hashes = self._hashes_of(rows[0]).to_numpy()
+            hashes = self._hashes_of(rows).to_numpy()
             columns = [column for each in rows for column in each.columns]
             try:
                 cold.write(pa.RecordBatch.from_arrays(columns, schema=cold.schema), hashes, self.due_of(rows))

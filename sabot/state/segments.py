@@ -113,6 +113,11 @@ class Segments:
             segment.drop_due(now)
         self._forget_empty()
 
+    @property
+    def least_due(self) -> int | None:
+        """The least time at which a row is due; None: there is no row."""
+        return min((segment.least_due for segment in self._segments), default=None)
+
     def take_all(self) -> Iterator[pa.RecordBatch]:
         """All rows, in pieces, as `take`."""
         while self._segments:
@@ -281,6 +286,18 @@ class _SegmentFile(Shared):
         living = numbers[~self._gone[numbers]]
         for start in range(0, len(living), _PIECE_ROWS):
             yield living[start : start + _PIECE_ROWS]
+
+    @property
+    def least_due(self) -> int:
+        """The least time at which a living row is due."""
+        order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
+        while self._next < self.rows:
+            living = np.flatnonzero(~self._gone[order[self._next : self._next + _PIECE_ROWS]])
+            if len(living):
+                self._next += int(living[0])
+                return int(times[order[self._next]])
+            self._next += _PIECE_ROWS
+        return _NEVER
 
     def pieces(self) -> Iterator[Any]:
         """All living rows, in pieces that end between keys."""

@@ -47,6 +47,9 @@ PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     "ttl": lambda rows: rows.key_by("key").aggregate(count=sabot.count(), total=sabot.sum("n"), ttl="60ms"),
     "deduplicate within": lambda rows: rows.deduplicate("key", within="50ms"),
     "timers": lambda rows: rows.key_by("key").process(arm, schema=RANG, on_timer=rang),
+    "over": lambda rows: rows.key_by("key").over(
+        preceding="70ms", total=sabot.sum("n"), nth=sabot.row_number(), last=sabot.lag("note", 2), next=sabot.lead("n")
+    ),
 }
 
 

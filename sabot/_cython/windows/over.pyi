@@ -45,12 +45,16 @@ class FrameTable:
         """Called when no row below the watermark will come on time: with `ms`, drops rows that no later frame includes, within a 16th of
         `ms`. Returns slots that have no rows any more.
         """
-    def current(self) -> tuple[pa.Int32Array, pa.Int64Array, list[pa.Array[Any]]]:
-        """For each slot that has rows: the slot, the time of its newest row, and the results of that row's frame."""
-    def export(self) -> pa.RecordBatch:
-        """All rows as slot, time, and a pair of columns per value; slot by slot, the oldest first."""
+    def due(self, watermark_ms: int) -> pa.Int32Array:
+        """The slots that `advance` would change, and perhaps others."""
+    def remove(self, slots: pa.Int32Array) -> None:
+        """Forgets the rows of these slots."""
+    def current(self, chosen: pa.Int32Array | None = None) -> tuple[pa.Int32Array, pa.Int64Array, list[pa.Array[Any]]]:
+        """For each of these slots that has rows, or for all: the slot, the time of its newest row, and the results of that row's frame."""
+    def export(self, chosen: pa.Int32Array | None = None) -> pa.RecordBatch:
+        """The rows of these slots, or of all, as slot, time, and a pair of columns per value; slot by slot, the oldest first."""
     def load(self, state: pa.RecordBatch) -> None:
-        """Loads rows of `export`, with the slots that they have here."""
+        """Loads rows of `export`, with the slots that they have here. Later results are those of the exported table, bit by bit."""
 
 class PlaceTable:
     """Row numbers and ranks by key slot in order of time, and the rows before each row. Has one owner.
@@ -73,14 +77,18 @@ class PlaceTable:
         `columns`. Rank and dense rank are by time. A late row gets the next row number, and the ranks of the newest row; the rows before
         it are those before its time among the rows that are kept.
         """
-    def counters(self) -> pa.RecordBatch:
-        """The counters of all slots: slot, rows, newest, rank, dense."""
-    def history(self, rows: int) -> list[pa.RecordBatch]:
-        """The rows that are kept, in batches of at most `rows`: __slot, __at (time), __number (0), columns; by slot, the oldest first."""
+    def export(self, rows: int, slots: pa.Int32Array | None = None) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
+        """(counters, kept rows) of these slots, or of all.
+
+        Counters: slot, rows, newest, rank, dense; and how many rows of the slot are kept. Those follow in batches of at most `rows`:
+        __slot, __at (time), __number (0), columns; in the order of the counters, the oldest of a slot first.
+        """
+    def remove(self, slots: pa.Int32Array) -> None:
+        """Forgets these slots."""
     def load(self, counters: pa.RecordBatch) -> None:
-        """Loads rows of `counters`, with the slots that they have here."""
+        """Loads counters of `export`, with the slots that they have here."""
     def load_history(self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array) -> None:
-        """Loads rows of `history`, in their order, after the counters of their slots. data: `columns`."""
+        """Loads kept rows of `export`, in their order, after the counters of their slots. data: `columns`."""
 
 class WaitTable:
     """Rows that wait until enough rows of their key slot have come after them, by time. Has one owner.
@@ -93,6 +101,8 @@ class WaitTable:
     rows: pa.Schema
     least: int | None
     """The least time of a row that waits; None if none does."""
+    next_number: int
+    """The number of the next row; rows are given in the order of their numbers."""
     def __len__(self) -> int:
         """The number of rows that wait."""
     @property
@@ -119,7 +129,11 @@ class WaitTable:
         list[tuple[list[pa.Array[Any]], pa.Int64Array, list[tuple[pa.BooleanArray, list[pa.Array[Any]]]]]],
     ]:
         """Called when no more rows will come. Returns (slots that have no rows any more, all waiting rows as from `add`)."""
-    def export(self, rows: int) -> list[pa.RecordBatch]:
-        """The rows that wait, as batches of at most `rows`: __slot, __at (time), __number, columns; slot by slot, in order."""
+    def export(self, rows: int, slots: pa.Int32Array | None = None) -> list[pa.RecordBatch]:
+        """The rows that wait, of these slots or of all, as batches of at most `rows`: __slot, __at (time), __number, columns; slot by
+        slot, in order.
+        """
+    def remove(self, slots: pa.Int32Array) -> None:
+        """Forgets the rows of these slots, which wait no more."""
     def load(self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array, numbers: pa.Int64Array) -> None:
         """Loads rows of `export`, in their order, with the slots that they have here."""

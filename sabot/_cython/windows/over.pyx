@@ -74,8 +74,12 @@ cdef extern from "windows/over_frames.h" namespace "sabot" nogil:
             const int32_t* slots, const int32_t* chosen, int64_t count, const vector[FrameValue]& values, const int64_t* times
         ) except +
         void advance(int64_t watermark, vector[int32_t]& vacant) except +
-        void current(vector[int32_t]& slots, vector[int64_t]& newest) except +
-        void export_rows(int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states)
+        void due(int64_t watermark, vector[int32_t]& slots) except +
+        void remove(const int32_t* slots, int64_t count) except +
+        void every(vector[int32_t]& slots) except +
+        void current(const vector[int32_t]& slots, vector[int64_t]& newest) except +
+        int64_t size_of(int32_t slot)
+        void export_rows(const int32_t* chosen, int64_t count, int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states)
         void load(const int32_t* slots, int64_t count, const int64_t* times, const uint64_t** raw, const uint8_t** states) except +
 
     int64_t pack(Type type, const uint64_t* raw, const uint8_t* valid, int count, int64_t first, void* values, uint8_t* validity)
@@ -106,14 +110,20 @@ cdef extern from "windows/over_rows.h" namespace "sabot" nogil:
         void add(
             const vector[Source]& columns, const int32_t* slots, const int32_t* chosen, int64_t count, const int64_t* times
         ) except +
-        void counters(int32_t* slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense)
+        void every(vector[int32_t]& slots) except +
+        void there(const int32_t* slots, int64_t count, vector[int32_t]& out) except +
+        void counters(
+            const vector[int32_t]& slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense, int64_t* last
+        )
+        void remove(const int32_t* slots, int64_t count)
         void load_counter(int32_t slot, int64_t rows, int64_t newest, int64_t rank, int64_t dense) except +
-        void all(vector[const Kept*]& out) except +
+        void history_of(const vector[int32_t]& slots, vector[const Kept*]& out) except +
         bint load(const vector[Source]& columns, int64_t row, int32_t slot, int64_t time) except +
 
     cppclass Waiting:
         Keeping kept
         int64_t depth
+        int64_t next_number
         vector[int64_t] offsets
         vector[const Kept*] ready
         vector[vector[const Kept*]] sources
@@ -126,6 +136,8 @@ cdef extern from "windows/over_rows.h" namespace "sabot" nogil:
         ) except +
         void flush(vector[int32_t]& slots) except +
         void all(vector[const Kept*]& out) except +
+        void rows_of(const int32_t* slots, int64_t count, vector[const Kept*]& out) except +
+        void remove(const int32_t* slots, int64_t count)
         void load(const vector[Source]& columns, int64_t row, int32_t slot, int64_t time, int64_t number) except +
 
 
@@ -192,6 +204,21 @@ cdef class _Rows:
             raise ValueError(f"{self.count} slots for {rows} rows")
         if not (all_within(self.slots, self.count, 2**31) and (selection is None or all_within(self.chosen, self.count, rows))):
             raise IndexError(f"a slot is negative, or the selection names rows outside of the {rows} rows of its batch")
+
+
+cdef class _Slots:
+    """Slots of a call."""
+
+    cdef View column
+    cdef object alive
+    cdef int64_t count
+    cdef const int32_t* values
+
+    def __cinit__(self, slots):
+        self.alive = open_array(slots, &self.column, TYPE_INT32, "slots")
+        self.count, self.values = self.column.length, self.column.int32s()
+        if not all_within(self.values, self.count, 2**31):
+            raise IndexError("a slot is negative")
 
 
 # Frames
@@ -301,17 +328,46 @@ cdef class FrameTable:
             self.frames.advance(watermark_ms, vacant)
         return int32_array(vacant)
 
-    def current(self):
+    def due(self, int64_t watermark_ms):
+        """The slots that `advance` would change. See over.pyi."""
+        cdef vector[int32_t] slots
+        with nogil:
+            self.frames.due(watermark_ms, slots)
+        return int32_array(slots)
+
+    def remove(self, slots):
+        """Forgets the rows of these slots. See over.pyi."""
+        cdef _Slots chosen = _Slots(slots)
+        with nogil:
+            self.frames.remove(chosen.values, chosen.count)
+
+    def current(self, chosen=None):
         """(slots, times, results). See over.pyi."""
         cdef vector[int32_t] slots
         cdef vector[int64_t] newest
+        cdef _Slots of
+        cdef int64_t k
+        if chosen is None:
+            self.frames.every(slots)
+        else:
+            of = _Slots(chosen)
+            for k in range(of.count):
+                if self.frames.size_of(of.values[k]):
+                    slots.push_back(of.values[k])
         with nogil:
             self.frames.current(slots, newest)
         return int32_array(slots), int64_array(newest), self._results(slots.size())
 
-    def export(self):
-        """All rows as columns. See over.pyi."""
-        cdef int64_t count = self.frames.kept
+    def export(self, chosen=None):
+        """Rows as columns. See over.pyi."""
+        cdef vector[int32_t] every
+        if chosen is None:
+            self.frames.every(every)
+            chosen = int32_array(every)
+        cdef _Slots of = _Slots(chosen)
+        cdef int64_t count = 0, k
+        for k in range(of.count):
+            count += self.frames.size_of(of.values[k])
         cdef int32_t* slots
         cdef int64_t* times
         cdef void* data
@@ -326,7 +382,7 @@ cdef class FrameTable:
             states.push_back(<uint8_t*> data)
             names += [f"{i}.value", f"{i}.state"]
         with nogil:
-            self.frames.export_rows(slots, times, raw.data(), states.data())
+            self.frames.export_rows(of.values, of.count, slots, times, raw.data(), states.data())
         return pa.RecordBatch.from_arrays(columns, names=names)
 
     def load(self, state):
@@ -471,26 +527,34 @@ cdef class PlaceTable:
         )
         return ranks, found, history
 
-    def counters(self):
-        """The counters of all slots. See over.pyi."""
-        cdef int64_t count = self.places.used()
-        cdef int32_t* slots
-        cdef int64_t* raw[4]
-        cdef list columns = [new_array(pa.int32(), count, <void**> &slots)]
-        for i in range(4):
-            columns.append(new_array(pa.int64(), count, <void**> &raw[<int> i]))
+    def export(self, int64_t rows, slots=None):
+        """(counters, the rows that are kept). See over.pyi."""
+        cdef vector[int32_t] found
+        cdef vector[const Kept*] kept
+        cdef _Slots chosen
+        if slots is None:
+            self.places.every(found)
+        else:
+            chosen = _Slots(slots)
+            self.places.there(chosen.values, chosen.count, found)
+        cdef int64_t* raw[5]
+        cdef list columns = [int32_array(found)]
+        for i in range(5):
+            columns.append(new_array(pa.int64(), found.size(), <void**> &raw[<int> i]))
         with nogil:
-            self.places.counters(slots, raw[0], raw[1], raw[2], raw[3])
-        return pa.RecordBatch.from_arrays(columns, names=["slot", "rows", "newest", "rank", "dense"])
+            self.places.counters(found, raw[0], raw[1], raw[2], raw[3], raw[4])
+            self.places.history_of(found, kept)
+        counters = pa.RecordBatch.from_arrays(columns, names=["slot", "rows", "newest", "rank", "dense", "kept"])
+        return counters, _all_rows(&self.places.kept.layout, self.columns, kept, rows)
 
-    def history(self, int64_t rows):
-        """The rows that are kept. See over.pyi."""
-        cdef vector[const Kept*] all
-        self.places.all(all)
-        return _all_rows(&self.places.kept.layout, self.columns, all, rows)
+    def remove(self, slots):
+        """Forgets these slots. See over.pyi."""
+        cdef _Slots chosen = _Slots(slots)
+        with nogil:
+            self.places.remove(chosen.values, chosen.count)
 
     def load(self, counters):
-        """Loads rows of `counters`."""
+        """Loads counters of `export`."""
         cdef View slots
         cdef View columns[4]
         cdef list alive = [open_array(counters.column("slot"), &slots, TYPE_INT32, "slot")]
@@ -505,7 +569,7 @@ cdef class PlaceTable:
                 )  # fmt: skip
 
     def load_history(self, slots, data, time):
-        """Loads rows of `history`, whose counters are loaded. See over.pyi."""
+        """Loads kept rows of `export`, whose counters are loaded. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, None, time)
         cdef vector[Source] sources
         capsules = open_rows(&self.places.kept.layout, self.columns, data, &sources)
@@ -538,6 +602,14 @@ cdef class WaitTable:
     @property
     def nbytes(self):
         return self.rows_waiting.nbytes()
+
+    @property
+    def next_number(self):
+        return self.rows_waiting.next_number
+
+    @next_number.setter
+    def next_number(self, int64_t number):
+        self.rows_waiting.next_number = number
 
     @property
     def least(self):
@@ -587,11 +659,22 @@ cdef class WaitTable:
             start += count
         return found
 
-    def export(self, int64_t rows):
+    def export(self, int64_t rows, slots=None):
         """The rows that wait. See over.pyi."""
         cdef vector[const Kept*] all
-        self.rows_waiting.all(all)
+        cdef _Slots chosen
+        if slots is None:
+            self.rows_waiting.all(all)
+        else:
+            chosen = _Slots(slots)
+            self.rows_waiting.rows_of(chosen.values, chosen.count, all)
         return _all_rows(&self.rows_waiting.kept.layout, self.rows, all, rows)
+
+    def remove(self, slots):
+        """Forgets the rows of these slots. See over.pyi."""
+        cdef _Slots chosen = _Slots(slots)
+        with nogil:
+            self.rows_waiting.remove(chosen.values, chosen.count)
 
     def load(self, slots, data, time, numbers):
         """Rows of `export`. See over.pyi."""

@@ -44,7 +44,8 @@ struct FrameValue {
     const View* filter;   /* null: every row counts */
 };
 
-enum : uint8_t { COUNTS = 1, THERE = 2 }; /* the filter holds; and the value is not null */
+/* The filter holds; the value is not null; in exported rows: the row is one of the front. */
+enum : uint8_t { COUNTS = 1, THERE = 2, FRONT = 4 };
 
 static inline bool is_nan(const FrameCall& call, uint64_t bits) { return is_float(call.type) && std::isnan(double_of(bits)); }
 static inline bool less_than(const FrameCall& call, uint64_t a, uint64_t b) {
@@ -145,18 +146,8 @@ class Frames {
         while (ms >> (shift + 1) >= 32) shift++; /* expired rows are dropped at most a 32nd of the frame later */
     }
     /* The number of keys that have rows. */
-    int64_t used() const {
-        int64_t count = 0;
-        for (const Key& key : keys) count += key.size() > 0;
-        return count;
-    }
-    int64_t nbytes() const {
-        int64_t bytes = keys.capacity() * sizeof(Key);
-        for (const Key& key : keys) {
-            bytes += (key.ring.capacity() * 8 + (key.front.capacity() + key.back.capacity()) * sizeof(Folded));
-        }
-        return bytes;
-    }
+    int64_t used() const { return present; }
+    int64_t nbytes() const { return static_cast<int64_t>(keys.capacity() * sizeof(Key)) + heap + 4 * entries; }
 
     /* Adds rows, and fills `results`. By time, all rows with the same key and time must come in one call, or are late. */
     void add(const int32_t* slots, const int32_t* chosen, int64_t count, const std::vector<FrameValue>& from, const int64_t* times) {
@@ -181,6 +172,7 @@ class Frames {
         auto time_of = [&](int32_t i) { return times[chosen ? chosen[i] : i]; };
         for (const int32_t slot : touched) {
             Key& key = keys[slot];
+            heap -= key.nbytes();
             mine.clear();
             bool sorted = true;
             for (int32_t i = key.first; i >= 0; i = next[i]) {
@@ -197,36 +189,63 @@ class Frames {
                 while (late < mine.size() && mine[late].time < key.newest) late++;
             if (late) again(key, late);
             come(key, late, mine.size());
-            if (rows < 0 && !key.due && key.size()) schedule(slot);
+            if (rows < 0) schedule(slot);
+            heap += key.nbytes();
         }
     }
     /* Called when no row below the watermark will come on time: drops rows that no later frame includes. vacant: slots without rows. */
     void advance(int64_t upto, std::vector<int32_t>& vacant) {
         if (rows >= 0) return;
         watermark = std::max(watermark, upto);
+        const int64_t now = watermark >> shift;
         std::vector<int32_t> stay;
-        while (!wheel.empty() && wheel.begin()->first < watermark >> shift) {
+        while (!wheel.empty() && wheel.begin()->first < now) {
+            const int64_t bucket = wheel.begin()->first;
             std::vector<int32_t> slots;
             slots.swap(wheel.begin()->second);
             wheel.erase(wheel.begin());
+            entries -= slots.size();
             for (const int32_t slot : slots) {
                 Key& key = keys[slot];
-                key.due = false;
-                if (over(key.newest, watermark)) clear(key);
-                while (key.size() && over(key.oldest(), watermark)) evict(key);
+                if (key.bucket != bucket) continue; /* it stands elsewhere in the wheel, or its rows were removed */
+                key.bucket = NO_BUCKET;
+                heap -= key.nbytes();
+                if (bucket_of(key.newest) < now) clear(key);
+                while (key.size() && bucket_of(key.oldest()) < now) evict(key);
+                heap += key.nbytes();
                 if (key.size()) stay.push_back(slot);
                 else vacant.push_back(slot);
             }
         }
         for (const int32_t slot : stay) schedule(slot);
     }
-    /* Fills `results` with the newest frame of each key, in the order of `used` slots. */
-    void current(std::vector<int32_t>& slots, std::vector<int64_t>& newest) {
-        for (size_t slot = 0; slot < keys.size(); slot++) {
-            if (keys[slot].size() == 0) continue;
-            slots.push_back(static_cast<int32_t>(slot));
-            newest.push_back(keys[slot].newest);
+    /* The slots at which `advance` would look. */
+    void due(int64_t upto, std::vector<int32_t>& slots) const {
+        for (const auto& [bucket, some] : wheel) {
+            if (bucket >= std::max(watermark, upto) >> shift) break;
+            for (const int32_t slot : some)
+                if (keys[slot].bucket == bucket) slots.push_back(slot);
         }
+    }
+    /* Forgets the rows of these slots. */
+    void remove(const int32_t* slots, int64_t count) {
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
+            Key& key = keys[slots[i]];
+            heap -= key.nbytes();
+            clear(key);
+            key.back = std::vector<Folded>();
+            key.bucket = NO_BUCKET;
+        }
+    }
+    /* All slots that have rows. */
+    void every(std::vector<int32_t>& slots) const {
+        for (size_t slot = 0; slot < keys.size(); slot++)
+            if (keys[slot].size()) slots.push_back(static_cast<int32_t>(slot));
+    }
+    /* Fills `results` with the newest frame of each of these slots, which have rows. */
+    void current(const std::vector<int32_t>& slots, std::vector<int64_t>& newest) {
+        for (const int32_t slot : slots) newest.push_back(keys[slot].newest);
         results.resize(calls.size());
         for (size_t c = 0; c < calls.size(); c++) {
             results[c].raw.assign(slots.size(), 0);
@@ -234,32 +253,61 @@ class Frames {
             for (size_t i = 0; i < slots.size(); i++) give(keys[slots[i]], c, i);
         }
     }
-    /* All rows, slot by slot, the oldest first: times, and `values` pairs of columns, value and state. */
-    void export_rows(int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states) const {
+    /* How many rows a slot has. */
+    int64_t size_of(int32_t slot) const { return slot < static_cast<int64_t>(keys.size()) ? keys[slot].size() : 0; }
+    /* The rows of these slots, slot by slot, the oldest first: times, and `values` pairs of columns, value and state. */
+    void export_rows(
+        const int32_t* chosen, int64_t count, int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states
+    ) const {
         int64_t out = 0;
-        for (size_t slot = 0; slot < keys.size(); slot++) {
-            const Key& key = keys[slot];
+        for (int64_t k = 0; k < count; k++) {
+            if (size_of(chosen[k]) == 0) continue;
+            const Key& key = keys[chosen[k]];
+            const size_t front = key.front.size() / std::max<size_t>(calls.size(), 1);
             for (size_t i = 0; i < key.size(); i++, out++) {
                 const uint64_t* row = key.row(i, width);
-                slots[out] = static_cast<int32_t>(slot);
+                slots[out] = chosen[k];
                 times[out] = static_cast<int64_t>(row[0]);
-                for (int v = 0; v < values; v++) raw[v][out] = row[1 + v], states[v][out] = state_of(row, v);
+                for (int v = 0; v < values; v++) {
+                    raw[v][out] = row[1 + v];
+                    states[v][out] = state_of(row, v) | (i < front ? FRONT : 0);
+                }
             }
         }
     }
+    /* Loads exported rows. The rows of the front become one again, so that sums of floats are the same, bit by bit. */
     void load(const int32_t* slots, int64_t count, const int64_t* times, const uint64_t** raw, const uint8_t** states) {
         std::vector<uint64_t> row(width);
         for (int64_t i = 0; i < count; i++) {
+            Key& key = at(slots[i]);
+            heap -= key.nbytes();
             std::fill(row.begin(), row.end(), 0);
             row[0] = static_cast<uint64_t>(times[i]);
-            for (int v = 0; v < values; v++) row[1 + v] = raw[v][i], set_state(row.data(), v, states[v][i]);
-            Key& key = at(slots[i]);
+            bool front = false;
+            for (int v = 0; v < values; v++) {
+                row[1 + v] = raw[v][i];
+                set_state(row.data(), v, states[v][i] & (COUNTS | THERE));
+                front = front || (states[v][i] & FRONT);
+            }
+            if (key.first >= 0 && !front) turn(key), key.first = -1;
             push(key, row.data());
-            if (rows < 0 && !key.due) schedule(slots[i]);
+            if (front) key.first = 0; /* its rows so far are those of the front */
+            heap += key.nbytes();
+        }
+        for (int64_t i = 0; i < count; i++) {
+            Key& key = keys[slots[i]];
+            if (key.first >= 0) {
+                heap -= key.nbytes();
+                turn(key), key.first = -1;
+                heap += key.nbytes();
+            }
+            if (rows < 0) schedule(slots[i]);
         }
     }
 
    private:
+    static constexpr int64_t NO_BUCKET = INT64_MAX;
+
     struct Key {
         std::vector<uint64_t> ring;  /* rows of `width` words: time, values, a byte of state per value */
         std::vector<Folded> front;   /* accumulators per aggregate and row, those of the oldest row last */
@@ -267,9 +315,12 @@ class Frames {
         size_t head = 0, end = 0;    /* the places of the oldest row in the ring, and behind the newest */
         int64_t newest = 0;
         int32_t first = -1, last = -1; /* the key's rows in this call, as a list */
-        bool due = false;              /* whether the key is in the wheel */
+        int64_t bucket = NO_BUCKET;    /* its place in the wheel */
 
         size_t size() const { return end - head; }
+        int64_t nbytes() const {
+            return static_cast<int64_t>(ring.capacity() * 8 + (front.capacity() + back.capacity()) * sizeof(Folded));
+        }
         const uint64_t* row(size_t i, size_t width) const { return ring.data() + (head + i) * width; }
         int64_t oldest() const { return static_cast<int64_t>(ring[head * (ring.size() / end)]); }
     };
@@ -280,6 +331,8 @@ class Frames {
 
     std::vector<Key> keys; /* by slot */
     std::map<int64_t, std::vector<int32_t>> wheel; /* slots by the time at which their oldest row expires, in steps of 2^shift ms */
+    int64_t entries = 0;           /* of the wheel, with those that are not valid any more */
+    int64_t present = 0, heap = 0; /* how many keys have rows; the bytes of all rows and accumulators */
     std::vector<std::vector<uint64_t>> read_values; /* the values of this call, by value and row */
     std::vector<std::vector<uint8_t>> read_states;
     std::vector<int32_t> next, touched;
@@ -335,19 +388,36 @@ class Frames {
     }
     void clear(Key& key) {
         kept -= key.size();
+        present -= key.size() > 0;
         key.ring = std::vector<uint64_t>();
         key.front = std::vector<Folded>();
         key.back.clear();
         key.head = key.end = 0;
     }
+    int64_t bucket_of(int64_t time) const { return (time > INT64_MAX - ms ? INT64_MAX : time + ms) >> shift; }
+    /* Puts a key into the wheel, at its oldest row. */
     void schedule(int32_t slot) {
         Key& key = keys[slot];
-        const int64_t oldest = key.oldest(), due = oldest > INT64_MAX - ms ? INT64_MAX : oldest + ms;
-        wheel[due >> shift].push_back(slot);
-        key.due = true;
+        if (key.size() == 0) return;
+        const int64_t bucket = bucket_of(key.oldest());
+        if (key.bucket <= bucket) return; /* it is looked at before that */
+        key.bucket = bucket;
+        wheel[bucket].push_back(slot);
+        if (++entries > 2 * present + 1024) sweep();
+    }
+    /* Frees the wheel of entries that are not valid any more. */
+    void sweep() {
+        wheel.clear();
+        entries = 0;
+        for (size_t slot = 0; slot < keys.size(); slot++) {
+            if (keys[slot].bucket == NO_BUCKET) continue;
+            wheel[keys[slot].bucket].push_back(static_cast<int32_t>(slot));
+            entries++;
+        }
     }
     void push(Key& key, const uint64_t* row) {
         if (key.back.empty()) key.back.resize(calls.size());
+        present += key.size() == 0;
         key.ring.insert(key.ring.end(), row, row + width);
         key.end++;
         kept++;
@@ -378,6 +448,7 @@ class Frames {
         key.head++;
         kept--;
         if (key.head == key.end) {
+            present--;
             key.ring.clear();
             key.head = key.end = 0;
         } else if (key.head >= 8 && key.head * 2 > key.end) {

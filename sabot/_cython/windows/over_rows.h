@@ -135,30 +135,47 @@ class Places {
             if (depth > 0) look_back(key, slot, mine, columns, chosen);
         }
     }
-    int64_t used() const {
-        int64_t count = 0;
-        for (const Key& key : keys) count += key.rows > 0;
-        return count;
-    }
+    int64_t used() const { return present; }
     int64_t nbytes() const {
         return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + by_slot.nbytes();
     }
-    /* The counters of all keys: `used` rows of slot, rows, newest, rank, dense rank. */
-    void counters(int32_t* slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense) const {
-        int64_t out = 0;
-        for (size_t slot = 0; slot < keys.size(); slot++) {
-            const Key& key = keys[slot];
-            if (key.rows == 0) continue;
-            slots[out] = static_cast<int32_t>(slot);
-            rows[out] = key.rows, newest[out] = key.newest, rank[out] = key.rank, dense[out++] = key.dense;
+    /* All slots that have counted rows. */
+    void every(std::vector<int32_t>& slots) const {
+        for (size_t slot = 0; slot < keys.size(); slot++)
+            if (keys[slot].rows > 0) slots.push_back(static_cast<int32_t>(slot));
+    }
+    /* Those of these slots that have counted rows. */
+    void there(const int32_t* slots, int64_t count, std::vector<int32_t>& out) const {
+        for (int64_t i = 0; i < count; i++)
+            if (slots[i] < static_cast<int64_t>(keys.size()) && keys[slots[i]].rows > 0) out.push_back(slots[i]);
+    }
+    /* The counters of these slots: rows, newest, rank, dense rank; and how many of their rows are kept. */
+    void counters(
+        const std::vector<int32_t>& slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense, int64_t* last
+    ) const {
+        for (size_t i = 0; i < slots.size(); i++) {
+            const Key& key = keys[slots[i]];
+            rows[i] = key.rows, newest[i] = key.newest, rank[i] = key.rank, dense[i] = key.dense;
+            last[i] = static_cast<int64_t>(key.last.size());
         }
     }
     void load_counter(int32_t slot, int64_t rows, int64_t newest, int64_t rank, int64_t dense) {
         if (slot >= static_cast<int64_t>(keys.size())) keys.resize(std::max<size_t>(slot + 1, keys.size() * 3 / 2));
+        present += (rows > 0) - (keys[slot].rows > 0);
         keys[slot].rows = rows, keys[slot].newest = newest, keys[slot].rank = rank, keys[slot].dense = dense;
     }
-    void all(std::vector<const Kept*>& out) const {
-        for (const Key& key : keys) out.insert(out.end(), key.last.begin(), key.last.end());
+    void history_of(const std::vector<int32_t>& slots, std::vector<const Kept*>& out) const {
+        for (const int32_t slot : slots) out.insert(out.end(), keys[slot].last.begin(), keys[slot].last.end());
+    }
+    /* Forgets these slots. */
+    void remove(const int32_t* slots, int64_t count) {
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
+            Key& key = keys[slots[i]];
+            for (Kept* row : key.last) kept.drop(row);
+            present -= key.rows > 0;
+            key = Key();
+        }
     }
     /* Loads the next row of a slot; false where its counter is missing, or it has `depth` rows already. */
     bool load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time) {
@@ -179,6 +196,7 @@ class Places {
 
     std::vector<Key> keys;
     BySlot by_slot;
+    int64_t present = 0; /* how many slots have counted rows */
     std::vector<Kept*> gone;
     std::vector<Seen> seen;
     std::vector<Kept*> left;
@@ -188,6 +206,7 @@ class Places {
         gone.clear();
     }
     void number(Key& key, const std::vector<Arrived>& mine) {
+        present += key.rows == 0;
         for (const Arrived& row : mine) {
             key.rows++;
             if (key.rows == 1 || row.time > key.newest) {
@@ -242,6 +261,7 @@ class Waiting {
    public:
     Keeping kept;
     int64_t depth = 1;
+    int64_t next_number = 0;
     std::vector<int64_t> offsets; /* 1 to depth */
 
     /* The results of the last `add` or `flush`, in the order of arrival. sources, by offset: null where there is no row. */
@@ -292,6 +312,23 @@ class Waiting {
     void all(std::vector<const Kept*>& out) const {
         for (const Key& key : keys) out.insert(out.end(), key.begin(), key.end());
     }
+    void rows_of(const int32_t* slots, int64_t count, std::vector<const Kept*>& out) const {
+        for (int64_t i = 0; i < count; i++)
+            if (slots[i] < static_cast<int64_t>(keys.size())) {
+                out.insert(out.end(), keys[slots[i]].begin(), keys[slots[i]].end());
+            }
+    }
+    /* Forgets the rows of these slots, which wait no more. */
+    void remove(const int32_t* slots, int64_t count) {
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
+            for (Kept* row : keys[slots[i]]) {
+                forget(row->time);
+                kept.drop(row);
+            }
+            keys[slots[i]] = Key();
+        }
+    }
     /* Loads the next row of a slot. */
     void load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time, int64_t number) {
         if (slot >= static_cast<int64_t>(keys.size())) keys.resize(std::max<size_t>(slot + 1, keys.size() * 3 / 2));
@@ -309,7 +346,6 @@ class Waiting {
     std::vector<Kept*> out;
     std::vector<std::vector<const Kept*>> out_sources;
     std::map<int64_t, int64_t> times_there; /* how many rows wait, by time */
-    int64_t next_number = 0;
 
     void bury() {
         for (Kept* row : gone) kept.drop(row);
@@ -317,12 +353,15 @@ class Waiting {
         out.clear();
         out_sources.assign(offsets.size(), {});
     }
+    void forget(int64_t time) {
+        auto at = times_there.find(time);
+        if (--at->second == 0) times_there.erase(at);
+    }
     /* Releases the first `count` rows of a key, which need not wait any more. */
     void release(Key& key, size_t count) {
         for (size_t k = 0; k < count; k++) {
             Kept* row = key[k];
-            auto at = times_there.find(row->time);
-            if (--at->second == 0) times_there.erase(at);
+            forget(row->time);
             out.push_back(row);
             gone.push_back(row);
             for (size_t o = 0; o < offsets.size(); o++) {

@@ -35,7 +35,7 @@ class KeysWithTimers(Slotted):
             *map(pa.field, *zip(*_ABOUT, strict=True)),
         ]
         self._indices = list(range(len(keys)))
-        super().__init__(key_table(keys), self._indices, {"timers": pa.schema(fields)}, 0, context)
+        super().__init__(key_table(keys), self._indices, {"timers": pa.schema(fields)}, self._indices, context)
 
     def __len__(self) -> int:
         """How many timers there are."""

@@ -4,6 +4,7 @@ rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,14 +33,8 @@ from sabot.operators.columns import check_distinct, key_columns, key_table, time
 from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, over_carried
-from sabot.operators.keyed.over_state import (
-    Array,
-    FrameState,
-    LeadState,
-    OverState,
-    PlaceState,
-    RunningState,
-)
+from sabot.operators.keyed.over_lead import LeadState
+from sabot.operators.keyed.over_state import Array, FrameState, OverState, PlaceState, RunningState
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.stateless import Drop
@@ -48,6 +43,7 @@ __all__ = ["OVER_KINDS", "PLACES", "READERS", "Over"]
 
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
 _INT64 = pa.int64()
+_MOVED = ("cold", "evicted_total", "faults_total")  # figures of what is not in memory
 
 
 class Over(KeepsWatermark):
@@ -63,7 +59,7 @@ class Over(KeepsWatermark):
     that frames, lag and lead still have, and counts for later rows; results that were emitted stay. Rows before the oldest row of the
     frame are gone, so a late row that belongs there stands alone. Over all rows, and for ranks, it counts as the newest row.
 
-    Aggregates over all rows keep to the memory budget where there is a directory; all other state is kept in memory.
+    Where there is a directory, its state keeps to the memory budget, of which aggregates, ranks with lag, and lead have an equal share.
     """
 
     def __init__(
@@ -104,16 +100,18 @@ class Over(KeepsWatermark):
         leads = [each for each in self._described if each.kind == "lead"]
         fields: dict[str, pa.Field] = {}
         self._parts = []
+        shares = sum(1 for some in (aggregates, around, leads) if some)
+        shared = replace(context, memory_budget=context.memory_budget // max(shares, 1))
         if aggregates and self._rows is None and self._ms is None:
-            self._parts.append(RunningState(self._names, aggregates, context))
+            self._parts.append(RunningState(self._names, aggregates, shared))
         elif aggregates:
-            self._parts.append(FrameState(self._names, aggregates, context, self._rows, self._ms))
+            self._parts.append(FrameState(self._names, aggregates, shared, self._rows, self._ms))
         if around:
-            self._parts.append(PlaceState(self._names, around, context))
+            self._parts.append(PlaceState(self._names, around, shared))
         for part in self._parts:
             fields |= {field.name: field for field in part.fields}
         made = pa.schema([*without_time(context.input), *fields.values(), pa.field(TIME_COLUMN, _INT64)])
-        self._leading = LeadState(self._names, leads, made, context) if leads else None
+        self._leading = LeadState(self._names, leads, made, shared) if leads else None
         if self._leading is not None:
             fields |= {field.name: field for field in self._leading.fields}
         self._added = [fields[each.name] for each in self._described]
@@ -169,7 +167,7 @@ class Over(KeepsWatermark):
         if watermark_ms == END_OF_TIME:
             self._emit_led(self._leading.flush())
             return None
-        oldest = self._leading.table.least
+        oldest = self._leading.least
         return None if oldest is None else min(oldest, watermark_ms)
 
     def finish(self) -> None:
@@ -190,7 +188,7 @@ class Over(KeepsWatermark):
         data = batch.taken()
         if self._leading is not None:
             arrays = [*data.drop_columns([TIME_COLUMN]).columns, *columns.values(), data.column(self._time)]
-            self._emit_led(self._leading.add(pa.RecordBatch.from_arrays(arrays, schema=self._leading.rows)))
+            self._emit_led(self._leading.add(pa.RecordBatch.from_arrays(arrays, schema=self._leading.columns)))
             return
         self._emit(data, columns)
 
@@ -275,7 +273,6 @@ class Over(KeepsWatermark):
     def recall(self, saved: Sequence[Saved]) -> None:
         super().recall(saved)
         for part in self._parts:
-            part.restored()
             part.advance(self._watermark)
 
     def _held_back(self, rows: pa.RecordBatch) -> None:
@@ -284,22 +281,22 @@ class Over(KeepsWatermark):
         self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
 
     def close(self) -> None:
-        for part in self._parts:
+        for part in self._every_part():
             part.close()
         self._parts = []
         self._leading = None
 
     def statistics(self) -> dict[str, Any]:
-        parts: list[OverState | LeadState] = [*self._parts]
-        if getattr(self, "_leading", None) is not None:
-            assert self._leading is not None
-            parts.append(self._leading)
-        every = [part.statistics() for part in parts]
+        every = [part.statistics() for part in self._every_part()]
         return {
-            "keys": max((each["keys"] for each in every), default=0),
+            "keys": max((each["keys"] + each.get("cold", 0) for each in every), default=0),
             "rows": sum(each["rows"] for each in every) + sum(rows.num_rows for rows in getattr(self, "_held", [])),
-            "bytes": sum(each["bytes"] for each in every),
+            **{name: sum(each.get(name, 0) for each in every) for name in ("bytes", *_MOVED)},
         }
+
+    def _every_part(self) -> list[OverState | LeadState]:
+        leading = getattr(self, "_leading", None)
+        return [*self._parts] if leading is None else [*self._parts, leading]
 
 
 def _exact(each: OverColumn, field: pa.Field) -> str:

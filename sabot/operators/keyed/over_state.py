@@ -1,7 +1,8 @@
-"""The columns that `Over` adds, and the state behind them: running aggregates, frames of rows, places, rows that wait for later rows."""
+"""The columns that `Over` adds, and the state behind them: running aggregates, frames of rows, places. Rows that wait: see over_lead."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,23 +11,37 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
-from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
+from sabot._cython.windows.over import FrameTable, PlaceTable
 from sabot.errors import UserError
+from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.carried import Carried
 from sabot.operators.aggregates.decimals import NO_RUNNING
-from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
 from sabot.operators.columns import key_columns, key_table
-from sabot.operators.keeping import Columns, Kept, StoredTables
+from sabot.operators.keeping import Kept, StoredTables, read_batches
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
+from sabot.operators.slotted import Rows, Slotted
+from sabot.operators.windows.sessions import later
 
-__all__ = ["FrameState", "LeadState", "OverState", "PlaceState", "RunningState"]
+__all__ = [
+    "MARKS",
+    "FrameState",
+    "OverState",
+    "PlaceState",
+    "RunningState",
+    "SlottedState",
+    "argument_of",
+    "default_of",
+    "kept_table",
+    "or_default",
+]
 
 _INT64 = pa.int64()
-_CANNOT_CHANGE = "keys and columns of over cannot change between a checkpoint and its restore"
-_MARKS = (
+_AT = pa.field("__at", _INT64)
+MARKS = (
     pa.field("__slot", pa.int32()),
-    pa.field("__at", _INT64),
+    _AT,
     pa.field("__number", _INT64),
 )  # columns before those of kept rows: the slot of the key, the event time, the number of the row
 
@@ -46,9 +61,6 @@ class OverState:
 
     def advance(self, watermark_ms: int) -> None:
         """No row below this event time is expected any more, unless it is late."""
-
-    def restored(self) -> None:
-        """All that `keeps` has come back."""
 
     def groups(self) -> int:
         raise NotImplementedError
@@ -118,7 +130,69 @@ class RunningState(OverState):
         self.store.close()
 
 
-class FrameState(OverState):
+class SlottedState(Slotted):
+    """State by the slots of keys, which are on disk where they have not come for long. files: as of Slotted; in the first one a row's slot
+    stands first. keys: where the keys stand among its columns; None: nowhere, so that they are written behind them.
+    """
+
+    carried: OverCarried | None = None  # as of an OverState
+    refusal = ("the state has", "keys and columns of over cannot change between a checkpoint and its restore")
+
+    def __init__(
+        self,
+        known: GroupTable,
+        key_indices: Sequence[int],
+        files: Mapping[str, pa.Schema],
+        context: OperatorContext,
+        keys: Sequence[int] | None = None,
+    ) -> None:
+        name, columns = next(iter(files.items()))
+        self.width = len(columns)
+        if keys is None:
+            named = [field.with_name(f"__key.{i}") for i, field in enumerate(known.keys)]
+            keys, files = range(self.width, self.width + len(named)), {**files, name: pa.schema([*columns, *named])}
+        super().__init__(known, key_indices, files, keys, context, name)
+
+    def with_keys(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows of the first file with the keys of their slots."""
+        keys = self.known.key_columns(rows.column(0))
+        return pa.RecordBatch.from_arrays([*rows.columns, *keys], schema=next(iter(self.files.values())))
+
+    def with_slots(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The other way: rows of the first file, with the slots that their keys have here; these slots are going to change."""
+        slots = self.known.resolve(rows, self.keys_at)
+        self.note(slots)
+        rows = rows.select(range(self.width))
+        return rows.set_column(0, rows.schema.field(0), slots)
+
+    def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        for part in saved:
+            paths = {name: self.folder_of(part) / f"{name}.arrow" for name in self.files}
+            if all(path.exists() for path in paths.values()):
+                return {name: columns_of(path) for name, path in paths.items()}
+        return self.files
+
+    def keeps(self) -> list[Kept]:
+        return [self]
+
+    def groups(self) -> int:
+        return len(self.known) + self.cold_rows
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """How many rows are kept in memory."""
+
+    def statistics(self) -> dict[str, int]:
+        return {"keys": len(self.known), "rows": self.rows + self.cold_rows, **self.figures()}
+
+    def close(self) -> None:
+        if not self.is_held:
+            self.known.clear()
+        super().close()
+
+
+class FrameState(SlottedState, OverState):
     """Aggregates over the last rows. A FrameTable has the rows of each frame."""
 
     tells = True
@@ -130,7 +204,7 @@ class FrameState(OverState):
         self._aggregator = aggregator = _aggregator(keys, added, context.input, None)
         self._time = context.input.get_field_index(TIME_COLUMN)
         self.fields = list(aggregator.schema)[len(keys) :]
-        self._known = key_table(aggregator.keys)
+        self._ms = ms
         results = GroupTable(pa.schema([]), aggregator.kernel).results
         self._frames = FrameTable(
             aggregator.kernel,
@@ -140,13 +214,17 @@ class FrameState(OverState):
             rows=-1 if rows is None else rows,
             ms=-1 if ms is None else ms,
         )
+        files = {"frames": self._frames.export().schema}
+        super().__init__(key_table(aggregator.keys), aggregator.key_indices, files, context)
 
     def add(self, batch: Batch) -> dict[str, Array]:
         aggregator, selection = self._aggregator, batch.selection
-        slots = self._known.resolve(batch.data, aggregator.key_indices, hashes=batch.hashes, selection=selection)
         data = aggregator.columns(batch.data)
         try:
-            kernel = self._frames.add(slots, data, data.column(self._time), selection=selection)
+            with self.changing:
+                slots = self.resolve(batch)
+                kernel = self._frames.add(slots, data, data.column(self._time), selection=selection)
+                self.settle()
         except OverflowError as error:
             what, row = error.args
             keys = data.take(pa.array([row]) if selection is None else selection.slice(row, 1)).select(
@@ -156,37 +234,66 @@ class FrameState(OverState):
         return _named(self.fields, aggregator.compose(kernel, []))
 
     def advance(self, watermark_ms: int) -> None:
-        _release(self._known, self._frames.advance(watermark_ms))
-
-    def groups(self) -> int:
-        return self._frames.keys
+        if self._ms is None:
+            return
+        for _ in self.due(watermark_ms):
+            with self.changing:
+                if self.is_held:
+                    self.note(self._frames.due(watermark_ms))
+                vacant = self._frames.advance(watermark_ms)
+                if len(vacant):
+                    self.known.remove(vacant)
+        with self.changing:
+            self.settle()
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        slots, _, kernel = self._frames.current()
-        columns = [*self._known.key_columns(slots), *self._aggregator.compose(kernel, [])]
+        yield from self._results(*self._frames.current())
+        for slots in self.every_read():
+            yield from self._results(*self._frames.current(slots))
+
+    def _results(self, slots: pa.Int32Array, _: Any, kernel: list[Array]) -> Iterator[pa.RecordBatch]:
+        columns = [*self.known.key_columns(slots), *self._aggregator.compose(kernel, [])]
         if len(slots):
             yield pa.RecordBatch.from_arrays(columns, schema=self._aggregator.schema)
 
-    def keeps(self) -> list[Kept]:
-        frames = self._frames
-        schema = frames.export().schema
-        return [_slotted("frames", lambda: [frames.export()], frames.load, schema, self._known, self._renewed)]
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        return [self.with_keys(self._frames.export(slots))]
 
-    def _renewed(self, schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def due_of(self, rows: Rows) -> Any:
+        return None if self._ms is None else later(rows[0].column("time"), self._ms)
+
+    def put(self, rows: Rows) -> Any:
+        frames = self.with_slots(rows[0])
+        self._frames.load(frames)
+        return pc.unique(frames.column(0))
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self._frames.remove(slots)
+        self.known.remove(slots)
+
+    @property
+    def rows(self) -> int:
+        return len(self._frames)
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self._frames.nbytes
+
+    def renewed(self, rows: Rows) -> Rows:
         """Rows of frames with the values that are kept now. A value that the checkpoint does not have counts for no aggregate."""
         if self.carried is None:
             return rows
-        sources = self._value_sources(self.carried)
+        sources, (then,) = self._value_sources(self.carried), rows
         columns = []
-        for field in schema:
+        for field in self.files["frames"]:
             number, _, part = field.name.partition(".")
             if part not in ("value", "state"):
-                columns.append(rows.column(field.name))
+                columns.append(then.column(field.name))
             elif int(number) in sources:
-                columns.append(rows.column(f"{sources[int(number)]}.{part}"))
+                columns.append(then.column(f"{sources[int(number)]}.{part}"))
             else:
-                columns.append(pa.array(np.zeros(rows.num_rows, np.uint64 if part == "value" else np.uint8)))
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+                columns.append(pa.array(np.zeros(then.num_rows, np.uint64 if part == "value" else np.uint8)))
+        return [pa.RecordBatch.from_arrays(columns, schema=self.files["frames"])]
 
     def _value_sources(self, carried: OverCarried) -> dict[int, int]:
         """For values of a row that is kept now: which values the checkpoint has of it."""
@@ -212,47 +319,45 @@ class FrameState(OverState):
                 sources[here[accumulator]] = then[first]
         return sources
 
-    def statistics(self) -> dict[str, int]:
-        return {
-            "keys": self._frames.keys,
-            "rows": len(self._frames),
-            "bytes": self._known.nbytes + self._frames.nbytes,
-        }
 
-    def close(self) -> None:
-        self._known.clear()
+class PlaceState(SlottedState, OverState):
+    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the columns at which lag looks back.
 
-
-class PlaceState(OverState):
-    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the columns at which lag looks back."""
+    The rows at which lag looks back stand in a checkpoint as a list for each key, "before"; older ones have them as rows of their own,
+    "earlier".
+    """
 
     tells = True
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
         self.fields = []
         self._added = added
-        self._key_schema, self._key_indices = key_columns(keys, context.input)
+        self._key_schema, indices = key_columns(keys, context.input)
         self._time = context.input.get_field_index(TIME_COLUMN)
-        self._arguments = sorted({_argument(each, context.input).name for each in added if each.kind == "lag"})
+        self._arguments = sorted({argument_of(each, context.input).name for each in added if each.kind == "lag"})
         self._offsets = sorted({each.offset for each in added if each.kind == "lag"})
         self._defaults: dict[str, pa.Scalar] = {}
         for each in added:
             if each.kind == "lag":
-                argument = _argument(each, context.input)
+                argument = argument_of(each, context.input)
                 self.fields.append(pa.field(each.name, argument.type))
-                self._defaults[each.name] = _default(each, argument.type)
+                self._defaults[each.name] = default_of(each, argument.type)
             else:
                 self.fields.append(pa.field(each.name, _INT64))
-        self._known = key_table(self._key_schema)
-        self._earlier: list[pa.RecordBatch] = []
         kept = pa.schema([context.input.field(name) for name in self._arguments])
-        self._places = _kept_table(lambda: PlaceTable(kept, self._offsets))
+        self._places = kept_table(lambda: PlaceTable(kept, self._offsets))
+        self._before = pa.schema([_AT, *kept])
+        counters = pa.schema(list(self._places.export(1)[0].schema)[:-1])
+        files = {"places": counters, "before": pa.schema([pa.field("before", _listed(self._before))])}
+        super().__init__(key_table(self._key_schema), indices, files, context)
 
     def add(self, batch: Batch) -> dict[str, Array]:
         data, selection = batch.data, batch.selection
-        slots = self._known.resolve(data, self._key_indices, hashes=batch.hashes, selection=selection)
         asked = data.select(self._arguments)
-        ranks, sources, earlier = self._places.add(slots, asked, data.column(self._time), selection=selection)
+        with self.changing:
+            slots = self.resolve(batch)
+            ranks, sources, earlier = self._places.add(slots, asked, data.column(self._time), selection=selection)
+            self.settle()
         columns: dict[str, Array] = {}
         for each in self._added:
             if each.kind in RANKS:
@@ -265,118 +370,77 @@ class PlaceState(OverState):
             columns[each.name] = _looked_back(column, earlier[place], source, self._defaults[each.name])
         return columns
 
-    def groups(self) -> int:
-        return len(self._places)
-
     def contents(self) -> Iterator[pa.RecordBatch]:
-        counters = self._places.counters()
+        yield from self._counted(None)
+        for slots in self.every_read():
+            yield from self._counted(slots)
+
+    def _counted(self, slots: pa.Int32Array | None) -> Iterator[pa.RecordBatch]:
+        counters, _ = self._places.export(CHUNK_ROWS, slots)
         if counters.num_rows:
-            keys = self._known.key_columns(counters.column("slot"))
+            keys = self.known.key_columns(counters.column("slot"))
             names = [*self._key_schema.names, "rows"]
             yield pa.RecordBatch.from_arrays([*keys, counters.column("rows")], names=names)
 
-    def keeps(self) -> list[Kept]:
-        places = self._places
-        earlier = pa.schema([*_MARKS, *places.columns])
-        return [
-            _slotted("places", lambda: [places.counters()], places.load, places.counters().schema, self._known),
-            _slotted(
-                "earlier", lambda: places.history(CHUNK_ROWS), self._take_earlier, earlier, self._known, self._renewed
-            ),
-        ]
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        counters, kept = self._places.export(CHUNK_ROWS, slots)
+        before = [rows.select([1, *range(len(MARKS), rows.num_columns)]) for rows in kept]
+        places = self.with_keys(counters.select(range(self.width)))
+        return [places, _lists(counters.column("kept").to_numpy(), _together(before, self._before))]
 
-    def _renewed(self, schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows before, with the arguments of now; one that the checkpoint does not have is as if there were no row."""
+    def put(self, rows: Rows) -> Any:
+        places = self.with_slots(rows[0])
+        self._places.load(places)
+        sizes, before = _flat(rows[1].column(0))
+        slots = pa.array(np.repeat(places.column(0).to_numpy(), sizes))
+        columns = before.select(range(1, before.num_columns))
+        self._places.load_history(slots, columns, before.column(0))
+        return places.column(0)
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self._places.remove(slots)
+        self.known.remove(slots)
+
+    @property
+    def rows(self) -> int:
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + int(self._places.nbytes)
+
+    def statistics(self) -> dict[str, int]:
+        return {**super().statistics(), "rows": 0}
+
+    def renewed(self, rows: Rows) -> Rows:
+        """The rows before, with the arguments of now; one that the checkpoint does not have is as if there were no row. Only as many are
+        looked back at as the columns of now ask for.
+        """
         if self.carried is None:
             return rows
+        sizes, before = _flat(rows[1].column(0))
+        depth = max(self._offsets, default=0)
+        behind = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(before))
         defaults = {each.argument: each.default for each in self._added if each.kind == "lag"}
-        return self.carried.rows(schema, rows if self._arguments else rows.slice(0, 0), defaults)
+        kept = self.carried.rows(self._before, before, defaults).filter(pa.array(behind <= depth))
+        return [rows[0], _lists(np.minimum(sizes, depth), kept)]
 
-    def _take_earlier(self, state: pa.RecordBatch) -> None:
-        if self.carried is None:
-            self._load_earlier(state)
-        else:
-            self._earlier.append(state)
-
-    def restored(self) -> None:
-        """Of the rows before, only as many are looked back at as the columns of now ask for."""
-        if self._earlier:
-            rows = pa.concat_batches(self._earlier)
-            self._earlier.clear()
-            slots = rows.column(0).to_numpy()
-            order = np.argsort(slots, kind="stable")
-            behind = np.searchsorted(slots[order], slots[order], side="right") - np.arange(len(order))
-            self._load_earlier(rows.take(pa.array(order[behind <= self._offsets[-1]])))
-
-    def _load_earlier(self, state: pa.RecordBatch) -> None:
-        slots, times, _, *_ = state.columns
-        self._places.load_history(slots, state.select(range(len(_MARKS), state.num_columns)), times)
-
-    def statistics(self) -> dict[str, int]:
-        return {"keys": len(self._places), "rows": 0, "bytes": self._known.nbytes + self._places.nbytes}
-
-    def close(self) -> None:
-        self._known.clear()
-
-
-class LeadState:
-    """Lead: rows wait for the later rows at which they look. They are kept with the columns that are added already (`rows`)."""
-
-    carried: OverCarried | None = None
-
-    def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
-        self.rows = made
-        self._added, self._names = added, keys
-        self._key_indices = [made.get_field_index(name) for name in keys]
-        self._time = made.get_field_index(TIME_COLUMN)
-        self.fields = [pa.field(each.name, _argument(each, context.input).type) for each in added]
-        self._defaults = [_default(each, field.type) for each, field in zip(added, self.fields, strict=True)]
-        self._offsets = sorted({each.offset for each in added})
-        self._wanted = [
-            sorted({made.get_field_index(each.argument) for each in added if each.offset == offset})
-            for offset in self._offsets
-        ]
-        self._known = key_table(pa.schema([made.field(index) for index in self._key_indices]))
-        self.table = _kept_table(lambda: WaitTable(made, self._offsets, self._wanted))
-
-    def add(self, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """Takes rows; -> the rows that wait no more, with their columns of lead."""
-        slots = self._known.resolve(rows, self._key_indices)
-        return self._led(self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS))
-
-    def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """The input has ended; -> the rows that still wait, with their columns of lead."""
-        slots, pieces = self.table.flush(CHUNK_ROWS)
-        _release(self._known, slots)
-        return self._led(pieces)
-
-    def _led(self, pieces: list[Any]) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        for columns, _, by_offset in pieces:
-            leads = {}
-            for each, default in zip(self._added, self._defaults, strict=True):
-                at = self._offsets.index(each.offset)
-                there, values = by_offset[at]
-                value = values[self._wanted[at].index(self.rows.get_field_index(each.argument))]
-                leads[each.name] = _or_default(there, value, default)
-            yield pa.RecordBatch.from_arrays(columns, schema=self.rows), leads
-
-    def keeps(self) -> list[Kept]:
-        schema, keys = pa.schema([*_MARKS, *self.rows]), [len(_MARKS) + index for index in self._key_indices]
-        export = partial(self.table.export, CHUNK_ROWS)
-
-        def renewed(rows: pa.RecordBatch) -> pa.RecordBatch:
-            return rows if self.carried is None else self.carried.rows(schema, rows)
-
-        more: Any = {"others": True, "renewed": renewed, "hint": _CANNOT_CHANGE}
-        return [Columns("waiting", export, self._load, schema=schema, keys=keys, **more)]
-
-    def _load(self, state: pa.RecordBatch) -> None:
-        rows = state.select(range(len(_MARKS), state.num_columns))
-        slots = self._known.resolve(rows, self._key_indices)
-        self.table.load(slots, rows, state.column(1), state.column(2))
-
-    def statistics(self) -> dict[str, int]:
-        return {"keys": len(self._known), "rows": len(self.table), "bytes": self._known.nbytes + self.table.nbytes}
+    def read(self, part: Saved, files: Mapping[str, pa.Schema]) -> Iterator[Rows]:
+        folder = self.folder_of(part)
+        if folder != part.directory:
+            yield from super().read(part, files)
+            return
+        keys = len(self.known.keys)
+        earlier = list(read_batches(folder, "earlier"))
+        slots = np.concatenate([rows.column(0) for rows in earlier]) if earlier else np.zeros(0, np.int32)
+        flat = [rows.select([1, *range(len(MARKS), rows.num_columns - keys)]) for rows in earlier]
+        before, order = _together(flat, self._before), np.argsort(slots, kind="stable")
+        for (places,) in super().read(part, {"places": files["places"]}):
+            asked = places.column(0).to_numpy()
+            first, end = (np.searchsorted(slots, asked, side, sorter=order) for side in ("left", "right"))
+            sizes = end - first
+            numbers = order[np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)]
+            yield [places, _lists(sizes, before.take(pa.array(numbers)))]
 
 
 def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
@@ -401,7 +465,7 @@ def _values(aggregator: Aggregator) -> list[int]:
     return [known.setdefault(pair, len(known)) for pair in pairs]
 
 
-def _argument(each: OverColumn, input: pa.Schema) -> pa.Field:
+def argument_of(each: OverColumn, input: pa.Schema) -> pa.Field:
     if each.argument is None:
         raise UserError(f"{each.name}: {each.kind} needs a column")
     if each.argument not in without_time(input).names:
@@ -410,7 +474,7 @@ def _argument(each: OverColumn, input: pa.Schema) -> pa.Field:
     return input.field(each.argument)
 
 
-def _default(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
+def default_of(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
     try:
         return pa.scalar(each.default, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -420,7 +484,7 @@ def _default(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
         ) from error
 
 
-def _kept_table(make: Callable[[], Any]) -> Any:
+def kept_table(make: Callable[[], Any]) -> Any:
     try:
         return make()
     except TypeError as error:
@@ -435,10 +499,10 @@ def _looked_back(column: Array, earlier: Array, source: Any, default: pa.Scalar)
     if not none.any():
         return pool.take(pa.array(places))
     taken = pool.take(pa.array(places, mask=none))
-    return _or_default(pa.array(~none), taken, default)
+    return or_default(pa.array(~none), taken, default)
 
 
-def _or_default(there: Array, values: Array, default: pa.Scalar) -> Array:
+def or_default(there: Array, values: Array, default: pa.Scalar) -> Array:
     if pc.all(there).as_py():
         return values
     rows = len(values)
@@ -450,38 +514,30 @@ def _named(fields: Sequence[pa.Field], columns: Sequence[Array]) -> dict[str, Ar
     return {field.name: column for field, column in zip(fields, columns, strict=True)}
 
 
-def _release(known: GroupTable, vacant: pa.Int32Array) -> None:
-    if len(vacant):
-        known.remove(vacant)
+def columns_of(file: Path) -> pa.Schema:
+    """The columns of a file of a checkpoint."""
+    with taking_over("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
+        return reader.schema
 
 
-def _slotted(
-    name: str,
-    export: Callable[[], Sequence[pa.RecordBatch]],
-    load: Callable[[pa.RecordBatch], None],
-    state: pa.Schema,
-    known: GroupTable,
-    renewed: Callable[[pa.Schema, pa.RecordBatch], pa.RecordBatch] = lambda schema, rows: rows,
-) -> Columns:
-    """Rows whose first column is a slot of `known`. In a checkpoint the keys of the slots stand behind the columns.
+def _listed(columns: pa.Schema) -> pa.DataType:
+    return pa.list_(pa.struct(list(columns)))
 
-    renewed: gives rows of a checkpoint the columns of a schema.
-    """
-    width = len(state)
-    keys = range(width, width + len(known.keys))
-    schema = pa.schema([*state, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
 
-    def rows() -> list[pa.RecordBatch]:
-        batches = [batch for batch in export() if batch.num_rows]
-        return [
-            pa.RecordBatch.from_arrays([*batch.columns, *known.key_columns(batch.column(0))], schema=schema)
-            for batch in batches
-        ]
+def _lists(sizes: Any, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """These rows, in order, as a list for each size."""
+    offsets = np.zeros(len(sizes) + 1, np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    values = pa.StructArray.from_arrays(rows.columns, fields=list(rows.schema))
+    return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(pa.array(offsets), values)], names=["before"])
 
-    def take_back(saved: pa.RecordBatch) -> None:
-        slots = known.resolve(saved, list(keys))
-        load(pa.RecordBatch.from_arrays([slots, *saved.columns[1:width]], schema=state))
 
-    return Columns(
-        name, rows, take_back, schema=schema, keys=keys, renewed=partial(renewed, schema), hint=_CANNOT_CHANGE
-    )
+def _flat(lists: Array) -> tuple[Any, pa.RecordBatch]:
+    """How many rows each list has (numpy), and all of these rows."""
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    values = lists.flatten()
+    return sizes, pa.RecordBatch.from_arrays(values.flatten(), schema=pa.schema(list(values.type)))
+
+
+def _together(pieces: list[pa.RecordBatch], columns: pa.Schema) -> pa.RecordBatch:
+    return pa.concat_batches(pieces) if pieces else pa.RecordBatch.from_pylist([], schema=columns)

@@ -194,7 +194,8 @@ class KeyedRuns(Slotted):
         named = (field.with_name(f"key.{i}") for i, field in enumerate(self.keys))
         own = runs.export().schema
         files = {"runs": pa.schema([*own, *named]), **(beside or {})}
-        super().__init__(key_table(self.keys), indices, files, len(own), context)
+        self.width = len(own)
+        super().__init__(key_table(self.keys), indices, files, range(len(own), len(files["runs"])), context)
 
     def release(self, slots: pa.Int32Array) -> None:
         """Forgets the keys of these slots, which have no sessions or runs any more."""

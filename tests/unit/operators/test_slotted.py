@@ -23,6 +23,8 @@ from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operato
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.functions import timed
 from sabot.operators.functions.process import Process
+from sabot.operators.keyed.over import Over
+from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
@@ -30,7 +32,9 @@ from sabot.state import segments as segment_files
 from sabot.state.segments import Segments, read_segments
 from tools.operator_run import OperatorRun
 
-SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64()), ("note", pa.string()), (TIME_COLUMN, pa.int64())])
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("n", pa.int64()), ("note", pa.string()), ("x", pa.float64()), (TIME_COLUMN, pa.int64())]
+)
 NUMBERS = [
     AggregateColumn("count", "count"),
     AggregateColumn("total", "sum", "n"),
@@ -38,7 +42,15 @@ NUMBERS = [
 ]
 TEXTS = [AggregateColumn("most", "max", "note"), AggregateColumn("all", "collect_list", "n")]
 DISTINCT = AggregateColumn("notes", "count_distinct", "note")
-CHANGES = SCHEMA.insert(3, pa.field(OP_COLUMN, pa.int8()))
+CHANGES = SCHEMA.insert(4, pa.field(OP_COLUMN, pa.int8()))
+FRAME = [OverColumn("total", "sum", "n"), OverColumn("most", "max", "n"), OverColumn("rows", "count")]
+AROUND = [
+    OverColumn("nth", "row_number"),
+    OverColumn("place", "dense_rank"),
+    OverColumn("before", "lag", "note"),
+    OverColumn("before_3", "lag", "x", 3, default=-1.0),
+    OverColumn("after", "lead", "note", 2),
+]
 TINY = 100_000  # bytes, of which empty tables take more: some of the keys leave after each batch
 
 
@@ -89,6 +101,9 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "reduce": lambda: Reduce(["key"], summed, 60),
     "timers": lambda: timers(arm, rang),
     "timers of batches": lambda: timers(arm_many, rang_many, batch=True),
+    "frames of rows": lambda: Over(["key"], [*FRAME, OverColumn("sum", "sum", "x")], preceding_rows=4),
+    "frames of time": lambda: Over(["key"], FRAME, preceding_ms=70),
+    "lag and lead": lambda: Over(["key"], AROUND),
 }
 # Kinds with state beside tables (test_spilled), whose cut copies nothing either
 BESIDE: dict[str, Callable[[], Operator]] = {
@@ -113,7 +128,8 @@ def rows(seed: int, count: int = 2_400, keys: int = 200) -> list[dict[str, Any]]
     for n in range(count):
         near = rng.random() < 0.5
         key = n // 20 % keys + rng.randrange(5) if near else rng.randrange(keys)
-        found.append({"key": f"key {key}", "n": n, "note": f"note {n * 7 % 13}", TIME_COLUMN: 1_000 + n // 4})
+        row = {"key": f"key {key}", "n": n, "note": f"note {n * 7 % 13}", "x": 10 ** rng.uniform(-9, 9)}
+        found.append({**row, TIME_COLUMN: 1_000 + n // 4})
     return found
 
 

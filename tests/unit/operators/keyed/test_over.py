@@ -479,3 +479,46 @@ def test_columns_that_do_not_fit_are_refused():
         PlaceTable(pa.schema([]), [0])
     with pytest.raises(TypeError, match="cannot be kept"):
         WaitTable(pa.schema([("d", pa.dictionary(pa.int8(), pa.string()))]), [1], [[0]])
+
+
+# A budget of memory
+
+
+def rows_with_late_ones(rng: random.Random) -> list[pa.RecordBatch]:
+    """Keys come again soon, or long after; some rows are late; floats of all sizes, whose sums depend on the order of additions."""
+    found = []
+    for number in range(40):
+        size = rng.choice([1, 40, 120])
+        rows = []
+        for _ in range(size):
+            key = number // 4 * 3 + rng.randrange(6) if rng.random() < 0.5 else rng.randrange(80)
+            time = 1_000 + 15 * number + rng.randrange(15) - (rng.randrange(200) if rng.random() < 0.1 else 0)
+            row = {"k": key, "i": rng.randrange(100), "f": 10 ** rng.uniform(-9, 9), "s": f"text {key}", "on": None}
+            rows.append({**row, "number": number, TIME_COLUMN: time})
+        found.append(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    return found
+
+
+@pytest.mark.parametrize("given", [{"preceding_ms": 60}, {"preceding_rows": 5}, {}], ids=["of time", "of rows", "all"])
+def test_late_rows_and_floats_are_the_same_bit_by_bit_under_a_tiny_budget(given, tmp_path):
+    rng = random.Random(31)
+    columns = [OverColumn("sum", "sum", "f"), OverColumn("mean", "mean", "f"), *AROUND]
+    runs = [
+        OperatorRun(lambda: Over(["k"], columns, **given), SCHEMA, ["k"], tmp_path / name, memory_budget=budget)
+        for name, budget in (("memory", None), ("disk", 200_000))
+    ]
+    moved = 0
+    for number, rows in enumerate(rows_with_late_ones(rng)):
+        lag_ms = rng.choice([5, 30, 100])
+        for run in runs:
+            run.feed(rows)
+            run.advance(1_000 + 15 * number - lag_ms)
+            if number % 9 == 8:
+                moved += run.statistic("faults_total")
+                run.restart(1)
+        assert [repr(row) for row in runs[0].results] == [repr(row) for row in runs[1].results]
+    for run in runs:
+        run.end()
+    assert moved > 30
+    first, second = ([repr(row) for row in run.results] for run in runs)
+    assert sorted(first) == sorted(second)
