@@ -46,8 +46,8 @@ class _Planner:
         self._ends = ends
         self._agents = {spec.agent_id: Stage(spec.agent_id, 1, agent=spec) for spec in agents}  # downstream first
         self._readers = readers
-        self._layout = Layout(parallelism, used_columns(ends))
         self._time = time_use(ends)
+        self._layout = Layout(parallelism, used_columns(ends), self._time.matters)
         self._sites: dict[int, Site] = {}
 
     def plan(self) -> Plan:

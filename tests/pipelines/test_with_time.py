@@ -227,3 +227,40 @@ def test_what_is_kept_of_rows_ahead_is_bounded_and_makes_no_watermark_come_early
     assert found == sorted(found)
     assert all(new <= 10 * former for former, new in enumerate(found))
     assert found[-1] == 49_990
+
+
+def later(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows, the column `at` by one more."""
+    at = batch.schema.get_field_index("at")
+    return batch.set_column(
+        at, "at", pa.array([value.as_py() + 1 for value in batch["at"]], batch.schema.field(at).type)
+    )
+
+
+def as_floats(batch: pa.RecordBatch) -> pa.RecordBatch:
+    at = batch.schema.get_field_index("at")
+    return batch.set_column(at, "at", pa.array(batch["at"].to_pylist(), pa.float64()))
+
+
+@pytest.mark.parametrize("way", ["source", "with_time"])
+def test_a_function_over_batches_that_changes_what_event_time_was_computed_of_is_refused(
+    tmp_path: Path, way: str
+) -> None:
+    """It is not where nothing goes by event time, or where with_time behind says that windows go by it."""
+    (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n}}}\n' for n in range(30)))
+    app = App("changed")
+    rows = app.stream(files(tmp_path / "a.ndjson"), **({"time": "at", "time_unit": "s"} if way == "source" else {}))
+    if way == "with_time":
+        rows = rows.with_time("at", time_unit="s")
+    with pytest.raises(
+        UserError, match=r"map_batches\(later\) changes 'at', of which event time was computed"
+    ) as refused:
+        counted(rows.map_batches(later)).collect()
+    assert ".with_time(…) behind it" in refused.value.hint
+    with pytest.raises(UserError, match="changes 'at'"):
+        counted(rows.drop("at").map_batches(lambda batch: batch.append_column("at", batch["n"]))).collect()
+    assert rows.map_batches(later).collect()["at"].to_pylist() == list(range(1, 31))
+    renewed = rows.map_batches(later).with_time("at", time_unit="s")
+    assert counted(renewed).collect()["n"].to_pylist() == [9, 10, 10, 1]
+    for same in (lambda batch: batch, as_floats, lambda batch: batch.select(["n"])):
+        assert counted(rows.map_batches(same)).collect()["n"].to_pylist() == [10, 10, 10]

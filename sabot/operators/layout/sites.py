@@ -118,11 +118,14 @@ Places: TypeAlias = Mapping[type[Node], Callable[..., Site]]
 
 
 class Layout:
-    """The stages of a plan while it is made. used: for the id of a node, the columns of its rows that steps behind it use."""
+    """The stages of a plan while it is made. used: for the id of a node, the columns of its rows that steps behind it use. matters: the ids
+    of the nodes behind which something goes by their event time.
+    """
 
-    def __init__(self, parallelism: int, used: Mapping[int, Columns]) -> None:
+    def __init__(self, parallelism: int, used: Mapping[int, Columns], matters: frozenset[int] = frozenset()) -> None:
         self.parallelism = parallelism
         self.used = used
+        self.matters = matters
         self.stages: list[Stage] = []
         self._sinks: dict[int | str, Stage] = {}
         self._ids: set[str] = set()

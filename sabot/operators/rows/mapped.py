@@ -1,6 +1,6 @@
 """The user's functions over rows: over whole batches, or row by row."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,8 @@ class MapBatches(Operator):
 
     schema: the columns of what it gives; without it, `open` calls the function with an empty batch to learn them. time: the name of the
     stream's column of event time. Where the output has that column, event time is read from it; else each row keeps its own, and the
-    function must give as many rows as it got.
+    function must give as many rows as it got. fixed: the names of columns that event time was computed of: the function must give them as
+    it got them, or not at all.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class MapBatches(Operator):
         schema: pa.Schema | None = None,
         *,
         time: str | None = None,
+        fixed: Sequence[str] = (),
         on_error: RowPolicy = "fail",
     ) -> None:
         self.function = function
         self.schema = schema
-        self.time = time
+        self.time, self.fixed = time, fixed
         self.on_error = on_error
         self.name = f"map_batches({name_of(function)})"
 
@@ -147,6 +149,13 @@ class MapBatches(Operator):
                 f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {where_from(batch)}",
                 hint=f"keep the column {self.time!r}" if self.time else "give the stream time=, and keep that column",
             )
+        for name in self.fixed:
+            if name in made.schema.names and not _is_as_it_was(made.column(name), batch.data, name):
+                raise UserError(
+                    f"{self.name} changes {name!r}, of which event time was computed: windows would still go by what it was; "
+                    f"{where_from(batch)}",
+                    hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
+                )
         return before
 
 
@@ -317,10 +326,24 @@ def _check_time(name: str, field: pa.Field) -> None:
         )
 
 
+def _is_as_it_was(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
+    """Whether its values are those of this column of `data`, also as another type that holds the same."""
+    if name not in data.schema.names:
+        return False
+    before = data.column(name)
+    if column.type != before.type:
+        try:
+            column = pc.cast(column, before.type)
+        except pa.ArrowException:
+            return False
+    return bool(column.equals(before))
+
+
 def place_map_batches(node: nodes.MapBatches, site: Site) -> Site:
-    make = partial(
-        MapBatches, node.function, node.schema, time=node.input.event_time, on_error=site.policy(node.on_error)
-    )
+    times: Any = {"time": node.input.event_time}
+    if id(node) in site.layout.matters:
+        times["fixed"] = [name for name, as_is in node.input.event_times.items() if not as_is]
+    make = partial(MapBatches, node.function, node.schema, **times, on_error=site.policy(node.on_error))
     return site.step(node.text(), make, keys=None)
 
 
