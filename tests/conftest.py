@@ -83,6 +83,7 @@ WAITING = {
     "test_values": 8,
     "test_warm_pool": 5,
     "test_fleet": 5,
+    "test_budget_owner_contract": 12,
     "test_process_health": 4,
     "test_lifecycle": 4,
     "test_resources": 4,

@@ -120,6 +120,7 @@ if TYPE_CHECKING:
     from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
     from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
     from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
+    from sabot.agents.stores.redis_budgets import RedisBudgets as RedisBudgets
     from sabot.api.durable import DurableContext as DurableContext
     from sabot.api.durable import Reply as Reply
     from sabot.errors import EffectError as EffectError
@@ -247,6 +248,7 @@ __all__ = [
     "Recording",
     "RedactionPolicy",
     "RedisActionStore",
+    "RedisBudgets",
     "RedisJobCache",
     "RedisSignalChannel",
     "RedisStreamsAdapter",
@@ -358,6 +360,7 @@ _HOMES = {
     "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
     "sabot.agents.stores.jobs": ("PostgresActionStore", "PostgresJobStore", "PostgresJobViews"),
     "sabot.agents.stores.ledger": ("PostgresLedgerWriter",),
+    "sabot.agents.stores.redis_budgets": ("RedisBudgets",),
     "sabot.agents.stores.redis": ("RedisActionStore", "RedisJobCache", "RedisSignalChannel"),
     "sabot.api.durable": ("DurableContext", "Reply"),
     "sabot.errors": (

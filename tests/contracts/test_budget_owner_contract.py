@@ -1,6 +1,8 @@
 """What every owner of shared budgets keeps (`sabot/agents/accounts/owners.py`): one suite for all of them."""
 
 import asyncio
+import random
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from sabot.agents import (
     LedgerEvent,
     LedgerWriter,
     PostgresLedgerWriter,
+    RedisBudgets,
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
@@ -27,6 +30,7 @@ from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.llm import Usage
 from tools.postgres import server_or_skip
+from tools.redis_server import server_or_skip as redis_or_skip
 
 NOON = datetime(2026, 3, 31, 12, 0, tzinfo=UTC).timestamp()
 LEASE_S = 30.0
@@ -57,15 +61,20 @@ class Place:
             await each.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     with ExitStack() as open_now:
         memory = InMemoryLedgerWriter(shared=True)
+        redis = redis_or_skip().url if request.param == "redis" else ""
+        prefix = f"sabot:{uuid.uuid4().hex}"
         url = open_now.enter_context(server_or_skip().database()) if request.param == "postgres" else ""
 
         def connect() -> tuple[LedgerWriter, BudgetOwner]:
             if request.param == "memory":
                 return memory, memory
+            if request.param == "redis":
+                both = RedisBudgets(redis, SqliteLedgerWriter(tmp_path / "l.db"), prefix=prefix, lossy=True)
+                return both, both
             writer: Any = (
                 PostgresLedgerWriter(url, shared=True) if url else SqliteLedgerWriter(tmp_path / "l.db", shared=True)
             )
@@ -341,13 +350,20 @@ async def test_rows_count_once_and_corrections_change_what_is_used(place: Place)
     await one.settle(row("a/1", input_tokens=300))
     await one.settle(row("a/1", input_tokens=500))
     assert (await one.used()).tokens == 300, "it was there"
-    if not one.owner.keeps_rows:
+    if isinstance(one.owner, RedisBudgets):  # it has not kept what each row was
         return
     assert await one.settle(row("a/1", input_tokens=500), corrects=True) == 1
     assert await one.settle(row("a/1", input_tokens=500), corrects=True) == 0
     await one.settle(row("a/2", type="doubt", reserved_tokens=100))
     await one.settle(row("a/2", type="doubt", reserved_tokens=50))
     assert (await one.used()).tokens == 600
+
+
+async def test_a_row_with_which_the_account_of_a_scope_is_made_counts_once(place: Place) -> None:
+    one = Process(place, "one")
+    await one._work(one.step("reserve", "b", 200), rows=[SettledRow(row("a/1", input_tokens=300))])
+    await one.settle(row("a/1", input_tokens=300))
+    assert ((await one.used()).tokens, await one.left()) == (300, 500)
 
 
 async def test_a_row_of_an_earlier_day_does_not_count_today(place: Place) -> None:
@@ -370,6 +386,38 @@ async def test_scopes_in_one_batch_are_judged_each_by_its_own(place: Place) -> N
         one.step("reserve", "d", 1),
     ]
     assert [each.decision for each in (await one._work(*steps)).judgements] == ["allow", "allow", "deny", "deny"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None:
+    """Random calls of three processes, some of which are away for longer than their lease."""
+    memory = InMemoryLedgerWriter(shared=True)
+    twin = Place(lambda: (memory, memory))
+    twin.clock = place.clock
+    pairs = [(Process(place, name), Process(twin, name)) for name in ("one", "two", "three")]
+    for each in (each for pair in pairs for each in pair):
+        await each.used()
+    lot = random.Random(seed)
+    for turn in range(80):
+        pair, call, tokens = lot.choice(pairs), f"call {lot.randrange(6)}", lot.randrange(0, 150, 10)
+        match lot.choice(["reserve", "reserve", "hold", "release", "settle", "settle", "doubt", "time"]):
+            case "settle":
+                event = row(f"{call}/1", input_tokens=tokens, at_ms=round(place.clock.time() * 1000))
+                for each in pair:
+                    await each.settle(event, call)
+            case "doubt":
+                event = row(f"{call}/1", type="doubt", reserved_tokens=tokens, at_ms=round(place.clock.time() * 1000))
+                for each in pair:
+                    await each.settle(event, call)
+            case "time":
+                place.clock.advance(lot.choice([1.0, LEASE_S / 2, LEASE_S + 1]))
+            case kind:
+                step = pair[0].step(kind, call, 0 if kind == "release" else tokens)
+                here, there = [await each._work(step) for each in pair]
+                pair[1]._number = pair[0]._number
+                assert here.judgements == there.judgements, turn
+        assert [await each.used() for each in pair] == [await pair[0].used()] * 2, turn
+    await twin.close()
 
 
 def test_an_owner_that_is_none_is_refused() -> None:

@@ -24,6 +24,9 @@ __all__ = [
     "BudgetDecision",
     "Judgement",
     "Window",
+    "refused",
+    "warned",
+    "warns_from",
     "window_start",
 ]
 
@@ -152,6 +155,38 @@ class Judgement(NamedTuple):
 _ALLOWED = Judgement(BudgetDecision.ALLOW)
 
 
+def refused(
+    budget: Budget,
+    window: Window,
+    measure: str,
+    limit: Decimal,
+    used: Decimal | int,
+    reserved: Decimal | int,
+    asked: Decimal | int,
+) -> Judgement:
+    """Of a call that does not fit into this limit."""
+    return Judgement(
+        BudgetDecision(budget.exhausted),
+        f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}: {used} used, {reserved} reserved for "
+        f"calls in flight, and this call may use {asked}",
+        window,
+    )
+
+
+def warned(budget: Budget, window: Window, measure: str, limit: Decimal, most: Decimal | int) -> Judgement:
+    """Of a call with which so much of this limit may be used."""
+    return Judgement(
+        BudgetDecision.WARN,
+        f"of the {window} budget of {budget.scope_id}, {_words(measure, limit)}, {most} may be used with this call",
+        window,
+    )
+
+
+def warns_from(budget: Budget, limit: Decimal) -> Decimal:
+    """So much of a limit is told as a warning."""
+    return limit * Decimal(str(budget.warn_at))
+
+
 @dataclass(slots=True)
 class _Used:
     """In a window that began at `start`."""
@@ -216,18 +251,9 @@ class Account:
             sum_ = used + reserved + asked
             full = asked == 0 and measure == "cost" and used >= limit  # its price is not known
             if sum_ > limit or full:
-                return Judgement(
-                    BudgetDecision(self.budget.exhausted),
-                    f"the {window} budget of {self.budget.scope_id} has {_words(measure, limit)}: {used} used, {reserved} reserved for "
-                    f"calls in flight, and this call may use {asked}",
-                    window,
-                )
-            if self.budget.warn_at < 1 and worst is _ALLOWED and sum_ >= limit * Decimal(str(self.budget.warn_at)):
-                worst = Judgement(
-                    BudgetDecision.WARN,
-                    f"of the {window} budget of {self.budget.scope_id}, {_words(measure, limit)}, {sum_} may be used with this call",
-                    window,
-                )
+                return refused(self.budget, window, measure, limit, used, reserved, asked)
+            if self.budget.warn_at < 1 and worst is _ALLOWED and sum_ >= warns_from(self.budget, limit):
+                worst = warned(self.budget, window, measure, limit, sum_)
         return worst
 
     def reserve(self, call: str, wanted: Amounts) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "check_skew",
     "decode_doubts",
     "encode_doubts",
+    "held_by",
     "opened_account",
     "rows_alone",
     "work",
@@ -66,6 +67,11 @@ class BudgetStep(NamedTuple):
     def scope(self) -> str:
         """Of the budget."""
         return self.budget.scope_id
+
+
+def held_by(step: BudgetStep) -> BudgetStep:
+    """What a step has reserved, reserved again in any case."""
+    return BudgetStep("hold", step.budget, step.call, step.number, step.wanted, step.doubts)
 
 
 class SettledRow(NamedTuple):

@@ -216,7 +216,8 @@ class SharedAccounts:
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 except UserError as error:
                     self._queue.extendleft(reversed([each for each in taken if not each.fails(error)]))
-                    return  # the next call tries again
+                    if all(each.answer is None for each in self._queue):
+                        return  # the next call tries again
                 else:
                     self._failed, wait_s = None, _FIRST_WAIT_S
                     self._tell(taken, worked)

@@ -1,1 +1,1 @@
-"""Stores on servers: tables in PostgreSQL, which other programs may read; signals, a cache and actions in Redis."""
+"""Stores on servers: tables in PostgreSQL, which other programs may read; signals, a cache, actions and budgets in Redis."""
