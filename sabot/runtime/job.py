@@ -62,7 +62,7 @@ class Job:
         self.writes = writes
         self.coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
         self.coordinator.on_complete.append(lambda manifest: self._followed())
-        self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_failed()
+        self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_ended(failed=True)
         self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
         self.health: Health | None = None  # of agents that are processes
         self.restored_from: int | None = None
@@ -402,7 +402,7 @@ class Job:
         """A checkpoint of this job is complete, so the next start resumes from it and not from the savepoint."""
         self._origin.followed()
         if self._run is not None:
-            self._run.checkpoint_followed()
+            self._run.checkpoint_ended()
 
     async def checkpoint(self) -> int:
         """Takes a checkpoint now. Returns its id when all tasks have acknowledged it. Raises CheckpointFailed."""

@@ -253,7 +253,7 @@ class Run:
         interval = checkpoint_interval(self.app, exactly_once=self._delivery.exactly_once)
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
         self._periodic += [self._beside(tick(), name) for name, tick in self.app.lifespan.ticking()]
-        self._ask_for_another(0.0)
+        self.checkpoint_ended()
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Starts a task that runs as long as the app does. The run is broken if it ends."""
@@ -277,19 +277,16 @@ class Run:
 
     # -- while it runs ----------------------------------------------------------------------------------------------------
 
-    def checkpoint_followed(self) -> None:
-        """A checkpoint is complete. It may have released output that makes another checkpoint necessary."""
-        self._ask_for_another(0.0)
+    def checkpoint_ended(self, *, failed: bool = False) -> None:
+        """Requests another one if, when all have been told of this one, sources are held because output waits for one, or jobs wait for
+        their first one; where it has failed, later.
+        """
+        self._loop.call_later(_AGAIN_SECONDS if failed else 0.0, self._beat_if_needed)
 
-    def checkpoint_failed(self) -> None:
-        """A checkpoint has failed."""
-        self._ask_for_another(_AGAIN_SECONDS)
-
-    def _ask_for_another(self, seconds: float) -> None:
-        """Requests another checkpoint, if the sources are held because output waits for one, or jobs wait for their first one."""
+    def _beat_if_needed(self) -> None:
         agents = self._agents is not None and self._agents.needs_checkpoint
         if self.running and (agents or (self._delivery is not None and self._delivery.needs_checkpoint)):
-            self._loop.call_later(seconds, self._coordinator.beat)
+            self._coordinator.beat()
 
     def _hold(self, held: bool) -> None:
         """Stops reading while too much output waits (held), or resumes it. From any thread."""
