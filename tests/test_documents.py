@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import builtins
+import codeop
 import contextlib
 import inspect
 import io
@@ -120,6 +121,19 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
                     exec(code, cells)
             assert output is None or printed.getvalue() == output
     MemoryBroker.get().reset()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_the_code_of_a_page_can_be_pasted_line_by_line(page: Path) -> None:
+    """Where a block ends, Python's prompt wants an empty line. Classes keep those between their methods: they are pasted as a whole."""
+    for program, _ in programs(page):
+        compiler, lines = codeop.CommandCompiler(), list[str]()
+        compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        with contextlib.suppress(IndentationError):
+            for line in [*program.splitlines(), ""]:
+                lines.append(line)
+                if compiler("\n".join(lines), page.name, "single") is not None:
+                    lines.clear()
 
 
 def test_a_page_has_code_that_is_run() -> None:
