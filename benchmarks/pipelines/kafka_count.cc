@@ -46,7 +46,7 @@ int rd_kafka_consumer_close(rd_kafka_t*);
 void rd_kafka_destroy(rd_kafka_t*);
 }
 
-enum { CONSUMER = 1, BEGINNING = -2, BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
+enum { CONSUMER = 1, BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
 
 static double now() {
     struct timespec at;
@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
     rd_kafka_topic_partition_list_t* places = rd_kafka_topic_partition_list_new(partitions);
     for (int i = 0; i < partitions; i++) {
         rd_kafka_topic_partition_list_add(places, topic, i);
-        rd_kafka_topic_partition_list_set_offset(places, topic, i, BEGINNING);
+        rd_kafka_topic_partition_list_set_offset(places, topic, i, 0);
     }
     rd_kafka_queue_t* queue = rd_kafka_queue_get_consumer(consumer);
     const double began = now(), cpu_before = cpu();

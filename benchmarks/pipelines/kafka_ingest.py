@@ -233,12 +233,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--rounds", type=int, help="runs of each kind; default: 3, and 1 of fewer than 100,000 records")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
     parser.add_argument("--topic", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.rows >= 100_000 else 1)
     if options.kind == "stream":
         print(json.dumps(asyncio.run(read_stream(options))))
     elif options.kind:
