@@ -252,7 +252,20 @@ async def kernels(
         yield provider, made
 
 
-async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has() -> None:
+PROGRAM = """
+from sabot.agents import Budget, Ledger, PostgresLedgerWriter, RuntimeKernel
+
+async def agent(ctx):
+    return 1
+
+writer = PostgresLedgerWriter({url!r}, shared=True)
+kernel = RuntimeKernel.create(agent=agent, budgets=Ledger(writer, budgets=[Budget("acme", max_calls_monthly=2)]))
+"""
+
+
+async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def ask(kernel: RuntimeKernel) -> str:
         handle = await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme"))
         try:
@@ -269,6 +282,10 @@ async def test_kernels_that_share_a_budget_make_no_more_calls_than_it_has() -> N
             for kernel in made:
                 assert kernel.ledger is not None
                 assert (await kernel.ledger.used("acme"))["monthly"] == Amounts(30, Decimal(0), 2)
+            (tmp_path / "sharing.py").write_text(PROGRAM.format(url=url))
+            monkeypatch.syspath_prepend(tmp_path)
+            (shown,) = await aside(lines, "budgets", "sharing:kernel", "--json")
+            assert (shown["scope"], shown["used"], shown["of"]) == ("acme", "2", "2"), "another process sees them"
 
 
 async def test_a_job_hears_that_its_budget_is_not_known_and_its_model_is_not_asked(own: Own) -> None:

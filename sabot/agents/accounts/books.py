@@ -43,6 +43,7 @@ class TableBook(ABC):
 
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
+        self._dead: list[str] = []
 
     @abstractmethod
     def now(self) -> float:
@@ -139,6 +140,7 @@ class TableBook(ABC):
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
         """As `Book.dead`."""
         holders = [name for (name,) in self.select("SELECT holder FROM runtime_holders WHERE until < ?", now_s)]
+        self._dead = holders
         if not holders or not scopes:
             return []
         where = f"{self.among('holder')} AND {self.among('scope_id')} ORDER BY scope_id, call_id"
@@ -180,7 +182,7 @@ class TableBook(ABC):
             "INSERT INTO runtime_holders VALUES (?, ?) ON CONFLICT (holder) DO UPDATE SET until = excluded.until",
             [(holder, until_s)],
         )
-        if self.select("SELECT 1 FROM runtime_holders WHERE until < ?", now_s):
+        if self._dead:
             self.change(
                 "DELETE FROM runtime_holders WHERE until < ? AND NOT EXISTS (SELECT 1 FROM runtime_reservations r "
                 "WHERE r.holder = runtime_holders.holder)",

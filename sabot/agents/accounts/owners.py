@@ -99,12 +99,13 @@ class BudgetBatch(NamedTuple):
 
 class Worked(NamedTuple):
     """judgements: of the steps that reserve, in their order. used: by the scopes of the steps in the windows of now, without what is
-    reserved. corrected: how many rows were.
+    reserved. corrected: how many rows were. now_s: when it was, by the clock that windows end by.
     """
 
     judgements: list[Judgement]
     used: Mapping[str, Mapping[Window, Amounts]]
     corrected: int = 0
+    now_s: float = 0.0
 
 
 @runtime_checkable
@@ -302,7 +303,7 @@ def work(book: Book, batch: BudgetBatch) -> Worked:
     if batch.holder:
         book.hold(batch.holder, now_s + batch.lease_s, now_s)
     used = {scope: account.used(now_s) for scope, account in working.accounts.items()}
-    return Worked([each for each in judged if each is not None], used, working.corrected)
+    return Worked([each for each in judged if each is not None], used, working.corrected, now_s)
 
 
 def rows_alone(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:

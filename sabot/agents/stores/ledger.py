@@ -104,10 +104,9 @@ class PostgresLedgerWriter:
             _content_told(connection),
             connection.cursor() as cursor,
         ):
-            book = _PostgresBook(cursor)
-            if batch.machine_s is not None:
-                check_skew(batch.machine_s, book.now(), self.where)
-            return work(book, batch)
+            worked = work(_PostgresBook(cursor), batch)
+            check_skew(batch.machine_s, worked.now_s, self.where)  # else nothing of it is done
+            return worked
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
