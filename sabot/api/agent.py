@@ -10,7 +10,17 @@ import pyarrow as pa
 from sabot.api.expr import as_type
 from sabot.calls import CallOptions, Retry
 from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
-from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_input, check_nan, check_sink
+from sabot.connectors.base import (
+    Delivery,
+    OnNan,
+    Sink,
+    Source,
+    check_delivery,
+    check_input,
+    check_nan,
+    check_sink,
+    sink_of,
+)
 from sabot.errors import UserError
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
@@ -157,7 +167,9 @@ class AgentSpec:
                 "children": children,
             },
         )
-        sinks = list(sink) if isinstance(sink, list | tuple) else [sink]
+        sinks = [
+            sink_of(each, f"agent {agent_id}: sink") for each in (sink if isinstance(sink, list | tuple) else [sink])
+        ]
         if isinstance(sink, list | tuple) and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
             raise refuse(
                 f"sink={sink!r}", "several sinks are topics and Sinks, of a record agent: Message(…, topic=) says which"

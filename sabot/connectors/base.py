@@ -8,7 +8,7 @@ last complete checkpoint.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_input",
     "check_nan",
     "check_sink",
+    "sink_of",
 ]
 
 Positions = dict[tuple[str, int], int]
@@ -68,6 +69,18 @@ def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Deliv
 def check_input(source: object, where: str, hint: str) -> None:
     """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
     _check_connector(source, Source, where, hint)
+
+
+def sink_of(given: object, where: str) -> Any:
+    """Where rows go that are to go to `given`: for a Source it is the Sink that writes there. UserError begins with `where`."""
+    if not isinstance(given, Source):
+        return given
+    made = given.as_sink()
+    if made is None:
+        raise UserError(
+            f"{where}: {given!r} is no topic and no Sink", hint='"topic", or a Sink: ParquetSink("out.parquet")'
+        )
+    return made
 
 
 def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
@@ -194,6 +207,10 @@ class Source(ABC):
         says so may be read before the streams that wait for it (`app.table(first=)`). None: it cannot say. Never blocks; callable from any
         thread.
         """
+        return None
+
+    def as_sink(self) -> "Sink | None":
+        """The Sink that writes where this source reads, for `to(files("s3://…"))`; None: none does. May raise UserError."""
         return None
 
     @abstractmethod

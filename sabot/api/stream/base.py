@@ -51,7 +51,7 @@ from sabot.api.stream.rows import RowMethods
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
 from sabot.config import Duration
-from sabot.connectors.base import Delivery, OnNan, Sink, check_delivery, check_nan, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_nan, check_sink, sink_of
 from sabot.errors import UserError
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
     def to(
         self,
-        sink: str | Sink | Callable[..., Any],
+        sink: str | Sink | Source | Callable[..., Any],
         *,
         key: str | None = None,
         delivery: Delivery = None,
@@ -400,7 +400,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
         An agent is given by its function, declared with `@app.agent()`. There is no topic in between: its checkpoints keep the rows as
         those that it read itself. A record agent gets each row as if from JSON, a batch agent gets columns. It cannot
-        take changes.
+        take changes. `files("s3://bucket/folder/", "parquet")` is an ObjectSink there.
 
         delivery: "exactly_once": rows are visible once a checkpoint covers them, each exactly once whatever crashes. "at_least_once": rows
         are visible at once, and may be repeated after a crash. None: exactly once if the sink supports it and checkpoints are written.
@@ -408,18 +408,19 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         nan: what becomes of floats that the sink's format does not have, NaN and infinities in JSON, NaN in SQLite: "null"; "fail" stops
         the job, before the batch is written. None: null, with a warning for each column.
         """
-        check_nan(nan, f"to({sink!r})")
-        if callable(sink) and not isinstance(sink, str | Sink):
+        place = sink_of(sink, "to")
+        check_nan(nan, f"to({place!r})")
+        if callable(place) and not isinstance(place, str | Sink):
             if nan is not None:
-                raise UserError(f"to({sink!r}): nan= is of sinks, and this is an agent", hint="leave nan= out")
-            self._feed(self._owner.agent_of(sink), key, delivery)
+                raise UserError(f"to({place!r}): nan= is of sinks, and this is an agent", hint="leave nan= out")
+            self._feed(self._owner.agent_of(place), key, delivery)
             return
-        check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
-        check_delivery(delivery, f"to({sink!r})")
-        node = Write(self._node, sink, key, delivery, nan)
+        check_sink(place, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
+        check_delivery(delivery, f"to({place!r})")
+        node = Write(self._node, place, key, delivery, nan)
         node.check()
         if self._node.changes:
-            check_takes_changes(self._node, sink, key)
+            check_takes_changes(self._node, place, key)
         self._owner.write(node)
 
     def _feed(self, agent: AgentSpec, key: str | None, delivery: Delivery) -> None:

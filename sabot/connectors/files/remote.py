@@ -15,7 +15,7 @@ from pyarrow import fs as arrow_fs
 from sabot.errors import UserError
 from sabot.redaction import clean_cause, has_password, keep_url, redacted_url, scrubbed
 
-__all__ = ["RemotePath", "Remotely", "is_remote", "listed", "naming", "remote_path"]
+__all__ = ["RemotePath", "Remotely", "has_pattern", "is_remote", "listed", "naming", "remote_path"]
 
 Remotely = tuple[arrow_fs.FileSystem, str]
 """A file system of pyarrow's, and a path in it."""
@@ -50,6 +50,11 @@ class RemotePath(str):
         """The file, to be read at any place. Raises OSError."""
         with naming(self):
             return self.filesystem.open_input_file(self.inside)
+
+
+def has_pattern(path: RemotePath) -> bool:
+    """Whether it may be a glob, for what there is no file or folder of this name."""
+    return _MAGIC.search(path.inside) is not None
 
 
 def is_remote(path: object) -> TypeGuard[str | Remotely]:
@@ -107,7 +112,10 @@ def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]]
         infos = [each for each in infos if not _hidden(each.path[len(folder) :])]
     if not infos:
         what = "no file matches" if matches is not None else "there is no file at"
-        raise UserError(f"{what} {str(path)!r}", hint="a file, a folder, or a glob; is the name of the bucket right?")
+        raise UserError(
+            f"{what} {str(path)!r}",
+            hint="a file, a folder, or a glob; is the name of the bucket right? to write there: files(…, 'parquet')",
+        )
     return sorted(((path.at(each.path), each) for each in infos), key=lambda found: found[0]), matches is None
 
 

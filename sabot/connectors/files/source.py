@@ -19,9 +19,10 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
-from sabot.connectors.base import Positions, Source
+from sabot.connectors.base import Positions, Sink, Source
 from sabot.connectors.files.columns import checked, picked
-from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of, open_stream
+from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
+from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
 from sabot.faults import hint_of
 
@@ -240,6 +241,19 @@ class FileSource(Source):
         """See `Source.lag`; the figure is in bytes, because the number of rows that are left is not known."""
         progress = self._progress
         return {} if progress is None or not self._opened else {self._place: round(progress[1] - progress[0])}
+
+    def as_sink(self) -> Sink:
+        """An ObjectSink of this format, for a folder of an object store."""
+        from sabot.connectors.files.objects import ObjectSink  # sinks of files ask which sources there are
+
+        if is_remote(self._paths):
+            path = remote_path(self._paths)
+            if not has_pattern(path) and bare_suffix(path) not in self.suffixes:
+                return ObjectSink(self._paths, self.suffixes[0][1:])
+        raise UserError(
+            f"rows cannot be written into files({self.name!r})",
+            hint='files("s3://bucket/folder/", "parquet") is a place to write; on this machine ParquetSink, CsvSink, NdjsonSink write',
+        )
 
     def close(self) -> None:
         self._opened = False

@@ -1,5 +1,6 @@
 """Objects as a sink: formats and partitions, what is there after a crash, errors, and S3 by its address."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sabot.connectors.base import Track
 from sabot.connectors.files import objects
 from sabot.errors import TransientError, UserError
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
+from tools.agent_tools import publish, started, until
 from tools.checkpoint_tools import in_memory
 
 TRACK = Track("job", "out", "one")
@@ -192,3 +194,39 @@ def test_s3_is_written_by_its_address() -> None:
         assert "any:any" not in str(refused.value)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow", "csv", "ndjson"])
+def test_files_of_a_store_are_written_where_they_are_read(format: str) -> None:
+    store, handler = in_memory()
+    app = App("lake")
+    app.stream(ScriptedSource([batch(ROWS), END], schema=batch(ROWS).schema)).to(files((store, "bucket/out"), format))
+    asyncio.run(app.run())
+    assert all(path.startswith("bucket/out/part-") for path in handler.files)
+    assert rows(files((store, "bucket/out"))) == ROWS
+
+
+async def test_an_agent_writes_into_files_of_a_store(memory_url: str) -> None:
+    store, handler = in_memory()
+    app = App("lake", memory_url, checkpoint_interval="20ms")
+    app.agent("rows", name="kept", sink=[files((store, "bucket/out"), "ndjson"), "other"])(lambda ctx: ctx.message)
+    publish(app, "rows", ROWS)
+    async with started(app):
+        await until(lambda: bool(handler.files))
+        await until(lambda: rows(files((store, "bucket/out"))) == ROWS)
+
+
+def test_files_that_are_no_folder_of_a_store_are_no_sink(tmp_path: Path) -> None:
+    store, _ = in_memory()
+    stream = App("lake").stream("rows", schema={"n": "int64"})
+    (tmp_path / "a.ndjson").write_text('{"n": 1}\n')
+    for source in (
+        files(tmp_path / "a.ndjson"),
+        files((store, "bucket/*"), "ndjson"),
+        files((store, "bucket/one.parquet"), "parquet"),
+    ):
+        with pytest.raises(UserError, match=r"rows cannot be written into files\(") as refused:
+            stream.to(source)
+        assert "ParquetSink" in refused.value.hint
+    with pytest.raises(UserError, match="is no topic and no Sink"):
+        stream.to(ScriptedSource([END]))
