@@ -13,6 +13,7 @@ import pytest
 from tools.broker import Broker
 from tools.command_line import child
 from tools.leftovers import started
+from tools.redis_server import server_or_skip
 
 TESTS = Path(__file__).parent
 
@@ -125,3 +126,21 @@ signal.pause()
         assert started(pid)
         process.kill()
     assert gone([pid], tmp_path / "broker")
+
+
+def test_a_redis_server_goes_with_a_session_that_is_killed() -> None:
+    server_or_skip()
+    program = """
+import signal
+from tools.redis_server import Redis
+
+server = Redis()
+print(server._process.pid, server.folder, flush=True)
+signal.pause()
+"""
+    with session("-c", program) as process:
+        assert process.stdout is not None
+        pid, folder = process.stdout.readline().split()
+        assert started(int(pid))
+        process.kill()
+    assert gone([int(pid)], Path(folder))

@@ -1,8 +1,8 @@
 """What a test session starts and writes goes with it, however it ends: by itself, by Ctrl-C, or by SIGKILL.
 
 A watcher, a process of its own session, reads from a pipe whose only other end this process holds. When that end closes, which the
-kernel does for a process that is killed, the watcher ends every process that carries the session's mark in its environment, and every
-fork of this process, and removes the folders that it was told of.
+kernel does for a process that is killed, the watcher ends every process that carries the session's mark in its environment, every
+fork of this process, and those that it was told of, and removes the folders that it was told of.
 
 Why not PR_SET_PDEATHSIG: the shell that starts a broker ends at once, so the broker's parent is not who started it; and the signal
 comes when the thread ends that forked, which a test may do. Why not process groups: a broker leaves its own by setsid. The
@@ -56,6 +56,10 @@ class Leftovers:
         os.write(self._pipe, f"folder {path}\n".encode())
         return path
 
+    def process(self, pid: int) -> None:
+        """The process goes too, though it writes its title over its environment, as Redis does."""
+        os.write(self._pipe, f"pid {pid} {started(pid)}\n".encode())
+
     def at_end(self, call: Callable[[], None]) -> None:
         """`finish` makes these calls, the last one first: for servers that can be stopped in good order."""
         self._last.append(call)
@@ -68,7 +72,7 @@ class Leftovers:
     def _forked(self) -> None:
         """A fork has the environment that this process began with, which has no mark; and it must not hold the pipe open."""
         if self._pipe >= 0:
-            os.write(self._pipe, f"pid {os.getpid()} {started(os.getpid())}\n".encode())
+            self.process(os.getpid())
             os.close(self._pipe)
             self._pipe = -1
 

@@ -56,6 +56,7 @@ class Redis:
             self._process = subprocess.Popen(
                 [self._program, *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        leftovers().process(self._process.pid)
         until = time.monotonic() + _START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
