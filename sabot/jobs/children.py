@@ -1,27 +1,29 @@
 """The children of jobs: begun, unless their job may have no more of them, and told of where they have ended."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from sabot.errors import DataError, EffectError, UserError
-from sabot.jobs.gate import EffectGate
-from sabot.jobs.owner import Desk, Live
+from sabot.jobs.gate import Behalf, EffectGate
+from sabot.jobs.owner import Desk, Live, OpenJob
 from sabot.jobs.run import Ask
 from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
 from sabot.journal import EffectId
-from sabot.journal.entries import EffectResult
+from sabot.journal.entries import Attempt, Begin, EffectResult
 
 __all__ = ["Children"]
 
 
 class Children:
-    """Its methods are parts of items of the host's task. limits: by agent."""
+    """Its methods, but for `not_begun`, are parts of items of the host's task. limits: by agent."""
 
     def __init__(self, desk: Desk, gate: EffectGate | None, *, result: Callable[[Live, Ask, str, bytes], None]) -> None:
         """result: records what has come of an effect."""
         self.limits: dict[str, ChildLimits] = {}
+        self.begun_total = 0  # of those that have waited so
         self._desk, self._gate, self._result = desk, gate, result
 
     def begin(self, live: Live, ask: Ask) -> None:
@@ -55,6 +57,45 @@ class Children:
         else:
             return None
         return EffectError("DepthExceeded", f"{' > '.join([*chain, ask.name])} is not begun: {why}")
+
+    def begun(
+        self,
+        agent_id: str,
+        job_id: str,
+        *,
+        record: bytes,
+        key: bytes,
+        digest: bytes,
+        code: str,
+        behalf: Behalf,
+        failed: bool,
+    ) -> OpenJob | None:
+        """A child of this agent waits for its turn. Where it goes on when its job has ended, its BEGIN is recorded now: after a restart
+        nobody might ask for it. failed: it has begun before. -> it, as `JobHost.resume` takes it; None: it begins at its turn.
+        """
+        desk = self._desk
+        if failed or not self.limits[desk.jobs.agent_of(parent_of(job_id)[0])].outlive:
+            return None
+        facts = code, *behalf[:2], 1, behalf.labels
+        entry = Begin(job_id, desk.now_ms(), agent_id, record, key, digest, *facts)
+        if self._gate is not None:
+            self._gate.begun(entry)
+        desk.jobs.add(job_id, agent_id, begun=True)
+        self.begun_total += 1
+        at = desk.append(entry)
+        return OpenJob(
+            job_id, agent_id, key, record, digest, at, True, None, last=at, begun_ms=entry.at_ms, behalf=behalf
+        )
+
+    def turn(self, job_id: str, load: Callable[[str], None]) -> None:
+        """The turn of a child that has waited, with its BEGIN in the journal: its timers count from now."""
+        if not self._desk.stopping:
+            self._desk.append(Attempt(job_id, self._desk.now_ms(), 0, 1))
+            load(job_id)
+
+    def not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
+        """It does not begin: its parent is told this of it, as of its END."""
+        self._desk.put(partial(self.over, job_id, outcome, body, ()))
 
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""

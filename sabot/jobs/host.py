@@ -31,7 +31,7 @@ from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import ContinueAs, JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs
+from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import JobMark, Journal, Position, digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
@@ -90,6 +90,7 @@ class JobHost:
         letters = partial(self.put, self._letters.take)
         self._timers = JobTimers(self, clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
         self._effects = Effects(self, self._timers, clock, broke=on_broken, gate=gate)
+        self.children = self._effects.children
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ class JobHost:
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
         """Jobs of this agent are runs of this owner. children: that one of them may begin."""
         self._owners[agent_id] = owner
-        self._effects.children.limits[agent_id] = children
+        self.children.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
@@ -210,10 +211,6 @@ class JobHost:
     def _run_of(self, history: History, owner: JobOwner) -> JobRun:
         return self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
 
-    def child_over(self, job_id: str, outcome: str, body: bytes) -> None:
-        """It does not begin: its parent is told this of it, as of its END."""
-        self.put(partial(self._effects.children.over, job_id, outcome, body, ()))
-
     def rests(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
         return self.parking.take_up(job, self._owners[job.agent], self._timers)
@@ -222,6 +219,8 @@ class JobHost:
         """Runs an open job over its history. One that had failed is not run: its owner is told again."""
         if job.ended is not None and job.ended.outcome != "succeeded":
             self.put(partial(self._had_ended, job, job.ended))
+        elif job.last == job.began and parent_of(job.job_id)[0]:
+            self.put(partial(self.children.turn, job.job_id, self.parking.load))
         else:
             self.parking.load(job.job_id)
 
@@ -231,7 +230,7 @@ class JobHost:
         if job.ended_at is not None:
             self.log.again([(job.ended_at, end)])
         self._owners[job.agent].had_ended(job)
-        self._effects.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
+        self.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def known(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
@@ -458,9 +457,7 @@ class JobHost:
         told: Sequence[tuple[Position, Entry]] = ()
         if live.job.history.end is None:
             self._effects.leave(live)
-            told = self._letters.left(
-                live, self._effects.children.limits
-            )  # before END: where that is durable, they are told
+            told = self._letters.left(live, self.children.limits)  # before END: where that is durable, they are told
             used = self._gate.ended(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), live)
         self._forget(live)
@@ -468,7 +465,7 @@ class JobHost:
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         live.owner.over(job_id, outcome)
-        self._effects.children.over(job_id, outcome, body, labels, ran_ms)
+        self.children.over(job_id, outcome, body, labels, ran_ms)
         self.arrived_together(told)
 
     def _forget(self, live: Live, *, stays_open: bool = False) -> None:
@@ -515,7 +512,7 @@ class JobHost:
     def _continue(self, live: Live, message: Any) -> None:
         """A new history of the same job."""
         self._effects.leave(live)
-        told = self._letters.left(live, self._effects.children.limits)
+        told = self._letters.left(live, self.children.limits)
         job, owner = live.job, live.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
@@ -541,7 +538,7 @@ class JobHost:
             "running": len(self._live) + self.parking.loading,
             "parked": self.parking.parked,
             "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
-            "begun": self._begun_total,
+            "begun": self._begun_total + self.children.begun_total,
             "ended": self._ended_total,
             "effects": self._effects.asked_total,
             "doubts": self._effects.doubts_total,

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -619,6 +620,91 @@ async def test_a_job_of_another_agent_stands_in_the_order_of_its_key(shop: Shop)
         shop.clock.advance(3600)
         await until(lambda: orders(shop.answers()) == [1, 2])
     assert [each["said"] for each in shop.answers()] == [{"n": 1, "from": 1}, {"n": 2, "from": 2}]
+
+
+@pytest.mark.parametrize("outlives", [True, False])
+@pytest.mark.parametrize("covered", [True, False])
+async def test_a_child_that_waits_behind_its_key_when_its_parent_has_ended_begins_once_after_a_restart(
+    shop: Shop, covered: bool, outlives: bool
+) -> None:
+    """It waited in memory, to be asked for again by its parent; one that had ended asked for nothing, and the child was lost."""
+
+    def build() -> App:
+        app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+        @app.agent("lookups", key="customer", durable=True)
+        async def look(ctx: Any) -> None:
+            await ctx.sleep("1h")
+            await ctx.call(shop.refund, ctx.message["order"])
+
+        @app.agent("tickets", sink="answers", durable=True, concurrency=4, children=ChildLimits(outlive=outlives))
+        async def ask(ctx: Any) -> Any:
+            looking = asyncio.ensure_future(ctx.child(look, ctx.message))
+            await (looking if ctx.message["order"] == 1 else asyncio.sleep(0))
+            return ctx.message
+
+        return app
+
+    app = build()
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: jobs(app)["parked"] == 2)
+    shop.ticket("ann", 2)
+    await until(lambda: orders(shop.answers()) == [2])
+    if covered:
+        await checkpoint(app)
+    await crash(app)
+    for refunded in ([1], [1, 2])[: 1 + outlives]:
+        app = build()
+        async with started(app):  # each in a life of its own
+            await until(partial(_parks, app))
+            shop.clock.advance(3600)
+            await until(lambda refunded=refunded: shop.calls == refunded)  # type: ignore[misc]
+    app = build()
+    async with started(app):
+        shop.ticket("eve", 3)  # who comes behind all that the restart has brought back
+        await until(lambda: 3 in orders(shop.answers()))
+    assert shop.calls == [1, 2][: 1 + outlives]
+
+
+def _parks(app: App) -> bool:
+    return jobs(app)["parked"] > 0
+
+
+async def test_a_child_that_waits_behind_its_key_sleeps_from_its_turn_on_and_may_be_given_up(shop: Shop) -> None:
+    app = App("shop", shop.url, state=str(shop.directory), checkpoint_interval=3600, clock=shop.clock)
+
+    @app.agent("lookups", key="customer", durable=True)
+    async def look(ctx: Any) -> None:
+        await ctx.sleep("1h")
+        await ctx.call(shop.refund, ctx.message["order"])
+
+    @app.agent("tickets", sink="answers", durable=True, concurrency=4, children=ChildLimits(outlive=True))
+    async def ask(ctx: Any) -> Any:
+        if ctx.message["order"] != 2:
+            await ctx.child(look, ctx.message)
+            return ctx.message
+        try:
+            async with asyncio.timeout(60):
+                await ctx.child(look, ctx.message)
+        except TimeoutError:
+            return {"order": "given up"}
+
+    async with started(app):
+        for order in (1, 2, 3):
+            shop.ticket("ann", order)
+            await until(lambda order=order: jobs(app)["parked"] == order + 1)  # type: ignore[misc]
+        shop.clock.advance(60)
+        await until(lambda: orders(shop.answers()) == ["given up"])
+        shop.clock.advance(3540)
+        await until(lambda: orders(shop.answers()) == ["given up", 1])
+        await until(lambda: jobs(app)["parked"] == 2)  # the third child, which has its hour before it, and its parent
+        shop.clock.advance(3599)
+        await until(lambda: jobs(app)["running"] == 0)
+        assert shop.calls == [1]
+        shop.clock.advance(1)
+        await until(lambda: orders(shop.answers()) == ["given up", 1, 3])
+    assert shop.calls == [1, 3]
 
 
 async def test_the_row_of_a_job_that_has_begun_leaves_its_mailbox_at_the_restore(shop: Shop) -> None:

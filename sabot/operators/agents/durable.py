@@ -42,7 +42,7 @@ from sabot.operators.agents.job_rows import (
     JobInput,
     JobNames,
     decode_record,
-    encode,
+    inputs_of,
     of_job,
     of_result,
     payload_from,
@@ -225,7 +225,7 @@ class DurableAgentOperator(AgentOperator):
         self.counters.errors_count += 1
         assert call.record is not None
         if call.record.offset < 0:  # a child
-            self.host.child_over(call.job_id, "failed", pack_error(error))
+            self.host.children.not_begun(call.job_id, "failed", pack_error(error))
             return
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
@@ -291,8 +291,7 @@ class DurableAgentOperator(AgentOperator):
         """Hands the job to the host."""
         assert call.record is not None
         self._note_begun(call.record)
-        inputs: dict[str, Any] = {"record": encode(call.record), "key": call.scope, "digest": call.digest}
-        self.host.begin(self.spec.agent_id, call.job_id, **inputs, run=call.run, behalf=call.behalf)
+        self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def look(self, call: JobCall) -> None:
         """Begins a job whose id may have been there before, if it was not, or if it had failed: then what it has done is in the journal."""
@@ -440,6 +439,8 @@ class DurableAgentOperator(AgentOperator):
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):
             self.order.child_comes(call)
+            waits: dict[str, Any] = {"code": self.code, "failed": failed, "behalf": behalf}
+            call.before = self.host.children.begun(agent_id, job_id, **inputs_of(call), **waits)
         self.go_on()
 
     def parked(self, job_id: str) -> None:
@@ -529,9 +530,7 @@ class DurableAgentOperator(AgentOperator):
     # -- figures and barriers -----------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """As in the base; jobs that run, at most `limit` of them, and those that are parked or blocked; rows in mailboxes; rows that came
-        again and were dropped.
-        """
+        """As in the base; jobs that run, at most `limit`, are parked or blocked; rows in mailboxes; rows that came again."""
         return {
             **super().statistics(),
             "limit": self._limit,

@@ -33,6 +33,7 @@ __all__ = [
     "decode_waiting",
     "encode",
     "failed_run",
+    "inputs_of",
     "labels_of",
     "of_job",
     "of_result",
@@ -123,6 +124,11 @@ class JobCall(
     def is_failed_child(self) -> bool:
         """Another job asks for it once more, as it has failed."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
+
+
+def inputs_of(call: JobCall) -> dict[str, Any]:
+    """What the BEGIN of a job has of its record."""
+    return {"record": encode(call.record), "key": call.scope, "digest": call.digest}
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
