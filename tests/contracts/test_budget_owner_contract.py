@@ -28,7 +28,7 @@ from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.owners import BudgetBatch, BudgetOwner, BudgetStep, SettledRow
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.llm import Usage
+from sabot.llm import BudgetUnavailable, Usage
 from tools.postgres import server_or_skip
 from tools.redis_server import server_or_skip as redis_or_skip
 
@@ -242,6 +242,19 @@ async def test_a_row_that_cannot_be_kept_keeps_what_was_reserved_and_others_are_
     assert (await ledger.used("tenant"))["daily"].tokens == 100
     assert (await ledger.reserve_shared("more", "tenant", Amounts(501, Decimal(0), 1))).decision == "deny"
     assert (await ledger.reserve_shared("more", "tenant", Amounts(500, Decimal(0), 1))).decision == "allow"
+
+
+async def test_a_call_that_an_owner_does_not_take_is_refused_and_those_beside_it_are_judged(place: Place) -> None:
+    ledger = place.ledger(Budget("tenant", max_calls_daily=3, warn_at=1))
+    if isinstance(ledger.writer, InMemoryLedgerWriter | RedisBudgets):
+        pytest.skip("memory keeps anything, and Redis texts")
+    context = ExecutionContext(scope_id="tenant")
+    asked = [ledger.check_budget(context, tokens) for tokens in (1, 2**70, 2, 3, 4)]
+    said = await asyncio.gather(*asked, return_exceptions=True)
+    assert [str(each) for each in said[:1] + said[2:]] == ["allow", "allow", "allow", "deny"]
+    assert isinstance(said[1], BudgetUnavailable)
+    await ledger.record_model_usage(context, Usage(5))
+    assert (await ledger.used("tenant"))["daily"].tokens == 5
 
 
 async def test_a_second_reservation_of_a_call_takes_the_place_of_the_first_one_if_it_fits(place: Place) -> None:

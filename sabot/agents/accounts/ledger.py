@@ -257,21 +257,20 @@ class Ledger:
         whole("pending_tokens", pending_tokens)
         if self._shared is None:
             await self._account(context.scope_id)
-        held = self._held.setdefault(_who(context), deque())
-        now = self._clock.monotonic()
+        who, now = _who(context), self._clock.monotonic()
+        held = self._held.pop(who, deque())
         while held and held[0][1] <= now:
             self.release(held.popleft()[0], context.scope_id)
+        if held:
+            self._held[who] = held
         call = uuid.uuid4().hex
         wanted = Amounts(pending_tokens, cost, 1)
         if self._shared is None:
             judged = self.reserve(call, context.scope_id, wanted)
         else:
             judged = await self.reserve_shared(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)])
-            held = self._held.setdefault(_who(context), held)
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
-            held.append((call, now + self._timeout_s))
-        elif not held:
-            del self._held[_who(context)]
+            self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
         if judged.decision is not BudgetDecision.ALLOW and self._on_decision is not None:
             self._on_decision(context, judged)
         return judged.decision

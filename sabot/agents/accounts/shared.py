@@ -173,7 +173,7 @@ class SharedAccounts:
             if step is None:
                 raise lacks from error
             raise self._unavailable(step, lacks) from error
-        except UserError as error:
+        except (UserError, DataError) as error:
             if step is None:
                 raise
             raise self._unavailable(step, error) from error
@@ -197,14 +197,21 @@ class SharedAccounts:
                 self._put(_Pending())
 
     async def _work(self) -> None:
-        wait_s = _FIRST_WAIT_S
+        wait_s, alone = _FIRST_WAIT_S, 0
         try:
             while self._queue:
-                taken = self._taken()
+                taken = self._taken(1 if alone else _MOST_AT_ONCE)
+                alone = max(0, alone - 1)
                 try:
                     worked = await self.owner.work(self._batch(taken))
-                except DataError as error:  # of a row; the others go without
-                    self._queue.extendleft(reversed([each for each in taken if not (each.rows and each.fails(error))]))
+                except DataError as error:  # of one of them: each goes by itself, and the others are done
+                    if len(taken) > 1:
+                        self._queue.extendleft(reversed(taken))
+                        alone = len(taken)
+                    elif not taken[0].fails(error):
+                        _log.error(
+                            "budgets: %s does not take what a call reserves: %s", self.owner.where, words_of(error)
+                        )
                 except TransientError as error:
                     if self._failed is None:
                         _log.warning(
@@ -229,9 +236,9 @@ class SharedAccounts:
         finally:
             self._working = None
 
-    def _taken(self) -> list[_Pending]:
+    def _taken(self, most: int) -> list[_Pending]:
         taken: list[_Pending] = []
-        while self._queue and len(taken) < _MOST_AT_ONCE and (not taken or not self._queue[0].corrects):
+        while self._queue and len(taken) < most and (not taken or not self._queue[0].corrects):
             each = self._queue.popleft()
             if not each.given_up:
                 taken.append(each)
