@@ -29,6 +29,7 @@ from sabot.state.tables.store import TableStore
 __all__ = ["PaneGroups", "SpilledGroups"]
 
 _COLD = "cold"
+_MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # how often the groups are asked for the memory that they take
 _PANE = pa.field("__pane", pa.int64())
 _PANE_BITS = 16  # of a place in the segments: so the groups of a pane stand together
 _SPREAD = 0x9E3779B97F4A7C15  # odd, so that panes next to each other differ in their upper bits
@@ -81,6 +82,7 @@ class SpilledGroups(Kept):
         self._bytes: dict[int, int] = {}  # by pane: what it took in memory when it was touched last
         self._touched: set[int] = set()
         self._all_bytes = self._evicted = self._back = 0
+        self._rows = self._batches = 0  # since it was measured last
         self._cold: Segments | None = None
         if spills and context.directory is not None and keys:
             self._cold = Segments(self._schema, context.directory / _COLD, most_bytes=context.memory_budget // 4)
@@ -110,6 +112,7 @@ class SpilledGroups(Kept):
         """Brings the groups of these rows into memory. To be called before rows are added to the pane. keys: indices of columns."""
         if self._cold is None:
             return
+        self._rows += data.num_rows if selection is None else len(selection)
         self._touched.add(pane)
         if pane in self._count:
             if hashes is None:
@@ -143,6 +146,10 @@ class SpilledGroups(Kept):
         """Keeps the budget. To be called after each batch, when cuts may not read."""
         if self._cold is None:
             return
+        self._batches += 1
+        if self._rows < _MEASURED_ROWS and self._batches < _MEASURED_BATCHES:
+            return
+        self._rows = self._batches = 0
         self._measure()
         if self._all_bytes > self._most_bytes and sum(map(self._used, self._bytes)) > self._most_bytes:
             self._make_room(self._cold)
@@ -194,6 +201,7 @@ class SpilledGroups(Kept):
             columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         for pane in np.unique(rows.column(0).to_numpy()).tolist():
+            self._rows += rows.num_rows
             self._touched.add(pane)
             self._groups.put(pane, self._without_pane(rows.filter(pc.equal(rows.column(0), pane))))
         self.settle()

@@ -99,7 +99,8 @@ Plan = list[tuple[str, Any]]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups leave and are read in small pieces."""
+    """Groups leave after each batch, and are read in small pieces."""
+    monkeypatch.setattr(spilled, "_MEASURED_BATCHES", 1)
     monkeypatch.setattr(spilled, "CHUNK_ROWS", 32)
 
 
