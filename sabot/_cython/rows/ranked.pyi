@@ -4,7 +4,7 @@ from typing import Any
 import pyarrow as pa
 
 NUMBER_COLUMN: str
-"""The name of the column of a RankCut that has the order of arrival, int64."""
+"""The name of the column of `export` that has the order of arrival, int64."""
 
 class RankTable:
     """Rows by key slot, ordered by a sort key and by arrival, and which of a slot's rows are among the first n. Has one owner; the GIL is
@@ -72,20 +72,9 @@ class RankTable:
         """Makes all rows among the first n available for `pieces`, slot by slot, in order, with their ranks (even if not `ranked`)."""
     def pieces(self, rows: int) -> list[tuple[list[pa.Array[Any]], pa.Int64Array, pa.Int8Array, pa.Int64Array]]:
         """The rows of the last `settle` or `members` as (columns, ranks, ops, times), at most `rows` rows each; pairs stay together."""
-    def cut(self) -> RankCut:
-        """Takes a cut of all rows as they are now, slot by slot, in order. Costs a pointer per row; removed rows are kept until `close`."""
+    def export(self, slots: pa.Int32Array) -> pa.RecordBatch:
+        """The rows of these slots, slot by slot, in order: their columns, NUMBER_COLUMN and event time."""
+    def remove(self, slots: pa.Int32Array) -> None:
+        """Forgets the rows of these slots, and the rows for `pieces`. To be called after `settle`."""
     def load(self, slots: pa.Int32Array, data: pa.RecordBatch, numbers: pa.Int64Array, time: pa.Int64Array) -> None:
-        """Loads rows that a cut gave, whole slots with the slot numbers that they have here. Call `settle` then: they are no change."""
-
-class RankCut:
-    """The rows of a RankTable as they were at `cut`. Any one thread may read them while the owner goes on with the table."""
-
-    def __len__(self) -> int:
-        """The number of rows."""
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of `read`: those of the rows, NUMBER_COLUMN and event time."""
-    def read(self, rows: int) -> pa.RecordBatch | None:
-        """The next rows, at most `rows`; None at the end. Raises RuntimeError after `close`."""
-    def close(self) -> None:
-        """Releases the cut. Idempotent; may be called from any thread."""
+        """Loads rows that `export` gave, whole slots with the slot numbers that they have here. Call `settle` then: they are no change."""

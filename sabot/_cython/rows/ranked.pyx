@@ -24,7 +24,7 @@ from sabot._cython.arrow.columns cimport (
 )
 from sabot._cython.rows.row_bytes cimport Layout, Made, Source, array_of_made, lay_out, open_rows
 
-__all__ = ["NUMBER_COLUMN", "RankCut", "RankTable"]
+__all__ = ["NUMBER_COLUMN", "RankTable"]
 
 NUMBER_COLUMN = "__number"
 _TIME_COLUMN = "__time"
@@ -74,8 +74,8 @@ cdef extern from "rows/ranked_table.h" namespace "sabot" nogil:
         int64_t slots_used()
         void settle(vector[int32_t]& vacant) except +
         void members() except +
-        void hold(vector[const Row*]& all) except +
-        void release()
+        void rows_of(const int32_t* slots, int64_t count, vector[const Row*]& found) except +
+        void remove(const int32_t* slots, int64_t count)
         int64_t piece(int64_t start, int64_t most)
 
 
@@ -94,29 +94,23 @@ cdef extern from *:
             times[i] = change.row->time;
         });
     }
-    // Reads up to `most` rows from `start` on, fewer where they have many bytes; returns how many.
-    static inline int64_t sabot_read_rows(
-        const sabot::Layout& layout, const std::vector<const sabot::Row*>& rows, int64_t start, int64_t most,
-        std::vector<sabot::Made>& columns, int64_t* numbers, int64_t* times
+    static inline void sabot_read_rows(
+        const sabot::Layout& layout, const std::vector<const sabot::Row*>& rows, std::vector<sabot::Made>& columns,
+        int64_t* numbers, int64_t* times
     ) {
-        int64_t count = 0, bytes = 0;
-        while (start + count < (int64_t)rows.size() && count < most && (count == 0 || bytes < sabot::MOST_BYTES))
-            bytes += rows[start + count++]->size;
-        auto bytes_of = [&](int64_t i) { return rows[start + i]->bytes(); };
-        layout.read(count, bytes_of, columns, nullptr, [&](int64_t i) {
-            numbers[i] = sabot::Ranking::arrival(rows[start + i]);
-            times[i] = rows[start + i]->time;
+        auto bytes_of = [&](int64_t i) { return rows[i]->bytes(); };
+        layout.read(rows.size(), bytes_of, columns, nullptr, [&](int64_t i) {
+            numbers[i] = sabot::Ranking::arrival(rows[i]);
+            times[i] = rows[i]->time;
         });
-        return count;
     }
     """
     void read_changes "sabot_read_changes"(
         const Layout& layout, const vector[Change]& out, int64_t start, int64_t count, vector[Made]& columns,
         int64_t* ranks, int8_t* ops, int64_t* times
     ) except + nogil
-    int64_t read_rows "sabot_read_rows"(
-        const Layout& layout, const vector[const Row*]& rows, int64_t start, int64_t most, vector[Made]& columns,
-        int64_t* numbers, int64_t* times
+    void read_rows "sabot_read_rows"(
+        const Layout& layout, const vector[const Row*]& rows, vector[Made]& columns, int64_t* numbers, int64_t* times
     ) except + nogil
 
 
@@ -299,53 +293,33 @@ cdef class RankTable:
         cdef list arrays = [array_of_made(&columns[i], self.rows.field(i).type) for i in range(<int64_t> columns.size())]
         return arrays, ranks, ops, times
 
-    def cut(self):
-        """Takes a cut of all rows. See ranked.pyi."""
-        cdef RankCut cut = RankCut.__new__(RankCut)
-        cut.table = self
-        self.ranking.hold(cut.all)
-        cut.open = True
-        return cut
-
-
-cdef class RankCut:
-    """The rows of a table as they were at `cut`. See ranked.pyi."""
-
-    cdef RankTable table
-    cdef vector[const Row*] all
-    cdef int64_t at
-    cdef bint open
-
-    def __len__(self):
-        return self.all.size()
-
-    @property
-    def schema(self):
-        """The columns of `read`."""
-        return self.table.rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(_TIME_COLUMN, pa.int64()))
-
-    def read(self, int64_t rows):
-        """The next rows. See ranked.pyi."""
-        if not self.open:
-            raise RuntimeError("the cut is closed")
+    def export(self, slots):
+        """The rows of these slots. See ranked.pyi."""
+        cdef View column
+        cdef vector[const Row*] found
         cdef vector[Made] columns
-        cdef int64_t start = self.at, count, i, size = self.all.size()
-        if start == size:
-            return None
-        rows = min(rows, size - start)
-        numbers, times = pa.allocate_buffer(rows * 8), pa.allocate_buffer(rows * 8)
-        cdef int64_t* number_out = <int64_t*> <size_t> numbers.address
-        cdef int64_t* time_out = <int64_t*> <size_t> times.address
+        cdef int64_t i
+        cdef int64_t* number_out
+        cdef int64_t* time_out
+        alive = open_array(slots, &column, TYPE_INT32, "slots")
+        if not all_within(column.int32s(), column.length, 2**31 - 1):
+            raise IndexError("a slot is negative")
         with nogil:
-            count = read_rows(self.table.ranking.layout, self.all, start, rows, columns, number_out, time_out)
-        self.at += count
-        kept = self.table.rows
-        cdef list arrays = [array_of_made(&columns[i], kept.field(i).type) for i in range(<int64_t> columns.size())]
-        arrays += [pa.Array.from_buffers(pa.int64(), count, [None, each], 0) for each in (numbers, times)]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+            self.ranking.rows_of(column.int32s(), column.length, found)
+        numbers = new_array(pa.int64(), found.size(), <void**> &number_out)
+        times = new_array(pa.int64(), found.size(), <void**> &time_out)
+        with nogil:
+            read_rows(self.ranking.layout, found, columns, number_out, time_out)
+        cdef list arrays = [array_of_made(&columns[i], self.rows.field(i).type) for i in range(<int64_t> columns.size())]
+        schema = self.rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(_TIME_COLUMN, pa.int64()))
+        return pa.RecordBatch.from_arrays([*arrays, numbers, times], schema=schema)
 
-    def close(self):
-        """Releases the cut. Idempotent; any thread."""
-        if self.open:
-            self.open = False
-            self.table.ranking.release()
+    def remove(self, slots):
+        """Forgets the rows of these slots. See ranked.pyi."""
+        self._check_own()
+        cdef View column
+        alive = open_array(slots, &column, TYPE_INT32, "slots")
+        if not all_within(column.int32s(), column.length, 2**31 - 1):
+            raise IndexError("a slot is negative")
+        with nogil:
+            self.ranking.remove(column.int32s(), column.length)

@@ -493,13 +493,30 @@ class Ranking {
             }
         }
     }
-    /* All rows, slot by slot, in order. They stay in memory until `release`, even if they are removed meanwhile. */
-    void hold(std::vector<const Row*>& all) {
-        all.reserve(rows);
-        for (const Key& key : keys) key.order.each([&](const Entry& entry) { all.push_back(entry.row); });
-        __atomic_add_fetch(&holders, 1, __ATOMIC_ACQ_REL);
+    /* The rows of these slots, slot by slot, in order. */
+    void rows_of(const int32_t* slots, int64_t count, std::vector<const Row*>& found) const {
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
+            keys[slots[i]].order.each([&](const Entry& entry) { found.push_back(entry.row); });
+        }
     }
-    void release() { __atomic_sub_fetch(&holders, 1, __ATOMIC_ACQ_REL); } /* from any thread */
+    /* Forgets the rows of these slots, and what `out` has. All changes must be settled. */
+    void remove(const int32_t* slots, int64_t count) {
+        bury();
+        out.clear();
+        for (int64_t i = 0; i < count; i++) {
+            if (slots[i] >= static_cast<int64_t>(keys.size())) continue;
+            Key& key = keys[slots[i]];
+            if (changes) key.order.each([&](const Entry& entry) { index.take(entry.row->hash, entry.row->bytes(), entry.row->size); });
+            key.order.each([&](const Entry& entry) {
+                row_bytes -= entry.row->nbytes();
+                pool.give(entry.row, entry.row->nbytes());
+            });
+            rows -= key.order.size();
+            key = Key();
+            bounds[slots[i]] = ~0ULL;
+        }
+    }
 
     /* How many changes of `out` from `start` on, at most `most`, are converted at once: limited in bytes, without splitting a pair. */
     int64_t piece(int64_t start, int64_t most) const {
@@ -547,7 +564,6 @@ class Ranking {
     std::vector<Entry> was, now;
     Bytes scratch, sort_scratch;
     uint64_t next_number = 0, first_number = 0;
-    int64_t holders = 0;
 
     bool walks() const { return ranked || changes; }
     static uint64_t arrival(const Entry& entry) { return entry.number & ~NULL_KEY; }
@@ -567,7 +583,6 @@ class Ranking {
         if (!changes && may_enter(i + AHEAD / 4)) __builtin_prefetch(keys[slots[base + i + AHEAD / 4]].order.last_row(), 1);
     }
     void bury() {
-        if (__atomic_load_n(&holders, __ATOMIC_ACQUIRE)) return;
         for (Row* row : finished) pool.give(row, row->nbytes());
         finished.clear();
         if (rows == 0 && gone.empty()) pool.clear();

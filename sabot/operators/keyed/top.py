@@ -3,7 +3,6 @@
 A `RankTable` keeps the rows, and says which are among the first n, and what a batch has changed in that.
 """
 
-from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
-from sabot._cython.rows.ranked import NUMBER_COLUMN, RankCut, RankTable
+from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
 from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import keyed as nodes
 from sabot.api.nodes.windows import WindowTopN as WindowTopNNode
@@ -39,12 +38,15 @@ from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, columns_s
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, window_of
 from sabot.operators.rows.timed import by_arrival
+from sabot.operators.slotted import Rows, SlotRows, Slotted
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 
 __all__ = ["PLACES", "READERS", "TIES", "TopN", "WindowTopN"]
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
+_CANNOT_CHANGE = "columns of a top_n cannot change between a checkpoint and its restore"
+_READ_SLOTS = 8_192  # the rows of so many keys are read at once
 _FIRST_SLOT = pa.scalar(0, pa.int32())
 
 Array: TypeAlias = pa.Array
@@ -88,26 +90,6 @@ class _Ranked(Keeping):
             raise UserError(f"top_n: {error}", hint="leave the column out, or cast it") from error
         self._table_of: Callable[[], RankTable] = table
 
-    def _kept_rows(self) -> Columns:
-        schema = self._saved_schema()
-        return Columns(
-            "rows",
-            lambda: _cut_of(self._tables(), schema),
-            self._load,
-            schema=schema,
-            keys=self._key_indices,
-            what="the rows have",
-            hint="columns of a top_n cannot change between a checkpoint and its restore",
-        )
-
-    @abstractmethod
-    def _tables(self) -> Sequence[tuple[int | None, RankTable]]:
-        """(pane, table) for each table that has rows; the pane is None for TopN, which has no panes."""
-
-    @abstractmethod
-    def _load(self, data: pa.RecordBatch) -> None:
-        """Takes back rows of a checkpoint that belong here."""
-
     def _saved_schema(self) -> pa.Schema:
         return self._rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(TIME_COLUMN, pa.int64()))
 
@@ -140,7 +122,8 @@ class TopN(_Ranked):
     a rank that gets another row is an update pair. changes: the input is changes, and all rows are kept; else only the first n are.
 
     After each batch it emits what has changed: first the rows that leave the result, then those that enter it. A row that leaves has its
-    own event time. Rows count in order of arrival; of equal rows the newest is taken away. State is kept in memory.
+    own event time. Rows count in order of arrival; of equal rows the newest is taken away. Where there is a directory, state keeps to the
+    memory budget.
     """
 
     def __init__(
@@ -156,7 +139,7 @@ class TopN(_Ranked):
     ) -> None:
         super().__init__(keys, n, by, ties, rank, id)
         self._changes = changes
-        self._table: RankTable | None = None
+        self._state: _KeptRanks | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._changes != (OP_COLUMN in context.input.names):
@@ -164,43 +147,41 @@ class TopN(_Ranked):
                 f"top_n over {'changes' if self._changes else 'rows'}: the input has {context.input.names}"
             )
         self._open_rows(context, changes=self._changes, ranked=self._rank is not None)
-        self._known = key_table(self._keys)
-        self._table = self._table_of()
+        self._state = _KeptRanks(self._table_of(), self._keys, self._key_indices, self._saved_schema(), context)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._op = int(context.input.get_field_index(OP_COLUMN)) if self._changes else -1
         rank = [] if self._rank is None else [pa.field(self._rank, pa.int64())]
         self._schema = with_marks(pa.schema([*self._rows, *rank]), op=True, timed=self._time >= 0)
-        self.kept = Keeper(context, [self._kept_rows()], keyed=len(self._names) > 0)
+        self.kept = Keeper(context, [self._state], keyed=len(self._names) > 0)
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        table, data = self._rank_table(), batch.data
-        slots = self._known.resolve(data, self._key_indices, hashes=batch.hashes, selection=batch.selection)
-        try:
-            table.add(
-                slots,
-                data,
-                selection=batch.selection,
-                ops=data.column(self._op) if self._op >= 0 else None,
-                time=data.column(self._time) if self._time >= 0 else None,
-            )
-        except KeyError as error:
-            raise InternalError(f"top_n: the changes are no valid ones: {error.args[0]}") from error
-        self._release(table.settle())
-        for columns, ranks, ops, times in table.pieces(CHUNK_ROWS):
+        assert self._state is not None
+        state, data = self._state, batch.data
+        table = state.table
+        with state.changing:
+            slots = state.resolve(batch)
+            try:
+                table.add(
+                    slots,
+                    data,
+                    selection=batch.selection,
+                    ops=data.column(self._op) if self._op >= 0 else None,
+                    time=data.column(self._time) if self._time >= 0 else None,
+                )
+            except KeyError as error:
+                raise InternalError(f"top_n: the changes are no valid ones: {error.args[0]}") from error
+            vacant = table.settle()
+            if len(vacant):
+                state.known.remove(vacant)
+            pieces = table.pieces(CHUNK_ROWS)
+            state.settle()
+        for columns, ranks, ops, times in pieces:
             self.emit(Batch(self._result(columns, ranks, ops, times)))
 
     def _result(self, columns: list[Array], ranks: Array, ops: Array, times: Array) -> pa.RecordBatch:
         columns = [*columns, *([] if self._rank is None else [ranks]), ops, *([times] if self._time >= 0 else [])]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
-
-    def _release(self, vacant: pa.Int32Array) -> None:
-        if len(vacant):
-            self._known.remove(vacant)
-
-    def _rank_table(self) -> RankTable:
-        assert self._table is not None
-        return self._table
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "top_n", **self._schema_words(), "ranked": self._rank is not None, "changes": self._changes}
@@ -210,37 +191,65 @@ class TopN(_Ranked):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The rows that are kept, key by key, in order."""
-        with _Reading(self._rank_table()) as cut:
-            while (rows := cut.read(CHUNK_ROWS)) is not None:
+        if self._state is not None:
+            for rows in self._state.every_row():
                 yield rows.select(self._rows.names)
 
     def group_count(self) -> int:
-        return len(self._known)
-
-    def _tables(self) -> Sequence[tuple[int | None, RankTable]]:
-        table = self._rank_table()
-        return [(None, table)] if len(table) else []
-
-    def _load(self, data: pa.RecordBatch) -> None:
-        slots = self._known.resolve(data, self._key_indices)
-        self._rank_table().load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
-
-    def recall(self, saved: Sequence[Saved]) -> None:
-        self._rank_table().settle()
+        return 0 if self._state is None else len(self._state.known) + self._state.cold_rows
 
     def close(self) -> None:
-        self._table = None
-        if hasattr(self, "_known"):
-            self._known.clear()
+        if self._state is not None:
+            self._state.close()
+        self._state = None
 
     def statistics(self) -> dict[str, Any]:
-        if self._table is None:
+        if self._state is None:
             return {}
-        return {
-            "keys": len(self._known),
-            "rows": len(self._table),
-            "bytes": self._known.nbytes + self._table.nbytes,
-        }
+        rows = len(self._state.table) + self._state.cold_rows
+        return {"keys": len(self._state.known), "rows": rows, **self._state.figures()}
+
+
+class _KeptRanks(Slotted):
+    """The keys of a TopN, and the rows of each. rows: their columns in a checkpoint."""
+
+    refusal = ("the rows have", _CANNOT_CHANGE)
+
+    def __init__(
+        self, table: RankTable, keys: pa.Schema, indices: Sequence[int], rows: pa.Schema, context: OperatorContext
+    ) -> None:
+        self.table = table
+        super().__init__(key_table(keys), indices, {"rows": rows}, indices, context)
+
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        return [self.table.export(slots).replace_schema_metadata(self.files["rows"].metadata)]
+
+    def put(self, rows: Rows) -> Any:
+        (data,) = rows
+        slots = self.known.resolve(data, self.keys_at)
+        self.note(slots)
+        self.table.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
+        self.table.settle()
+        return pc.unique(slots)
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self.table.remove(slots)
+        self.known.remove(slots)
+
+    def every_row(self) -> Iterator[pa.RecordBatch]:
+        """All rows, key by key, in pieces."""
+        yield from _exported(self.table, self.known.slots())
+        for slots in self.every_read():
+            yield self.table.export(slots)
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self.table.nbytes
+
+    def close(self) -> None:
+        if not self.is_held:
+            self.known.clear()
+        super().close()
 
 
 class WindowTopN(_Ranked):
@@ -251,7 +260,7 @@ class WindowTopN(_Ranked):
     that comes for it makes the next `advance` emit all rows of its key again. A row is late when all its windows are over, lateness
     included: it leaves by the branch "late", without TIME_COLUMN.
 
-    Rows are kept in memory, by panes: a row that is among the first n of a window is among the first n of its pane.
+    Rows are kept in memory, by panes; a cut copies nothing. A row that is among the first n of a window is among the first n of its pane.
     """
 
     def __init__(
@@ -287,6 +296,7 @@ class WindowTopN(_Ranked):
                 "a column or the rank of a window's top_n is called window_start or window_end", hint="rename it"
             )
         self._schema = with_marks(result, op=False, timed=True)
+        self._kept_rows = SlotRows(self._saved_schema())
         self.kept = self._keeper(context)
         return self._schema
 
@@ -300,9 +310,11 @@ class WindowTopN(_Ranked):
                 self._late(batch.with_data(data.drop_columns([TIME_COLUMN]).take(late)))
         for start, rows in panes:
             pane = self._pane(start)
-            slots = pane.known.resolve(data, self._key_indices, hashes=batch.hashes, selection=rows)
-            pane.table.add(slots, data, selection=rows, time=times, arrival=self._arrivals)
-            pane.table.settle()
+            with self._kept_rows.changing:
+                slots = pane.known.resolve(data, self._key_indices, hashes=batch.hashes, selection=rows)
+                self._kept_rows.note(start, slots)
+                pane.table.add(slots, data, selection=rows, time=times, arrival=self._arrivals)
+                pane.table.settle()
             if start + shape.step <= self._watermark and self._lateness:
                 if start not in self._reopened:
                     self._reopened[start] = self._keys_table()
@@ -401,18 +413,30 @@ class WindowTopN(_Ranked):
 
     def _keeper(self, context: OperatorContext) -> Keeper:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
-        keys = range(len(self._keys))
+        rows: Any = {"schema": self._saved_schema(), "keys": self._key_indices, "what": "the rows have"}
         return Keeper(
             context,
             [
-                self._kept_rows(),
-                Columns("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=keys),
+                Columns("rows", self._cut_rows, self._load, **rows, hint=_CANNOT_CHANGE),
+                Columns(
+                    "reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=range(len(self._keys))
+                ),
             ],
             keyed=len(self._names) > 0,
         )
 
-    def _tables(self) -> list[tuple[int | None, RankTable]]:
-        return [(start, pane.table) for start, pane in self._panes.items()]
+    def _cut_rows(self) -> Batches | list[pa.RecordBatch]:
+        panes = [
+            (start, pane.known, partial(self._pane_rows, start, pane))
+            for start, pane in self._panes.items()
+            if len(pane.known)
+        ]
+        return self._kept_rows.cut(panes) if panes else []
+
+    def _pane_rows(self, start: int, pane: "_Pane", slots: pa.Int32Array) -> pa.RecordBatch:
+        rows, schema = pane.table.export(slots), self._saved_schema()
+        rows = rows.append_column(schema.field(PANE_COLUMN), pa.array(np.full(rows.num_rows, start)))
+        return rows.replace_schema_metadata(schema.metadata)
 
     def group_count(self) -> int:
         return sum(len(pane.known) for pane in self._panes.values())
@@ -477,36 +501,10 @@ class _Pane:
         return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
 
 
-class _Reading:
-    """A cut of a table, which is closed at the end of a `with`."""
-
-    def __init__(self, table: RankTable) -> None:
-        self._cut = table.cut()
-
-    def __enter__(self) -> RankCut:
-        return self._cut
-
-    def __exit__(self, *error: object) -> None:
-        self._cut.close()
-
-
-def _cut_of(tables: Sequence[tuple[int | None, RankTable]], schema: pa.Schema) -> Batches | list[pa.RecordBatch]:
-    """The rows of these tables at a barrier. The thread that saves them makes columns of them. tables: as `_Ranked._tables`."""
-    cuts = [(pane, table.cut()) for pane, table in tables]
-    return Batches(schema, partial(_read, cuts, schema), partial(_close, cuts)) if cuts else []
-
-
-def _read(cuts: Sequence[tuple[int | None, RankCut]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for pane, cut in cuts:
-        while (rows := cut.read(CHUNK_ROWS)) is not None:
-            if pane is not None:
-                rows = rows.append_column(schema.field(PANE_COLUMN), pa.array(np.full(rows.num_rows, pane)))
-            yield rows.replace_schema_metadata(schema.metadata)
-
-
-def _close(cuts: Sequence[tuple[int | None, RankCut]]) -> None:
-    for _, cut in cuts:
-        cut.close()
+def _exported(table: RankTable, slots: pa.Int32Array) -> Iterator[pa.RecordBatch]:
+    """The rows of these slots, in pieces."""
+    for start in range(0, len(slots), _READ_SLOTS):
+        yield table.export(slots.slice(start, _READ_SLOTS))
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

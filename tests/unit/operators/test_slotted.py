@@ -26,6 +26,7 @@ from sabot.operators.functions.process import Process
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state import segments as segment_files
@@ -104,11 +105,14 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "frames of rows": lambda: Over(["key"], [*FRAME, OverColumn("sum", "sum", "x")], preceding_rows=4),
     "frames of time": lambda: Over(["key"], FRAME, preceding_ms=70),
     "lag and lead": lambda: Over(["key"], AROUND),
+    "top_n": lambda: TopN(["key"], 3, [("note", True)], rank="place"),
+    "top_n of ties": lambda: TopN(["key"], 2, [("note", False)], ties="dense_rank"),
 }
 # Kinds with state beside tables (test_spilled), whose cut copies nothing either
 BESIDE: dict[str, Callable[[], Operator]] = {
     "texts": lambda: WindowAggregate(TumblingWindow(100, 0), ["key"], [*NUMBERS, *TEXTS], allowed_lateness_ms=50),
     "texts of hopping windows": lambda: WindowAggregate(HoppingWindow(90, 30), ["key"], [*NUMBERS, *TEXTS]),
+    "top_n of windows": lambda: WindowTopN(HoppingWindow(90, 30), ["key"], 2, [("note", True)]),
     "texts of groups": lambda: GroupAggregate(["key"], [*NUMBERS, TEXTS[0], DISTINCT], changes=False),
     "texts of changes": lambda: GroupAggregate(["key"], [*NUMBERS, *TEXTS, DISTINCT], changes=True),
 }

@@ -297,10 +297,8 @@ def test_rows_of_any_type_come_out_as_they_came_in_whatever_their_slices(data):
         for each in found:
             each.validate(full=True)
         assert [row for each in found for row in each.to_pylist()] == piece.to_pylist()
-        cut = table.cut()
-        kept = cut.read(100)
-        assert (kept.select(schema.names).to_pylist() if kept else []) == piece.to_pylist()
-        cut.close()
+        kept = table.export(pa.array([0], pa.int32()))
+        assert kept.select(schema.names).to_pylist() == piece.to_pylist()
 
 
 @settings(max_examples=40, deadline=None)
@@ -345,33 +343,38 @@ def test_a_hot_key_with_many_rows_is_taken_apart_again_in_any_order():
             assert len(table) == len(left)
         rng.shuffle(values)
         if op == INSERT:
-            cut = table.cut()
-            assert sorted(cut.read(50_000).column(0).to_pylist()) == left
-            cut.close()
+            assert sorted(table.export(pa.array([0], pa.int32())).column(0).to_pylist()) == left
 
 
-def test_a_cut_is_what_the_table_was_while_rows_go():
-    schema = pa.schema([("v", pa.int64()), ("s", pa.string())])
-    table = RankTable(schema, [(0, True)], 2)
-
-    def add(*values):
-        rows = pa.record_batch([pa.array(values), pa.array([f"row {v}" for v in values])], schema=schema)
-        table.add(pa.array([0] * len(values), pa.int32()), rows)
-        table.settle()
-
-    add(1, 2)
-    cut = table.cut()
-    for value in range(3, 200):
-        add(value)
-    assert cut.read(1).column("s").to_pylist() == ["row 2"]
-    assert cut.read(10).column("s").to_pylist() == ["row 1"]
-    assert cut.read(10) is None
-    cut.close()
-    cut.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        cut.read(1)
-    add(500)
-    assert len(table) == 2
+@pytest.mark.parametrize("changes", [False, True])
+def test_rows_of_slots_leave_and_come_back_and_nothing_is_to_be_seen(changes):
+    """Equal rows, of which the newest is taken away, and whose order is that of their arrival."""
+    rng = random.Random(9)
+    schema = pa.schema([("slot", pa.int32()), ("v", pa.int64()), ("s", pa.string())])
+    still, moved = (RankTable(schema, [(1, True)], 3, ranked=True, changes=changes) for _ in range(2))
+    there = []
+    for _ in range(120):
+        rows = [(slot, rng.randrange(6), f"text {rng.randrange(2)}") for slot in rng.choices(range(8), k=9)]
+        there += rows
+        gone = [there.pop(rng.randrange(len(there))) for _ in range(7)] if changes else []
+        batch = pa.RecordBatch.from_pylist(
+            [dict(zip(schema.names, r, strict=True)) for r in rows + gone], schema=schema
+        )
+        ops = pa.array([INSERT] * len(rows) + [DELETE] * len(gone), pa.int8()) if changes else None
+        told = []
+        for table in (still, moved):
+            table.add(batch.column(0), batch, ops=ops)
+            table.settle()
+            told.append([[each.to_pylist() for each in [*rows, *marks]] for rows, *marks in table.pieces(100)])
+        assert told[0] == told[1]
+        some = pa.array(rng.sample(range(8), 4), pa.int32())
+        kept = moved.export(some)
+        assert kept.equals(still.export(some))
+        moved.remove(some)
+        assert moved.export(some).num_rows == 0
+        moved.load(kept.column(0), kept, kept.column("__number"), kept.column("__time"))
+        moved.settle()
+        assert len(moved) == len(still)
 
 
 def test_columns_and_slots_that_do_not_fit_are_refused():
