@@ -25,12 +25,12 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.disk import make_folder
 from sabot.errors import SabotError
-from sabot.faults import hint_of
+from sabot.faults import hint_of, taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.keeping import CANNOT_CHANGE, Batches, Kept, Owned, key_hashes, other_columns, read_batches
 from sabot.state.segments import Segments, SegmentsCut, read_segments
 
-__all__ = ["Rows", "SlotRows", "Slotted"]
+__all__ = ["Rows", "SlotRows", "Slotted", "saved_rows"]
 
 Array: TypeAlias = pa.Array
 Rows: TypeAlias = list[pa.RecordBatch]
@@ -382,6 +382,16 @@ class Slotted(Kept):
         older = self.known.idle_since(low).to_numpy()
         last = np.setdiff1d(self.known.idle_since(high).to_numpy(), older, assume_unique=True)
         return pa.array(np.concatenate([older, last[: max(goal - len(older), 0)]]))
+
+
+def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
+    """The rows that were saved in one file, with those that were on disk, for a reader that does not know their columns."""
+    yield from read_batches(part.directory, name)
+    if told := part.facts.get("segments"):
+        path = part.directory / f"{name}.arrow"
+        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+            schema = reader.schema
+        yield from read_segments(part.directory / _COLD, schema, told)
 
 
 class _SlottedCut:

@@ -10,7 +10,7 @@ import pytest
 from harness import figures
 
 import sabot
-from sabot import App, Stream, count_window, session, tumbling
+from sabot import App, Stream, col, count_window, pattern, session, step, tumbling
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource
 from sabot.testing import run as run_lives
 
@@ -21,6 +21,7 @@ AGGREGATES: dict[str, Any] = {
     "most": sabot.max("note"),
     "all": sabot.collect_list("n"),
 }
+RISES = pattern("low", col("n") % 3 == 0).then("high", col("n") > step("low").last("n") + 5, times=2).within("90ms")
 RANG = {"key": "string", "at": "int64", "name": "string"}
 
 
@@ -46,6 +47,9 @@ PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     "count windows": lambda rows: rows.key_by("key").window(count_window(3)).aggregate(**AGGREGATES),
     "ttl": lambda rows: rows.key_by("key").aggregate(count=sabot.count(), total=sabot.sum("n"), ttl="60ms"),
     "deduplicate within": lambda rows: rows.deduplicate("key", within="50ms"),
+    "patterns": lambda rows: rows.key_by("key").pattern(
+        RISES, first=step("low").first("n"), notes=step("high").list("note")
+    ),
     "timers": lambda rows: rows.key_by("key").process(arm, schema=RANG, on_timer=rang),
     "over": lambda rows: rows.key_by("key").over(
         preceding="70ms", total=sabot.sum("n"), nth=sabot.row_number(), last=sabot.lag("note", 2), next=sabot.lead("n")
@@ -103,6 +107,6 @@ def results(
 def test_a_program_that_is_killed_has_the_results_of_memory(name: str, parallelism: list[int], tmp_path: Path) -> None:
     given = script()
     wanted = results(PROGRAMS[name], tmp_path / "memory", [each for each in given if each is not CRASH], [1])
-    found = results(PROGRAMS[name], tmp_path / "disk", given, parallelism, memory_budget="100KB")
+    found = results(PROGRAMS[name], tmp_path / "disk", given, parallelism, memory_budget="20KB")
     assert len(wanted) > 140
     assert found == wanted

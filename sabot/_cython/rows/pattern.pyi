@@ -122,12 +122,17 @@ class PatternTable:
         """Renumbers the rows in partial matches: returns their numbers, ascending; the i-th of these rows has the number i from now on, and
         `next_row` is the count.
         """
-    def export(self) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Copies of (partial matches, nodes).
+    def due(self, watermark_ms: int) -> pa.Int32Array:
+        """The key slots whose partial matches `expire` may change, with repeats."""
+    def evict(self, slots: pa.Int32Array) -> None:
+        """Drops the partial matches of these key slots, which `vacant` does not name for that."""
+    def export(self, slots: pa.Int32Array | None = None) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Copies of (partial matches, nodes) of these key slots, one after the other, or of all.
 
         Partials, in order for each key: slot int32, first int64 (ms), step int32, rows int32, count int32, loop bool, targets int64,
         start int64, last int64, node int64 (that of its last row), then the values "0", "1", …: int64 (the bits) or binary.
-        Nodes: row int64, prev int64 (-1: none), step int32, weight int32. The place of a node in the batch is its number.
+        Nodes: row int64, prev int64 (-1: none), step int32, weight int32. The place of a node in the batch is its number. Those of a key
+        stand together, in the order of the keys.
         """
     def load(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, first_row: int, row_count: int = ...) -> None:
         """Loads partial matches of an `export`, with the slots that they have here, and all of its nodes. Row i of the export gets the

@@ -85,6 +85,7 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
         int32_t prev
         int32_t total
         int32_t weight
+        int32_t slot
         int32_t step
 
     cppclass KeyOf:
@@ -129,7 +130,11 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
         void drain_vacant(vector[int32_t]& out) except +
         void live_rows(vector[int64_t]& out) except +
         void renumber(const vector[int64_t]& live) except +
-        void live_nodes(vector[int32_t]& order, vector[int32_t]& place) except +
+        void gather(const int32_t* given, int64_t count, vector[int32_t]& which, vector[int32_t]& order) except +
+        int32_t place(int32_t node) noexcept
+        void forget_places(const vector[int32_t]& order) noexcept
+        void evict(const int32_t* given, int64_t count) except +
+        void due(int64_t watermark, vector[int32_t]& out) except +
         const Node& node(int32_t i) noexcept
         const Partial& partial(int32_t i) noexcept
         uint64_t value(int32_t partial, int slot) noexcept
@@ -391,11 +396,41 @@ cdef class PatternTable:
 
     # Out and in again
 
-    def export(self):
+    def export(self, slots=None):
         """Copies of (partial matches, nodes). See pattern.pyi."""
+        cdef vector[int32_t] given
+        cdef View column
+        cdef object alive
+        cdef int64_t i
+        if slots is None:
+            given.resize(self.matcher.keys.size())
+            for i in range(<int64_t> given.size()):
+                given[i] = <int32_t> i
+        else:
+            alive = open_array(slots, &column, TYPE_INT32, "slots")
+            given.resize(column.length)
+            for i in range(column.length):
+                given[i] = <int32_t> column.integer(i)
+        return self._export(given)
+
+    def evict(self, slots):
+        """Drops the partial matches of these slots. See pattern.pyi."""
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
+        self.matcher.evict(column.int32s(), column.length)
+
+    def due(self, int64_t watermark_ms):
+        """The slots that `expire` may change. See pattern.pyi."""
+        cdef vector[int32_t] out
+        self.matcher.due(watermark_ms, out)
+        return int32_array(out)
+
+    cdef object _export(self, const vector[int32_t]& given):
         cdef Matcher* matcher = &self.matcher
-        cdef vector[int32_t] order, place, which
-        cdef int64_t size = matcher.partials, length = matcher.nodes, n = 0, i
+        cdef vector[int32_t] order, which
+        with nogil:
+            matcher.gather(given.data(), given.size(), which, order)
+        cdef int64_t size = which.size(), length = order.size(), i, n
         cdef int32_t* slot
         cdef int32_t* step
         cdef int32_t* rows
@@ -410,7 +445,6 @@ cdef class PatternTable:
         cdef int64_t* row
         cdef int64_t* prev
         cdef uint8_t* loop
-        cdef int32_t p
         cdef const Partial* partial
         cdef const Node* at
         columns = [
@@ -426,32 +460,27 @@ cdef class PatternTable:
         ]  # fmt: skip
         with nogil:
             memset(loop, 0, (size + 7) // 8)
-            matcher.live_nodes(order, place)
             for i in range(length):
                 at = &matcher.node(order[i])
                 row[i] = at.row
-                prev[i] = -1 if at.prev < 0 else place[at.prev]
+                prev[i] = -1 if at.prev < 0 else matcher.place(at.prev)
                 node_step[i] = at.step
                 weight[i] = at.weight
-            which.resize(size)
-            for i in range(<int64_t> matcher.keys.size()):
-                p = matcher.keys[i].head
-                while p >= 0:
-                    partial = &matcher.partial(p)
-                    which[n] = p
-                    slot[n] = <int32_t> i
-                    first[n] = partial.first_time
-                    step[n] = partial.step
-                    rows[n] = matcher.node(partial.node).total
-                    count[n] = partial.count
-                    if partial.loop:
-                        loop[n >> 3] |= <uint8_t> (1 << (n & 7))
-                    targets[n] = <int64_t> partial.targets
-                    start[n] = partial.start
-                    last[n] = partial.last
-                    node[n] = place[partial.node]
-                    n += 1
-                    p = partial.next
+            for n in range(size):
+                partial = &matcher.partial(which[n])
+                at = &matcher.node(partial.node)
+                slot[n] = at.slot
+                first[n] = partial.first_time
+                step[n] = partial.step
+                rows[n] = at.total
+                count[n] = partial.count
+                if partial.loop:
+                    loop[n >> 3] |= <uint8_t> (1 << (n & 7))
+                targets[n] = <int64_t> partial.targets
+                start[n] = partial.start
+                last[n] = partial.last
+                node[n] = matcher.place(partial.node)
+            matcher.forget_places(order)
         columns += [self._values(which, i) for i in range(<int64_t> matcher.slots.size())]
         return pa.record_batch(columns, schema=self._schema()), pa.record_batch(nodes, schema=_NODES)
 

@@ -87,6 +87,7 @@ struct Node {
 struct KeyOf {
     uint64_t interest = 0; /* the union of its partial matches' interest, or a superset */
     int64_t deadline = INT64_MAX; /* that of the first partial match */
+    int64_t queued_at = 0; /* the time for which it is queued */
     int32_t head = -1, tail = -1, size = 0;
     int32_t nodes = 0;
     bool queued = false, listed = false;
@@ -216,14 +217,43 @@ public:
         next_row = static_cast<int64_t>(live.size());
     }
 
-    /* All live nodes: the index of each, and by index the place in this list. */
-    void live_nodes(std::vector<int32_t>& order, std::vector<int32_t>& place) const {
-        place.assign(node_pool_.size(), -1);
-        for (size_t i = 0; i < node_pool_.size(); i++)
-            if (node_pool_[i].refs > 0) {
-                place[i] = static_cast<int32_t>(order.size());
-                order.push_back(static_cast<int32_t>(i));
+    /* The partial matches of these keys, in their order, and the nodes that they have, key by key. `place` tells where a node stands, until
+       `forget_places`. */
+    void gather(const int32_t* given, int64_t count, std::vector<int32_t>& which, std::vector<int32_t>& order) {
+        if (places_.size() < node_pool_.size()) places_.resize(node_pool_.size(), -1);
+        for (int64_t i = 0; i < count; i++) {
+            if (given[i] < 0 || given[i] >= static_cast<int64_t>(keys.size())) continue;
+            for (int32_t p = keys[given[i]].head; p >= 0; p = pool_[p].next) {
+                which.push_back(p);
+                for (int32_t node = pool_[p].node; node >= 0 && places_[node] < 0; node = node_pool_[node].prev) {
+                    places_[node] = static_cast<int32_t>(order.size());
+                    order.push_back(node);
+                }
             }
+        }
+    }
+    int32_t place(int32_t node) const { return places_[node]; }
+    void forget_places(const std::vector<int32_t>& order) {
+        for (int32_t node : order) places_[node] = -1;
+    }
+
+    /* Drops all partial matches of these keys, which do not become vacant by it. */
+    void evict(const int32_t* given, int64_t count) {
+        for (int64_t i = 0; i < count; i++)
+            if (given[i] >= 0 && given[i] < static_cast<int64_t>(keys.size())) clear(given[i]);
+    }
+
+    /* The keys that `expire` may change, with repeats. */
+    void due(int64_t watermark, std::vector<int32_t>& out) const {
+        std::vector<size_t> open;
+        if (!queue_.empty()) open.push_back(0);
+        while (!open.empty()) {
+            const size_t at = open.back();
+            open.pop_back();
+            if (queue_[at].first >= watermark) continue;
+            out.push_back(queue_[at].second);
+            for (size_t child = 2 * at + 1; child <= 2 * at + 2 && child < queue_.size(); child++) open.push_back(child);
+        }
     }
     const Node& node(int32_t i) const { return node_pool_[i]; }
     const Partial& partial(int32_t i) const { return pool_[i]; }
@@ -280,10 +310,10 @@ private:
     std::vector<uint64_t> values_;
     std::vector<int32_t> unused_;
     std::vector<Node> node_pool_;
-    std::vector<int32_t> unused_nodes_;
+    std::vector<int32_t> unused_nodes_, places_;
     std::vector<std::string> texts_;
     std::vector<int32_t> text_refs_, unused_texts_, row_text_;
-    std::vector<std::pair<int64_t, int32_t>> queue_; /* a heap of (deadline, key), the earliest on top; at most one entry per key */
+    std::vector<std::pair<int64_t, int32_t>> queue_; /* a heap of (deadline, key), the earliest on top; an entry may be out of date */
     std::vector<int32_t> listed_, fresh_;
     bool has_text_ = false;
     int64_t index_ = 0, row_ = -1; /* the current row: its place in the batch, and its number once it is taken */
@@ -778,8 +808,9 @@ private:
         KeyOf& key = keys[slot];
         if (within < 0) return;
         key.deadline = deadline_of(pool_[key.head]);
-        if (key.queued) return; /* for a time that is not later; the key is checked again then */
+        if (key.queued && key.queued_at <= key.deadline) return; /* the key is checked again then */
         key.queued = true;
+        key.queued_at = key.deadline;
         queue_.emplace_back(key.deadline, slot);
         std::push_heap(queue_.begin(), queue_.end(), Later());
     }

@@ -37,7 +37,6 @@ __all__ = ["PLACES", "READERS", "Pattern"]
 
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
-_GARBAGE_ROWS = 65_536  # removing fewer rows that are no longer needed is not worth a copy
 
 Array: TypeAlias = pa.Array
 
@@ -47,7 +46,7 @@ class Pattern(Keeping):
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where the pattern ends
     with a `without`, match_end is the end of its time. Rows of a key must come in order of event time: rows below the watermark are late,
-    and leave by the branch "late", without TIME_COLUMN. State is kept in memory: the partial matches, and the columns of their rows that
+    and leave by the branch "late", without TIME_COLUMN. State is the partial matches, and the columns of their rows that
     measures and predicates need. A pattern with `within` forgets partial matches that the watermark has passed by that time.
 
     measures: (name, expression over values of steps, in which keys, match_start and match_end may stand too).
@@ -93,8 +92,16 @@ class Pattern(Keeping):
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
         self._rows = KeptRows(self._measures.rows)
-        partials = Partials(self._known, self._table, self._rows, self._keys, self.state_schema, self._tidy)
-        self.kept = Keeper(context, [partials], keyed=len(self._names) > 0)
+        self._state = Partials(
+            self._known,
+            self._key_indices,
+            self._table,
+            self._rows,
+            self.state_schema,
+            self._pattern.within_ms,
+            context,
+        )
+        self.kept = Keeper(context, [self._state], keyed=len(self._names) > 0)
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
         self._opened = True
@@ -104,25 +111,38 @@ class Pattern(Keeping):
         batch = self._on_time(batch)
         if self._can_fail and batch.selection is not None:
             batch = batch.with_data(batch.taken())  # rows that are not selected must not raise
-        data, table = batch.data, self._table
-        rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
-        if not len(rows) or not (len(starts) or len(self._known)):
-            return
-        hashes = batch.hashes
-        if hashes is None and len(starts):
-            hashes = hash_columns([data.column(index) for index in self._key_indices], rows) if self._names else None
-        if len(starts):  # only rows that may start a match make a key known
-            self._known.resolve(data, self._key_indices, hashes=hashes, selection=starts)
-        slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
-        table.begin(slots, data.column(self._time), [operand(data) for operand in self._operands])
+        data, table, state = batch.data, self._table, self._state
+        with state.changing:
+            rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
+            if not len(rows) or not (len(starts) or len(self._known) or state.cold_rows):
+                return
+            hashes = batch.hashes
+            if hashes is None and self._names and (len(starts) or state.cold_rows):
+                hashes = hash_columns([data.column(index) for index in self._key_indices], rows)
+            if state.cold_rows:
+                state.fetch(data, hashes, rows)
+            if len(starts):  # only rows that may start a match make a key known
+                self._known.resolve(data, self._key_indices, hashes=hashes, selection=starts)
+            slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
+            if state.is_held:
+                state.note(slots.filter(pc.greater_equal(slots, 0)))
+            table.begin(slots, data.column(self._time), [operand(data) for operand in self._operands])
         done = False
         while not done:
-            try:
-                done = table.walk()
-            except TooManyPartials as error:
-                raise self._crowded(error.args[0]) from None
-            self._emit(data)
-        self._tidy()
+            with state.changing:
+                try:
+                    done = table.walk()
+                except TooManyPartials as error:
+                    raise self._crowded(error.args[0]) from None
+                found = self._found(data)
+            self._emit(found)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Lets go of what no partial match needs, and keeps the budget."""
+        with self._state.changing:
+            self._state.tidy()
+            self._state.settle()
 
     def _on_time(self, batch: Batch) -> Batch:
         """The batch without late rows, which are counted, and leave by their branch."""
@@ -148,12 +168,16 @@ class Pattern(Keeping):
             'skip="past_last", or a greater max_partial; of steps with many rows measure count(), first() and last() alone',
         )
 
-    def _emit(self, data: pa.RecordBatch | None) -> None:
-        """Emits the matches that were found. data: the batch whose rows the kernel has taken into matches."""
-        slots, first, last, offsets, steps, rows, weights, taken = self._table.matches()
+    def _found(self, data: pa.RecordBatch | None) -> tuple[Any, ...]:
+        """The matches that were found, which `_emit` gives on. data: the batch whose rows the kernel has taken into matches."""
+        *found, taken = self._table.matches()
         if data is not None and len(taken) and len(self._measures.rows):
             self._rows.append(self._measures.of_rows(data, taken), self._table.next_row - len(taken))
-        self._matches += len(slots)
+        self._matches += len(found[0])
+        return tuple(found)
+
+    def _emit(self, matches: tuple[Any, ...]) -> None:
+        slots, first, last, offsets, steps, rows, weights = matches
         bounds = offsets.to_numpy()
         for start in range(0, len(slots), CHUNK_ROWS):
             end = min(start + CHUNK_ROWS, len(slots))
@@ -173,22 +197,22 @@ class Pattern(Keeping):
             columns += self._measures.of_matches(columns, found, self._rows.taken)
             self.emit(Batch(pa.RecordBatch.from_arrays([*columns, over], schema=self._schema)))
 
-    def _tidy(self) -> None:
-        """Removes the keys and rows that no partial match needs."""
-        vacant = self._table.vacant()
-        if len(vacant):
-            self._known.remove(vacant)
-        if len(self._rows) > 4 * self._table.live_nodes + _GARBAGE_ROWS:
-            self._rows.keep(self._table.renumber())
-
     def advance(self, watermark_ms: int) -> None:
         if self._watermark_ms is None or watermark_ms > self._watermark_ms:
             self._watermark_ms = watermark_ms
-        done = False
-        while not done:
-            done = self._table.expire(watermark_ms)
-            self._emit(None)
-        self._tidy()
+        state, table = self._state, self._table
+        for _ in state.due(watermark_ms) if self._pattern.within_ms is not None else ():
+            done = False
+            while not done:
+                with state.changing:
+                    if state.is_held:
+                        state.note(table.due(watermark_ms))
+                    done = table.expire(watermark_ms)
+                    found = self._found(None)
+                self._emit(found)
+            with state.changing:
+                state.tidy()
+        self._settle()
 
     def state_schema(self) -> dict[str, Any]:
         return {
@@ -210,14 +234,19 @@ class Pattern(Keeping):
         }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        partials, _ = self._table.export()
+        yield from self._contents(None)
+        for slots in self._state.every_read():
+            yield from self._contents(slots.unique())
+
+    def _contents(self, slots: pa.Int32Array | None) -> Iterator[pa.RecordBatch]:
+        partials, _ = self._table.export(slots)
         yield from contents_of(self._known.key_columns(partials.column("slot")), self._keys, partials, self._steps())
 
     def _steps(self) -> list[str]:
         return [step.name for step in self._pattern.steps]
 
     def group_count(self) -> int:
-        return len(self._table)
+        return len(self._table) + self._state.cold_rows
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
@@ -228,17 +257,16 @@ class Pattern(Keeping):
 
     def close(self) -> None:
         if self._opened:  # an operator whose columns were refused is closed too
-            self._known.clear()
-            self._rows.clear()
+            self._state.clear()
 
     def statistics(self) -> dict[str, Any]:
         return {
+            **self._state.figures(),
             "partial_matches": len(self._table),
-            "keys": len(self._known),
+            "keys": len(self._known) + self._state.cold_rows,
             "held_rows": len(self._rows),
             "matches": self._matches,
             "late_rows": self._late_rows,
-            "bytes": self._table.nbytes + self._known.nbytes + self._rows.nbytes,
         }
 
 

@@ -1,94 +1,178 @@
-"""The state of a pattern: its partial matches, in a checkpoint and as people read them.
+"""The state of a pattern: its partial matches, in memory, on disk, in a checkpoint, and as people read them.
 
-Three files of a checkpoint have it: `partials`, a row for each partial match, behind the columns of its key; `nodes`, how partial
-matches hang together and which rows they have; `rows`, what is kept of these rows, numbered from 0.
+All that a key has is one row of the file `matches`, behind the columns of the key:
+
+    partials   its partial matches, in order
+    nodes      how they hang together and which rows they have
+    rows       what is kept of these rows; not there where nothing is
+
+Older checkpoints have a file for each of the three.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.rows.pattern import PatternTable
 from sabot.api.patterns import MATCH_START
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.base import Cut, Operator, OperatorContext, Saved
-from sabot.operators.keeping import Batches, Kept, Owned, key_hashes, owned_or_all, read_batches
-from sabot.operators.patterns.kept_rows import KeptRows, row_pieces
+from sabot.operators.base import Operator, OperatorContext, Saved
+from sabot.operators.keeping import Owned, key_hashes, owned_or_all, read_batches
+from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP
+from sabot.operators.slotted import Rows, Slotted, saved_rows
 
 __all__ = ["Partials", "PatternState", "contents_of"]
 
 Array: TypeAlias = pa.Array
 
+_FILE = "matches"
+_GARBAGE_ROWS = 65_536  # removing fewer rows that are no longer needed is not worth a copy
+_NEVER = 2**63 - 1
+_OTHER = "the state is not that of this pattern"
+_HINT = "keys, pattern and what is measured cannot change between a checkpoint and its restore"
 
-class Partials(Kept):
-    """The partial matches of a table, their keys and rows.
 
-    schema: what `Pattern.state_schema` says; a checkpoint that kept other rows or values raises CorruptCheckpoint. tidy: called after
-    each load, since the rows of a checkpoint may also be those of other subtasks' keys.
+class Partials(Slotted):
+    """The partial matches of a table, their keys and rows. Those of keys that have not come for longest are on disk.
+
+    schema: what `Pattern.state_schema` says; a checkpoint that kept other rows or values raises CorruptCheckpoint. within_ms: how long
+    after its first row a partial match is over; None: never.
     """
 
     def __init__(
         self,
         known: GroupTable,
+        key_indices: Sequence[int],
         table: PatternTable,
         rows: KeptRows,
-        keys: pa.Schema,
         schema: Callable[[], dict[str, Any]],
-        tidy: Callable[[], None],
+        within_ms: int | None,
+        context: OperatorContext,
     ) -> None:
-        self._known, self._table, self._rows, self._keys = known, table, rows, keys
-        self._schema, self._tidy = schema, tidy
+        self._table, self._rows = table, rows
+        self._schema, self._within_ms = schema, within_ms
+        self._keys = list(range(len(key_indices)))
+        partials, nodes = table.export(pa.array([], pa.int32()))
+        self._inner = {"partials": pa.schema(list(partials.schema)[1:]), "nodes": nodes.schema, "rows": rows.schema}
+        if not len(rows.schema):
+            del self._inner["rows"]
+        named = [field.with_name(f"key.{i}") for i, field in enumerate(known.keys)]
+        lists = [pa.field(name, pa.list_(pa.struct(list(inner)))) for name, inner in self._inner.items()]
+        super().__init__(known, key_indices, {_FILE: pa.schema([*named, *lists])}, self._keys, context)
 
-    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        """The rows are looked up, and numbered anew, in the thread that saves them."""
-        if not len(self._table):
-            return {}, {}
-        partials, nodes = self._table.export()
-        columns = [*self._known.key_columns(partials.column("slot")), *partials.columns[1:]]
-        names = [*(f"key.{i}" for i in range(len(self._keys))), *partials.schema.names[1:]]
-        saved = pa.RecordBatch.from_arrays(columns, names=names)
-        numbers, taken = nodes.column("row").to_numpy(), self._rows.frozen()
+    @property
+    def nbytes(self) -> int:
+        return self._table.nbytes + self.known.nbytes + self._rows.nbytes
 
-        @cache
-        def live() -> Any:
-            return np.unique(numbers[numbers >= 0])
+    def tidy(self) -> None:
+        """Removes the keys and rows that no partial match needs. To be called within `changing`."""
+        vacant = self._table.vacant()
+        if len(vacant):
+            self.known.remove(vacant)
+        if len(self._rows) > 4 * self._table.live_nodes + _GARBAGE_ROWS:
+            self._rows.keep(self._table.renumber())
 
-        def renumbered() -> Iterator[pa.RecordBatch]:
-            ranks = np.where(numbers >= 0, np.searchsorted(live(), numbers), -1)
-            yield nodes.set_column(0, nodes.schema.field(0), pa.array(ranks, pa.int64()))
+    def clear(self) -> None:
+        """Forgets all keys."""
+        if not self.is_held:
+            self.known.clear()
+            self._rows.clear()
+        self.close()
 
-        return {}, {
-            "partials": Batches(saved.schema, [saved]),
-            "nodes": Batches(nodes.schema, renumbered),
-            "rows": Batches(self._rows.schema, lambda: (rows for _, rows in row_pieces(taken, live()))),
+    def rows_of(self, slots: pa.Int32Array) -> Rows:
+        partials, nodes = self._table.export(slots)
+        slot, node = partials.column("slot").to_numpy(), partials.column("node").to_numpy()
+        starts = np.flatnonzero(np.diff(slot, prepend=-1))
+        # The first partial match of a key has the first of its nodes.
+        of_partials, of_nodes = np.append(starts, len(slot)), np.append(node[starts], nodes.num_rows)
+        key_of = np.repeat(np.arange(len(starts)), np.diff(of_nodes))
+        prev, row = nodes.column("prev").to_numpy(), nodes.column("row").to_numpy()
+        prev = np.where(prev < 0, -1, prev - of_nodes[key_of])
+        numbers, of_rows, row = _numbered(row, key_of, len(starts))
+        local = pa.array(node - np.repeat(of_nodes[:-1], np.diff(of_partials)))
+        found = {
+            "partials": (of_partials, [*partials.columns[1:9], local, *partials.columns[10:]]),
+            "nodes": (of_nodes, [pa.array(row), pa.array(prev), *nodes.columns[2:]]),
         }
+        if "rows" in self._inner:
+            found["rows"] = of_rows, self._rows.taken(numbers).columns
+        lists = [_lists(bounds, columns, self._inner[name]) for name, (bounds, columns) in found.items()]
+        keys = self.known.key_columns(pa.array(slot[starts]))
+        return [pa.RecordBatch.from_arrays([*keys, *lists], schema=self.files[_FILE])]
+
+    def put(self, rows: Rows) -> pa.Int32Array:
+        (data,) = rows
+        slots = self.known.resolve(data, self._keys)
+        self.note(slots)
+        columns, counts, firsts = {}, {}, {}
+        for name in self._inner:
+            column = data.column(name)
+            if column.null_count:
+                raise CorruptCheckpoint(_OTHER, hint=_HINT)
+            columns[name] = dict(zip(self._inner[name].names, column.flatten().flatten(), strict=True))
+            counts[name] = pc.list_value_length(column).to_numpy()
+            firsts[name] = np.cumsum(counts[name]) - counts[name]
+        first_row = self._table.next_row
+        try:
+            of_partials = np.repeat(np.arange(len(slots)), counts["partials"])
+            of_nodes = np.repeat(np.arange(len(slots)), counts["nodes"])
+            columns["partials"]["node"] = _joined(columns["partials"]["node"], of_partials, firsts, counts, "nodes", 0)
+            columns["nodes"]["prev"] = _joined(columns["nodes"]["prev"], of_nodes, firsts, counts, "nodes", -1)
+            if "rows" in self._inner:
+                columns["nodes"]["row"] = _joined(columns["nodes"]["row"], of_nodes, firsts, counts, "rows", -1)
+            partials = pa.record_batch({"slot": slots.take(pa.array(of_partials)), **columns["partials"]})
+            self._table.load(partials, pa.record_batch(columns["nodes"]), first_row)
+        except ValueError as error:
+            raise CorruptCheckpoint(f"{_OTHER}: {error}", hint=_HINT) from error
+        if "rows" in self._inner and counts["rows"].sum():
+            self._rows.append(
+                pa.RecordBatch.from_arrays(list(columns["rows"].values()), schema=self._inner["rows"]), first_row
+            )
+        return slots
+
+    def forget(self, slots: pa.Int32Array) -> None:
+        self._table.evict(slots)
+        self.known.remove(slots)
+        self._rows.keep(self._table.renumber())
+
+    def due_of(self, rows: Rows) -> Any:
+        if self._within_ms is None:
+            return None
+        partials = rows[0].column("partials")
+        counts = pc.list_value_length(partials).to_numpy()
+        first = partials.flatten().field("first").to_numpy()[np.cumsum(counts) - counts]
+        return np.where(first >= _NEVER - self._within_ms, _NEVER, first + min(self._within_ms, _NEVER - 1) + 1)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         mine = self._schema()
         for part in saved:
             if any(part.facts["schema"][name] != mine[name] for name in ("kept", "remembered")):
                 raise _other_pattern(part)
-            for partials in read_batches(part.directory, "partials"):
-                self._load(part, partials, owned)
+        if any((part.directory / "partials.arrow").exists() for part in saved):
+            for part in saved:
+                for partials in read_batches(part.directory, "partials"):
+                    self._load(part, partials, owned)
+            self.settle()
+        else:
+            super().restore(saved, owned)
 
     def _load(self, part: Saved, partials: pa.RecordBatch, owned: Owned | None) -> None:
-        """The partial matches of one subtask, as far as their keys belong here."""
+        """The partial matches of one subtask, as an older checkpoint has them, as far as their keys belong here."""
         width, first_row = len(self._keys), self._table.next_row
+        keys = [field.type for field in self.known.keys]
         (nodes,) = read_batches(part.directory, "nodes")
         rows = list(read_batches(part.directory, "rows"))
-        if partials.schema.types[:width] != self._keys.types or any(
-            not each.schema.equals(self._rows.schema) for each in rows
-        ):
+        if partials.schema.types[:width] != keys or any(not each.schema.equals(self._rows.schema) for each in rows):
             raise _other_pattern(part)
         mine = _owned_of(partials, width, owned)
         if not mine.num_rows:
             return
-        slots = self._known.resolve(mine, list(range(width)))
+        slots = self.known.resolve(mine, self._keys)
         loaded = pa.RecordBatch.from_arrays([slots, *mine.columns[width:]], names=["slot", *mine.schema.names[width:]])
         try:
             self._table.load(loaded, nodes, first_row, sum(piece.num_rows for piece in rows))
@@ -98,13 +182,13 @@ class Partials(Kept):
             if piece.num_rows:
                 self._rows.append(piece, first_row)
             first_row += piece.num_rows
-        self._tidy()
+        self.tidy()
 
 
 class PatternState(Operator):
     """The state of a Pattern, read without the program: its partial matches (`contents`), no rows.
 
-    It is no `Keeping`: it takes in one of the three files, without the kernel, and never saves anything.
+    It is no `Keeping`: it takes in the partial matches, without the kernel, and never saves anything.
     """
 
     def __init__(self, keys: Sequence[str], steps: Sequence[str]) -> None:
@@ -119,8 +203,10 @@ class PatternState(Operator):
     def restore(self, saved: list[Saved]) -> None:
         owned = owned_or_all(self._context, len(self._keys) > 0)
         for part in saved:
-            for partials in read_batches(part.directory, "partials"):
+            for partials in read_batches(part.directory, "partials"):  # of an older checkpoint
                 self._pieces.append(_owned_of(partials, len(self._keys), owned))
+            for rows in saved_rows(part, _FILE):
+                self._pieces.append(_owned_of(_alone(rows, len(self._keys)), len(self._keys), owned))
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         for piece in self._pieces:
@@ -150,8 +236,45 @@ def _owned_of(partials: pa.RecordBatch, width: int, owned: Owned | None) -> pa.R
     )
 
 
-def _other_pattern(part: Saved) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{part.directory}: the state is not that of this pattern",
-        hint="keys, pattern and what is measured cannot change between a checkpoint and its restore",
+def _alone(rows: pa.RecordBatch, width: int) -> pa.RecordBatch:
+    """The partial matches of all keys, behind the columns of these."""
+    partials = rows.column("partials")
+    key_of = pa.array(np.repeat(np.arange(rows.num_rows), pc.list_value_length(partials).to_numpy()))
+    found = partials.flatten()
+    names = [*rows.schema.names[:width], *(field.name for field in found.type)]
+    return pa.RecordBatch.from_arrays(
+        [*(key.take(key_of) for key in rows.columns[:width]), *found.flatten()], names=names
     )
+
+
+def _lists(bounds: Any, columns: Sequence[Array], schema: pa.Schema) -> Array:
+    """A list for each key. bounds: where those of a key begin and end."""
+    return pa.ListArray.from_arrays(
+        pa.array(bounds.astype(np.int32)), pa.StructArray.from_arrays(list(columns), fields=list(schema))
+    )
+
+
+def _numbered(row: Any, key_of: Any, keys: int) -> tuple[Any, Any, Any]:
+    """The numbers of the rows that nodes have, each once, key by key; where those of each key begin and end; by node the place of its row
+    among those of its key, -1: it has none. key_of: by node, its key.
+    """
+    has = np.flatnonzero(row >= 0)
+    order = has[np.lexsort((row[has], key_of[has]))]  # a row belongs to one key
+    numbers, key = row[order], key_of[order]
+    new = (np.diff(numbers, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
+    bounds = np.append(0, np.cumsum(np.bincount(key[new], minlength=keys)))
+    places = np.full(len(row), -1, np.int64)
+    places[order] = np.cumsum(new) - 1 - bounds[key]
+    return numbers[new], bounds, places
+
+
+def _joined(places: Array, key_of: Any, firsts: Any, counts: Any, name: str, least: int) -> Array:
+    """Places among what a key has as places among what all keys have. Raises ValueError for one that the key does not have."""
+    found = places.to_numpy()
+    if len(found) and ((found < least) | (found >= counts[name][key_of])).any():
+        raise ValueError(f"a key does not have so many {name}")
+    return pa.array(np.where(found < 0, -1, found + firsts[name][key_of]), pa.int64())
+
+
+def _other_pattern(part: Saved) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"{part.directory}: {_OTHER}", hint=_HINT)
