@@ -25,9 +25,16 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.owners import BudgetBatch, BudgetOwner, BudgetStep, SettledRow
+from sabot.agents.accounts.owners import (
+    REPORT_PART,
+    REPORT_SLACK_S,
+    BudgetBatch,
+    BudgetOwner,
+    BudgetStep,
+    SettledRow,
+)
 from sabot.clock import ManualClock
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 from sabot.llm import BudgetUnavailable, Usage
 from tools.postgres import server_or_skip
 from tools.redis_server import server_or_skip as redis_or_skip
@@ -431,6 +438,63 @@ async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None
                 assert here.judgements == there.judgements, turn
         assert [await each.used() for each in pair] == [await pair[0].used()] * 2, turn
     await twin.close()
+
+
+# -- a Redis that has lost its accounts ------------------------------------------------------------------------------------
+
+
+async def forgotten(place: Place) -> None:
+    owner = place.owner()
+    if not isinstance(owner, RedisBudgets):
+        pytest.skip("accounts are kept beside the rows")
+    client = owner._server.client
+    async for key in client.scan_iter(match=f"{owner._prefix}:*"):
+        await client.delete(key)
+
+
+async def test_after_a_loss_nothing_is_granted_until_living_processes_have_told_what_they_have(place: Place) -> None:
+    one, two = Process(place, "one"), Process(place, "two")
+    assert await one.reserve("a", 400) is BudgetDecision.ALLOW
+    assert await two.reserve("b", 100) is BudgetDecision.ALLOW
+    await forgotten(place)
+    with pytest.raises(TransientError, match=r"lost the account of scope tenant: no call is granted for 8\.0 s"):
+        await two.reserve("c", 600)
+    assert await two.reserve("c", 1000) is BudgetDecision.DENY, "100 are its own"
+    await two.hold("b", 200)
+    place.clock.advance(LEASE_S * REPORT_PART)
+    await one._work()
+    with pytest.raises(TransientError, match=r"granted for 2\.0 s"):
+        await two.reserve("c", 400)
+    place.clock.advance(REPORT_SLACK_S)
+    assert await two.reserve("c", 401) is BudgetDecision.DENY
+    assert await two.reserve("c", 400) is BudgetDecision.ALLOW
+
+
+async def test_recent_rows_tell_a_process_that_has_just_started_of_a_loss_and_older_ones_do_not(place: Place) -> None:
+    one, two, three = (Process(place, name) for name in ("one", "two", "three"))
+    await one.settle(row("old", input_tokens=50, at_ms=round((NOON - 3601) * 1000)))
+    assert await one.reserve("a", 100) is BudgetDecision.ALLOW, "a first use"
+    assert (await one.used()).tokens == 50
+    await forgotten(place)
+    assert await two.reserve("b", 100) is BudgetDecision.ALLOW, "nothing tells of the account"
+    await two.settle(row("b/1", input_tokens=100), "b")
+    await forgotten(place)
+    with pytest.raises(TransientError, match="lost the account"):
+        await three.reserve("c", 100)
+
+
+async def test_a_call_that_waits_for_longer_than_its_patience_after_a_loss_says_why_it_is_not_made(
+    place: Place,
+) -> None:
+    await Process(place, "one").settle(row("a/1", input_tokens=300))
+    await forgotten(place)
+    ledger = place.ledger(patience="100ms")
+    async with asyncio.timeout(60):
+        with pytest.raises(BudgetUnavailable) as told:
+            await ledger.check_budget(ExecutionContext(scope_id="tenant"), 100)
+        while "no call is granted for 8.0 s" not in str(told.value):  # a machine that is busy has not asked yet
+            with pytest.raises(BudgetUnavailable) as told:
+                await ledger.check_budget(ExecutionContext(scope_id="tenant"), 100)
 
 
 def test_an_owner_that_is_none_is_refused() -> None:

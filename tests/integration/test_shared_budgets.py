@@ -24,6 +24,7 @@ from sabot.agents import (
     RuntimeKernel,
 )
 from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.stores import redis_budgets
 from sabot.connectors.redis import RedisServer
 from sabot.llm import (
     Agent,
@@ -187,8 +188,9 @@ async def test_a_redis_that_may_forget_is_refused(tmp_path: Path) -> None:
 
 
 async def test_an_account_that_redis_has_lost_is_made_anew_with_what_is_in_flight(
-    redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(redis_budgets, "REPORT_SLACK_S", 0.0)
     address = redis.url.replace("/0", "/2")
     one, two = [shared_ledger(f"{address} {tmp_path / 'ledger.db'}") for _ in range(2)]
     assert await spend(one, "one", 10) == 10
@@ -201,7 +203,7 @@ async def test_an_account_that_redis_has_lost_is_made_anew_with_what_is_in_fligh
     assert (await two.used("tenant"))["monthly"].tokens == 2000
     assert await one.check_budget(OF, LIMIT - 2000 - 9000 + 1) is BudgetDecision.DENY
     assert await one.check_budget(OF, LIMIT - 2000 - 9000) is BudgetDecision.ALLOW
-    assert caplog.text.count("has lost the account of scope tenant") == 2
+    assert caplog.text.count("has lost the account of scope tenant: it is made anew") == 2
     await one.close()
     await two.close()
 

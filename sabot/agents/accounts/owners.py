@@ -29,6 +29,8 @@ from sabot.agents.accounts.contract import LedgerEvent
 from sabot.errors import UserError
 
 __all__ = [
+    "REPORT_PART",
+    "REPORT_SLACK_S",
     "Book",
     "BudgetBatch",
     "BudgetOwner",
@@ -44,6 +46,12 @@ __all__ = [
     "rows_alone",
     "work",
 ]
+
+REPORT_PART = 0.2
+"""Of a lease: after so much of it a process with calls in flight gives its owner a batch, if it has given none."""
+
+REPORT_SLACK_S = 2.0
+"""So much longer may that take: where a server was away, the wait for the next try, and the way."""
 
 _FITS = (BudgetDecision.ALLOW, BudgetDecision.WARN)
 _NOTHING = Amounts()

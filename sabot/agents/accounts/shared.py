@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.accounts.owners import BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
+from sabot.agents.accounts.owners import REPORT_PART, BudgetBatch, BudgetOwner, BudgetStep, SettledRow, Worked
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, words_of
 from sabot.llm.errors import BudgetUnavailable
@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # steps of a batch
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0  # between tries of a batch
-_BEATS = 3  # batches within a lease
 
 
 class _Pending:
@@ -191,7 +190,7 @@ class SharedAccounts:
 
     async def _beats(self) -> None:
         while True:
-            await asyncio.sleep(self._lease_s / _BEATS)
+            await asyncio.sleep(self._lease_s * REPORT_PART)
             self._beat()
             if self._open:
                 self._put(_Pending())

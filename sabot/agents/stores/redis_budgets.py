@@ -2,7 +2,8 @@
 
 For each scope, under `sabot:budgets:{scope}` (of a cluster one node has them all):
 
-    :account    hash: when each window began and what was used in it, what is reserved; its epoch, which is another one when it is made anew
+    :account    hash: when each window began and what was used in it, what is reserved; its epoch, which is another one when it is made
+                anew; after a loss, until when living processes may still tell what they have in flight
     :reserved   hash: what is reserved for each call in flight, by whom
     :holders    sorted set: until when each process holds what it has reserved
     :doubts     hash: what rows in doubt count, until a row takes their place;   :untold  those of them that no writer has yet
@@ -32,6 +33,8 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, LedgerWriter, checked_writer
 from sabot.agents.accounts.owners import (
+    REPORT_PART,
+    REPORT_SLACK_S,
     BudgetBatch,
     BudgetStep,
     SettledRow,
@@ -41,7 +44,7 @@ from sabot.agents.accounts.owners import (
     rows_alone,
 )
 from sabot.connectors.redis import RedisServer
-from sabot.errors import UserError
+from sabot.errors import TransientError, UserError
 
 __all__ = ["RedisBudgets"]
 
@@ -50,6 +53,7 @@ _log = logging.getLogger(__name__)
 _MEASURES = ("tokens", "cost", "calls")
 _UNIT = Decimal("1e-9")  # of a dollar: scripts count in whole numbers, exactly up to nine million dollars
 _SKEW_EVERY_S = 60.0
+_RECENT_S = 3600.0  # rows that are newer tell that an account was there
 
 _SCRIPT = """
 local account, reserved, holders, doubts, untold, rows = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -85,12 +89,14 @@ if redis.call('EXISTS', account) == 0 then
   for at, window in ipairs(asked.used) do
     redis.call('HSET', account, at .. 'b', window[1], at .. '1', window[2], at .. '2', window[3], at .. '3', window[4])
   end
+  if asked.silent > 0 then redis.call('HSET', account, 'silent', string.format('%.6f', now + asked.silent)) end
 end
 local epoch = redis.call('HGET', account, 'epoch')
 if asked.known ~= '' and asked.known ~= epoch then return cjson.encode({epoch = epoch, lost = 1}) end
 local kept = {}
 local flat = redis.call('HGETALL', account)
 for at = 1, #flat, 2 do kept[flat[at]] = flat[at + 1] end
+local silent = tonumber(kept.silent or '0') - now  -- so long nothing is granted
 local spans = {}
 for at = 1, 4 do
   spans[at] = {began = tonumber(kept[at .. 'b'] or '0')}
@@ -202,6 +208,7 @@ local function judged(step)
     if sum > most or (wanted == 0 and measure == 2 and used >= most) then return {'refused', at, text(used), text(held)} end
     if limit[4] ~= '' and #warning == 1 and sum >= tonumber(limit[4]) then warning = {'warn', at, text(sum)} end
   end
+  if silent > 0 then return {'silent', string.format('%.3f', silent)} end
   return warning
 end
 local said = {}
@@ -214,7 +221,7 @@ for _, step in ipairs(asked.steps) do
     if step.kind == 'reserve' then
       local found = judged(step)
       said[#said + 1] = found
-      fits = found[1] ~= 'refused'
+      fits = found[1] == 'allow' or found[1] == 'warn'
     else  -- what counts as a row in doubt already is not reserved too
       for _, row in ipairs(step.doubts) do
         if redis.call('HEXISTS', doubts, row[1]) == 1 then
@@ -360,7 +367,9 @@ class RedisBudgets:
         self._trusted = lossy
 
     async def work(self, batch: BudgetBatch) -> Worked:
-        """As `BudgetOwner.work`: the rows, then a script for each scope."""
+        """As `BudgetOwner.work`: the rows, then a script for each scope. TransientError for a call that fits where an account was lost,
+        until living processes have told what they have in flight; all else of the batch is done then.
+        """
         await self._check(batch)
         events, corrected = [row.event for row in batch.rows], 0
         if batch.corrects:
@@ -377,12 +386,23 @@ class RedisBudgets:
         beats = [name for name, scope in self._scopes.items() if scope.mine] if batch.holder else []
         judged: dict[int, Judgement] = {}
         used: dict[str, dict[Window, Amounts]] = {}
+        silent: dict[str, float] = {}
         for name in sorted({*steps, *rows, *beats}):
             numbered = steps.get(name, [])
             answer = await self._asked(name, batch, [step for _, step in numbered], rows.get(name, []))
             asking = [(at, step) for at, step in numbered if step.kind == "reserve"]
-            judged |= {at: _judgement(step, said) for (at, step), said in zip(asking, answer.judged, strict=True)}
+            for (at, step), said in zip(asking, answer.judged, strict=True):
+                if said[0] == "silent":
+                    silent[name] = float(said[1])
+                else:
+                    judged[at] = _judgement(step, said)
             used[name] = {window: _amounts(answer.spans[at]) for at, window in enumerate(WINDOWS)}
+        if silent:
+            name = max(silent, key=lambda each: silent[each])
+            raise TransientError(
+                f"{self.where} has lost the account of scope {name}: no call is granted for {silent[name]:.1f} s, in which living "
+                "processes tell what they have in flight"
+            )
         return Worked([judged[at] for at in sorted(judged)], used, corrected)
 
     async def _asked(
@@ -399,17 +419,19 @@ class RedisBudgets:
             "steps": [_step(step) for step in steps],
         }
         held: list[BudgetStep] = []
+        was_there = False
         while True:
             asked = {**words, "known": scope.epoch, "steps": [_step(step) for step in held] + words["steps"]}
             answer = await self._run(name, asked)
             if answer.open and not (steps or held or scope.mine):  # rows of a scope of which nobody has asked
                 return _ScopeAnswer(spans=[_numbers(Amounts())] * 4)
             if answer.open and (held or not scope.epoch):
-                asked |= await self._opening(name, float(answer.open))
+                asked |= await self._opening(name, batch, float(answer.open), rows, was_there)
                 answer = await self._run(name, {**asked, "known": ""})
             elif answer.open or answer.lost:
                 what = "%s has lost the account of scope %s: it is made anew of rows, and of what is in flight"
                 _log.warning(what, self.where, name)
+                was_there = True
                 scope.epoch, held = answer.epoch, [held_by(step) for step in scope.mine.values()]
                 continue
             break
@@ -419,13 +441,22 @@ class RedisBudgets:
             await self._tell(name, batch, [msgspec.json.decode(each, type=LedgerEvent) for each in answer.untold])
         return answer
 
-    async def _opening(self, name: str, now_s: float) -> dict[str, Any]:
-        """The words that make an account."""
+    async def _opening(
+        self, name: str, batch: BudgetBatch, now_s: float, rows: Sequence[SettledRow], was_there: bool
+    ) -> dict[str, Any]:
+        """The words that make an account. silent: for how long nothing is granted, 0 at a first use. was_there: this process knows of one
+        that is lost; else recent rows, which are not of this batch, tell of it.
+        """
         used = []
         for window in WINDOWS:
             began = window_start(window, now_s)
             used.append([repr(began), *_numbers(await self._writer.used(name, round(began * 1000)))])
-        return {"epoch": secrets.token_hex(8), "used": used}
+        if not was_there:
+            since_ms = round((now_s - max(_RECENT_S, batch.lease_s)) * 1000)
+            recent = await self._writer.used(name, since_ms)
+            was_there = recent.calls > sum(row.event.amounts.calls for row in rows if row.event.at_ms >= since_ms)
+        silent = batch.lease_s * REPORT_PART + REPORT_SLACK_S if was_there else 0
+        return {"epoch": secrets.token_hex(8), "used": used, "silent": silent}
 
     async def _run(self, name: str, words: dict[str, Any]) -> _ScopeAnswer:
         place = f"{self._prefix}:{{{name}}}"
@@ -443,7 +474,7 @@ class RedisBudgets:
         for step in steps:
             if step.kind == "release":
                 scope.release(step.call, step.number)
-            elif step.kind == "hold" or next(judged)[0] != "refused":
+            elif step.kind == "hold" or next(judged)[0] in ("allow", "warn"):
                 scope.mine[step.call] = step
 
     async def _tell(self, name: str, batch: BudgetBatch, doubts: Sequence[LedgerEvent]) -> None:
