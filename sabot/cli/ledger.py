@@ -24,7 +24,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_seconds
 from sabot.errors import UserError
 
-__all__ = ["budgets", "ledger"]
+__all__ = ["accounts_of", "budgets", "ledger"]
 
 Place = Annotated[
     str,
@@ -114,18 +114,26 @@ def budgets(
     quietly(work)
 
 
+async def accounts_of(program: App | RuntimeKernel) -> Ledger | None:
+    """What a program's scopes have used, and may use, with the rows of its journal where they are kept nowhere else. None: it has no
+    budgets. The caller closes it.
+    """
+    if isinstance(program, RuntimeKernel):
+        return await program.accounts()
+    accounts = program.accounts
+    if (
+        accounts is not None
+        and isinstance(accounts.writer, InMemoryLedgerWriter)
+        and "://" in str(program.journal_place)
+    ):
+        with program.jobs.store.reader() as reader:
+            await brought_up(accounts, reader)
+    return accounts
+
+
 async def _used(program: App | RuntimeKernel) -> list[dict[str, Any]]:
-    if isinstance(program, App):
-        accounts, what = program.accounts, f"app {program.id}"
-        if (
-            accounts is not None
-            and isinstance(accounts.writer, InMemoryLedgerWriter)
-            and "://" in str(program.journal_place)
-        ):
-            with program.jobs.store.reader() as reader:  # the app keeps its rows in its journal only
-                await brought_up(accounts, reader)
-    else:
-        accounts, what = await program.accounts(), f"kernel {program.name}"
+    accounts = await accounts_of(program)
+    what = f"app {program.id}" if isinstance(program, App) else f"kernel {program.name}"
     if accounts is None or not accounts.budgets:
         made = type(program).__name__
         raise UserError(f"{what} has no budgets", hint=f'{made}(…, budgets=[Budget("scope", max_cost_daily=…)])')

@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.reading import as_plain
-from sabot.agents.replay.fork import FORK_ALLOWS, fork
+from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
 from sabot.agents.replay.player import JobCode, code_of, steps_of, verified
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.states import checkpoints_of
 from sabot.app import App
 from sabot.cli.agent_jobs import JobId
 from sabot.cli.journal import Json, json_of, quietly, reading, value_text
+from sabot.cli.ledger import accounts_of
 from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, shortened
@@ -148,7 +150,8 @@ def fork_job(
 
     Nothing outside changes: models and tools that only read are asked, and cost; others, and children, are denied, unless --answer stands
     in for them or --allow names them. The program's policy holds, too: --answer confirm='{"approved": true}' allows what it wants a person
-    to allow. Neither the job nor its journal is touched. Timers and deadlines take their time, and what it waits
+    to allow. Its budgets hold too, and what the fork uses is booked in its ledger, under a job of its own. Neither the job nor its journal
+    is touched. Timers and deadlines take their time, and what it waits
     for is said, unless --no-wait. Exit code 1 where it fails.
     """
 
@@ -160,7 +163,17 @@ def fork_job(
         code = _code(recording, target, program)
         how: dict[str, Any] = {"answers": answers, "model": model, "prompt": prompt, "allow": allowed}
         how["gate"] = program.policy
-        found = asyncio.run(fork(recording, code, at=at, no_wait=no_wait, **how))
+
+        async def booked() -> tuple[Forked, bool]:
+            accounts = await accounts_of(program)
+            try:
+                forked = await fork(recording, code, at=at, no_wait=no_wait, ledger=accounts, **how)
+            finally:
+                if accounts is not None:
+                    await accounts.close()
+            return forked, accounts is not None and not isinstance(accounts.writer, InMemoryLedgerWriter)
+
+        found, is_kept = asyncio.run(booked())
         if file is not None:
             found.recording.save(file)
         if json:
@@ -170,6 +183,7 @@ def fork_job(
                 "result": as_plain(found.result),
                 "first_difference": found.first_difference,
                 "waits_for": list(found.waits_for),
+                "booked_as": found.booked_as if is_kept else "",
             }
             json_line({**said, "error": "" if found.error is None else str(found.error), "steps": steps})
         else:
@@ -180,6 +194,13 @@ def fork_job(
             typer.echo(f"the fork of job {recording.job_id} {found.outcome}, {differs}", err=True)
             if found.outcome == "succeeded":
                 typer.echo(value_text(as_plain(found.result)), err=True)
+        if found.booked_as:
+            words = (
+                f"is booked as job {found.booked_as}"
+                if is_kept
+                else "is booked nowhere: the program keeps no rows outside of its journal"
+            )
+            typer.echo(f"what the fork has used {words}", err=True)
         for word in found.waits_for:
             typer.echo(f"it waits for {word}", err=True)
         for word in found.unused:

@@ -5,8 +5,9 @@ recording ─▶ entries up to the result of step `at` ─▶ a journal in memor
 
 import asyncio
 import logging
+import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.accounts.gate import LedgerGate
+from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.reading import as_plain
 from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
@@ -21,14 +24,24 @@ from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError
-from sabot.jobs.gate import CONFIRM, Behalf, Decision, EffectGate, GatedCall, GateVerdict, decode_verdict, gate_of
+from sabot.jobs.gate import (
+    CONFIRM,
+    Behalf,
+    CallKind,
+    Decision,
+    EffectGate,
+    GatedCall,
+    GateVerdict,
+    decode_verdict,
+    gate_of,
+)
 from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.taking import part_of
 from sabot.jobs.values import pack, unpack
-from sabot.journal import MemoryHome, MemoryJournal, MemoryReader
+from sabot.journal import EffectId, Journal, MemoryHome, MemoryJournal, MemoryReader
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.llm.messages import assistant, system
@@ -52,7 +65,8 @@ class Forked:
     outcome: "succeeded", "failed", "cancelled"; "waits": for an answer or a signal that nobody gives it. result: what the function has
     returned. error: what it has raised. waits_for: what, in words, where it "waits". recording: of the fork. first_difference: the ordinal
     of the first step that is not as it was recorded; None: all are. unused: those of `allow` and `answers` that are no class of effects,
-    and the name of nothing that was asked for, by the job or the fork: they may be misspelt.
+    and the name of nothing that was asked for, by the job or the fork: they may be misspelt. booked_as: the job of its rows in the ledger;
+    "": it has none.
     """
 
     outcome: str
@@ -62,6 +76,7 @@ class Forked:
     first_difference: int | None
     unused: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
+    booked_as: str = ""
 
 
 async def fork(
@@ -74,6 +89,7 @@ async def fork(
     prompt: str | None = None,
     allow: Collection[str] = FORK_ALLOWS,
     gate: EffectGate | None = None,
+    ledger: Ledger | None = None,
     no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
@@ -85,7 +101,8 @@ async def fork(
     and the names of signals, what they are answered with ("confirm": whether a call may be made for which `gate` wants a person); by the
     names of agents, the results of children. model: is asked in place of the
     one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
-    are denied. gate: decides too. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
+    are denied. gate: decides too. ledger: its budgets judge what the fork asks for, and it has the rows, of today and of a job of
+    their own; the caller closes it. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
     answers. Else it waits for that, and the log says for what, and how long. clock: its time goes on from that of the last entry that is
     taken over, so a deadline of what is asked now is as far away as it was for the job.
 
@@ -93,6 +110,7 @@ async def fork(
     else before it.
     """
     entries = _up_to(recording, at)
+    today = clock
     clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)
     home = MemoryHome(clock)
     home.key = recording.key
@@ -110,6 +128,9 @@ async def fork(
 
     first = _ForkGate(recording.job_id, frozenset(allow), changes, model)
     gates: list[EffectGate] = [first, *([] if gate is None else [gate]), JobLimits()]
+    booked_as = "" if ledger is None else f"{recording.job_id}/fork-{uuid.uuid4().hex[:12]}"
+    if ledger is not None:
+        gates.append(_ForkBooks(ledger, recording.job_id, booked_as, changes, today))
     host = JobHost(journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, gate=gate_of(gates), make_run=run_of)
     agent = next(entry.agent for entry in entries if isinstance(entry, Begin))
     for name in changes.answers:
@@ -132,7 +153,7 @@ async def fork(
     named = _asked_for(recording.entries) | _asked_for(made.entries) | {each.value for each in EffectClass}
     unused = tuple(each for each in (*allow, *changes.answers) if each not in named)
     difference = _first_difference(recording, made)
-    return Forked(outcome, owner.value, owner.error, made, difference, unused, owner.waits_for)
+    return Forked(outcome, owner.value, owner.error, made, difference, unused, owner.waits_for, booked_as)
 
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
@@ -195,11 +216,14 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
 
 @dataclass(slots=True)
 class _Changes:
-    """What is otherwise in a fork. answers, prompt: as of `fork`. said: how many of its answers each model has given."""
+    """What is otherwise in a fork. answers, prompt: as of `fork`. said: how many of its answers each model has given. stood_in: jobs and
+    ordinals of calls that are not made, as something stands in for them.
+    """
 
     answers: Mapping[str, Any]
     prompt: str | None
     said: Counter[str] = field(default_factory=Counter)
+    stood_in: set[tuple[str, int]] = field(default_factory=set)
 
     def of(self, name: str) -> str | None:
         """Under which name there is an answer, of a tool or an agent."""
@@ -290,6 +314,8 @@ class _ForkGate(EffectGate):
     def decide(self, call: GatedCall) -> GateVerdict:
         is_model = call.kind == "model"
         if (self._changes.of_model(call.name) if is_model else self._changes.of(call.name)) is not None:
+            if call.within is None:  # what a tool asks by itself has no stand-in
+                self._changes.stood_in.add((call.effect.job, call.effect.ordinal))
             return GateVerdict()
         if call.kind != "child" and (call.effect_class in self._allow or call.name in self._allow):
             if is_model and self._model:
@@ -304,6 +330,64 @@ class _ForkGate(EffectGate):
     def decide_degraded(self, call: GatedCall) -> GateVerdict:
         """As `EffectGate.decide_degraded`: it may be made."""
         return GateVerdict()
+
+
+class _ForkBooks(LedgerGate):
+    """The ledger of the program, for what a fork itself asks for: under a job of its own, since the rows of the job are those of its own
+    effects; and at the time at which it is asked, which is not that of the fork's clock.
+    """
+
+    def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
+        super().__init__(ledger, closes=False)
+        self._job_id, self._booked_as, self._changes, self._today = job_id, booked_as, changes, clock
+
+    def _own(self, effect: EffectId) -> EffectId:
+        return EffectId(self._own_job(effect.job), effect.ordinal, effect.attempt)
+
+    def _own_job(self, job_id: str) -> str:
+        return self._booked_as + job_id.removeprefix(self._job_id)
+
+    def _now_ms(self) -> int:
+        return round(self._today.time() * 1000)
+
+    async def open(self, journal: Journal) -> None:
+        """As `EffectGate.open`. What is recorded was booked where it was asked."""
+        self._durable = journal.flush
+
+    def decide(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """As `EffectGate.decide`. What has a stand-in uses nothing."""
+        if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
+            return GateVerdict()
+        return super().decide(replace(call, effect=self._own(call.effect)))
+
+    def decide_degraded(self, call: GatedCall) -> GateVerdict | Awaitable[GateVerdict]:
+        """As `EffectGate.decide_degraded`."""
+        return super().decide_degraded(replace(call, effect=self._own(call.effect)))
+
+    def drop(self, effect: EffectId) -> None:
+        """As `EffectGate.drop`."""
+        super().drop(self._own(effect))
+
+    def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
+        """As `EffectGate.settle`."""
+        return super().settle(self._own(effect), kind, name, outcome, body, self._now_ms())
+
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, *how: Any) -> None:
+        """As `EffectGate.reopen`."""
+        if (effect.job, effect.ordinal) not in self._changes.stood_in:
+            super().reopen(self._own(effect), agent, behalf, verdict, *how)
+
+    def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
+        """As `EffectGate.again`."""
+        return super().again(self._own(effect))
+
+    def ended(self, job_id: str, at_ms: int) -> bytes:
+        """As `EffectGate.ended`."""
+        return super().ended(self._own_job(job_id), self._now_ms())
+
+    def over(self, job_id: str) -> None:
+        """As `EffectGate.over`."""
+        super().over(self._own_job(job_id))
 
 
 class _ForkOwner:

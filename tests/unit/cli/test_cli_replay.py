@@ -11,6 +11,7 @@ import pytest
 from sabot.agents import ExecutionRequest
 from sabot.cli import load_app
 from sabot.cli.loading import WrongUse, load_program
+from sabot.llm import BudgetExceeded
 from sabot.testing import MemoryBroker
 from tools.agent_tools import started, until
 from tools.command_line import sabot_says
@@ -265,3 +266,59 @@ def test_a_fork_on_the_command_line_says_what_it_waits_for(tmp_path: Path, monke
     assert "--answer confirm=JSON" in said.stderr
     said = sabot_says(*words, "--no-wait", "--answer", 'confirm={"approved": true}', "--json")
     assert (json.loads(said.stdout)["result"], json.loads(said.stdout)["waits_for"]) == (True, [])
+
+
+SPENDING = """
+from sabot.agents import Budget, RuntimeKernel
+from sabot.llm import Completion, ExecutionEngine, ScriptedProvider, Usage, assistant
+
+def said(spec):
+    return Completion(message=assistant("yes"), usage=Usage(5, 5))
+
+engine = ExecutionEngine(ScriptedProvider(said))
+
+async def ask(ctx):
+    return (await ctx.llm(engine).complete("q", model="m", max_tokens=9)).content
+
+kernel = RuntimeKernel.create(agent=ask, engine=engine, budgets=[Budget("s", max_calls_daily=2)], journal="spent")
+"""
+
+
+def test_what_a_fork_asks_is_judged_by_the_budgets_and_booked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was paid by nobody: a budget that was used up let any number of forks ask, and the ledger had no row of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def target() -> str:
+        return program(tmp_path, SPENDING).replace(":app", ":kernel")
+
+    async def work() -> str:
+        async with load_program(target()) as kernel:
+            handle = await kernel.execute(ExecutionRequest(prompt="go", scope_id="s"))
+            await handle.result()
+            return str(handle.job_id)
+
+    def booked() -> dict[str, int]:
+        lines = sabot_says("ledger", "spent", "--by", "job,model", "--json").stdout.splitlines()
+        return {each["job"]: each["calls"] for each in map(json.loads, lines)}
+
+    job = asyncio.run(work())
+    words = ("jobs", "fork", job, "--journal", "spent", "--from", "0", "-A")
+    answered = sabot_says(*words, target(), "--answer", 'llm="no"')
+    assert answered.exit_code == 0, answered.stderr
+    assert booked() == {job: 1}, "a stand-in uses nothing"
+    first = sabot_says(*words, target(), "--json")
+    assert first.exit_code == 0, first.stderr
+    own = json.loads(first.stdout)["booked_as"]
+    assert own.startswith(f"{job}/fork-")
+    assert f"is booked as job {own}" in first.stderr
+    assert booked() == {job: 1, own: 1}
+    second = sabot_says(*words, target())
+    assert second.exit_code == 1
+    assert "the daily budget of s has 2 calls: 2 used" in second.stderr
+    assert booked() == {job: 1, own: 1}
+    assert sabot_says("jobs", "replay", job, "-A", target(), "--journal", "spent").exit_code == 0
+    # a program that starts behind it counts with the rows of the fork, and leaves them
+    with pytest.raises(BudgetExceeded, match="2 used"):
+        asyncio.run(work())
+    assert booked() == {job: 1, own: 1}
