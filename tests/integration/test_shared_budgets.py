@@ -300,3 +300,17 @@ async def test_a_job_hears_that_its_budget_is_not_known_and_its_model_is_not_ask
             await handle.result()
         assert provider.requests == []
         await own.start()
+
+
+async def test_a_kernel_that_starts_while_the_server_restarts_waits_for_it(own: Own) -> None:
+    await own.stop()
+    begun = kernels(own.url, 1, patience="60s")
+    starting = asyncio.ensure_future(begun.__aenter__())
+    try:
+        await own.start()
+        provider, [kernel] = await starting
+        handle = await kernel.execute(ExecutionRequest(prompt="hello", scope_id="acme"))
+        assert (await handle.result()).content == "yes"
+        assert len(provider.requests) == 1
+    finally:
+        await begun.__aexit__(None, None, None)

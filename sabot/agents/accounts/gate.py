@@ -415,9 +415,10 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 async def brought_up(ledger: Ledger, journal: JournalReader) -> int:
     """Gives the ledger the rows of a journal that it does not have, as after a crash. Where it has others, those of the journal count, and
-    the log says so. -> how many rows the journal has.
+    the log says so. -> how many rows the journal has. Raises BrokerUnavailable where the writer does not answer: a server that is missing
+    is told of now, and not by the first call.
     """
-    await ledger.writer.write([])  # a server that is missing is told of now, and not by the first call
+    await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
     while chunk := await to_the_end(aside(list, islice(rows, _AT_ONCE))):
         corrected += await ledger.correct(chunk)

@@ -26,11 +26,11 @@ from sabot.agents.accounts.budgets import (
 )
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
-from sabot.agents.accounts.shared import SharedAccounts
+from sabot.agents.accounts.shared import FIRST_WAIT_S, LONGEST_WAIT_S, SharedAccounts
 from sabot.agents.context import ExecutionContext
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, amount, check_called, checked_kind, checked_text, parse_seconds, whole
-from sabot.errors import DataError, UserError, short_repr, words_of
+from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, short_repr, words_of
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
@@ -200,6 +200,27 @@ class Ledger:
             await self._account(scope_id)
         else:
             await self._shared.ready()
+
+    async def reach(self) -> None:
+        """Returns when the writer answers; where budgets are shared it is waited for, as calls wait for their owner (`patience`). Raises
+        BrokerUnavailable where it does not, UserError where it refuses.
+        """
+        until, wait_s = SYSTEM_CLOCK.monotonic(), FIRST_WAIT_S
+        if self._shared is not None:
+            until += self._shared.patience_s
+        while True:
+            try:
+                await self.writer.write([])
+                return
+            except TransientError as error:
+                if SYSTEM_CLOCK.monotonic() + wait_s > until:
+                    if isinstance(error, BrokerUnavailable):
+                        raise
+                    raise BrokerUnavailable(words_of(error)) from error
+                if wait_s == FIRST_WAIT_S:
+                    _log.warning("ledger: its writer does not answer, and the start waits: %s", words_of(error))
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def reserve_shared(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()

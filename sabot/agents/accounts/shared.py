@@ -19,12 +19,12 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, words_of
 from sabot.llm.errors import BudgetUnavailable
 
-__all__ = ["SharedAccounts"]
+__all__ = ["FIRST_WAIT_S", "LONGEST_WAIT_S", "SharedAccounts"]
 
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # steps of a batch
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0  # between tries of a batch
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between tries of a batch
 
 
 class _Pending:
@@ -68,7 +68,7 @@ class SharedAccounts:
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
-        self._lease_s, self._patience_s, self._clock, self._beat = lease_s, patience_s, clock, beat
+        self._lease_s, self.patience_s, self._clock, self._beat = lease_s, patience_s, clock, beat
         self._queue: deque[_Pending] = deque()
         self._open: set[tuple[str, str]] = set()  # scope and call of each reservation that may be there
         self._number = 0
@@ -164,11 +164,11 @@ class SharedAccounts:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._put(_Pending(step, rows, corrects=corrects, answer=answer))
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self.patience_s):
                 return await answer
         except TimeoutError as error:
             why = "no answer" if self._failed is None else words_of(self._failed)
-            lacks = TransientError(f"{self.owner.where} has not answered for {self._patience_s:g} s: {why}")
+            lacks = TransientError(f"{self.owner.where} has not answered for {self.patience_s:g} s: {why}")
             if step is None:
                 raise lacks from error
             raise self._unavailable(step, lacks) from error
@@ -196,7 +196,7 @@ class SharedAccounts:
                 self._put(_Pending())
 
     async def _work(self) -> None:
-        wait_s, alone = _FIRST_WAIT_S, 0
+        wait_s, alone = FIRST_WAIT_S, 0
         try:
             while self._queue:
                 taken = self._taken(1 if alone else _MOST_AT_ONCE)
@@ -219,13 +219,13 @@ class SharedAccounts:
                     self._failed = error
                     self._queue.extendleft(reversed(taken))
                     await asyncio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 except UserError as error:
                     self._queue.extendleft(reversed([each for each in taken if not each.fails(error)]))
                     if all(each.answer is None for each in self._queue):
                         return  # the next call tries again
                 else:
-                    self._failed, wait_s = None, _FIRST_WAIT_S
+                    self._failed, wait_s = None, FIRST_WAIT_S
                     self._tell(taken, worked)
         except Exception as error:  # a fault of the owner, or of ours: whoever waits hears of it
             for each in (*taken, *self._queue):

@@ -69,8 +69,10 @@ class PostgresServer:
                 connection.execute(
                     "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
                 )
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, TransientError):  # it ends, or has just begun
+                raise BrokerUnavailable(f"PostgreSQL at {self.where}: {error}") from error
             raise
         return connection
 

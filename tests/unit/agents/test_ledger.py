@@ -23,8 +23,11 @@ from sabot.agents import (
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
+from sabot.agents.accounts.gate import brought_up
 from sabot.clock import ManualClock
-from sabot.errors import DataError, UserError
+from sabot.connectors.sql.server import PostgresServer
+from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
+from sabot.journal import MemoryJournal
 from sabot.llm import BudgetExceeded, Usage
 from tools.postgres import server_or_skip
 
@@ -448,3 +451,53 @@ async def test_the_database_of_a_ledger_is_for_its_owner_and_may_be_read_by_othe
     await first.write([row("2", input_tokens=5)])  # it is opened again
     assert (await first.used("tenant", 0)).tokens == 10
     await first.close()
+
+
+# -- a server that goes away at the start ------------------------------------------------------------------------------------
+
+
+class Away(InMemoryLedgerWriter):
+    """Breaks off so many writes."""
+
+    def __init__(self, times: int, *, shared: bool) -> None:
+        super().__init__(shared=shared)
+        self.times = times
+
+    async def write(self, events: Sequence[LedgerEvent]) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise TransientError("ledger of db:5432: server closed the connection")
+        await super().write(events)
+
+
+async def test_a_start_waits_for_the_server_of_shared_budgets_while_it_restarts() -> None:
+    writer = Away(3, shared=True)
+    await brought_up(Ledger(writer, patience="60s"), MemoryJournal())
+    assert writer.times == -1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_start_without_its_server_says_that_it_is_not_there(shared: bool) -> None:
+    ledger = Ledger(Away(10**6, shared=shared), patience="30ms")
+    with pytest.raises(BrokerUnavailable, match="db:5432: server closed the connection"):
+        await brought_up(ledger, MemoryJournal())
+
+
+def test_a_connection_that_breaks_off_as_it_is_made_is_a_server_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    closed: list[bool] = []
+
+    class Breaks:
+        def execute(self, *statement: object) -> None:
+            raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(psycopg, "connect", lambda *words, **options: Breaks())
+    server = PostgresServer("postgresql://sabot@db:5432/sabot", "ledger", "test")
+    with pytest.raises(BrokerUnavailable, match=r"PostgreSQL at db:5432/sabot: .*consuming input failed"):
+        server.connect("")
+    assert closed == [True]
