@@ -70,11 +70,14 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
             case EffectResult() if entry.ordinal in found:
                 found[entry.ordinal].outcome = entry.outcome
     for ordinal, record in sorted(found.items()):
+        others = instead.get(ordinal, ())
+        asked = [each for each in others if not each.outcome]
+        if asked:  # the result is that of the last one
+            asked[-1].outcome = record.outcome
+            for each in (record, *asked[:-1]):
+                each.outcome = "failed"
         yield record
-        asked = [each for each in instead.get(ordinal, ()) if not each.outcome]
-        for each in asked:
-            each.outcome = record.outcome if each is asked[-1] else "failed"
-        yield from instead.get(ordinal, ())
+        yield from others
 
 
 def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:

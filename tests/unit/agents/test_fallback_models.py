@@ -218,13 +218,31 @@ async def test_an_audit_says_what_was_decided_of_fallbacks_too() -> None:
         for each in audit_job(reader, "job")
     ]
     assert found == [
-        ("m", "", "allow", "", "", "ok"),
+        ("m", "", "allow", "", "", "failed"),
         ("denied", "m", "deny", "ModelPolicy denied", "", "PolicyDenied"),
         ("spare", "m", "degrade", "ModelPolicy spare", "dear", "ok"),
     ]
     versions = {each.version for each in audit_job(reader, "job") if each.in_place_of}
     assert versions == {asking.policy.version}
     assert [row[:2] for row in rows(asking.books).values()] == [("doubt", "m"), ("model", "dear")]
+
+
+async def test_an_audit_says_of_each_model_of_a_call_that_it_failed_but_of_the_one_that_answered() -> None:
+    """The first one had the outcome of the call, which is that of the last one."""
+    failing = [ScriptedProvider([BUSY], model=name) for name in ("m", "spare")]
+    engine = ExecutionEngine(
+        failing[0], fallback=[failing[1], ScriptedProvider(answer, model="third")], retries=0, patience=0
+    )
+
+    async def job(ctx: DurableContext) -> Any:
+        return (await ctx.llm(engine).complete("one", max_tokens=100)).model
+
+    home = MemoryHome(ManualClock(1_000_000.0))
+    async with hosting(home, Agent(job), gate=gate_of([PolicyEngine([ModelPolicy(["no"], denied=True)])])) as running:
+        running.begin("job")
+        await running.over("job")
+    found = [(each.name, each.outcome) for each in audit_job(MemoryReader(home), "job")]
+    assert found == [("m", "failed"), ("spare", "failed"), ("third", "ok")]
 
 
 async def test_a_fallback_is_asked_only_when_the_journal_has_what_was_decided_of_it() -> None:
