@@ -23,7 +23,7 @@ from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import NonDeterminism, UserError
+from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.gate import (
     CONFIRM,
     Behalf,
@@ -249,6 +249,22 @@ def _question(ask: Ask) -> str:
     if ask.kind in ("ask", "wait"):
         return ask.name
     return IN_DOUBT if ask.doubt else CONFIRM if ask.token else ""
+
+
+def _approval(said: Any, *, of_function: bool) -> Any:
+    """The answer to "confirm" as it is recorded. of_function: it has asked by itself, and may want to know more than yes or no. Raises
+    UserError for what would be taken for a no without being one.
+    """
+    if isinstance(said, bool):
+        return {"approved": said}
+    if isinstance(said, dict) and isinstance(said.get("approved", False if of_function else None), bool):
+        return said
+    if of_function and not isinstance(said, dict):
+        return said
+    raise UserError(
+        f"answers={{{CONFIRM!r}: {short_repr(said)}}} says neither yes nor no",
+        hint='true or false, or {"approved": true}, as in --answer confirm=true',
+    )
 
 
 class _ForkClock:
@@ -482,7 +498,14 @@ class _ForkOwner:
         question = _question(ask)
         if run.open.get(ask.ordinal) is not ask or run is not self.run or not question:  # it is waited for no longer
             return
-        body, at_ms, token = msgspec.json.encode(self._changes.answers[question]), host.now_ms(), ask.doubt or ask.token
+        said = self._changes.answers[question]
+        if question == CONFIRM and ask.kind != "wait":
+            try:
+                said = _approval(said, of_function=ask.kind == "ask")
+            except UserError as error:
+                self.broken("an answer", error)
+                return
+        body, at_ms, token = msgspec.json.encode(said), host.now_ms(), ask.doubt or ask.token
         entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
             entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")

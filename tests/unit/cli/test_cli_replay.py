@@ -190,6 +190,13 @@ async def test_a_fork_on_the_command_line_asks_the_policy_of_the_program(folder:
     code, out, errors = await forked(*words, "--answer", 'confirm={"approved": true}', "--json")
     assert (code, json.loads(out)["outcome"]) == (0, "succeeded"), errors
     assert "refunded" in json.loads(out)["result"]["said"]
+    # what says neither yes nor no was taken for a no, and so was a plain true
+    for said, made in {"true": True, "false": False}.items():
+        code, out, errors = await forked(*words, "--answer", f"confirm={said}")
+        assert (code == 0, "refunded 1" in out, "was rejected" in errors) == (made, made, not made), errors
+    for said in ('["yes"]', '{"approved": "yes"}', "{}", '"yes"'):
+        code, out, errors = await forked(*words, "--answer", f"confirm={said}")
+        assert (code, "says neither yes nor no" in errors, "--answer confirm=true" in errors) == (1, True, True), errors
 
 
 ASKING = """
