@@ -88,8 +88,8 @@ class ExecutionResult:
     """What came of a job.
 
     content: the agent's last answer; of a function its result as text. output: the answer as the type that the agent is asked for; the
-    result of a function. usage, cost: of all its model calls; cost is None where a price is not known. turns, tool_calls, finish_reason: as
-    of an AgentResult.
+    result of a function. usage, cost, turns, tool_calls, finish_reason: as of an AgentResult, so of what an Agent asks itself: models that
+    its tools ask are not in them, and those of a function are empty. The ledger has all (`budgets=[]` only records).
     """
 
     job_id: str
