@@ -19,7 +19,7 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement
 from sabot.agents.accounts.contract import Durable, LedgerEvent
-from sabot.agents.accounts.ledger import Ledger, together
+from sabot.agents.accounts.ledger import BUDGETS, Ledger, together
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
@@ -433,9 +433,7 @@ def checked_budgets(given: object) -> "list[Budget] | Ledger":
     if isinstance(given, Ledger):
         return given
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UserError(
-            f"budgets={short_repr(given)}", hint='[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger'
-        )
+        raise UserError(f"budgets={short_repr(given)}", hint=BUDGETS)
     return together(given)
 
 

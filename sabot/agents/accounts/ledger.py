@@ -34,7 +34,7 @@ from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
-__all__ = ["BudgetExceededError", "Ledger", "together"]
+__all__ = ["BUDGETS", "BudgetExceededError", "Ledger", "together"]
 
 BudgetExceededError = BudgetExceeded
 """As document 001 calls it."""
@@ -43,7 +43,11 @@ _log = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000  # rows that wait for the writer
 _CONTEXT = "ExecutionContext(scope_id=…)"
-_BUDGET = 'Budget("scope", max_cost_daily=Decimal("10")); a CallBudget of sabot.llm is an engine\'s: ExecutionEngine(…, budget=…)'
+BUDGETS = (
+    '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
+    "ExecutionRequest(…, budgets=…); a CallBudget of sabot.llm is an engine's: ExecutionEngine(…, budget=…)"
+)
+"""What `budgets=` of apps and kernels takes, and where others belong: for hints."""
 
 
 class _Waiting(NamedTuple):
@@ -481,7 +485,7 @@ def together(budgets: Iterable[Budget]) -> list[Budget]:
 
 def _checked(budget: object) -> Budget:
     if not isinstance(budget, Budget):
-        raise UserError(f"{short_repr(budget)} is no Budget of sabot.agents", hint=_BUDGET)
+        raise UserError(f"{short_repr(budget)} is no Budget of sabot.agents", hint=BUDGETS)
     return budget
 
 

@@ -10,6 +10,7 @@ import pytest
 from sabot import App
 from sabot.agents import (
     Budget,
+    BudgetSpec,
     DurableContext,
     IllegalTransition,
     JobRecord,
@@ -209,7 +210,9 @@ async def test_a_failed_job_says_why(memory_url: str, tmp_path: Path) -> None:
         ({"budgets": 3}, "budgets=3"),
         ({"budgets": [3]}, "3 is no Budget"),
         ({"budgets": [CallBudget(max_tokens=3)]}, r"CallBudget\(.* is no Budget of sabot.agents.*an engine's"),
-        ({"budgets": CallBudget(max_tokens=3)}, "budgets=CallBudget"),
+        ({"budgets": CallBudget(max_tokens=3)}, "budgets=CallBudget.*a CallBudget of sabot.llm is an engine's"),
+        ({"budgets": BudgetSpec(max_turns=3)}, r"budgets=BudgetSpec.*is one job's of a kernel: ExecutionRequest\("),
+        ({"budgets": [BudgetSpec(max_turns=3)]}, r"is no Budget.*is one job's of a kernel: ExecutionRequest\("),
         ({"budgets": Budget("a")}, "budgets=Budget"),
         ({"budgets": [Budget("a"), Budget("a", warn_at=1)]}, "two budgets of a"),
     ],
