@@ -214,7 +214,7 @@ async def test_a_barrier_that_comes_before_the_row_of_an_ended_job_is_read_again
         shop.ticket("ann", 4)
         await until(lambda: 4 in orders(shop.answers()))
         await until(lambda: figures(app)["rows"] == 0)
-    assert shop.calls == [1, 2, 3, 4]
+    assert sorted(shop.calls) == [1, 2, 3, 4]  # ann's second and bob's first may be made in either order
     assert [each["count"] for each in shop.answers() if each["order"] == 4] == [3]
 
 
