@@ -170,6 +170,12 @@ class Source(ABC):
         """The id of the log whose offsets the positions are. "": the log outlives the process. In another log the positions are void."""
         return ""
 
+    def topic_id(self) -> str:
+        """The id that the broker gave the topic when it was made; "": it gives none. A checkpoint keeps it beside the positions, which mean
+        nothing in a topic with another id. Does not change until `close`. May block, and raises as `open` does.
+        """
+        return ""
+
     def identity(self) -> str | None:
         """Names the log whose records this source gives, for ever: no other log has this name, also none that is made anew under the same
         topic or path. With partition and offset it names a record, so the jobs of durable agents are called by it. None: the source cannot

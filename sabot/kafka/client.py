@@ -52,6 +52,7 @@ log = logging.getLogger("sabot.kafka")
 
 ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes
+_NO_TOPIC_IDS = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
 MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours accepts; the broker may set a lower bound
 
 # Bounds of what the client fetches ahead, for all partitions of a consumer together: it sends no more requests once it holds so many
@@ -503,13 +504,15 @@ def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
 
 def topic_id_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> str:
     """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one. "": the broker is of before
-    Kafka 2.8, and gives none. Raises as `explain` says.
+    Kafka 2.8, or cannot be asked for it, and gives none. Raises as `explain` says.
     """
     admin = admin_of(link, kafka)  # which must live until it has answered
     try:
         asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
         found = str(asked[topic].result().topic_id)
     except KafkaException as error:
+        if error.args[0].code() in _NO_TOPIC_IDS:
+            return ""
         raise explain(error.args[0], link, topic) from clean_cause(error)
     return "" if found == _NO_TOPIC_ID else found
 

@@ -55,6 +55,7 @@ log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.5  # the figures of `lag` may be so old
+WARN_SECONDS = 60.0  # a commit that is refused again is a warning so often
 WAIT_SECONDS = 0.1  # a wait for records is interrupted so often, for the client's callbacks and for new partitions
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
@@ -100,6 +101,9 @@ class KafkaReader(Source):
         self._new: list[int] = []  # new partitions that `_watch_partitions` has found
         self._unread: set[int] = set()  # new partitions of which no record was read yet
         self._fault: SabotError | None = None  # a lasting fault that another thread has found; the next read raises it
+        self._topic_id: str | None = None  # None: not asked for yet
+        self._refused_at = -WARN_SECONDS  # when a refused commit was last a warning
+        self._refused = 0  # commits that were refused since then, without a warning
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -113,8 +117,24 @@ class KafkaReader(Source):
             for index in range(readers)
         ]
 
+    def topic_id(self) -> str:
+        if self._topic_id is None:
+            self._topic_id = topic_id_of(self._link, self._kafka, self.name)
+        return self._topic_id
+
     def identity(self) -> str | None:
-        return topic_id_of(self._link, self._kafka, self.name) or None
+        return self.topic_id() or None
+
+    def _made_anew(self) -> str:
+        """Another topic's id that the broker gives for this name now; "": the topic is the one that was opened, or nothing tells."""
+        if not self._topic_id:
+            return ""
+        try:
+            found = topic_id_of(self._link, self._kafka, self.name)
+        except SabotError as error:
+            log.debug("topic %r: its id is not known: %s", self.name, error)
+            return ""
+        return "" if found == self._topic_id else found
 
     def _own(self, indexes: list[int]) -> list[int]:
         return [index for index in indexes if index % self._share[1] == self._share[0]]
@@ -275,8 +295,14 @@ class KafkaReader(Source):
         if error.code() == KafkaError._PARTITION_EOF:
             self._ends[index] = offset
         elif error.code() in _LOST:
+            lost = f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more"
+            if anew := self._made_anew():
+                raise UserError(
+                    f"{lost}: the topic was deleted and made again: it was {self._topic_id}, and is {anew} now",
+                    hint="start afresh (--fresh): positions and state are of the topic that is gone",
+                )
             raise UserError(
-                f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
+                f"{lost}: {said(error)}",
                 hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
             )
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -347,7 +373,15 @@ class KafkaReader(Source):
         if error is not None and error.code() in FORBIDDEN:
             self._fault = explain(error, self._link, self.name)
         elif error is not None:
-            log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, said(error))
+            now = SYSTEM_CLOCK.monotonic()
+            if now - self._refused_at < WARN_SECONDS:
+                self._refused += 1
+                return
+            more = f" ({self._refused} times more since the last warning)" if self._refused else ""
+            self._refused_at, self._refused = now, 0
+            log.warning(
+                "group %r: offsets of topic %r are not committed: %s%s", self.group_id, self.name, said(error), more
+            )
 
     def _look_at_ends(self, indexes: Iterable[int]) -> None:
         """Notes the high watermarks. Called in the reading thread, because the client holds a lock while it consumes: another thread would
@@ -385,6 +419,7 @@ class KafkaReader(Source):
 
     def close(self) -> None:
         self._closing.set()
+        self._topic_id = None
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.join(CLOSE_SECONDS + 1)

@@ -77,6 +77,9 @@ class KafkaSource(Source):
     def log_id(self) -> str:
         return self._source.log_id
 
+    def topic_id(self) -> str:
+        return self._source.topic_id()
+
     def identity(self) -> str | None:
         return self._source.identity()
 

@@ -290,7 +290,7 @@ class AgentJob:
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await to_the_end(aside(task.open, positions, start))
+        await to_the_end(aside(task.open, positions, start, "" if facts is None else facts.get("topic_id", "")))
         task.again = again
         if isinstance(operator, DurableAgentOperator):
             operator.names.again = max(again, operator.names.again)

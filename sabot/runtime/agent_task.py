@@ -443,9 +443,7 @@ class AgentTask:
                 for place, offset in positions.items()
             ]
             meta["sources"][source.name] = {
-                "log": source.source.log_id,
-                "identity": source.identity,
-                "again": source.again,
+                **source.facts(),
                 "schema": None if source.codec is None else source.codec.text,
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],

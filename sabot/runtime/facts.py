@@ -29,6 +29,7 @@ class _Reader(msgspec.Struct):
     watermark_ms: _Int64
     greatest_ms: _Places
     silent_ms: _Places = []
+    topic_id: str = ""
 
 
 class _StreamTask(msgspec.Struct):
@@ -45,6 +46,7 @@ class _AgentSource(msgspec.Struct):
     commit: _Places
     identity: str | None = None
     again: _Count = 0
+    topic_id: str = ""
 
 
 class _Unfinished(msgspec.Struct):

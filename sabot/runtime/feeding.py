@@ -81,14 +81,23 @@ class AgentSource:
         self.task.chain = Chain([output], [output])
         self.task.on_over = self._is_over
 
-    def open(self, positions: Positions | None, start: str | int) -> None:
-        """Blocking. Call it before `start`. Raises what `Source.open` raises."""
-        self.source.open(positions, start)
+    def open(self, positions: Positions | None, start: str | int, topic_id: str = "") -> None:
+        """Blocking. Call it before `start`. Raises what `Reader.open_source` raises."""
+        self.input.open_source(positions, start, topic_id)
         self.taken = dict(self.source.positions())
 
     def start(self) -> None:
         """Starts the thread, which begins to poll."""
         self.task.start()
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the log that it reads."""
+        return {
+            "log": self.source.log_id,
+            "topic_id": self.input.topic_id,
+            "identity": self.identity,
+            "again": self.again,
+        }
 
     async def stop(self) -> None:
         """Ends the thread, commits the last requested positions, and closes the source."""

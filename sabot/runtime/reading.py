@@ -53,6 +53,7 @@ class Reader:
     def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:
         self.name = name
         self.source = source
+        self.topic_id = ""  # of the topic that was opened, as `Source.topic_id` says
         self.rows_in = 0
         self.exhausted = False  # the source ended by itself
         self.paused = False
@@ -73,6 +74,20 @@ class Reader:
     def request_barrier(self, checkpoint_id: int) -> None:
         """Requests a barrier, which is emitted as soon as possible."""
         self._request(Barrier(checkpoint_id))
+
+    def open_source(self, positions: Positions | None, start: str | int, topic_id: str) -> None:
+        """Blocking. topic_id: in the checkpoint of the positions; "": it has none. Raises what `Source.open` raises, and UserError if the
+        topic is another one now.
+        """
+        found = self.source.topic_id() if positions and topic_id else ""
+        if found not in ("", topic_id):
+            raise UserError(
+                f"topic {self.source.name} was deleted and made again since the checkpoint: it was {topic_id}, and is {found} now. "
+                "The checkpoint's positions mean nothing in it",
+                hint="start afresh (--fresh), which reads the new topic from its start and leaves the state of the old one behind",
+            )
+        self.source.open(positions, start)
+        self.topic_id = self.source.topic_id() or topic_id
 
     def request_commit(self, positions: Positions) -> None:
         """Requests that these positions be committed, as a complete checkpoint covers them."""
@@ -249,8 +264,8 @@ class SourceInput(Reader):
         return (self.source.backlog() or 0) if self.awaited_by else 0
 
     def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
-        """Blocking. Raises what `Source.open` raises."""
-        self.source.open(positions, start)
+        """Blocking. Raises what `open_source` raises."""
+        self.open_source(positions, start, "" if facts is None else facts.get("topic_id", ""))
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
         if facts is not None and facts.get("event_time", self.said_time) in ("", self.said_time):
@@ -482,6 +497,7 @@ class SourceInput(Reader):
             "source": self.name,
             "exhausted": self.exhausted,
             "log": self.source.log_id,
+            "topic_id": self.topic_id,
             "schema": self._schema_text,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
             "rows_in": self.rows_in,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from sabot._cython.arrow.batch import Batch
@@ -19,8 +19,10 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Source
 from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
-from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
+from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin, reader
 from sabot.kafka.client import FETCHING
+from sabot.kafka.reader import KafkaReader
+from sabot.testing import ManualClock
 from tools.broker import Broker, free_ports
 
 pytestmark = pytest.mark.kafka
@@ -286,6 +288,49 @@ def test_a_topic_deleted_while_it_is_read_is_named(kafka_url: str, topic: str) -
     with pytest.raises(UserError, match=topic):
         read(source, 1)
     source.close()
+
+
+def test_a_position_that_is_gone_since_the_topic_was_made_again_says_so_with_both_ids(
+    kafka_url: str, topic: str
+) -> None:
+    """A reader that stands still during the change, as one does that backpressure holds, first hears of it by its position."""
+    filled(kafka_url, topic, [b"%d" % n for n in range(9)])
+    source = KafkaReader(topic, kafka_url, topic, 3600.0, {})
+    source.open(None)
+    before = source.topic_id()
+    assert len(read(source, 9)) == 9
+    admin.delete_topic(kafka_url, topic)
+    while admin.partitions(kafka_url, topic):
+        pass
+    filled(kafka_url, topic, [b"new"])
+    lost = KafkaError(KafkaError.OFFSET_OUT_OF_RANGE)
+    with pytest.raises(
+        UserError, match=rf"{topic}\[0\]: position 9 does not exist any more.*made again: it was {before}"
+    ):
+        source._notice(lost, 0, 9)
+    source.close()
+    source.open(None)
+    assert source.topic_id() not in ("", before)
+    with pytest.raises(UserError, match=r"position 0 does not exist any more: ") as raised:
+        source._notice(lost, 0, 0)
+    assert "retention has passed it" in str(raised.value.hint)
+    source.close()
+
+
+def test_commits_that_go_on_being_refused_are_one_warning_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    monkeypatch.setattr(reader, "SYSTEM_CLOCK", clock)
+    source = KafkaReader("t", "kafka://127.0.0.1:1", "g", 30.0, {})
+    refused = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    for _ in range(25):
+        source._on_commit(refused, [])
+    assert [text for text in caplog.messages if "are not committed" in text] == caplog.messages[:1]
+    clock.advance(61.0)
+    source._on_commit(refused, [])
+    assert len(caplog.messages) == 2
+    assert "24 times more since the last warning" in caplog.messages[1]
 
 
 @pytest.mark.slow  # a second of a core, or more

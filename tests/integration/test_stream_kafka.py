@@ -19,6 +19,8 @@ from fault_tools import Place, eventually, header, lines_of, one_line, running, 
 
 import sabot
 from sabot import App, col, count, tumbling
+from sabot.errors import UserError
+from sabot.kafka import admin
 from sabot.kafka.admin import create_topic
 from sabot.kafka.reader import KafkaReader
 from sabot.runtime.reading import Reader
@@ -245,6 +247,46 @@ async def test_a_stream_that_was_drained_goes_on_with_the_rows_of_later_windows(
         await app.stop(drain=True)
         assert late_rows(app) == 0
     assert answers(output(place.read(out))) == expected([*halves[0], *halves[1]])
+
+
+@pytest.mark.parametrize("reads", ["stream", "agent"])
+async def test_a_topic_that_was_made_again_while_the_app_was_stopped_is_refused_and_fresh_reads_all_of_it(
+    place, name, tmp_path, reads
+):
+    """It has more rows than before: without the ids of both the app would go on in its middle."""
+    topic, out = place.topic(), place.topic()
+
+    def build(fresh=False):
+        app = App(name, broker=place.url, state=str(tmp_path / "state"))
+        app.configure(fresh=fresh)
+        if reads == "stream":
+            app.stream(topic, schema={"v": "int64"}).to(out, delivery="at_least_once")
+        else:
+
+            @app.agent(topic, sink=out, delivery="at_least_once")
+            async def same(ctx):
+                return {"v": ctx.message["v"]}
+
+        return app
+
+    def seen():
+        return [json.loads(record.payload)["v"] for record in place.read(out)]
+
+    place.fill(topic, [b'{"v": %d}' % n for n in range(20)])
+    for rows in (20, 25):  # of the same topic: a start goes on
+        async with started(build()):
+            await until(lambda rows=rows: len(seen()) == rows)
+        if rows == 20:
+            place.fill(topic, [b'{"v": %d}' % n for n in range(20, 25)])
+    admin.delete_topic(place.url, topic)
+    await until(lambda: not admin.partitions(place.url, topic))
+    place.topic(name=topic)
+    place.fill(topic, [b'{"v": %d}' % n for n in range(1000, 1030)])
+    with pytest.raises(UserError, match=f"{topic} was deleted and made again since the checkpoint: it was .*, and is"):
+        await build().start()
+    async with started(build(fresh=True)):
+        await until(lambda: len(seen()) == 55)
+    assert seen() == [*range(25), *range(1000, 1030)]
 
 
 BAD = {
