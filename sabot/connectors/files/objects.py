@@ -148,6 +148,8 @@ class ObjectSink(Sink):
                     each.write(stream, body)
                 store.move(unfinished, target.inside)
         except OSError as error:
+            if "NO_SUCH_BUCKET" in str(error):  # a fault that has an OSError as its cause is one that may pass
+                raise UserError(f"{error}", hint="make the bucket, or correct its name") from None
             raise TransientError(f"{error}", hint="is the bucket there, and may this machine write into it?") from error
 
     def _check_open(self) -> None:
