@@ -34,9 +34,10 @@ if (
 ):  # started by a shell in its background; the children of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Seconds that files take in `make test` on two cores (--durations). Those of the first table wait most of the time, for a broker or for a
-# child that is killed; of the second one, which compute, a file that is missing counts by its tests.
+# Seconds that files take in `make test`, or in `make slow`, on two cores (--durations). Those of the first table wait most of the time,
+# for a broker or for a child that is killed; of the second one, which compute, a file that is missing counts by its tests.
 WAITING = {
+    "test_kill_effects": 240,
     "test_kafka_journal_broker": 85,
     "test_faults": 87,
     "test_kafka_journal": 60,
@@ -90,6 +91,7 @@ WAITING = {
     "test_sandbox": 3,
 }
 COMPUTING = {
+    "test_package": 60,
     "test_alignment": 4,
     "test_tables_first": 5,
     "test_documents": 60,
