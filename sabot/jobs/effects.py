@@ -114,8 +114,8 @@ class Effects:
                 return
             if self._gate is not None and verdict.decision is not Decision.DENY:
                 job = live.job
-                told, instead = job.history.told.get(ask.ordinal, 0), job.history.instead.get(ask.ordinal, {})
-                self._gate.reopen(job.effect_id(ask), job.history.begin.agent, job.behalf, verdict, told, instead)
+                effect = job.effect_id(ask)
+                self._gate.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
             if not self._allowed(live, ask, verdict):
                 return
         match ask.kind:
@@ -286,7 +286,7 @@ class Effects:
             for ordinal, each in job.decided.items() if job.ended is None else ():
                 if each.verdict.decision is not Decision.DENY:
                     effect = EffectId(job.job_id, ordinal, each.attempt)
-                    self._gate.reopen(effect, job.agent, job.behalf, each.verdict, each.told, each.instead)
+                    self._gate.reopen(effect, job.agent, job.behalf, each)
         await self._gate.ready()
 
     def _decide(self, live: Live, ask: Ask, kind: CallKind, gate: EffectGate) -> None:

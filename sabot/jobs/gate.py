@@ -34,9 +34,9 @@ __all__ = [
     "APART",
     "CONFIRM",
     "NOBODY",
-    "NONE_INSTEAD",
     "Behalf",
     "CallKind",
+    "DecidedEffect",
     "Decision",
     "EffectGate",
     "EffectGates",
@@ -149,7 +149,21 @@ class GateVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-NONE_INSTEAD: Mapping[int, GateVerdict] = MappingProxyType({})
+_NONE_INSTEAD: Mapping[int, GateVerdict] = MappingProxyType({})
+
+
+class DecidedEffect(NamedTuple):
+    """An effect that was decided, and has no result. attempt: its last one; 0: a person has to allow it first. told: the last attempt whose
+    use an END of the job has recorded. instead: what was decided of models that were asked in place of the first one, by the attempt from
+    which on.
+    """
+
+    verdict: GateVerdict
+    attempt: int
+    told: int = 0
+    instead: Mapping[int, GateVerdict] = _NONE_INSTEAD
+
+
 """No other model was asked in place of the first one."""
 
 
@@ -248,18 +262,9 @@ class EffectGate:
         """
         return b""
 
-    def reopen(
-        self,
-        effect: EffectId,
-        agent: str,
-        behalf: Behalf,
-        verdict: GateVerdict,
-        told: int = 0,
-        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
-    ) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """It was decided so before, and the call, whose last attempt this is (0: none was made), may be made again: what was reserved is
-        reserved again. told: the last attempt whose use is recorded. instead: what was decided of models that were asked in place of the
-        first one, by the attempt from which on. A call that is open already is left as it is.
+        reserved again. A call that is open already is left as it is.
         """
 
     async def ready(self) -> None:
@@ -383,18 +388,10 @@ class EffectGates(EffectGate):
         """As `EffectGate.asked_by_tool`. One of them says it."""
         return next(filter(None, [gate.asked_by_tool(effect) for gate in self._gates]), b"")
 
-    def reopen(
-        self,
-        effect: EffectId,
-        agent: str,
-        behalf: Behalf,
-        verdict: GateVerdict,
-        told: int = 0,
-        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
-    ) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGate.reopen`."""
         for gate in self._gates:
-            gate.reopen(effect, agent, behalf, verdict, told, instead)
+            gate.reopen(effect, agent, behalf, decided)
 
     async def ready(self) -> None:
         """As `EffectGate.ready`."""

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sabot.errors import CorruptJournal
-from sabot.jobs.gate import Decision, GateVerdict, decode_verdict, stood_in
-from sabot.journal.effects import RULES, EffectClass
+from sabot.jobs.gate import DecidedEffect, Decision, GateVerdict, decode_verdict, stood_in
+from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
 __all__ = ["ACTION_TYPES", "IN_DOUBT", "PARKS_MS", "TIMEOUT", "VERDICTS", "WAITS_LONG", "Delivery", "History"]
@@ -222,6 +222,11 @@ class History:
         verdict = decode_verdict(intent.note)
         asks = verdict is not None and verdict.decision is Decision.ASK
         return self.tries.get(intent.ordinal, 0 if asks else 1)
+
+    def decided(self, effect: EffectId, verdict: GateVerdict) -> DecidedEffect:
+        """What was decided of an effect that has no result. verdict: of its intent."""
+        told, instead = self.told.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
+        return DecidedEffect(verdict, effect.attempt, told, instead)
 
     def approval(self, ordinal: int) -> Answer | None:
         """What a person has said to the question whether this effect may be made; None: nothing yet, or nobody was asked."""

@@ -12,31 +12,19 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
-from sabot.jobs.gate import NOBODY, NONE_INSTEAD, Behalf, GateVerdict
+from sabot.jobs.gate import NOBODY, Behalf, DecidedEffect
 from sabot.jobs.history import PARKS_MS, Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
 from sabot.journal import Body, End, Entry, Journal, Position
 
-__all__ = ["DecidedEffect", "Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
+__all__ = ["Desk", "Item", "JobOwner", "Live", "OpenJob", "Verdict"]
 
 Verdict = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
 
 Item = Callable[[], Awaitable[None] | None]
 """Something that the host's task does in its turn."""
-
-
-class DecidedEffect(NamedTuple):
-    """An effect that was decided, and has no result. attempt: its last one; 0: a person has to allow it first. told: the last attempt whose
-    use an END of the job has recorded. instead: what was decided of models that were asked in place of the first one, by the attempt from
-    which on.
-    """
-
-    verdict: GateVerdict
-    attempt: int
-    told: int = 0
-    instead: Mapping[int, GateVerdict] = NONE_INSTEAD
 
 
 class OpenJob(NamedTuple):

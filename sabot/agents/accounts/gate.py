@@ -9,7 +9,7 @@ row of type "doubt", with what was reserved for it.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
@@ -24,7 +24,7 @@ from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, most_use, told
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr, words_of
-from sabot.jobs.gate import NONE_INSTEAD, Behalf, CallKind, Decision, EffectGate, GatedCall, GateVerdict, most_cost
+from sabot.jobs.gate import Behalf, CallKind, DecidedEffect, Decision, EffectGate, GatedCall, GateVerdict, most_cost
 from sabot.jobs.values import unpack
 from sabot.journal import EffectId, Journal, JournalReader
 from sabot.journal.entries import EffectResult, End, Entry
@@ -260,19 +260,12 @@ class LedgerGate(EffectGate):
         """What counts of so many attempts, those that have no row yet, if nothing is heard of them any more."""
         return opened.doubts(effect, opened.told + attempts + 1, 0)
 
-    def reopen(
-        self,
-        effect: EffectId,
-        agent: str,
-        behalf: Behalf,
-        verdict: GateVerdict,
-        told: int = 0,
-        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
-    ) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGate.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
+        verdict, told, instead = decided.verdict, decided.told, decided.instead
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
         wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), int(bool(name)))
         kind: CallKind = "model" if name else "tool"

@@ -8,7 +8,7 @@ Calls of all of them are judged against the sum, so it does not matter which of 
 is made anew of its entries, by the same steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -17,9 +17,9 @@ import msgspec
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
 from sabot.jobs.gate import (
-    NONE_INSTEAD,
     Behalf,
     CallKind,
+    DecidedEffect,
     Decision,
     EffectGate,
     GatedCall,
@@ -282,24 +282,17 @@ class JobLimits(EffectGate):
         opened.attempt = effect.attempt
         return None
 
-    def reopen(
-        self,
-        effect: EffectId,
-        agent: str,
-        behalf: Behalf,
-        verdict: GateVerdict,
-        told: int = 0,
-        instead: Mapping[int, GateVerdict] = NONE_INSTEAD,
-    ) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGate.reopen`."""
         job = self._jobs.get(effect.job)
         if job is None or effect.ordinal in job.open:
             return
+        verdict = decided.verdict
         if verdict.apart:
             job.apart.add(effect.ordinal)
             return
         kind: CallKind = "model" if verdict.about else "tool"
-        wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), 1)
+        wanted = Amounts(verdict.tokens, most_cost(verdict, decided.instead.values()), 1)
         job.open[effect.ordinal] = _TreeCall(kind, wanted, effect.attempt)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
@@ -355,7 +348,8 @@ class JobLimits(EffectGate):
                 job.apart.add(entry.ordinal)
             if entry.kind == "call" and verdict.decision is not Decision.DENY:
                 attempt = 0 if verdict.decision is Decision.ASK else 1
-                self.reopen(EffectId(entry.job, entry.ordinal, attempt), "", Behalf(), verdict)
+                effect = EffectId(entry.job, entry.ordinal, attempt)
+                self.reopen(effect, "", Behalf(), DecidedEffect(verdict, attempt))
         elif isinstance(entry, Attempt):
             opened = job.open.get(entry.ordinal)
             if opened is not None and (verdict := decode_verdict(entry.note)) is not None:

@@ -28,6 +28,7 @@ from sabot.jobs.gate import (
     CONFIRM,
     Behalf,
     CallKind,
+    DecidedEffect,
     Decision,
     EffectGate,
     GatedCall,
@@ -388,10 +389,10 @@ class _ForkBooks(LedgerGate):
         """As `EffectGate.settle`."""
         return super().settle(self._own(effect), kind, name, outcome, body, self._now_ms())
 
-    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, *how: Any) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGate.reopen`."""
         if (effect.job, effect.ordinal) not in self._changes.stood_in:
-            super().reopen(self._own(effect), agent, behalf, verdict, *how)
+            super().reopen(self._own(effect), agent, behalf, decided)
 
     def again(self, effect: EffectId) -> GateVerdict | Awaitable[GateVerdict | None] | None:
         """As `EffectGate.again`."""

@@ -18,6 +18,7 @@ from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
 from sabot.jobs.gate import (
     Behalf,
     CallKind,
+    DecidedEffect,
     Decision,
     EffectGate,
     EffectGates,
@@ -61,11 +62,9 @@ class Judge(EffectGate):
         self.settled.append((effect, kind, outcome))
         return self.used
 
-    def reopen(
-        self, effect: EffectId, agent: str, behalf: Behalf, verdict: GateVerdict, told: int = 0, instead: Any = None
-    ) -> None:
+    def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         if effect not in [each for each, *_ in self.reopened]:  # told again when the job asks for it
-            self.reopened.append((effect, agent, behalf, verdict))
+            self.reopened.append((effect, agent, behalf, decided.verdict))
 
     def over(self, job_id: str) -> None:
         self.gone.append(job_id)
