@@ -14,7 +14,7 @@ DEBUG = os.environ.get("SABOT_DEBUG") == "1"
 SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
 CHECKED = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O3", "-g0", "-DNDEBUG"]
+FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O2", "-g0", "-DNDEBUG"]
 HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").rglob("*.h"))
 
 # The largest first: no core waits for the last one.
