@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 __all__ = ["validate"]
 
 
-cdef extern from "text/json_text.h" namespace "sabot" nogil:
+cdef extern from "arrow/utf8.h" namespace "sabot" nogil:
     int utf8_length(const uint8_t* p, const uint8_t* end) noexcept  # length of the sequence at p, whose first byte is >= 0x80; 0: invalid
 
 

@@ -23,8 +23,9 @@ queues of partitions are forwarded to a queue of ours, before they are assigned:
 #include <vector>
 
 #include "arrow/arrow_c.h"
+#include "arrow/bytes.h"
 #include "arrow/new_array.h"
-#include "text/json_text.h"
+#include "arrow/utf8.h"
 
 extern "C" {
 struct rd_kafka_t;

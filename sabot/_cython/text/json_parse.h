@@ -9,8 +9,6 @@ What makes the loops fast:
 - A row must end in '}', and `end` is right behind it. So every scan outside a string stops at that byte by itself, and only strings and
   closing braces compare with `end`. At least PADDING bytes behind `end` can be read, whatever they hold.
 - The fields of a row usually come in the order of the row before: each key remembers its successor, and 16 bytes are compared at once.
-- Validity and booleans take a byte per row while rows are read (so that a bad row is undone by resetting lengths), and become bits in
-  finish().
 
 A syntax error ends the row: functions return nullptr and `error` is set. A value of the wrong type does not, because a later
 duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end.
@@ -35,7 +33,9 @@ Damaged input throws nothing. */
 #endif
 
 #include "arrow/arrow_c.h"
-#include "arrow/new_array.h"
+#include "arrow/builder.h"
+#include "arrow/decimal.h"
+#include "arrow/utf8.h"
 #include "text/json_text.h"
 
 namespace sabot {
@@ -61,6 +61,17 @@ static inline int width_of(Kind kind) {
         case Kind::decimal128: return 16;
         case Kind::decimal256: return 32;
         default: return 0;
+    }
+}
+
+static inline Layout layout_of(Kind kind) {
+    switch (kind) {
+        case Kind::null_: return Layout::null_;
+        case Kind::bool_: return Layout::bool_;
+        case Kind::text: return Layout::bytes;
+        case Kind::struct_: return Layout::struct_;
+        case Kind::list: return Layout::list;
+        default: return Layout::fixed;
     }
 }
 
@@ -155,186 +166,29 @@ static inline bool predicted(const Key& key, const uint8_t* p, const uint8_t* en
            std::memcmp(p, key.quoted.data(), key.quoted.size()) == 0;
 }
 
-/* One column under construction. It has `len` rows; the buffers have room for `cap`. */
-struct Node {
+/* One column under construction. */
+struct Node : ColumnBuilder<Node> {
     Kind kind;
-    bool nullable;
     int64_t per_second;         /* timestamp: units per second */
     std::string path;           /* the name for users: "order.items[].price" */
     std::string type;           /* the type in pyarrow's notation, for messages */
-    int64_t len = 0, cap = 0;
-    uint8_t* valid = nullptr;   /* a byte per row: 1 if it is not null */
-    uint8_t* data = nullptr;    /* values of fixed width; for bool, a byte per row */
-    int32_t* offsets = nullptr; /* for text and list: cap + 1 offsets, offsets[len] is the length of the text or the child */
-    Bytes text;
-    std::vector<std::unique_ptr<Node>> children;
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
     int precision = 0, scale = 0; /* decimals: how many digits there are, and how many of them are behind the point */
-    double per_row = 0;         /* text bytes or list items per row in the last batch, from which room is reserved */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
-        : kind(static_cast<Kind>(kind_)), nullable(nullable_), per_second(per_second_), path(path_), type(type_) {}
-    Node(const Node&) = delete;
-    ~Node() {
-        std::free(valid);
-        std::free(data);
-        std::free(offsets);
-    }
+        : ColumnBuilder(layout_of(static_cast<Kind>(kind_)), nullable_, width_of(static_cast<Kind>(kind_))),
+          kind(static_cast<Kind>(kind_)), per_second(per_second_), path(path_), type(type_) {}
 
     /* Takes ownership of `child`; `name` is its field name in a struct. */
     void add_child(Node* child, const std::string& name) {
         children.emplace_back(child);
         if (kind == Kind::struct_) keys.add(name.data(), name.size(), static_cast<int>(children.size()) - 1);
     }
-
-    bool has_offsets() const { return kind == Kind::text || kind == Kind::list; }
-
-    __attribute__((noinline)) void grow(int64_t rows) {
-        if (rows > MAX_OFFSET || len == MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
-        const int width = width_of(kind);
-        resize(valid, rows + 8); /* because finish() reads 8 at a time */
-        if (width) resize(data, rows * width + 8);
-        if (has_offsets()) {
-            const bool fresh = offsets == nullptr;
-            resize(offsets, (rows + 1) * 4);
-            if (fresh) offsets[0] = 0;
-        }
-        cap = rows;
-    }
-    inline void room() {
-        if (SABOT_UNLIKELY(len == cap)) grow(std::clamp<int64_t>(cap * 2, 64, MAX_OFFSET));
-    }
-
-    template <class T>
-    static void resize(T*& buffer, int64_t bytes) {
-        void* grown = std::realloc(buffer, static_cast<size_t>(bytes));
-        if (grown == nullptr) throw std::bad_alloc();
-        buffer = static_cast<T*>(grown);
-    }
-
-    /* Empties the node, and makes room for `rows`. */
-    void begin(int64_t rows) {
-        len = 0;
-        if (rows > cap) grow(rows);
-        if (offsets) offsets[0] = 0;
-        if (kind == Kind::text) {
-            text.len = 0;
-            const double want = static_cast<double>(rows) * (per_row ? per_row * 1.1 : 8);
-            text.ensure(static_cast<int64_t>(want < 1e9 ? want : 1e9));
-        }
-        for (auto& child : children) {
-            const double items = kind == Kind::list ? static_cast<double>(rows) * per_row * 1.1 : static_cast<double>(rows);
-            child->begin(static_cast<int64_t>(items < 1e8 ? items : 1e8));
-        }
-    }
-
-    /* Removes all rows but the first `rows`, and what an incomplete row has left in text and children. */
-    void truncate(int64_t rows) {
-        len = rows;
-        const int64_t below = offsets ? offsets[rows] : 0;
-        if (kind == Kind::text) text.len = below;
-        for (auto& child : children) child->truncate(kind == Kind::list ? below : rows);
-    }
-
-    template <class T>
-    inline void append(T value) {
-        room();
-        valid[len] = 1;
-        std::memcpy(data + len * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
-        len++;
-    }
-
-    /* Adds a row without a value: null if the column is nullable, else zero or empty (hidden by a null parent, or undone). */
-    void append_null() {
-        room();
-        valid[len] = !nullable;
-        const int width = width_of(kind);
-        if (width) std::memset(data + len * width, 0, static_cast<size_t>(width));
-        if (has_offsets()) offsets[len + 1] = offsets[len];
-        if (kind == Kind::struct_)
-            for (auto& child : children) child->append_null();
-        len++;
-    }
 };
-
-/* ---- handing over -------------------------------------------------------------------------------------------- */
-
-/* Packs bytes 0/1 into bits in place, 8 at a time. Returns the number of ones. */
-static inline int64_t pack_bits(uint8_t* bytes, int64_t n) {
-    int64_t ones = 0;
-    std::memset(bytes + n, 0, 8);
-    for (int64_t i = 0; i < n; i += 8) {
-        const uint64_t word = load8(bytes + i);
-        const uint8_t bits = static_cast<uint8_t>((word * 0x0102040810204080ull) >> 56); /* byte k becomes bit k */
-        ones += __builtin_popcount(bits);
-        bytes[i >> 3] = bits;
-    }
-    return ones;
-}
-
-template <class T>
-static inline T* fitted(T*& buffer, int64_t used, int64_t held) {
-    T* taken = buffer;
-    buffer = nullptr;
-    if (taken != nullptr && held - used > 4096 && held - used > held / 4) {
-        void* smaller = std::realloc(taken, static_cast<size_t>(used + 64));
-        if (smaller != nullptr) taken = static_cast<T*>(smaller);
-    }
-    return taken;
-}
-
-/* Exports the node's rows as an ArrowArray that owns the buffers, and empties the node. */
-static void finish(Node& node, ArrowArray* out) {
-    const int64_t n = node.len;
-    const int width = width_of(node.kind);
-    if (node.cap == 0) node.grow(8);
-    const int64_t cap = node.cap;
-    make_array(out, n, node.kind == Kind::null_ ? 0 : node.kind == Kind::text ? 3 : node.kind == Kind::struct_ ? 1 : 2,
-               node.children.size());
-    const int64_t ones = pack_bits(node.valid, n);
-    out->null_count = node.kind == Kind::null_ ? n : n - ones;
-    node.cap = 0;
-    if (node.kind == Kind::null_) {
-        std::free(node.valid);
-        node.valid = nullptr;
-        node.len = 0;
-        return;
-    }
-    if (out->null_count)
-        out->buffers[0] = fitted(node.valid, n / 8 + 8, cap + 8);
-    else
-        std::free(node.valid);
-    node.valid = nullptr;
-    if (node.kind == Kind::bool_) {
-        pack_bits(node.data, n);
-        out->buffers[1] = fitted(node.data, n / 8 + 8, cap + 8);
-    } else if (width) {
-        out->buffers[1] = fitted(node.data, n * width, cap * width);
-    }
-    if (node.has_offsets()) {
-        node.per_row = n ? static_cast<double>(node.offsets[n]) / static_cast<double>(n) : node.per_row;
-        out->buffers[1] = fitted(node.offsets, (n + 1) * 4, (cap + 1) * 4);
-    }
-    if (node.kind == Kind::text) {
-        node.text.ensure(0); /* so that the buffer is never null */
-        const int64_t used = node.text.len, held = node.text.cap;
-        uint8_t* text = node.text.take();
-        out->buffers[2] = fitted(text, used, held);
-    }
-    node.len = 0;
-    for (size_t i = 0; i < node.children.size(); i++) {
-        assert(node.kind != Kind::struct_ || node.children[i]->len == n);
-        finish(*node.children[i], out->children[i]);
-    }
-}
 
 /* ---- numbers ------------------------------------------------------------------------------------------------- */
 
 static constexpr uint64_t POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
-static constexpr uint64_t TENS[] = {
-    1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000, 10000000000, 100000000000, 1000000000000,
-    10000000000000, 100000000000000, 1000000000000000, 10000000000000000, 100000000000000000, 1000000000000000000,
-    10000000000000000000ull};
 static constexpr double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                           1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
@@ -482,37 +336,6 @@ static inline bool to_float(const Number& number, float& value) {
     value = static_cast<float>(d);
     return std::isfinite(value);
 }
-
-/* A decimal without its point, as a whole number of up to 76 digits: two's complement, the lowest word first. */
-struct Whole {
-    uint64_t words[4] = {0, 0, 0, 0};
-
-    void times_plus(uint64_t factor, uint64_t more) {
-        for (uint64_t& word : words) {
-            const unsigned __int128 product = static_cast<unsigned __int128>(word) * factor + more;
-            word = static_cast<uint64_t>(product);
-            more = static_cast<uint64_t>(product >> 64);
-        }
-    }
-    void negate() {
-        bool carry = true;
-        for (uint64_t& word : words) {
-            word = ~word + carry;
-            carry = carry && word == 0;
-        }
-    }
-    /* Divides it, which must not be negative, and returns the remainder. */
-    uint64_t divide(uint64_t by) {
-        unsigned __int128 rest = 0;
-        for (int i = 3; i >= 0; i--) {
-            rest = rest << 64 | words[i];
-            words[i] = static_cast<uint64_t>(rest / by);
-            rest %= by;
-        }
-        return static_cast<uint64_t>(rest);
-    }
-    bool is_zero() const { return (words[0] | words[1] | words[2] | words[3]) == 0; }
-};
 
 /* The number at this scale. false: it has more digits behind the point, other than zeros, or more than `precision` in all. */
 static inline bool to_decimal(const Number& number, int precision, int scale, Whole& value) {
@@ -697,13 +520,7 @@ class Decoder {
 
     void take(ArrowArray* out, std::vector<BadRow>& bad_rows) {
         bad_rows.swap(bad);
-        out->release = nullptr;
-        try {
-            finish(root, out);
-        } catch (...) {
-            if (out->release) out->release(out);
-            throw;
-        }
+        hand_over(root, out);
     }
 
     /* Decodes row number `row`: n bytes at p, behind which PADDING more can be read. A bad row leaves only its entry in `bad`. */

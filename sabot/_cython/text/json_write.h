@@ -13,7 +13,8 @@ value without a form in JSON (`except +`). */
 #include <vector>
 
 #include "arrow/arrow_c.h"
-#include "arrow/new_array.h"
+#include "arrow/builder.h"
+#include "arrow/utf8.h"
 #include "text/json_parse.h"
 #include "text/json_text.h"
 

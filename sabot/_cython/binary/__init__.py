@@ -1,0 +1,1 @@
+"""Converts binary payloads, whose schema is known, to columns, and back."""
