@@ -75,12 +75,14 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
             seconds = float("inf")
     else:
         known = isinstance(value, str)
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value) if known else None
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value) if known else None
         if match is None:
             raise UserError(f"{name}: {value!r} is no duration", hint='write "5s", "100ms" or a number of seconds')
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
-    if not 0 <= seconds < float("inf"):
-        raise UserError(f"{name}: {value!r} is negative or not finite")
+    if seconds < 0:
+        raise UserError(f"{name}: {value!r} is a negative duration", hint=f"{'0' if zero else '1us'} is the least")
+    if not seconds < float("inf"):
+        raise UserError(f"{name}: {value!r} is no finite duration")
     if not (seconds or zero):
         raise UserError(f"{name} is zero", hint='write "1s"; 0.1 works too')
     return seconds
@@ -167,7 +169,7 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?\s*", str(value), re.IGNORECASE)
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([kmg]i?b|b)?\s*", str(value), re.IGNORECASE)
         if match is None:
             raise UserError(f"{name}: {value!r} is no size", hint='write "256MB", "64KiB" or a number of bytes')
         size = int(min(float(match[1]), _MOST_BYTES) * _BYTES[(match[2] or "b").lower()])
@@ -180,7 +182,7 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
 
 def parse_rate(value: str | float, *, name: str = "rate") -> float:
     """A positive number per second, from `"50/s"`, `"300/m"`, `"1000/h"`, or a bare number per second."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
     if match is not None:
         rate = float(match[1]) / _SECONDS[match[2]]
     elif is_number(value):

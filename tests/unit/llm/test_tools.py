@@ -79,7 +79,7 @@ def test_a_tool_may_be_a_method() -> None:
         ({"reconcile": "look"}, "tool len: reconcile='look'"),
         ({"timeout": "soon"}, "tool len: timeout: 'soon' is no duration"),
         ({"timeout": 0}, "tool len: timeout=0"),
-        ({"backoff": "-1s"}, "tool len: backoff: '-1s' is no duration"),
+        ({"backoff": "-1s"}, "tool len: backoff: '-1s' is a negative duration"),
         ({"retries": -1}, "tool len: retries=-1"),
         ({"retries": True}, "tool len: retries=True"),
         ({"name": "a\nb"}, "tool: name='a\\\\nb' has a control character"),
