@@ -47,11 +47,11 @@ from sabot.delivery import CHOICES
 from sabot.errors import UserError
 from sabot.journal import Journal, MemoryHome
 from sabot.kafka import RecordSender
+from sabot.kafka.settings import checked_settings
 from sabot.logs import set_up_logging
 from sabot.operators.base import without_marks
 from sabot.operators.reading import StateView, state_of
 from sabot.plan import Plan, leading_to, make_plan, mermaid, walk, with_schemas
-from sabot.redaction import keep_settings
 from sabot.runtime.jobs import open_app_journal
 from sabot.runtime.looking import rows_of
 from sabot.runtime.signals import StopSignals
@@ -121,10 +121,7 @@ class App(DeclaresAgents, HasTopics):
         if id in ("", None):
             raise UserError("an App needs an id", hint='App("orders")')
         self.id = checked_name(id, "App id")
-        if kafka is not None and not isinstance(kafka, dict):
-            raise UserError(f"kafka is a {type(kafka).__name__}", hint='client settings: {"security.protocol": "ssl"}')
-        self.kafka = dict(kafka or {})
-        keep_settings(self.kafka)
+        self.kafka = checked_settings(kafka)
         self.parallelism = 1
         self.memory_budget_bytes = parse_bytes(memory_budget, name="memory_budget")
         self.version = checked_text(version, "version")

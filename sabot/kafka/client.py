@@ -17,7 +17,8 @@ from sabot.config import RECORD_BYTES, checked_topic, parse_broker
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.kafka.access import Finding, acl_hint, login_hint, look, principal, tidy
-from sabot.redaction import clean_cause, has_password, keep_settings, redacted, redacted_url, scrubbed, setting_name
+from sabot.kafka.settings import checked_settings
+from sabot.redaction import clean_cause, redacted, scrubbed
 
 __all__ = [
     "ANSWER_SECONDS",
@@ -129,13 +130,13 @@ class BrokerLink:
     def __init__(
         self, address: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read"
     ) -> None:
-        """operation: what is done with the topic, in the terms of Kafka's ACLs: "Read" or "Write"."""
+        """operation: what is done with the topic, in the terms of Kafka's ACLs: "Read" or "Write". Raises as `checked_settings` does."""
         self.address = address
         self.reason = ""
         self.lost = False
         # Set when an opening has succeeded: one that fails raises, and only later faults are logged.
         self.opened = False
-        self.kafka = kafka or {}
+        self.kafka = checked_settings(kafka)
         self.operation = operation
         self.group = ""  # the consumer group, and the transactional id where there is one: they have the same name
         self._what = what
@@ -213,8 +214,10 @@ def said(error: KafkaError) -> str:
 def client_of(
     make: Callable[[dict[str, Any]], Any], link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
-    """Makes a client with `make` from our `settings`, which the user's override. Raises UserError naming a setting that is refused."""
-    _check_settings(kafka)
+    """Makes a client with `make` from our `settings`, which the user's override. Raises UserError naming a setting that is refused, by the
+    client or as `checked_settings` says.
+    """
+    checked_settings(kafka)
     theirs = kafka.get("error_cb")
 
     def on_error(error: KafkaError) -> None:
@@ -238,22 +241,6 @@ def client_of(
         ) from clean_cause(error)
     except (TypeError, ValueError) as error:
         raise UserError(f"the Kafka client refuses a setting: {error}") from clean_cause(error)
-
-
-def _check_settings(kafka: Mapping[str, Any]) -> None:
-    """Registers the secret values, and raises UserError for a setting whose secret the client would print in its messages and log lines."""
-    keep_settings(kafka)
-    for name, value in kafka.items():
-        if setting_name(name) != name:
-            raise UserError(
-                f"kafka: {setting_name(name)!r} is no name of a setting",
-                hint='write {"sasl.password": "…"}: name, value',
-            )
-        if isinstance(value, str) and has_password(value):
-            raise UserError(
-                f"kafka: {name} is {redacted_url(value)!r} with a password in it, which the client would log",
-                hint="who calls has settings of its own: sasl.oauthbearer.client.id and .secret, sasl.username and sasl.password",
-            )
 
 
 def producer_of(link: BrokerLink, kafka: Mapping[str, Any], **settings: Any) -> Any:

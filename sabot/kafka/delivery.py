@@ -108,11 +108,6 @@ class KafkaDelivery(KafkaWriter):
             client.leave(abort=False)
 
     def claim(self, track: Track) -> Token | None:
-        if "transactional.id" in self._kafka:
-            raise UserError(
-                f"topic {self.name!r}: exactly once needs a transactional.id of its own, {_track_id(track)!r}",
-                hint="leave transactional.id out of the settings",
-            )
         self._leave(abort=False)
         # Asked before `init_transactions` fences anyone: otherwise two workers would fence each other for ever.
         ours = self._is_ours()

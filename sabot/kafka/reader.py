@@ -85,7 +85,7 @@ class KafkaReader(Source):
         self.group_id = group_id
         self._broker = broker
         self._link = link_of(broker, f"source of topic {topic!r}", kafka)
-        self._link.group = str(kafka.get("group.id") or group_id or f"sabot.{topic}")
+        self._link.group = group_id or f"sabot.{topic}"
         self._check_seconds = partition_check
         self._kafka = kafka
         self.record_bytes = max(RECORD_BYTES, int(kafka.get("message.max.bytes", 0)))

@@ -1,0 +1,102 @@
+"""The settings of the Kafka client that users give. Secrets among them are registered, and some settings are Sabot's alone.
+
+A result exactly once needs positions that nobody but a checkpoint commits, records of committed transactions alone, and producers that
+write each record once and report those that are refused. A setting of the user's that says otherwise would be taken by the client without
+a word, so it is refused; one that says the same passes. Of settings that bound, time and connect, the user's come first.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sabot.errors import UserError, short_repr
+from sabot.redaction import has_password, keep_settings, redacted_url, setting_name
+
+__all__ = ["checked_settings"]
+
+_TRUE, _FALSE = frozenset(["true", "t", "1"]), frozenset(["false", "f", "0"])  # as librdkafka reads them
+
+
+class _Ours(NamedTuple):
+    """A setting that is Sabot's. same: the values that say what Sabot says, in small letters. hint: how the user says what he may mean."""
+
+    why: str
+    same: frozenset[str] = frozenset()
+    hint: str = "leave it out"
+
+
+_COMMITS = (
+    "positions are committed with checkpoints: a record that the client commits by itself would be lost in a crash"
+)
+_WRITES_ONCE = "a record that is sent again would be written twice, or one that is acknowledged be lost"
+_REPORTS = "Sabot learns by it what the broker has refused"
+_ASSIGNS = "Sabot assigns partitions itself, and one worker runs a job"
+
+_OURS = {
+    "enable.auto.commit": _Ours(_COMMITS, _FALSE),
+    "auto.commit.enable": _Ours(_COMMITS, _FALSE),
+    "enable.auto.offset.store": _Ours(_COMMITS, _FALSE),
+    "auto.offset.reset": _Ours(
+        "a position that the topic has no more is an error here, never a silent jump",
+        frozenset(["error"]),
+        'leave it out; App(start="latest"), or start= of an agent, says where to begin without a checkpoint',
+    ),
+    "isolation.level": _Ours(
+        "records of transactions that were aborted, or still may be, would be read", frozenset(["read_committed"])
+    ),
+    "enable.partition.eof": _Ours("Sabot learns by it that a partition was read to its end", _TRUE),
+    "allow.auto.create.topics": _Ours(
+        "a source whose name is wrong would make the topic, and wait for ever",
+        _FALSE,
+        "leave it out, and make the topic: `sabot topics create`, or app.topic(…)",
+    ),
+    "group.id": _Ours(
+        "each source has a group of its own, and so has the token of each exactly-once sink",
+        hint='leave it out; a group of your choice: KafkaSource(topic, broker, "group")',
+    ),
+    "group.instance.id": _Ours(_ASSIGNS),
+    "group.protocol": _Ours(_ASSIGNS, frozenset(["classic"])),
+    "partition.assignment.strategy": _Ours(_ASSIGNS),
+    "enable.idempotence": _Ours(_WRITES_ONCE, _TRUE),
+    "acks": _Ours(_WRITES_ONCE, frozenset(["all", "-1"])),
+    "request.required.acks": _Ours(_WRITES_ONCE, frozenset(["all", "-1"])),
+    "transactional.id": _Ours(
+        "each exactly-once sink has one of its own, made of the names of app and sink",
+        hint='leave it out; exactly once is .to(…, delivery="exactly_once")',
+    ),
+    "delivery.report.only.error": _Ours(_REPORTS),
+    **{name: _Ours(_REPORTS) for name in ("on_delivery", "dr_cb", "dr_msg_cb")},
+    **{name: _Ours("Sabot learns by it which commits were refused") for name in ("on_commit", "offset_commit_cb")},
+    "rebalance_cb": _Ours(_ASSIGNS),
+}
+
+
+def checked_settings(kafka: object, what: str = "kafka") -> dict[str, Any]:
+    """The settings, as a dict of their own; none for None. Registers the secrets in them. Raises UserError for one that is Sabot's, for one
+    whose secret the client would print in its messages and log lines, and for what is no dict. what: whose they are.
+    """
+    if kafka is None:
+        return {}
+    if not isinstance(kafka, Mapping):
+        raise UserError(f"{what} is a {type(kafka).__name__}", hint='client settings: {"security.protocol": "ssl"}')
+    keep_settings(kafka)
+    for name, value in kafka.items():
+        _check(what, name, value)
+    return dict(kafka)
+
+
+def _check(what: str, name: str, value: object) -> None:
+    if setting_name(name) != name:
+        raise UserError(
+            f"{what}: {setting_name(name)!r} is no name of a setting", hint='write {"sasl.password": "…"}: name, value'
+        )
+    if isinstance(value, str) and has_password(value):
+        raise UserError(
+            f"{what}: {name} is {redacted_url(value)!r} with a password in it, which the client would log",
+            hint="who calls has settings of its own: sasl.oauthbearer.client.id and .secret, sasl.username and sasl.password",
+        )
+    if name == "default.topic.config" and isinstance(value, Mapping):  # of the client's first versions
+        for inner, each in value.items():
+            _check(f"{what}: {name}", inner, each)
+    ours = _OURS.get(name)
+    if ours is not None and str(value).strip().lower() not in ours.same:
+        raise UserError(f"{what}: {name}={short_repr(value)} is not for users to set: {ours.why}", hint=ours.hint)

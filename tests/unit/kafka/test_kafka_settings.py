@@ -1,0 +1,66 @@
+"""Settings of the Kafka client on which what is promised stands: they are Sabot's, wherever a user gives them."""
+
+from typing import Any
+
+import pytest
+
+from sabot import App
+from sabot.errors import UserError
+from sabot.journal.kafka import KafkaJournal
+from sabot.kafka import KafkaSink, KafkaSource
+from sabot.kafka.settings import checked_settings
+
+URL = "kafka://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"enable.auto.commit": True}, "committed with checkpoints"),
+        ({"enable.auto.commit": "true"}, "committed with checkpoints"),
+        ({"enable.auto.offset.store": True}, "committed with checkpoints"),
+        ({"isolation.level": "read_uncommitted"}, "transactions that were aborted"),
+        ({"auto.offset.reset": "earliest"}, "never a silent jump"),
+        ({"enable.partition.eof": False}, "to its end"),
+        ({"allow.auto.create.topics": True}, "wait for ever"),
+        ({"group.id": "mine"}, "a group of its own"),
+        ({"group.instance.id": "me"}, "one worker runs a job"),
+        ({"group.protocol": "consumer"}, "one worker runs a job"),
+        ({"partition.assignment.strategy": "cooperative-sticky"}, "assigns partitions itself"),
+        ({"enable.idempotence": False}, "written twice"),
+        ({"acks": 1}, "be lost"),
+        ({"request.required.acks": "0"}, "be lost"),
+        ({"default.topic.config": {"acks": 0}}, "be lost"),
+        ({"transactional.id": "mine"}, "one of its own"),
+        ({"delivery.report.only.error": True}, "what the broker has refused"),
+        ({"on_delivery": print}, "what the broker has refused"),
+        ({"on_commit": print}, "commits were refused"),
+    ],
+)
+def test_a_setting_that_would_break_a_promise_is_refused_by_name(settings: dict[str, Any], why: str) -> None:
+    (name,) = settings
+    for made in (
+        lambda: App("shop", URL, kafka=settings),
+        lambda: KafkaSource("orders", URL, "shop", **settings),
+        lambda: KafkaSink("orders", URL, **settings),
+        lambda: KafkaJournal(f"{URL}/journal", kafka=settings),
+    ):
+        with pytest.raises(UserError, match=rf"kafka: {name}.* is not for users to set: .*{why}") as refused:
+            made()
+        assert refused.value.hint.startswith("leave it out")
+
+
+def test_a_setting_that_says_what_sabot_says_passes_and_so_do_those_that_bound_and_connect() -> None:
+    same = {"enable.auto.commit": "false", "isolation.level": "read_committed", "acks": -1, "enable.idempotence": True}
+    theirs = {
+        "linger.ms": 50,
+        "session.timeout.ms": 1000,
+        "partitioner": "random",
+        "sasl.username": "u",
+        "stats_cb": print,
+    }
+    assert checked_settings({**same, **theirs}) == {**same, **theirs}
+    assert App("shop", URL, kafka={**same, **theirs}).kafka == {**same, **theirs}
+    assert App("shop", URL).kafka == {}
+    with pytest.raises(UserError, match="kafka is a list"):
+        App("shop", URL, kafka=["acks"])  # type: ignore[arg-type]
