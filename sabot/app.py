@@ -91,7 +91,7 @@ class App(DeclaresAgents, HasTopics):
     `sabot run`; then the process ends at once, whatever still runs.
     restart: "fixed(3, 1s)": after a failure `run()` restarts the job from the last checkpoint, up to 3 times within 10 minutes; "none".
     parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
-    memory_budget: with a state directory, the memory for the tables of each keyed step of a stream; the rest is in RocksDB.
+    memory_budget: with a state directory, the memory for the tables of each keyed step of a stream, by default 256MB; the rest is on disk.
     kafka: client settings for all sources and sinks. version: of your program; it is written into dead letters and checkpoints.
     """
 
@@ -112,7 +112,7 @@ class App(DeclaresAgents, HasTopics):
         stop_timeout: Duration = "60s",
         restart: str = "fixed(3, 1s)",
         parallelism: int = 1,
-        memory_budget: str | int = "256MB",
+        memory_budget: str | int | None = None,
         kafka: dict[str, Any] | None = None,
         version: str = "",
         start: str | int = "earliest",
@@ -123,7 +123,9 @@ class App(DeclaresAgents, HasTopics):
         self.id = checked_name(id, "App id")
         self.kafka = checked_settings(kafka)
         self.parallelism = 1
-        self.memory_budget_bytes = parse_bytes(memory_budget, name="memory_budget")
+        self.memory_budget = memory_budget
+        budget = "256MB" if memory_budget is None else memory_budget
+        self.memory_budget_bytes = parse_bytes(budget, name="memory_budget")
         self.version = checked_text(version, "version")
         self.clock = clock
         self.start_at = start
@@ -366,7 +368,9 @@ class App(DeclaresAgents, HasTopics):
         return make_plan(with_schemas(ends, known), agents=agents, parallelism=self.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
-        """Warns of a stream without a sink, which most often is a forgotten `.to`."""
+        """Warns of a stream without a sink, which most often is a forgotten `.to`, and of a budget that bounds nothing."""
+        if self.memory_budget is not None and state_directory(self.state_place) is None:
+            _log.warning("memory_budget=%s bounds nothing, as state is in memory: give state=DIR", self.memory_budget)
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self._begun:
             if id(node) not in read and self.agent_runtime.writes:
@@ -494,9 +498,7 @@ class App(DeclaresAgents, HasTopics):
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
         storage = self._storage()
         if self.journal_home is None or storage is None or self.forget_effects:
-            self.journal_home = MemoryHome(
-                self.clock
-            )  # else the next run of this process goes on with it, from a checkpoint
+            self.journal_home = MemoryHome(self.clock)  # which the next run of this process may go on with
         return open_app_journal(self, storage, self.journal_home)
 
     def open_storage(self) -> CheckpointStorage | None:

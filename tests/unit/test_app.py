@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -769,3 +770,20 @@ async def test_agent_failed_is_raised_by_run_of_an_app_with_batch_agents_too(app
     publish(app, "in", [{"n": 1}])
     with pytest.raises(AgentFailed, match=r"shop\.bad"):
         await bounded(app.run())
+
+
+@pytest.mark.parametrize(("settings", "warns"), [({}, True), ({"state": "memory"}, True), ({"state": "disk"}, False)])
+async def test_a_budget_that_bounds_nothing_is_warned_of(
+    memory_url: str, tmp_path: Path, settings: dict[str, str], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if settings.get("state") == "disk":
+        settings = {"state": str(tmp_path / "state")}
+    app = App("shop", memory_url, memory_budget="1MB", **settings)
+    app.stream("orders", schema={"k": "string"}).to("seen")
+    async with started(app):
+        assert ("memory_budget=1MB bounds nothing" in caplog.text) is warns
+    caplog.clear()
+    silent = App("shop", memory_url)
+    silent.stream("orders", schema={"k": "string"}).to("seen")
+    async with started(silent):
+        assert "memory_budget" not in caplog.text
