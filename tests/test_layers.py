@@ -30,6 +30,7 @@ ORDER = [
     "metrics",
     "process",
     "arrays",
+    "object_stores",
     "_cython",
     "codecs",
     "state",

@@ -14,6 +14,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, damaged
 from sabot.disk import TemporaryFolder, make_folder, own_folder, private
+from sabot.object_stores import OBJECT_STORES, check_bucket
 from sabot.redaction import clean_cause, scrubbed
 from sabot.steps import step
 
@@ -21,7 +22,6 @@ __all__ = ["RemotePlace"]
 
 _UPLOAD_BYTES = 8 << 20
 _UPLOADS = 8  # at a time: an object store takes some 50 ms to answer an upload of any size
-_OBJECT_STORES = {"s3", "gcs", "abfs"}  # an object exists only when it was sent completely, and needs no folder
 
 
 class RemotePlace(Place):
@@ -47,12 +47,13 @@ class RemotePlace(Place):
         self.parallel = parallel
         self._fs = filesystem
         self._path = path.rstrip("/")
-        self._atomic = filesystem.type_name in _OBJECT_STORES
+        self._atomic = filesystem.type_name in OBJECT_STORES
         self._folders: set[str] = set()
         self._wanted_scratch = scratch
         self._temporary: TemporaryFolder | None = None
 
     def own(self) -> None:
+        check_bucket(self._fs, self._path, self.where)
         if self._wanted_scratch is not None:
             home = self._wanted_scratch.absolute()
             own_folder(home)

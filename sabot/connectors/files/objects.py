@@ -21,11 +21,11 @@ from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_p
 from sabot.connectors.files.text_sinks import column_format
 from sabot.connectors.letters import as_columns
 from sabot.errors import TransientError, UserError
+from sabot.object_stores import OBJECT_STORES, check_bucket
 from sabot.steps import step
 
 __all__ = ["ObjectSink"]
 
-_STORES = {"s3", "gcs", "abfs"}  # an object exists only when it was sent completely, and needs no folder
 _OBJECT_BYTES = 64 << 20
 
 
@@ -47,7 +47,7 @@ class ObjectSink(Sink):
         self._path: RemotePath = remote_path(path)
         self.name = str(self._path)
         self._format = column_format(format, self.name, compression, partition_by)
-        self._atomic = self._path.filesystem.type_name in _STORES
+        self._atomic = self._path.filesystem.type_name in OBJECT_STORES
         self._begun = ""  # how the names of objects begin; "": the sink is not open
         self._sent = 0
         self._waiting: list[pa.RecordBatch] = []
@@ -73,6 +73,7 @@ class ObjectSink(Sink):
                 self._path.filesystem.get_file_info([self._path.inside])
         except OSError as error:
             raise TransientError(f"{error}", hint="are the address and the keys of the environment right?") from error
+        check_bucket(self._path.filesystem, self._path.inside, self.name)
         self._begun = begun
 
     def write(self, batch: Batch) -> None:
@@ -148,8 +149,7 @@ class ObjectSink(Sink):
                     each.write(stream, body)
                 store.move(unfinished, target.inside)
         except OSError as error:
-            if "NO_SUCH_BUCKET" in str(error):  # a fault that has an OSError as its cause is one that may pass
-                raise UserError(f"{error}", hint="make the bucket, or correct its name") from None
+            check_bucket(store, target.inside, target)
             raise TransientError(f"{error}", hint="is the bucket there, and may this machine write into it?") from error
 
     def _check_open(self) -> None:

@@ -140,9 +140,13 @@ def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
         others = f"; it holds {len(seen)} others, the first is {seen[0]!r}" if seen else ""
         raise UserError(
             f"folder {path!r} has no file that ends in {' or '.join(suffixes)}{others}",
-            hint='a glob ("folder/*") takes files with any ending',
+            hint=f'a glob ("folder/*") takes files with any ending; {_writing(path)}',
         )
     return found
+
+
+def _writing(path: str) -> str:
+    return f"files() reads, and NdjsonSink({path!r}), CsvSink, ParquetSink or ArrowSink would write there"
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -163,9 +167,7 @@ def _stated(path: str, number: int) -> DataFile:
     except OSError as error:
         raise UserError(
             f"file {path!r} cannot be read: {error.strerror}",
-            hint=hint_of(
-                error, f"the current folder is {os.getcwd()!r}; files are written by NdjsonSink, CsvSink, ParquetSink"
-            ),
+            hint=hint_of(error, f"the current folder is {os.getcwd()!r}; {_writing(path)}"),
         ) from error
     if not stat.S_ISREG(found.st_mode):
         raise UserError(

@@ -3,7 +3,6 @@
 A file there is a RemotePath: its text is the address without keys, for messages and positions, and it knows where the bytes are.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from sabot.errors import UserError
-from sabot.redaction import clean_cause, has_password, keep_url, redacted_url, scrubbed
+from sabot.object_stores import ADDRESSES, check_bucket, found_by
+from sabot.redaction import clean_cause, scrubbed
 
 __all__ = ["RemotePath", "Remotely", "has_pattern", "is_remote", "listed", "naming", "remote_path"]
 
@@ -22,10 +22,6 @@ Remotely = tuple[arrow_fs.FileSystem, str]
 
 _SCHEME = re.compile(r"(s3|gs|gcs|az|abfs|abfss|hdfs|viewfs)://")
 _MAGIC = re.compile(r"[*?[]")
-_HINT = (
-    "s3://bucket/path, gs://…, az://container/path (account: AZURE_STORAGE_ACCOUNT), abfs://…, hdfs://…;"
-    " behind a ? stand options, such as region"
-)
 
 
 class RemotePath(str):
@@ -70,24 +66,8 @@ def remote_path(path: str | Remotely) -> RemotePath:
         return path
     if isinstance(path, tuple):
         return RemotePath(f"{path[0].type_name}:{path[1]}", *path)
-    keep_url(path)
-    where = redacted_url(path).partition("?")[0]
-    try:
-        filesystem, inside = arrow_fs.FileSystem.from_uri(_known_to_arrow(path))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        secret = "@" in path or has_password(path)
-        why = "its address cannot be read" if secret else str(error).replace(path, where)
-        raise UserError(f"{where}: {why}", hint=_HINT) from (None if secret else error)
-    return RemotePath(where, filesystem, inside)
-
-
-def _known_to_arrow(path: str) -> str:
-    """az://container/path as Arrow has it: abfs://account@container/path."""
-    scheme, _, rest = path.partition("://")
-    if scheme != "az":
-        return path
-    account = os.environ.get("AZURE_STORAGE_ACCOUNT") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-    return f"abfs://{rest}" if "@" in rest.partition("/")[0] or not account else f"abfs://{account}@{rest}"
+    filesystem, inside, shown = found_by(path)
+    return RemotePath(shown, filesystem, inside)
 
 
 def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]], bool]:
@@ -105,16 +85,17 @@ def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]]
             selector = arrow_fs.FileSelector(folder, allow_not_found=True, recursive=True)
             infos = [each for each in path.filesystem.get_file_info(selector) if each.type == arrow_fs.FileType.File]
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}", hint=_HINT) from clean_cause(error)
+        raise UserError(f"{path} cannot be read: {error}", hint=ADDRESSES) from clean_cause(error)
     if matches is not None:
         infos = [each for each in infos if matches.fullmatch(each.path)]
     else:
         infos = [each for each in infos if not _hidden(each.path[len(folder) :])]
     if not infos:
+        check_bucket(path.filesystem, path.inside, path)
         what = "no file matches" if matches is not None else "there is no file at"
         raise UserError(
             f"{what} {str(path)!r}",
-            hint="a file, a folder, or a glob; is the name of the bucket right? to write there: files(…, 'parquet')",
+            hint="a file, a folder, or a glob; to write there: files(…, 'parquet')",
         )
     return sorted(((path.at(each.path), each) for each in infos), key=lambda found: found[0]), matches is None
 

@@ -7,6 +7,8 @@ earlier pieces.
 """
 
 import copy
+import glob
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -250,10 +252,12 @@ class FileSource(Source):
             path = remote_path(self._paths)
             if not has_pattern(path) and bare_suffix(path) not in self.suffixes:
                 return ObjectSink(self._paths, self.suffixes[0][1:])
-        raise UserError(
-            f"rows cannot be written into files({self.name!r})",
-            hint='files("s3://bucket/folder/", "parquet") is a place to write; on this machine ParquetSink, CsvSink, NdjsonSink write',
-        )
+            hint = f'a folder of the store is a place to write: files("s3://bucket/folder/", {self.suffixes[0][1:]!r})'
+        else:
+            single = isinstance(self._paths, str | os.PathLike) and not glob.has_magic(self.name)
+            kind, place = type(self).__name__.removesuffix("Source"), self.name if single else "folder/"
+            hint = f"files() reads; on this machine {kind}Sink({place!r}) writes"
+        raise UserError(f"rows cannot be written into files({self.name!r})", hint=hint)
 
     def close(self) -> None:
         self._opened = False

@@ -1,6 +1,7 @@
 """Objects as a sink: formats and partitions, what is there after a crash, errors, and S3 by its address."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs as arrow_fs
 
-from sabot import App, NdjsonSink, ObjectSink, files
+from sabot import App, NdjsonSink, ObjectSink, count, files
 from sabot._cython.arrow.batch import Batch
+from sabot.checkpoint import CheckpointStorage
 from sabot.codecs.records import to_records
 from sabot.connectors.base import Track
 from sabot.connectors.files import objects
 from sabot.errors import TransientError, UserError
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
-from tools.agent_tools import publish, started, until
+from tools.agent_tools import publish, started, until, values
 from tools.checkpoint_tools import in_memory
+from tools.gcs_server import gcs_server
 
 TRACK = Track("job", "out", "one")
 ROWS = [{"day": f"d{n % 3}", "n": n} for n in range(6)]
@@ -177,7 +180,7 @@ def test_s3_is_written_by_its_address() -> None:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
+        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true&allow_bucket_deletion=true"
         filesystem, _ = arrow_fs.FileSystem.from_uri(f"s3://any:any@rows/x?{options}")
         filesystem.create_dir("rows")
         sink = ObjectSink(f"s3://any:any@rows/out/?{options}", partition_by=["day"])
@@ -187,13 +190,65 @@ def test_s3_is_written_by_its_address() -> None:
             sink.deliver(1, [sink.fitting(batch(ROWS))])
         sink.close()
         assert rows(files(f"s3://any:any@rows/out/?{options}")) == [{"n": n} for n in range(6)]
-        nowhere = ObjectSink(f"s3://any:any@none/out?{options}")
-        nowhere.claim(TRACK)
-        with pytest.raises(UserError, match=r"s3://none/out/part-.*NO_SUCH_BUCKET") as refused:
-            nowhere.deliver(1, [batch(ROWS)])
-        assert "any:any" not in str(refused.value)
+        check_of_buckets(f"s3://any:any@{{}}?{options}")
+        filesystem.create_dir("going")
+        sink = ObjectSink(f"s3://any:any@going/out?{options}")
+        sink.claim(TRACK)
+        filesystem.delete_dir("going")
+        with pytest.raises(UserError, match=r"s3://going/out/part-.*: the store has no bucket 'going'"):
+            sink.deliver(1, [batch(ROWS)])
     finally:
         server.stop()
+
+
+@pytest.fixture
+def gcs() -> Iterator[str]:
+    """The address of a path in Google's object store, with {} for bucket and path; there is the bucket "rows"."""
+    with gcs_server("rows") as port:
+        yield f"gs://anonymous@{{}}?scheme=http&endpoint_override=127.0.0.1:{port}"
+
+
+@pytest.mark.slow  # the store is a process of its own
+def test_gcs_is_written_and_read_by_its_address_and_keeps_checkpoints(gcs: str, memory_url: str) -> None:
+    place = gcs.format("rows/out/")
+    sink = ObjectSink(place, "ndjson", partition_by=["day"])
+    assert sink.name == "gs://rows/out/"
+    sink.claim(TRACK)
+    for _ in range(2):
+        sink.deliver(1, [sink.fitting(batch(ROWS))])
+    sink.close()
+    assert rows(files(place, "ndjson")) == [{"n": n} for n in range(6)]
+    for format in ("parquet", "arrow", "csv"):
+        place = gcs.format(f"rows/{format}/")
+        app = App("lake")
+        app.stream(ScriptedSource([batch(ROWS), END], schema=batch(ROWS).schema)).to(files(place, format))
+        asyncio.run(app.run())
+        assert rows(files(place)) == ROWS
+        assert rows(files(gcs.format(f"rows/{format}/part-*"), format)) == ROWS
+    for total in (3, 6):  # the second run goes on from the checkpoint of the first
+        asyncio.run(counted(memory_url, gcs.format("rows/checkpoints"), total))
+    check_of_buckets(gcs)
+
+
+async def counted(broker: str, checkpoints: str, total: int) -> None:
+    app = App("count", broker, state="memory", checkpoint_dir=checkpoints)
+    app.stream("rows", schema={"k": "string"}).key_by("k").aggregate(n=count()).to("counts")
+    publish(app, "rows", [{"k": "a"}] * 3)
+    async with started(app):
+        await until(lambda: bool(values(app, "counts")) and values(app, "counts")[-1]["n"] == total)
+
+
+def check_of_buckets(place: str) -> None:
+    """A bucket that does not exist is named where it is read, written, and where checkpoints would be."""
+    told = r"://none.*: the store has no bucket 'none'"
+    for path in ("none/x.csv", "none/x/*.csv", "none/x/"):
+        with pytest.raises(UserError, match=told) as refused:
+            files(place.format(path))
+        assert "any" not in str(refused.value)
+    with pytest.raises(UserError, match=told):
+        ObjectSink(place.format("none/out")).claim(TRACK)
+    with pytest.raises(UserError, match=told):
+        CheckpointStorage(place.format("none/checkpoints")).lock()
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow", "csv", "ndjson"])
@@ -227,6 +282,24 @@ def test_files_that_are_no_folder_of_a_store_are_no_sink(tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=r"rows cannot be written into files\(") as refused:
             stream.to(source)
-        assert "ParquetSink" in refused.value.hint
+        assert "files(" in refused.value.hint
     with pytest.raises(UserError, match="is no topic and no Sink"):
         stream.to(ScriptedSource([END]))
+
+
+def test_files_of_this_machine_say_which_sink_writes_there(tmp_path: Path) -> None:
+    stream = App("lake").stream("rows", schema={"n": "int64"})
+    (tmp_path / "a.csv").write_text("n\n1\n")
+    for source, sink in (
+        (files(f"{tmp_path}/"), f"CsvSink('{tmp_path}/') writes"),
+        (files(tmp_path / "new", "parquet"), f"ParquetSink('{tmp_path}/new') writes"),
+        (files(f"{tmp_path}/*.csv"), "CsvSink('folder/') writes"),
+    ):
+        with pytest.raises(UserError, match="rows cannot be written into") as refused:
+            stream.to(source)
+        assert sink in refused.value.hint
+    (tmp_path / "empty").mkdir()
+    for missing in ("empty/", "none/"):
+        with pytest.raises(UserError) as refused:
+            files(f"{tmp_path}/{missing}")
+        assert f"NdjsonSink('{tmp_path}/{missing}')" in refused.value.hint
