@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,70 @@ def test_a_function_over_batches_that_changes_what_event_time_was_computed_of_is
     assert counted(renewed).collect()["n"].to_pylist() == [9, 10, 10, 1]
     for same in (lambda batch: batch, as_floats, lambda batch: batch.select(["n"])):
         assert counted(rows.map_batches(same)).collect()["n"].to_pylist() == [10, 10, 10]
+
+
+def each_later(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    row["at"] += 1
+    yield row
+
+
+async def row_later(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "at": row["at"] + 1}
+
+
+async def batch_later(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return later(batch)
+
+
+STEPS: dict[str, Callable[[Stream], Stream]] = {
+    "map_batches": lambda rows: rows.map_batches(later, schema=COLUMNS),
+    "flat_map": lambda rows: rows.flat_map(each_later, schema=COLUMNS),
+    "map_async of rows": lambda rows: rows.map_async(row_later, schema=COLUMNS),
+    "map_async of batches": lambda rows: rows.map_async(batch_later, schema=COLUMNS, batch=True),
+}
+COLUMNS = {"n": "int64", "at": "int64"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_function_that_changes_what_event_time_was_computed_of_is_refused(tmp_path: Path, step: str) -> None:
+    """flat_map and map_async changed the column, and windows went on by what it was, without a word."""
+    (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n}}}\n' for n in range(30)))
+    rows = App("changed").stream(files(tmp_path / "a.ndjson"), time="at", time_unit="s")
+    with pytest.raises(UserError, match="changes 'at', of which event time was computed"):
+        counted(STEPS[step](rows)).collect()
+    assert sorted(STEPS[step](rows).collect()["at"].to_pylist()) == list(range(1, 31))
+    renewed = STEPS[step](rows).with_time("at", time_unit="s")
+    assert counted(renewed).collect()["n"].to_pylist() == [9, 10, 10, 1]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_event_time_follows_a_column_that_is_the_times_or_its_change_is_refused(tmp_path: Path, step: str) -> None:
+    """Results of map_async of rows have the times of the rows that came in, so they must not say otherwise."""
+    (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n * 1000 + 999}}}\n' for n in range(30)))
+    made = counted(STEPS[step](App("follows").stream(files(tmp_path / "a.ndjson"), time="at")))
+    if step == "map_async of rows":
+        with pytest.raises(UserError, match="changes 'at'"):
+            made.collect()
+    else:
+        assert made.collect()["n"].to_pylist() == [9, 10, 10, 1]
+
+
+def test_rows_of_two_times_keep_both_columns(tmp_path: Path) -> None:
+    """Behind a union of streams with different columns of event time none of them is followed, so neither may change."""
+    (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n}}}\n' for n in range(30)))
+    app = App("two")
+    one, other = (app.stream(files(tmp_path / "a.ndjson"), time=time) for time in ("at", "n"))
+    with pytest.raises(UserError, match=r"map_batches\(later\) changes 'at'"):
+        counted(one.union(other).map_batches(later)).collect()
+
+
+def test_a_failed_row_keeps_its_time_where_others_follow_their_column(tmp_path: Path) -> None:
+    def far(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if row["n"] == 3:
+            raise ValueError("three")
+        yield {**row, "at": row["at"] + 10_000}
+
+    (tmp_path / "a.ndjson").write_text("".join(f'{{"n": {n}, "at": {n * 1000}}}\n' for n in range(10)))
+    rows = App("nulls").stream(files(tmp_path / "a.ndjson"), time="at", lateness="1m")
+    made = counted(rows.flat_map(far, schema=COLUMNS, on_error="null")).collect()
+    assert made["n"].to_pylist() == [1, 9]

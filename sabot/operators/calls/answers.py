@@ -125,10 +125,12 @@ class BatchAnswers:
     `schema`.
     """
 
-    def __init__(self, name: str, schema: pa.Schema, context: OperatorContext, time: str | None) -> None:
+    def __init__(
+        self, name: str, schema: pa.Schema, context: OperatorContext, time: str | None, fixed: Sequence[str]
+    ) -> None:
         self._given: Any = None
         self._made: pa.RecordBatch | None = None
-        self._fit = MapBatches(lambda batch: self._given, schema, time=time)
+        self._fit = MapBatches(lambda batch: self._given, schema, time=time, fixed=fixed)
         self._fit.name = name
         self._fit.emit = self._take
         self.schema = self._fit.open(context)

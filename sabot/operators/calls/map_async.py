@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sabot._cython.arrow.batch import Batch
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source
@@ -18,6 +19,7 @@ from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.held import RowNumbers
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
+from sabot.operators.rows.mapped import check_fixed, times_of
 
 __all__ = ["PLACES", "READERS", "MapAsync"]
 
@@ -26,8 +28,8 @@ class MapAsync(HeldCalls):
     """`await function(row)` for each row: a dict, None for nothing, a list of dicts, or it yields dicts; batch: for each slice of at most
     `rows` rows, Arrow in and Arrow out (or None).
 
-    schema: of what it gives. A result row has the event time of the row that it was made of; of a batch with another number of rows
-    than came in, `time` names the column of it (as in map_batches). The rest as in `api.calls.AsyncCall`. Changes are not for it.
+    schema: of what it gives. A result row has the event time of the row that it was made of; of batches `time` names the column of it, and
+    `fixed` are those that must not change, as in map_batches. The rest as in `api.calls.AsyncCall`. Changes are not for it.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class MapAsync(HeldCalls):
         batch: bool = False,
         rows: int = CHUNK_ROWS,
         time: str | None = None,
+        fixed: Sequence[str] = (),
         keys: Sequence[str] = (),
         **calls: Any,
     ) -> None:
         check_coroutine_function(function, "map_async", pieces=not batch)
         super().__init__(_gathering(function) if gives_pieces(function) else function, keys=keys, **calls)
-        self._schema, self._batch, self._rows, self._time = schema, batch, rows, time
+        self._schema, self._batch, self._rows = schema, batch, rows
+        self._time, self._fixed = time, fixed
         if batch:
             self.held.capacity_rows *= rows
         self.name = f"map_async({function_name(function)})"
@@ -51,7 +55,7 @@ class MapAsync(HeldCalls):
     def open(self, context: OperatorContext) -> pa.Schema:
         super().open(context)
         if self._batch:
-            self._by_batch = BatchAnswers(self.name, self._schema, context, self._time)
+            self._by_batch = BatchAnswers(self.name, self._schema, context, self._time, self._fixed)
             return self._by_batch.schema
         self._by_row = Answers(self.name, self._schema, several=True)
         self._output = with_time(self._by_row.schema, self.timed)
@@ -98,6 +102,11 @@ class MapAsync(HeldCalls):
         if self.timed:
             place = self.input.get_field_index(TIME_COLUMN)
             times = np.concatenate([chunk.data.column(place).to_numpy()[rows] for chunk, rows in parts])
+            if self._fixed:
+                names = [name for name in self._fixed if name in self.user.names]
+                before = joined([chunk.data.select(names).take(pa.array(rows)) for chunk, rows in parts])
+                before = before.take(pa.array(np.repeat(np.arange(len(times)), counts)))
+                check_fixed(self.name, self._fixed, made, before, Batch(made))
             made = made.append_column(self._output.field(TIME_COLUMN), pa.array(np.repeat(times, counts)))
         return made
 
@@ -174,7 +183,7 @@ def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
         options=call.options,
         batch=call.batch,
         rows=call.rows,
-        time=node.input.event_time,
+        **times_of(node, site, follows=call.batch),
         keys=site.keys or (),
         ordered=call.ordered,
         source=only_source(node),

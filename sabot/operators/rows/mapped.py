@@ -11,6 +11,7 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
 from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
+from sabot.api.nodes.node import Node
 from sabot.api.words import name_of
 from sabot.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
@@ -20,7 +21,7 @@ from sabot.operators.rows.bad import BadRows, nulls_of, row_place, where_from
 from sabot.operators.rows.marked import check_given_names
 from sabot.operators.rows.origin import of_selected
 
-__all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches"]
+__all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches", "check_fixed", "times_of"]
 
 _FLAT_ROWS = 65_536  # at most so many rows are in a batch that flat_map emits
 
@@ -33,8 +34,8 @@ class MapBatches(Operator):
 
     schema: the columns of what it gives; without it, `open` calls the function with an empty batch to learn them. time: the name of the
     stream's column of event time. Where the output has that column, event time is read from it; else each row keeps its own, and the
-    function must give as many rows as it got. fixed: the names of columns that event time was computed of: the function must give them as
-    it got them, or not at all.
+    function must give as many rows as it got. fixed: the names of other columns that event time was read from or computed of: the function
+    must give them as it got them, or not at all.
     """
 
     def __init__(
@@ -149,20 +150,14 @@ class MapBatches(Operator):
                 f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {where_from(batch)}",
                 hint=f"keep the column {self.time!r}" if self.time else "give the stream time=, and keep that column",
             )
-        for name in self.fixed:
-            if name in made.schema.names and not _is_as_it_was(made.column(name), batch.data, name):
-                raise UserError(
-                    f"{self.name} changes {name!r}, of which event time was computed: windows would still go by what it was; "
-                    f"{where_from(batch)}",
-                    hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
-                )
+        check_fixed(self.name, self.fixed, made, batch.data, batch)
         return before
 
 
 class FlatMap(Operator):
     """The user's function over single rows: it gets a dict, and gives an iterable of dicts.
 
-    time: as for MapBatches; where the output lacks that column, a row has the event time of the row that it was made of.
+    time, fixed: as for MapBatches; where the output lacks the column of event time, a row has that of the row that it was made of.
     """
 
     def __init__(
@@ -171,11 +166,12 @@ class FlatMap(Operator):
         schema: pa.Schema,
         *,
         time: str | None = None,
+        fixed: Sequence[str] = (),
         on_error: RowPolicy = "fail",
     ) -> None:
         self.function = function
         self.schema = pa.schema([(field.name, field.type) for field in schema])
-        self.time = time
+        self.time, self.fixed = time, fixed
         self.on_error = on_error
         self.name = f"flat_map({name_of(function)})"
 
@@ -251,6 +247,12 @@ class FlatMap(Operator):
                 kept = sorted([*kept, *(({}, i) for i in bad)], key=lambda pair: pair[1])
             rows, of = [row for row, _ in kept], [i for _, i in kept]
             data = self._columns(rows, of, stamps, batch)
+        if self._timed and self.fixed:
+            places = [
+                place for place, row in enumerate(rows) if row or not self._bad.nulls
+            ]  # others stand for failures
+            before = batch.data.take(pa.array([of[place] for place in places], pa.int32()))
+            check_fixed(self.name, self.fixed, data.take(pa.array(places, pa.int32())), before, batch)
         origin = None if batch.records is None else batch.records.taken(pa.array(of, pa.int32()))
         made = Batch(data, batch.offsets, batch.topic, origin)
         for start in range(0, made.num_rows, _FLAT_ROWS):
@@ -279,9 +281,13 @@ class FlatMap(Operator):
             ) from error
         if stamps is None:
             return made
-        if self._own_time and not self._bad.nulls:
-            return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
-        return made.append_column(TIME_COLUMN, pa.array([stamps[i] for i in of], pa.int64()))
+        before = pa.array([stamps[i] for i in of], pa.int64())
+        if not self._own_time:
+            return made.append_column(TIME_COLUMN, before)
+        times = made.column(self.time)
+        if self._bad.nulls:  # the rows that stand for failures keep theirs
+            return made.append_column(TIME_COLUMN, pc.coalesce(to_ms(times), before))
+        return made.append_column(TIME_COLUMN, _times(self.name, times, batch))
 
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics()
@@ -326,6 +332,17 @@ def _check_time(name: str, field: pa.Field) -> None:
         )
 
 
+def check_fixed(name: str, fixed: Sequence[str], made: pa.RecordBatch, before: pa.RecordBatch, batch: Batch) -> None:
+    """Raises UserError where a column of `made`, one of `fixed`, is not what it was in `before`, which has a row for each of `made`."""
+    for each in fixed:
+        if each in made.schema.names and not _is_as_it_was(made.column(each), before, each):
+            raise UserError(
+                f"{name} changes {each!r}, of which event time was computed: windows would still go by what it was; "
+                f"{where_from(batch)}",
+                hint="give the new column another name; or .with_time(…) behind it says that windows go by it",
+            )
+
+
 def _is_as_it_was(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
     """Whether its values are those of this column of `data`, also as another type that holds the same."""
     if name not in data.schema.names:
@@ -339,16 +356,23 @@ def _is_as_it_was(column: pa.Array, data: pa.RecordBatch, name: str) -> bool:
     return bool(column.equals(before))
 
 
+def times_of(node: Node, site: Site, *, follows: bool = True) -> dict[str, Any]:
+    """What a step over the user's function is told of event time: the column that it is as it is (`time`), and the others whose values it
+    stands for, which the function must not change (`fixed`), where something goes by event time. follows: the step has a new event
+    time where the function changes the first.
+    """
+    time = node.inputs[0].event_time if follows else None
+    matters = id(node) in site.layout.matters
+    return {"time": time, "fixed": [name for name in node.inputs[0].event_times if matters and name != time]}
+
+
 def place_map_batches(node: nodes.MapBatches, site: Site) -> Site:
-    times: Any = {"time": node.input.event_time}
-    if id(node) in site.layout.matters:
-        times["fixed"] = [name for name, as_is in node.input.event_times.items() if not as_is]
-    make = partial(MapBatches, node.function, node.schema, **times, on_error=site.policy(node.on_error))
+    make = partial(MapBatches, node.function, node.schema, **times_of(node, site), on_error=site.policy(node.on_error))
     return site.step(node.text(), make, keys=None)
 
 
 def place_flat_map(node: nodes.FlatMap, site: Site) -> Site:
-    make = partial(FlatMap, node.function, node.schema, time=node.input.event_time, on_error=site.policy(node.on_error))
+    make = partial(FlatMap, node.function, node.schema, **times_of(node, site), on_error=site.policy(node.on_error))
     return site.step(node.text(), make, keys=None)
 
 
