@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
 from tools.broker import Broker, Brokers
+from tools.drawing import commit
 from tools.leftovers import leftovers, temporary_folder
 
 if (
@@ -162,6 +163,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--broker", metavar="URL", help="a running Kafka broker (kafka://host:port) instead of one started here"
     )
+    parser.addoption(
+        "--one-in", metavar="N", type=int, default=1, help="of the collected tests only one in N, drawn by the commit"
+    )
 
 
 BROKERS = pytest.StashKey[Brokers]()
@@ -239,6 +243,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_cases_to_slow(items)
     if config.option.markexpr == "not slow":
         leave_examples_to_slow(items)
+    keep_one_in(config, items)
     files = defaultdict(list)
     for item in items:
         files[item.path.stem].append(item)
@@ -273,6 +278,18 @@ def leave_examples_to_slow(items: list[pytest.Item]) -> None:
     }:
         told = getattr(test, place)
         setattr(test, place, settings(told, max_examples=math.ceil(told.max_examples * SHARE_OF_EXAMPLES)))
+
+
+def keep_one_in(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each commit draws other ones, so what breaks a test that was not drawn is met some commits later."""
+    count = config.getoption("one_in")
+    if count == 1:
+        return
+    seed = commit()
+    left = [item for item in items if zlib.crc32(f"{seed} {item.nodeid}".encode()) % count]
+    config.hook.pytest_deselected(items=left)
+    gone = set(left)
+    items[:] = [item for item in items if item not in gone]
 
 
 def sum_of_digits(number: int, base: int) -> int:
