@@ -22,6 +22,7 @@ rows/s.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -37,10 +38,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.records import state_key
 from sabot.api.expr import col
 from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import tumbling
+from sabot.clock import SYSTEM_CLOCK
+from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.changes.groups import GroupAggregate
@@ -52,6 +56,7 @@ from sabot.operators.keyed.top import TopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.top import WindowTopN
 
 BATCH_ROWS = 65_536
 SCHEMA = pa.schema([("key", pa.int64()), ("amount", pa.int64()), ("note", pa.string()), (TIME_COLUMN, pa.int64())])
@@ -69,6 +74,7 @@ BEFORE = [OverColumn("before", "lag", "amount", 1)]
 SUMS = [OverColumn("total", "sum", "amount")]
 RISES = pattern("low", col("amount") >= 0).then("high", col("amount") < 0).within("1h")
 WINDOW = tumbling("1h")
+OF_AGENTS = "timers of agents"
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ def put(keys: Any, batch: Any, ctx: Any) -> None:
 
 def set_timers(keys: Any, batch: Any, ctx: Any) -> None:
     ctx.timers.event_many(keys, 3_600_000)
+
+
+def set_clocks(keys: Any, batch: Any, ctx: Any) -> None:
+    ctx.timers.processing_many(keys, 1 << 50)
 
 
 def nothing(keys: Any, at: Any, ctx: Any) -> None:
@@ -111,10 +121,12 @@ KINDS = {
     "over rows": Kind(lambda: Over(["key"], SUMS, preceding_rows=3)),
     "lag": Kind(lambda: Over(["key"], BEFORE)),
     "top_n": Kind(lambda: TopN(["key"], 3, [("amount", True)])),
+    "top_n of windows": Kind(lambda: WindowTopN(WINDOW, ["key"], 3, [("amount", True)])),
     "min over changes": Kind(lambda: GroupAggregate(["key"], LEAST, changes=True), changes=True),
     "patterns": Kind(lambda: Pattern(["key"], RISES, "past_last", [("n", step("high").count())])),
     "values": Kind(partial(made, put), keys=None),
     "timers": Kind(partial(made, set_timers, nothing), keys=None),
+    "timers by the clock": Kind(partial(made, set_clocks, nothing), keys=None),
 }
 
 
@@ -223,6 +235,32 @@ def measure(name: str, keys: int, budget: int, cuts: int) -> dict[str, Any]:
     }
 
 
+async def measure_agents(keys: int, cuts: int) -> dict[str, Any]:
+    """The timers of an agent, which stay in memory."""
+    timers = KeyTimers("agent", SYSTEM_CLOCK, lambda due: None, lambda what, error: sys.exit(str(error)))
+    started = time.perf_counter()
+    for number in range(keys):
+        timers.apply(state_key(number), [(True, 1 << 50, "")])
+    seconds = time.perf_counter() - started
+    stood = []
+    with TemporaryDirectory(prefix="state-kinds-") as folder:
+        for number in range(cuts):
+            started = time.perf_counter()
+            cut = timers.cut()
+            stood.append(time.perf_counter() - started)
+            assert cut is not None
+            if number < cuts - 1:
+                cut.discard()
+        started = time.perf_counter()
+        cut.save(Path(folder))
+        cut.discard()
+        save_s = time.perf_counter() - started
+        again = KeyTimers("agent", SYSTEM_CLOCK, lambda due: None, lambda what, error: sys.exit(str(error)))
+        again.load(Path(folder))
+        assert len(again) == keys, f"{len(again)} timers, not {keys}"
+    return {"cut_ms": best_and_worst(stood), "save_s": round(save_s, 2), "rows_per_s": round(keys / seconds)}
+
+
 def pages() -> dict[str, int]:
     """The process's memory in bytes: its own pages, and all that are present."""
     told = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -246,9 +284,10 @@ def measure_growth(name: str, keys: int, times: int, budget: int | None) -> dict
 
 
 def main() -> None:
+    names = [*KINDS, OF_AGENTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="keys")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="a list with commas")
+    parser.add_argument("--kinds", default=",".join(names), help="a list with commas")
     parser.add_argument("--budget", type=int, default=64_000_000, help="bytes")
     parser.add_argument("--cuts", type=int, default=3)
     parser.add_argument("--grows", choices=["budget", "memory"], help="measure the process instead")
@@ -256,9 +295,11 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name in options.kinds.split(","):
-        if name not in KINDS:
-            sys.exit(f"there is no kind {name!r}: one of {', '.join(KINDS)}")
-        if options.grows is None:
+        if name not in names:
+            sys.exit(f"there is no kind {name!r}: one of {', '.join(names)}")
+        if name == OF_AGENTS:
+            found[name] = asyncio.run(measure_agents(options.rows, options.cuts))
+        elif options.grows is None:
             found[name] = measure(name, options.rows, options.budget, options.cuts)
         else:
             budget = options.budget if options.grows == "budget" else None

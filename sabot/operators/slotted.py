@@ -9,11 +9,9 @@ Both need the same of an operator: the rows of some slots, as a checkpoint has t
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from threading import RLock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,90 +25,18 @@ from sabot.disk import make_folder
 from sabot.errors import SabotError
 from sabot.faults import hint_of, taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
+from sabot.operators.cuts import OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import CANNOT_CHANGE, Batches, Kept, Owned, key_hashes, other_columns, read_batches
 from sabot.state.segments import Segments, SegmentsCut, read_segments
+from sabot.state.tables.idle import longest_idle
 
-__all__ = ["Rows", "SlotRows", "Slotted", "saved_rows"]
+__all__ = ["Slotted", "saved_rows"]
 
 Array: TypeAlias = pa.Array
-Rows: TypeAlias = list[pa.RecordBatch]
-"""Rows as columns of several files of a checkpoint, which have as many rows each."""
-
-_PIECE_SLOTS = 8_192  # how many slots a cut reads at a time at most, while the owner waits
-_PIECE_BYTES = 16_000_000  # about how many bytes these have
 _EVICTED_SLOTS = 262_144  # how many slots leave in one segment, at most
 _SHARE = 0.4  # of the keys leave when the budget is used up
 _LAST_TICK = 1 << 30
 _COLD = "cold"
-_FREE = nullcontext()
-
-
-class OpenRows:
-    """The rows of the slots of a table as they were at a barrier: read piece by piece by the thread that saves them, while the owner puts
-    aside what he is about to change. slots: how many there were, or which. piece: how many are read at a time.
-    """
-
-    def __init__(
-        self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, lock: "AbstractContextManager[Any]", piece: int = 0
-    ) -> None:
-        self._piece = piece or _PIECE_SLOTS
-        self._rows_of: Callable[[pa.Int32Array], Rows] | None = rows_of
-        self._slots, self._lock = slots, lock
-        self._marks: tuple[Any, Any] | None = None
-        self._aside: list[Rows] = []  # of slots that have changed
-        self._aside_again: list[Rows] = []  # of those that had been read before; who reads anew needs them
-
-    def _marked(self) -> tuple[Any, Any]:
-        """By slot: whether it is as it was, whether it has been read. Made late, since that takes longer than a barrier may."""
-        if self._marks is None:
-            if isinstance(self._slots, int):
-                there = np.ones(self._slots, np.bool_)
-            else:
-                there = np.zeros(int(self._slots.max(initial=-1)) + 1, np.bool_)
-                there[self._slots] = True
-            self._marks = there, np.zeros(len(there), np.bool_)
-        return self._marks
-
-    def before(self, slots: Any) -> None:
-        """These slots (numpy) will change. The caller has the lock."""
-        there, was_read = self._marked()
-        slots = slots[slots < len(there)]
-        slots = slots[there[slots]]
-        if len(slots) and self._rows_of is not None:
-            slots = np.unique(slots)
-            there[slots] = False
-            read = was_read[slots]
-            for which, kept in ((~read, self._aside), (read, self._aside_again)):
-                if which.any():
-                    kept.append(self._rows_of(pa.array(slots[which])))
-
-    def read(self) -> Iterator[Rows]:
-        """All rows as they were, piece by piece, from the first one on."""
-        place = given = 0
-        with self._lock:
-            there, was_read = self._marked()
-            self._aside, self._aside_again = self._aside + self._aside_again, []
-            was_read[:] = False
-        while True:
-            with self._lock:
-                if self._rows_of is None:
-                    raise SabotError("a cut of state was discarded while it was saved")
-                if given < len(self._aside):
-                    rows, given = self._aside[given], given + 1
-                elif place < len(there):
-                    some = place + np.flatnonzero(there[place : place + self._piece])
-                    place += self._piece
-                    rows = self._rows_of(pa.array(some.astype(np.int32)))
-                    was_read[some] = True
-                else:
-                    return
-            if rows[0].num_rows:
-                yield rows
-
-    def close(self) -> None:
-        """Lets go of the rows. The caller has the lock."""
-        self._rows_of, self._marks = None, None
-        self._aside, self._aside_again = [], []
 
 
 class Slotted(Kept):
@@ -122,6 +48,7 @@ class Slotted(Kept):
     """
 
     refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
+    kind: str | None = None  # the column that says by which of two clocks a row is due; None: there is one clock
 
     def __init__(
         self,
@@ -134,14 +61,13 @@ class Slotted(Kept):
     ) -> None:
         self.known, self._key_indices, self.files = known, list(key_indices), dict(files)
         self.keys_at, self._name = list(keys), name
-        self._open: list[OpenRows] = []
-        self._lock = RLock()
+        self._cuts = OpenCuts()
         self._most_bytes = context.memory_budget * 3 // 10
         self._tick = self._evicted = self._back = 0
         self._cold: Segments | None = None
         if context.directory is not None and key_indices:
             fields = [field for schema in files.values() for field in schema]
-            self._cold = Segments(pa.schema(fields), context.directory / name / _COLD)
+            self._cold = Segments(pa.schema(fields), context.directory / name / _COLD, kind=self.kind)
 
     # What the owner of the state says
 
@@ -170,7 +96,7 @@ class Slotted(Kept):
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
-        return self._lock if self._open else _FREE
+        return self._cuts.changing
 
     def resolve(self, batch: Batch) -> pa.Int32Array:
         """The slot of each selected row, whose state is in memory then, and may be changed."""
@@ -196,8 +122,7 @@ class Slotted(Kept):
 
     def note(self, slots: pa.Int32Array) -> None:
         """To be called before these slots are changed or forgotten, in another way than behind `resolve`."""
-        for cut in self._open:
-            cut.before(slots.to_numpy())
+        self._cuts.note(slots)
 
     def due(self, now: int) -> Iterator[None]:
         """Yields with what is in memory, then again with each piece of what is due at this time, which should leave it each time."""
@@ -208,14 +133,14 @@ class Slotted(Kept):
                     self._put_back(rows)
                 yield
 
-    def full_at(self, rows: int, now: int) -> int:
+    def full_at(self, rows: int, now: int, kind: int = 0) -> int:
         """The time by which about so many rows on disk are due; `now` where that is later."""
-        return now if self._cold is None else self._cold.full_at(rows, now)
+        return now if self._cold is None else self._cold.full_at(rows, now, kind)
 
-    def bring_due(self, now: int) -> None:
-        """Brings back all that is due at this time. To be called within `changing`."""
+    def bring_due(self, now: int, kind: int = 0) -> None:
+        """Brings back all keys of which something is due at this time. To be called within `changing`."""
         if self._cold is not None:
-            for rows in self._cold.due(now):
+            for rows in self._cold.due(now, kind):
                 self._put_back(rows)
 
     def every(self) -> Iterator[None]:
@@ -250,7 +175,7 @@ class Slotted(Kept):
     @property
     def is_held(self) -> bool:
         """Whether a cut still reads the state."""
-        return bool(self._open)
+        return self._cuts.holds()
 
     @property
     def least_due(self) -> int | None:
@@ -278,10 +203,7 @@ class Slotted(Kept):
         facts: dict[str, Any] = {} if cold is None else {self._fact: cold.facts}
         if cold is None and not len(self.known):
             return facts, {}
-        slots = self.known.statistics()["slots"]
-        piece = max(min(_PIECE_SLOTS, _PIECE_BYTES * slots // max(self.nbytes, 1)), 1)
-        rows = OpenRows(self.rows_of, slots, self._lock, piece)
-        self._open.append(rows)
+        rows = self._cuts.open(self.rows_of, self.known.statistics()["slots"], nbytes=self.nbytes)
         return facts, {self._name: _SlottedCut(self, rows, cold)}
 
     @property
@@ -290,10 +212,7 @@ class Slotted(Kept):
 
     def over(self, rows: OpenRows) -> None:
         """A cut is saved, or will not be. Any thread."""
-        with self._lock:
-            rows.close()
-            if rows in self._open:
-                self._open.remove(rows)
+        self._cuts.over([rows])
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
         """The columns that the files of this checkpoint have; `renewed` makes of them those of now."""
@@ -374,14 +293,8 @@ class Slotted(Kept):
 
     def victims(self) -> pa.Int32Array:
         """The slots that were not touched for longest."""
-        goal = int(len(self.known) * _SHARE) + 1
-        low, high = 0, self._tick + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if len(self.known.idle_since(middle)) < goal else (low, middle)
-        older = self.known.idle_since(low).to_numpy()
-        last = np.setdiff1d(self.known.idle_since(high).to_numpy(), older, assume_unique=True)
-        return pa.array(np.concatenate([older, last[: max(goal - len(older), 0)]]))
+        (slots,), _ = longest_idle([self.known], int(len(self.known) * _SHARE) + 1, self._tick)
+        return slots
 
 
 def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
@@ -423,55 +336,6 @@ class _SlottedCut:
         self._state.over(self._rows)
         if self._cold is not None:
             self._cold.discard()
-
-
-class SlotRows:
-    """Rows that stand beside tables, by their slots, in memory: for `Columns`, whose cut then copies nothing. Has one owner, as `Slotted`.
-
-    A part is the state beside one table, as of a pane; it has any name.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._open: list[tuple[Any, OpenRows]] = []
-        self._lock = RLock()
-
-    @property
-    def changing(self) -> "AbstractContextManager[Any]":
-        """In which the owner changes the state, and reads it; nothing is emitted in it."""
-        return self._lock if self._open else _FREE
-
-    def note(self, part: Any, slots: pa.Int32Array) -> None:
-        """To be called before the rows of these slots change."""
-        for name, rows in self._open:
-            if name == part:
-                rows.before(slots.to_numpy())
-
-    def holds(self, part: Any) -> bool:
-        """Whether a cut still reads this part, which must not be cleared then."""
-        return any(name == part for name, _ in self._open)
-
-    def cut(self, parts: Iterable[tuple[Any, GroupTable, Callable[[pa.Int32Array], pa.RecordBatch]]]) -> Batches:
-        """The rows of all parts as they are now: of each its name, its table, and what gives the rows of slots."""
-        cuts = []
-        for name, table, rows_of in parts:
-            count = table.statistics()["slots"]
-            slots = count if count == len(table) else table.slots().to_numpy()
-            cuts.append((name, OpenRows(partial(_alone, rows_of), slots, self._lock)))
-        self._open += cuts
-
-        def over() -> None:
-            with self._lock:
-                for each in cuts:
-                    each[1].close()
-                    if each in self._open:
-                        self._open.remove(each)
-
-        return Batches(self._schema, lambda: (rows[0] for _, each in cuts for rows in each.read()), over)
-
-
-def _alone(rows_of: Callable[[pa.Int32Array], pa.RecordBatch], slots: pa.Int32Array) -> Rows:
-    return [rows_of(slots)]
 
 
 def _parted(rows: pa.RecordBatch, files: Mapping[str, pa.Schema]) -> Rows:

@@ -1,4 +1,4 @@
-"""Groups of a TableStore with state beside its tables (texts, lists, values), of which those that do not come leave the memory.
+"""Groups by pane with state beside their tables (texts, lists, values, the first rows), of which those that do not come leave the memory.
 
     over the budget     the groups that were not touched for longest go to `Segments`, whole: accumulators, and what stands beside them
     rows of a group     bring it back before they are added
@@ -15,18 +15,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.errors import SabotError
 from sabot.faults import hint_of
 from sabot.operators.aggregates.carried import Carried
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
+from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Kept, Owned, key_hashes
-from sabot.operators.slotted import SlotRows
 from sabot.state.segments import Segments, read_segments
-from sabot.state.tables.store import TableStore
 
-__all__ = ["PaneGroups", "SpilledGroups"]
+__all__ = ["PaneGroups", "PaneTables", "SpilledGroups"]
 
 _COLD = "cold"
 _MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # how often the groups are asked for the memory that they take
@@ -35,11 +35,28 @@ _PANE_BITS = 16  # of a place in the segments: so the groups of a pane stand tog
 _SPREAD = 0x9E3779B97F4A7C15  # odd, so that panes next to each other differ in their upper bits
 
 
+class PaneTables(Protocol):
+    """The tables of the groups, by pane: a TableStore, or what is used as one."""
+
+    @property
+    def panes(self) -> list[int]:
+        """The panes that have a table."""
+
+    def table(self, pane: int) -> GroupTable:
+        """The pane's table, which is made if it is missing."""
+
+    def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
+        """(pane, slots) of the groups that leave when room is made."""
+
+    def leave(self, pane: int, slots: pa.Int32Array) -> None:
+        """Takes groups out of the table."""
+
+
 class PaneGroups(Protocol):
-    """What an operator keeps of groups, by pane: their tables in a TableStore, and the state beside them, by the slots of the tables."""
+    """What an operator keeps of groups, by pane: their tables, and the state beside them, by the slots of the tables."""
 
     def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
-        """All that is kept of these groups: keys, accumulators, and the columns beside them."""
+        """All that is kept of these groups: keys, accumulators, and the columns beside them. A group has a row, or several together."""
 
     def put(self, pane: int, rows: pa.RecordBatch) -> None:
         """Takes groups that the pane does not have."""
@@ -55,7 +72,7 @@ class PaneGroups(Protocol):
 
 
 class SpilledGroups(Kept):
-    """The groups on disk. rows: the columns of `PaneGroups.rows_of`, of which the first `keys` are the keys. Has one owner, as the store.
+    """The groups on disk. rows: the columns of `PaneGroups.rows_of`; keys: which of them are the keys. Has one owner, as the store.
 
     open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other aggregates
     become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
@@ -65,20 +82,20 @@ class SpilledGroups(Kept):
     def __init__(
         self,
         groups: PaneGroups,
-        store: TableStore,
+        store: PaneTables,
         open_rows: SlotRows,
         rows: pa.Schema,
-        keys: int,
+        keys: Sequence[int],
         context: OperatorContext,
-        carried: Callable[[], Carried | None],
+        carried: Callable[[], Carried | None] = lambda: None,
         *,
-        spills: bool,
+        spills: bool = True,
     ) -> None:
         self._groups, self._store, self._open_rows, self._carried = groups, store, open_rows, carried
-        self._keys = keys
+        self._keys = list(keys)
         self._schema = rows.insert(0, _PANE)
         self._most_bytes = context.memory_budget * 3 // 10
-        self._count: dict[int, int] = {}  # by pane: how many of its groups are on disk
+        self._count: dict[int, int] = {}  # by pane: how many rows of its groups are on disk
         self._bytes: dict[int, int] = {}  # by pane: what it took in memory when it was touched last
         self._touched: set[int] = set()
         self._all_bytes = self._evicted = self._back = 0
@@ -94,7 +111,7 @@ class SpilledGroups(Kept):
 
     @property
     def count(self) -> int:
-        """How many groups are on disk."""
+        """How many rows of groups are on disk."""
         return sum(list(self._count.values()))
 
     def holds(self, pane: int) -> bool:
@@ -196,7 +213,7 @@ class SpilledGroups(Kept):
 
     def _restored(self, rows: pa.RecordBatch, owned: Owned | None, carried: Carried | None) -> None:
         if owned is not None:
-            rows = rows.filter(owned(key_hashes(rows.columns[1 : 1 + self._keys], rows.num_rows)))
+            rows = rows.filter(owned(self._hashes_of(self._without_pane(rows))))
         if carried is not None and rows.num_rows:
             columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -216,6 +233,9 @@ class SpilledGroups(Kept):
             self._count[pane] -= count
             if not self._count[pane]:
                 del self._count[pane]
+
+    def _hashes_of(self, rows: pa.RecordBatch) -> pa.UInt64Array:
+        return key_hashes([rows.column(index) for index in self._keys], rows.num_rows)
 
     def _without_pane(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows.select(range(1, rows.num_columns))
@@ -238,9 +258,9 @@ class SpilledGroups(Kept):
         for pane, idle in self._store.longest_untouched():
             for start in range(0, len(idle), CHUNK_ROWS):
                 slots = idle.slice(start, CHUNK_ROWS)
-                self._open_rows.note(pane, slots)
+                self._open_rows.note(slots, pane)
                 rows = self._groups.rows_of(pane, slots)
-                waiting.append((pane, rows, _places(self._store.table(pane).hashes(slots).to_numpy(), pane)))
+                waiting.append((pane, rows, _places(self._hashes_of(rows).to_numpy(), pane)))
                 self._groups.forget(pane, slots)
                 self._store.leave(pane, slots)
                 size += rows.nbytes

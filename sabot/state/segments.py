@@ -3,7 +3,8 @@
     000000000007.arrow    a segment: rows that left the memory together, by the hash of their key; it never changes
     gone.arrow            in a checkpoint only: which rows of which segments had been taken back
 
-A segment has the hash of each row's key before the row's columns, and, for rows that become due, that time and the order of these times.
+A segment has the hash of each row's key before the row's columns, and, for rows that become due, that time and the order of these times;
+rows of several kinds, which become due by clocks of their own, stand in this order kind by kind.
 All rows of a key leave together, so they stand in one segment. Rows that are taken back stay in the file and count as gone; a segment is
 written anew, with others of its size, so that there are few. In memory are a bit or two bytes for each row.
 """
@@ -42,11 +43,15 @@ _PIECE_ROWS = 65_536
 class Segments:
     """Has one owner, the subtask's thread. rows: the columns of a row. directory: becomes its own, and is emptied.
 
-    most_bytes: of segments that are made of others, which stand in memory meanwhile.
+    most_bytes: of segments that are made of others, which stand in memory meanwhile. kind: the name of the column (int8) that says by which
+    clock a row becomes due, 0 or 1; None: there is one clock.
     """
 
-    def __init__(self, rows: pa.Schema, directory: Path, *, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(
+        self, rows: pa.Schema, directory: Path, *, most_bytes: int = _MOST_BYTES, kind: str | None = None
+    ) -> None:
         self.schema = rows
+        self._kind = None if kind is None else len(_HEAD) + rows.get_field_index(kind)
         self._directory = directory
         self._most_bytes = most_bytes
         self._segments: list[_SegmentFile] = []
@@ -82,19 +87,21 @@ class Segments:
         self._forget_empty()
         return found
 
-    def full_at(self, rows: int, now: int) -> int:
+    def full_at(self, rows: int, now: int, kind: int = 0) -> int:
         """The time by which about so many rows of a segment are due; `now` where that is later."""
-        return min([now, *(segment.full_at(rows) for segment in self._segments)])
+        return min([now, *(segment.full_at(rows, kind) for segment in self._segments)])
 
-    def due(self, now: int) -> Iterator[pa.RecordBatch]:
-        """All rows of the keys of which one is due at this time, in pieces, as `take`. Nothing may be written before the last piece."""
+    def due(self, now: int, kind: int = 0) -> Iterator[pa.RecordBatch]:
+        """All rows of the keys of which one of this kind is due at this time, in pieces, as `take`. Nothing may be written before the last
+        piece.
+        """
         for segment in self._segments:
-            for numbers in segment.due(now):
+            for numbers in segment.due(now, kind):
                 yield segment.take(numbers, self.schema)
         self._forget_empty()
 
     def due_at(self, time: int) -> Iterator[pa.RecordBatch]:
-        """The rows that are due at this very time, in pieces. They stay."""
+        """The rows that are due at this very time, in pieces that end between keys. They stay."""
         for segment in self._segments:
             for numbers in segment.due_at(time):
                 yield segment.rows_at(numbers, self.schema)
@@ -144,6 +151,7 @@ class Segments:
                 link_file(source / name, file)
                 segment = _SegmentFile(file, durable=True)
                 _check(segment, self.schema, source / name)
+                segment.part_by(self._kind)
                 segment.begin_with(gone)
             self._segments.append(segment)
         self._forget_empty()
@@ -156,10 +164,12 @@ class Segments:
 
     def _add(self, pieces: list[pa.RecordBatch]) -> None:
         file = self._directory / f"{next(self._numbers):012d}.arrow"
-        _write(file, _sorted(pieces))
-        self._segments.append(_SegmentFile(file))
+        _write(file, _sorted(pieces, self._kind))
+        segment = _SegmentFile(file)
+        segment.part_by(self._kind)
+        self._segments.append(segment)
         last = self._segments[-_TOGETHER:]
-        level = last[-1].level
+        level = segment.level
         if len(last) == _TOGETHER and all(each.level == level for each in last):
             rows, size = sum(each.alive for each in last), sum(each.size for each in last)
             if rows <= _MOST_ROWS and size <= self._most_bytes:
@@ -221,12 +231,19 @@ class _SegmentFile(Shared):
         self._filter.add(self.data.column(0))
         self._gone = np.zeros(self.rows, np.bool_)
         self._is_shared = False  # whether a cut has `_gone`
-        self._next = 0  # the rows before it, in order of `due`, have been given
+        self._ends = [self.rows]  # where the rows of each kind end, in order of `due`
+        self._next = [0]  # the rows of each kind before it have been given
         self._durable = durable
 
     def begin_with(self, gone: Any) -> None:
         """At a restore: these rows are gone."""
         self._gone, self.alive = gone, self.rows - int(gone.sum())
+
+    def part_by(self, kind: int | None) -> None:
+        """kind: the number of the column that says by which clock a row is due."""
+        if kind is not None:
+            first = self.rows - int(np.count_nonzero(self.data.column(kind).to_numpy()))
+            self._ends, self._next = [first, self.rows], [0, first]
 
     @property
     def level(self) -> int:
@@ -253,19 +270,23 @@ class _SegmentFile(Shared):
         numbers = np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
         return numbers[~self._gone[numbers]]
 
-    def full_at(self, rows: int) -> int:
+    def full_at(self, rows: int, kind: int) -> int:
         """The time by which so many more rows are due."""
-        order, times = self.data.column(2), self.data.column(1)
-        place = self._next + rows
-        return _NEVER if place >= self.rows else int(times[order[place].as_py()].as_py())
+        place = self._next[kind] + rows
+        return _NEVER if place >= self._ends[kind] else self._time_at(place)
 
-    def due(self, now: int) -> Iterator[Any]:
+    def _time_at(self, place: int) -> int:
+        return int(self.data.column(1)[self.data.column(2)[place].as_py()].as_py())
+
+    def due(self, now: int, kind: int) -> Iterator[Any]:
         """The living rows of keys of which one is due, in pieces."""
-        order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
-        while self._next < self.rows and times[order[self._next]] <= now:
-            some = order[self._next : self._next + _PIECE_ROWS]
+        if self._next[kind] >= self._ends[kind] or self._time_at(self._next[kind]) > now:
+            return
+        order, times = self.data.column(2).to_numpy()[: self._ends[kind]], self.data.column(1).to_numpy()
+        while self._next[kind] < len(order) and times[order[self._next[kind]]] <= now:
+            some = order[self._next[kind] : self._next[kind] + _PIECE_ROWS]
             some = some[times[some] <= now]
-            self._next += len(some)
+            self._next[kind] += len(some)
             living = some[~self._gone[some]]
             if len(living):
                 yield self._of(np.unique(self._hashes[living]))
@@ -279,29 +300,29 @@ class _SegmentFile(Shared):
         self.forget(np.flatnonzero((self.data.column(1).to_numpy() <= now) & ~self._gone))
 
     def due_at(self, time: int) -> Iterator[Any]:
-        """The living rows that are due at this very time, in pieces."""
+        """The living rows that are due at this very time, in pieces that end between keys."""
         order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
         first, end = np.searchsorted(times, [time, time + 1], sorter=order)
         numbers = np.sort(order[first:end])
-        living = numbers[~self._gone[numbers]]
-        for start in range(0, len(living), _PIECE_ROWS):
-            yield living[start : start + _PIECE_ROWS]
+        return self._pieces_of(numbers[~self._gone[numbers]])
 
     @property
     def least_due(self) -> int:
-        """The least time at which a living row is due."""
-        order, times = self.data.column(2).to_numpy(), self.data.column(1).to_numpy()
-        while self._next < self.rows:
-            living = np.flatnonzero(~self._gone[order[self._next : self._next + _PIECE_ROWS]])
+        """The least time at which a living row of the first kind is due."""
+        order = self.data.column(2).to_numpy()[: self._ends[0]]
+        while self._next[0] < len(order):
+            living = np.flatnonzero(~self._gone[order[self._next[0] : self._next[0] + _PIECE_ROWS]])
             if len(living):
-                self._next += int(living[0])
-                return int(times[order[self._next]])
-            self._next += _PIECE_ROWS
+                self._next[0] += int(living[0])
+                return self._time_at(self._next[0])
+            self._next[0] += _PIECE_ROWS
         return _NEVER
 
     def pieces(self) -> Iterator[Any]:
         """All living rows, in pieces that end between keys."""
-        living = np.flatnonzero(~self._gone)
+        return self._pieces_of(np.flatnonzero(~self._gone))
+
+    def _pieces_of(self, living: Any) -> Iterator[Any]:
         start = 0
         while start < len(living):
             last = self._hashes[living[min(start + _PIECE_ROWS, len(living)) - 1]]
@@ -376,12 +397,13 @@ def _laid_out(rows: pa.RecordBatch, hashes: Any, due: Any) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*head, *rows.columns], schema=pa.schema([*_HEAD, *fields]))
 
 
-def _sorted(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows by hash; rows of a hash stay in their order."""
+def _sorted(pieces: list[pa.RecordBatch], kind: int | None) -> pa.RecordBatch:
+    """The rows by hash; rows of a hash stay in their order. kind: the number of the column that says by which clock a row is due."""
     rows = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
     rows = rows.take(pa.array(np.argsort(rows.column(0).to_numpy(), kind="stable")))
-    by_due = np.argsort(rows.column(1).to_numpy(), kind="stable").astype(np.int32)
-    return rows.set_column(2, _HEAD[2], pa.array(by_due))
+    due = rows.column(1).to_numpy()
+    by_due = np.argsort(due, kind="stable") if kind is None else np.lexsort((due, rows.column(kind).to_numpy()))
+    return rows.set_column(2, _HEAD[2], pa.array(by_due.astype(np.int32)))
 
 
 def _write(file: Path, rows: pa.RecordBatch) -> None:

@@ -48,7 +48,7 @@ from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.keyed.top import TopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.rows.exploded import Explode
 from sabot.operators.rows.mapped import FlatMap, MapBatches
@@ -58,6 +58,7 @@ from sabot.operators.rows.subset import Head, Sample
 from sabot.operators.rows.timed import ArrivalTime, NewTime
 from sabot.operators.windows.fixed import LocalCombine, WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.top import WindowTopN
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ import pytest
 from harness import figures
 
 import sabot
-from sabot import App, Stream, col, count_window, pattern, session, step, tumbling
+from sabot import App, Stream, col, count_window, hopping, pattern, session, step, tumbling
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource
 from sabot.testing import run as run_lives
 
@@ -36,6 +36,10 @@ def rang(timer: Any, ctx: Any) -> dict[str, Any]:
 PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     "sessions": lambda rows: rows.key_by("key").window(session("40ms")).aggregate(**AGGREGATES),
     "texts in windows": lambda rows: rows.key_by("key").window(tumbling("400ms")).aggregate(**AGGREGATES),
+    "top_n of windows": lambda rows: (
+        rows.key_by("key").window(tumbling("400ms")).top_n(2, by="note", ties="dense_rank")
+    ),
+    "top_n of hopping windows": lambda rows: rows.key_by("key").window(hopping("800ms", "400ms")).top_n(3, by="n"),
     "texts of groups": lambda rows: rows.group_by("key").aggregate(**AGGREGATES).materialize(),
     "values over changes": lambda rows: (
         rows.group_by("key", "note")

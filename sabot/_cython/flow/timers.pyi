@@ -1,5 +1,3 @@
-from collections.abc import Sequence
-
 import pyarrow as pa
 
 EVENT: int
@@ -26,12 +24,10 @@ class TimerTable:
         """Deletes one timer, and returns whether it existed."""
     def add(self, slots: pa.Int32Array, at: pa.Int64Array, kind: int) -> int:
         """Sets a timer without a name for each row, in order, and returns how many are new. The GIL is released."""
-    def load(
-        self, slots: pa.Int32Array, at: pa.Int64Array, kinds: pa.Int8Array, names: pa.Int32Array, texts: Sequence[str]
-    ) -> None:
-        """Sets timers that were exported, row by row; names are indices into `texts`."""
     def delete(self, slots: pa.Int32Array, at: pa.Int64Array, kind: int) -> int:
         """Deletes the timer of each row, and returns how many existed. The GIL is released."""
+    def next_slot(self, limit: int, kind: int) -> int | None:
+        """The slot of the timer that `take_one` would return; None if there is none."""
     def take_one(self, limit: int, kind: int) -> tuple[int, int, str] | None:
         """Removes the next timer with time <= limit, and returns its (slot, time, name); None if there is none."""
     def take(self, limit: int, kind: int, rows: int) -> tuple[pa.Int32Array, pa.Int64Array]:
@@ -48,7 +44,9 @@ class TimerTable:
         Timers that are held back do not count.
         """
     def hold(self, kind: int) -> None:
-        """Holds back the timers of this kind that are set from here on: they are not returned before `release`."""
+        """Holds back the timers of this kind that are set from here on: they are not returned before `release`, also where they have been
+        evicted and put back meanwhile.
+        """
     def release(self, kind: int) -> None: ...
     def guard(self, limit: int) -> None:
         """Begins a round in which no key should set more than `limit` timers at or before the floor; `over` tells which did. 0 ends it."""
@@ -56,18 +54,11 @@ class TimerTable:
         """Sets the floor of `guard`: timers at or before this time count."""
     def vacant(self, slots: pa.Int32Array) -> pa.Int32Array:
         """Of these slots, and of all slots whose last timer was removed since the last call, those without timers, each once."""
-    def export(self) -> tuple[pa.RecordBatch, list[str]]:
-        """All timers as slot, at, kind, name (an index into the returned list), serial and order.
-
-        When they are set again in the order of (serial, order), they are returned in the same order as here.
-        """
     @property
     def last(self) -> tuple[int, int]:
         """The greatest serial and the greatest order so far."""
     def due(self, limit: int, kind: int) -> pa.Int32Array:
         """The slots of the timers with time <= limit, with repeats."""
-    def clocked(self, slots: pa.Int32Array) -> pa.BooleanArray:
-        """Which of these slots have timers by the clock."""
     def rows_of(self, slots: pa.Int32Array) -> pa.RecordBatch:
         """The timers of these slots: slot, at, kind, name, serial and order. Another thread may call it while the owner changes those of
         other slots.
@@ -79,4 +70,4 @@ class TimerTable:
     def evict(self, slots: pa.Int32Array) -> None:
         """Removes the timers of these slots, which `vacant` does not name for that."""
     def statistics(self) -> dict[str, int]:
-        """timers, fired (so far), bytes."""
+        """timers, fired (so far), names (that timers have), bytes."""

@@ -56,9 +56,9 @@ cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
         cbool remove(int32_t slot, int64_t at, int kind, int32_t name) except +
         void of_slots(const int32_t* slots, int64_t count, vector[Timer]& out) except +
         void evict(const int32_t* slots, int64_t count) except +
-        cbool clocked(int32_t slot) noexcept
         void due(int kind, int64_t limit, vector[int32_t]& out) except +
         cbool take(int kind, int64_t limit, Timer* out) except +
+        int32_t next_slot(int kind, int64_t limit) except +
         void take_batch(int kind, int64_t limit, int64_t rows, vector[int32_t]& slots, vector[int64_t]& times) except +
         void soon(int kind, int64_t limit, size_t rows, vector[int32_t]& out) except +
         int64_t soonest(int kind) noexcept
@@ -69,41 +69,6 @@ cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
         void vacant(const int32_t* slots, int64_t count, vector[int32_t]& out) except +
         int64_t bytes() noexcept
 
-
-cdef extern from *:
-    """
-    #include "flow/timers_queue.h"
-
-    // Fills columns with all timers; each has room for `alive` of them.
-    static void sabot_export_timers(
-        const sabot::Timers& timers, int32_t* slot, int64_t* at, int8_t* kind, int32_t* name, int64_t* serial, int64_t* order
-    ) {
-        int64_t row = 0;
-        timers.each([&](const sabot::Timer& timer) {
-            slot[row] = timer.slot;
-            at[row] = timer.at;
-            kind[row] = (int8_t)timer.kind;
-            name[row] = timer.name;
-            serial[row] = (int64_t)timer.serial;
-            order[row] = (int64_t)timer.order;
-            row++;
-        });
-    }
-    """
-    void export_timers "sabot_export_timers"(
-        const Timers& timers, int32_t* slot, int64_t* at, int8_t* kind, int32_t* name, int64_t* serial, int64_t* order
-    ) noexcept nogil
-
-_EXPORT = pa.schema(
-    [
-        ("slot", pa.int32()),
-        ("at", pa.int64()),
-        ("kind", pa.int8()),
-        ("name", pa.int32()),
-        ("serial", pa.int64()),
-        ("order", pa.int64()),
-    ]
-)
 
 _ROWS = pa.schema(
     [
@@ -212,35 +177,6 @@ cdef class TimerTable:
         self.name_counts[0] += added
         return added
 
-    def load(self, slots, at, kinds, names, texts):
-        """Sets timers of an `export`. See timers.pyi."""
-        cdef _Sets rows = _Sets(slots, at)
-        cdef View kind_column, name_column
-        cdef list alive = [
-            open_array(kinds, &kind_column, TYPE_INT8, "kinds"),
-            open_array(names, &name_column, TYPE_INT32, "names"),
-        ]
-        if kind_column.length != rows.count or name_column.length != rows.count:
-            raise ValueError(f"{kind_column.length} kinds and {name_column.length} names for {rows.count} timers")
-        cdef vector[int32_t] numbers
-        cdef int64_t i, number, kind
-        for i in range(rows.count):
-            number, kind = name_column.integer(i), kind_column.integer(i)
-            if not (0 <= number < len(texts) and 0 <= kind < KIND_COUNT):
-                raise IndexError(f"row {i}: there is no name {number}, or no kind {kind}")
-        for text in texts:
-            numbers.push_back(self._name(text))
-        for i in range(rows.count):
-            number = numbers[name_column.integer(i)]
-            self.name_counts[number] += self.timers.add(
-                <int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), <int> kind_column.integer(i), number
-            )
-        for i in range(<int64_t> numbers.size()):
-            number = numbers[i]
-            if number and self.name_counts[number] == 0 and self.name_texts[number] != "":
-                self.name_counts[number] = 1
-                self._unname(number)
-
     def delete(self, slots, at, kind):
         """Deletes the timer of each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
@@ -255,6 +191,11 @@ cdef class TimerTable:
                 self.timers.mutex.unlock()
         self.name_counts[0] -= gone
         return gone
+
+    def next_slot(self, int64_t limit, kind):
+        """The slot of the timer that `take_one` would give. See timers.pyi."""
+        cdef int32_t slot = self.timers.next_slot(_kind(kind), limit)
+        return None if slot < 0 else slot
 
     def take_one(self, int64_t limit, kind):
         """Removes and returns the next timer that is due. See timers.pyi."""
@@ -332,13 +273,6 @@ cdef class TimerTable:
         self.timers.due(_kind(kind), limit, slots)
         return int32_array(slots)
 
-    def clocked(self, slots):
-        """Which slots have timers by the clock. See timers.pyi."""
-        cdef View column
-        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
-        cdef int64_t i
-        return pa.array([self.timers.clocked(<int32_t> column.integer(i)) for i in range(column.length)], pa.bool_())
-
     def rows_of(self, slots):
         """The timers of these slots. See timers.pyi."""
         cdef View column
@@ -414,30 +348,14 @@ cdef class TimerTable:
         self.timers.evict(column.int32s(), column.length)
         self._unname_all()
 
-    def export(self):
-        """All timers as columns, and the names. See timers.pyi."""
-        cdef int64_t count = self.timers.alive
-        cdef int32_t* slot
-        cdef int64_t* at
-        cdef int8_t* kind
-        cdef int32_t* name
-        cdef int64_t* serial
-        cdef int64_t* order
-        columns = [
-            new_array(pa.int32(), count, <void**> &slot),
-            new_array(pa.int64(), count, <void**> &at),
-            new_array(pa.int8(), count, <void**> &kind),
-            new_array(pa.int32(), count, <void**> &name),
-            new_array(pa.int64(), count, <void**> &serial),
-            new_array(pa.int64(), count, <void**> &order),
-        ]
-        with nogil:
-            export_timers(self.timers, slot, at, kind, name, serial, order)
-        return pa.RecordBatch.from_arrays(columns, schema=_EXPORT), list(self.name_texts)
-
     def statistics(self):
-        """timers, fired, bytes."""
-        return {"timers": self.timers.alive, "fired": self.timers.fired, "bytes": self.timers.bytes()}
+        """timers, fired, names, bytes."""
+        return {
+            "timers": self.timers.alive,
+            "fired": self.timers.fired,
+            "names": len(self.name_ids) - 1,
+            "bytes": self.timers.bytes(),
+        }
 
     cdef int32_t _name(self, str text) except -1:
         """The id of a name; a new name gets one."""

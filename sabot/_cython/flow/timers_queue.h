@@ -26,7 +26,7 @@
 namespace sabot {
 
 constexpr int64_t SLACK = 1024; /* so many dead timers are always tolerated */
-constexpr int EVENT = 0, PROCESSING = 1, KINDS = 2;
+constexpr int KINDS = 2;
 constexpr int64_t TIMERS_AHEAD = 16; /* how many timers ahead memory is prefetched */
 constexpr size_t SOON = 16;          /* timers of a bucket with at most so many count as next */
 
@@ -50,7 +50,6 @@ struct Slot {
     int64_t guarded = 0;   /* how many timers it set in that round at or before the floor */
     int64_t timers = 0;
     int32_t head = -1;     /* one of its timers */
-    int32_t clocked = 0;   /* how many of them are due by the clock */
 };
 
 struct Entry {
@@ -94,7 +93,6 @@ class Timers {
             serials = std::max(serials, serial);
             orders = std::max(orders, order);
         }
-        key.clocked += kind == PROCESSING;
         Timer& timer = timers_[id];
         timer.at = at, timer.serial = key.serial, timer.order = order;
         timer.slot = slot, timer.name = name, timer.kind = static_cast<uint8_t>(kind), timer.alive = true;
@@ -104,7 +102,7 @@ class Timers {
         index_[place] = {id, tag_of(hash)};
         alive++;
         Queue& queue = queues_[kind];
-        if (queue.holding) queue.held.push_back(id);
+        if (queue.holding && order > queue.held_from) queue.held.push_back(id);
         else push(queue, id);
         return true;
     }
@@ -200,8 +198,11 @@ class Timers {
         return at;
     }
 
-    /* From here on new timers of the kind are held back until `release`. */
-    void hold(int kind) { queues_[kind].holding = true; }
+    /* From here on new timers of the kind are held back until `release`, also where they are put again. */
+    void hold(int kind) {
+        queues_[kind].holding = true;
+        queues_[kind].held_from = orders;
+    }
     void release(int kind) {
         Queue& queue = queues_[kind];
         queue.holding = false;
@@ -259,9 +260,6 @@ class Timers {
         if (dead > alive + SLACK) sweep();
     }
 
-    /* Whether a slot has timers that are due by the clock. */
-    bool clocked(int32_t slot) const { return slot >= 0 && static_cast<size_t>(slot) < slots_.size() && slots_[slot].clocked > 0; }
-
     /* The slots of all timers of the kind with time <= limit, with repeats. */
     void due(int kind, int64_t limit, std::vector<int32_t>& out) const {
         const Queue& queue = queues_[kind];
@@ -277,11 +275,10 @@ class Timers {
         }
     }
 
-    template <class Body>
-    void each(Body body) const {
-        for (const Timer& timer : timers_) {
-            if (timer.alive) body(timer);
-        }
+    /* The slot of the next timer of the kind with time <= limit; -1: none. */
+    int32_t next_slot(int kind, int64_t limit) {
+        const int32_t id = next(queues_[kind], limit);
+        return id < 0 ? -1 : timers_[id].slot;
     }
 
     int64_t bytes() const {
@@ -311,6 +308,7 @@ class Timers {
         int64_t run_at = 0;
         int64_t last = INT64_MIN;
         bool holding = false;
+        uint64_t held_from = 0; /* timers that were set later are held back */
     };
 
     std::vector<Timer> timers_;
@@ -390,7 +388,6 @@ class Timers {
         if (timer.next >= 0) timers_[timer.next].before = timer.before;
         timer.alive = false;
         alive--;
-        key.clocked -= timer.kind == PROCESSING;
         if (--key.timers == 0) vacated_.push_back(timer.slot);
     }
 

@@ -5,7 +5,8 @@
 
 The table is that of process functions. It knows keys by slots; here a slot stands for the scope of a key that has timers (`Row.scope`).
 A timer that is due moves from the table into the lane of its key, behind the rows that wait there. A barrier saves the timers of the
-table and of the lanes alike, so a timer whose call has not ended fires again after a restore.
+table and of the lanes alike, so a timer whose call has not ended fires again after a restore. Those of the table are read by the thread
+that saves them (`operators.cuts`): the loop puts aside what it is about to change.
 
 The event loop is told the time of the next timer only, so pending timers cost memory and no more. It looks at the clock at least
 each _LOOK_SECONDS while there are timers, as the clock may be set, or be one that is moved by hand.
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot._cython.flow.timers import PROCESSING, TimerTable
 from sabot._cython.text.records import state_key
@@ -28,6 +30,7 @@ from sabot.api.context import TimerChange
 from sabot.clock import Clock
 from sabot.codecs.records import encode_json
 from sabot.errors import CorruptCheckpoint, SabotError
+from sabot.operators.cuts import OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import Batches, KeptCut, read_batches
 from sabot.state.base import Cut
 from sabot.watch import guarded
@@ -39,13 +42,17 @@ DueTimer = tuple[bytes, int, str]
 
 _log = logging.getLogger(__name__)
 
-_SCHEMA = pa.schema([("key", pa.binary()), ("at", pa.int64()), ("name", pa.string())])
-"""Timers in a checkpoint, in the order in which they are set again. key: a scope, so it begins with the key group."""
+_SCHEMA = pa.schema(
+    [("key", pa.binary()), ("at", pa.int64()), ("name", pa.string()), ("serial", pa.int64()), ("order", pa.int64())]
+)
+"""Timers in a checkpoint. key: a scope, so it begins with the key group. serial, order: see `TimerTable.rows_of`; older checkpoints do not
+have them, and have the timers in the order in which they are set again.
+"""
 
+_OLDER = pa.schema(list(_SCHEMA)[:3])
 _FILE = "timers"
 _IN_LANES = 1024  # due timers whose calls have not ended: more stay in the table, however many are due
 _LOOK_SECONDS = 0.05
-_SAVED_ROWS = 65_536  # in one batch of a checkpoint
 _UNSETTLED = 1024  # timers that may be gone before slots of keys without timers are freed
 _GROUP_BYTES = 2
 _NEVER = 2**63 - 1
@@ -71,6 +78,7 @@ class KeyTimers:
         self._clock, self._loop, self._put = clock, asyncio.get_running_loop(), put
         self._look_safely = guarded(self._look, self._what, partial(broke, self._what))
         self._table = TimerTable()
+        self._cuts = OpenCuts()
         self._slots: dict[bytes, int] = {}  # of the keys that have timers
         self._scopes: list[bytes] = []  # by slot
         self._unused: list[int] = []  # slots
@@ -109,29 +117,29 @@ class KeyTimers:
         return self._running and (bool(self._in_lanes) or self._table.soonest(PROCESSING) <= self._last)
 
     def drop(self) -> None:
-        """All that are pending are gone."""
-        self._table = TimerTable()
-        self._slots.clear()
-        self._scopes.clear()
-        self._unused.clear()
+        """All that are pending are gone. A cut that is not saved yet goes on with what it had."""
+        self._table, self._slots, self._scopes, self._unused = TimerTable(), {}, [], []
 
     # -- from calls ---------------------------------------------------------------------------------------------------
 
     def apply(self, scope: bytes, changes: Iterable[TimerChange]) -> None:
         """What a call of this key, which ended well, has set and deleted."""
         table, soonest = self._table, _NEVER
-        for is_set, at, name in changes:
-            timer = (scope, at, name)
-            if not is_set:
-                if timer in self._in_lanes:
-                    self._in_lanes.remove(timer)
-                elif (slot := self._slots.get(scope)) is not None:
-                    self._unsettled += table.unset(slot, at, PROCESSING, name)
-            elif timer not in self._in_lanes:
-                table.set(self._slot(scope), at, PROCESSING, name)
-                soonest = min(soonest, at)
-        if self._unsettled >= _UNSETTLED:
-            self._free_slots()
+        with self._cuts.changing:
+            if scope in self._slots:
+                self._note(self._slots[scope])
+            for is_set, at, name in changes:
+                timer = (scope, at, name)
+                if not is_set:
+                    if timer in self._in_lanes:
+                        self._in_lanes.remove(timer)
+                    elif (slot := self._slots.get(scope)) is not None:
+                        self._unsettled += table.unset(slot, at, PROCESSING, name)
+                elif timer not in self._in_lanes:
+                    table.set(self._slot(scope), at, PROCESSING, name)
+                    soonest = min(soonest, at)
+            if self._unsettled >= _UNSETTLED:
+                self._free_slots()
         if soonest < self._looks_for:
             self._arm()
 
@@ -150,12 +158,18 @@ class KeyTimers:
         if slot is None:
             if self._unused:
                 slot = self._unused.pop()
+                self._note(slot)
                 self._scopes[slot] = scope
             else:
                 slot = len(self._scopes)
                 self._scopes.append(scope)
             self._slots[scope] = slot
         return slot
+
+    def _note(self, slot: int) -> None:
+        """Its timers will change."""
+        if self._cuts.holds():
+            self._cuts.note(pa.array([slot], pa.int32()))
 
     def _free_slots(self) -> None:
         """Of keys that have no timers any more."""
@@ -189,16 +203,16 @@ class KeyTimers:
     def _look(self) -> None:
         """Timers that are due go into lanes, as many as may be there."""
         self._looking = None
-        take, in_lanes, limit = self._table.take_one, self._in_lanes, min(self._now(), self._last)
-        due: list[DueTimer] = []
-        while len(in_lanes) < _IN_LANES and (taken := take(limit, PROCESSING)) is not None:
-            slot, at, name = taken
-            timer = (self._scopes[slot], at, name)
-            in_lanes.add(timer)
-            due.append(timer)
-        self._unsettled += len(due)
-        if self._unsettled >= _UNSETTLED:
-            self._free_slots()
+        in_lanes, limit = self._in_lanes, min(self._now(), self._last)
+        with self._cuts.changing:
+            due: list[DueTimer] = []
+            for slot, at, name in self._taken(limit):
+                timer = (self._scopes[slot], at, name)
+                in_lanes.add(timer)
+                due.append(timer)
+            self._unsettled += len(due)
+            if self._unsettled >= _UNSETTLED:
+                self._free_slots()
         if len(in_lanes) < _IN_LANES:
             self._arm()
         else:
@@ -206,24 +220,44 @@ class KeyTimers:
         if due or self._last != _NEVER:
             self._put(due)
 
+    def _taken(self, limit: int) -> Iterator[tuple[int, int, str]]:
+        """Takes the timers that are due out of the table, as long as there is room in the lanes."""
+        table, noted = self._table, set[int]()
+        is_read = self._cuts.holds()
+        if is_read:  # most of them together
+            soon = table.soon(limit, PROCESSING, _IN_LANES)
+            self._cuts.note(soon)
+            noted.update(soon.to_pylist())
+        while len(self._in_lanes) < _IN_LANES:
+            if is_read and (slot := table.next_slot(limit, PROCESSING)) is not None and slot not in noted:
+                self._note(slot)
+            taken = table.take_one(limit, PROCESSING)
+            if taken is None:
+                return
+            yield taken
+
     # -- barriers -----------------------------------------------------------------------------------------------------
 
     def cut(self) -> Cut | None:
-        """All timers as they are now; None: there are none. Their columns are made by who saves them."""
+        """All timers as they are now; None: there are none. They are read by who saves them."""
         if not len(self):
             return None
-        timers, names = self._table.export()
-        rows = partial(_rows, sorted(self._in_lanes, key=_time), timers, names, list(self._scopes))
-        return KeptCut({_FILE: Batches(_SCHEMA, rows)})
+        due = sorted(self._in_lanes, key=_time)
+        waiting = self._cuts.open(partial(_rows_of, self._table, self._scopes, len(due)), len(self._scopes))
+        return KeptCut({_FILE: Batches(_SCHEMA, partial(_rows, due, waiting), partial(self._cuts.over, [waiting]))})
 
     def load(self, directory: Path) -> None:
         """The timers that a cut has saved there; before `start`."""
         for batch in _checked(directory):
-            key, at, name = batch.columns
-            slots = pa.array([self._slot(scope) for scope in key.to_pylist()], pa.int32())
-            names = name.dictionary_encode()
+            slots = pa.array([self._slot(scope) for scope in batch.column(0).to_pylist()], pa.int32())
             kinds = pa.array(np.full(batch.num_rows, PROCESSING, np.int8))
-            self._table.load(slots, at, kinds, names.indices, names.dictionary.to_pylist())
+            _, at, name, serial, order = batch.columns
+            columns = [slots, at, kinds, name, serial, order]
+            names = ["slot", "at", "kind", "name", "serial", "order"]
+            try:
+                self._table.put_back(slots, pa.RecordBatch.from_arrays(columns, names=names))
+            except ValueError as error:
+                raise CorruptCheckpoint(f"{directory}: the timers cannot be set: {error}") from error
 
     def statistics(self) -> dict[str, int]:
         """Timers that are set, with those in lanes; how many have fired."""
@@ -234,26 +268,38 @@ def _time(timer: DueTimer) -> int:
     return timer[1]
 
 
-def _rows(
-    due: Sequence[DueTimer], timers: pa.RecordBatch, names: list[str], scopes: list[bytes]
-) -> Iterator[pa.RecordBatch]:
-    """Timers in lanes, which stand before all others, then those of the table in its order."""
+def _rows_of(table: TimerTable, scopes: Sequence[bytes], first: int, slots: pa.Int32Array) -> Rows:
+    """The timers of these slots, behind the `first` ones."""
+    found = table.rows_of(slots)
+    slot, at, _, name, serial, order = found.take(
+        pc.sort_indices(found, [("serial", "ascending"), ("order", "ascending")])
+    ).columns
+    keys = pa.array([scopes[each] for each in slot.to_pylist()], pa.binary())
+    columns = [keys, at, name, pc.add(serial, first), pc.add(order, first)]
+    return [pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)]
+
+
+def _rows(due: Sequence[DueTimer], waiting: OpenRows) -> Iterator[pa.RecordBatch]:
+    """Timers in lanes, which stand before all others, then those of the table."""
     if due:
-        columns = [pa.array(values, field.type) for values, field in zip(zip(*due, strict=True), _SCHEMA, strict=True)]
+        places = range(1, len(due) + 1)
+        columns = [
+            pa.array(values, field.type)
+            for values, field in zip([*zip(*due, strict=True), places, places], _SCHEMA, strict=True)
+        ]
         yield pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-    slot, at, _, name, serial, order = timers.columns
-    places = np.lexsort((order.to_numpy(), serial.to_numpy()))
-    keys = pa.array(scopes, pa.binary())
-    texts = pa.array(names, pa.string())
-    for start in range(0, len(places), _SAVED_ROWS):
-        rows = pa.array(places[start : start + _SAVED_ROWS])
-        columns = [keys.take(slot.take(rows)), at.take(rows), texts.take(name.take(rows))]
-        yield pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+    for (rows,) in waiting.read():
+        yield rows
 
 
 def _checked(directory: Path) -> Iterator[pa.RecordBatch]:
     """The timers of a checkpoint, as a cut has saved them: whoever wrote the file, their keys are keys."""
+    place = 0
     for batch in read_batches(directory, _FILE):
+        if batch.schema.equals(_OLDER):
+            places = pa.array(np.arange(place + 1, place + batch.num_rows + 1))
+            place += batch.num_rows
+            batch = pa.RecordBatch.from_arrays([*batch.columns, places, places], schema=_SCHEMA)
         if not batch.schema.equals(_SCHEMA) or any(column.null_count for column in batch.columns):
             raise CorruptCheckpoint(f"{directory}: these are no timers of an agent")
         for scope in batch.column(0).unique().to_pylist():
@@ -271,7 +317,7 @@ def state_name(agent_id: str) -> str:
 def saved_timers(directory: Path) -> Iterator[tuple[Any, str, int]]:
     """(key, name, time in ms) of the timers of a checkpoint. Raises CorruptCheckpoint."""
     for batch in _checked(directory):
-        scope, at, name = (column.to_pylist() for column in batch.columns)
+        scope, at, name, *_ = (column.to_pylist() for column in batch.columns)
         yield from zip(map(key_of, scope), name, at, strict=True)
 
 

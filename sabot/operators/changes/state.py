@@ -12,8 +12,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.carried import Carried, Shape
 from sabot.operators.base import OperatorContext
+from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Kept, StoredTables
-from sabot.operators.slotted import SlotRows
 from sabot.operators.spilled import SpilledGroups
 from sabot.state.tables.store import TableStore
 
@@ -124,7 +124,7 @@ class StoredGroups(Groups):
             self.store,
             self._beside_rows,
             self._rows,
-            self._width,
+            range(self._width),
             context,
             self._carried,
             spills=self._has_beside,
@@ -215,7 +215,7 @@ class StoredGroups(Groups):
         return self._beside_rows.changing
 
     def note(self, slots: pa.Int32Array) -> None:
-        self._beside_rows.note(_PANE, slots)
+        self._beside_rows.note(slots, _PANE)
 
     def _renewed(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows if self.carried is None else self.carried.beside(rows)

@@ -154,7 +154,7 @@ class Process(Keeping):
 
     def poll(self, now_ms: int) -> None:
         state = self._keyed
-        if not state.timers:
+        if not len(state.set_timers):
             return
         state.poll_ms = now_ms
         state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.flow.timers import EVENT, TimerTable
+from sabot._cython.flow.timers import TimerTable
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.base import OperatorContext, Saved
+from sabot.operators.base import START_OF_TIME, OperatorContext, Saved
 from sabot.operators.columns import key_table
+from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Owned
-from sabot.operators.slotted import Rows, Slotted
+from sabot.operators.slotted import Slotted
 
 __all__ = ["KeysWithTimers"]
 
@@ -20,10 +21,12 @@ _ABOUT = (("at", pa.int64()), ("kind", pa.int8()), ("name", pa.string()), ("seri
 
 
 class KeysWithTimers(Slotted):
-    """The keys that have timers, and these. Keys with timers by the clock stay in memory, as do those that came of late.
+    """The keys that have timers, and these.
 
     forgotten: is told which slots have lost their key because it went to the disk.
     """
+
+    kind = "kind"
 
     def __init__(self, keys: pa.Schema, context: OperatorContext) -> None:
         self.timers = TimerTable()
@@ -63,14 +66,16 @@ class KeysWithTimers(Slotted):
 
     def firing(self, kind: int, limit: int) -> Iterator[int]:
         """The times up to which timers are to fire, one after the other: all that are due by then are in memory, and may be taken."""
-        while kind == EVENT and (at := self.full_at(_DUE_ROWS, limit)) < limit:
+        last = START_OF_TIME
+        # Timers that were set meanwhile for a time that has passed may be on disk: they are no reason to look at that time again.
+        while last < (at := self.full_at(_DUE_ROWS, limit, kind)) < limit:
             yield from self._ready(kind, at)
+            last = at
         yield from self._ready(kind, limit)
 
     def _ready(self, kind: int, at: int) -> Iterator[int]:
         with self.changing:
-            if kind == EVENT:
-                self.bring_due(at)
+            self.bring_due(at, kind)
             if self.is_held:
                 self.note(self.timers.due(at, kind))
         yield at
@@ -111,11 +116,6 @@ class KeysWithTimers(Slotted):
             self._base = self.timers.last
             super().restore([part], owned or _all)
         self._base = (0, 0)
-
-    def victims(self) -> pa.Int32Array:
-        slots = super().victims()
-        clocked = self.timers.clocked(slots)
-        return slots.filter(pa.array(~clocked.to_numpy(zero_copy_only=False)))
 
 
 def _all(hashes: pa.UInt64Array) -> pa.BooleanArray:

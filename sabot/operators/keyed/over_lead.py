@@ -9,10 +9,10 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.over import WaitTable
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_table
+from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Batches, Owned, with_columns_of
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.over_state import MARKS, Array, SlottedState, argument_of, default_of, kept_table, or_default
-from sabot.operators.slotted import Rows
 
 __all__ = ["LeadState"]
 

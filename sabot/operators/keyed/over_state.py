@@ -19,9 +19,10 @@ from sabot.operators.aggregates.carried import Carried
 from sabot.operators.aggregates.decimals import NO_RUNNING
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
 from sabot.operators.columns import key_columns, key_table
+from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Kept, StoredTables, read_batches
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
-from sabot.operators.slotted import Rows, Slotted
+from sabot.operators.slotted import Slotted
 from sabot.operators.windows.sessions import later
 
 __all__ = [

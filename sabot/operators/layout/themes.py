@@ -19,6 +19,7 @@ from sabot.operators.layout.sites import Site
 from sabot.operators.patterns import match
 from sabot.operators.rows import exploded, mapped, stateless, subset, timed
 from sabot.operators.windows import fixed, sessions
+from sabot.operators.windows import top as window_top
 
 __all__ = ["PLACES", "READERS"]
 
@@ -32,6 +33,7 @@ _MODULES: tuple[Any, ...] = (
     sessions,
     running,
     top,
+    window_top,
     ordered,
     over,
     changes,

@@ -21,10 +21,11 @@ from sabot._cython.rows.pattern import PatternTable
 from sabot.api.patterns import MATCH_START
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import Operator, OperatorContext, Saved
+from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Owned, key_hashes, owned_or_all, read_batches
 from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP
-from sabot.operators.slotted import Rows, Slotted, saved_rows
+from sabot.operators.slotted import Slotted, saved_rows
 
 __all__ = ["Partials", "PatternState", "contents_of"]
 

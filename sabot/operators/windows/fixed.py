@@ -26,12 +26,12 @@ from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, comb
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import time_index
+from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, window_of
 from sabot.operators.rows.timed import by_arrival
-from sabot.operators.slotted import SlotRows
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.windows.merged import MergedPanes
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
@@ -146,7 +146,7 @@ class WindowAggregate(Keeping):
         """What stands beside the pane's table, which is made if it is missing."""
         extras = self._extras.get(pane)
         if extras is None:
-            extras = self._extras[pane] = self._aggregator.extras(partial(self._beside.note, pane))
+            extras = self._extras[pane] = self._aggregator.extras(partial(self._beside.note, part=pane))
         return extras
 
     def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
@@ -294,7 +294,7 @@ class WindowAggregate(Keeping):
             self._store,
             self._beside,
             self._aggregator.states,
-            len(self._keys),
+            keys,
             context,
             self._how_carried,
             spills=self._aggregator.needs_slots,

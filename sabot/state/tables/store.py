@@ -13,7 +13,6 @@ Files below the directory of a store; none of them is ever the authority, and a 
     cuts/<n>/     the database as it was at a cut that is not saved yet
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -33,6 +32,7 @@ from sabot.state.base import Owned, Saved
 from sabot.state.files import remove_tree
 from sabot.state.tables.cold import ColdGroups
 from sabot.state.tables.hot import CHUNK_ROWS, HotTable, below_bound, pieces
+from sabot.state.tables.idle import longest_idle
 from sabot.state.tables.restored import PaneFacts, Renewal, SavedGroups
 from sabot.state.tables.saved import COLD, Change, ColdCut, Delta, TablesCut, count_deltas
 
@@ -412,24 +412,8 @@ class TableStore:
 
     def _victims(self, tables: list[HotTable]) -> list[tuple[HotTable, pa.Int32Array]]:
         goal = int(sum(len(table) for table in tables) * (1 - _STAY))
-        low, high = self._oldest, self._tick + 1  # idle since `low`: fewer than the goal; since `high`: all
-        while high - low > 1:
-            middle = (low + high) // 2
-            if sum(len(table.idle_since(middle)) for table in tables) < goal:
-                low = middle
-            else:
-                high = middle
-        self._oldest = low
-        before = [table.idle_since(low).to_numpy() for table in tables]
-        idle = [table.idle_since(high).to_numpy() for table in tables]
-        last = [np.setdiff1d(new, old, assume_unique=True) for new, old in zip(idle, before, strict=True)]
-        # Of the groups last touched at that tick, a proportional share of each table's.
-        wanted = max(goal - sum(map(len, before)), 0)
-        share = min(wanted / max(sum(map(len, last)), 1), 1.0)
-        return [
-            (table, pa.array(np.concatenate([old, new[: math.ceil(len(new) * share)]])))
-            for table, old, new in zip(tables, before, last, strict=True)
-        ]
+        slots, self._oldest = longest_idle(tables, goal, self._tick, self._oldest)
+        return list(zip(tables, slots, strict=True))
 
     def _renewed(self, table: HotTable) -> HotTable:
         """The same groups in a new table, which takes no more memory than they need."""

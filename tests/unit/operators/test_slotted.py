@@ -19,7 +19,7 @@ from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import HoppingWindow, TumblingWindow
 from sabot.errors import CorruptCheckpoint
-from sabot.operators import slotted
+from sabot.operators import cuts
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.changes.groups import GroupAggregate
@@ -28,11 +28,12 @@ from sabot.operators.functions.process import Process
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_columns import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.keyed.top import TopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.patterns.state import PatternState
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.top import WindowTopN
 from sabot.state import segments as segment_files
 from sabot.state.segments import Segments, read_segments
 from tools.operator_run import OperatorRun
@@ -82,6 +83,33 @@ def rang(timer: Any, ctx: Any) -> dict[str, Any]:
     return {"key": ctx.key, "at": timer.at, "name": timer.name, "seen": ctx.state("seen").get()}
 
 
+def arm_clocks(row: dict[str, Any], ctx: Any) -> None:
+    n, at, seen = row["n"], ctx.timestamp, ctx.state("seen")
+    seen.put((seen.get() or 0) + 1)
+    ctx.timers.processing(at + n % 37)
+    if n % 3 == 0:
+        ctx.timers.event(at + 100 + n % 200, f"far {n % 5}")
+    if n % 5 == 0:
+        ctx.timers.processing(at + 150 + n % 90, "later")
+    if n % 4 == 0:
+        ctx.timers.delete(at + (n - 1) % 37, kind="processing")
+
+
+def rang_clocks(timer: Any, ctx: Any) -> dict[str, Any]:
+    if timer.name in ("later", "far 2"):
+        ctx.timers.processing(timer.at + 40, "again")
+    if timer.name == "again" and timer.at % 3 == 0:
+        ctx.timers.processing(0, f"at once, for {timer.at}")  # and so at the next poll, wherever it has been meanwhile
+    return {"key": ctx.key, "at": timer.at, "name": timer.name, "seen": ctx.state("seen").get()}
+
+
+def arm_many_clocks(keys: Any, batch: pa.RecordBatch, ctx: Any) -> None:
+    n = batch.column("n").to_numpy()
+    ctx.state("seen").put_many(keys, batch.column("n"))
+    ctx.timers.processing_many(keys, pa.array(ctx.timestamp.to_numpy() + n % 251))
+    ctx.timers.delete_many(keys, pa.array(ctx.timestamp.to_numpy() + (n + 1) % 251), kind="processing")
+
+
 def arm_many(keys: Any, batch: pa.RecordBatch, ctx: Any) -> None:
     n = batch.column("n").to_numpy()
     ctx.state("seen").put_many(keys, batch.column("n"))
@@ -120,6 +148,8 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "patterns that wait": lambda: matches(QUIET, "to_next", "two"),
     "timers": lambda: timers(arm, rang),
     "timers of batches": lambda: timers(arm_many, rang_many, batch=True),
+    "timers by the clock": lambda: timers(arm_clocks, rang_clocks),
+    "timers of batches by the clock": lambda: timers(arm_many_clocks, rang_many, batch=True),
     "frames of rows": lambda: Over(["key"], [*FRAME, OverColumn("sum", "sum", "x")], preceding_rows=4),
     "frames of time": lambda: Over(["key"], FRAME, preceding_ms=70),
     "lag and lead": lambda: Over(["key"], AROUND),
@@ -140,7 +170,7 @@ each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut reads a few keys at a time."""
-    monkeypatch.setattr(slotted, "_PIECE_SLOTS", 16)
+    monkeypatch.setattr(cuts, "_PIECE_SLOTS", 16)
 
 
 def rows(seed: int, count: int = 2_400, keys: int = 200) -> list[dict[str, Any]]:
@@ -174,13 +204,17 @@ def drive(make: Callable[[], Operator], folder: Path, seed: int, *, budget: int 
         run.feed(piece)
         last = piece.column(TIME_COLUMN)[-1].as_py()
         if rng.random() < 0.6:
-            run.advance(last - rng.choice([0, 20, 60]))
+            ago = rng.choice([0, 20, 60])
+            run.advance(last - ago)
+            run.poll(last - ago)
         if rng.random() < 0.1:
             parallelism = rng.randint(1, most)
             for part in run.parts:
                 told = part.statistics()
                 moved += Counter({name: told[name] for name in ("evicted_total", "faults_total")})
             run.restart(parallelism)
+    for _ in range(4):  # timers set others
+        run.poll(10**9)
     run.end()
     return Counter(map(repr, run.results)), moved
 
@@ -196,28 +230,34 @@ def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int
     assert found == wanted
 
 
-def test_timers_fire_in_the_same_order_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["timers", "timers by the clock"])
+def test_timers_fire_in_the_same_order_from_disk(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed, "_DUE_ROWS", 32)
     found = []
     for place in (None, tmp_path / "disk"):
-        operator, out = opened(KINDS["timers"], place)
+        operator, out = opened(KINDS[kind], place)
         feed(operator, pieces(4))
         told = operator.statistics()
         assert (told["evicted_total"] > 200) is (place is not None)
         operator.advance(2**63 - 1)
+        for _ in range(4):
+            operator.poll(10**9)
         assert operator.statistics()["timers"] == 0
         operator.close()
         found.append(out)
     assert found[0] == found[1]
 
 
-def test_timers_by_the_clock_stay_in_memory(tmp_path: Path) -> None:
-    def set_both(row: dict[str, Any], ctx: Any) -> None:
-        ctx.timers.event(10**9)
-        if row["n"] % 2:
-            ctx.timers.processing(50)
+def test_a_timer_of_either_clock_brings_its_key_back_whole(tmp_path: Path) -> None:
+    """Of keys with timers by both clocks, which are on disk: who fires first takes the other with it."""
 
-    operator, out = opened(lambda: timers(set_both, lambda timer, ctx: {"key": ctx.key}), tmp_path / "disk")
+    def set_both(row: dict[str, Any], ctx: Any) -> None:
+        ctx.timers.event(10**9 + row["n"])
+        if row["n"] % 2:
+            ctx.timers.processing(50 + row["n"])
+
+    ring = lambda timer, ctx: {"key": ctx.key, "at": timer.at}  # noqa: E731
+    operator, out = opened(lambda: timers(set_both, ring), tmp_path / "disk")
     given = pa.RecordBatch.from_pylist(
         [{"key": f"key {n}", "n": n, TIME_COLUMN: 1_000} for n in range(1_000)], schema=SCHEMA
     )
@@ -225,10 +265,15 @@ def test_timers_by_the_clock_stay_in_memory(tmp_path: Path) -> None:
         operator.process(Batch(given.slice(start, 100)))
     told = operator.statistics()
     assert told["timers"] == 1_500
-    assert 0 < told["evicted_total"] <= 500
-    operator.poll(60)
-    assert Counter(row["key"] for row in out) == Counter(f"key {n}" for n in range(1, 1_000, 2))
-    assert operator.statistics()["timers"] == 1_000
+    assert told["cold"] > 500
+    operator.poll(49)
+    operator.poll(450)
+    assert [row["at"] for row in out] == list(range(51, 451, 2))
+    operator.advance(10**9 + 99)
+    assert [row["at"] for row in out[200:]] == list(range(10**9, 10**9 + 100))
+    operator.poll(2_000)
+    assert [row["at"] for row in out[300:]] == list(range(451, 1_050, 2))
+    assert operator.statistics()["timers"] == 900
     operator.close()
 
 
@@ -298,7 +343,10 @@ def feed(operator: Operator, given: list[pa.RecordBatch]) -> None:
     for number, piece in enumerate(given):
         operator.process(Batch(piece))
         if number % 3 == 2:
-            operator.advance(piece.column(TIME_COLUMN)[-1].as_py() - 10)
+            now = piece.column(TIME_COLUMN)[-1].as_py() - 10
+            operator.advance(now)
+            if operator.polls:
+                operator.poll(now)
 
 
 def saved(cut: Any, facts: dict[str, Any], directory: Path) -> Saved:
@@ -310,6 +358,8 @@ def saved(cut: Any, facts: dict[str, Any], directory: Path) -> Saved:
 
 def ended(operator: Operator, out: list[Any]) -> Counter[str]:
     operator.advance(2**63 - 1)
+    for _ in range(4 if operator.polls else 0):
+        operator.poll(10**9)
     operator.finish()
     operator.close()
     return Counter(map(repr, out))

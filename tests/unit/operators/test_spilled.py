@@ -1,4 +1,4 @@
-"""Texts, lists, distinct values and values over changes under a budget that holds few of them: no result and no checkpoint differs."""
+"""Texts, lists, values and first rows of windows under a budget that holds few of them: no result and no checkpoint differs."""
 
 import json
 import random
@@ -20,6 +20,8 @@ from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, Operato
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.steps import Upsert
 from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.top import WindowTopN
+from sabot.state import segments
 from tools.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
@@ -84,6 +86,13 @@ ADDED: dict[str, Callable[[], Operator]] = {
         HoppingWindow(90, 30), ["key"], [*VALUES, ABOUT], allowed_lateness_ms=30
     ),
     "cumulative windows": lambda: WindowAggregate(CumulativeWindow(120, 40), ["key"], TEXTS, emit_every_ms=25),
+    "top_n of windows": lambda: WindowTopN(TumblingWindow(100), ["key"], 3, [("x", True)], allowed_lateness_ms=60),
+    "top_n of hopping windows": lambda: WindowTopN(
+        HoppingWindow(90, 30), ["key"], 2, [("note", False)], ties="dense_rank", rank="place", allowed_lateness_ms=30
+    ),
+    "top_n of cumulative windows": lambda: WindowTopN(
+        CumulativeWindow(120, 40), ["key"], 2, [("note", True), ("n", False)], ties="rank"
+    ),
     "texts of groups": lambda: GroupAggregate(["key"], TEXTS, changes=False),
     "values of groups": lambda: GroupAggregate(["key"], [*VALUES, ABOUT], changes=False),
 }
@@ -102,6 +111,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups leave after each batch, and are read in small pieces."""
     monkeypatch.setattr(spilled, "_MEASURED_BATCHES", 1)
     monkeypatch.setattr(spilled, "CHUNK_ROWS", 32)
+    monkeypatch.setattr(segments, "_PIECE_ROWS", 16)
 
 
 def planned(seed: int, *, changes: bool, most: int, count: int = 500, keys: int = 80) -> Plan:

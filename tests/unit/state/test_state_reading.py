@@ -38,12 +38,13 @@ from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.keyed.top import TopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.reading import OperatorInfo, operators_of, state_of
 from sabot.operators.rows.subset import Sample
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
+from sabot.operators.windows.top import WindowTopN
 from sabot.state import BackendConfig, ListState, MapState, MemoryBackend, RocksDBBackend, ValueState
 from tools.operator_run import OperatorRun
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import random
+import threading
 
 import pyarrow as pa
 import pytest
@@ -10,7 +12,8 @@ from sabot import AgentContext, App, UserError, col
 from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
-from sabot.operators.agents.timers import saved_timers
+from sabot.operators import cuts
+from sabot.operators.agents.timers import KeyTimers, key_of, saved_timers
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import END, ManualClock, ScriptedSource
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, state_of, until, values
@@ -468,7 +471,110 @@ async def test_state_is_read_with_its_timers(memory_url, clock, tmp_path):
         app.state("shop.other:timers").to_arrow()
 
 
-SAVED = {"key": state_key("x"), "at": 5, "name": "n"}
+class Fired:
+    """The timers of an agent without the agent: what is due stays in the lanes until `end`."""
+
+    def __init__(self, clock):
+        self.lanes = []
+        self.timers = KeyTimers("agent a", clock, self.lanes.extend, lambda what, error: pytest.fail(str(error)))
+
+    async def look(self):
+        """What is due by the clock goes into lanes."""
+        self.timers.stop()
+        self.timers.start()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def end(self, timer):
+        self.lanes.remove(timer)
+        self.timers.ended(timer)
+
+
+def saved(cut, directory):
+    directory.mkdir()
+    cut.save(directory)
+    cut.discard()
+    return directory
+
+
+async def test_a_cut_of_timers_is_of_its_barrier_whenever_it_is_saved(clock, tmp_path, monkeypatch):
+    """Timers are set, deleted and fire beside three open cuts: one is saved at the same time, one in between, one at the end."""
+    monkeypatch.setattr(cuts, "_PIECE_SLOTS", 3)
+    rng, fired = random.Random(5), Fired(clock)
+    pending, gone = set(), 0
+
+    async def change(steps):
+        nonlocal gone
+        for _ in range(steps):
+            scope = state_key(rng.randrange(60))
+            changes = [
+                (
+                    rng.random() < 0.7,
+                    at(clock, rng.randrange(-2, 60)),
+                    rng.choice(["", "a", f"name {rng.randrange(20)}"]),
+                )
+                for _ in range(3)
+            ]
+            fired.timers.apply(scope, changes)
+            for is_set, when, name in changes:
+                (pending.add if is_set else pending.discard)((scope, when, name))
+            if rng.random() < 0.3:
+                clock.advance(0.5)
+                await fired.look()
+            for timer in fired.lanes[: rng.choice([0, 0, 20])]:
+                pending.discard(timer)
+                fired.end(timer)
+                gone += 1
+        assert len(fired.timers) == len(pending)
+
+    await change(300)
+    clock.advance(3)
+    await fired.look()  # some wait in the lanes
+    wanted = sorted((key_of(scope), name, when) for scope, when, name in pending)
+    assert len(wanted) > 100
+    assert len(fired.lanes) > 3
+    beside, between, last = [fired.timers.cut() for _ in range(3)]
+    saver = threading.Thread(target=saved, args=(beside, tmp_path / "beside"))
+    saver.start()
+    await change(300)
+    saver.join()
+    saved(between, tmp_path / "between")
+    await change(600)
+    saved(last, tmp_path / "last")
+    assert gone > 300
+    for name in ("beside", "between", "last"):
+        assert sorted(saved_timers(tmp_path / name)) == wanted
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["of now", "of before"])
+async def test_restored_timers_fire_in_the_order_of_before(older, clock, tmp_path):
+    """Also those of a checkpoint that has them in order, without their places."""
+    fired, times = Fired(clock), [at(clock, seconds) for seconds in (5, 3, 5, 3, 4)]
+    for key in (7, 3, 9, 3, 7, 1, 20, 3):
+        fired.timers.apply(state_key(key), [(True, when, f"{n} of {key}") for n, when in enumerate(times)])
+    fired.timers.apply(state_key(9), [(False, when, f"{n} of 9") for n, when in enumerate(times)])
+    fired.timers.apply(state_key(9), [(True, times[0], "again")])
+    directory = saved(fired.timers.cut(), tmp_path / "saved")
+    if older:
+        with pa.ipc.open_stream((directory / "timers.arrow").read_bytes()) as reader:
+            rows = (
+                reader.read_all()
+                .sort_by([("serial", "ascending"), ("order", "ascending")])
+                .select(["key", "at", "name"])
+            )
+        with pa.OSFile(str(directory / "timers.arrow"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+            writer.write_table(rows)
+    restored = Fired(clock)
+    restored.timers.load(directory)
+    clock.advance(10)
+    await fired.look()
+    await restored.look()
+    assert [key_of(scope) for scope, when, _ in fired.lanes if when == times[1]] == [7, 7, 3, 3, 1, 1, 20, 20]
+    assert restored.lanes == fired.lanes
+    assert len(fired.lanes) == 4 * 5 + 1
+
+
+SAVED = {"key": state_key("x"), "at": 5, "name": "n", "serial": 1, "order": 1}
 
 
 @pytest.mark.parametrize(
@@ -478,6 +584,7 @@ SAVED = {"key": state_key("x"), "at": 5, "name": "n"}
         {"at": None},
         {"name": 7},
         {"at": "soon"},
+        {"serial": None},
     ],
 )
 def test_a_file_that_holds_no_timers_is_refused(damage, tmp_path):

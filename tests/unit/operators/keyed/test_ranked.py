@@ -28,7 +28,8 @@ from sabot.operators.base import (
     Operator,
     OperatorContext,
 )
-from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.keyed.top import TopN
+from sabot.operators.windows.top import WindowTopN
 from tools.operator_run import OperatorRun
 
 ROWS = pa.schema([("k", pa.int64()), ("v", pa.float64()), ("s", pa.string())])

@@ -1,0 +1,419 @@
+"""The first n rows of each key and window, ordered by some columns.
+
+Rows are kept by panes (see `panes`), by a `RankTable` each: a row that is among the first n of a window is among the first n of its pane.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
+from sabot._cython.windows.window import split_panes
+from sabot.api.nodes import windows as nodes
+from sabot.api.windows import WINDOW_END, WINDOW_START
+from sabot.errors import UserError
+from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
+from sabot.operators.columns import key_table, time_index
+from sabot.operators.cuts import SlotRows
+from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark
+from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers, window_of
+from sabot.operators.rows.timed import by_arrival
+from sabot.operators.spilled import SpilledGroups
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
+from sabot.state.tables.idle import longest_idle
+
+__all__ = ["PLACES", "READERS", "WindowTopN"]
+
+_TIMESTAMP = pa.timestamp("ms", "UTC")
+_FIRST_SLOT = pa.scalar(0, pa.int32())
+_SHARE = 0.4  # of the keys leave when the budget is used up
+
+
+class WindowTopN(Ranked):
+    """The rows that are among the first `n` of their key and window: their columns, window_start, window_end (exclusive), the rank.
+
+    A window's rows are emitted when the watermark reaches its end: windows in order of their ends, keys in any order, the rows of a key
+    in order of their rank. `by`, `ties` and `rank` are those of TopN. allowed_lateness_ms: for so long after the end of a window, a row
+    that comes for it makes the next `advance` emit all rows of its key again. A row is late when all its windows are over, lateness
+    included: it leaves by the branch "late", without TIME_COLUMN.
+
+    A cut copies nothing. With a directory, panes keep to the memory budget; a window of several panes is in memory while it is emitted.
+    """
+
+    def __init__(
+        self,
+        window: TimeWindow,
+        keys: Sequence[str],
+        n: int,
+        by: Sequence[tuple[str, bool]],
+        *,
+        ties: str = "row_number",
+        rank: str | None = None,
+        allowed_lateness_ms: int = 0,
+        id: str = "",
+    ) -> None:
+        super().__init__(keys, n, by, ties, rank, id)
+        self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
+        self._late_rows = self._windows_emitted = self._arrivals = 0
+        self._panes: _Panes | None = None
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._time = time_index(context.input, "a top_n of a window")
+        self.open_rows(context)
+        self._late = context.branches.get("late")
+        # pane -> the keys of rows that came for it after one of its windows was emitted
+        self._reopened: dict[int, GroupTable] = {}
+        self._watermark = self._late_before = START_OF_TIME
+        bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)]
+        rank = [] if self.rank is None else [pa.field(self.rank, pa.int64())]
+        result = pa.schema([*self.rows, *bounds, *rank])
+        if len(set(result.names)) < len(result):
+            raise UserError(
+                "a column or the rank of a window's top_n is called window_start or window_end", hint="rename it"
+            )
+        self._schema = with_marks(result, op=False, timed=True)
+        self._panes = _Panes(lambda: _Pane(self.keys, self.key_indices, self.table_of()))
+        self._kept_rows = SlotRows(self._paned_schema())
+        self._spilled = SpilledGroups(
+            self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context
+        )
+        self.kept = self._keeper(context)
+        return self._schema
+
+    @property
+    def _of_panes(self) -> "_Panes":
+        assert self._panes is not None, "open comes first"
+        return self._panes
+
+    def process(self, batch: Batch) -> None:
+        data, shape, hashes = batch.data, self._shape, batch.hashes
+        times = data.column(self._time)
+        late, panes = split_panes(times, shape.step, shape.offset, batch.selection, late_before=self._late_before)
+        if late is not None:
+            self._late_rows += len(late)
+            if self._late is not None:
+                self._late(batch.with_data(data.drop_columns([TIME_COLUMN]).take(late)))
+        with self._kept_rows.changing:
+            for start, rows in panes:
+                self._spilled.fetch(start, data, self.key_indices, hashes, rows)
+                pane = self._of_panes.pane(start)
+                slots = pane.known.resolve(data, self.key_indices, hashes=hashes, selection=rows)
+                self._kept_rows.note(slots, start)
+                pane.rows.add(slots, data, selection=rows, time=times, arrival=self._arrivals)
+                pane.rows.settle()
+            self._settle()
+        for start, rows in panes:
+            if start + shape.step <= self._watermark and self._lateness:
+                if start not in self._reopened:
+                    self._reopened[start] = self._keys_table()
+                self._reopened[start].resolve(data, self.key_indices, hashes=hashes, selection=rows)
+        self._arrivals += data.num_rows
+
+    def _settle(self) -> None:
+        self._of_panes.tick += 1
+        self._spilled.settle()
+
+    def _keys_table(self) -> GroupTable:
+        return GroupTable(self.keys, [("count", None)])  # one column, so that states without keys have rows
+
+    def advance(self, watermark_ms: int) -> None:
+        before, starts = self._watermark, self._of_panes.panes
+        if watermark_ms <= before:
+            return
+        self._emit_reopened(before)
+        for end in self._shape.ends(starts, before, watermark_ms):
+            self._emit_window(end)
+        self._set_watermark(watermark_ms)
+        over = starts[: bisect_left(starts, self._late_before)]
+        self._of_panes.drop(over)
+        if over:
+            self._spilled.drop_to(over[-1])
+
+    def _set_watermark(self, watermark_ms: int) -> None:
+        self._watermark = watermark_ms
+        self._late_before = self._shape.late_before(watermark_ms - self._lateness)
+
+    def _emit_reopened(self, watermark: int) -> None:
+        """Emits anew the windows for which rows have come since they were emitted; only the keys of these rows."""
+        if not self._reopened:
+            return
+        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
+            touched = self._keys_table()
+            for start, keys in self._reopened.items():
+                if self._shape.start(end) <= start < end:
+                    touched.merge(keys.export())
+            self._emit_window(end, touched)
+        self._reopened.clear()
+
+    def _emit_window(self, end: int, touched: GroupTable | None = None) -> None:
+        """Emits the rows of a window. touched: the keys whose rows are emitted; None: all."""
+        for rows in self._results(end, touched):
+            self.emit(Batch(rows))
+        self._windows_emitted += 1
+
+    def _results(self, end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
+        start, panes = self._shape.start(end), self._of_panes.panes
+        for table in self._tables(panes[bisect_left(panes, start) : bisect_left(panes, end)]):
+            table.members()
+            for columns, ranks, _, _ in table.pieces(CHUNK_ROWS):
+                count = len(ranks)
+                bounds = [pa.array(np.full(count, ms)).view(_TIMESTAMP) for ms in (start, end)]
+                rank = [] if self.rank is None else [ranks]
+                columns = [*columns, *bounds, *rank, pa.array(np.full(count, end - 1))]
+                rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+                if touched is not None and self.names:
+                    known = touched.resolve(rows, self.key_indices, insert=False)
+                    rows = rows.filter(pc.greater_equal(known, _FIRST_SLOT))
+                if rows.num_rows:
+                    yield rows
+
+    def _tables(self, starts: Sequence[int]) -> Iterator[RankTable]:
+        """Tables with the first n rows of these panes together; each key is in one of them."""
+        if len(starts) == 1:
+            for part in self._parts(starts[0]):
+                yield part.rows
+            return
+        together = self._of_panes.new()
+        for start in starts:
+            for part in self._parts(start):
+                together.absorb(part)
+        yield together.rows
+
+    def _parts(self, start: int) -> "Iterator[_Pane]":
+        """The pane: what is in memory of it, then piece by piece what is on disk, which stays there."""
+        yield self._of_panes.pane(start)
+        for rows in self._spilled.read(start):
+            part = self._of_panes.new()
+            part.load(rows)
+            yield part
+
+    def _paned_schema(self) -> pa.Schema:
+        return self.saved_schema().append(pa.field(PANE_COLUMN, pa.int64()))
+
+    def state_schema(self) -> dict[str, Any]:
+        window = {"window": window_words(self._window), "allowed_lateness": self._lateness}
+        return {"kind": "window top_n", **self.schema_words(), **window}
+
+    def state_reader(self) -> dict[str, Any]:
+        window = {"window": [type(self._window).__name__, asdict(self._window)], "allowed_lateness": self._lateness}
+        return {**self.reader_words(), **window}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The windows that are not over, lateness included, as they are now."""
+        for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
+            yield from self._results(end)
+
+    def _keeper(self, context: OperatorContext) -> Keeper:
+        schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
+        rows: Any = {"schema": self._paned_schema(), "keys": self.key_indices, "what": "the rows have"}
+        return Keeper(
+            context,
+            [
+                Columns("rows", self._cut_rows, self._load, **rows, hint=CANNOT_CHANGE),
+                Columns(
+                    "reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=range(len(self.keys))
+                ),
+                self._spilled,
+            ],
+            keyed=len(self.names) > 0,
+        )
+
+    def _cut_rows(self) -> Batches | list[pa.RecordBatch]:
+        panes = [
+            (start, pane.known, partial(self._pane_rows, start, pane))
+            for start, pane in self._of_panes.items()
+            if len(pane.known)
+        ]
+        return self._kept_rows.cut(panes) if panes else []
+
+    def _pane_rows(self, start: int, pane: "_Pane", slots: pa.Int32Array) -> pa.RecordBatch:
+        rows, schema = pane.rows.export(slots), self._paned_schema()
+        rows = rows.append_column(schema.field(PANE_COLUMN), pa.array(np.full(rows.num_rows, start)))
+        return rows.replace_schema_metadata(schema.metadata)
+
+    def group_count(self) -> int:
+        return self._spilled.count + sum(len(pane.known) for _, pane in self._of_panes.items())
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        for start in self._spilled.panes:
+            self._of_panes.pane(start)
+        self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
+        self._set_watermark(last_watermark(saved, START_OF_TIME))
+        self._late_rows = self.kept.once(saved, "late_rows")
+        self._settle()
+
+    def _load(self, data: pa.RecordBatch) -> None:
+        starts = data.column(PANE_COLUMN).to_numpy()
+        for start in np.unique(starts).tolist():
+            self._of_panes.put(start, data.filter(pa.array(starts == start)))
+
+    def _reopened_keys(self) -> list[pa.RecordBatch]:
+        return [
+            keys.export().append_column(PANE_COLUMN, pa.array(np.full(len(keys), start)))
+            for start, keys in self._reopened.items()
+        ]
+
+    def _load_reopened(self, keys: pa.RecordBatch) -> None:
+        start = keys.column(PANE_COLUMN)[0].as_py()
+        self._reopened.setdefault(start, self._keys_table()).merge(keys.drop_columns([PANE_COLUMN]))
+
+    def close(self) -> None:
+        if self._panes is not None:
+            self._panes.drop(self._panes.panes)
+            self._spilled.close()
+            self._reopened.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        if self._panes is None:
+            return {}
+        panes = [pane for _, pane in self._panes.items()]
+        nbytes = sum(pane.nbytes for pane in panes)
+        figures = self._spilled.statistics(
+            {"groups": 0, "cold": 0, "bytes": nbytes, "evicted_total": 0, "faults_total": 0}
+        )
+        return {
+            "panes": len(panes),
+            "keys": sum(len(pane.known) for pane in panes),
+            "rows": sum(len(pane.rows) for pane in panes) + figures["cold"],
+            **{name: figures[name] for name in ("bytes", "cold", "evicted_total", "faults_total")},
+            "late_rows": self._late_rows,
+            "windows": self._windows_emitted,
+        }
+
+
+class _Pane:
+    """The keys of a pane, or of a part of one, and the rows of each key that are among the first n."""
+
+    def __init__(self, keys: pa.Schema, indices: Sequence[int], rows: RankTable) -> None:
+        self._keys, self._indices = keys, indices
+        self.known, self.rows = key_table(keys), rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.known.nbytes + self.rows.nbytes
+
+    def load(self, data: pa.RecordBatch) -> None:
+        """Takes rows of keys that it does not have, as they were saved."""
+        slots = self.known.resolve(data, self._indices)
+        self.rows.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
+        self.rows.settle()
+
+    def absorb(self, other: "_Pane") -> None:
+        """Has the rows of another one, too."""
+        slots = other.known.slots().to_numpy()
+        if len(slots):
+            places = np.zeros(slots.max() + 1, np.int32)
+            places[slots] = self.known.resolve(other._all_keys(), range(len(self._keys))).to_numpy()
+            self.rows.absorb(other.rows, pa.array(places))
+
+    def _all_keys(self) -> pa.RecordBatch:
+        """The keys of all slots, in the order of the slots."""
+        if len(self._keys):
+            return pa.RecordBatch.from_arrays(self.known.key_columns(), schema=self._keys)
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
+
+
+class _Panes:
+    """The panes by their starts: what `SpilledGroups` has to do with (`PaneTables` and `PaneGroups`). new: makes an empty pane."""
+
+    def __init__(self, new: Callable[[], _Pane]) -> None:
+        self.new = new
+        self.tick = 0
+        self._panes: dict[int, _Pane] = {}
+        self._starts: list[int] = []  # ascending
+
+    @property
+    def panes(self) -> list[int]:
+        return self._starts
+
+    def items(self) -> list[tuple[int, _Pane]]:
+        return list(self._panes.items())
+
+    def pane(self, start: int) -> _Pane:
+        pane = self._panes.get(start)
+        if pane is None:
+            pane = self._panes[start] = self.new()
+            self._starts.insert(bisect_left(self._starts, start), start)
+        pane.known.tick = self.tick
+        return pane
+
+    def drop(self, starts: Sequence[int]) -> None:
+        """These are over. A cut that is not saved yet goes on with what they had."""
+        gone = set(starts)
+        self._starts = [start for start in self._starts if start not in gone]
+        for start in gone:
+            del self._panes[start]
+
+    def table(self, pane: int) -> GroupTable:
+        return self.pane(pane).known
+
+    def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
+        panes = self.items()
+        tables = [pane.known for _, pane in panes]
+        leaving, _ = longest_idle(tables, int(sum(map(len, tables)) * _SHARE) + 1, self.tick)
+        return [(start, slots) for (start, _), slots in zip(panes, leaving, strict=True) if len(slots)]
+
+    def leave(self, pane: int, slots: pa.Int32Array) -> None:
+        self.table(pane).remove(slots)
+
+    def rows_of(self, pane: int, slots: pa.Int32Array) -> pa.RecordBatch:
+        return self.pane(pane).rows.export(slots)
+
+    def put(self, pane: int, rows: pa.RecordBatch) -> None:
+        self.pane(pane).load(rows)
+
+    def forget(self, pane: int, slots: pa.Int32Array) -> None:
+        self.pane(pane).rows.remove(slots)
+
+    def shrink(self, pane: int) -> None:
+        old, new = self._panes[pane], self.new()
+        new.known.tick = self.tick
+        self._panes[pane] = new
+        left = old.known.slots()
+        for start in range(0, len(left), CHUNK_ROWS):
+            new.load(old.rows.export(left.slice(start, CHUNK_ROWS)))
+
+    def bytes_of(self, pane: int) -> int:
+        return self.pane(pane).nbytes
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
+    make = partial(
+        WindowTopN,
+        node.window,
+        node.keys,
+        node.n,
+        node.by,
+        ties=node.ties,
+        rank=node.rank,
+        allowed_lateness_ms=node.allowed_lateness_ms,
+    )
+    site = site.together(node.keys, "ranked")
+    site = by_arrival(site) if node.gives_time else site
+    return site.step(node.text(), make, id=node.id).beside("late", node.late)
+
+
+PLACES: Places = {nodes.WindowTopN: place_window_top_n}
+
+
+def _read_with(reader: Mapping[str, Any]) -> WindowTopN:
+    return WindowTopN(window_of(reader), **ranked_of(reader), allowed_lateness_ms=reader["allowed_lateness"])
+
+
+READERS: Readers = {"window top_n": _read_with}

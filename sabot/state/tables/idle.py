@@ -1,0 +1,30 @@
+"""Which groups leave the memory when there are too many: those that were not touched for longest."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.groups.keyed import GroupTable
+
+__all__ = ["longest_idle"]
+
+
+def longest_idle(tables: Sequence[GroupTable], goal: int, tick: int, since: int = 0) -> tuple[list[pa.Int32Array], int]:
+    """(the slots of each table that leave, `goal` or a few more of all together; the tick before which too few were last touched).
+
+    tick: the one that the tables have now. since: what was returned as a tick before, to begin there.
+    """
+    low, high = since, tick + 1  # idle since `low`: fewer than the goal; since `high`: all
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sum(len(each.idle_since(middle)) for each in tables) < goal else (low, middle)
+    older = [each.idle_since(low).to_numpy() for each in tables]
+    # A tick that has begun anew is less than those of groups that were not touched since.
+    idle = [(each.slots() if high > tick else each.idle_since(high)).to_numpy() for each in tables]
+    last = [np.setdiff1d(new, old, assume_unique=True) for new, old in zip(idle, older, strict=True)]
+    # Of the groups last touched at that tick, a proportional share of each table's.
+    share = min(max(goal - sum(map(len, older)), 0) / max(sum(map(len, last)), 1), 1.0)
+    leaving = [np.concatenate([old, new[: math.ceil(len(new) * share)]]) for old, new in zip(older, last, strict=True)]
+    return [pa.array(each) for each in leaving], low
