@@ -56,6 +56,7 @@ from sabot.api.windows import (
 )
 from sabot.app import App, StateView
 from sabot.clock import Clock
+from sabot.codecs.formats import ArrowIpc, Csv, Json, Raw
 from sabot.codecs.records import Record
 from sabot.config import Secret, secret
 from sabot.connectors.base import Sink, Source, Token, Track
@@ -105,6 +106,7 @@ __all__ = [
     "AgentModel",
     "Aggregate",
     "App",
+    "ArrowIpc",
     "ArrowSink",
     "ArrowSource",
     "Batch",
@@ -119,6 +121,7 @@ __all__ = [
     "ConsoleSink",
     "CorruptCheckpoint",
     "CountWindow",
+    "Csv",
     "CsvSink",
     "CsvSource",
     "CumulativeWindow",
@@ -132,6 +135,7 @@ __all__ = [
     "HoppingWindow",
     "InputChanged",
     "JobLocked",
+    "Json",
     "KeyList",
     "KeyMap",
     "KeyState",
@@ -154,6 +158,7 @@ __all__ = [
     "Process",
     "ProcessContext",
     "ProcessedStream",
+    "Raw",
     "Record",
     "ReducingState",
     "RowErrors",

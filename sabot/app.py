@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -28,6 +28,7 @@ from sabot.api.topics import HasTopics
 from sabot.arrays import python_value
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.base import Format
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.config import (
     Duration,
@@ -253,6 +254,7 @@ class App(DeclaresAgents, HasTopics):
         source: str | Source | Callable[..., Any],
         *,
         schema: Schema | None = None,
+        format: str | Format | None = None,
         time: str | Expr | None = None,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
@@ -268,19 +270,19 @@ class App(DeclaresAgents, HasTopics):
 
         An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns, with these columns.
 
+        format: what a record's payload is: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
         schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
         timestamp; a number of ms UTC, or time_unit=; a text in ISO 8601, or time_format=), a field of its struct ("bid.at"), or an
-        expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
-        time) a partition may have no rows before it no longer holds event time back. idle_closes: when all partitions are idle, windows
-        that rows have come for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error:
-        what becomes of those ("dead_letter", "null", "fail"; see `Stream.on_error`).
-        fields: what else of a record becomes a column: "key" (text), "key_bytes", "headers", "headers.NAME" (text), "partition", "offset",
-        "timestamp"; as a list, or as {column: field}. max_drift: how far, in event time, a partition is read ahead of
-        another one that is not idle; None: all are read as they come.
+        expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall time) a partition
+        may have no rows before it no longer holds event time back. idle_closes: when all partitions are idle, windows that rows have come
+        for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error: what becomes of those
+        ("dead_letter", "null", "fail"; see `Stream.on_error`). fields: what else of a record becomes a column: "key" (text), "key_bytes",
+        "headers", "headers.NAME" (text), "partition", "offset", "timestamp"; as a list, or as {column: field}. max_drift: how far, in
+        event time, a partition is read ahead of another one that is not idle; None: all are read as they come.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
-        options |= {"idle_closes": idle_closes, "max_drift": max_drift}
+        options |= {"idle_closes": idle_closes, "max_drift": max_drift, "format": format}
         if callable(source) and not isinstance(source, str | Source):
             node: Read = agent_read(self.agent_of(source), **options)
         else:
@@ -294,7 +296,7 @@ class App(DeclaresAgents, HasTopics):
         *,
         key: str | Sequence[str],
         schema: Schema | None = None,
-        format: Literal["json", "debezium"] = "json",
+        format: str | Format = "json",
         time: str | Expr | None = None,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
@@ -308,9 +310,9 @@ class App(DeclaresAgents, HasTopics):
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
         key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
-        format: "json": a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` describes how to set up the
-        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the record
-        that a row came in. first: what it is joined with waits until the rows of the start are read (left out: in `lookup`, `join_asof`).
+        format: as of `stream`, where a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` has the setup of
+        the connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the
+        row's record. first: what it is joined with waits until the rows of the start are read (by default in `lookup`, `join_asof`).
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
@@ -491,8 +493,7 @@ class App(DeclaresAgents, HasTopics):
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""
-        base = state_directory(self.state_place)
-        return None if base is None else base / "streams"
+        return None if (base := state_directory(self.state_place)) is None else base / "streams"
 
     def open_journal(self) -> tuple[Journal, LocalBackend]:
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""

@@ -16,9 +16,11 @@ SabotError(message, *, hint=)
 │   ├── NonDeterminism     a job's function does not ask for what the journal has; names the step and both sides
 │   └── InputChanged       other content stands at the place in the source where a job has begun
 ├── DataError              a record that cannot be processed; goes to the dead letters
-│   └── RowErrors          a batch agent names its bad rows: {row: reason}
+│   ├── RowErrors          a batch agent names its bad rows: {row: reason}
+│   └── UnknownSchema      no schema of this id is in the registry
 ├── TransientError         a fault that may pass; retried, bounded
 │   ├── BrokerUnavailable  names the address
+│   ├── RegistryUnavailable  names the address of the schema registry
 │   ├── JournalFull        more waits for the journal's disk than it holds
 │   ├── MailboxFull        more records wait behind a key than its mailbox holds
 │   ├── NotSent            raised by a tool: nothing of the call has left, so it may be made again
@@ -67,10 +69,12 @@ __all__ = [
     "OtherJournal",
     "Overloaded",
     "PolicyDenied",
+    "RegistryUnavailable",
     "RowErrors",
     "SabotError",
     "StorageLost",
     "TransientError",
+    "UnknownSchema",
     "UserError",
     "short_repr",
     "words_of",
@@ -194,12 +198,24 @@ class RowErrors(DataError):
         super().__init__(f"{len(rows)} bad rows: {dict(list(self.rows.items())[:5])}")
 
 
+class UnknownSchema(DataError):
+    """A record names a schema that the registry does not have: each record with this id is a dead letter."""
+
+    def __init__(self, id: int, why: str) -> None:
+        super().__init__(f"schema id {id}: {why}")
+        self.id = id
+
+
 class TransientError(SabotError):
     """A fault that may pass by itself; retried a bounded number of times."""
 
 
 class BrokerUnavailable(TransientError):
     """The broker does not answer. The message names its address."""
+
+
+class RegistryUnavailable(TransientError):
+    """The schema registry does not answer. The message names its address. Readers wait until it does."""
 
 
 class JournalFull(TransientError):

@@ -34,7 +34,7 @@ import sabot
 from sabot import App, col, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.json import JsonDecoder
-from sabot.codecs.records import RECORD_SCHEMA, json_records
+from sabot.codecs.records import RECORD_SCHEMA, row_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -75,7 +75,7 @@ def fill(broker: str, topic: str, rows: int) -> None:
     sink.open()
     for first in range(0, rows, CHUNK_ROWS):
         part = rows_of(first, min(CHUNK_ROWS, rows - first))
-        sink.write(Batch(json_records(part, part.column("account").cast(pa.binary()), 0), None, topic))
+        sink.write(Batch(row_records(part, part.column("account").cast(pa.binary()), 0), None, topic))
     sink.flush()
     sink.close()
 

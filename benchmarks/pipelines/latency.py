@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sabot import App, Batch, col
 from sabot._cython.text.json import JsonDecoder
-from sabot.codecs.records import json_records
+from sabot.codecs.records import row_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 
 SCHEMA = {"id": "int64", "made_us": "int64", "amount": "float64"}
@@ -31,7 +31,7 @@ def records(first: int, made_us: np.ndarray) -> pa.RecordBatch:
     """Rows as JSON records; every tenth amount is 10 or less."""
     ids = np.arange(first, first + len(made_us))
     rows = pa.record_batch({"id": ids, "made_us": made_us, "amount": (ids % 10) * 4.0 + 10.0})
-    return json_records(rows, None, 0)
+    return row_records(rows, None, 0)
 
 
 class Reader(threading.Thread):

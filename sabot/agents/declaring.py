@@ -12,6 +12,7 @@ from sabot.agents.outside import AppJobs
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec, MailboxFull, OnError
 from sabot.clock import Clock
+from sabot.codecs.base import Format
 from sabot.config import Duration, checked_name, checked_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.errors import UserError, short_repr
@@ -150,6 +151,8 @@ class DeclaresAgents:
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
         nan: OnNan = None,
+        format: str | Format | None = None,
+        sink_format: str | Format | None = None,
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
@@ -182,6 +185,8 @@ class DeclaresAgents:
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
         nan: OnNan = None,
+        format: str | Format | None = None,
+        sink_format: str | Format | None = None,
         start: str | int = "earliest",
         durable: bool = False,
         labels: Collection[str] | None = None,
@@ -207,6 +212,8 @@ class DeclaresAgents:
         `sabot.agents.ChildLimits` says.
         on_error: "fail", "retry" (retries, backoff), "skip". nan: what becomes of NaN and infinities, which JSON has not: "null"; "fail":
         such a result is an error of its call; None: null, with a warning.
+        format: what the records of its topics are, "json" by default, and sink_format: what its results in topics are; see
+        docs/formats.md. A record agent gets the columns of a record as a dict, and returns a dict with those of its sink's format.
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """
         if callable(topic) and not isinstance(topic, str):

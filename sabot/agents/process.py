@@ -83,7 +83,7 @@ class AgentProcess:
             app=self.agent_id,
             coordinator=Coordinator(clock=self.clock),
             open_source=self.open_source,
-            open_sink=lambda topic: open_sink(topic, self.broker, self.kafka),
+            open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),
             clock=self.clock,
         )
         job = AgentJob(

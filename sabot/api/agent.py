@@ -1,14 +1,17 @@
 """The description of an agent that `@app.agent(...)` makes: checked and immutable."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 from sabot.api.expr import as_type
+from sabot.api.formats import payload_format, sink_format
 from sabot.calls import CallOptions, Retry
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
 from sabot.config import NAME_BYTES, Duration, checked_name, is_whole
 from sabot.connectors.base import (
     Delivery,
@@ -38,7 +41,8 @@ _MAILBOX_ROWS = 10_000
 class AgentSpec:
     """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None; more_sinks: those that results may
     name beside it. check: raises DataError for the
-    value of a record that the agent cannot take, which is a dead letter then. tombstones: records without a payload are its own too.
+    value of a record that the agent cannot take, which is a dead letter then. format: of the records of its topics; sink_format: of the
+    results in topics, None: JSON. tombstones: records without a payload are its own too.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
@@ -57,6 +61,8 @@ class AgentSpec:
     dead_letter: str | Sink = "{topic}.dlq"
     delivery: Delivery = None
     nan: OnNan = None
+    format: Format = JSON
+    sink_format: Format | None = None
     start: str | int = "earliest"
     on_timer: Callable[..., Any] | None = None
     durable: bool = False
@@ -92,6 +98,8 @@ class AgentSpec:
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
         nan: OnNan = None,
+        format: str | Format | None = None,
+        sink_format: str | Format | None = None,
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
@@ -199,6 +207,10 @@ class AgentSpec:
             dead_letter=dead_letter,
             delivery=delivery,
             nan=nan,
+            format=_input_format(refuse, format, topics, known, f"agent {agent_id}", batch=batch, durable=durable),
+            sink_format=_output_format(
+                refuse, sink_format, sinks, f"agent {agent_id}", batch=batch, keyed=key is not None
+            ),
             start=start,
             on_timer=on_timer,
             durable=durable,
@@ -212,6 +224,11 @@ class AgentSpec:
             tombstones=tombstones,
             topic_by_name=topic is None,
         )
+
+    @property
+    def writes_json(self) -> bool:
+        """Whether its results in topics are JSON."""
+        return self.sink_format in (None, JSON)
 
     @property
     def job_key(self) -> str | None:
@@ -239,6 +256,43 @@ class AgentSpec:
     def topics(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
+
+
+def _input_format(
+    refuse: Callable[[str, str], UserError],
+    given: Any,
+    inputs: Sequence[str | Source],
+    schema: pa.Schema | None,
+    where: str,
+    *,
+    batch: bool,
+    durable: bool,
+) -> Format:
+    for each in inputs:
+        found = payload_format(given, each, schema, where)
+    if found != JSON and durable and not (batch and found.one_row):
+        raise refuse(
+            f"format {found.name} with durable=True, whose journal has records as JSON",
+            "read the topic as a stream, app.stream(topic, format=…).to(agent)",
+        )
+    if not found.one_row and not batch:
+        raise refuse(f"format {found.name}, whose records have many rows each", "batch=True gives them as columns")
+    return found
+
+
+def _output_format(
+    refuse: Callable[[str, str], UserError], given: Any, sinks: Sequence[Any], where: str, *, batch: bool, keyed: bool
+) -> Format | None:
+    if given is None:
+        return None
+    for sink in sinks:
+        found = sink_format(given, sink, f"{where}: sink_format", keyed=keyed or not batch)
+    if found is not None and found.needs_schema and not batch:
+        raise refuse(
+            f"sink_format={found.name!r}, and nothing says which columns results have",
+            "batch=True, whose results are columns; or an Avro schema",
+        )
+    return found
 
 
 def _check_durable(

@@ -20,8 +20,9 @@ from sabot.kafka import open_sink
 from sabot.logs import set_up_logging
 from sabot.operators.agents.timers import state_name
 from sabot.plan import Plan, Verdict
+from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import check_facts
-from sabot.runtime.restore import check_app, plan_of, sinks_of, verdicts_of
+from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verdicts_of
 
 __all__ = ["plan"]
 
@@ -108,7 +109,9 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
         manifest,
         agents=_specs(app),
         parallelism=app.parallelism,
-        infer=lambda node, readers: node.source.infer_schema() if isinstance(node.source, Source) else None,
+        infer=lambda node, readers: (
+            node.source.infer_schema() if isinstance(node.source, Source) else node.format.columns(node.name)
+        ),
     )
     made.check()
     return made
@@ -117,7 +120,28 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
 def _fates(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Fate]:
     made = _plan(app, manifest)
     fates = [fate for each in verdicts_of(made, manifest, drop) for fate in _stream_fates(each)]
-    return [*fates, *_agent_fates(app, manifest), *_output_fates(app, made, manifest)]
+    return [
+        *fates,
+        *_format_fates(app, made, manifest),
+        *_agent_fates(app, manifest),
+        *_output_fates(app, made, manifest),
+    ]
+
+
+def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
+    """The fates of positions in topics whose records are read in another format now."""
+    stored = manifest.tasks.get("agents")
+    sources = {} if stored is None else stored.meta["sources"]
+    reads = [(stage.id, stage.reading.node) for stage in made.stages if stage.reading is not None]
+    read = [(id, node.name, node.format, readers_in(manifest, node.name)) for id, node in reads]
+    for spec in _specs(app):
+        for topic in spec.topics:
+            name = f"{spec.agent_id}/{topic}"
+            read.append((name, topic, spec.format, [sources[name]] if name in sources else []))
+    for id, topic, format, readers in read:
+        if before := next(filter(None, (changed_format(format, facts) for facts in readers)), ""):
+            why = "the records behind its positions are read in the new format"
+            yield _Fate(id, "migrate", f"{topic} as {before}", f"{topic} as {format.said}", why)
 
 
 def _stream_fates(verdict: Verdict) -> Iterator[_Fate]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.json import BadRow
-from sabot.codecs.base import Codec
+from sabot.codecs.base import Codec, decode_numbered, numbered
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UserError
 
@@ -81,22 +81,23 @@ class FieldCodec:
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
-        data, bad = self._codec.decode(batch)
-        good = np.ones(batch.num_rows, bool)
-        if bad:
-            good[[row.row for row in bad]] = False
-            batch = batch.filter(pa.array(good))
+        data, _, bad = self.decode_many(batch)
+        return data, bad
+
+    def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
+        """See `ManyRows.decode_many`."""
+        data, numbers, bad = decode_numbered(self._codec, batch)
+        records = numbered(batch, numbers)
         unfit: dict[int, str] = {}
-        columns = [_column(batch, field, unfit) for _, field in self._fields]
+        columns = [_column(records, field, unfit) for _, field in self._fields]
         schema = pa.schema([*data.schema, *self._columns])
         data = pa.RecordBatch.from_arrays([*data.columns, *columns], schema=schema)
         if unfit:
-            numbers = np.flatnonzero(good)
-            bad = sorted([*bad, *(BadRow(int(numbers[row]), unfit[row]) for row in unfit)], key=lambda row: row.row)
-            fit = np.ones(data.num_rows, bool)
-            fit[list(unfit)] = False
-            data = data.filter(pa.array(fit))
-        return data, bad
+            reasons = {int(numbers[row]): reason for row, reason in unfit.items()}
+            bad = sorted([*bad, *(BadRow(row, reasons[row]) for row in reasons)], key=lambda row: row.row)
+            fit = ~np.isin(numbers, list(reasons))
+            data, numbers = data.filter(pa.array(fit)), numbers[fit]
+        return data, numbers, bad
 
 
 def _column(records: pa.RecordBatch, field: str, unfit: dict[int, str]) -> Any:

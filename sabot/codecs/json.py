@@ -1,10 +1,11 @@
-"""Decodes JSON payloads into batches, with a given schema or one that is inferred from the first rows."""
+"""Payloads that are one JSON object each: decoded with a given schema or one that is inferred from the first rows, and encoded."""
 
 import pyarrow as pa
 
-from sabot._cython.text.json import BadRow, JsonDecoder, infer_schema
+from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
+from sabot.errors import UserError
 
-__all__ = ["JsonCodec", "schema_of_text", "schema_text"]
+__all__ = ["JsonCodec", "JsonEncoder", "sayable_json", "schema_of_text", "schema_text"]
 
 INFERENCE_ROWS = 1000
 _NO_COLUMNS = pa.schema([])
@@ -51,6 +52,31 @@ class JsonCodec:
             rows = [row for row in range(len(payloads)) if row not in unreadable][:INFERENCE_ROWS]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
         return self._decoder.decode(payloads)
+
+
+class JsonEncoder:
+    """Rows as JSON objects, by the rules of `encode_rows`."""
+
+    def another(self) -> "JsonEncoder":
+        """Another one: there are no settings."""
+        return JsonEncoder()
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """See `Encoder.encode`."""
+        return encode_rows(batch)
+
+
+def sayable_json(rows: pa.RecordBatch) -> pa.BinaryArray:
+    """The rows as JSON, whatever their types: columns that JSON has not, such as lists of binary, become text, or are left out."""
+    columns = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        try:
+            encode_rows(rows.select([name]))
+            columns[name] = column
+        except (UserError, TypeError):
+            if not pa.types.is_nested(column.type) and not pa.types.is_fixed_size_binary(column.type):
+                columns[name] = column.cast(pa.string())
+    return encode_rows(pa.RecordBatch.from_pydict(columns) if columns else rows.select([]))
 
 
 def schema_text(schema: pa.Schema | None) -> str | None:

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
-from sabot._cython.text.json import NESTING_MAX, encode_rows, is_too_deep
+from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
 from sabot.arrays import python_value
+from sabot.codecs.base import Encoder
+from sabot.codecs.json import JsonEncoder
 from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.config import checked_text
 from sabot.errors import UNREADABLE, DataError, UserError
@@ -30,6 +32,7 @@ __all__ = [
     "HeadersLike",
     "Record",
     "above",
+    "bad_records",
     "bounded",
     "build_records",
     "carries_changes",
@@ -43,11 +46,10 @@ __all__ = [
     "encode_payload",
     "header_rows",
     "iterate_records",
-    "json_records",
     "nulled_fields",
     "record_keys",
-    "refuse_json_types",
     "refuse_types",
+    "row_records",
     "to_records",
 ]
 
@@ -65,6 +67,7 @@ def _of_numpy(value: Any) -> Any:
 
 
 _decode = msgspec.json.Decoder().decode
+_JSON: Encoder = JsonEncoder()
 _encode = msgspec.json.Encoder(enc_hook=_of_numpy).encode
 
 _HEADERS_HINT = 'headers={"unit": "C"}, or pairs: a name (str) and a value (bytes or str)'
@@ -250,26 +253,34 @@ def header_rows(column: Any) -> list[Headers]:
     return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
 
 
-def to_records(batch: Batch, now_ms: int, keys: Sequence[str] | None = None) -> pa.RecordBatch:
-    """The records that a sink writes for a batch: RECORD_SCHEMA unchanged (a null timestamp becomes `now_ms`), other columns as one JSON
-    object per row. keys: the key columns, where the sink was told to expect changes.
+def to_records(
+    batch: Batch, now_ms: int, keys: Sequence[str] | None = None, encoder: Encoder = _JSON
+) -> pa.RecordBatch:
+    """The records that a sink writes for a batch: RECORD_SCHEMA unchanged (a null timestamp becomes `now_ms`), other columns as payloads
+    of the encoder. keys: the key columns, where the sink was told to expect changes.
     """
     data = batch.taken()
     if keys is not None and carries_changes(data.schema):
-        return change_records(data, keys, now_ms)
+        return change_records(data, keys, now_ms, encoder)
     if data.schema.equals(RECORD_SCHEMA):
         stamps = data.column(2)
         if stamps.null_count == 0:
             return data
         return data.set_column(2, RECORD_SCHEMA.field(2), stamps.fill_null(now_ms))
-    return json_records(data, None, now_ms)
+    return row_records(data, None, now_ms, encoder)
 
 
-def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
-    """A batch of RECORD_SCHEMA with one JSON object per row; `keys` is None where no record has a key."""
-    rows = data.num_rows
+def row_records(
+    data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int, encoder: Encoder = _JSON
+) -> pa.RecordBatch:
+    """A batch of RECORD_SCHEMA with the payloads of these rows; `keys` is None where no record has a key."""
+    return _records(encoder.encode(data), keys, now_ms)
+
+
+def _records(payloads: pa.BinaryArray, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
+    rows = len(payloads)
     columns = [
-        encode_rows(data),
+        payloads,
         pa.nulls(rows, pa.binary()) if keys is None else keys,
         pa.array(np.full(rows, now_ms, dtype=np.int64)),
         pa.array(np.zeros(rows, dtype=np.int32)),
@@ -311,11 +322,6 @@ def _cast_of(column: str) -> str:
     return f"{column}={cast}" if column.isidentifier() else f"**{{{column!r}: {cast}}}"
 
 
-def refuse_json_types(schema: pa.Schema, where: str) -> None:
-    """`refuse_types` for columns that are written as JSON."""
-    refuse_types(schema, encode_rows, where, "JSON")
-
-
 def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
     """The keys of the records of these rows. One key column gives its value: text unchanged, other types as JSON, null as no key. Several
     columns give one JSON object, no column an empty one.
@@ -334,20 +340,22 @@ def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
     return pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), written)
 
 
-def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int) -> pa.RecordBatch:
-    """The records of changes: each has a key made of the columns `keys`, and the row as its JSON payload; a row that deletes its key has no
+def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encoder: Encoder = _JSON) -> pa.RecordBatch:
+    """The records of changes: each has a key made of the columns `keys`, and the row as its payload; a row that deletes its key has no
     payload, which makes it a tombstone.
 
     Raises UserError for a row without its key, since no reader could tell which row a tombstone deletes.
     """
     rows = data.select(data.schema.names[:-1])
     check_keys(rows, keys, "a log of changes")
-    records = json_records(rows, record_keys(rows, keys), now_ms)
-    ends = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
+    ends: Any = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
     if not pc.any(ends).as_py():
-        return records
-    payloads = pc.if_else(ends, pa.scalar(None, pa.binary()), records.column(0))
-    return records.set_column(0, RECORD_SCHEMA.field(0), payloads)
+        return row_records(rows, record_keys(rows, keys), now_ms, encoder)
+    # A row that ends has its key alone: an encoder may refuse the nulls of the others.
+    there = np.asarray(pc.invert(ends))
+    payloads: Any = encoder.encode(rows.filter(pa.array(there)))
+    spread = payloads.take(pa.array(np.cumsum(there) - 1, mask=~there))
+    return _records(spread, record_keys(rows, keys), now_ms)
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
@@ -373,6 +381,13 @@ def above(data: pa.RecordBatch, size: int) -> list[int]:
         return [0]
     half = rows // 2
     return above(data.slice(0, half), size) + [half + row for row in above(data.slice(half), size)]
+
+
+def bad_records(records: pa.RecordBatch, bad: Sequence[BadRow]) -> pa.RecordBatch:
+    """These records (RECORD_SCHEMA) with the reasons why they are bad, as BAD_SCHEMA."""
+    rows = records.take(pa.array([each.row for each in bad], pa.int64()))
+    reasons = pa.array([each.reason for each in bad], pa.string())
+    return pa.RecordBatch.from_arrays([*rows.columns, reasons], schema=BAD_SCHEMA)
 
 
 def bounded(batch: Batch, record_bytes: int) -> Batch:

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.text.json import BadRow, JsonDecoder
+from sabot._cython.text.json import BadRow
+from sabot.codecs.base import Codec
 from sabot.codecs.debezium import Envelopes
+from sabot.codecs.json import JsonCodec
 from sabot.codecs.keys import JsonKeys, TextKeys
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.errors import UserError
@@ -27,12 +29,19 @@ class TableCodec:
     schema: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key: one column of text as it
     is, one of another type as JSON (its value, or an object with it), several as a JSON object. time: the column of event time, if it is
     one of these; in a row that deletes a key it is the record's timestamp. format: "json", the payload is the row; "debezium": see
-    `codecs.debezium`.
+    `codecs.debezium`. payloads: decodes payloads that are rows, with nulls for keys that they lack; None: they are JSON.
 
     A row whose key is null, or that deletes a key which cannot be read, is a bad row. A codec belongs to one thread: see `another`.
     """
 
-    def __init__(self, schema: pa.Schema, keys: Sequence[str], format: str = "json", time: str | None = None) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        keys: Sequence[str],
+        format: str = "json",
+        time: str | None = None,
+        payloads: Codec | None = None,
+    ) -> None:
         if format not in _FORMATS:
             raise UserError(f"format={format!r} is no format of tables", hint=f"one of {', '.join(_FORMATS)}")
         unknown = [key for key in keys if key not in schema.names]
@@ -44,13 +53,14 @@ class TableCodec:
         if OP_COLUMN in schema.names:
             raise UserError(f"{OP_COLUMN!r} is a name of ours", hint="call the column another name")
         self._given = (schema, tuple(keys), format, time)
+        self._payloads = payloads
         columns = [field.with_nullable(True) for field in schema]
         self._schema = pa.schema([*columns, pa.field(OP_COLUMN, pa.int8())])
         self._keys = list(keys)
         self._time = time if time in schema.names and time not in self._keys else None
         # A payload may lack its key.
         asked = pa.schema([field.with_nullable(True) if field.name in self._keys else field for field in schema])
-        self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(asked)
+        self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(payloads or JsonCodec(asked))
         of_key = pa.schema([self._schema.field(key) for key in keys])
         text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
         self._key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
@@ -61,17 +71,17 @@ class TableCodec:
         return self._schema
 
     @property
-    def text(self) -> None:
-        """Nothing is learnt from records."""
-        return None
+    def text(self) -> str | None:
+        """What the codec of the payloads has learnt."""
+        return None if self._payloads is None else self._payloads.text
 
     def resumed(self, text: str | None) -> "TableCodec":
-        """A codec with the same settings, which say everything."""
-        return self.another()
+        """A codec with the same settings, whose payloads' codec goes on with `text`."""
+        return TableCodec(*self._given, None if self._payloads is None else self._payloads.resumed(text))
 
     def another(self) -> "TableCodec":
         """A codec with the same settings, for another thread."""
-        return TableCodec(*self._given)
+        return TableCodec(*self._given, None if self._payloads is None else self._payloads.another())
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
@@ -150,12 +160,12 @@ class TableCodec:
 class _Plain:
     """Decodes payloads that are the rows themselves."""
 
-    def __init__(self, schema: pa.Schema) -> None:
-        self._decoder = JsonDecoder(schema)
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
         """See `Envelopes.read`."""
-        rows, refused = self._decoder.decode(payloads)
+        rows, refused = self._codec.decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
         bad.update({each.row: each.reason for each in refused})
         numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
         columns: list[Any] = [*rows.columns, _ops(rows.num_rows, INSERT)]

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.codecs.base import Format, LostFloats
+from sabot.codecs.formats import JSON
 from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
 from sabot.errors import UserError
 
@@ -38,9 +40,6 @@ Positions = dict[tuple[str, int], int]
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """How often a result reaches its sink when something crashes. None: exactly once where that is possible."""
-
-LostFloats = Literal["nan", "not_finite"] | None
-"""The floats that a format has no form for, and has as null: NaN; or infinities too."""
 
 OnNan = Literal["null", "fail"] | None
 """What becomes of floats that a sink's format has no form for. "fail": the job stops. None: null, with a warning."""
@@ -270,6 +269,8 @@ class Sink(ABC):
     """The rows in it outlive the process. Where they do not, exactly once is used only if the user asks for it."""
     takes_changes: bool = False
     """It can keep a table up to date by changes (see `expect_changes`)."""
+    format: Format = JSON
+    """What rows become where they are written as records."""
     still_ours: Callable[[], bool] | None = None
     """Whether this process still owns the job. The engine sets it before `claim`; a sink asks it when its receiver reports that somebody
     else has claimed the track. Blocks; called from the track's thread. None: nobody knows.
@@ -318,8 +319,8 @@ class Sink(ABC):
     @abstractmethod
     def write(self, batch: Batch) -> None:
         """Takes the rows, in order. Rows of RECORD_SCHEMA are written as they are (payload, key, headers;
-        timestamp null: now; partition, offset ignored); any other schema is encoded as JSON, or as the sink's
-        format. May buffer; blocks when its buffer is full.
+        timestamp null: now; partition, offset ignored); any other schema is encoded in the sink's `format`, or in that of its
+        files. May buffer; blocks when its buffer is full.
         """
 
     @abstractmethod

@@ -27,7 +27,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot.checkpoint.manifest import Manifest, StoredTrack
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
-from sabot.connectors.base import LostFloats, Sink
+from sabot.codecs.base import Format, LostFloats
+from sabot.connectors.base import Sink
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
@@ -57,6 +58,10 @@ class StagedSink(Sink):
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return self._track.sink.floats_lost(kind)
+
+    @property
+    def format(self) -> Format:  # type: ignore[override]
+        return self._track.sink.format
 
     def expect(self, schema: pa.Schema) -> None:
         self._track.sink.expect(schema)

@@ -20,6 +20,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import to_records
 from sabot.connectors.base import Token, Track
 from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
@@ -77,8 +79,8 @@ class KafkaDelivery(KafkaWriter):
 
     keeps_token = True
 
-    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
-        super().__init__(topic, broker, kafka)
+    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
+        super().__init__(topic, broker, kafka, format)
         self._client: _Client | None = None
         self._track = Track("", "", "")
         self._seq = -1  # the number of the last part of this incarnation that was committed
@@ -149,7 +151,7 @@ class KafkaDelivery(KafkaWriter):
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Encodes the rows as records, in the caller's thread rather than in the track's."""
-        rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
+        rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(rows, largest_record(self._kafka), self.name)
         return rows
 

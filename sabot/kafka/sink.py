@@ -3,6 +3,8 @@
 from functools import cache
 from typing import Any
 
+from sabot.codecs.base import Format
+from sabot.codecs.formats import format_of
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemorySink
 from sabot.kafka.topics import sink_of
@@ -13,6 +15,8 @@ __all__ = ["KafkaSink"]
 class KafkaSink(Sink):
     """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones. A topic that is
     made for changes is compacted; one that exists should be (`cleanup.policy=compact`), or its retention drops keys that rarely change.
+
+    format: what rows become, JSON by default (docs/formats.md).
 
     Defaults of the producer: idempotent, `linger.ms` 5, `compression.type` lz4, keys placed as the Java
     clients place them, and with exactly once `transaction.timeout.ms` 60000. Other keyword arguments are settings of the
@@ -29,12 +33,14 @@ class KafkaSink(Sink):
         made: KafkaSink = super().__new__(_over(cls, MemorySink))
         return made
 
-    def __init__(self, topic: str, broker: str = "memory://", **kafka: Any) -> None:
+    def __init__(
+        self, topic: str, broker: str = "memory://", *, format: str | Format | None = None, **kafka: Any
+    ) -> None:
         """Makes this object a sink of the kind that the address asks for: its methods are that kind's own, and forward to nothing.
 
         `__new__` cannot choose the kind, because a class that derives from this one may have a constructor with other arguments.
         """
-        kind, arguments = sink_of(topic, broker, kafka)
+        kind, arguments = sink_of(topic, broker, kafka, format_of(format, f"KafkaSink({topic!r})"))
         self.__class__ = _over(type(self).__bases__[0], kind)
         kind.__init__(self, *arguments)
         self.broker = broker

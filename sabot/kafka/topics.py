@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers
 from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Sink, Source
@@ -34,23 +36,23 @@ def open_source(
     return KafkaReader(topic, broker, group_id, seconds, kafka or {})
 
 
-def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -> Sink:
-    """The sink of a topic, not opened yet. kafka: settings of the client.
+def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None, format: Format | None = None) -> Sink:
+    """The sink of a topic, not opened yet. kafka: settings of the client. format: what rows become; None: JSON.
 
     Its `address` is the topic alone, because the same broker may have another address tomorrow.
     """
-    kind, arguments = sink_of(topic, broker, kafka or {})
+    kind, arguments = sink_of(topic, broker, kafka or {}, format or JSON)
     sink: Sink = kind(*arguments)
     return sink
 
 
-def sink_of(topic: str, broker: str, kafka: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+def sink_of(topic: str, broker: str, kafka: Mapping[str, Any], format: Format) -> tuple[Any, tuple[Any, ...]]:
     """The class of the sink of a topic, and what its constructor takes."""
     if _in_memory(broker):
-        return MemorySink, (topic, broker)
+        return MemorySink, (topic, broker, format)
     from sabot.kafka.delivery import KafkaDelivery
 
-    return KafkaDelivery, (topic, broker, kafka)
+    return KafkaDelivery, (topic, broker, kafka, format)
 
 
 def make_topic(

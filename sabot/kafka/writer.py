@@ -14,7 +14,9 @@ from confluent_kafka import KafkaError, KafkaException
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.records import bytes_list
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import Headers, header_rows, refuse_json_types, to_records
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
+from sabot.codecs.records import Headers, header_rows, to_records
 from sabot.connectors.base import LostFloats, Sink
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
@@ -115,8 +117,10 @@ class KafkaWriter(Sink):
 
     takes_changes = True
 
-    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
+    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
         self.name = topic
+        self.format = format
+        self.encoder = format.encoder(topic)
         self._link = link_of(broker, f"sink of topic {topic!r}", kafka, "Write")
         self._kafka = kafka
         self._producer: Any = None
@@ -125,10 +129,10 @@ class KafkaWriter(Sink):
         self._keys: Sequence[str] | None = None  # the key columns, when the rows are changes of a table
 
     def check_types(self, schema: pa.Schema) -> None:
-        refuse_json_types(schema, f"topic {self.name!r}")
+        self.format.check_types(schema, f"topic {self.name!r}")
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        return "not_finite"
+        return self.format.floats_lost(kind)
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys
@@ -148,7 +152,7 @@ class KafkaWriter(Sink):
         return producer_of(self._link, self._kafka, on_delivery=self._refusals)
 
     def write(self, batch: Batch) -> None:
-        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys)
+        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(data, largest_record(self._kafka), self.name)
         self._unflushed = self._unflushed or data.num_rows > 0
         try:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
-from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
+from sabot.codecs.base import Encoder
+from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.connectors.base import LostFloats, OnNan, Sink
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
@@ -50,6 +51,7 @@ class SinkWriter(Operator):
         self.sink = sink
         self.rows_out = 0
         self._key = key
+        self._encoder = sink.format.encoder(sink.name)
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
@@ -62,7 +64,7 @@ class SinkWriter(Operator):
     def check_types(self, columns: pa.Schema) -> None:
         """Checks the columns of one of the streams that come in, before `open`. Raises UserError for one that can never be written."""
         if self._changes is None and self._key is not None:
-            refuse_json_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
+            self.sink.format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
             self.sink.check_types(columns)
 
@@ -105,7 +107,7 @@ class SinkWriter(Operator):
         with self._named(data):
             self._watch(data, batch)
             if self._changes is None and self._key is not None and data.schema != RECORD_SCHEMA:
-                data = with_key(data, self._key, self._now_ms())
+                data = with_key(data, self._key, self._now_ms(), self._encoder)
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
@@ -182,8 +184,9 @@ class SinkWriter(Operator):
         keyed = self._changes is None and self._key is not None
         plain = normalise(pa.RecordBatch.from_pylist([], schema=schema)).schema
         kinds = [(index, field.type) for index, field in enumerate(plain) if _has_floats(field.type)]
-        found = [(index, "not_finite" if keyed else self.sink.floats_lost(kind)) for index, kind in kinds]
-        return [(index, lost) for index, lost in found if lost is not None]
+        lost = self.sink.format.floats_lost if keyed else self.sink.floats_lost
+        found = [(index, lost(kind)) for index, kind in kinds]
+        return [(index, floats) for index, floats in found if floats is not None]
 
 
 def _has_floats(kind: pa.DataType) -> bool:
@@ -252,6 +255,6 @@ def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
     return data.set_column(index, data.schema.field(index), pa.array(ops)).filter(pa.array(kept))
 
 
-def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:
-    """Rows as records (RECORD_SCHEMA): each row is JSON, and the column `key` is the record's key (text as it is, other types as JSON)."""
-    return json_records(data, record_keys(data, [key]), now_ms)
+def with_key(data: pa.RecordBatch, key: str, now_ms: int, encoder: Encoder) -> pa.RecordBatch:
+    """Rows as records (RECORD_SCHEMA): each is a payload, and the column `key` is the record's key (text as it is, other types as JSON)."""
+    return row_records(data, record_keys(data, [key]), now_ms, encoder)

@@ -4,6 +4,7 @@ from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_typ
 from sabot.plan.against import Planned, Verdict, check, compare, planned
 from sabot.plan.agents import (
     agreed_deliveries,
+    agreed_formats,
     agreed_nans,
     arranged,
     dead_letter_topics,
@@ -26,6 +27,7 @@ __all__ = [
     "Step",
     "Verdict",
     "agreed_deliveries",
+    "agreed_formats",
     "agreed_nans",
     "arranged",
     "check",

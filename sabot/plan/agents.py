@@ -8,12 +8,15 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON, agreed_format
 from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, agreed_delivery
 from sabot.errors import UserError
 
 __all__ = [
     "agreed_deliveries",
+    "agreed_formats",
     "agreed_nans",
     "arranged",
     "dead_letter_topics",
@@ -165,6 +168,16 @@ def agreed_nans(specs: Sequence[AgentSpec], *others: tuple[str | Sink, OnNan]) -
                     f"sink {name}: agent {spec.agent_id} and another writer have different nan=",
                     hint="give both the same",
                 )
+    return agreed
+
+
+def agreed_formats(specs: Sequence[AgentSpec]) -> dict[str | int, Format | None]:
+    """By topic: the format in which agents write results there. UserError where they differ."""
+    agreed: dict[str | int, Format | None] = {}
+    for spec in specs:
+        for name, sink in spec.sinks.items():
+            if isinstance(sink, str):
+                agreed[name] = agreed_format(name, agreed.get(name), spec.sink_format or JSON)
     return agreed
 
 

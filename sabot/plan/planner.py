@@ -10,6 +10,7 @@ from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.times import WithTime
+from sabot.codecs.formats import format_of
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
@@ -70,7 +71,8 @@ class _Planner:
             site.targets.append(Edge(self._agents[end.agent.agent_id]))
         elif isinstance(end, Write):
             changes = site.unique if site.changes else None
-            sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan)
+            format = format_of(end.format, "to") if isinstance(end.sink, str) else None
+            sink = self._layout.sink(end.sink, end.key, end.delivery, changes, end.nan, format)
             site.targets.append(Edge(sink, changes=site.changes))
 
     def _join_agents(self, stage: Stage) -> None:

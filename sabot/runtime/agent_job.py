@@ -10,6 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
+from sabot.codecs.formats import JSON
 from sabot.connectors.base import Sink, Source
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
@@ -23,6 +24,7 @@ from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
     agreed_deliveries,
+    agreed_formats,
     agreed_nans,
     arranged,
     dead_letter_topics,
@@ -31,6 +33,7 @@ from sabot.plan import (
     place_of_sink,
 )
 from sabot.runtime.agent_task import AgentTask
+from sabot.runtime.decoding import changed_format
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
 from sabot.runtime.jobs import DurableJobs, stored_journal
@@ -135,6 +138,7 @@ class AgentJob:
         )
         self.wanted = agreed_deliveries(self.specs, self._fed)
         self.nans = agreed_nans(self.specs)
+        self.formats = agreed_formats(self.specs)
 
     async def start(self, restored: Manifest | None = None) -> None:
         """`open`, then `run`."""
@@ -197,6 +201,8 @@ class AgentJob:
                 **self._durable(spec, port, list(branches.values())),
             )
         await self._open_sinks()
+        for operator in operators.values():
+            await to_the_end(aside(operator.open_payloads))
         self.task.operators = dict(reversed(operators.items()))
         self._check_reprocess()
         for operator in self.task.operators.values():
@@ -280,8 +286,12 @@ class AgentJob:
             )
             facts = facts | {"positions": None}
         codec: Codec | None = None
-        if spec.batch and source.schema is None:
-            codec = operator.make_codec().resumed(None if facts is None else facts["schema"])
+        if (spec.batch or spec.format != JSON) and source.schema is None:
+            text = None if facts is None else facts["schema"]
+            if facts is not None and (before := changed_format(spec.format, facts)):
+                _log.warning("source %s: its records were read as %s, and now as %s", name, before, spec.format.said)
+                text = None
+            codec = await to_the_end(aside(operator.make_codec, source.name, text))
             operator.codecs[source.name] = codec.another()  # the source thread has a codec of its own
         start, again = spec.start, 0 if facts is None else facts.get("again", 0)
         if spec.agent_id in self.settings.reprocess:
@@ -397,7 +407,7 @@ class AgentJob:
         if isinstance(sink, Sink) and id(sink) in shared:
             port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
-            opened = self.settings.open_sink(sink) if isinstance(sink, str) else sink
+            opened = self.settings.open_sink(sink, self.formats.get(place)) if isinstance(sink, str) else sink
             opened = self.settings.staged("agents", opened, self.wanted[place])
             if self._afresh:
                 opened.start_afresh()

@@ -19,8 +19,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
-from sabot.codecs import Codec, JsonCodec, TableCodec
-from sabot.codecs.fields import FieldCodec
+from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.disk import make_folder, own_folder
@@ -32,11 +31,12 @@ from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, check_alike, column_types, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
+from sabot.runtime.decoding import codec_of, format_facts
 from sabot.runtime.event_time import SourceTime, source_time
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
-from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
+from sabot.runtime.restore import plan_of, positions_in, readers_in, stored_streams, verdicts_of
 from sabot.runtime.settings import Settings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of, refused
 from sabot.runtime.watermarks import Watermarks
@@ -145,7 +145,7 @@ class Build:
         )
         self._afresh = restored is None
         self._tell = self.plan.before_first()
-        readers = {stage.id: self._readers(stage) for stage in self.plan.stages if stage.reading is not None}
+        readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
@@ -265,14 +265,16 @@ class Build:
         readers: what the checkpoint says of those that read it. Then the records behind their positions count.
         """
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
-        inferred = source.infer_schema()
-        if inferred is not None:
-            return inferred
+        for inferred in (source.infer_schema, partial(node.format.columns, node.name)):
+            if (columns := inferred()) is not None:
+                return columns
         positions = {
             place: at for facts in readers if facts["log"] == source.log_id for place, at in positions_in(facts).items()
         }
         patience_s = self.settings.first_record_s
-        return wait_for_columns(node.name, source, self.settings.clock, self._is_stopped, patience_s, positions)
+        return wait_for_columns(
+            node.name, source, node.format, self.settings.clock, self._is_stopped, patience_s, positions
+        )
 
     def _is_stopped(self) -> bool:
         return self.cancelled.is_set() or self.settings.stop_asked()
@@ -281,7 +283,7 @@ class Build:
         """Makes a source, which is not open yet. All streams of an app form one consumer group."""
         return self.settings.open_source(topic, f"{self.settings.app}-group")
 
-    def _readers(self, stage: Stage) -> tuple[Sequence[Source], Codec | None]:
+    def _readers(self, stage: Stage, restored: Manifest | None) -> tuple[Sequence[Source], Codec | None]:
         """Returns the sources of the stage's subtasks (at most as many as the plan says), and a codec, if they do not decode records."""
         reading = stage.reading
         assert reading is not None
@@ -296,13 +298,8 @@ class Build:
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
-            table = node.table
-            fields = [(column, field) for column, field in node.fields if column in schema.names]
-            schema = pa.schema([field for field in schema if field.name not in dict(node.fields)])
-            codec = (
-                JsonCodec(schema) if table is None else TableCodec(schema, table.keys, table.format, node.time_column)
-            )
-            codec = FieldCodec(codec, fields) if fields else codec
+            before = [] if restored is None else readers_in(restored, node.name)
+            codec = codec_of(node, schema, before, refresh=self.settings.refresh_schema)
         return source.readers(stage.parallelism), codec
 
     def _open_reader(
@@ -329,6 +326,7 @@ class Build:
             dead_letter=dead_letters,
             origin=self._origin(task),
             inferred=node.schema if node.inferred else None,
+            format=format_facts(node.format, codec),
             clock=self.settings.clock,
         )
         task.input = source_input
@@ -480,7 +478,7 @@ class Build:
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None
         sink, key = built.stage.sink
-        opened = self.settings.open_sink(sink) if isinstance(sink, str) else sink
+        opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink
         opened = self.settings.staged("streams", opened, built.stage.delivery)
         if self._afresh:
             opened.start_afresh()

@@ -97,6 +97,7 @@ class AgentSource:
             "topic_id": self.input.topic_id,
             "identity": self.identity,
             "again": self.again,
+            "format": self.operator.spec.format.said,
         }
 
     async def stop(self) -> None:

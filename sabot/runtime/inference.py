@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from sabot.clock import Clock
-from sabot.codecs import JsonCodec
+from sabot.codecs.base import Format
 from sabot.connectors.base import Positions, Source
 from sabot.errors import SabotError, UserError
 
@@ -14,7 +14,6 @@ __all__ = ["StoppedEarly", "wait_for_columns"]
 
 _log = logging.getLogger(__name__)
 
-_INFERENCE_ROWS = 1000
 _SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
 _PATIENCE_SECONDS = 2.0  # how long that wait is nothing special
 
@@ -26,6 +25,7 @@ class StoppedEarly(SabotError):
 def wait_for_columns(
     name: str,
     source: Source,
+    format: Format,
     clock: Clock,
     stopped: Callable[[], bool],
     first_record_s: float,
@@ -34,19 +34,19 @@ def wait_for_columns(
     """The columns of the first records of a topic, read by a source of its own, which is closed again. Blocking, until they come.
 
     name: of the stream. positions: where to begin; without them, at its first record. Raises StoppedEarly when `stopped()`; UserError for
-    records that are no JSON objects, and where none has come after so many seconds.
+    records that cannot be decoded, and where none has come after so many seconds.
     """
-    codec = JsonCodec()
+    codec, sample = format.codec(name, None), format.sample_rows
     source.open(positions or None, "earliest")
     try:
         rows: list[pa.RecordBatch] = []
         count, deadline = 0, float("inf")
         begun = clock.monotonic()
         patience = begun + _PATIENCE_SECONDS
-        while count < _INFERENCE_ROWS and clock.monotonic() < deadline:
+        while count < sample and clock.monotonic() < deadline:
             if stopped():
                 raise StoppedEarly(f"stream {name}: stopped before its first record came")
-            batch = source.read_batch(_INFERENCE_ROWS - count, 0.05)
+            batch = source.read_batch(sample - count, 0.05)
             if batch is not None:
                 rows.append(batch.data.select(["payload"]))
                 count += batch.num_rows
@@ -66,5 +66,9 @@ def wait_for_columns(
     finally:
         source.close()
     if codec.schema is None:
+        if format.name != "json":
+            raise UserError(
+                f"stream {name}: its first records are not of format {format.name}", hint="another format=?"
+            )
         raise UserError(f"stream {name}: its first records are no JSON objects", hint="give the stream schema=")
     return codec.schema

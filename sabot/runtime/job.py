@@ -361,7 +361,7 @@ class Job:
             app=app.id,
             coordinator=Coordinator(clock=app.clock),
             open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
-            open_sink=CountSink,
+            open_sink=lambda topic, format: CountSink(topic),
             clock=app.clock,
             version=app.version,
             start=app.start_at,

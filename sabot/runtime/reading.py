@@ -16,19 +16,20 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
-from sabot._cython.text.json import encode_rows
 from sabot.clock import Clock
 from sabot.codecs import Codec
+from sabot.codecs.base import decode_records
 from sabot.codecs.fields import FieldCodec
-from sabot.codecs.json import schema_text
+from sabot.codecs.json import sayable_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.letters import letters_of
-from sabot.errors import TransientError, UserError
+from sabot.errors import RegistryUnavailable, TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.alignment import Alignment
+from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.inputs import COMPLETE
 from sabot.runtime.watermarks import Told, Watermarks
@@ -67,7 +68,10 @@ class Reader:
         # The positions of a later checkpoint include those of an earlier one.
         self._commit: deque[Positions] = deque(maxlen=1)
         self._wake = threading.Event()
-        self._waiting: Batch | None = None  # a batch that was read, but must follow a mark
+        self._waiting: Batch | None = (
+            None  # a batch that was read, but must follow a mark, or waits for a schema registry
+        )
+        self.outage = Outage(name)
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -140,17 +144,18 @@ class Reader:
         mark = self.mark()
         if mark is not None:
             return mark
-        held = self.held or bool(self.waits_for)
+        left = self.outage.left_seconds()
+        held = self.held or bool(self.waits_for) or left > 0
         if held:
             self._stands_still()
         if held or self.ahead or self.paused or self.exhausted:
-            self._wake.wait(wait_seconds)
+            self._wake.wait(min(wait_seconds, left) if left > 0 else wait_seconds)
             self._wake.clear()
             return None
         self._goes_on()
         if self._waiting is not None:
             batch, self._waiting = self._waiting, None
-            return self._ready(batch)
+            return self._tried(batch)
         read = self.source.read_batch(self._max_rows, wait_seconds)
         if read is None:
             if self.source.exhausted:
@@ -191,10 +196,23 @@ class Reader:
 
     def _came(self, batch: Batch) -> Any:
         """Called with the rows of a poll. Returns the next element."""
-        return self._ready(batch)
+        return self._tried(batch)
+
+    def _tried(self, batch: Batch) -> Batch | None:
+        """Returns what `_ready` does; None while a schema registry that it needs does not answer, as the batch waits then."""
+        try:
+            ready = self._ready(batch)
+        except RegistryUnavailable as error:
+            self._waiting = batch
+            self.outage.began(error)
+            return None
+        self.outage.over()
+        return ready
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """Returns the batch as it goes to the task; None if none of it does."""
+        """Returns the batch as it goes to the task; None if none of it does. Where it raises RegistryUnavailable, nothing is noted of the
+        batch, which is given again.
+        """
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
@@ -221,6 +239,7 @@ class SourceInput(Reader):
         dead_letter: Callable[[pa.RecordBatch], None],
         origin: Mapping[str, Any],
         inferred: pa.Schema | None,
+        format: Mapping[str, Any],
         clock: Clock,
     ) -> None:
         super().__init__(name, source)
@@ -241,6 +260,7 @@ class SourceInput(Reader):
         self._dead_letter = dead_letter
         self._origin = origin  # the fields that say in a dead letter which task set the row apart
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
+        self._format = format  # facts of how it is decoded, which the checkpoint keeps
         self._clock = clock
         self._positions: Positions = {}
         self.watermarks = watermarks
@@ -254,7 +274,7 @@ class SourceInput(Reader):
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
             "backlog": self.backlog,
-            "waits_for": sorted(self.waits_for),
+            "waits_for": sorted([*self.waits_for, *filter(None, [self.outage.why])]),
             "ahead": sorted(f"{topic}[{partition}]" for topic, partition in self._kept_back),
         }
 
@@ -357,23 +377,23 @@ class SourceInput(Reader):
             self._told.idle = False
             self._waiting = batch
             return ACTIVE
-        return self._ready(batch)
+        return self._tried(batch)
 
     def _ready(self, batch: Batch) -> Batch | None:
         """Returns the rows decoded and with event time; their watermarks follow. None if no row was good."""
-        self._positions.update(batch.offsets)
         records: pa.RecordBatch | None = None
         if self._codec is not None and batch.bad is None:
             batch = bounded(batch, self.source.record_bytes)
+        decodes = self._codec if batch.data.schema.equals(RECORD_SCHEMA) else None
+        if decodes is not None:
+            data, records, bad = decode_records(decodes, batch.data)
+        self._positions.update(batch.offsets)
         if batch.bad is not None:
             reasons = batch.bad.column("reason").to_pylist()
             self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
-        if self._codec is not None and batch.data.schema.equals(RECORD_SCHEMA):
-            data, bad = self._codec.decode(batch.data)
-            records = batch.data
+        if decodes is not None:
             if bad:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
-                records = records.take(_others(batch.num_rows, [row.row for row in bad]))
         elif isinstance(self._codec, FieldCodec):
             raise UserError(
                 f"stream {self.name}: fields= are of records, and its source gives columns", hint="leave fields= out"
@@ -482,7 +502,7 @@ class SourceInput(Reader):
             (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
             count = rows.num_rows
             records = build_records(
-                encode_rows(_sayable(rows)).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
+                sayable_json(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
             )
         self._bury(records, reasons, batch.topic or self.source.name)
 
@@ -499,6 +519,7 @@ class SourceInput(Reader):
             "log": self.source.log_id,
             "topic_id": self.topic_id,
             "schema": self._schema_text,
+            **self._format,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
             "rows_in": self.rows_in,
             "event_time": self.said_time,
@@ -523,22 +544,3 @@ def _commit_offsets(source: Source, positions: Positions) -> None:
         _log.warning(
             "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error
         )
-
-
-def _sayable(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the columns as JSON can represent them: other types, such as decimals, become text, or are left out."""
-    columns = {}
-    for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        try:
-            encode_rows(rows.select([name]))
-            columns[name] = column
-        except (UserError, TypeError):
-            if not pa.types.is_nested(column.type) and not pa.types.is_fixed_size_binary(column.type):
-                columns[name] = column.cast(pa.string())
-    return pa.RecordBatch.from_pydict(columns) if columns else rows.select([])
-
-
-def _others(rows: int, taken: list[int]) -> pa.Int64Array:
-    keep = np.ones(rows, bool)
-    keep[taken] = False
-    return pa.array(np.flatnonzero(keep))

@@ -37,11 +37,13 @@ from sabot.plan import (
     walk,
     with_schemas,
 )
+from sabot.runtime.decoding import changed_format
 
 __all__ = [
     "check_app",
     "plan_of",
     "positions_in",
+    "readers_in",
     "sinks_of",
     "stored_streams",
     "verdicts_of",
@@ -98,11 +100,7 @@ def plan_of(
     with _saying_what_is_kept({} if refresh else kept):
         schemas = {}
         for node in reads:
-            facts = [
-                task.meta["input"]
-                for task in tasks.values()
-                if _reads(task) and task.meta["input"]["source"] == node.name
-            ]
+            facts = [] if restored is None else readers_in(restored, node.name)
             found = kept.get(node.name) if node.schema is None else None
             if found is None or (refresh and node.source not in own):
                 now = _columns(node, own, partial(infer, node, facts))
@@ -154,9 +152,8 @@ def _columns(node: Read, written: Collection[str], infer: Callable[[], pa.Schema
 
 def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
     """Returns the columns that the checkpoint keeps of a stream whose schema was inferred, and still is."""
-    for stored in restored.tasks.values() if node.schema is None else ():
-        facts = stored.meta.get("input", {})
-        if facts.get("source") == node.name and facts.get("schema") is not None:
+    for facts in readers_in(restored, node.name) if node.schema is None else ():
+        if facts.get("schema") is not None and not changed_format(node.format, facts):
             return schema_of_text(facts["schema"])
     return None
 
@@ -236,6 +233,12 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
     return compare(planned(plan), restored, drop)
+
+
+def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:
+    """Returns what the checkpoint says of each reader of this source of a stream."""
+    inputs = (task.meta["input"] for task in restored.tasks.values() if _reads(task))
+    return [facts for facts in inputs if facts["source"] == source]
 
 
 def positions_in(facts: Mapping[str, Any]) -> Positions:

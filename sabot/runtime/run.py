@@ -191,7 +191,7 @@ class Run:
             app=app.id,
             coordinator=self._coordinator,
             open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
-            open_sink=lambda topic: open_sink(topic, app.broker, app.kafka),
+            open_sink=lambda topic, format: open_sink(topic, app.broker, app.kafka, format),
             staged=delivery.staged,
             clock=app.clock,
             version=app.version,

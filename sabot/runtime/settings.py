@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sabot.api.lifespan import Lifespan
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.base import Format
 from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.jobs.gate import EffectGate
@@ -81,7 +82,8 @@ class Settings:
     coordinator: Coordinator
     open_source: Callable[[str, str], Source]
     """(topic, consumer group) -> its source, not open yet."""
-    open_sink: Callable[[str], Sink]
+    open_sink: Callable[[str, Format | None], Sink]
+    """(topic, format of its rows; None: JSON) -> its sink, not open yet."""
     staged: Callable[[str, Sink, Delivery], Sink] = lambda room, sink, wanted: sink
     """(who writes: "streams" or "agents", sink, delivery=) -> the sink, or what exactly once needs before it."""
     clock: Clock = SYSTEM_CLOCK

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pytest
 
 from sabot.codecs import JsonCodec
+from sabot.codecs.csv import CsvCodec
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_of_text
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.raw import RawCodec
 from sabot.codecs.records import RECORD_SCHEMA, encode_json
 from sabot.codecs.table import TableCodec
 
@@ -118,7 +120,46 @@ def _fields() -> Case:
     return Case("fields", lambda: FieldCodec(JsonCodec(SCHEMA), fields), records, good)
 
 
-CASES = [_json(), _table(), _debezium(), _fields()]
+def _csv() -> Case:
+    """Line breaks and delimiters within quotes, a line break at the end of a payload, quotes that open nothing."""
+    good = {
+        b"0,\xc3\xa9,0.5": {"id": 0, "name": "é", "x": 0.5},
+        b'1,"a, ""b""\n",': {"id": 1, "name": 'a, "b"\n', "x": None},
+        b',"",1e3': {"id": None, "name": "", "x": 1000.0},
+        b'3,5" disk,-1\r\n': {"id": 3, "name": '5" disk', "x": -1.0},
+        b",,": {"id": None, "name": None, "x": None},
+        b"5,x,7\n": {"id": 5, "name": "x", "x": 7.0},
+    }
+    bad = [b"", b"1,a", b"1,a,2,3", b'1,"a,2', b"1,a,2\n3,b,4", b"one,a,2", b"1,\xff,2", b'"1""",a,2', b"1,a,\n", None]
+    payloads = [*(each for pair in zip(good, bad, strict=False) for each in pair), *bad[len(good) :]]
+    rows = {payloads.index(payload): row for payload, row in good.items()}
+    rows[payloads.index(b"1,a,\n")] = {"id": 1, "name": "a", "x": None}
+    return Case("csv", lambda: CsvCodec(SCHEMA), [(payload, b"k") for payload in payloads], rows)
+
+
+def _csv_columns() -> Case:
+    """Only some of the fields are decoded, and only these can be wrong."""
+    payloads = [b"1,a,2", b"one,b,3", b'2,"c\n",', b"1,d", b"3,e,many", b"4,,5"]
+    good = {0: ("a", 2.0), 1: ("b", 3.0), 2: ("c\n", None), 5: (None, 5.0)}
+    rows = {number: {"x": x, "name": name} for number, (name, x) in good.items()}
+    return Case("some of csv", lambda: CsvCodec(SCHEMA, ",", ["x", "name"]), [(each, None) for each in payloads], rows)
+
+
+def _text() -> Case:
+    payloads: list[bytes | None] = [b"a", "é".encode(), b"", b"\xff", None, b"a\xc3", b"last"]
+    good = {number: {"value": payload.decode()} for number, payload in enumerate(payloads) if number not in (3, 4, 5)}  # type: ignore[union-attr]
+    return Case(
+        "raw text", lambda: RawCodec(pa.schema([("value", pa.string())])), [(each, None) for each in payloads], good
+    )
+
+
+def _bytes() -> Case:
+    payloads = [b"a", b"\xff\x00", b"", None, b"last"]
+    good = {number: {"value": payload} for number, payload in enumerate(payloads) if payload is not None}
+    return Case("raw", lambda: RawCodec(pa.schema([("value", pa.binary())])), [(each, None) for each in payloads], good)
+
+
+CASES = [_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes()]
 each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

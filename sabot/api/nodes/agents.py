@@ -76,6 +76,8 @@ def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
             f"{where}: what an agent gives are rows, which have no fields of records",
             hint='return them in its results: {**ctx.message, "offset": ctx.offset}',
         )
+    if options.get("format") is not None:
+        raise UserError(f"{where}: format= is of records, and what an agent gives are rows", hint="leave format= out")
     if options.get("max_drift") is not None:
         raise UserError(
             f"{where}: max_drift= is for partitions that can wait for each other, and an agent gives what it has",

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.nodes.keyed import Aggregates, ByKey
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.nodes.read import Read, TableFormat, read_node
 from sabot.api.words import by_keys, named_texts
+from sabot.codecs.base import Format
+from sabot.codecs.formats import format_of
 from sabot.connectors.base import Source
 from sabot.errors import UserError
 
@@ -77,12 +79,15 @@ class Upsert(ByKey):
 
 
 def table_node(
-    source: str | Source, key: str | Sequence[str], format: Literal["json", "debezium"], **options: Any
+    source: str | Source, key: str | Sequence[str], format: str | Format, **options: Any
 ) -> tuple[Read, Upsert]:
     """The checked first steps of a table: what reads it, and the table. options: those of `read_node`."""
     keys = (key,) if isinstance(key, str) else tuple(key)
-    if format not in ("json", "debezium"):
-        raise UserError(f"table: format={format!r}", hint="json or debezium")
+    payloads = None if format in ("json", "debezium") else format_of(format, "table")
+    if payloads is not None and not payloads.one_row:
+        raise UserError(
+            f"table: format {payloads.name}, whose records have many rows", hint="a record of a table is a row"
+        )
     if format == "debezium" and options["schema"] is None:
         raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
     if format == "debezium" and options.get("fields"):
@@ -90,7 +95,8 @@ def table_node(
             "table: fields= are of records, and a record of debezium may change two rows",
             hint="leave fields= out; before and after of an envelope are the rows",
         )
-    read = read_node(source, table=TableFormat(keys, format), **options)
+    kind: Any = format if payloads is None else "json"
+    read = read_node(source, table=TableFormat(keys, kind), format=payloads, **options)
     table = Upsert(read, keys, deletes=True)
     table.check()
     return read, table

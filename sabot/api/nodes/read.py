@@ -9,10 +9,13 @@ import pyarrow as pa
 
 from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of, row_policy, schema_of, whole_ms
 from sabot.api.expr import Expr, col
+from sabot.api.formats import payload_format
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
 from sabot.arrays import PER_SECOND, is_time
+from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
+from sabot.codecs.formats import JSON
 from sabot.config import Duration, checked_flag, parse_ms
 from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
@@ -45,7 +48,7 @@ class Read(Node):
     """Rows of a topic, or of a Source. `time`: the column of event time, a path to a field of its struct, or an expression; None: the
     records' timestamps, where they have one. time_unit: what its numbers count, None: ms. time_format: of its texts, None: ISO 8601.
 
-    schema: the columns of the payloads. fields: (column, field) of what else of a record becomes a column, behind those.
+    format: of the payloads. schema: their columns. fields: (column, field) of what else of a record becomes a column, behind those.
     table: they are read as changes of a table, with the op that says which rows end. first: what it is joined with waits until the rows
     that are there at the start have been read; None: where that is usual for the join.
     """
@@ -66,6 +69,7 @@ class Read(Node):
     first: bool | None = None
     idle_closes: bool = False  # when all partitions are idle, windows of the rows that came are closed
     max_drift_ms: int | None = None  # how far a partition is read ahead of another one
+    format: Format = JSON
 
     @property
     def name(self) -> str:
@@ -168,6 +172,7 @@ class Write(StreamEnd):
     key: str | None
     delivery: Delivery = None
     nan: OnNan = None
+    format: Format | None = None  # of a topic; None: JSON
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
@@ -193,6 +198,7 @@ def read_node(
     fields: Any = (),
     first: bool | None = None,
     max_drift: Duration | None = None,
+    format: str | Format | None = None,
 ) -> Read:
     """The checked first step of a stream."""
     if first is not None:
@@ -201,6 +207,8 @@ def read_node(
     check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
     check_sink(dead_letter, "stream: dead_letter")
     known = None if schema is None else schema_of(schema)
+    payloads = payload_format(format, source, known, "stream")
+    known = payloads.schema if known is None else known
     pairs = fields_of(fields, "stream")
     if pairs and isinstance(source, Source) and type(source).scan is not Source.scan:
         raise UserError(
@@ -214,6 +222,7 @@ def read_node(
         "time_unit": time_unit,
         "time_format": time_format,
         "first": first,
+        "format": payloads,
         "idle_closes": checked_flag("stream: idle_closes", idle_closes),
         "max_drift_ms": None if max_drift is None else _drift_ms(source, max_drift),
     }

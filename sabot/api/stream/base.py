@@ -28,6 +28,7 @@ from sabot.api.arguments import (
 from sabot.api.calls import AsyncCall
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
+from sabot.api.formats import sink_format
 from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
 from sabot.api.nodes.changes import Changelog, Materialize, Upsert
@@ -50,6 +51,7 @@ from sabot.api.stream.owner import Owner
 from sabot.api.stream.rows import RowMethods
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
+from sabot.codecs.base import Format
 from sabot.config import Duration
 from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_delivery, check_nan, check_sink, sink_of
 from sabot.errors import UserError
@@ -395,6 +397,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         key: str | None = None,
         delivery: Delivery = None,
         nan: OnNan = None,
+        format: str | Format | None = None,
     ) -> None:
         """Writes the rows to this topic, Sink or agent when the app runs. May be called several times. key: the column of the records' key.
 
@@ -407,17 +410,21 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
         nan: what becomes of floats that the sink's format does not have, NaN and infinities in JSON, NaN in SQLite: "null"; "fail" stops
         the job, before the batch is written. None: null, with a warning for each column.
+
+        format: of a topic, what rows become: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…). docs/formats.md has all.
         """
         place = sink_of(sink, "to")
         check_nan(nan, f"to({place!r})")
         if callable(place) and not isinstance(place, str | Sink):
-            if nan is not None:
-                raise UserError(f"to({place!r}): nan= is of sinks, and this is an agent", hint="leave nan= out")
+            for name, value in (("nan", nan), ("format", format)):
+                if value is not None:
+                    raise UserError(f"to({place!r}): {name}= is of sinks, and this is an agent", hint="leave it out")
             self._feed(self._owner.agent_of(place), key, delivery)
             return
         check_sink(place, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({place!r})")
-        node = Write(self._node, place, key, delivery, nan)
+        written = sink_format(format, place, f"to({place!r})", keyed=key is not None or self._node.changes)
+        node = Write(self._node, place, key, delivery, nan, written)
         node.check()
         if self._node.changes:
             check_takes_changes(self._node, place, key)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
+from sabot.codecs.csv_text import convert_options, failing_texts, parse_options, why_not
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Nothing, StreamedFile
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
@@ -20,8 +20,6 @@ from sabot.errors import UserError
 __all__ = ["CsvRecords", "CsvSource"]
 
 BLOCK_BYTES = 1 << 20
-# At most this many values, among which some fail, are cast one by one.
-_SINGLY = 8
 # The number of characters of a row that a reason quotes.
 _QUOTED = 96
 _NAMES = "give names with columns=[...]"
@@ -93,7 +91,7 @@ class CsvSource(FileSource):
                 blocks.take(end)
                 if header.strip():
                     try:
-                        names = csv.read_csv(pa.py_buffer(header), parse_options=_parsing(delimiter)).column_names
+                        names = csv.read_csv(pa.py_buffer(header), parse_options=parse_options(delimiter)).column_names
                     except UnicodeDecodeError as error:
                         raise _no_utf8(file.path, "its header") from error
                     return _Dialect(delimiter, _distinct(names, file.path), blocks.offset)
@@ -114,12 +112,12 @@ class CsvSource(FileSource):
                 view = memoryview(blocks.buffer)[blocks.low : blocks.high]
                 # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
                 skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
-                parsing = _parsing(dialect.delimiter, **skip)
+                parsing = parse_options(dialect.delimiter, **skip)
                 reading = csv.ReadOptions(
                     use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names
                 )
                 try:
-                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, _converting(None)).schema
+                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, convert_options(None)).schema
                 except pa.ArrowInvalid as error:
                     if not _is_text(view):
                         raise _no_utf8(file.path, "a row with more or fewer fields than its header") from error
@@ -230,8 +228,8 @@ class _Rows(BlockReader):
         if dialect is not None:
             self.names = dialect.names
             self.delimiter = dialect.delimiter
-            self._parsing = _parsing(dialect.delimiter)
-            self._converting = _converting(wanted, dialect.names)
+            self._parsing = parse_options(dialect.delimiter)
+            self._converting = convert_options(wanted, dialect.names)
 
     def _decode(self, blocks: Blocks, end: int) -> Found:
         try:
@@ -248,14 +246,14 @@ class _Rows(BlockReader):
 
     def fields(self, text: Any) -> pa.RecordBatch:
         """Returns the wanted columns as bytes. Raises ArrowInvalid if a row has too many or too few fields."""
-        options = _converting(None)
+        options = convert_options(None)
         options.column_types = dict.fromkeys(self.wanted.names, pa.binary())
         options.include_columns = self._converting.include_columns
         return _one(self._table(text, self._parsing, options).select(self.wanted.names))
 
     def misfits(self, text: bytes) -> bool:
         """Returns whether no row of the text has as many fields as the file has columns."""
-        parsing = _parsing(self._parsing.delimiter, invalid_row_handler=lambda row: "skip")
+        parsing = parse_options(self._parsing.delimiter, invalid_row_handler=lambda row: "skip")
         # Handlers get rows as str; delimiters, quotes and line breaks are ASCII, so latin-1 keeps them.
         whole = text.decode("latin-1").encode()
         return bool(self._table(whole, parsing, csv.ConvertOptions()).num_rows == 0)
@@ -328,7 +326,7 @@ class _Apart:
             return
         for field in self._rows.wanted:
             texts = data.column(field.name)
-            failing = _failing(texts, field.type)
+            failing = failing_texts(texts, field.type)
             where = f"In CSV column #{self._rows.names.index(field.name)}: Row #1: CSV conversion error to {field.type}"
             for n, text in zip(
                 left[np.array(failing, dtype=np.int64)].tolist(),
@@ -336,7 +334,7 @@ class _Apart:
                 strict=True,
             ):
                 if n not in self._reasons:
-                    self._reasons[n] = f"{where}: {_why(text, field.type)}"
+                    self._reasons[n] = f"{where}: {why_not(text, field.type)}"
 
     def _halved(self, numbers: Any) -> None:
         if not len(numbers):
@@ -352,91 +350,8 @@ class _Apart:
             self._halved(numbers[half:])
 
 
-def _why(value: bytes, kind: Any) -> str:
-    """Returns the message of Arrow's parser for this value."""
-    if _texts(kind):
-        return "invalid UTF8 data"
-    text = (value.strip(b" \t") if _trimmed(kind) else value).decode(errors="replace")
-    if pa.types.is_timestamp(kind):
-        try:
-            pa.scalar(text).cast(pa.timestamp(kind.unit, None if kind.tz else "UTC"))
-        except pa.ArrowInvalid:
-            return f"invalid value '{text}'"
-        return f"expected {'a' if kind.tz else 'no'} zone offset in '{text}'"
-    return f"invalid value '{text}'"
-
-
-def _trimmed(kind: Any) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_date(kind))
-
-
-def _texts(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _plausible(kind: Any) -> str | None:
-    """Returns a pattern that every valid text of this type matches; None for types whose cast differs from the parser's conversion."""
-    if pa.types.is_integer(kind):
-        return "^[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$"
-    if pa.types.is_floating(kind):
-        return "^[-+]?([0-9.][-+0-9.eE]*|[iInN].*)$"
-    if pa.types.is_boolean(kind):
-        return "^(0|1|[tT]rue|TRUE|[fF]alse|FALSE)$"
-    if pa.types.is_date(kind):
-        return "^[-0-9]+$"
-    return "^[0-9][-+0-9T:.Z ]*$" if pa.types.is_timestamp(kind) else None
-
-
-def _failing(texts: pa.Array, kind: Any) -> list[int]:
-    """Returns the fields that are not values of the type. A field that is not returned may still be bad: the parser decides."""
-    failing: list[int] = []
-    numbers: Any = np.arange(len(texts))
-    if not _texts(kind):
-        pattern = _plausible(kind)
-        if pattern is None:
-            return failing
-        texts = texts.view(pa.string())
-        if _trimmed(kind):
-            texts = pc.ascii_trim(texts, " \t")
-        good = pc.match_substring_regex(texts, pattern).fill_null(True)
-        numbers, wrong = np.flatnonzero(good), np.flatnonzero(pc.invert(good))
-        failing += wrong.tolist()
-        texts = texts.filter(good)
-
-    def look(low: int, high: int) -> None:
-        try:
-            texts.slice(low, high - low).cast(kind)
-        except pa.ArrowInvalid:
-            if high - low == 1:
-                failing.append(int(numbers[low]))
-                return
-            step = (high - low + 1) // 2 if high - low > _SINGLY else 1
-            for at in range(low, high, step):
-                look(at, min(at + step, high))
-
-    look(0, len(texts))
-    return failing
-
-
 def _one(table: pa.Table) -> pa.RecordBatch:
     return normalise(table)
-
-
-def _parsing(delimiter: str, **more: Any) -> csv.ParseOptions:
-    return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, **more)
-
-
-def _converting(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.ConvertOptions:
-    options = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
-    if wanted is not None:
-        for field in wanted:
-            if pa.types.is_nested(field.type) or pa.types.is_interval(field.type):
-                raise UserError(
-                    f"column {field.name!r} of type {field.type} cannot be read from CSV", hint="make it a string"
-                )
-        options.column_types = {field.name: field.type for field in wanted}
-        options.include_columns = wanted.names or list(names[:1])  # an empty list would include all columns
-    return options
 
 
 def _is_text(view: memoryview) -> bool:

@@ -12,6 +12,7 @@ from pyarrow import csv
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.csv_text import plain_times, refuse_csv_types
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.config import Duration
 from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
@@ -270,18 +271,8 @@ class _Csv(_TextFormat):
 
     def lines(self, batch: Batch) -> bytes:
         data = self.columns(batch)
-        for field in data.schema:
-            if (
-                pa.types.is_nested(field.type)
-                or pa.types.is_binary(field.type)
-                or pa.types.is_fixed_size_binary(field.type)
-                or pa.types.is_interval(field.type)
-            ):
-                raise UserError(
-                    f"file {self.name!r}: column {field.name!r} of type {field.type} cannot be written as CSV",
-                    hint="cast it to a string, or leave it out (select), before the sink",
-                )
-        return self._written(_plain_times(data), header=False)
+        refuse_csv_types(data.schema, f"file {self.name!r}")
+        return self._written(plain_times(data), header=False)
 
     def head(self, schema: pa.Schema) -> bytes:
         names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
@@ -337,16 +328,6 @@ def column_format(kind: str, name: str, compression: str | None, by: Sequence[st
         raise UserError(f"{name}: {kind!r} is no format of files", hint="parquet, arrow, ndjson, csv")
     made.partition_by = tuple(by)
     return made
-
-
-def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Writes times in UTC as pyarrow's CSV writer would, which needs 2.5 us for each."""
-    for number, field in enumerate(data.schema):
-        if pa.types.is_timestamp(field.type) and field.type.tz in ("UTC", "Etc/UTC"):
-            text: Any = data.column(number).cast(pa.timestamp(field.type.unit)).cast(pa.string())
-            join: Any = pc.binary_join_element_wise
-            data = data.set_column(number, field.name, join(text, "Z", ""))
-    return data
 
 
 def _join(payload: Any) -> bytes:

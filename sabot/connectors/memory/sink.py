@@ -7,7 +7,9 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import carries_changes, refuse_json_types, to_records
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
+from sabot.codecs.records import carries_changes, to_records
 from sabot.connectors.base import LostFloats, Sink, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
@@ -28,8 +30,12 @@ class MemorySink(Sink):
     lasting = False
     takes_changes = True
 
-    def __init__(self, topic: str, broker_url: str = "memory://", *, write_timeout: float = 300.0) -> None:
+    def __init__(
+        self, topic: str, broker_url: str = "memory://", format: Format = JSON, *, write_timeout: float = 300.0
+    ) -> None:
         self.name = topic
+        self.format = format
+        self._encoder = format.encoder(topic)
         self._broker = MemoryBroker.get(broker_url)
         self._write_timeout = write_timeout
         self._topic: Topic | None = None
@@ -38,10 +44,10 @@ class MemorySink(Sink):
         self._keys: Sequence[str] | None = None  # the key of the table whose changes are written
 
     def check_types(self, schema: pa.Schema) -> None:
-        refuse_json_types(schema, f"topic {self.name!r}")
+        self.format.check_types(schema, f"topic {self.name!r}")
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
-        return "not_finite"
+        return self.format.floats_lost(kind)
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys
@@ -70,8 +76,9 @@ class MemorySink(Sink):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Turns changes into records here, because the run that delivers them may be of a program that no longer knows the key."""
-        return self._records(data) if self._keys is not None and carries_changes(data.schema) else data
+        """Turns rows into records here where the program says how: the run that delivers them may be of one that says otherwise."""
+        changes = self._keys is not None and carries_changes(data.schema)
+        return self._records(data) if changes or self.format != JSON else data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         topic, track, owner = self._opened(), self._claimed(), self._owner
@@ -96,7 +103,7 @@ class MemorySink(Sink):
                 topic.writable.notify_all()
 
     def _records(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        return to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
+        return to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys, self._encoder)
 
     def _opened(self) -> Topic:
         if self._topic is None:

@@ -12,7 +12,9 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, CallTimers
 from sabot.calls.functions import awaitable
 from sabot.codecs import Codec
-from sabot.codecs.records import RECORD_SCHEMA, to_records
+from sabot.codecs.base import ManyRows
+from sabot.codecs.formats import JSON
+from sabot.codecs.records import RECORD_SCHEMA, bad_records, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
@@ -126,6 +128,7 @@ class BatchOutput:
     def __init__(self, spec: AgentSpec, port: Port | None, now_ms: Callable[[], int]) -> None:
         self._spec, self._port, self._now_ms = spec, port, now_ms
         self._checked: pa.Schema | None = None  # columns that the sink takes
+        self._encoder = (spec.sink_format or JSON).encoder(next(iter(spec.sinks), spec.agent_id))
 
     def written(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """RECORD_SCHEMA, or columns. Raises UserError for what the receiver does not take."""
@@ -135,7 +138,10 @@ class BatchOutput:
             return self._as_records(batch).set_column(1, RECORD_SCHEMA.field(1), keys)
         if port is not None and port.takes_records:
             return self._as_records(batch)
-        if isinstance(spec.sink, str):
+        if isinstance(spec.sink, str) and not spec.writes_json:
+            assert spec.sink_format is not None
+            spec.sink_format.check_types(batch.schema, f"agent {spec.agent_id}, to {spec.sink}")
+        elif isinstance(spec.sink, str):
             to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
         elif isinstance(spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
             spec.sink.check_types(batch.schema)
@@ -143,9 +149,11 @@ class BatchOutput:
         return batch if port is None else port.fitted(batch)
 
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows as JSON records; partition -1: a row of a batch agent comes from no one row of its input."""
+        """Rows as records; partition -1: a row of a batch agent comes from no one row of its input."""
         nowhere = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
-        return to_records(Batch(batch), self._now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
+        return to_records(Batch(batch), self._now_ms(), None, self._encoder).set_column(
+            3, RECORD_SCHEMA.field(3), nowhere
+        )
 
 
 def returned(value: Any) -> pa.RecordBatch:
@@ -166,11 +174,8 @@ def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
     """Records -> columns, with the records behind them. Where no schema fits the agent fails, and the records stay as they are."""
     if batch.records is not None or not batch.data.schema.equals(RECORD_SCHEMA):
         return batch
-    codec = operator.codecs.get(batch.topic)
-    if codec is None:
-        codec = operator.codecs[batch.topic] = operator.make_codec()
     try:
-        return decoded(batch, codec)
+        return decoded(batch, operator.codec_for(batch.topic))
     except UserError as error:
         operator.fail(error, f"its input {batch.topic}")
         return batch
@@ -192,6 +197,12 @@ def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
 
 
 def decoded(batch: Batch, codec: Codec) -> Batch:
-    """Records -> columns, with the records behind them."""
+    """Records -> columns, with the records behind them; without, where a record has many rows."""
+    if isinstance(codec, ManyRows):
+        rows, _, misread = codec.decode_many(batch.data)
+        apart = bad_records(batch.data, misread)
+        if batch.bad is not None:
+            apart = pa.concat_batches([batch.bad, apart])
+        return Batch(rows, batch.offsets, batch.topic, bad=apart if apart.num_rows else None)
     data, bad = codec.decode(batch.data)
     return Batch(data, batch.offsets, batch.topic, batch.data, bad, bad=batch.bad)

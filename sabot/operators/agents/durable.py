@@ -75,7 +75,7 @@ class DurableAgentOperator(AgentOperator):
         self.leaving = False  # a drain: jobs that are parked stay so
         self.host = host
         self.order = KeyOrder(spec, mail, self)
-        self._reader = RecordReader(spec, self.key_kinds)
+        self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
         self.function = job_function(spec, self.backend, self.clock)
         self._keyed = self.function.keyed
         self._limit = spec.calls.concurrency
@@ -373,7 +373,7 @@ class DurableAgentOperator(AgentOperator):
     def ended(self, job: JobRun, value: Any) -> bytes:
         """As `JobOwner.ended`."""
         call = self.calls[job.job_id]
-        output = () if value is None else self.routed(results_of(value), value, f"job {job.job_id}")
+        output = () if value is None else self.routed(results_of(value, self.payload_of), value, f"job {job.job_id}")
         packed = self.function.packed(job, value)
         record, ctx = call.record, call.ctx
         assert record is not None

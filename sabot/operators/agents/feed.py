@@ -10,7 +10,8 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import Feed
 from sabot.api.words import check_names
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
+from sabot.codecs.formats import JSON
+from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.errors import UserError
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.base import Operator, OperatorContext, without_marks
@@ -37,7 +38,7 @@ class AgentFeed(Operator):
         self._names = columns.names
         if not self._spec.batch:
             check_names(where, [name for name in (self._key, self._spec.key) if name is not None], columns.names)
-            refuse_json_types(columns, where)
+            JSON.check_types(columns, where)
             return RECORD_SCHEMA
         if self._spec.schema is None:
             return columns
@@ -59,7 +60,7 @@ class AgentFeed(Operator):
             self.emit(Batch(data, None, agent_id))
             return
         keys = None if self._key is None else record_keys(data, [self._key])
-        records = json_records(data, keys, int(self._clock.time() * 1000))
+        records = row_records(data, keys, int(self._clock.time() * 1000))
         nowhere = pa.array(np.full(data.num_rows, -1, np.int32))
         records = records.set_column(3, RECORD_SCHEMA.field(3), nowhere)
         for start in range(0, records.num_rows, RECORD_ROWS):

@@ -20,13 +20,15 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.calls.heard import HeardErrors
 from sabot.clock import Clock
-from sabot.codecs import Codec, JsonCodec
+from sabot.codecs import Codec
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
+from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
@@ -155,7 +157,8 @@ class AgentOperator(ABC):
         self.failure: AgentFailed | None = None
         self.left_behind: list[str] = []  # calls that refused to be cancelled
         self.counters = counters
-        self.codecs: dict[str, Codec] = {}  # of a batch agent, by topic: without a schema each has its own
+        self.codecs: dict[str, Codec] = {}  # by topic: without a schema each has its own
+        self.payload_of = payloads_of(spec)
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
         self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier jobs too
@@ -297,7 +300,7 @@ class AgentOperator(ABC):
 
         Else the first of these of each field, for which JSON has null, is a warning. origin: what the call was about.
         """
-        for name in nulled_in(value, output):
+        for name in nulled_in(value, output) if self.spec.writes_json else ():
             said = repr(name) if name else "the value"
             what = f"{said} of its result for {origin} is NaN or infinite, for which JSON has no form"
             if self.spec.nan == "fail":
@@ -349,9 +352,23 @@ class AgentOperator(ABC):
         yield Sample("sabot_agent_errors_total", self.counters.errors_count - self.errors_before, agent_id)
         yield Sample("sabot_batch_seconds", self._batch_seconds.read(), agent_id)
 
-    def make_codec(self) -> Codec:
-        """How a batch agent decodes a topic whose records it has not seen yet."""
-        return JsonCodec(self.spec.schema)
+    def open_payloads(self) -> None:
+        """Asks a schema registry for what its results need, so that no call waits for one. Blocking."""
+        if isinstance(self.payload_of, RowPayloads):
+            self.payload_of.open()
+
+    def make_codec(self, topic: str, text: str | None = None) -> Codec:
+        """How a topic is decoded whose records were not seen yet. text: what a checkpoint keeps of its codec. Blocking, where a schema
+        registry must be asked.
+        """
+        return self.spec.format.codec(topic, self.spec.schema, None, text)
+
+    def codec_for(self, topic: str) -> Codec:
+        """How the records of a topic are decoded."""
+        codec = self.codecs.get(topic)
+        if codec is None:
+            codec = self.codecs[topic] = self.make_codec(topic)
+        return codec
 
     # -- barriers -----------------------------------------------------------------------------------------------------
 
@@ -366,16 +383,17 @@ class AgentOperator(ABC):
 
     def own_facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside rows and counters; `take_facts` gets it again."""
-        return {"schemas": self.schemas(), "key_kinds": sorted(self.key_kinds)}
+        return {"schemas": self.schemas(), "format": self.spec.format.said, "key_kinds": sorted(self.key_kinds)}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """`own_facts` of a checkpoint. Before any row comes."""
-        self.know(facts["schemas"])
+        if facts.get("format", JSON.said) == self.spec.format.said:
+            self.know(facts["schemas"])
         self.key_kinds.update(facts.get("key_kinds", ()))
 
     def know(self, schemas: Mapping[str, str | None]) -> None:
         """`schemas` of a checkpoint."""
-        self.codecs = {topic: self.make_codec().resumed(text) for topic, text in schemas.items()} | self.codecs
+        self.codecs = {topic: self.make_codec(topic, text) for topic, text in schemas.items()} | self.codecs
 
     @abstractmethod
     def unfinished(self) -> list[Batch]:

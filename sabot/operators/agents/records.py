@@ -33,13 +33,13 @@ class RecordAgentOperator(LaneOperator):
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
         self._turn = 0
-        self._call = gathering(spec.func)
-        self._reader = RecordReader(spec, self.key_kinds)
+        self._call = gathering(spec.func, payload_of=self.payload_of)
+        self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
         self._no_timers = CallTimers(spec.agent_id, fires=False) if spec.on_timer is None else None
         if spec.on_timer is not None:
             self.timers = KeyTimers(f"agent {spec.agent_id}", self.clock, self._put_due, self.broke)
-            self._timer_call = gathering(spec.on_timer)
+            self._timer_call = gathering(spec.on_timer, payload_of=self.payload_of)
 
     def put(self, batch: Batch) -> None:
         rows = self.take_records(self._reader, batch)
@@ -111,7 +111,7 @@ class RecordAgentOperator(LaneOperator):
         return (call(told, ctx), True) if coroutine_function else awaitable(run(call, told, ctx))
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
-        output = results_of(value)
+        output = results_of(value, self.payload_of)
         if type(value) is dict and b"null" not in (output[0][0] or b""):
             return output  # as most are: it names no sink, and has lost nothing
         return self.routed(output, value, self._where(item))

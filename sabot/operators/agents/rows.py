@@ -7,25 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.text.json import NESTING_MAX, is_too_deep
+from sabot._cython.text.json import NESTING_MAX, BadRow, is_too_deep
 from sabot._cython.text.records import bytes_list, state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.calls.functions import behind, each_piece
+from sabot.codecs import Codec
+from sabot.codecs.formats import JSON
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import (
     Headers,
     build_records,
     decode_json,
-    encode_payload,
     header_rows,
     nulled_fields,
     to_records,
 )
 from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.operators.agents.payloads import PayloadOf, as_json
 from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
 
@@ -126,26 +129,31 @@ class RecordReader:
     key_kinds: which kinds of values keys were so far. The first key of another kind is warned of: 1 and "1" are two keys, with two states.
     """
 
-    def __init__(self, spec: AgentSpec, key_kinds: set[str]) -> None:
+    def __init__(self, spec: AgentSpec, key_kinds: set[str], codec_for: Callable[[str], Codec]) -> None:
+        """codec_for: how the records of a topic are decoded, where they are not JSON."""
         self._agent_id = spec.agent_id
         self._key_kinds = key_kinds
         self._key = spec.key
         self._check = spec.check
         self._tombstones = spec.tombstones
         self._text_keys = spec.tombstones and spec.text_keys
-        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
+        self._codec_for = None if spec.format == JSON else codec_for
+        self._checker = None if spec.schema is None or self._codec_for is not None else JsonCodec(spec.schema)
 
     def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
         """(what the batch is held as, its rows, those that cannot be processed, which have ended)."""
-        records = to_records(batch, now_ms)
+        records = to_records(batch, now_ms) if batch.records is None else batch.records
         reasons = self._misfits(records)
+        values: dict[int, Any] = {}
+        if self._codec_for is not None:
+            values, reasons = self._columns(batch, records, self._codec_for)
         held = HeldRows(records.num_rows, records, topic=batch.topic)
         rows, bad = [], []
         for number, row in enumerate(rows_of(records, batch.topic)):
             try:
                 if number in reasons:
                     raise DataError(f"{place_of(row)}: {reasons[number]}")
-                self.decode(row)
+                self.decode(row, values.get(number))
             except DataError as error:
                 bad.append((row, error))
                 held.end(number)
@@ -158,14 +166,34 @@ class RecordReader:
         """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
         if self._checker is None:
             return {}
-        misfits = {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
+        return self._reasons(records, self._checker.decode(records)[1])
+
+    def _columns(
+        self, batch: Batch, records: pa.RecordBatch, codec_for: Callable[[str], Codec]
+    ) -> tuple[dict[int, Any], dict[int, str]]:
+        """By number of the record: its columns, as a dict, and why others cannot be decoded. The source's thread has decoded most batches
+        already.
+        """
+        if batch.records is None:
+            data, bad = codec_for(batch.topic).decode(records)
+        else:
+            data, bad = batch.data, list(batch.rejected)
+        numbers = np.delete(np.arange(records.num_rows), [each.row for each in bad])
+        return dict(zip(numbers.tolist(), data.to_pylist(), strict=True)), self._reasons(records, bad)
+
+    def _reasons(self, records: pa.RecordBatch, bad: Iterable[BadRow]) -> dict[int, str]:
+        """The reasons by number of the record. A tombstone that the agent takes is none of them."""
+        reasons = {each.row: each.reason for each in bad}
         if self._tombstones and records.column(0).null_count:
             payloads = records.column(0)
-            return {row: reason for row, reason in misfits.items() if payloads[row].is_valid}
-        return misfits
+            return {row: reason for row, reason in reasons.items() if payloads[row].is_valid}
+        return reasons
 
-    def decode(self, row: Row) -> None:
-        """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
+    def decode(self, row: Row, value: Any = None) -> None:
+        """Gives the row its value, and with `key=` the scope of its state. value: what it is, where its batch was decoded into columns.
+
+        Raises DataError.
+        """
         payload = row.payload
         if payload is None:
             if not self._tombstones:
@@ -175,13 +203,7 @@ class RecordReader:
             if self._key is not None:
                 row.scope = self._scope(row, self._key_of(row))
             return
-        try:
-            if len(payload) > NESTING_MAX and is_too_deep(payload):
-                row.value = decode_json(payload, where=place_of(row))  # which says so
-            else:
-                row.value = _decode(payload)
-        except UNREADABLE:
-            row.value = decode_json(payload, where=place_of(row))
+        row.value = self._value(row, payload) if value is None else value
         if self._check is not None:
             try:
                 self._check(row.value)
@@ -192,6 +214,19 @@ class RecordReader:
             if key is None:
                 raise DataError(f"{place_of(row)}: no key: field {self._key!r} is missing or null")
             row.scope = self._scope(row, key)
+
+    def _value(self, row: Row, payload: bytes) -> Any:
+        if self._codec_for is not None:
+            data, bad = self._codec_for(row.topic).decode(pa.record_batch([pa.array([payload])], names=["payload"]))
+            if bad:
+                raise DataError(f"{place_of(row)}: {bad[0].reason}")
+            return data.to_pylist()[0]
+        try:
+            if len(payload) > NESTING_MAX and is_too_deep(payload):
+                return decode_json(payload, where=place_of(row))  # which says so
+            return _decode(payload)
+        except UNREADABLE:
+            return decode_json(payload, where=place_of(row))
 
     def _scope(self, row: Row, key: Any) -> bytes:
         if (kind := _KINDS.get(type(key))) is not None and kind not in self._key_kinds:
@@ -243,15 +278,15 @@ def waiting_batches(held: Iterable[HeldRows], without: Mapping[int, Collection[i
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-def _result(value: Any) -> Result:
-    """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
+def _result(value: Any, payload_of: PayloadOf) -> Result:
+    """A value or Message as it will be written. Raises UserError for what the format cannot say."""
     key: bytes | None = None
     headers: Headers = ()
     topic: str | None = None
     if isinstance(value, Message):
         key, headers, topic, value = value.key, value.headers, value.topic, value.value
     try:
-        return encode_payload(value, key), key, headers, topic
+        return payload_of(value, key, topic), key, headers, topic
     except UserError:
         if isinstance(value, list | tuple) and any(isinstance(each, Message) for each in value):
             raise UserError(
@@ -266,19 +301,21 @@ class _Several:
     """What a call yielded, written down at once: the agent may go on changing the values."""
 
     results: list[Result]
+    payload_of: PayloadOf
     nulled: list[str] = field(default_factory=list)
 
     def add(self, value: Any) -> None:
         """One of them; None is no result."""
         if value is not None:
-            result = _result(value)
+            result = _result(value, self.payload_of)
             self.results.append(result)
-            self.nulled += nulled_in(value, (result,))
+            if self.payload_of is as_json:
+                self.nulled += nulled_in(value, (result,))
 
 
-def results_of(value: Any) -> Sequence[Result]:
-    """What a call gave (not None), as it will be written. Raises UserError for what JSON cannot say."""
-    return value.results if type(value) is _Several else (_result(value),)
+def results_of(value: Any, payload_of: PayloadOf = as_json) -> Sequence[Result]:
+    """What a call gave (not None), as it will be written. Raises UserError for what the format cannot say."""
+    return value.results if type(value) is _Several else (_result(value, payload_of),)
 
 
 def nulled_in(value: Any, output: Sequence[Result]) -> list[str]:
@@ -300,14 +337,14 @@ def plain_of(value: Any) -> Any:
 
 
 def gathering(
-    func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value
+    func: Callable[..., Any], form: Callable[[Any], Any] = lambda value: value, payload_of: PayloadOf = as_json
 ) -> tuple[Callable[..., Any], bool]:
     """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`, in this form."""
     target = behind(func)
     if inspect.isasyncgenfunction(target):
 
         async def gather(*given: Any) -> _Several:
-            several = _Several([])
+            several = _Several([], payload_of)
             await each_piece(func(*given), lambda value: several.add(form(value)))
             return several
 
@@ -315,7 +352,7 @@ def gathering(
     if inspect.isgeneratorfunction(target):
 
         def gather_here(*given: Any) -> _Several:
-            several = _Several([])
+            several = _Several([], payload_of)
             for value in func(*given):
                 several.add(form(value))
             return several

@@ -24,6 +24,8 @@ from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
+from sabot.codecs.base import Format
+from sabot.codecs.formats import agreed_format
 from sabot.connectors.base import Delivery, OnNan, Sink, Source, agreed_delivery
 from sabot.errors import UserError
 from sabot.operators.base import Operator
@@ -161,8 +163,11 @@ class Layout:
         delivery: Delivery = None,
         changes: Keys | None = None,
         nan: OnNan = None,
+        format: Format | None = None,
     ) -> Stage:
-        """The one stage that writes into a sink, for all streams that do. changes: the key of their changes; None: rows are only added."""
+        """The one stage that writes into a sink, for all streams that do. changes: the key of their changes; None: rows are only added.
+        format: of their rows; None: they are records already.
+        """
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
         if stage is None:
@@ -177,6 +182,7 @@ class Layout:
         elif stage.nan != nan:
             raise UserError(f"to({sink!r}): two streams write it, with different nan=", hint="give both the same")
         stage.delivery = agreed_delivery(sink, stage.delivery, delivery)
+        stage.format = agreed_format(str(name), stage.format, format)
         return stage
 
     def meet(self, node: TwoInputs, name: str, left: Site, right: Site, keys: tuple[Keys, Keys]) -> Site:

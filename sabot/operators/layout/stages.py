@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
+from sabot.codecs.base import Format
 from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.operators.base import Operator, with_marks
 
@@ -105,6 +106,7 @@ class Stage:
     agent: AgentSpec | None = None
     delivery: Delivery = None  # how the sink delivers; None: as suits it
     nan: OnNan = None  # what becomes of floats that the sink's format does not have
+    format: Format | None = None  # what rows become in a topic; None: no writer says it
     changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
     aligned: "Aligned | None" = None  # the sources that are to be read at about the same event time for this stage

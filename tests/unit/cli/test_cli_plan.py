@@ -303,6 +303,19 @@ def test_what_would_be_lost_is_named_and_given_up_by_its_name(shop: Path) -> Non
     assert "--drop totals: neither the program nor the checkpoint has state of that name" in wrong.stderr
 
 
+def test_a_plan_says_that_a_topic_is_read_in_another_format(shop: Path) -> None:
+    target = program(shop, MINUTES, TOTALS, AGENT)
+    module = shop / f"{target.partition(':')[0]}.py"
+    text = module.read_text().replace('app.stream("rows",', 'app.stream("rows", format="csv",')
+    module.write_text(text.replace('@app.agent("rows")', '@app.agent("rows", format="raw")'))
+    code, outcomes = fates("plan", target, "--against", "state")
+    assert (code, outcomes["read-1"], outcomes["shop.seen/rows"]) == (0, "migrate", "migrate")
+    told = sabot_says("plan", target, "--against", "state").stdout
+    assert "rows as csv" in told
+    assert "rows as raw" in told
+    assert outcomes["aggregate-1"] == "keep"
+
+
 def test_a_plan_says_what_cannot_go_on_with_another_event_time(shop: Path) -> None:
     """Totals have no times in them."""
     target = program(shop, MINUTES, TOTALS, AGENT)

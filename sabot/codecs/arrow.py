@@ -1,0 +1,155 @@
+"""Payloads that are Arrow IPC, as a stream or a file: a record has many rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import normalise
+from sabot._cython.arrow.border import validate
+from sabot._cython.text.json import BadRow
+from sabot._cython.text.records import bytes_list
+from sabot.codecs.json import schema_of_text, schema_text
+from sabot.errors import UserError
+
+__all__ = ["PAYLOAD_BYTES", "ROWS_MAX", "ArrowCodec", "ArrowEncoder"]
+
+ROWS_MAX = 1 << 20
+"""How many rows a record may have. A column of nulls has no bytes, so the size of a payload does not bound them."""
+
+PAYLOAD_BYTES = 512 << 10
+"""About how large a payload becomes: half of what a broker takes by default."""
+
+_FILE = b"ARROW1"
+
+
+class ArrowCodec:
+    """Decodes records that are IPC streams, or files, of record batches. Without a schema it is that of the first readable record.
+
+    Columns are taken by name: others are left out, one that is missing is null, and one of another type is cast where no value changes.
+    A record is good as a whole or bad as a whole.
+    """
+
+    def __init__(self, schema: pa.Schema | None = None) -> None:
+        self._schema = schema
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of decoded batches; None before the first readable record of a codec without a given schema."""
+        return self._schema
+
+    @property
+    def text(self) -> str | None:
+        """`schema` for a checkpoint; `resumed` reads it."""
+        return schema_text(self._schema)
+
+    def resumed(self, text: str | None) -> "ArrowCodec":
+        """The codec whose schema is this one's or, where that is unknown, what a checkpoint holds as `text`."""
+        return ArrowCodec(schema_of_text(text) if self._schema is None else self._schema)
+
+    def another(self) -> "ArrowCodec":
+        """A codec with the same settings, for another thread."""
+        return ArrowCodec(self._schema)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """The rows of all good records, and the bad records."""
+        data, _, bad = self.decode_many(batch)
+        return data, bad
+
+    def decode_many(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
+        """See `ManyRows.decode_many`."""
+        pieces: list[pa.RecordBatch] = []
+        numbers: list[Any] = []
+        bad: list[BadRow] = []
+        for number, payload in enumerate(bytes_list(batch.column("payload"))):
+            try:
+                rows = self._fitted(_read(payload))
+            except (pa.ArrowException, UserError, OSError, ValueError) as error:
+                bad.append(BadRow(number, f"it is no Arrow IPC of these columns: {' '.join(str(error).split())}"))
+                continue
+            if rows.num_rows:
+                pieces.append(rows)
+                numbers.append(np.full(rows.num_rows, number, np.int64))
+        schema = pa.schema([]) if self._schema is None else self._schema
+        data = pa.concat_batches(pieces) if pieces else pa.RecordBatch.from_pylist([], schema=schema)
+        return data, np.concatenate(numbers) if numbers else np.empty(0, np.int64), bad
+
+    def _fitted(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows with the columns of `schema`."""
+        if self._schema is None:
+            self._schema = rows.schema
+        if rows.schema.equals(self._schema):
+            return rows
+        columns: list[Any] = []
+        for field in self._schema:
+            if rows.schema.names.count(field.name) > 1:
+                raise UserError(f"it has several columns {field.name!r}")
+            if field.name not in rows.schema.names:
+                columns.append(pa.nulls(rows.num_rows, field.type))
+            elif (column := rows.column(field.name)).type == field.type:
+                columns.append(column)
+            else:
+                columns.append(_cast(column, field))
+            if not field.nullable and columns[-1].null_count:
+                raise UserError(f"column {field.name!r} has nulls")
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+class ArrowEncoder:
+    """Rows as IPC streams, each with up to `rows` of them, or of about PAYLOAD_BYTES."""
+
+    def __init__(self, rows: int, compression: str | None = None) -> None:
+        self._rows = rows
+        self._options = pa.ipc.IpcWriteOptions(compression=compression)
+
+    def another(self) -> "ArrowEncoder":
+        """An encoder with the same settings, for another thread."""
+        return ArrowEncoder(self._rows, self._options.compression)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """See `Encoder.encode`: a payload has many rows."""
+        return pa.array([self._written(piece) for piece in self._pieces(batch)], pa.binary())
+
+    def _pieces(self, batch: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
+        rows, size = self._rows, batch.nbytes
+        if batch.num_rows and size > PAYLOAD_BYTES:
+            rows = max(1, min(rows, batch.num_rows * PAYLOAD_BYTES // size))
+        return [batch.slice(start, rows) for start in range(0, batch.num_rows, rows)]
+
+    def _written(self, rows: pa.RecordBatch) -> bytes:
+        into = pa.BufferOutputStream()
+        with pa.ipc.new_stream(into, rows.schema, options=self._options) as writer:
+            writer.write_batch(rows)
+        written: bytes = into.getvalue().to_pybytes()
+        return written
+
+
+def _read(payload: bytes | None) -> pa.RecordBatch:
+    """All rows of a payload, in canonical types, every byte of them checked."""
+    if payload is None:
+        raise UserError("the payload is null")
+    opening = pa.ipc.open_file if payload.startswith(_FILE) else pa.ipc.open_stream
+    with opening(pa.py_buffer(payload)) as reader:
+        count = 0
+        batches = []
+        for batch in _batches_of(reader):
+            count += batch.num_rows
+            if count > ROWS_MAX:
+                raise UserError(f"it has more than {ROWS_MAX} rows")
+            validate(batch)
+            batches.append(batch)
+        return normalise(pa.Table.from_batches(batches, reader.schema))
+
+
+def _batches_of(reader: Any) -> Any:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        return (reader.get_batch(number) for number in range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _cast(column: Any, field: pa.Field) -> Any:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise UserError(f"column {field.name!r} is {column.type}, and not {field.type}: {error}") from error

@@ -1,0 +1,201 @@
+"""The formats that need nothing but their settings, and formats by name. Those with schemas of their own are in `schemas`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+
+from sabot._cython.text.json import encode_rows
+from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
+from sabot.codecs.base import Codec, Encoder, Format, LostFloats
+from sabot.codecs.csv import CsvCodec, CsvEncoder
+from sabot.codecs.csv_text import convert_options, refuse_csv_types
+from sabot.codecs.json import JsonCodec, JsonEncoder
+from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
+from sabot.codecs.records import RECORD_SCHEMA, refuse_types
+from sabot.config import checked_flag, is_whole
+from sabot.errors import UserError
+
+__all__ = ["JSON", "ArrowIpc", "Csv", "Json", "Raw", "agreed_format", "check_columns_of", "format_of"]
+
+_UNQUOTABLE = '"\r\n'
+
+
+@dataclass(frozen=True)
+class Json(Format):
+    """A payload is one JSON object. Without `schema=` the columns are inferred from the first 1,000 records."""
+
+    name: ClassVar[str] = "json"
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        return JsonCodec(_selected(schema, columns)).resumed(text)
+
+    def encoder(self, topic: str) -> Encoder:
+        return JsonEncoder()
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        refuse_types(schema, encode_rows, where, "JSON")
+
+    def floats_lost(self, kind: pa.DataType) -> LostFloats:
+        return "not_finite"
+
+
+@dataclass(frozen=True)
+class Csv(Format):
+    """A payload is one CSV record, whose fields are the columns of `schema=`, in order. delimiter: one character of ASCII."""
+
+    name: ClassVar[str] = "csv"
+    needs_schema: ClassVar[bool] = True
+    delimiter: str = ","
+
+    def __post_init__(self) -> None:
+        mark: Any = self.delimiter
+        if not isinstance(mark, str) or len(mark) != 1 or not mark.isascii() or mark in _UNQUOTABLE:
+            raise UserError(f"Csv(delimiter={mark!r})", hint='one character of ASCII, as "," or "\\t"; no quote')
+
+    @property
+    def said(self) -> str:
+        return self.name if self.delimiter == "," else f"{self.name} with {self.delimiter!r} between fields"
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        if schema is None:
+            raise UserError(f"{topic}: format csv, and no schema=", hint='schema={"id": "int64", …} names the fields')
+        return CsvCodec(schema, self.delimiter, columns)
+
+    def encoder(self, topic: str) -> Encoder:
+        return CsvEncoder(self.delimiter)
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        if not schema.equals(RECORD_SCHEMA):
+            refuse_csv_types(schema, where)
+
+
+@dataclass(frozen=True)
+class Raw(Format):
+    """A payload is the one column `value`, as it is: bytes, or with text=True a text in UTF-8."""
+
+    name: ClassVar[str] = "raw"
+    own_columns: ClassVar[bool] = True
+    text: bool = False
+
+    def __post_init__(self) -> None:
+        checked_flag("Raw: text", self.text)
+
+    @property
+    def said(self) -> str:
+        return "raw text" if self.text else self.name
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(VALUE, pa.string() if self.text else pa.binary())])
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        return RawCodec(self.schema)
+
+    def encoder(self, topic: str) -> Encoder:
+        return RawEncoder()
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        if schema.equals(RECORD_SCHEMA):
+            return
+        if len(schema) != 1 or schema.field(0).type not in (
+            *(pa.string(), pa.large_string(), pa.string_view()),
+            *(pa.binary(), pa.large_binary(), pa.binary_view()),
+        ):
+            columns = ", ".join(f"{field.name} {field.type}" for field in schema) or "none"
+            raise UserError(
+                f"{where}: format raw takes one column of text or bytes, and not {columns}",
+                hint='.select("payload") before the sink names the one',
+            )
+
+
+@dataclass(frozen=True)
+class ArrowIpc(Format):
+    """A payload is an Arrow IPC stream, or file, of many rows; without `schema=` the first record has the columns.
+
+    rows: how many a payload has at most, when it is written. compression: None, "lz4" or "zstd".
+    """
+
+    name: ClassVar[str] = "arrow"
+    one_row: ClassVar[bool] = False
+    sample_rows: ClassVar[int] = 1
+    rows: int = 1024
+    compression: Literal["lz4", "zstd"] | None = None
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.rows, 1):
+            raise UserError(f"ArrowIpc(rows={self.rows!r})", hint="how many rows a payload has at most: 1 or more")
+        if self.compression not in (None, "lz4", "zstd"):
+            raise UserError(f"ArrowIpc(compression={self.compression!r})", hint='"lz4" or "zstd"')
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        return ArrowCodec(_selected(schema, columns)).resumed(text)
+
+    def encoder(self, topic: str) -> Encoder:
+        return ArrowEncoder(self.rows, self.compression)
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        """Arrow has every type."""
+
+
+JSON = Json()
+
+_BY_NAME: dict[str, Format] = {each.name: each for each in (JSON, Csv(), Raw(), ArrowIpc())}
+
+
+def format_of(given: object, where: str) -> Format:
+    """A Format, or the one of this name; None is JSON. Raises UserError, whose text begins with `where`."""
+    if given is None:
+        return JSON
+    if isinstance(given, Format):
+        return given
+    if isinstance(given, str) and given in _BY_NAME:
+        return _BY_NAME[given]
+    names = ", ".join(map(repr, _BY_NAME))
+    raise UserError(
+        f"{where}: format={given!r}", hint=f"one of {names}, or a format with settings, such as Avro(…) or Csv(…)"
+    )
+
+
+def agreed_format(name: str, one: Format | None, other: Format | None) -> Format | None:
+    """The format of a topic that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
+    if None not in (one, other) and one != other:
+        assert one is not None
+        assert other is not None
+        raise UserError(
+            f"topic {name}: two write it, one as {one.said} and one as {other.said}", hint="give both one format="
+        )
+    return one or other
+
+
+def check_columns_of(format: Format, schema: pa.Schema | None, where: str) -> None:
+    """Raises UserError for a `schema=` that the format does not take, or lacks, whose text begins with `where`."""
+    if format.own_columns and schema is not None:
+        raise UserError(
+            f"{where}: schema= beside format {format.name}, which says the columns itself", hint="leave schema= out"
+        )
+    if format.needs_schema and schema is None:
+        raise UserError(
+            f"{where}: format {format.name}, and no schema=",
+            hint='schema={"id": "int64", …} names the fields, in order',
+        )
+    if schema is not None and isinstance(format, Csv):
+        try:
+            convert_options(schema)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
+
+
+def _selected(schema: pa.Schema | None, columns: Sequence[str] | None) -> pa.Schema | None:
+    if schema is None or columns is None:
+        return schema
+    return pa.schema([schema.field(name) for name in columns])

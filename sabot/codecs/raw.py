@@ -1,0 +1,80 @@
+"""Payloads as they are, in one column `value`: bytes, or text."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import normalise
+from sabot._cython.text.json import BadRow
+from sabot._cython.text.records import bytes_list
+from sabot.errors import UserError
+
+__all__ = ["VALUE", "RawCodec", "RawEncoder"]
+
+VALUE = "value"
+
+
+class RawCodec:
+    """The payload of each record, as bytes or as text. A record without a payload is a bad row, and with text one that is no UTF-8."""
+
+    text = None
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+
+    def resumed(self, text: str | None) -> "RawCodec":
+        """A codec with the same settings, which say everything."""
+        return self.another()
+
+    def another(self) -> "RawCodec":
+        """A codec with the same settings, for another thread."""
+        return RawCodec(self.schema)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """See `Codec.decode`."""
+        payloads = batch.column("payload")
+        bad = [BadRow(row, "the payload is null") for row in _where(payloads.is_null())] if payloads.null_count else []
+        values = payloads.drop_null() if bad else payloads
+        kind = self.schema.field(0).type
+        try:
+            values = values.cast(kind)
+        except pa.ArrowInvalid:
+            wrong = {row: reason for row, payload in enumerate(bytes_list(payloads)) if (reason := _no_text(payload))}
+            good = np.ones(len(payloads), bool)
+            good[[*wrong, *(row.row for row in bad)]] = False
+            bad = sorted([*bad, *(BadRow(row, wrong[row]) for row in wrong)], key=lambda row: row.row)
+            values = payloads.filter(pa.array(good)).cast(kind)
+        return pa.RecordBatch.from_arrays([values], schema=self.schema), bad
+
+
+class RawEncoder:
+    """The one column of the rows as payloads: bytes as they are, text as UTF-8."""
+
+    def another(self) -> "RawEncoder":
+        """Another one: there are no settings."""
+        return RawEncoder()
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """See `Encoder.encode`."""
+        column = normalise(batch).column(0)
+        if column.null_count:
+            name, row = batch.schema.names[0], _where(column.is_null())[0]
+            raise UserError(
+                f"column {name!r} of row {row} is null, and a payload of format raw has its bytes alone",
+                hint=f"filter(col({name!r}).is_not_null()), or fill_null, before the sink",
+            )
+        return column.cast(pa.binary())
+
+
+def _where(mask: pa.BooleanArray) -> list[int]:
+    found: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return found
+
+
+def _no_text(payload: bytes | None) -> str | None:
+    """Why a payload is no text; None: it is one, or null."""
+    try:
+        (payload or b"").decode()
+    except UnicodeDecodeError as error:
+        return f"the payload is no UTF-8: {error.reason} at byte {error.start}"
+    return None

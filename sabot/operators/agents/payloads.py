@@ -1,0 +1,75 @@
+"""How the results of a record agent become payloads: JSON, or the format that its `sink_format=` names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.agent import AgentSpec
+from sabot.codecs.base import Encoder, Format
+from sabot.codecs.raw import VALUE
+from sabot.codecs.records import empty_batch, encode_payload
+from sabot.errors import UserError
+
+__all__ = ["PayloadOf", "RowPayloads", "as_json", "payloads_of"]
+
+PayloadOf = Callable[[Any, Any, str | None], bytes | None]
+"""(value, key, the topic that a result names; None: the first one) -> its payload. Raises UserError for what the format cannot say."""
+
+
+def as_json(value: Any, key: Any, topic: str | None) -> bytes | None:
+    """A PayloadOf: see `encode_payload`."""
+    return encode_payload(value, key)
+
+
+class RowPayloads:
+    """A PayloadOf: each result is a row, a dict with the columns of the format. Bytes are payloads as they are; None under a key is a
+    tombstone.
+    """
+
+    def __init__(self, format: Format, topics: list[str]) -> None:
+        self._format = format
+        self._first = topics[0]
+        self._encoders: dict[str, Encoder] = {topic: format.encoder(topic) for topic in topics}
+        self._columns: dict[str, pa.Schema | None] = dict.fromkeys(topics)
+
+    def open(self) -> None:
+        """Asks a schema registry for what results will need. Blocking. Raises UserError, RegistryUnavailable."""
+        for topic, encoder in self._encoders.items():
+            known = self._columns[topic] = self._format.columns(topic)
+            if known is not None:
+                encoder.encode(empty_batch(known))
+
+    def __call__(self, value: Any, key: Any, topic: str | None) -> bytes | None:
+        if isinstance(value, bytes) or (value is None and key is not None):
+            return value
+        name = self._first if topic is None else topic
+        if name not in self._encoders:
+            return encode_payload(value, key)  # it is no topic of the agent, which is said next
+        payload: bytes = self._encoders[name].encode(self._row(value, self._columns[name]))[0].as_py()
+        return payload
+
+    def _row(self, value: Any, columns: pa.Schema | None) -> pa.RecordBatch:
+        format = self._format.name
+        if columns is not None and columns.names == [VALUE] and not isinstance(value, dict):
+            value = {VALUE: value}
+        if not isinstance(value, dict):
+            raise UserError(
+                f"a {type(value).__name__} cannot be written as {format}", hint="return a dict of its columns"
+            )
+        if columns is not None and (unknown := value.keys() - set(columns.names)):
+            raise UserError(
+                f"{', '.join(map(repr, sorted(map(str, unknown))))} is no column of the {format} that is written",
+                hint=f"its columns are {', '.join(columns.names)}",
+            )
+        try:
+            return pa.RecordBatch.from_pylist([value], schema=columns)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"it cannot be written as {format}: {error}") from error
+
+
+def payloads_of(spec: AgentSpec) -> PayloadOf:
+    """How the results of this agent become payloads."""
+    if spec.batch or spec.sink_format is None or spec.writes_json:
+        return as_json
+    return RowPayloads(spec.sink_format, list(spec.sinks))

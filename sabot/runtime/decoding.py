@@ -1,0 +1,89 @@
+"""How the records of a source are decoded: in the format that the program names, as the checkpoint knows it."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.nodes.read import Read
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs import Codec, TableCodec
+from sabot.codecs.base import Format
+from sabot.codecs.fields import FieldCodec
+from sabot.codecs.formats import JSON
+from sabot.errors import RegistryUnavailable
+
+__all__ = ["Outage", "changed_format", "codec_of", "format_facts", "kept_text"]
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_SECONDS = (0.25, 5.0)  # before a registry is asked again: the first wait, doubled up to the last
+
+
+def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]], *, refresh: bool) -> Codec:
+    """How the records of a stream become these of its columns. readers: what a checkpoint says of those that read them before; refresh:
+    but not which columns they had. Blocking, where a schema registry must be asked.
+    """
+    readers = list(readers)
+    if before := next(filter(None, (changed_format(node.format, facts) for facts in readers)), ""):
+        _log.warning("stream %s: its records were read as %s, and now as %s", node.name, before, node.format.said)
+    text = None if refresh else kept_text(node.format, readers)
+    fields = [(column, field) for column, field in node.fields if column in schema.names]
+    own = dict(node.fields)
+    wanted = pa.schema([field for field in schema if field.name not in own])
+    assert node.schema is not None
+    table, every = node.table, node.schema
+    if table is not None:  # a payload may lack its key
+        every = pa.schema([field.with_nullable(True) if field.name in table.keys else field for field in every])
+    codec: Codec = node.format.codec(node.name, every, wanted.names, text)
+    if table is not None:
+        codec = TableCodec(wanted, table.keys, table.format, node.time_column, codec)
+    return FieldCodec(codec, fields) if fields else codec
+
+
+def format_facts(format: Format, codec: Codec | None) -> dict[str, Any]:
+    """What a checkpoint keeps of how a source is decoded. A format that says its own columns is taken up again as it was."""
+    if codec is None:
+        return {}
+    return {"format": format.said, "codec": codec.text if format.own_columns else None}
+
+
+def kept_text(format: Format, readers: Iterable[Mapping[str, Any]]) -> str | None:
+    """The `text` of the codec of this format, of what a checkpoint says of the readers of a source; None: it has none."""
+    texts = (facts.get("codec") for facts in readers if not changed_format(format, facts))
+    return next((text for text in texts if text is not None), None)
+
+
+def changed_format(format: Format, facts: Mapping[str, Any]) -> str:
+    """How a reader of the checkpoint decodes the records that this program decodes as `format`; "": the same way."""
+    before = facts.get("format") or JSON.said
+    return "" if before == format.said else before
+
+
+class Outage:
+    """When a reader asks again for the schemas that its batch needs, after a schema registry has not answered."""
+
+    def __init__(self, name: str) -> None:
+        self.why = ""  # the last error; "": there is no outage
+        self._name = name
+        self._next = self._wait = 0.0
+
+    def began(self, error: RegistryUnavailable) -> None:
+        """The registry has not answered."""
+        first, longest = _BACKOFF_SECONDS
+        if not self.why:
+            _log.warning("%s: reading stands still: %s", self._name, error.message)
+        self._wait = first if not self.why else min(longest, 2 * self._wait)
+        self._next = SYSTEM_CLOCK.monotonic() + self._wait
+        self.why = error.message
+
+    def over(self) -> None:
+        """It has answered."""
+        if self.why:
+            _log.info("%s: the schema registry answers again, reading goes on", self._name)
+            self.why, self._next = "", 0.0
+
+    def left_seconds(self) -> float:
+        """How long to wait before the next try."""
+        return self._next - SYSTEM_CLOCK.monotonic()
