@@ -5,16 +5,19 @@ A codec has `schema`, `decode(records) -> (good rows, bad rows)`, `another()`, o
 checkpoint keeps of what it has learnt, for `resumed(text)`.
 """
 
+import io
 import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 import pytest
 
 from sabot.codecs import JsonCodec
+from sabot.codecs.avro import AvroCodec
 from sabot.codecs.csv import CsvCodec
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_of_text
@@ -22,6 +25,7 @@ from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.raw import RawCodec
 from sabot.codecs.records import RECORD_SCHEMA, encode_json
 from sabot.codecs.table import TableCodec
+from sabot.errors import UnknownSchema
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
 Record = tuple[bytes | None, bytes | None]  # payload, key
@@ -159,7 +163,65 @@ def _bytes() -> Case:
     return Case("raw", lambda: RawCodec(pa.schema([("value", pa.binary())])), [(each, None) for each in payloads], good)
 
 
-CASES = [_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes()]
+AVRO: dict[str, Any] = {
+    "type": "record",
+    "name": "Row",
+    "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "name", "type": ["null", "string"]},
+        {"name": "x", "type": "double"},
+        {"name": "tags", "type": {"type": "array", "items": "string"}},
+    ],
+}
+OLDER: dict[str, Any] = {**AVRO, "fields": [AVRO["fields"][1], {"name": "id", "type": "int"}]}
+READER: dict[str, Any] = {**AVRO, "fields": [*AVRO["fields"][:2], {"name": "x", "type": "double", "default": 0.5}]}
+
+
+def _written(schema: dict[str, Any], row: dict[str, Any], id: int | None = None) -> bytes:
+    file = io.BytesIO(b"" if id is None else b"\0" + id.to_bytes(4, "big"))
+    file.seek(0, io.SEEK_END)
+    fastavro.schemaless_writer(file, schema, {**row, "tags": ["a", "é"]})
+    return file.getvalue()
+
+
+def _avro() -> Case:
+    """Three of the writer's four fields."""
+    rows = [_written(AVRO, row) for row in ROWS]
+    damaged = [
+        None,
+        b"",
+        rows[0][:-1],
+        rows[1] + b"\0",
+        b"\xff" * 12,
+        b"\0\x02\x02\xff" + b"\0" * 9,
+        b"\0\x04" + rows[0],
+    ]
+    found: list[bytes | None] = [each for pair in zip(rows, damaged, strict=False) for each in pair]
+    good = {2 * number: row for number, row in enumerate(ROWS)}
+    return Case("avro", lambda: AvroCodec(AVRO, columns=SCHEMA.names), [(each, b"k") for each in found], good)
+
+
+def _avro_ids() -> Case:
+    """Payloads of two writers' schemas, by their ids, and of ids that there are not."""
+    texts = {7: json.dumps(AVRO), 8: json.dumps(OLDER), 9: json.dumps({**AVRO, "fields": []})}
+
+    def schema_of(id: int) -> str:
+        if id not in texts:
+            raise UnknownSchema(id, "the registry does not have it")
+        return texts[id]
+
+    found: list[bytes | None] = []
+    good = {}
+    for number, row in enumerate(ROWS):
+        good[len(found)] = row if number % 2 else {**row, "x": 0.5}
+        found.append(_written(*((AVRO, row, 7) if number % 2 else (OLDER, row, 8))))
+        found += [[None, b"\0\0", b"\x01\0\0\0\x07" + PLAIN[0]], [b"\0\0\0\0\x09", b"\0\0\0\0\x0a", found[0][:-1]]][
+            number % 2
+        ]  # type: ignore[index]
+    return Case("avro-ids", lambda: AvroCodec(READER, schema_of=schema_of), [(each, b"k") for each in found], good)
+
+
+CASES = [_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes(), _avro(), _avro_ids()]
 each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

@@ -206,7 +206,32 @@ static void finish(Node& node, ArrowArray* out) {
     }
 }
 
-/* The same for a whole batch. If it throws, nothing is left in `out`. */
+/* Makes a binary array of n values: `append(bytes, i)` appends those of value i. If it throws, nothing is left in `out`. */
+template <class Append>
+static void make_binary(int64_t n, ArrowArray* out, Append append) {
+    out->release = nullptr;
+    try {
+        Bytes bytes;
+        make_array(out, n, 3, 0);
+        int32_t* offsets = static_cast<int32_t*>(std::malloc(static_cast<size_t>(n + 1) * 4));
+        if (offsets == nullptr) throw std::bad_alloc();
+        out->buffers[1] = offsets;
+        offsets[0] = 0;
+        bytes.ensure(n < 100 ? 1024 : n * 32);
+        for (int64_t i = 0; i < n; i++) {
+            append(bytes, i);
+            offsets[i + 1] = static_cast<int32_t>(bytes.len);
+        }
+        const int64_t used = bytes.len, held = bytes.cap;
+        uint8_t* taken = bytes.take();
+        out->buffers[2] = fitted(taken, used, held);
+    } catch (...) {
+        if (out->release) out->release(out);
+        throw;
+    }
+}
+
+/* Exports a whole batch. If it throws, nothing is left in `out`. */
 template <class Node>
 static void hand_over(Node& root, ArrowArray* out) {
     out->release = nullptr;

@@ -233,33 +233,14 @@ struct Column {
 /* Writes the rows of a struct array without nulls (a record batch) as a binary array. False: a value of column `path` has no JSON form.
    Throws bad_alloc, overflow_error. */
 static bool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, std::string& path) {
-    const int64_t n = batch->length;
-    out->release = nullptr;
     try {
         root.bind(batch);
-        Bytes text;
-        make_array(out, n, 3, 0);
-        int32_t* offsets = static_cast<int32_t*>(std::malloc(static_cast<size_t>(n + 1) * 4));
-        if (offsets == nullptr) throw std::bad_alloc();
-        out->buffers[1] = offsets;
-        offsets[0] = 0;
-        text.ensure(n < 100 ? 1024 : n * 32);
-        for (int64_t i = 0; i < n; i++) {
-            root.write_object(text, i + batch->offset);
-            offsets[i + 1] = static_cast<int32_t>(text.len);
-        }
-        const int64_t used = text.len, held = text.cap;
-        uint8_t* taken = text.take();
-        out->buffers[2] = fitted(taken, used, held);
+        make_binary(batch->length, out, [&](Bytes& text, int64_t row) { root.write_object(text, row + batch->offset); });
         return true;
     } catch (const Unwritable& value) {
         path = value.path;
-    } catch (...) {
-        if (out->release) out->release(out);
-        throw;
+        return false;
     }
-    if (out->release) out->release(out);
-    return false;
 }
 
 }  // namespace sabot

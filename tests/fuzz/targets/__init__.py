@@ -1,5 +1,6 @@
 """The readers that are fuzzed, by name."""
 
+from targets.avro import Avro
 from targets.base import Target
 from targets.columns import Arrow, Parquet
 from targets.jobs import Jobs
@@ -10,6 +11,7 @@ from targets.text import Compressed, Csv, Json, Ndjson, Words
 __all__ = ["TARGETS", "Target"]
 
 _ALL = (
+    Avro,
     Json,
     Csv,
     Ndjson,

@@ -1,0 +1,6 @@
+"""Avro: its schemas as columns, payloads to columns and back."""
+
+from sabot.codecs.avro.codec import AvroCodec, AvroEncoder
+from sabot.codecs.avro.columns import arrow_schema, avro_schema
+
+__all__ = ["AvroCodec", "AvroEncoder", "arrow_schema", "avro_schema"]

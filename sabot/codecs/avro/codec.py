@@ -1,0 +1,138 @@
+"""Avro as a format of payloads, with and without the header of Confluent's wire format."""
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import normalise
+from sabot._cython.binary.avro import AvroDecoder, AvroProgram, AvroWriter
+from sabot._cython.binary.wire import HEADER_BYTES, schema_ids
+from sabot._cython.text.json import BadRow
+from sabot.codecs.avro.columns import columns_of
+from sabot.codecs.avro.encoding import encoding
+from sabot.codecs.avro.resolution import ReadStep, failing, resolved
+from sabot.codecs.avro.schema import AvroRecord, SchemaLike, parsed_record
+from sabot.errors import UnknownSchema, UserError
+
+__all__ = ["AvroCodec", "AvroEncoder"]
+
+_PROGRAMS = 1000  # of writers' schemas, which are kept
+_NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 4 bytes"
+
+
+class AvroCodec:
+    """Decodes payloads of one Avro record each into columns of `reader_schema`. A codec belongs to one thread: see `another`.
+
+    writer_schema: what all payloads were written with, where that is another schema. schema_of: payloads begin with the id of their
+    schema, as in Confluent's wire format, and this returns the schema's text; it is called once for each id, and again for those that it
+    raises UnknownSchema for, whose records are bad rows. columns: only these fields are decoded, in this order.
+
+    A writer's schema is resolved against the reader's as the specification says: fields by name or alias, defaults, promotions. Payloads
+    of an id whose schema does not fit are bad rows. Raises UserError where `writer_schema` does not fit, or a field has no column type.
+    """
+
+    def __init__(
+        self,
+        reader_schema: SchemaLike,
+        *,
+        writer_schema: SchemaLike | None = None,
+        schema_of: Callable[[int], str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        self._given = (reader_schema, writer_schema, schema_of, columns)
+        self._reader = parsed_record(reader_schema)
+        self._schema = columns_of(self._reader, columns)
+        self._decoder = AvroDecoder(self._schema)
+        self._schema_of = schema_of
+        self._programs: dict[int, AvroProgram] = {}  # by id
+        writer = self._reader if writer_schema is None else parsed_record(writer_schema)
+        self._program = self._compiled(failing(_NO_HEADER) if schema_of is not None else self._steps(writer))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of decoded batches."""
+        return self._schema
+
+    @property
+    def text(self) -> None:
+        """Nothing is learnt from records."""
+        return None
+
+    def resumed(self, text: str | None) -> "AvroCodec":
+        """A codec with the same settings, which say everything."""
+        return self.another()
+
+    def another(self) -> "AvroCodec":
+        """A codec with the same settings, for another thread."""
+        reader, writer, schema_of, columns = self._given
+        return AvroCodec(reader, writer_schema=writer, schema_of=schema_of, columns=columns)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
+        payloads = batch.column("payload")
+        if self._schema_of is None:
+            return self._decoder.decode(payloads, [self._program])
+        ids, which = schema_ids(payloads)
+        programs = [self._program if each is None else self._program_of(each, self._schema_of) for each in ids]
+        return self._decoder.decode(payloads, programs or [self._program], which, HEADER_BYTES)
+
+    def _program_of(self, id: int, schema_of: Callable[[int], str]) -> AvroProgram:
+        if id not in self._programs:
+            try:
+                text = schema_of(id)
+            except UnknownSchema as error:
+                return self._compiled(failing(str(error)))  # not kept, since the id may become known
+            if len(self._programs) >= _PROGRAMS:
+                self._programs.clear()
+            try:
+                steps = self._steps(parsed_record(text))
+            except UserError as error:
+                steps = failing(f"the schema with id {id} cannot be read as the one that is asked for: {error}")
+            self._programs[id] = self._compiled(steps)
+        return self._programs[id]
+
+    def _steps(self, writer: AvroRecord) -> ReadStep:
+        return resolved(writer, self._reader, self._schema.names)
+
+    def _compiled(self, steps: ReadStep) -> AvroProgram:
+        return self._decoder.program(steps)
+
+
+class AvroEncoder:
+    """Writes rows as payloads of one Avro record each. An encoder belongs to one thread: see `another`.
+
+    schema_id: payloads begin with this id, as in Confluent's wire format. Columns are found by name. A field without a column gets its
+    default; a column without a field is refused. Times are rounded down to the unit of the schema, integers must fit its type.
+    """
+
+    def __init__(self, schema: SchemaLike, *, schema_id: int | None = None) -> None:
+        self._given = (schema, schema_id)
+        self._record = parsed_record(schema)
+        if schema_id is not None and not 0 <= schema_id < 2**32:
+            raise UserError(f"schema_id={schema_id} is no id of a schema", hint="ids have 32 bits")
+        self._header = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
+        self._columns: pa.Schema | None = None  # of the last batch, for which `_writer` is made
+        self._writer: AvroWriter | None = None
+
+    def another(self) -> "AvroEncoder":
+        """An encoder with the same settings, for another thread."""
+        schema, schema_id = self._given
+        return AvroEncoder(schema, schema_id=schema_id)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """A payload for each row, in order.
+
+        Raises UserError for columns that do not fit the schema; and for a value that does not, with its row and column. OverflowError
+        beyond 2 GiB.
+        """
+        batch = normalise(batch)
+        if self._writer is None or batch.schema != self._columns:
+            self._writer = AvroWriter(encoding(self._record, batch.schema))
+            self._columns = batch.schema
+        written = self._writer.write(batch, self._header)
+        if isinstance(written, tuple):
+            row, path, why = written
+            raise UserError(
+                f"row {row}, column {path!r} cannot be written with the Avro schema {self._record.name!r}: it {why}"
+            )
+        return written
