@@ -6,7 +6,7 @@ writes are moved down, some with each further write, until there is one dict aga
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, compress, islice, repeat
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -33,7 +33,8 @@ _SCHEMA = pa.schema(_COLUMNS)
 _CHUNK_ROWS = 4096  # converting a chunk holds the GIL, for about a millisecond with this many rows
 _CHUNK_BYTES = 64 << 20  # far below the 2 GiB that one binary array can hold
 _SAMPLE = 1000
-_MOVED = 8  # entries that a write moves down
+_MOVED = 8  # entries that are moved down for each write
+_MOVED_AFTER = 128  # writes, or as many as there are entries, since it takes longer to look whether they may be moved
 _MOVED_AT_CUT = 2_048
 _MOST_LAYERS = 8  # so many cuts may be open before one copies the table
 _UNKNOWN = b"\x00unknown"  # compared by identity
@@ -53,6 +54,7 @@ class _Layers:
         oldest: Any = table
         self._layers: tuple[_Layer, ...] = ({}, oldest)
         self._count = len(table)
+        self._written = 0  # since entries were moved last
         self._holders: list[ref[MemoryCut]] = []
         self._moving: Iterator[tuple[bytes, bytes | None]] | None = (
             None  # what is left of the layer above the oldest one
@@ -85,23 +87,27 @@ class _Layers:
         self._put(key, default)
 
     def _put(self, key: bytes, value: bytes | None) -> None:
-        self.put_all((key,), (value,))
+        layers = self._layers
+        newest = layers[0]
+        before = newest.pop(key, _UNKNOWN)  # the order of a layer is that in which its keys were written
+        if before is _UNKNOWN:
+            before = None
+            for layer in layers:
+                if (found := layer.get(key, _UNKNOWN)) is not _UNKNOWN:
+                    before = found
+                    break
+        if value is not None or len(layers) > 1:
+            newest[key] = value
+        self._count += (value is not None) - (before is not None)
+        self._written += 1
+        if self._written >= _MOVED_AFTER or self._written >= len(newest):
+            self._move(_MOVED * self._written)
+            self._written = 0
 
     def put_all(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         """None deletes a key."""
-        newest, *others = self._layers
         for key, value in zip(keys, values, strict=True):
-            before = newest.pop(key, _UNKNOWN)  # the order of a layer is that in which its keys were written
-            if before is _UNKNOWN:
-                before = None
-                for layer in others:
-                    if (found := layer.get(key, _UNKNOWN)) is not _UNKNOWN:
-                        before = found
-                        break
-            if value is not None or others:
-                newest[key] = value
-            self._count += (value is not None) - (before is not None)
-        self._move(_MOVED * len(keys))
+            self._put(key, value)
 
     def _move(self, most: int) -> None:
         """Moves so many entries of the layer above the oldest one into that, if no cut holds it."""
@@ -153,11 +159,24 @@ Tables = dict[str, Table]
 
 def _living(layers: Sequence[_Layer]) -> Iterator[tuple[bytes, bytes]]:
     """What layers, the newest first, have together; the oldest first."""
+    return chain.from_iterable(zip(keys, values, strict=True) for keys, values in _pieces(layers))
+
+
+def _pieces(layers: Sequence[_Layer]) -> Iterator[tuple[list[bytes], list[Any]]]:
+    """As `_living`, some thousand keys and values at a time, without Python for each of them where that can be."""
     for place in range(len(layers) - 1, -1, -1):
         newer = [layer for layer in layers[:place] if layer]
-        for key, value in layers[place].items():
-            if value is not None and not (newer and any(key in each for each in newer)):
-                yield key, value
+        all_keys, all_values = iter(layers[place]), iter(layers[place].values())
+        while keys := list(islice(all_keys, _CHUNK_ROWS)):
+            values = list(islice(all_values, _CHUNK_ROWS))
+            for layer in newer:
+                if not layer.keys().isdisjoint(keys):
+                    kept = [key not in layer for key in keys]
+                    keys, values = list(compress(keys, kept)), list(compress(values, kept))
+            if None in values:
+                kept = [value is not None for value in values]
+                keys, values = list(compress(keys, kept)), list(compress(values, kept))
+            yield keys, values
 
 
 class MemoryCut(BackendCut):
@@ -170,12 +189,15 @@ class MemoryCut(BackendCut):
         self.tables: dict[str, tuple[_Layer, ...]] = {}
 
     def entries(self) -> Iterator[Entry]:
+        for namespace, keys, values in self._pieces():
+            yield from zip(repeat(namespace), keys, values, strict=False)
+
+    def _pieces(self) -> Iterator[tuple[str, list[bytes], list[bytes]]]:
         try:
             for namespace, layers in list(self.tables.items()):
-                for key, value in _living(layers):
-                    yield namespace, key, value
-                    if self.is_over:
-                        break
+                for keys, values in _pieces(layers):
+                    self._check()
+                    yield namespace, keys, values
         except RuntimeError:  # a dict has changed while it was read
             self._check()
             raise
@@ -186,7 +208,8 @@ class MemoryCut(BackendCut):
             raise SabotError("a cut of state was discarded while it was read")
 
     def save(self, directory: Path) -> int:
-        return _write(self.entries(), directory, sealed=self.sealed)
+        batches = (batch for piece in self._pieces() for batch in _batches(*piece))
+        return _write(batches, directory, sealed=self.sealed)
 
     def saved_in(self, directory: Path) -> "SavedFile":
         return SavedFile(directory)
@@ -214,6 +237,10 @@ class SavedFile(BackendCut):
         self.sealed = metadata.get(b"sabot.sealed") == b"1"
 
     def entries(self) -> Iterator[Entry]:
+        for batch in self._batches():
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         file = self.path / STATE_FILE
         try:
             with pa.memory_map(str(file)) as data:
@@ -221,48 +248,38 @@ class SavedFile(BackendCut):
                 for number in range(reader.num_record_batches):
                     batch = reader.get_batch(number)
                     batch.validate(full=True)
-                    yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                    yield batch
         except (OSError, pa.ArrowInvalid) as error:
             raise unreadable(f"{file}: cannot be read as state", error) from error
 
     def save(self, directory: Path) -> int:
-        return _write(self.entries(), directory, sealed=self.sealed)
+        return _write(self._batches(), directory, sealed=self.sealed)
 
     def saved_in(self, directory: Path) -> "SavedFile":
         return SavedFile(directory)
 
 
-def _write(entries: Iterator[Entry], directory: Path, *, sealed: bool) -> int:
+def _write(batches: Iterator[pa.RecordBatch], directory: Path, *, sealed: bool) -> int:
     """Writes the entries to a file in the directory, and returns its size in bytes."""
     metadata = {b"sabot.state": _FORMAT, b"sabot.sealed": b"1" if sealed else b"0"}
     # A file of Python's, not of Arrow's, because every failed write must raise here, even one that happens at close.
     with open(directory / STATE_FILE, "xb", opener=private) as out:
         with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
-            for batch in _batches(entries):
+            for batch in batches:
                 writer.write_batch(batch)
         out.flush()
         os.fsync(out.fileno())
         return out.tell()
 
 
-def _batches(entries: Iterator[Entry]) -> Iterator[pa.RecordBatch]:
-    rows: list[Entry] = []
-    size = 0
-    for entry in entries:
-        rows.append(entry)
-        size += len(entry[1]) + len(entry[2])
-        if len(rows) >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
-            yield _batch(rows)
-            rows, size = [], 0
-    if rows:
-        yield _batch(rows)
-
-
-def _batch(rows: list[Entry]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True)
-    return pa.record_batch(
-        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-    )
+def _batches(namespace: str, keys: list[bytes], values: list[bytes]) -> Iterator[pa.RecordBatch]:
+    rows = len(keys)
+    if rows > 1 and sum(map(len, keys)) + sum(map(len, values)) > _CHUNK_BYTES:
+        yield from _batches(namespace, keys[: rows // 2], values[: rows // 2])
+        yield from _batches(namespace, keys[rows // 2 :], values[rows // 2 :])
+    elif rows:
+        columns = [pa.repeat(namespace, rows), pa.array(keys, pa.binary()), pa.array(values, pa.binary())]
+        yield pa.record_batch(columns, schema=_SCHEMA)
 
 
 class MemoryBackend(LocalBackend):
