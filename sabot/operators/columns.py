@@ -4,11 +4,21 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.base import TIME_COLUMN
 
-__all__ = ["check_distinct", "column_index", "key_columns", "key_table", "no_event_time", "result_schema", "time_index"]
+__all__ = [
+    "check_distinct",
+    "column_index",
+    "key_at",
+    "key_columns",
+    "key_table",
+    "no_event_time",
+    "result_schema",
+    "time_index",
+]
 
 
 def column_index(schema: pa.Schema, name: str, what: str) -> int:
@@ -33,6 +43,12 @@ def key_table(keys: pa.Schema) -> GroupTable:
         return GroupTable(keys, [])
     except TypeError as error:
         raise UserError(f"cannot group by {keys.names}: {error}") from error
+
+
+def key_at(batch: Batch, indices: Sequence[int], row: int) -> pa.RecordBatch:
+    """The key of one of the selected rows, as columns of one row. indices: of the key columns."""
+    place = pa.array([row]) if batch.selection is None else batch.selection.slice(row, 1)
+    return batch.data.select(list(indices)).take(place)
 
 
 def no_event_time(what: str) -> UserError:

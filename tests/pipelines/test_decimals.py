@@ -185,6 +185,34 @@ def test_a_running_sum_of_too_many_digits_is_an_error(tmp_path: Path, kind: str)
         stream.key_by("k").aggregate(total=sabot.sum("x")).collect()
 
 
+SUMS: dict[str, Any] = {
+    "running": lambda rows: rows.key_by("k").aggregate(total=sabot.sum("x")),
+    "with ttl": lambda rows: rows.key_by("k").aggregate(total=sabot.sum("x"), ttl="1h"),
+    "over": lambda rows: rows.key_by("k").over(total=sabot.sum("x")),
+    "over a frame": lambda rows: rows.key_by("k").over(total=sabot.sum("x"), preceding=5),
+    "window": lambda rows: rows.key_by("k").window(tumbling("1h")).aggregate(total=sabot.sum("x")),
+    "session": lambda rows: rows.key_by("k").window(sabot.session("1h")).aggregate(total=sabot.sum("x")),
+    "group": lambda rows: rows.group_by("k").aggregate(total=sabot.sum("x")),
+    "changes": lambda rows: rows.key_by("id").top_n(1, by="x").group_by("k").aggregate(total=sabot.sum("x")),
+}
+
+
+@pytest.mark.parametrize("how", SUMS)
+def test_a_sum_of_too_many_digits_names_the_key_the_column_and_the_aggregate(tmp_path: Path, how: str) -> None:
+    path, nines = tmp_path / "much.ndjson", "9" * 36
+    lines = [
+        f'{{"id": {n}, "k": "{k}", "x": "{x}.99", "ts": {n}}}'
+        for n, (k, x) in enumerate([("a", "1"), ("full", nines), ("b", nines), ("full", nines), ("a", "2")])
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    schema = {"id": "int64", "k": "string", "x": "decimal(38, 2)", "ts": "int64"}
+    rows = App("much").stream(files(path), schema=schema, time="ts")
+    with pytest.raises(
+        sabot.DataError, match=r"total: a sum of 'x' is more than decimal128\(38, 2\) holds: the one of k='full'"
+    ):
+        SUMS[how](rows).collect()
+
+
 def test_the_first_rows_of_decimals(case: Case) -> None:
     case.agrees(case.paid.deduplicate("price").select("price"), "select distinct price from paid")
     best = case.paid.key_by("price").top_n(1, by="paid").select("price", "paid")

@@ -17,7 +17,7 @@ from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import Shape, Standing
-from sabot.operators.aggregates.decimals import decimal_means, decimal_sums, part_count, part_of, sum_type
+from sabot.operators.aggregates.decimals import decimal_means, decimal_sums, named_by, part_count, part_of, sum_type
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -192,7 +192,8 @@ class Aggregator:
             want_slots=self.needs_slots,
         )
         if slots is not None and self.needs_slots:
-            extras.add(slots, data, selection)
+            with named_by(partial(_key_of, table)):
+                extras.add(slots, data, selection)
 
     def merge(
         self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
@@ -200,7 +201,8 @@ class Aggregator:
         """Adds states that `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
         slots = table.merge(state.select(self._kernel_states), selection=selection)
         if self.needs_slots:
-            extras.merge(slots, state if selection is None else state.take(selection))
+            with named_by(partial(_key_of, table)):
+                extras.merge(slots, state if selection is None else state.take(selection))
         return slots
 
     @property
@@ -223,12 +225,16 @@ class Aggregator:
         if slots is None and self.needs_slots:
             slots = table.slots()
         columns = table.finish(slots)
-        gathered = extras.results(slots) if slots is not None else []
+        gathered = [] if slots is None else self._gathered(table, extras, slots)
         return self._result(columns, gathered)
 
     def values(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
         """Results of these slots, one column for each aggregate, without the keys."""
-        return self.compose(table.values(slots), extras.results(slots) if self.needs_slots else [])
+        return self.compose(table.values(slots), self._gathered(table, extras, slots) if self.needs_slots else [])
+
+    def _gathered(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
+        with named_by(partial(_key_of, table)):
+            return extras.results(slots)
 
     def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
         """Results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
@@ -466,6 +472,10 @@ def _fixed(kind: pa.DataType) -> bool:
         or pa.types.is_timestamp(kind)
         or pa.types.is_duration(kind)
     )
+
+
+def _key_of(table: GroupTable, slot: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(table.key_columns(pa.array([slot], pa.int32())), schema=table.keys)
 
 
 def _kernel_at(index: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:

@@ -1,15 +1,27 @@
 """Exact sums and means of decimals in accumulators of fixed width: sums of parts of 32 bits, which do not wrap."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from sabot._cython.groups.keyed import sum_overflow
 from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
-__all__ = ["NO_RUNNING", "decimal_means", "decimal_overflow", "decimal_sums", "part_count", "part_of", "sum_type"]
+__all__ = [
+    "NO_RUNNING",
+    "SumOverflow",
+    "decimal_means",
+    "decimal_overflow",
+    "decimal_sums",
+    "named_by",
+    "part_count",
+    "part_of",
+    "sum_type",
+]
 
 NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they keep decimals as they are'
 """The hint where results of decimals have no accumulator of fixed width."""
@@ -19,10 +31,32 @@ _EXACT = 2**53  # integers up to it are floats without rounding
 _SHORT = 18  # digits that fit into 64 bits
 
 
-def decimal_overflow(what: str, kind: pa.DataType) -> DataError:
+class SumOverflow(DataError):
+    """A sum that its type cannot hold. place: which one, by the number of its row or slot, as its raiser says; -1: unknown. Who knows the
+    keys says that of the sum (`named_by`).
+    """
+
+    def __init__(self, message: str, hint: str, place: int) -> None:
+        super().__init__(message, hint=hint)
+        self.place = place
+
+
+def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
     """The error for a sum of decimals that `kind`, the widest of its width, cannot hold."""
     wider = f'.cast("decimal(76, {kind.scale})"), or ' if kind.bit_width <= 128 else "a smaller scale, or "
-    return DataError(f"{what} is more than {kind} holds", hint=f'sum a wider type: {wider}.cast("float64")')
+    return SumOverflow(f"{what} is more than {kind} holds", f'sum a wider type: {wider}.cast("float64")', place)
+
+
+@contextmanager
+def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
+    """A SumOverflow inside becomes one that names the key. keys_of: place -> the key's columns, of one row."""
+    try:
+        yield
+    except SumOverflow as error:
+        if error.place < 0:
+            raise
+        named = sum_overflow(error.message, keys_of(error.place))
+        raise SumOverflow(named.message, error.hint, error.place if named.message == error.message else -1) from error
 
 
 def sum_type(kind: pa.DataType) -> pa.DataType:
@@ -56,12 +90,13 @@ def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, 
     words = np.stack([(high << 32) | low for low, high in zip(parts[::2], parts[1::2], strict=True)], axis=1)
     valid = None if (n > 0).all() else pa.py_buffer(np.packbits(n > 0, bitorder="little"))
     made = pa.Array.from_buffers(kind, len(n), [valid, pa.py_buffer(np.ascontiguousarray(words))])
+    wide = (signs != 0) & (signs != -1)
     try:
-        if ((signs != 0) & (signs != -1)).any():
+        if wide.any():
             raise pa.ArrowInvalid("more bits than the type has")
         made.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise decimal_overflow(what, kind) from error
+        raise decimal_overflow(what, kind, _first_invalid(made, wide)) from error
     return made
 
 
@@ -85,6 +120,18 @@ def decimal_means(counts: pa.Array, sums: Sequence[pa.Array], scale: int) -> pa.
         total = sum(int(part[row]) << 32 * place for place, part in enumerate(parts))
         made[row] = total * 10 ** max(-scale, 0) / (int(n[row]) * 10 ** max(scale, 0))
     return pa.array(made, mask=n <= 0)
+
+
+def _first_invalid(made: pa.Array, wide: Any) -> int:
+    """The first row that has more digits than its type, or for which `wide` is true."""
+    for row in range(len(made)):
+        try:
+            made.slice(row, 1).validate(full=True)
+        except pa.ArrowInvalid:
+            return row
+        if wide[row]:
+            return row
+    return -1
 
 
 def _carried(sums: Sequence[pa.Array]) -> list[Any]:

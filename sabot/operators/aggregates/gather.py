@@ -29,7 +29,7 @@ class Gather:
     reduce: what is kept of a slot. "least" and "greatest": the row with that rank; of equal ranks the least order, then the first to
     arrive. "latest": of the rows with the greatest rank, the last to arrive. "min", "max", "sum": the value. "distinct": each value
     once. "list": all values. "top": the `option` greatest values, greatest first. "user": a state. "sketch": a sketch of the values.
-    option: how many values "top" keeps; the quantile or quantiles of a sketch.
+    option: how many values "top" keeps; the quantile or quantiles of a sketch. column: the name of the argument, for errors.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Gather:
     function: Any = None
     kept_as: str = ""
     option: Any = None
+    column: str = ""
 
     @staticmethod
     def of(
@@ -101,9 +102,8 @@ class Gather:
             columns += (pa.field("rank", pa.int64() if rank < 0 else input.field(rank).type),)
         if ordered:
             columns += (pa.field("order", pa.int64()),)
-        return Gather(
-            name, reduce, result, columns, argument, rank, where, order, skip, len(input), None, kept_as, option
-        )
+        shape = (columns, argument, rank, where, order, skip, len(input))
+        return Gather(name, reduce, result, *shape, None, kept_as, option, input.field(argument).name)
 
     def counted(
         self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.operators.aggregates.decimals import SumOverflow
 from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, Gathered, joined, selected
 from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
@@ -65,8 +66,18 @@ class Pairs(Gathered):
         super().__init__(gather)
         self._schema = pa.schema([pa.field("slot", pa.int32()), *gather.columns])
         self._reducer = partial(top, gather.option) if gather.reduce == "top" else REDUCERS[gather.reduce]
+        if gather.reduce == "sum":
+            self._reducer = self._summed
         self._arrived = 0  # rows so far, which are the rank of first and last where there is no order
         self.clear()
+
+    def _summed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Raises SumOverflow that names the aggregate, and the slot by `place`; -1 where slots were moved."""
+        try:
+            return REDUCERS["sum"](batch)
+        except SumOverflow as error:
+            what = f"{self.gather.name}: a sum of {self.gather.column!r} {error.message.removeprefix('a sum ')}"
+            raise SumOverflow(what, error.hint, error.place if self._home is None else -1) from error
 
     def clear(self) -> None:
         self._runs: list[_Run] = []

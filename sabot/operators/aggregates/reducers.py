@@ -1,6 +1,8 @@
 """What is kept of the values of a slot: functions that map rows (slot, value[, rank][, order]) to the rows that must be kept."""
 
 import contextlib
+from collections import defaultdict
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,12 @@ def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
         found = _grouped(wide, "value", "sum")
         with contextlib.suppress(pa.ArrowInvalid):
             return pa.RecordBatch.from_arrays([found.column(0), found.column(1).cast(kind)], schema=batch.schema)
-    raise decimal_overflow("a sum", kind)
+    totals: dict[int, Decimal] = defaultdict(Decimal)
+    with localcontext(prec=100):
+        for slot, value in zip(batch.column(0).to_pylist(), values.to_pylist(), strict=True):
+            totals[slot] += value
+        greatest = max(totals, key=lambda slot: abs(totals[slot]))
+    raise decimal_overflow("a sum", kind, greatest)
 
 
 def _one_row(kind: str, last: bool = False) -> Any:

@@ -18,7 +18,7 @@ from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_k
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn
-from sabot.operators.aggregates.decimals import decimal_means, decimal_overflow, part_count, part_of
+from sabot.operators.aggregates.decimals import SumOverflow, decimal_means, decimal_overflow, part_count, part_of
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
@@ -127,8 +127,10 @@ class WholeSums:
     def _sums(self, n: Any, high: Any, low: Any) -> Array:
         unsigned = pa.types.is_uint64(self._result)
         least, greatest = (0, 2**32 - 1) if unsigned else (-(2**31), 2**31 - 1)
-        if ((high < least) | (high > greatest))[n > 0].any():
-            raise sum_overflow(f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds")
+        wrong = ((high < least) | (high > greatest)) & (n > 0)
+        if wrong.any():
+            what = f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds"
+            raise SumOverflow(what, sum_overflow(what).hint, int(np.argmax(wrong)))
         sums = (high << 32) | low
         return pa.array(sums.view(np.uint64) if unsigned else sums, mask=n <= 0)
 
@@ -207,9 +209,18 @@ class Sums(Beside):
             words, valid = self.store.whole(slots, self._result.bit_width // 64)
         except OverflowError as error:
             what = f"{self._call.name}: a sum of {self._call.argument!r}"
-            raise decimal_overflow(what, self._result) from error
+            raise decimal_overflow(what, self._result, self._too_great(slots)) from error
         bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
         return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
+
+    def _too_great(self, slots: Any) -> int:
+        """The first of these slots whose sum has too many digits."""
+        for place in range(len(slots)):
+            try:
+                self.store.whole(slots[place : place + 1], self._result.bit_width // 64)
+            except OverflowError:
+                return place
+        return -1
 
 
 class Values(Beside):

@@ -12,6 +12,7 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
 from sabot.operators.aggregates.carried import Shape, Standing
+from sabot.operators.aggregates.decimals import named_by
 from sabot.operators.aggregates.values import (
     Beside,
     Best,
@@ -110,9 +111,13 @@ class RemovableGroups(StoredGroups):
         times = columns[-1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
         numbers = slots.to_numpy()
         found: list[Array] = []
-        for part in self._parts:
-            found += [part.results(columns)] if isinstance(part, WholeSums) else part.columns(numbers, rows)
+        with named_by(lambda row: self._key_of(table, slots.slice(row, 1))):
+            for part in self._parts:
+                found += [part.results(columns)] if isinstance(part, WholeSums) else part.columns(numbers, rows)
         return rows, times, found
+
+    def _key_of(self, table: GroupTable, slot: pa.Int32Array) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays(table.key_columns(slot), schema=self._key_schema)
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
         rows = ChangedRows(batch, slots.to_numpy(), self._timed)

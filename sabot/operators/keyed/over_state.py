@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,9 +17,9 @@ from sabot.errors import UserError
 from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.carried import Carried
-from sabot.operators.aggregates.decimals import NO_RUNNING
+from sabot.operators.aggregates.decimals import NO_RUNNING, named_by
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
-from sabot.operators.columns import key_columns, key_table
+from sabot.operators.columns import key_at, key_columns, key_table
 from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Kept, StoredTables, read_batches
 from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn
@@ -103,7 +104,8 @@ class RunningState(OverState):
             selection=batch.selection,
         )
         self.store.settle()
-        return _named(self.fields, aggregator.compose(kernel, []))
+        with named_by(partial(key_at, batch, aggregator.key_indices)):
+            return _named(self.fields, aggregator.compose(kernel, []))
 
     def groups(self) -> int:
         return self.store.statistics()["groups"]
@@ -228,11 +230,9 @@ class FrameState(SlottedState, OverState):
                 self.settle()
         except OverflowError as error:
             what, row = error.args
-            keys = data.take(pa.array([row]) if selection is None else selection.slice(row, 1)).select(
-                aggregator.key_indices
-            )
-            raise sum_overflow(what, keys) from error
-        return _named(self.fields, aggregator.compose(kernel, []))
+            raise sum_overflow(what, key_at(batch, aggregator.key_indices, row)) from error
+        with named_by(partial(key_at, batch, aggregator.key_indices)):
+            return _named(self.fields, aggregator.compose(kernel, []))
 
     def advance(self, watermark_ms: int) -> None:
         if self._ms is None:

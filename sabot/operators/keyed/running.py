@@ -23,10 +23,10 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.carried import Carried, Shape, carried
-from sabot.operators.aggregates.decimals import NO_RUNNING
+from sabot.operators.aggregates.decimals import NO_RUNNING, named_by
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
-from sabot.operators.columns import key_columns, key_table, result_schema, time_index
+from sabot.operators.columns import key_at, key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, Kept, StoredTables, columns_schema
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.reduced import ReducedRuns
@@ -145,7 +145,8 @@ class RunningAggregate(_Keyed):
         return Aggregator(self._names, aggregates, input, order=order, running=True)
 
     def process(self, batch: Batch) -> None:
-        results = self._running_all(self._store, batch) if self._store is not None else self._running_runs(batch)
+        with named_by(partial(key_at, batch, self._key_indices)):
+            results = self._running_all(self._store, batch) if self._store is not None else self._running_runs(batch)
         times = [self._time] if self._time >= 0 else []
         columns = [*self._taken(batch, self._key_indices), *results, *self._taken(batch, times)]
         self.emit(of_selected(batch, pa.RecordBatch.from_arrays(columns, schema=self._schema)))

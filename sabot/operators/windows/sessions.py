@@ -16,6 +16,7 @@ from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, WindowTime
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.carried import Carried, Shape, carried
+from sabot.operators.aggregates.decimals import named_by
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
@@ -305,7 +306,8 @@ class Numbered(KeyedRuns):
             slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
         )
         if aggregator.needs_slots:
-            self._extras.add(slots, data, selection)
+            with named_by(self._key_of):
+                self._extras.add(slots, data, selection)
 
     def running(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> list[Array]:
         """As `add`; -> the results of the aggregates after each row. Only for aggregates without extras."""
@@ -326,7 +328,13 @@ class Numbered(KeyedRuns):
     def aggregates(self, numbers: pa.Int32Array) -> list[Array]:
         """The results of the aggregates, a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
-        return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
+        with named_by(self._key_of):
+            return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
+
+    def _key_of(self, slot: int) -> pa.RecordBatch:
+        """The key of the number that has this slot of the aggregates' table."""
+        number = pa.array(np.flatnonzero(self._slot_of == slot)[:1].astype(np.int32))
+        return pa.RecordBatch.from_arrays(self.key_columns(number), schema=self.keys)
 
     def aggregates_schema(self) -> dict[str, Any]:
         """The aggregates, for `Operator.state_schema`."""
