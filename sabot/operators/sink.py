@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ from sabot.operators.base import (
     OperatorContext,
     without_marks,
 )
+from sabot.operators.nulled import Nulled
 
 __all__ = ["SinkWriter", "with_key"]
 
 _log = logging.getLogger(__name__)
 
+_WAYS = 'nan="null" of to(…), or of the agent, says that this is meant, nan="fail" stops the job instead'
 _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
 
 
@@ -55,11 +58,9 @@ class SinkWriter(Operator):
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
-        self._nan = nan
-        self.nulled = 0  # how many floats that the sink's format does not have became null
+        self._nulled = Nulled(nan, _WAYS, _log)
         self._floats: list[tuple[int, LostFloats]] = []  # the columns of `_fields` that may have some
         self._fields: pa.Schema | None = None
-        self._told: set[str] = set()  # the columns that were warned of
 
     def check_types(self, columns: pa.Schema) -> None:
         """Checks the columns of one of the streams that come in, before `open`. Raises UserError for one that can never be written."""
@@ -143,6 +144,11 @@ class SinkWriter(Operator):
     def close(self) -> None:
         self.sink.close()
 
+    @property
+    def nulled(self) -> int:
+        """How many floats that the sink's format does not have became null."""
+        return self._nulled.count
+
     def statistics(self) -> dict[str, Any]:
         return {"rows_out": self.rows_out, **({"nulled": self.nulled} if self.nulled else {})}
 
@@ -156,26 +162,16 @@ class SinkWriter(Operator):
             column = data.column(index)
             if not pa.types.is_floating(column.type):
                 column = normalise(data.select([index])).column(0)
-            count = _count_lost(column, lost)
-            name = data.schema.names[index]
-            if count and (self._nan == "fail" or (self._nan is None and name not in self._told)):
-                self._tell(name, column, lost, f"of {data.num_rows}{_origin(batch)}")
-            self.nulled += count
+            if count := _count_lost(column, lost):
+                name = data.schema.names[index]
+                told = partial(self._told, name, column, lost, f"of {data.num_rows}{_origin(batch)}")
+                hint = f'fill_nan, or filter by col({name!r}).is_finite(), before the sink; or nan="null"'
+                self._nulled.note(name, count, told, hint)
 
-    def _tell(self, name: str, column: Any, lost: LostFloats, origin: str) -> None:
+    def _told(self, name: str, column: Any, lost: LostFloats, origin: str) -> str:
         row = _first_lost(column, lost)
         value = f"is {column[row].as_py()!r}" if pa.types.is_floating(column.type) else "has NaN or an infinity"
-        what = f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
-        if self._nan == "fail":
-            raise UserError(
-                what, hint=f'fill_nan, or filter by col({name!r}).is_finite(), before the sink; or nan="null"'
-            )
-        self._told.add(name)
-        _log.warning(
-            '%s: written as null, as all such values of the column. nan="null" of to(…), or of the agent, says that this is meant, '
-            'nan="fail" stops the job instead',
-            what,
-        )
+        return f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
 
     def _columns_of_floats(self, schema: pa.Schema) -> list[tuple[int, LostFloats]]:
         """The columns in which floats may be lost, and which floats: no others are looked at."""

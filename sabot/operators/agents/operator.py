@@ -11,6 +11,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
+from sabot.operators.nulled import Nulled
 from sabot.state import StateBackend
 
 __all__ = [
@@ -44,7 +46,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _SHIP_ROWS = 1024
-_FIELDS_TOLD = 100  # of how many fields a warning tells that they were not finite
+_WAYS = 'nan="null" says that this is meant, nan="fail" makes it an error'
 
 
 class Port(Protocol):
@@ -162,8 +164,7 @@ class AgentOperator(ABC):
         self.heard = HeardErrors(f"agent {spec.agent_id}", clock)
         self.errors_before = counters.errors_count  # in earlier jobs
         self.key_kinds: set[str] = set()  # which kinds of values the keys were that it has seen, in earlier jobs too
-        self.nulled = 0  # floats of its results that JSON has as null, in this job
-        self._nulled_told: set[str] = set()  # their fields
+        self._nulled = Nulled(spec.nan, _WAYS, _log)  # floats of its results that JSON has as null, in this job
         self.results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self.branches: dict[str, RowBuffer] = {}
         for name, port in branches.items():
@@ -303,16 +304,8 @@ class AgentOperator(ABC):
         for name in nulled_in(value, output) if self.spec.writes_json else ():
             said = repr(name) if name else "the value"
             what = f"{said} of its result for {origin} is NaN or infinite, for which JSON has no form"
-            if self.spec.nan == "fail":
-                raise UserError(what, hint='return None where that is meant; or nan="null"')
-            self.nulled += 1
-            if self.spec.nan is None and name not in self._nulled_told and len(self._nulled_told) < _FIELDS_TOLD:
-                self._nulled_told.add(name)
-                _log.warning(
-                    'agent %s: %s: written as null, as all such values of the field. nan="null" says that this is meant, nan="fail" '
-                    "makes it an error",
-                    *(self.spec.agent_id, what),
-                )
+            told = what if self.spec.nan == "fail" else f"agent {self.spec.agent_id}: {what}"
+            self._nulled.note(name, 1, partial(str, told), 'return None where that is meant; or nan="null"')
         for _, _, _, topic in output:
             if topic is not None and topic not in self.branches:
                 raise _unknown_topic(self.spec, topic, list(self.branches))
@@ -336,7 +329,7 @@ class AgentOperator(ABC):
             "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],
-            **({"nulled": self.nulled} if self.nulled else {}),
+            **({"nulled": self._nulled.count} if self._nulled.count else {}),
         }
 
     def samples(self) -> Iterator[Sample]:
@@ -344,8 +337,10 @@ class AgentOperator(ABC):
         agent_id = self.spec.agent_id
         for buffer in self._outputs:
             yield Sample("sabot_records_out_total", buffer.rows_total, agent_id, buffer.port.name)
-        if self.nulled:
-            yield Sample("sabot_sink_nulled_total", self.nulled, agent_id, "" if self.port is None else self.port.name)
+        if self._nulled.count:
+            yield Sample(
+                "sabot_sink_nulled_total", self._nulled.count, agent_id, "" if self.port is None else self.port.name
+            )
         dead = {topic: buffer.rows_total for topic, buffer in list(self._dead.items())}
         for topic, rows in {**dict.fromkeys(self.spec.topics, 0), **dead}.items():
             yield Sample("sabot_dead_letters_total", rows, agent_id, topic)
