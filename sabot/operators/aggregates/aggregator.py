@@ -17,7 +17,17 @@ from sabot.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.carried import Shape, Standing
-from sabot.operators.aggregates.decimals import decimal_means, decimal_sums, named_by, part_count, part_of, sum_type
+from sabot.operators.aggregates.decimals import (
+    decimal_means,
+    decimal_sums,
+    decimals_of,
+    named_by,
+    part_count,
+    part_of,
+    sum_type,
+    word_count,
+    word_of,
+)
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
@@ -40,6 +50,7 @@ KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list
 _BY_ORDER = frozenset(
     ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
 )  # their result depends on the order
+_WORDS = frozenset(["min", "max", "first", "last", "any"])  # of decimals, after each row: see `_picked_decimals`
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
 Array: TypeAlias = pa.Array
@@ -52,7 +63,7 @@ class AggregateColumn:
     function: for the kind "user" (see `user.UserAggregate`). ddof: for variance and stddev. q: the quantile or quantiles of
     approx_quantile. k: for top_k. text: the aggregate as the user wrote it, where its argument is an expression without a name.
     shares: its state is that of an older checkpoint, in which a variance with another ddof shares accumulators with other aggregates.
-    rounds: its state is that of an older checkpoint, or of rows around a row, where a mean of decimals adds the nearest floats.
+    rounds: its state is that of an older checkpoint, where a mean of decimals adds the nearest floats.
     """
 
     name: str
@@ -322,6 +333,8 @@ class Aggregator:
             return _kernel_at(
                 self._kernel("first" if aggregate.kind == "any" else aggregate.kind, kind, argument, where)
             )
+        if self._running and pa.types.is_decimal(kind) and aggregate.kind in _WORDS:
+            return self._picked_decimals(aggregate, argument, where, kind)
         return self._gather(aggregate, argument, where)
 
     def _numeric(
@@ -369,6 +382,23 @@ class Aggregator:
         count = self._kernel("count", pa.int64(), columns[0], where, apart=True)
         sums = [self._kernel("sum", pa.int64(), column, where, apart=True) for column in columns]
         return lambda kernel, gathered: decimal_sums(kernel[count], [kernel[each] for each in sums], result, what)
+
+    def _picked_decimals(
+        self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        """One of the values, by its words: the first (last) row is the same for all of them, and the least word is that of the least
+        value where there is only one.
+        """
+        count = word_count(kind)
+        if count > 1 and aggregate.kind in ("min", "max"):
+            return self._gather(aggregate, argument, where)
+        words = [
+            self._derive(("word", argument, place), partial(_word, argument=argument, place=place))
+            for place in range(count)
+        ]
+        name = "first" if aggregate.kind == "any" else aggregate.kind
+        picked = [self._kernel(name, pa.int64(), word, where) for word in words]
+        return lambda kernel, gathered: decimals_of([kernel[each] for each in picked], kind)
 
     def _parts(self, argument: int, count: int) -> list[int]:
         """The indices of derived int64 columns: the parts of decimals."""
@@ -489,6 +519,10 @@ def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
 
 def _part(data: pa.RecordBatch, argument: int, place: int, count: int) -> Array:
     return part_of(data.column(argument), place, count)
+
+
+def _word(data: pa.RecordBatch, argument: int, place: int) -> Array:
+    return word_of(data.column(argument), place)
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:

@@ -12,19 +12,19 @@ from sabot.arrays import decimal_words
 from sabot.errors import DataError
 
 __all__ = [
-    "NO_RUNNING",
     "SumOverflow",
     "decimal_means",
     "decimal_overflow",
     "decimal_sums",
+    "decimals_of",
     "named_by",
     "part_count",
     "part_of",
     "sum_type",
+    "too_wide",
+    "word_count",
+    "word_of",
 ]
-
-NO_RUNNING = 'cast the decimals to numbers, .cast("float64"); or group_by(…).aggregate(…), or a window: they keep decimals as they are'
-"""The hint where results of decimals have no accumulator of fixed width."""
 
 _LOW = np.int64(0xFFFFFFFF)
 _EXACT = 2**53  # integers up to it are floats without rounding
@@ -77,6 +77,41 @@ def part_of(values: pa.Array, place: int, count: int) -> pa.Int64Array:
     part = words[:, place // 2]
     part = part if place % 2 == 0 else part >> 32
     return pa.array(part if place == count - 1 else part & _LOW, mask=mask)
+
+
+def word_count(kind: pa.DataType) -> int:
+    """How many words of 64 bits the unscaled values of a type need."""
+    return 1 if kind.precision <= _SHORT else max(kind.bit_width, 128) // 64
+
+
+def word_of(values: pa.Array, place: int) -> pa.Int64Array:
+    """The unscaled values' word of 64 bits at this place, the least significant at 0. Null stays null."""
+    kind = values.type
+    words = decimal_words(values if kind.bit_width >= 128 else values.cast(pa.decimal128(kind.precision, kind.scale)))
+    mask = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
+    return pa.array(np.ascontiguousarray(words[:, place]), mask=mask)
+
+
+def decimals_of(words: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
+    """The decimals whose words these are, all `word_count` of them."""
+    wide = kind if kind.bit_width >= 128 else pa.decimal128(kind.precision, kind.scale)
+    count, first = wide.bit_width // 64, words[0]
+    columns = [word.fill_null(0).to_numpy() for word in words]
+    columns += [columns[-1] >> 63] * (count - len(columns))
+    valid = pa.py_buffer(np.packbits(first.is_valid().to_numpy(zero_copy_only=False), bitorder="little"))
+    data = pa.py_buffer(np.ascontiguousarray(np.stack(columns, axis=1)))
+    made = pa.Array.from_buffers(wide, len(first), [valid, data])
+    return made if wide is kind else made.cast(kind)
+
+
+def too_wide(kind: str, type: pa.DataType | None) -> str:
+    """The hint where `kind` over a column of this type has no result after each row, and would have one of fewer digits; else ""."""
+    if type is None or kind not in ("min", "max") or not pa.types.is_decimal(type):
+        return ""
+    return (
+        f'{kind} of decimals of up to {_SHORT} digits has one: .cast("decimal({_SHORT}, {min(type.scale, _SHORT)})"); '
+        "or group_by(…).aggregate(…), or a window: they keep all decimals"
+    )
 
 
 def decimal_sums(counts: pa.Array, sums: Sequence[pa.Array], kind: pa.DataType, what: str) -> pa.Array:

@@ -32,7 +32,7 @@ from sabot.operators.base import (
 from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
 from sabot.operators.keeping import Columns, Keeper, KeepsWatermark, columns_schema
 from sabot.operators.keyed.ordered import in_order
-from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, over_carried
+from sabot.operators.keyed.over_columns import RANKS, OverCarried, OverColumn, columns_read, over_carried
 from sabot.operators.keyed.over_lead import LeadState
 from sabot.operators.keyed.over_state import Array, FrameState, OverState, PlaceState, RunningState
 from sabot.operators.layout.sites import Places, Site
@@ -214,7 +214,7 @@ class Over(KeepsWatermark):
             "keys": columns_schema(self._keys),
             "frame": frame,
             "columns": [
-                [each.name, f"{_exact(each, field)}{each.words()}", str(field.type)]
+                [each.name, f"{_exact(each, self._context.input)}{each.words()}", str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
             # rows that wait are kept with all their columns
@@ -231,13 +231,13 @@ class Over(KeepsWatermark):
             {
                 name: value
                 for name, value in vars(each).items()
-                if value is not None and name not in ("default", "shares")
+                if value is not None and name not in ("default", "shares", "rounds")
             }
             for each in self._described
         ]
         frame = {"preceding_rows": self._rows, "preceding_ms": self._ms}
         columns = schema_text(self._context.input)
-        return {"keys": self._names, "calls": described, **frame, "input": columns, "shares": False}
+        return {"keys": self._names, "calls": described, **frame, "input": columns, "shares": False, "rounds": False}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
         if fact != "rows":
@@ -299,9 +299,10 @@ class Over(KeepsWatermark):
         return [*self._parts] if leading is None else [*self._parts, leading]
 
 
-def _exact(each: OverColumn, field: pa.Field) -> str:
-    """A sum of decimals keeps parts of the values, which other aggregates of the column do not."""
-    return "exact " if each.kind == "sum" and pa.types.is_decimal(field.type) else ""
+def _exact(each: OverColumn, input: pa.Schema) -> str:
+    """These aggregates of decimals keep parts of the values, which others of the column do not."""
+    kept = each.kind in ("sum", "mean", "min", "max", "first", "last") and not (each.rounds and each.kind == "mean")
+    return "exact " if kept and pa.types.is_decimal(input.field(each.argument).type) else ""
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------
@@ -329,8 +330,12 @@ PLACES: Places = {nodes.Over: place_over}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Over:
-    described = [OverColumn(**each, shares=reader.get("shares", True)) for each in reader["calls"]]
-    return Over(reader["keys"], described, preceding_rows=reader["preceding_rows"], preceding_ms=reader["preceding_ms"])
+    return Over(
+        reader["keys"],
+        columns_read(reader),
+        preceding_rows=reader["preceding_rows"],
+        preceding_ms=reader["preceding_ms"],
+    )
 
 
 READERS: Readers = {"over": _read_with}

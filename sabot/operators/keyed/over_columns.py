@@ -16,7 +16,7 @@ from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn
 from sabot.operators.aggregates.carried import Keeps, shared_by, sources_of
 from sabot.operators.base import Saved
 
-__all__ = ["RANKS", "OverCarried", "OverColumn", "hidden_over", "keeps_over", "over_carried"]
+__all__ = ["RANKS", "OverCarried", "OverColumn", "columns_read", "hidden_over", "keeps_over", "over_carried"]
 
 RANKS = ("row_number", "rank", "dense_rank")
 _MADE = re.compile(
@@ -29,7 +29,7 @@ class OverColumn:
     """One column that is added. kind: that of an aggregate, or one of OVER_KINDS. `argument` and `where` name input columns.
 
     offset, default: for lag and lead. where, ddof: for aggregates. text: the column as the user wrote it, where its argument is an
-    expression without a name. shares: as of an AggregateColumn.
+    expression without a name. shares, rounds: as of an AggregateColumn.
     """
 
     name: str
@@ -41,6 +41,7 @@ class OverColumn:
     ddof: int = 1
     text: str = ""
     shares: bool = False
+    rounds: bool = False
 
     def words(self) -> str:
         """The column as text, without its name."""
@@ -53,7 +54,13 @@ class OverColumn:
         return f"{self.kind}({', '.join(each for each in given if each is not None)})"
 
     def aggregate(self) -> AggregateColumn:
-        said: Any = {"where": self.where, "ddof": self.ddof, "text": self.text, "shares": self.shares, "rounds": True}
+        said: Any = {
+            "where": self.where,
+            "ddof": self.ddof,
+            "text": self.text,
+            "shares": self.shares,
+            "rounds": self.rounds,
+        }
         return AggregateColumn(self.name, self.kind, self.argument, **said)
 
 
@@ -79,12 +86,17 @@ def hidden_over(columns: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
     return [("", "row_number()", "int64")] if kinds & {*RANKS, "lag"} else []
 
 
+def columns_read(reader: Mapping[str, Any]) -> list[OverColumn]:
+    """The columns that an Over of a checkpoint had. What its version did otherwise, it does not say."""
+    older: dict[str, Any] = {name: reader.get(name, True) for name in ("shares", "rounds")}
+    return [OverColumn(**each, **older) for each in reader["calls"]]
+
+
 class OverCarried:
     """The columns that a checkpoint had (`was`), over rows of `input`, and with the state of which of them those of now go on."""
 
     def __init__(self, reader: Mapping[str, Any], now: Sequence[OverColumn], sources: Sequence[int | None]) -> None:
-        shares = reader.get("shares", True)
-        self.was = [OverColumn(**each, shares=shares) for each in reader["calls"]]
+        self.was = columns_read(reader)
         input = schema_of_text(reader["input"])
         assert input is not None
         self.input = input

@@ -17,7 +17,7 @@ from sabot.errors import UserError
 from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.carried import Carried
-from sabot.operators.aggregates.decimals import NO_RUNNING, named_by
+from sabot.operators.aggregates.decimals import named_by, too_wide
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved, without_time
 from sabot.operators.columns import key_at, key_columns, key_table
 from sabot.operators.cuts import Rows
@@ -203,7 +203,7 @@ class FrameState(SlottedState, OverState):
     def __init__(
         self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext, rows: int | None, ms: int | None
     ) -> None:
-        self._keys, self._added = keys, added
+        self._keys, self._added, self._input = keys, added, context.input
         self._aggregator = aggregator = _aggregator(keys, added, context.input, None)
         self._time = context.input.get_field_index(TIME_COLUMN)
         self.fields = list(aggregator.schema)[len(keys) :]
@@ -307,10 +307,13 @@ class FrameState(SlottedState, OverState):
             if source is None:
                 continue
             known = before.shape.places[was.index(source)].accumulators
-            if len(known) != len(
-                place.accumulators
-            ):  # all over one value; a sum of decimals has parts of the same number
-                known = [known[0]] * len(place.accumulators)
+            if len(known) != len(place.accumulators):
+                if each.aggregate().adds_decimals(self._input):
+                    raise UserError(
+                        f"{each.name}: {each.words()} is over decimals of another width than those of the checkpoint",
+                        hint="cast the column to the type that it had; or begin the step empty (--drop)",
+                    )
+                known = [known[0]] * len(place.accumulators)  # all are over one value
             for accumulator, first in zip(place.accumulators, known, strict=True):
                 if now.kernel[accumulator][1] != before.kernel[first][1]:
                     raise UserError(
@@ -448,13 +451,12 @@ def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, 
     """The aggregator of these columns. UserError for a kind or a type that has no accumulator of fixed width."""
     for each in added:
         if Aggregator(keys, [each.aggregate()], input, order=order, running=True).needs_slots:
-            of = "" if each.argument is None else f" of {each.argument!r}, which is {input.field(each.argument).type}"
-            decimals = each.argument is not None and pa.types.is_decimal(input.field(each.argument).type)
+            kind = None if each.argument is None else input.field(each.argument).type
+            of = "" if each.argument is None else f" of {each.argument!r}, which is {kind}"
             raise UserError(
                 f"{each.name}: there is no {each.kind}{of} over rows",
-                hint=NO_RUNNING
-                if decimals and each.kind in ("min", "max", "first", "last")
-                else "count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
+                hint=too_wide(each.kind, kind)
+                or "count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
             )
     return Aggregator(keys, [each.aggregate() for each in added], input, order=order, running=True)
 

@@ -23,7 +23,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.carried import Carried, Shape, carried
-from sabot.operators.aggregates.decimals import NO_RUNNING, named_by
+from sabot.operators.aggregates.decimals import named_by, too_wide
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_at, key_columns, key_table, result_schema, time_index
@@ -44,7 +44,6 @@ Array: TypeAlias = pa.Array
 Row = dict[str, Any]
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_OF_NUMBERS = frozenset(["min", "max", "first", "last"])  # kinds that there are of numbers, not of decimals
 _WHOLE = frozenset(
     ["count_distinct", "collect_list", "arg_min", "arg_max", "user"]
 )  # kinds that have no running result
@@ -464,13 +463,16 @@ def _ends(ms: int, column: str) -> Callable[[pa.RecordBatch], Any]:
 def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = None) -> None:
     """Raises UserError if there are aggregates that need all rows of a group at once."""
     if whole:
-        types = [input.field(c.argument).type for c in whole if input is not None and c.argument is not None]
-        decimals = any(map(pa.types.is_decimal, types)) and all(c.kind in _OF_NUMBERS for c in whole)
+        hints = [
+            too_wide(c.kind, input.field(c.argument).type)
+            for c in whole
+            if input is not None and c.argument is not None
+        ]
         named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
         raise UserError(
             f"{named}: no result after each row",
-            hint=NO_RUNNING
-            if decimals
+            hint=hints[0]
+            if hints and all(hints)
             else "aggregate in a window instead: .window(tumbling(...)), session(...) or count_window(...)",
         )
 
