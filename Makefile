@@ -72,10 +72,12 @@ bench bench-smoke: $(STAMP)
 
 bench:
 	@set -e; for script in $(BENCHMARKS) $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark
 
 bench-smoke:
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
 	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
+	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
 
 kafka:
 	@tools/kafka/kafka.sh start

@@ -356,6 +356,13 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
+    @property
+    def changes(self) -> bool:
+        """Whether the rows are changes, which `changelog`, `materialize` and `upsert` take: updates and deletes of earlier rows, beside new
+        ones.
+        """
+        return self._node.changes
+
     def group_by(self, *keys: str | Expr, **named: str | Expr) -> "GroupedStream":
         """Groups rows by key, with one result row for each key that is kept up to date: SQL's GROUP BY. Without keys, one row for all.
 

@@ -1,0 +1,1 @@
+"""Nexmark: people who open auctions and bid, and 23 queries over them."""

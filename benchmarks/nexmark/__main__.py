@@ -1,0 +1,87 @@
+"""Nexmark's queries over its stream: events a second, events a second and core, memory.
+
+    python -m benchmarks.nexmark --events 2000000 --queries q0,q5,q8 [--seed 1] [--parallelism 1] [--format arrow|json]
+        [--checkpoint-ms 1000] [--state memory|rocksdb] [--out DIR] [--dump DIR] [--check]
+
+A line for each query, and at last a JSON object. Events are all that the stream has, also for queries that read the bids alone.
+`arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`: files, decoded in the
+timed run. Without --out changes are dropped as they come, and with it the final result is written; --check compares that with
+DuckDB's. q12 goes by the clock, and is not compared. Each query runs in a process of its own.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from .generator import Config, Generator
+from .run import QUERIES, Settings, dump, measure
+
+NOT_COMPARED = "q12"
+
+
+def main() -> None:
+    options = _options()
+    generator = Generator(options.seed, Config(rate=options.rate))
+    if options.dump is not None:
+        dump(generator, options.events, options.dump)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        for query in options.queries:
+            check = options.check and query != NOT_COMPARED
+            settings = Settings(
+                generator,
+                options.events,
+                options.parallelism,
+                options.format,
+                options.checkpoint_ms,
+                options.state,
+                options.out,
+                check,
+            )
+            figures = processes.submit(measure, query, settings).result()
+            print(_line(figures), flush=True)
+            results.append(figures)
+    asked = {
+        name: getattr(options, name)
+        for name in ("events", "seed", "rate", "parallelism", "format", "checkpoint_ms", "state")
+    }
+    print(json.dumps({"benchmark": "nexmark", **asked, "queries": results}))
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['query']:4}{figures['events_per_s']:>12,} events/s{figures['events_per_core_s']:>12,} events/s per core"
+        f"{figures['peak_mb']:>7,} MB{figures['result_rows']:>12,} rows"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nexmark", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--queries", type=_queries, default=QUERIES, help="q0,q5,q8; default: all")
+    parser.add_argument("--parallelism", type=int, default=1)
+    parser.add_argument("--format", choices=["arrow", "json"], default="arrow")
+    parser.add_argument("--checkpoint-ms", type=int, default=1000, help="0: none")
+    parser.add_argument("--state", choices=["memory", "rocksdb"], default="memory")
+    parser.add_argument("--rate", type=int, default=10_000, help="events a second of event time")
+    parser.add_argument("--out", type=Path, help="the folder for the results, qN.parquet")
+    parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")
+    parser.add_argument("--check", action="store_true", help="compare the results with DuckDB's")
+    return parser.parse_args()
+
+
+def _queries(names: str) -> list[str]:
+    wanted = names.split(",")
+    if unknown := [name for name in wanted if name not in QUERIES]:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}: q0 to q{len(QUERIES) - 1}")
+    return wanted
+
+
+if __name__ == "__main__":
+    main()
