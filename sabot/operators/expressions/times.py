@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.text.times import write_times
 from sabot.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
 from sabot.errors import UserError
 
@@ -65,6 +66,8 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
 
 
 _CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes that pyarrow knows, without the fractions
+_DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2}  # of the codes that `write_times` takes, faster by far
+_SHORT_CODES = {"F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M"}
 
 
 def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
@@ -83,10 +86,15 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
                 f"strftime({format!r}): {type} has no time zone for %{code}", hint='.cast("timestamp[ms, UTC]")'
             )
     parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:\.?[369])?f)", format) if part]
+    template, fields = _fields_of(format)
 
     def run(array: pa.Array) -> pa.Array:
         if pa.types.is_integer(array.type):
             array = as_timestamp(array)
+        if fields:
+            clock = local(array)
+            if (texts := write_times(clock, PER_SECOND[clock.type.unit], template, fields)) is not None:
+                return texts
         if pa.types.is_date(array.type):
             return pc.strftime(array, format=format)
         whole = to_unit(array, "s")
@@ -102,6 +110,23 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
         return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "")
 
     return run
+
+
+def _fields_of(format: str) -> tuple[bytes, list[tuple[str, int, int]]]:
+    """The arguments of `write_times` for the format; without fields where it has a code that only pyarrow knows, or none."""
+    template, fields = b"", []
+    long = re.sub("%([%FRT])", lambda match: _SHORT_CODES.get(match[1], match[0]), format)
+    for other, point, digits, code in re.findall(r"([^%]+)|%(\.?)([369]?)(.)", long, re.DOTALL):
+        template += (other or point).encode()
+        if code == "%":
+            template += b"%"
+        elif code:
+            width = int(digits or 9) if code == "f" else _DIGITS.get(code, 0)
+            if not width:
+                return b"", []
+            fields.append((code, len(template), width))
+            template += b"0" * width
+    return template, fields
 
 
 def _fraction(array: pa.Array, digits: int, before: str) -> pa.Array:

@@ -289,8 +289,10 @@ for unit in ("ns", "us", "ms", "s", "d"):
     for column in ("ts", "ms", "z", "d"):
         SAME[f"epoch {column} {unit}"] = lambda m, c=column, u=unit: m.col(c).dt.epoch(u)
 FORMAT = "%Y-%m-%d %H:%M:%S|%f|%3f|%.6f|%%f|%j|%A %a %b %B %p %I %y %e|%F %T|%u|%w|%V|%G|%D|%R"
+FIXED = "%Y-%m-%d %H:%M:%S|%f|%3f|%.6f|%%f|ü %F %T|%R%%"  # of codes of a fixed width, for which there is a kernel
 for column in ("ts", "ms", "z"):
     SAME[f"strftime {column}"] = lambda m, c=column: m.col(c).dt.strftime(FORMAT)
+    SAME[f"strftime fixed {column}"] = lambda m, c=column: m.col(c).dt.strftime(FIXED)
 SAME["strftime d"] = lambda m: m.col("d").dt.strftime("%Y/%m/%d")
 OPERATORS = {
     "==": lambda a, b: a == b,
@@ -688,6 +690,7 @@ GENERATED = [
     "when chained", "when strings or null",
     "when a string", "coalesce", "to_lowercase", "to_uppercase", "strip_chars", "split", "contains", "len_chars", "slice",
     "slice within the end", "replace_all", "truncate ms 7m", "truncate ms 1w", "truncate ms 5mo", "weekday ms", "strftime ms",
+    "strftime fixed ms",
     "== floats", "< floats", ">= floats", "!= a float", "> a float", "<= NaN", "a float <", "== ints", "< strings", "bits xor",
 ]  # fmt: skip
 
