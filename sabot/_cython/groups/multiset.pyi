@@ -37,6 +37,30 @@ class Multisets:
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
+class DistinctNumbers:
+    """Which numbers each slot has had, counted for several filters: of each value it knows which filters let one of its rows through. A
+    value takes some 24 bytes, whatever the number of filters, and is not removed but with its slot.
+
+    filters: how many, at most 32. width: the bytes that a number has in a state, which is the one that a `Multisets` of values of so many
+    bytes gives, and takes.
+    """
+
+    def __init__(self, filters: int, width: int) -> None: ...
+    filters: int
+    width: int
+    @property
+    def nbytes(self) -> int: ...
+    def add(self, slots: Any, words: Any, filters: Any) -> None:
+        """Adds numbers (numpy uint64, of at most `width` bytes). filters: for each row the bits of those that let it through (numpy
+        uint32). Raises IndexError for a filter that there is not, here and below.
+        """
+    def differing(self, slots: Any, filter: int) -> Any:
+        """How many distinct numbers of each slot this filter has let through (numpy int64)."""
+    def save(self, slots: Any, filter: int) -> pa.LargeBinaryArray: ...
+    def load(self, slots: Any, states: pa.Array[Any], filter: int) -> None: ...
+    def remove(self, slots: Any) -> None: ...
+    def clear(self) -> None: ...
+
 class Arrivals:
     """The values of each slot, ordered by a given number, then by arrival. A value can also be looked up, to remove it."""
 

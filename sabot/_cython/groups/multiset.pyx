@@ -1,4 +1,5 @@
-"""State of aggregates over changes, by slot. See multiset.pyi for the contract; the loops are in multiset_store.h and multiset_sums.h.
+"""State of aggregates over changes, by slot. See multiset.pyi for the contract; the loops are in multiset_store.h,
+multiset_distinct.h and multiset_sums.h.
 
 Slots and sizes are checked here; then the call runs without the GIL.
 """
@@ -6,13 +7,13 @@ Slots and sizes are checked here; then the call runs without the GIL.
 import numpy as np
 import pyarrow as pa
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-__all__ = ["Arrivals", "ExactSums", "Multisets", "join_keys", "split_keys"]
+__all__ = ["Arrivals", "DistinctNumbers", "ExactSums", "Multisets", "join_keys", "split_keys"]
 
 
 cdef extern from "<string_view>" namespace "std" nogil:
@@ -59,6 +60,18 @@ cdef extern from "groups/multiset_store.h" namespace "sabot" nogil:
     void append_escaped(string& out, const char* data, int64_t size) except +
     void read_escaped(Reader& reader, string& out) except +
     void append_bytes(string& out, Reader& reader, int64_t size) except +
+
+
+cdef extern from "groups/multiset_distinct.h" namespace "sabot" nogil:
+    cppclass DistinctStore "sabot::DistinctNumbers":
+        DistinctStore(int filters) except +
+        int64_t nbytes()
+        void add(int32_t slot, uint64_t word, uint32_t filters) except +
+        void differing(const int32_t* slots, int64_t count, int filter, int64_t* out)
+        void save(const int32_t* slots, int64_t count, int filter, int width, Strings& out) except +
+        void load(int32_t slot, const char* data, int64_t size, int filter, int width) except +
+        void remove(const int32_t* slots, int64_t count) except +
+        void clear() except +
 
 
 cdef extern from "groups/multiset_sums.h" namespace "sabot" nogil:
@@ -349,6 +362,83 @@ cdef class Multisets:
 
     def remove(self, slots):
         _remove(&self.store, slots)
+
+    def clear(self):
+        self.store.clear()
+
+
+cdef class DistinctNumbers:
+    """Which numbers each slot has, for several filters. See multiset.pyi."""
+
+    cdef DistinctStore* store
+    cdef readonly int filters
+    cdef readonly int width
+
+    def __cinit__(self, int filters, int width):
+        if not 1 <= filters <= 32:
+            raise ValueError(f"1 to 32 filters, not {filters}")
+        if not 1 <= width <= 8:
+            raise ValueError(f"a number has 1 to 8 bytes, not {width}")
+        self.filters = filters
+        self.width = width
+        self.store = new DistinctStore(filters)
+
+    def __dealloc__(self):
+        del self.store
+
+    @property
+    def nbytes(self):
+        return self.store.nbytes()
+
+    def add(self, slots, words, filters):
+        cdef _Slots numbers = _slots(slots)
+        cdef const uint64_t[::1] values = np.ascontiguousarray(words, np.uint64)
+        cdef const uint32_t[::1] bits = np.ascontiguousarray(filters, np.uint32)
+        cdef int64_t i
+        if len(values) != numbers.count or len(bits) != numbers.count:
+            raise ValueError(f"{len(values)} numbers, and filters of {len(bits)} rows, for {numbers.count} rows")
+        if (np.asarray(filters, np.uint32) >> np.uint32(self.filters - 1) > 1).any():
+            raise IndexError(f"there are {self.filters} filters")
+        with nogil:
+            for i in range(numbers.count):
+                self.store.add(numbers.values[i], values[i], bits[i])
+
+    def differing(self, slots, int filter):
+        self.check(filter)
+        cdef _Slots numbers = _slots(slots)
+        result = np.zeros(numbers.count, np.int64)
+        cdef int64_t[::1] out = result
+        if numbers.count:
+            with nogil:
+                self.store.differing(numbers.values, numbers.count, filter, &out[0])
+        return result
+
+    def save(self, slots, int filter):
+        self.check(filter)
+        cdef _Slots numbers = _slots(slots)
+        cdef Strings out
+        with nogil:
+            self.store.save(numbers.values, numbers.count, filter, self.width, out)
+        return _large_binary(out)
+
+    def load(self, slots, states, int filter):
+        self.check(filter)
+        cdef _Slots numbers = _slots(slots)
+        cdef _Bytes saved = _bytes(states, numbers.count)
+        cdef int64_t i
+        with nogil:
+            for i in range(numbers.count):
+                self.store.load(numbers.values[i], saved.begin(i), saved.size(i), filter, self.width)
+
+    cdef int check(self, int filter) except -1:
+        if not 0 <= filter < self.filters:
+            raise IndexError(f"there is no filter {filter} of {self.filters}")
+        return 0
+
+    def remove(self, slots):
+        cdef _Slots numbers = _slots(slots)
+        with nogil:
+            self.store.remove(numbers.values, numbers.count)
 
     def clear(self):
         self.store.clear()

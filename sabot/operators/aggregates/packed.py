@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.multiset import join_keys, split_keys
+from sabot.arrays import integers
 
-__all__ = ["NAN", "from_ordered", "ordered", "ordered_width", "packed", "unpacked"]
+__all__ = ["NAN", "from_ordered", "has_words", "ordered", "ordered_width", "packed", "unpacked", "words"]
 
 Array: TypeAlias = pa.Array
 _Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each (-1: they differ)
@@ -43,6 +44,30 @@ def ordered(column: Array) -> Array:
     if column.null_count:
         cells[column.is_null().to_numpy(zero_copy_only=False)] = 0
     return _of_cells(cells)
+
+
+def has_words(kind: pa.DataType) -> bool:
+    """Whether `words` takes columns of this type."""
+    types = pa.types
+    timed = types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind) or types.is_duration(kind)
+    return bool(timed or types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind))
+
+
+def words(column: Array) -> Any:
+    """Each value as the number that the bytes of `ordered` are, the highest first (numpy uint64); a null has some number."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint64)
+    if pa.types.is_floating(kind):
+        values = column.cast(pa.float64()).fill_null(0.0).to_numpy() + 0.0
+        values[np.isnan(values)] = np.nan
+        bits = values.view(np.uint64)
+        return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    numbers = integers(column)
+    if pa.types.is_unsigned_integer(kind):
+        return numbers.astype(np.uint64)
+    width = kind.bit_width
+    return numbers.astype(np.int64).view(np.uint64) + np.uint64(1 << (width - 1)) & np.uint64((1 << width) - 1)
 
 
 def from_ordered(values: Array, kind: pa.DataType) -> Array:
@@ -171,13 +196,8 @@ def _list_column(kind: pa.DataType, lengths: Array, data: Array, missing: Any) -
 
 def _cells(column: Array, width: int) -> Any:
     kind = column.type
-    if pa.types.is_boolean(kind):
-        return column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8).reshape(-1, 1)
-    if pa.types.is_floating(kind):
-        values = column.cast(pa.float64()).fill_null(0.0).to_numpy() + 0.0
-        values[np.isnan(values)] = np.nan
-        bits = values.view(np.uint64)
-        return _big_endian(np.where(bits & _SIGN, ~bits, bits | _SIGN))
+    if pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+        return _big_endian(words(column))[:, 8 - width :]
     if not len(column) or column.buffers()[1] is None:
         return np.zeros((len(column), width), np.uint8)
     start = column.offset * width

@@ -11,7 +11,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
 from sabot.operators.aggregates.carried import Shape, Standing
-from sabot.operators.aggregates.values import ChangedRows, Values
+from sabot.operators.aggregates.distinct import distinct_sets
+from sabot.operators.aggregates.values import ChangedRows
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
 from sabot.state.tables.store import TableStore
@@ -35,14 +36,11 @@ class AddedGroups(StoredGroups):
         hidden = [AggregateColumn(_ROWS, "count"), *([AggregateColumn(_TIME, "max", TIME_COLUMN)] if timed else [])]
         described = Aggregator(keys, aggregates, input, order=order)  # checks the columns, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._values: list[Values | None] = [  # one for each aggregate; None: the Aggregator has it
-            Values(aggregate, input.field(aggregate.argument).type, field.type)
-            if aggregate.kind == "count_distinct"
-            else None
-            for aggregate, field in zip(aggregates, self.fields, strict=True)
-        ]
-        self._holders = [holder for holder in self._values if holder is not None]
-        others = [aggregate for aggregate, holder in zip(aggregates, self._values, strict=True) if holder is None]
+        self._sets = distinct_sets([each for each in aggregates if each.kind == "count_distinct"], input)
+        counts = {each.aggregate.name: each for kept in self._sets for each in kept.counts}
+        self._counts = [counts.get(each.name) for each in aggregates]  # one for each; None: the Aggregator has it
+        self._kept_counts = [each for each in self._counts if each is not None]
+        others = [aggregate for aggregate, count in zip(aggregates, self._counts, strict=True) if count is None]
         self._aggregator = aggregator = Aggregator(keys, [*hidden, *others], input, order=order)
         self.always_change = any(c.kind == "count" and c.argument is None and c.where is None for c in aggregates)
         self._timed = timed
@@ -51,13 +49,13 @@ class AddedGroups(StoredGroups):
             aggregator.kernel,
             directory=context.directory,
             memory_budget=context.memory_budget,
-            evictable=not (aggregator.needs_slots or self._holders),
+            evictable=not (aggregator.needs_slots or self._sets),
         )
         self._extras = aggregator.extras()
-        kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
+        kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._kept_counts))]
         self.saved_schema = pa.schema([*aggregator.gathered, *kept])
         standing, beside = iter(aggregator.shape.places[len(hidden) :]), iter(kept)
-        places = [next(standing) if holder is None else Standing((), [next(beside).name]) for holder in self._values]
+        places = [next(standing) if count is None else Standing((), [next(beside).name]) for count in self._counts]
         self.shape = Shape(aggregator.table, self.saved_schema, [*places, *aggregator.shape.places[: len(hidden)]])
         # Times are recorded once it is known which groups have changed. So there are two passes over the accumulators: in each, a filter
         # that is never true leaves out the accumulators of the other pass.
@@ -76,7 +74,7 @@ class AddedGroups(StoredGroups):
         times = columns[1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
         others = iter(columns[1 + self._timed :])
         numbers = slots.to_numpy()
-        found = [next(others) if holder is None else holder.results(numbers, rows) for holder in self._values]
+        found = [next(others) if count is None else count.results(numbers) for count in self._counts]
         return rows, times, found
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
@@ -85,10 +83,10 @@ class AddedGroups(StoredGroups):
         table.accumulate(slots, data, aggregator.arguments, self._filters, order=aggregator.order, selection=selection)
         if aggregator.needs_slots:
             self._extras.add(slots, data, selection)
-        if self._holders:
+        if self._sets:
             rows = ChangedRows(batch, slots.to_numpy(), self._timed)
-            for holder in self._holders:
-                holder.add(rows)
+            for kept in self._sets:
+                kept.add(rows)
 
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
@@ -107,28 +105,28 @@ class AddedGroups(StoredGroups):
         raise AssertionError("groups to which rows are only added stay")
 
     def saved_of(self, table: GroupTable, slots: pa.Int32Array) -> pa.RecordBatch:
-        states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+        states = [count.save(slots.to_numpy()) for count in self._kept_counts]
         columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
         return pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
 
     def load(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
         self._extras.merge(slots, state)
-        for holder, column in zip(self._holders, state.columns[len(self._aggregator.gathered) :], strict=True):
-            holder.store.load(slots.to_numpy(), column)
+        for count, column in zip(self._kept_counts, state.columns[len(self._aggregator.gathered) :], strict=True):
+            count.load(slots.to_numpy(), column)
 
     def forget(self, pane: int, slots: pa.Int32Array) -> None:
         self._extras.remove(slots)
-        for holder in self._holders:
-            holder.store.remove(slots.to_numpy())
+        for kept in self._sets:
+            kept.remove(slots.to_numpy())
 
     def forget_all(self) -> None:
         self._extras.clear()
-        for holder in self._holders:
-            holder.store.clear()
+        for kept in self._sets:
+            kept.clear()
 
     @property
     def nbytes(self) -> int:
-        return self._extras.nbytes + sum(holder.store.nbytes for holder in self._holders)
+        return self._extras.nbytes + sum(kept.nbytes for kept in self._sets)
 
     def contents_in_memory(self) -> Iterator[list[Array]]:
         table = self.store.whole()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
+from sabot._cython.groups.multiset import Arrivals, DistinctNumbers, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.rows.changes import Touches, weave
-from sabot.operators.aggregates.packed import from_ordered, ordered, packed, unpacked
+from sabot.operators.aggregates.packed import from_ordered, has_words, ordered, ordered_width, packed, unpacked, words
 
 FEW = settings(max_examples=40, deadline=None)
 SLOTS = [0, 1, 7]
@@ -22,6 +22,92 @@ SLOTS = [0, 1, 7]
 
 def values_of(keys: list[bytes]) -> pa.Array:
     return pa.array(keys, pa.binary())
+
+
+# Distinct numbers of several filters
+
+NUMBERS = st.sampled_from([0, 1, 2, 255, 2**32, 2**63, 2**64 - 1])
+
+
+@FEW
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(SLOTS), NUMBERS, st.integers(0, 7)), max_size=60),
+    again=st.booleans(),
+    gone=st.lists(st.sampled_from(SLOTS), unique=True),
+)
+def test_distinct_numbers_hold_a_set_for_each_filter(rows, again, gone):
+    store, twin = DistinctNumbers(3, 8), {(slot, place): set() for slot in SLOTS for place in range(3)}
+    for start in range(0, len(rows), 7):
+        part = rows[start : start + 7]
+        store.add([slot for slot, _, _ in part], [word for _, word, _ in part], [bits for _, _, bits in part])
+    for slot, word, bits in rows:
+        for place in range(3):
+            if bits >> place & 1:
+                twin[slot, place].add(word)
+    store.remove(gone)
+    twin |= {(slot, place): set() for slot in gone for place in range(3)}
+    if again:
+        other = DistinctNumbers(3, 8)
+        for place in range(3):
+            other.load(SLOTS, store.save(SLOTS, place), place)
+        store = other
+    for place in range(3):
+        expected = [len(twin[slot, place]) for slot in SLOTS]
+        assert store.differing([*SLOTS, 9_000], place).tolist() == [*expected, 0]
+        values = Multisets()  # the states are those of multisets
+        values.load(SLOTS, store.save(SLOTS, place))
+        assert values.differing(SLOTS).tolist() == expected
+
+
+def test_the_slots_of_distinct_numbers_grow_and_are_given_back():
+    store = DistinctNumbers(1, 8)
+    empty = store.nbytes
+    store.add(np.zeros(10_000, np.int32), np.arange(10_000, dtype=np.uint64), np.ones(10_000, np.uint32))
+    assert store.differing([0], 0).tolist() == [10_000]
+    assert 16 * 10_000 < store.nbytes < 50 * 10_000
+    store.clear()
+    assert (store.nbytes, store.differing([0], 0).tolist()) == (empty, [0])
+
+
+@pytest.mark.parametrize("state", [b"x", b"\1" + b"\0" * 7 + b"\2\0\0\0ab", b"\0" * 8 + b"\4\0\0\0abcd"])
+def test_a_state_of_other_values_is_refused(state):
+    with pytest.raises(ValueError, match="a state"):
+        DistinctNumbers(1, 4).load([0], values_of([state]), 0)
+
+
+def test_distinct_numbers_know_how_many_filters_there_are():
+    store = DistinctNumbers(2, 8)
+    for wrong in (lambda: store.add([0], [1], [4]), lambda: store.differing([0], 2), lambda: store.save([0], -1)):
+        with pytest.raises(IndexError, match="filter"):
+            wrong()
+    with pytest.raises(ValueError, match="2 numbers, and filters of 1 rows"):
+        store.add([0, 1], [1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([True, None, False]),
+        pa.array([-128, 127, None, 0, 5], pa.int8()).slice(1),
+        pa.array([-(2**63), 2**63 - 1, 0, None], pa.int64()),
+        pa.array([0, 2**64 - 1, None], pa.uint64()),
+        pa.array([-1.5, math.nan, -0.0, 0.0, math.inf, None]),
+        pa.array([1.5, None, -2.25], pa.float32()),
+        pa.array([-1, 0, None, 20_000], pa.date32()),
+        pa.array([-1, 0, None], pa.timestamp("us", "UTC")),
+        pa.array([], pa.int32()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_words_are_the_bytes_that_sort_as_numbers(column):
+    assert has_words(column.type)
+    there = column.is_valid().to_pylist()
+    found = [int(word) for word, valid in zip(words(column), there, strict=True) if valid]
+    expected = [
+        int.from_bytes(key, "big") for key, valid in zip(ordered(column).to_pylist(), there, strict=True) if valid
+    ]
+    assert found == expected
+    assert all(word < 2 ** (8 * ordered_width(column.type)) for word in found)
 
 
 # Multisets

@@ -1,0 +1,130 @@
+"""count_distinct of groups to which rows are only added. Aggregates of one column that differ in their filters share a set of its values,
+where these are numbers or times: a row is then looked up once.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.groups.multiset import DistinctNumbers
+from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.aggregates.packed import has_words, ordered_width, words
+from sabot.operators.aggregates.values import ChangedRows, Values
+
+__all__ = ["DistinctCounts", "DistinctSet", "distinct_sets"]
+
+Array: TypeAlias = pa.Array
+_FILTERS = 32  # of one set
+
+
+class DistinctSet(Protocol):
+    """The values of a column, by slot, and the aggregates that count them."""
+
+    @property
+    def counts(self) -> "Sequence[DistinctCounts]": ...
+    def add(self, rows: ChangedRows) -> None: ...
+    def remove(self, slots: Any) -> None: ...
+    def clear(self) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class DistinctCounts(Protocol):
+    """One aggregate. A state is that of `Multisets`, whatever the values and whoever else counts them."""
+
+    @property
+    def aggregate(self) -> AggregateColumn: ...
+    def results(self, slots: Any) -> Array: ...
+    def save(self, slots: Any) -> Array: ...
+    def load(self, slots: Any, states: Array) -> None: ...
+
+
+def distinct_sets(aggregates: Sequence[AggregateColumn], input: pa.Schema) -> list[DistinctSet]:
+    """The sets of these aggregates, which all are count_distinct."""
+    sets: list[DistinctSet] = []
+    shared: dict[str, list[AggregateColumn]] = {}
+    for aggregate in aggregates:
+        kind = input.field(aggregate.argument).type
+        if has_words(kind):
+            shared.setdefault(str(aggregate.argument), []).append(aggregate)
+        else:
+            sets.append(_Alone(aggregate, kind))
+    for argument, alike in shared.items():
+        for first in range(0, len(alike), _FILTERS):
+            sets.append(_Shared(alike[first : first + _FILTERS], input.field(argument).type))
+    return sets
+
+
+class _Shared:
+    """The numbers or times of one column, for at most _FILTERS aggregates."""
+
+    def __init__(self, aggregates: Sequence[AggregateColumn], kind: pa.DataType) -> None:
+        self._argument = str(aggregates[0].argument)
+        self._numbers: DistinctNumbers = DistinctNumbers(len(aggregates), ordered_width(kind))
+        self.counts: list[_OneFilter] = [
+            _OneFilter(aggregate, self._numbers, place) for place, aggregate in enumerate(aggregates)
+        ]
+
+    def add(self, rows: ChangedRows) -> None:
+        values = rows.column(self._argument)
+        filters = np.zeros(len(rows.slots), np.uint32)
+        for place, each in enumerate(self.counts):
+            filters |= rows.counting(each.aggregate, values).astype(np.uint32) << np.uint32(place)
+        self._numbers.add(rows.slots, words(values), filters)
+
+    def remove(self, slots: Any) -> None:
+        self._numbers.remove(slots)
+
+    def clear(self) -> None:
+        self._numbers.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._numbers.nbytes
+
+
+class _OneFilter:
+    def __init__(self, aggregate: AggregateColumn, numbers: DistinctNumbers, place: int) -> None:
+        self.aggregate, self._numbers, self._place = aggregate, numbers, place
+
+    def results(self, slots: Any) -> Array:
+        return pa.array(self._numbers.differing(slots, self._place))
+
+    def save(self, slots: Any) -> Array:
+        return self._numbers.save(slots, self._place)
+
+    def load(self, slots: Any, states: Array) -> None:
+        self._numbers.load(slots, states, self._place)
+
+
+class _Alone:
+    """The values of one aggregate, of a type without a width, or of a large one."""
+
+    def __init__(self, aggregate: AggregateColumn, kind: pa.DataType) -> None:
+        self.aggregate = aggregate
+        self.counts: list[_Alone] = [self]
+        self._values = Values(aggregate, kind, pa.int64())
+
+    def add(self, rows: ChangedRows) -> None:
+        self._values.add(rows)
+
+    def results(self, slots: Any) -> Array:
+        return self._values.results(slots, None)
+
+    def save(self, slots: Any) -> Array:
+        return self._values.store.save(slots)
+
+    def load(self, slots: Any, states: Array) -> None:
+        self._values.store.load(slots, states)
+
+    def remove(self, slots: Any) -> None:
+        self._values.store.remove(slots)
+
+    def clear(self) -> None:
+        self._values.store.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.store.nbytes
