@@ -63,6 +63,7 @@ THIRD_PARTIES = {
     "cedarpy": {"agents"},
     "confluent_kafka": {"kafka"},
     "genai_prices": {"llm"},
+    "google": {"codecs"},  # google.protobuf
     "httpx2": {"mcp"},
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},

@@ -10,11 +10,13 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fastavro
 import pyarrow as pa
 import pytest
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 
 from sabot.codecs import JsonCodec
 from sabot.codecs.avro import AvroCodec
@@ -22,10 +24,12 @@ from sabot.codecs.csv import CsvCodec
 from sabot.codecs.fields import FieldCodec
 from sabot.codecs.json import schema_of_text
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.protobuf import ProtobufCodec
 from sabot.codecs.raw import RawCodec
 from sabot.codecs.records import RECORD_SCHEMA, encode_json
 from sabot.codecs.table import TableCodec
 from sabot.errors import UnknownSchema
+from tools.protobuf_types import compiled
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
 Record = tuple[bytes | None, bytes | None]  # payload, key
@@ -221,7 +225,36 @@ def _avro_ids() -> Case:
     return Case("avro-ids", lambda: AvroCodec(READER, schema_of=schema_of), [(each, b"k") for each in found], good)
 
 
-CASES = [_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes(), _avro(), _avro_ids()]
+def _protobuf(framed: bool) -> Case:
+    """Every field may be absent, so no bytes at all are a row of nulls."""
+    fields = {"id": FieldDescriptorProto.TYPE_INT64, "name": FieldDescriptorProto.TYPE_STRING}
+    file = FileDescriptorProto(name="row.proto", package="contract", syntax="proto2")
+    made = file.message_type.add(name="Row")
+    for number, (name, kind) in enumerate({**fields, "x": FieldDescriptorProto.TYPE_DOUBLE}.items(), start=1):
+        made.field.add(name=name, number=number, type=kind, label=FieldDescriptorProto.LABEL_OPTIONAL)
+    row_type = compiled(file, "contract.Row")
+    header = b"\0\0\0\1\x07\0" if framed else b""
+    good = [header + row_type(**row).SerializeToString() for row in ROWS]
+    bad = [
+        b"oops",
+        header + b"\x08",
+        header + b"\x12\x02\xc3\x28",
+        header + good[0][:-1],
+        header + b"\x0b",
+        b"\xff\xff",
+    ]
+    payloads: list[bytes | None] = [each for pair in zip(good, bad, strict=True) for each in pair]
+    found = dict(zip(range(0, 12, 2), ROWS, strict=True))
+    found[12], found[14] = {"id": None, "name": None, "x": None}, {"id": -1, "name": "last", "x": None}
+    payloads += [header, None, header + b"\x12\x05first\x08" + b"\xff" * 9 + b"\x01\x12\x04last\x7d1234"]
+    name = "protobuf framed" if framed else "protobuf"
+    return Case(name, partial(ProtobufCodec, row_type, framed=framed), [(payload, b"k") for payload in payloads], found)
+
+
+CASES = [
+    *(_json(), _table(), _debezium(), _fields(), _csv(), _csv_columns(), _text(), _bytes()),
+    *(_avro(), _avro_ids(), _protobuf(framed=False), _protobuf(framed=True)),
+]
 each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

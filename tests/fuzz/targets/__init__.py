@@ -4,6 +4,7 @@ from targets.avro import Avro
 from targets.base import Target
 from targets.columns import Arrow, Parquet
 from targets.jobs import Jobs
+from targets.protobuf import Protobuf
 from targets.records import DeadLetterRows, Packed, Payloads, Tables, Values
 from targets.saved import State
 from targets.text import Compressed, Csv, Json, Ndjson, Words
@@ -20,6 +21,7 @@ _ALL = (
     Parquet,
     Arrow,
     Payloads,
+    Protobuf,
     Tables,
     Values,
     Packed,
