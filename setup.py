@@ -5,6 +5,7 @@ AddressSanitizer, UBSan and these asserts, and without Cython's checks, which wo
 """
 
 import os
+import re
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -15,7 +16,22 @@ SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
 CHECKED = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O2", "-g0", "-DNDEBUG"]
-HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").rglob("*.h"))
+ROOT = Path("sabot/_cython")
+INCLUDED = re.compile(r'(?:#include|extern from) "([\w/]+\.h)"|^from sabot\._cython\.([\w.]+) cimport', re.MULTILINE)
+
+
+def headers(source: Path) -> set[Path]:
+    """The headers of ours that a module is compiled from, those behind other headers and behind cimported modules among them."""
+    found, waiting = set(), [source, source.with_suffix(".pxd")]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        for header, module in INCLUDED.findall(path.read_text()):
+            waiting.append(ROOT / header if header else ROOT / f"{module.replace('.', '/')}.pxd")
+    return {path for path in found if path.suffix == ".h"}
+
 
 # The largest first: no core waits for the last one.
 EXTENSIONS = [
@@ -23,12 +39,12 @@ EXTENSIONS = [
         ".".join(path.with_suffix("").parts),
         [path.as_posix()],
         language="c++",
-        depends=HEADERS,
+        depends=sorted(path.as_posix() for path in headers(path)),
         include_dirs=["sabot/_cython"],
         extra_compile_args=["-std=c++17", "-fvisibility=hidden", *FLAGS],
         extra_link_args=SANITIZERS if SANITIZE else [],
     )
-    for path in sorted(Path("sabot/_cython").rglob("*.pyx"), key=lambda path: (-path.stat().st_size, path))
+    for path in sorted(ROOT.rglob("*.pyx"), key=lambda path: (-path.stat().st_size, path))
 ]
 
 if __name__ == "__main__":  # the processes that translate may import this file
