@@ -16,19 +16,15 @@ from sabot.agents.declaring import DeclaresAgents
 from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
-from sabot.api.arguments import RowPolicy, Schema, TimeUnit, one_of
-from sabot.api.expr import Expr
+from sabot.api.arguments import one_of
 from sabot.api.lifespan import Lifespan
-from sabot.api.nodes.agents import agent_read
-from sabot.api.nodes.changes import table_node
 from sabot.api.nodes.node import Node
-from sabot.api.nodes.read import Read, StreamEnd, Write, read_node
-from sabot.api.stream import Stream
+from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.arrays import python_value
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.base import Format
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.config import (
     Duration,
@@ -42,8 +38,8 @@ from sabot.config import (
     parse_restart,
     parse_seconds,
 )
-from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import TableSink
+from sabot.connectors.places import Start, checked_start
 from sabot.delivery import CHOICES
 from sabot.errors import UserError
 from sabot.journal import Journal, MemoryHome
@@ -75,7 +71,7 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class App(DeclaresAgents, HasTopics):
+class App(DeclaresAgents, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     id: the name of the job; agents are called `<id>.<name>`.
@@ -93,6 +89,7 @@ class App(DeclaresAgents, HasTopics):
     restart: "fixed(3, 1s)": after a failure `run()` restarts the job from the last checkpoint, up to 3 times within 10 minutes; "none".
     parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
     memory_budget: with a state directory, the memory for the tables of each keyed step of a stream, by default 256MB; the rest is on disk.
+    start: where topics are read from without a checkpoint, as in `stream`.
     kafka: client settings for all sources and sinks. version: of your program; it is written into dead letters and checkpoints.
     """
 
@@ -116,7 +113,7 @@ class App(DeclaresAgents, HasTopics):
         memory_budget: str | int | None = None,
         kafka: dict[str, Any] | None = None,
         version: str = "",
-        start: str | int = "earliest",
+        start: Start = "earliest",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if id in ("", None):
@@ -129,7 +126,11 @@ class App(DeclaresAgents, HasTopics):
         self.memory_budget_bytes = parse_bytes(budget, name="memory_budget")
         self.version = checked_text(version, "version")
         self.clock = clock
-        self.start_at = start
+        self.start_at = checked_start(start, f"app {self.id}")
+        if isinstance(self.start_at, Mapping):
+            raise UserError(
+                f"app {self.id}: start={start!r}", hint="offsets are of one topic: app.stream(topic, start=…)"
+            )
         self.restart = parse_restart(restart)
         self.checkpoint_interval_s: float | None = None
         self.redeliver: str | None = None
@@ -152,7 +153,7 @@ class App(DeclaresAgents, HasTopics):
         self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
         self.jobs, self.actions = outside(self)
-        self._begun: list[Read] = []  # streams that were begun, over the life of the app
+        self.begun_streams: list[Read] = []
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
@@ -249,78 +250,6 @@ class App(DeclaresAgents, HasTopics):
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
-    def stream(
-        self,
-        source: str | Source | Callable[..., Any],
-        *,
-        schema: Schema | None = None,
-        format: str | Format | None = None,
-        time: str | Expr | None = None,
-        time_unit: TimeUnit | None = None,
-        time_format: str | None = None,
-        lateness: Duration = 0,
-        idle: Duration = "30s",
-        idle_closes: bool = False,
-        dead_letter: str | Sink = "{topic}.dlq",
-        on_error: RowPolicy = "dead_letter",
-        fields: Sequence[str] | Mapping[str, str] = (),
-        max_drift: Duration | None = None,
-    ) -> Stream:
-        """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
-
-        An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns, with these columns.
-
-        format: what a record's payload is: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
-        schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
-        timestamp; a number of ms UTC, or time_unit=; a text in ISO 8601, or time_format=), a field of its struct ("bid.at"), or an
-        expression; None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall time) a partition
-        may have no rows before it no longer holds event time back. idle_closes: when all partitions are idle, windows that rows have come
-        for are closed. dead_letter: for records that cannot be decoded, and rows for which a step fails. on_error: what becomes of those
-        ("dead_letter", "null", "fail"; see `Stream.on_error`). fields: what else of a record becomes a column: "key" (text), "key_bytes",
-        "headers", "headers.NAME" (text), "partition", "offset", "timestamp"; as a list, or as {column: field}. max_drift: how far, in
-        event time, a partition is read ahead of another one that is not idle; None: all are read as they come.
-        """
-        options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
-        options |= {"idle_closes": idle_closes, "max_drift": max_drift, "format": format}
-        if callable(source) and not isinstance(source, str | Source):
-            node: Read = agent_read(self.agent_of(source), **options)
-        else:
-            node = read_node(source, **options)
-        self._begun.append(node)
-        return Stream(self, node)
-
-    def table(
-        self,
-        source: str | Source,
-        *,
-        key: str | Sequence[str],
-        schema: Schema | None = None,
-        format: str | Format = "json",
-        time: str | Expr | None = None,
-        time_unit: TimeUnit | None = None,
-        time_format: str | None = None,
-        lateness: Duration = 0,
-        idle: Duration = "30s",
-        dead_letter: str | Sink = "{topic}.dlq",
-        on_error: RowPolicy = "dead_letter",
-        fields: Sequence[str] | Mapping[str, str] = (),
-        first: bool | None = None,
-    ) -> Stream:
-        """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
-
-        key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
-        format: as of `stream`, where a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` has the setup of
-        the connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the
-        row's record. first: what it is joined with waits until the rows of the start are read (by default in `lookup`, `join_asof`).
-        """
-        options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
-        options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
-        options["first"] = first
-        read, table = table_node(source, key, format, **options)
-        self._begun.append(read)
-        return Stream(self, table)
-
     def graph(self) -> str:
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
         runtime = self.agent_runtime
@@ -374,7 +303,7 @@ class App(DeclaresAgents, HasTopics):
         if self.memory_budget is not None and state_directory(self.state_place) is None:
             _log.warning("memory_budget=%s bounds nothing, as state is in memory: give state=DIR", self.memory_budget)
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
-        for node in self._begun:
+        for node in self.begun_streams:
             if id(node) not in read and self.agent_runtime.writes:
                 _log.warning("stream %s goes nowhere: give it .to(…)", node.name)
 

@@ -15,6 +15,7 @@ from sabot.clock import Clock
 from sabot.codecs.base import Format
 from sabot.config import Duration, checked_name, checked_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
+from sabot.connectors.places import Place, Start, Until
 from sabot.errors import UserError, short_repr
 from sabot.jobs.tree import ChildLimits
 from sabot.state import state_directory
@@ -47,7 +48,7 @@ class DeclaresAgents:
     """The part of an App that agents are declared with."""
 
     id: str
-    start_at: str | int
+    start_at: Place
     state_place: str | None
     clock: Clock
     agent_runtime: AgentRuntime
@@ -153,7 +154,8 @@ class DeclaresAgents:
         nan: OnNan = None,
         format: str | Format | None = None,
         sink_format: str | Format | None = None,
-        start: str | int = "earliest",
+        start: Start = "earliest",
+        until: Until | None = None,
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
         mailbox: int | None = None,
@@ -187,7 +189,8 @@ class DeclaresAgents:
         nan: OnNan = None,
         format: str | Format | None = None,
         sink_format: str | Format | None = None,
-        start: str | int = "earliest",
+        start: Start = "earliest",
+        until: Until | None = None,
         durable: bool = False,
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
@@ -214,7 +217,7 @@ class DeclaresAgents:
         such a result is an error of its call; None: null, with a warning.
         format: what the records of its topics are, "json" by default, and sink_format: what its results in topics are; see
         docs/formats.md. A record agent gets the columns of a record as a dict, and returns a dict with those of its sink's format.
-        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
+        dead_letter: topic of what cannot be processed. start, until: from where and up to where a topic is read, as in `App.stream`.
         """
         if callable(topic) and not isinstance(topic, str):
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")

@@ -19,11 +19,13 @@ from sabot.connectors.base import (
     Sink,
     Source,
     check_delivery,
+    check_ends,
     check_input,
     check_nan,
     check_sink,
     sink_of,
 )
+from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, checked_limits
 
@@ -43,6 +45,7 @@ class AgentSpec:
     name beside it. check: raises DataError for the
     value of a record that the agent cannot take, which is a dead letter then. format: of the records of its topics; sink_format: of the
     results in topics, None: JSON. tombstones: records without a payload are its own too.
+    start, until: from where a topic is read without a checkpoint, and up to where; None: without an end.
 
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
@@ -63,7 +66,8 @@ class AgentSpec:
     nan: OnNan = None
     format: Format = JSON
     sink_format: Format | None = None
-    start: str | int = "earliest"
+    start: Place = "earliest"
+    until: Place | None = None
     on_timer: Callable[..., Any] | None = None
     durable: bool = False
     mailbox: int = _MAILBOX_ROWS
@@ -100,7 +104,8 @@ class AgentSpec:
         nan: OnNan = None,
         format: str | Format | None = None,
         sink_format: str | Format | None = None,
-        start: str | int = "earliest",
+        start: Start = "earliest",
+        until: Until | None = None,
         on_timer: Callable[..., Any] | None = None,
         durable: bool = False,
         mailbox: int | None = None,
@@ -194,6 +199,13 @@ class AgentSpec:
         if len({each if isinstance(each, str) else getattr(each, "name", "") for each in sinks}) != len(sinks):
             raise refuse(f"sink={sink!r} has one name twice", "Message(…, topic=) could not say which")
         check_sink(dead_letter, f"agent {agent_id}: dead_letter")
+        for word, place in (("start", start), ("until", until)):
+            if isinstance(place, Mapping) and len(topics) > 1:
+                raise refuse(
+                    f"{word}={place!r}, and several topics", "offsets are of one topic: make an agent for each"
+                )
+        for each in topics if until is not None else ():
+            check_ends(each, f"agent {agent_id}")
         return cls(
             agent_id=agent_id,
             func=func,
@@ -211,7 +223,8 @@ class AgentSpec:
             sink_format=_output_format(
                 refuse, sink_format, sinks, f"agent {agent_id}", batch=batch, keyed=key is not None
             ),
-            start=start,
+            start=checked_start(start, f"agent {agent_id}"),
+            until=checked_until(until, f"agent {agent_id}"),
             on_timer=on_timer,
             durable=durable,
             mailbox=_MAILBOX_ROWS if mailbox is None else mailbox,

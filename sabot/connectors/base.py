@@ -16,6 +16,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.codecs.base import Format, LostFloats
 from sabot.codecs.formats import JSON
 from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
+from sabot.connectors.places import Bound, Place
 from sabot.errors import UserError
 
 __all__ = [
@@ -29,10 +30,12 @@ __all__ = [
     "Track",
     "agreed_delivery",
     "check_delivery",
+    "check_ends",
     "check_input",
     "check_nan",
     "check_sink",
     "sink_of",
+    "up_to",
 ]
 
 Positions = dict[tuple[str, int], int]
@@ -68,6 +71,21 @@ def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Deliv
 def check_input(source: object, where: str, hint: str) -> None:
     """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
     _check_connector(source, Source, where, hint)
+
+
+def check_ends(source: "str | Source", where: str) -> None:
+    """Raises UserError, whose text begins with `where`, for a source that `until=` cannot be said of."""
+    if isinstance(source, Source) and type(source).end_at is Source.end_at:
+        raise UserError(
+            f"{where}: until= is of topics, and {source.name} is none", hint="leave it out, and filter by a column"
+        )
+
+
+def up_to(source: "Source", until: Place | None) -> "Source":
+    """The source, which ends at this bound; None: where it ends by itself, if it does. Raises UserError as `Source.end_at`."""
+    if until is not None:
+        source.end_at(Bound(until))
+    return source
 
 
 def sink_of(given: object, where: str) -> Any:
@@ -107,6 +125,8 @@ class Source(ABC):
     bounded: bool = False
     record_bytes: int = RECORD_BYTES
     """The greatest size of a record that is not decoded, in bytes. A larger one goes to the dead letters, with its first bytes."""
+    bound: Bound | None = None
+    """Where this source ends although its log goes on, as `end_at` was told; None: nowhere. `open` makes offsets of it."""
 
     def readers(self, count: int) -> "Sequence[Source]":
         """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same shares.
@@ -138,6 +158,12 @@ class Source(ABC):
         any thread.
         """
         return None
+
+    def end_at(self, bound: Bound) -> None:
+        """Makes an endless source one that ends at the bound: it gives the records before it, and is then exhausted. Called before
+        `readers` and `open`. Only topics can: of another source it raises UserError.
+        """
+        check_ends(self, "end_at")
 
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:

@@ -11,10 +11,11 @@ also covers trailing markers.
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial
 from typing import Any
 
+import pyarrow as pa
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
@@ -31,6 +32,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.places import Bound, offsets_of
 from sabot.errors import BrokerUnavailable, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -94,7 +96,8 @@ class KafkaReader(Source):
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()  # partitions that are paused
-        self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`
+        self._held: dict[int, tuple[int, int]] = {}  # the offsets that the broker held of the partitions at `open`
+        self._goals: dict[int, int] = {}  # the ends of the partitions as of `open`, where the bound is not before them
         self._ends: dict[int, int] = {}  # the offset at which the client last reported the end of a partition
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
         self._looked = 0.0
@@ -112,10 +115,21 @@ class KafkaReader(Source):
         readers = min(count, partitions)
         if readers < 2:
             return [self]
-        return [
+        found = [
             KafkaReader(self.name, self._broker, self.group_id, self._check_seconds, self._kafka, (index, readers))
             for index in range(readers)
         ]
+        if self.bound is not None:
+            for reader in found:
+                reader.end_at(Bound(self.bound.asked))
+        return found
+
+    def end_at(self, bound: Bound) -> None:
+        self.bound, self.bounded = bound, True
+
+    @property
+    def exhausted(self) -> bool:
+        return self.bound is not None and self._queue is not None and self.bound.reached
 
     def topic_id(self) -> str:
         if self._topic_id is None:
@@ -159,61 +173,45 @@ class KafkaReader(Source):
         self._consumer = self._queue.client
         try:
             restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}
-            self._positions = self._resolve(
-                self._own(partitions_of(self._consumer, self._link, self.name)), restored, start
-            )
+            self._positions = self._resolve(partitions_of(self._consumer, self._link, self.name), restored, start)
         except BaseException:
             self.close()
             raise
         self._ends, self._new, self._unread, self._fault = {}, [], set(), None
         self._highs, self._looked, self._paused = {}, 0.0, set()
         self._assign()
+        self._look_for_bound(self._positions)
         self._link.opened = True
         watch = guarded(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
         self._watch = threading.Thread(target=watch, name=f"kafka-watch-{self.name}", daemon=True)
         self._watch.start()
 
-    def _resolve(self, indexes: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
-        """The first offset to read by partition, checked against the offsets that the broker holds."""
-        gone = sorted(set(restored) - set(indexes))
+    def _resolve(self, every: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
+        """The first offset to read of our partitions, checked against the offsets that the broker holds; and where they end."""
+        indexes = self._own(every)
+        gone = sorted(set(restored) - set(every))
         if gone:
             raise UserError(
-                f"{self.name}[{gone[0]}]: the checkpoint has a position in this partition, the topic has it not",
+                f"{self.name}[{gone[0]}]: there is no such partition, and reading is to go on in it at {restored[gone[0]]}",
                 hint="the topic was made anew? start afresh (--fresh), or restore the topic",
             )
-        held = {index: self._held(index) for index in indexes}
-        chosen = dict(restored)
-        missing = [index for index in indexes if index not in restored]
-        if restored or start == "earliest":
-            chosen.update({index: held[index][0] for index in missing})
-        elif start == "latest":
-            chosen.update({index: held[index][1] for index in missing})
-        elif start == "committed":
-            for found in self._ask(
-                partial(committed_of, self._consumer), [TopicPartition(self.name, index) for index in missing]
-            ):
-                chosen[found.partition] = found.offset if found.offset >= 0 else held[found.partition][0]
-        elif isinstance(start, int):
-            asked = [TopicPartition(self.name, index, start) for index in missing]
-            for found in self._ask(self._consumer.offsets_for_times, asked):
-                chosen[found.partition] = found.offset if found.offset >= 0 else held[found.partition][1]
-        else:
-            raise UserError(
-                f"start={start!r} is no place to start",
-                hint='"earliest", "latest", "committed" or a timestamp in ms',
-            )
+        self._held = {index: self._held_by_broker(index) for index in indexes}
+        ours = {index: at for index, at in restored.items() if index in indexes}
+        missing = [index for index in indexes if index not in ours]
+        chosen = offsets_of("earliest" if restored else start, self, missing, every) | ours
+        if self.bound is not None:
+            self.bound.settle(self, indexes, every)
         for index, position in chosen.items():
-            first, end = held[index]
+            first, end = self._held[index]
             if not first <= position <= end:
                 raise UserError(
                     f"{self.name}[{index}]: position {position} does not exist; the broker holds {first} to {end}",
                     hint="retention has passed it, or the topic was made anew; start afresh (--fresh)",
                 )
-        self._goals = {index: end for index, (_, end) in held.items()}
+        self._goals = {index: self._last(index, end) for index, (_, end) in self._held.items()}
         return chosen
 
-    def _held(self, index: int) -> tuple[int, int]:
-        """The first offset of a partition that the broker holds, and the offset behind its last."""
+    def _held_by_broker(self, index: int) -> tuple[int, int]:
         found: tuple[int, int] = self._ask(
             lambda _, timeout: self._consumer.get_watermark_offsets(
                 TopicPartition(self.name, index), timeout=timeout, cached=False
@@ -221,6 +219,20 @@ class KafkaReader(Source):
             None,
         )
         return found
+
+    def span(self, partition: int) -> tuple[int, int]:
+        """The first offset of a partition that the broker holds, and the offset behind its last, as of `open`. For `offsets_of`."""
+        return self._held[partition]
+
+    def committed(self, partitions: Collection[int]) -> dict[int, int]:
+        """The offsets that the group has committed. For `offsets_of`."""
+        asked = [TopicPartition(self.name, index) for index in partitions]
+        return _offsets(self._ask(partial(committed_of, self._consumer), asked))
+
+    def at(self, partitions: Collection[int], ms: int) -> dict[int, int]:
+        """The first offset of this time or a later one. For `offsets_of`."""
+        asked = [TopicPartition(self.name, index, ms) for index in partitions]
+        return _offsets(self._ask(self._consumer.offsets_for_times, asked))
 
     def _ask(self, call: Any, argument: Any) -> Any:
         """Asks the broker, and asks again while it is starting up. Raises BrokerUnavailable after ANSWER_SECONDS."""
@@ -250,6 +262,8 @@ class KafkaReader(Source):
         queue = self._queue
         if queue is None:
             raise UserError(f"the source of topic {self.name!r} is not open")
+        if self.exhausted:
+            return None
         now = SYSTEM_CLOCK.monotonic()
         if now - self._looked > LAG_SECONDS:
             self._looked = now
@@ -266,17 +280,43 @@ class KafkaReader(Source):
             data, covered, events = queue.read(max_rows, wait)
             for code, text, index, offset in events:
                 self._notice(KafkaError(code, text), index, offset)
-            if (
-                data is not None
-            ):  # not reported to the link: the records may have been fetched before the broker was lost
+            if data is not None and self.bound is not None:
+                data, covered = self._within(self.bound, data, covered)
+            if data is not None:
+                # Not reported to the link: the records may have been fetched before the broker was lost.
                 self._positions.update(covered)
                 self._unread.difference_update(covered)
                 self._look_at_ends(covered)
-                return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
+                self._look_for_bound(covered)
+                if data.num_rows:
+                    return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
             left = deadline - SYSTEM_CLOCK.monotonic()
-            if left <= 0:
+            if left <= 0 or self.exhausted:
                 return None
             wait = min(left, WAIT_SECONDS)
+
+    def _within(
+        self, bound: Bound, data: pa.RecordBatch, covered: dict[int, int]
+    ) -> tuple[pa.RecordBatch, dict[int, int]]:
+        """The records before the bound, and the positions behind them, which are never above it."""
+        if any(at > bound.of(index) for index, at in covered.items()):
+            data = bound.before(data)
+        ends = {index: bound.of(index) for index in covered}
+        return data, {
+            index: min(at, ends[index]) for index, at in covered.items() if self._positions[index] < ends[index]
+        }
+
+    def _look_for_bound(self, indexes: Iterable[int]) -> None:
+        """Notes which of these partitions have come to the bound, and fetches no more of them."""
+        if self.bound is None:
+            return
+        over = [index for index in indexes if self.bound.comes(index, self._reached(index))]
+        if over:
+            self._consumer.pause([TopicPartition(self.name, index) for index in over])
+
+    def _reached(self, index: int) -> int:
+        """The offset before which nothing is left to read of a partition: markers and aborted records at its end count as read."""
+        return max(self._positions.get(index, 0), self._ends.get(index, 0))
 
     def _serve(self) -> None:
         """Runs the client's callbacks that are due, and takes the faults that belong to no partition."""
@@ -294,6 +334,7 @@ class KafkaReader(Source):
         """Takes an event that is no record: the end of a partition, a fault that the client overcomes by itself, or one that it cannot."""
         if error.code() == KafkaError._PARTITION_EOF:
             self._ends[index] = offset
+            self._look_for_bound([index])
         elif error.code() in _LOST:
             lost = f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more"
             if anew := self._made_anew():
@@ -317,11 +358,11 @@ class KafkaReader(Source):
         """Adds the new partitions at their beginning; the others go on at their positions."""
         new, self._new = self._new, []
         new = [index for index in new if index not in self._positions]
-        if not new:
+        if not new or self.bound is not None:
             return
         self._positions.update(dict.fromkeys(new, 0))
-        self._unread.update(new)
         log.info("topic %r: reading new partitions %s", self.name, new)
+        self._unread.update(new)
         self._assign()
         self._consumer.pause([TopicPartition(self.name, index) for index in sorted(self._paused)])
 
@@ -397,25 +438,27 @@ class KafkaReader(Source):
 
     def lag(self) -> dict[tuple[str, int], int]:
         return {
-            (self.name, index): max(0, high - max(self._positions.get(index, 0), self._ends.get(index, 0)))
+            (self.name, index): max(0, self._last(index, high) - self._reached(index))
             for index, high in list(self._highs.items())
         }
 
+    def _last(self, index: int, high: int) -> int:
+        """The offset before which this source will read, of what is there."""
+        return high if self.bound is None else min(high, self.bound.of(index))
+
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
         wanted = {index for name, index in partitions if name == self.name}
+        over = () if self.bound is None else self.bound.over
         for change, indexes in (
             (self._consumer.pause, wanted - self._paused),
-            (self._consumer.resume, self._paused - wanted),
+            (self._consumer.resume, self._paused - wanted - set(over)),
         ):
             if indexes:
                 change([TopicPartition(self.name, index) for index in sorted(indexes)])
         self._paused = wanted
 
     def backlog(self) -> int:
-        return sum(
-            max(0, goal - max(self._positions.get(index, 0), self._ends.get(index, 0)))
-            for index, goal in self._goals.items()
-        )
+        return sum(max(0, goal - self._reached(index)) for index, goal in self._goals.items())
 
     def close(self) -> None:
         self._closing.set()
@@ -434,3 +477,8 @@ class KafkaReader(Source):
         closer.join(CLOSE_SECONDS)
         if closer.is_alive():
             log.warning("topic %r: the Kafka client is still closing; its last commits may be lost", self.name)
+
+
+def _offsets(found: Iterable[TopicPartition]) -> dict[int, int]:
+    """The offsets that the broker has named, by partition; it says -1 where there is none."""
+    return {each.partition: each.offset for each in found if each.offset >= 0}

@@ -10,6 +10,7 @@ from sabot.codecs.records import Record, iterate_records
 from sabot.config import Duration
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory import MemorySource
+from sabot.connectors.places import Bound, Until, checked_until
 from sabot.errors import UserError
 from sabot.kafka.topics import open_source
 from sabot.threads import aside, done
@@ -27,6 +28,7 @@ class KafkaSource(Source):
     get_next()`, `await next_record()` or `async for value in source`, and at the end `await stop()`. It begins at the group's committed
     offsets, or at the earliest record; `stop` commits the offsets of the records that were returned.
 
+    until: where it ends, as of `App.stream`; None: it does not end. `async for` is over then, and `get_next` raises a UserError.
     Other keyword arguments are settings of the Kafka client, with dots: `**{"security.protocol": "ssl"}`.
     `partition_check` says how often the source looks for new partitions.
     """
@@ -38,6 +40,7 @@ class KafkaSource(Source):
         group_id: str = "",
         *,
         partition_check: Duration = "30s",
+        until: Until | None = None,
         **kafka: Any,
     ) -> None:
         self.name = topic
@@ -50,8 +53,19 @@ class KafkaSource(Source):
         self._fetch: Future[Batch | None] | None = None
         self._records: deque[Record] = deque()  # fetched, but not returned yet
         self._given: Positions = {}
+        bound = checked_until(until, f"topic {topic!r}")
+        if bound is not None:
+            self.end_at(Bound(bound))
 
     # The engine's interface
+
+    def end_at(self, bound: Bound) -> None:
+        self._source.end_at(bound)
+        self.bound, self.bounded = bound, True
+
+    @property
+    def exhausted(self) -> bool:
+        return self._source.exhausted and not self._records
 
     def readers(self, count: int) -> Sequence[Source]:
         return self._source.readers(count)
@@ -117,10 +131,19 @@ class KafkaSource(Source):
             await aside(self._commit_and_close)
 
     async def next_record(self) -> Record:
-        """Waits for the next record and returns it. A cancelled call consumes nothing."""
+        """Waits for the next record and returns it. A cancelled call consumes nothing. Raises UserError behind the last one of `until=`."""
+        record = await self._next_record()
+        if record is None:
+            raise UserError(f"topic {self.name!r} has been read up to until=", hint="async for ends there by itself")
+        return record
+
+    async def _next_record(self) -> Record | None:
+        """As `next_record`; None where the bound has been reached."""
         while not self._records:
             if not self._open:
                 raise UserError(f"the source of topic {self.name!r} is not started", hint="await source.start()")
+            if self._fetch is None and self.exhausted:
+                return None
             batch = await self._next_batch()
             if batch is not None:
                 self._records.extend(iterate_records(batch.data, self.name))
@@ -133,8 +156,8 @@ class KafkaSource(Source):
         return (await self.next_record()).value
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self.get_next()
+        while (record := await self._next_record()) is not None:
+            yield record.value
 
     async def _next_batch(self) -> Batch | None:
         if isinstance(self._source, MemorySource):  # this source waits for records without a thread

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.connectors.places import Place
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
 from sabot.operators.layout.stages import Edge, Stage, Step, column_types
@@ -111,7 +112,7 @@ class Plan:
                 time = (
                     f"; event time from {by or 'the records'}" if reading.timed else f"; {by} is not null" if by else ""
                 )
-                lines.append(f"  read {reading.node.name}: {columns}{time}")
+                lines.append(f"  read {reading.node.name}: {columns}{time}{_up_to(reading.node.until)}")
             if stage.sink is not None:
                 sink, key = stage.sink
                 name = sink if isinstance(sink, str) else sink.name
@@ -137,10 +138,14 @@ def check_alike(one: pa.Schema, other: pa.Schema) -> None:
         )
 
 
+def _up_to(until: Place | None) -> str:
+    return "" if until is None else f"; until {until}"
+
+
 def _of_agent(spec: AgentSpec) -> list[str]:
     """What it reads and writes, agents and streams aside."""
     lines = [f"agent {spec.agent_id}"]
-    lines += [f"  read {topic}" for topic in spec.topics]
+    lines += [f"  read {topic}{_up_to(spec.until)}" for topic in spec.topics]
     return [*lines, *(f"  write {name}" for name in spec.sinks)]
 
 

@@ -11,7 +11,8 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Sink, Source, up_to
+from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
@@ -275,7 +276,7 @@ class AgentJob:
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
-        source = self._open_source(spec, entry) if isinstance(entry, str) else entry
+        source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, spec.until)
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
@@ -300,7 +301,7 @@ class AgentJob:
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await to_the_end(aside(task.open, positions, start, "" if facts is None else facts.get("topic_id", "")))
+        await to_the_end(aside(task.open, positions, start, facts))
         task.again = again
         if isinstance(operator, DurableAgentOperator):
             operator.names.again = max(again, operator.names.again)
@@ -315,7 +316,7 @@ class AgentJob:
                 task.identity += f"#{again}"
             operator.names.logs[source.name] = task.identity
 
-    def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> str | int:
+    def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
         """Where its records are read from again, as `--reprocess` asks."""
         if facts is None:
             raise UserError(

@@ -264,7 +264,7 @@ class Build:
 
         readers: what the checkpoint says of those that read it. Then the records behind their positions count.
         """
-        source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
+        source = self.settings.source_of(node)
         for inferred in (source.infer_schema, partial(node.format.columns, node.name)):
             if (columns := inferred()) is not None:
                 return columns
@@ -279,10 +279,6 @@ class Build:
     def _is_stopped(self) -> bool:
         return self.cancelled.is_set() or self.settings.stop_asked()
 
-    def _open_source(self, topic: str) -> Source:
-        """Makes a source, which is not open yet. All streams of an app form one consumer group."""
-        return self.settings.open_source(topic, f"{self.settings.app}-group")
-
     def _readers(self, stage: Stage, restored: Manifest | None) -> tuple[Sequence[Source], Codec | None]:
         """Returns the sources of the stage's subtasks (at most as many as the plan says), and a codec, if they do not decode records."""
         reading = stage.reading
@@ -293,7 +289,7 @@ class Build:
         time = frozenset([node.time_column]) if node.time_expr is None else node.time_expr.columns
         for name in sorted(name for name in time if name is not None and name not in schema.names):
             schema = schema.append(node.columns.field(name))
-        source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
+        source = self.settings.source_of(node)
         if isinstance(node, AgentRead):
             source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
@@ -348,7 +344,7 @@ class Build:
                 )
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
         try:
-            source_input.open(positions, self.settings.start, facts)
+            source_input.open(positions, self.settings.start if node.start is None else node.start, facts)
         except SabotError:
             raise
         except Exception as error:

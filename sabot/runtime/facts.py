@@ -19,6 +19,11 @@ _Places = list[tuple[str, _Int64, _Int64]]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
+class _Bound(msgspec.Struct):
+    asked: str
+    ends: list[tuple[_Count, _Count]]
+
+
 class _Reader(msgspec.Struct):
     source: str
     exhausted: bool
@@ -30,6 +35,7 @@ class _Reader(msgspec.Struct):
     greatest_ms: _Places
     silent_ms: _Places = []
     topic_id: str = ""
+    until: _Bound | None = None
 
 
 class _StreamTask(msgspec.Struct):
@@ -47,6 +53,7 @@ class _AgentSource(msgspec.Struct):
     identity: str | None = None
     again: _Count = 0
     topic_id: str = ""
+    until: _Bound | None = None
 
 
 class _Unfinished(msgspec.Struct):

@@ -5,7 +5,7 @@ source is that of the rows that the agent task has taken, not of those that the 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sabot._cython.arrow.batch import Batch
@@ -15,6 +15,7 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA, bounded
 from sabot.connectors.base import Positions, Source
+from sabot.connectors.places import Place
 from sabot.errors import InternalError
 from sabot.operators import AgentOperator, decoded
 from sabot.runtime.reading import Reader
@@ -81,9 +82,9 @@ class AgentSource:
         self.task.chain = Chain([output], [output])
         self.task.on_over = self._is_over
 
-    def open(self, positions: Positions | None, start: str | int, topic_id: str = "") -> None:
-        """Blocking. Call it before `start`. Raises what `Reader.open_source` raises."""
-        self.input.open_source(positions, start, topic_id)
+    def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None = None) -> None:
+        """Blocking. Call it before `start`. facts: what `facts` gave. Raises what `Reader.open_source` raises."""
+        self.input.open_source(positions, start, facts)
         self.taken = dict(self.source.positions())
 
     def start(self) -> None:
@@ -93,8 +94,7 @@ class AgentSource:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says of the log that it reads."""
         return {
-            "log": self.source.log_id,
-            "topic_id": self.input.topic_id,
+            **self.input.log_facts(),
             "identity": self.identity,
             "again": self.again,
             "format": self.operator.spec.format.said,

@@ -65,6 +65,11 @@ def wait_for_columns(
             codec.decode(pa.concat_batches(rows))
     finally:
         source.close()
+    if not rows and source.bounded:
+        raise UserError(
+            f"stream {name}: there is no record up to until=, and without one its columns are not known",
+            hint="give it schema=",
+        )
     if codec.schema is None:
         if format.name != "json":
             raise UserError(

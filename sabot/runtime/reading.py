@@ -24,7 +24,8 @@ from sabot.codecs.json import sayable_json, schema_text
 from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.letters import letters_of
-from sabot.errors import RegistryUnavailable, TransientError, UserError
+from sabot.connectors.places import Place
+from sabot.errors import RegistryUnavailable, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
@@ -32,8 +33,8 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.inputs import COMPLETE
+from sabot.runtime.source_log import commit_offsets, facts_of, open_log
 from sabot.runtime.watermarks import Told, Watermarks
-from sabot.steps import step
 
 __all__ = ["Reader", "SourceInput"]
 
@@ -79,19 +80,13 @@ class Reader:
         """Requests a barrier, which is emitted as soon as possible."""
         self._request(Barrier(checkpoint_id))
 
-    def open_source(self, positions: Positions | None, start: str | int, topic_id: str) -> None:
-        """Blocking. topic_id: in the checkpoint of the positions; "": it has none. Raises what `Source.open` raises, and UserError if the
-        topic is another one now.
-        """
-        found = self.source.topic_id() if positions and topic_id else ""
-        if found not in ("", topic_id):
-            raise UserError(
-                f"topic {self.source.name} was deleted and made again since the checkpoint: it was {topic_id}, and is {found} now. "
-                "The checkpoint's positions mean nothing in it",
-                hint="start afresh (--fresh), which reads the new topic from its start and leaves the state of the old one behind",
-            )
-        self.source.open(positions, start)
-        self.topic_id = self.source.topic_id() or topic_id
+    def open_source(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
+        """Blocking. facts: what the checkpoint of the positions says of the log (`log_facts`). Raises what `open_log` raises."""
+        self.topic_id = open_log(self.source, positions, start, facts)
+
+    def log_facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log that is read, beside the positions in it."""
+        return facts_of(self.source, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
         """Requests that these positions be committed, as a complete checkpoint covers them."""
@@ -174,7 +169,7 @@ class Reader:
 
     def _serve(self) -> None:
         while self._commit:
-            _commit_offsets(self.source, self._commit.popleft())
+            commit_offsets(self.source, self._commit.popleft())
         while self._requested:
             self._marks.append(self._requested.popleft())
 
@@ -283,9 +278,9 @@ class SourceInput(Reader):
         """The rows that are still to be read before sources that wait for this one; from any thread."""
         return (self.source.backlog() or 0) if self.awaited_by else 0
 
-    def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
+    def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
         """Blocking. Raises what `open_source` raises."""
-        self.open_source(positions, start, "" if facts is None else facts.get("topic_id", ""))
+        self.open_source(positions, start, facts)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
         if facts is not None and facts.get("event_time", self.said_time) in ("", self.said_time):
@@ -360,6 +355,8 @@ class SourceInput(Reader):
     def _goes_on(self) -> None:
         if self._timed:
             self.watermarks.back(self._positions, self._now_ms())
+            if self.source.bound is not None and self._waiting is None:
+                self.watermarks.end((self.source.name, partition) for partition in self.source.bound.over)
 
     def _has_nothing(self) -> None:
         if self._timed:
@@ -516,8 +513,7 @@ class SourceInput(Reader):
         return {
             "source": self.name,
             "exhausted": self.exhausted,
-            "log": self.source.log_id,
-            "topic_id": self.topic_id,
+            **self.log_facts(),
             "schema": self._schema_text,
             **self._format,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
@@ -531,16 +527,3 @@ class SourceInput(Reader):
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
-
-
-def _commit_offsets(source: Source, positions: Positions) -> None:
-    """Tells the source that a complete checkpoint covers these positions. In the source's thread."""
-    if type(source).commit is Source.commit:
-        return  # this source has nothing to commit to
-    try:
-        with step("offset commit", source.name):
-            source.commit(positions)
-    except TransientError as error:
-        _log.warning(
-            "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error
-        )

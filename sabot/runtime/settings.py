@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sabot.api.lifespan import Lifespan
+from sabot.api.nodes.read import Read
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
 from sabot.config import Restart
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, up_to
+from sabot.connectors.places import Place
 from sabot.jobs.gate import EffectGate
 from sabot.jobs.log import Listener
 from sabot.journal import Journal
@@ -43,7 +45,7 @@ class AppSettings(Protocol):
     lifespan: Lifespan
     parallelism: int
     memory_budget_bytes: int
-    start_at: str | int
+    start_at: Place
     checkpoint_interval_s: float | None
     restart: Restart
     redeliver: str | None
@@ -88,7 +90,7 @@ class Settings:
     """(who writes: "streams" or "agents", sink, delivery=) -> the sink, or what exactly once needs before it."""
     clock: Clock = SYSTEM_CLOCK
     version: str = ""
-    start: str | int = "earliest"
+    start: Place = "earliest"
     parallelism: int = 1
     directory: Path | None = None
     """For the databases of keyed tables; None: state in memory."""
@@ -112,3 +114,9 @@ class Settings:
     has_dead_letters: bool = True
     """False: there is no place for rows that a step cannot process, so they end the run."""
     stop_asked: Callable[[], bool] = lambda: False
+
+    def source_of(self, node: Read) -> Source:
+        """The source of a stream, not open yet. All streams of an app form one consumer group."""
+        given = node.source
+        source = given if isinstance(given, Source) else self.open_source(given, f"{self.app}-group")
+        return up_to(source, node.until)

@@ -46,14 +46,21 @@ class Place:
             MemoryBroker.get(self.url).create_topic(name, partitions)
         return name
 
-    def fill(self, topic: str, payloads: Sequence[bytes | None], key: bytes | None = None) -> None:
-        """Payloads into partition 0, in order; safe when this returns."""
+    def fill(
+        self,
+        topic: str,
+        payloads: Sequence[bytes | None],
+        key: bytes | None = None,
+        partition: int = 0,
+        timestamp: int | None = None,
+    ) -> None:
+        """Payloads into a partition, in order; safe when this returns. timestamp: by default now."""
         if not self.real:
-            MemoryBroker.get(self.url).publish(topic, payloads, key=key, partition=0)
+            MemoryBroker.get(self.url).publish(topic, payloads, key=key, partition=partition, timestamp=timestamp)
             return
         producer = Producer({**self.settings, "message.max.bytes": 16 << 20})
         for payload in payloads:
-            producer.produce(topic, payload, key, partition=0)
+            producer.produce(topic, payload, key, partition=partition, timestamp=timestamp or 0)
         assert producer.flush(30) == 0
 
     def read(self, topic: str) -> list[Record]:

@@ -83,5 +83,10 @@ def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
             f"{where}: max_drift= is for partitions that can wait for each other, and an agent gives what it has",
             hint="leave max_drift= out",
         )
+    for word in ("start", "until"):
+        if options.get(word) is not None:
+            raise UserError(
+                f"{where}: {word}= is of topics, and an agent gives what it has", hint=f"give {word}= to the agent"
+            )
     read = read_node(agent.agent_id, **options)
     return AgentRead(**{each.name: getattr(read, each.name) for each in fields(read)}, agent=agent)

@@ -17,7 +17,8 @@ from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON
 from sabot.config import Duration, checked_flag, parse_ms
-from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_input, check_sink
+from sabot.connectors.base import Delivery, OnNan, Sink, Source, check_ends, check_input, check_sink
+from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
 __all__ = [
@@ -51,6 +52,7 @@ class Read(Node):
     format: of the payloads. schema: their columns. fields: (column, field) of what else of a record becomes a column, behind those.
     table: they are read as changes of a table, with the op that says which rows end. first: what it is joined with waits until the rows
     that are there at the start have been read; None: where that is usual for the join.
+    start: where a topic is read from without a checkpoint; None: where the app says. until: where it ends; None: nowhere.
     """
 
     word = "stream"
@@ -70,6 +72,8 @@ class Read(Node):
     idle_closes: bool = False  # when all partitions are idle, windows of the rows that came are closed
     max_drift_ms: int | None = None  # how far a partition is read ahead of another one
     format: Format = JSON
+    start: Place | None = None
+    until: Place | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +83,7 @@ class Read(Node):
     @property
     def bounded(self) -> bool:
         """Whether it has an end."""
-        return not isinstance(self.source, str) and self.source.bounded
+        return self.until is not None or (isinstance(self.source, Source) and self.source.bounded)
 
     @property
     def has_time(self) -> bool:
@@ -199,6 +203,8 @@ def read_node(
     first: bool | None = None,
     max_drift: Duration | None = None,
     format: str | Format | None = None,
+    start: Start | None = None,
+    until: Until | None = None,
 ) -> Read:
     """The checked first step of a stream."""
     if first is not None:
@@ -225,7 +231,11 @@ def read_node(
         "format": payloads,
         "idle_closes": checked_flag("stream: idle_closes", idle_closes),
         "max_drift_ms": None if max_drift is None else _drift_ms(source, max_drift),
+        "start": None if start is None else checked_start(start, "stream"),
+        "until": checked_until(until, "stream"),
     }
+    if until is not None:
+        check_ends(source, "stream")
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
     if read.columns is not None:
         _check_time_column(time, read.columns)

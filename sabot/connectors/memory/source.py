@@ -1,6 +1,6 @@
 """Reading a topic of the embedded broker."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 import pyarrow as pa
 
@@ -9,6 +9,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Topic, concat
+from sabot.connectors.places import Bound, offsets_of
 from sabot.errors import UserError
 
 __all__ = ["MemorySource"]
@@ -49,33 +50,47 @@ class MemorySource(Source):
         readers = min(count, self.partition_count())
         if readers < 2:
             return [self]
-        return [
+        found = [
             MemorySource(self.name, self._broker_url, self.group_id, share=(index, readers)) for index in range(readers)
         ]
+        if self.bound is not None:
+            for reader in found:
+                reader.end_at(Bound(self.bound.asked))
+        return found
+
+    def end_at(self, bound: Bound) -> None:
+        self.bound, self.bounded = bound, True
 
     def _owns(self, part: Partition) -> bool:
         return part.index % self._share[1] == self._share[0]
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         topic = self._broker.topic(self.name)
-        committed = self._broker.committed(self.group_id, self.name)
+        log = _OpenLog(topic, self._broker.committed(self.group_id, self.name))
         restored = {index: offset for (name, index), offset in (positions or {}).items() if name == self.name}
         with topic.lock:
             if restored and max(restored) >= len(topic.partitions):
                 raise self._lost(max(restored), restored[max(restored)], 0, 0)
-            for part in filter(self._owns, topic.partitions):
-                position = restored.get(part.index)
-                if position is None:
-                    position = part.first if restored else _start_of(part, start, committed)
+            own = [part.index for part in topic.partitions if self._owns(part)]
+            every = range(len(topic.partitions))
+            begin = offsets_of("earliest" if restored else start, log, own, every) | restored
+            if self.bound is not None:
+                self.bound.settle(log, own, every)
+            for part in (topic.partitions[index] for index in own):
+                position = begin[part.index]
                 if not part.first <= position <= part.end:
                     raise self._lost(part.index, position, part.first, part.end)
                 self._positions[part.index] = position
-                self._ends[part.index] = part.end
+                self._ends[part.index] = self._end(part)
+                if self.bound is not None:
+                    self.bound.comes(part.index, position)
             topic.sources.add(self)
             self._topic = topic
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         topic = self._opened()
+        if self.exhausted:
+            return None
         with topic.lock:
             if not topic.readable.wait_for(self._ready, timeout):
                 return None
@@ -113,9 +128,22 @@ class MemorySource(Source):
     def positions(self) -> Positions:
         return {(self.name, index): offset for index, offset in list(self._positions.items())}
 
+    @property
+    def exhausted(self) -> bool:
+        return self.bound is not None and self._topic is not None and self.bound.reached
+
     def position_of(self, part: Partition) -> int:
-        """The next offset that this source will read of the partition."""
-        return self._positions.get(part.index, 0) if self._owns(part) else part.end
+        """The next offset that this source will read of the partition; its end where none will be."""
+        over = self.bound is not None and self.bound.is_over(part.index)
+        return self._positions.get(part.index, 0) if self._owns(part) and not over else part.end
+
+    def _end(self, part: Partition) -> int:
+        """The offset before which this source reads of what is there."""
+        return part.end if self.bound is None else min(part.end, self.bound.of(part.index))
+
+    def _unread(self, part: Partition) -> int:
+        """The number of records of the partition that are there and will be read."""
+        return max(0, self._end(part) - self.position_of(part))
 
     def commit(self, positions: Positions) -> None:
         own = {index: offset for (name, index), offset in positions.items() if name == self.name}
@@ -125,9 +153,7 @@ class MemorySource(Source):
         topic = self._topic
         if topic is None:
             return {}
-        return {
-            (self.name, part.index): part.end - self.position_of(part) for part in topic.partitions if self._owns(part)
-        }
+        return {(self.name, part.index): self._unread(part) for part in topic.partitions if self._owns(part)}
 
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
         self._held = {index for name, index in partitions if name == self.name}
@@ -150,7 +176,7 @@ class MemorySource(Source):
         topic = self._topic
         if topic is None or topic.forgotten:
             return True
-        return any(self.position_of(part) < part.end for part in topic.partitions if part.index not in self._held)
+        return any(self._unread(part) for part in topic.partitions if part.index not in self._held)
 
     def _take(self, topic: Topic, max_rows: int) -> tuple[list[pa.RecordBatch], Positions]:
         """Slices in order per partition, partitions in turn. One big slice goes alone, without a copy."""
@@ -163,7 +189,7 @@ class MemorySource(Source):
             part = topic.partitions[(first + further) % count]
             if part.index in self._held:
                 continue
-            for piece in part.slices(self.position_of(part), max_rows - rows):
+            for piece in part.slices(self.position_of(part), min(max_rows - rows, self._unread(part))):
                 if pieces and (rows + piece.num_rows > RUN_ROWS or nbytes + piece.nbytes > GATHER_BYTES):
                     return pieces, offsets
                 pieces.append(piece)
@@ -171,6 +197,8 @@ class MemorySource(Source):
                 nbytes += piece.nbytes
                 position = self.position_of(part) + piece.num_rows
                 self._positions[part.index] = offsets[(self.name, part.index)] = position
+                if self.bound is not None:
+                    self.bound.comes(part.index, position)
                 self._turn = part.index + 1
                 if rows >= min(max_rows, RUN_ROWS):
                     return pieces, offsets
@@ -188,15 +216,19 @@ class MemorySource(Source):
         )
 
 
-def _start_of(part: Partition, start: str | int, committed: dict[int, int]) -> int:
-    if start == "earliest":
-        return part.first
-    if start == "latest":
-        return part.end
-    if start == "committed":
-        return committed.get(part.index, part.first)
-    if isinstance(start, int):
-        return part.offset_at(start)
-    raise UserError(
-        f"start={start!r} is no place to start", hint='"earliest", "latest", "committed" or a timestamp in ms'
-    )
+class _OpenLog:
+    """A topic as `offsets_of` asks for it, while its lock is held. committed: the offsets of a group."""
+
+    def __init__(self, topic: Topic, committed: dict[int, int]) -> None:
+        self.name = topic.name
+        self._partitions = topic.partitions
+        self._committed = committed
+
+    def span(self, partition: int) -> tuple[int, int]:
+        return self._partitions[partition].first, self._partitions[partition].end
+
+    def committed(self, partitions: Collection[int]) -> dict[int, int]:
+        return self._committed
+
+    def at(self, partitions: Collection[int], ms: int) -> dict[int, int]:
+        return {partition: self._partitions[partition].offset_at(ms) for partition in partitions}

@@ -246,9 +246,7 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
     reads = [each for each in walk([node.right]) if isinstance(each, Read)]
     if isinstance(node, AsofJoin):
         return any(each.table is not None for each in reads)
-    return isinstance(node, Lookup) or (
-        timeless and all(isinstance(each.source, Source) and each.source.bounded for each in reads)
-    )
+    return isinstance(node, Lookup) or (timeless and all(each.bounded for each in reads))
 
 
 def _is_aside(node: TwoInputs) -> bool:

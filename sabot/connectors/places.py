@@ -1,0 +1,189 @@
+"""Places in a topic, as users name them: where its reading begins (`start=`), and where it ends (`until=`).
+
+A place becomes an offset in each partition when the topic is opened; a checkpoint keeps what a bound has become, so that a restart ends
+where the first start would have ended.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.arrays import python_value
+from sabot.config import is_whole
+from sabot.errors import UserError
+
+__all__ = ["Bound", "Log", "Place", "Start", "Until", "checked_start", "checked_until", "made_again", "offsets_of"]
+
+Start = str | int | datetime | Mapping[int, int]
+"""Where reading begins: "earliest", "latest", "committed" (the group's offsets), the first record of a time, or offsets by partition."""
+
+Until = str | int | datetime | Mapping[int, int]
+"""Where reading ends: "now", before the first record of a time or later, or before these offsets by partition."""
+
+Place = str | int | Mapping[int, int]
+"""Either, checked: a time is in ms."""
+
+_STARTS = ("earliest", "latest", "committed")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OFFSETS = "an offset of each partition ({0: 500, 1: 480})"
+
+
+class Log(Protocol):
+    """A topic whose offsets can be asked for. Every method may block."""
+
+    name: str
+
+    def span(self, partition: int) -> tuple[int, int]:
+        """The first offset of a partition that is held, and the one behind its last."""
+
+    def committed(self, partitions: Collection[int]) -> Mapping[int, int]:
+        """The offsets that the group has committed, of those partitions where it has any."""
+
+    def at(self, partitions: Collection[int], ms: int) -> Mapping[int, int]:
+        """The offset of the first record with this timestamp or a later one, of those partitions that have such a record."""
+
+
+def checked_start(start: Any, where: str) -> Place:
+    """A `start=` as it is kept: a datetime in ms. Raises UserError, whose text begins with `where`."""
+    place = _place(start)
+    if place is None and start not in _STARTS:
+        raise UserError(
+            f"{where}: start={start!r} is no place to start",
+            hint=f'"earliest", "latest", "committed", a timestamp in ms or a datetime with a zone, or {_OFFSETS}',
+        )
+    return str(start) if place is None else place
+
+
+def checked_until(until: Any, where: str) -> Place | None:
+    """An `until=` as it is kept: a datetime in ms; None: there is no bound. Raises UserError, whose text begins with `where`."""
+    place = _place(until)
+    if place is None and until not in (None, "now"):
+        raise UserError(
+            f"{where}: until={until!r} is no place to end",
+            hint=f'"now", a timestamp in ms or a datetime with a zone, or {_OFFSETS}',
+        )
+    return until if place is None else place
+
+
+def _place(value: Any) -> int | Mapping[int, int] | None:
+    """A time in ms, or offsets by partition; None: it is neither."""
+    value = python_value(value)
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return (value - _EPOCH) // (_EPOCH.resolution * 1000)
+    if is_whole(value, 0):
+        return int(value)
+    if isinstance(value, Mapping) and value:
+        pairs = [(python_value(partition), python_value(offset)) for partition, offset in value.items()]
+        if all(is_whole(partition, 0) and is_whole(offset, 0) for partition, offset in pairs):
+            return dict(sorted(pairs))
+    return None
+
+
+def offsets_of(place: Place, log: Log, partitions: Collection[int], every: Collection[int]) -> dict[int, int]:
+    """The offsets of a place in these partitions. every: the numbers of all partitions. Raises UserError for a place that is none, and for
+    offsets that do not name exactly those.
+    """
+    found: Mapping[int, int] = {}
+    behind = place in ("latest", "now") or isinstance(
+        place, int
+    )  # where there is no record of that time, the end is meant
+    if isinstance(place, Mapping):
+        if set(place) != set(every):
+            raise UserError(
+                f"topic {log.name!r} has partitions {_listed(every)}, and the offsets given are of {_listed(place)}",
+                hint="name each partition, and no other: 0 is the beginning of one",
+            )
+        return {partition: place[partition] for partition in partitions}
+    if place == "committed":
+        found = log.committed(partitions)
+    elif isinstance(place, int):
+        found = log.at(partitions, place)
+    else:
+        checked_start("latest" if place == "now" else place, f"topic {log.name!r}")
+    return {each: found[each] if each in found else log.span(each)[behind] for each in partitions}
+
+
+def _listed(partitions: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(partitions)))
+
+
+def made_again(topic: str, before: str, now: str, when: str) -> UserError:
+    """The error for a topic that is another one than that which was read. before, now: the broker's ids of the two."""
+    return UserError(
+        f"topic {topic} was deleted and made again {when}: it was {before}, and is {now} now. "
+        "Positions in the old topic mean nothing in the new one",
+        hint="start afresh (--fresh), which reads the new topic from its start and leaves the state of the old one behind; "
+        "--reprocess NAME lets a durable agent alone read it so, and keeps the rest",
+    )
+
+
+class Bound:
+    """The end of one reader of a topic: by partition, the offset of the first record that is not read any more.
+
+    A partition that is newer than the bound has no record before it, so nothing of it is read.
+    """
+
+    def __init__(self, asked: Place) -> None:
+        self.asked = asked
+        self.ends: dict[int, int] = {}
+        self._over: set[int] = set()
+        self._kept: dict[int, int] | None = None
+
+    def keep(self, facts: Mapping[str, Any] | None) -> None:
+        """Before an opening: the ends are those that a checkpoint has (what `facts` gave), if it was asked for the same bound then."""
+        self._kept = None
+        if facts is not None and facts["asked"] == self._said:
+            self._kept = {partition: offset for partition, offset in facts["ends"]}
+
+    def settle(self, log: Log, partitions: Collection[int], every: Collection[int]) -> None:
+        """Finds the ends of these partitions. Raises as `offsets_of`."""
+        self._over = set()
+        if self._kept is None:
+            self.ends = offsets_of(self.asked, log, partitions, every)
+        else:
+            self.ends = {partition: self._kept.get(partition, 0) for partition in partitions}
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"asked": self._said, "ends": [[partition, offset] for partition, offset in self.ends.items()]}
+
+    def of(self, partition: int) -> int:
+        """The end of a partition."""
+        return self.ends.get(partition, 0)
+
+    def comes(self, partition: int, position: int) -> bool:
+        """Notes that a partition has been read up to here. Returns whether that is its end, and was not known."""
+        if partition in self._over or position < self.of(partition):
+            return False
+        self._over.add(partition)
+        return True
+
+    def is_over(self, partition: int) -> bool:
+        """Whether nothing of the partition is left to read."""
+        return partition in self._over or partition not in self.ends
+
+    @property
+    def over(self) -> tuple[int, ...]:
+        """The partitions that have been read up to their ends."""
+        return tuple(self._over)
+
+    @property
+    def reached(self) -> bool:
+        """Whether all have."""
+        return len(self._over) == len(self.ends)
+
+    def before(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Those of these records that come before the bound."""
+        partitions, offsets = data.column("partition").to_numpy(), data.column("offset").to_numpy()
+        limits = np.zeros(int(partitions.max()) + 1, np.int64)
+        for partition, end in self.ends.items():
+            if partition < len(limits):
+                limits[partition] = end
+        return data.filter(pa.array(offsets < limits[partitions]))
+
+    @property
+    def _said(self) -> str:
+        return repr(self.asked)
