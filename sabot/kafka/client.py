@@ -22,6 +22,7 @@ from sabot.redaction import clean_cause, redacted, scrubbed
 
 __all__ = [
     "ANSWER_SECONDS",
+    "DAMAGED",
     "ELECTING",
     "FENCED",
     "FETCHING",
@@ -75,6 +76,7 @@ FETCHING = {
 #   ELECTING     passes within seconds: the broker is starting up
 #   UNKNOWN      a topic or partition does not exist: lasting
 #   _NO_SUCH_SETTINGS  a topic cannot be made as it is asked for: lasting
+#   DAMAGED      records are not what was written: lasting. The client itself would go on behind their batch
 #   FENCED       another producer has the transactional id; what that means, only the user of transactions knows
 _ABSENT = {
     KafkaError._TRANSPORT,
@@ -113,7 +115,12 @@ _NO_SUCH_SETTINGS = {
 }
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
+DAMAGED = {KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW}
+
 REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment
+_TOO_LARGE = (
+    "receive.message.max.bytes"  # the client names it where an answer is larger than that, and asks again, for ever
+)
 _FRESH_SECONDS = 2.0  # reports of the client that no broker answers are ignored for so long after an answer
 _FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it looks for the reason
 
@@ -145,11 +152,14 @@ class BrokerLink:
         self._up = -_FRESH_SECONDS  # when the broker last came back
         # The time of the first refusal since the last answer or fault of another kind; None while we are not refused.
         self._refused_at: float | None = None
+        self._too_large = ""  # what the client has said of an answer that is larger than it takes
 
     def on_error(self, error: KafkaError) -> None:
         """Takes the client's own report of a fault. The client goes on trying by itself."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.down()
+        elif _TOO_LARGE in error.str():
+            self._too_large = tidy(said(error))
         elif error.code() in _ABSENT | _REFUSED:
             self.reason = tidy(said(error))
             if not _is_refusal(error):
@@ -165,13 +175,19 @@ class BrokerLink:
         return self._refused_at is not None
 
     def check(self, proof: Callable[[float], object]) -> None:
-        """Raises UserError when a broker that has answered before refuses us, and still does after REFUSED_SECONDS.
+        """Raises UserError when a broker that has answered before refuses us, and still does after REFUSED_SECONDS; or sends what is larger
+        than the client takes.
 
         proof: makes a request on the connections of the very client that was refused, within the given seconds; it raises KafkaException
         where that fails. Other clients may still use a connection from before the password was changed, and the client's own reports do
         not suffice: it repeats an error only once in 30 s.
         """
         at = self._refused_at
+        if self.opened and self._too_large:
+            raise UserError(
+                f"{self._what}: kafka://{self.address} answers with more bytes than the client takes: {self._too_large}",
+                hint=f'kafka={{"{_TOO_LARGE}": …}}: more than the greatest batch of records has',
+            )
         if not self.opened or at is None or SYSTEM_CLOCK.monotonic() < at + REFUSED_SECONDS:
             return
         try:
@@ -489,11 +505,10 @@ def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
     return client_of(AdminClient, link, connection_of(kafka), {})
 
 
-def topic_id_of(link: BrokerLink, kafka: Mapping[str, Any], topic: str) -> str:
+def topic_id_of(admin: Any, link: BrokerLink, topic: str) -> str:
     """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one. "": the broker is of before
     Kafka 2.8, or cannot be asked for it, and gives none. Raises as `explain` says.
     """
-    admin = admin_of(link, kafka)  # which must live until it has answered
     try:
         asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
         found = str(asked[topic].result().topic_id)

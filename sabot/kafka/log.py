@@ -13,9 +13,11 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    DAMAGED,
     FETCHING,
     BrokerLink,
     NoSuchTopic,
+    admin_of,
     client_of,
     explain,
     fatal_behind,
@@ -34,7 +36,6 @@ _LOOK_SECONDS = 1.0  # how often a broker that does not answer is asked whether 
 _SPARE_SECONDS = 5.0  # the client's own time-out comes first: it says more
 _PARTITIONS_SECONDS = 10.0  # how often who follows a topic looks for new partitions
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
-_DAMAGED = {KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW}
 _PASSING = {KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.GROUP_AUTHORIZATION_FAILED}
 _OUT_OF_RANGE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
@@ -86,7 +87,7 @@ class TopicLog:
 
     def topic_id(self, topic: str) -> str:
         """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one."""
-        return topic_id_of(self._link, self._kafka, topic)
+        return topic_id_of(admin_of(self._link, self._kafka), self._link, topic)
 
     def bounds(self, topic: str, index: int, seconds: float = ANSWER_SECONDS) -> tuple[int, int]:
         """The first offset of a partition, and the offset behind its last. Raises TransientError after so many seconds, and as
@@ -153,7 +154,7 @@ class TopicLog:
                     if went_on and message.offset() <= first:
                         continue  # of the call before
                     return  # the last stable offset may be before `end` while a transaction is open
-                if error is not None and error.code() in _DAMAGED:
+                if error is not None and error.code() in DAMAGED:
                     raise DataError(f"{topic}[{index}] is damaged: {said(error)}")
                 if error is not None and error.code() in _OUT_OF_RANGE:
                     low, high = self.bounds(topic, index)
@@ -188,7 +189,7 @@ class TopicLog:
                 if error is None:
                     at[message.partition()] = message.offset() + 1
                     yield message
-                elif error.code() in _DAMAGED:
+                elif error.code() in DAMAGED:
                     raise DataError(f"{topic} is damaged: {said(error)}")
                 elif not error.retriable() and error.code() not in _PASSING:
                     raise explain(error, self._link, topic)

@@ -32,10 +32,11 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source
-from sabot.connectors.places import Bound, offsets_of
-from sabot.errors import BrokerUnavailable, InternalError, SabotError, TransientError, UserError
+from sabot.connectors.places import Bound, made_again, offsets_of
+from sabot.errors import BrokerUnavailable, DataError, InternalError, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    DAMAGED,
     ELECTING,
     FETCHING,
     FORBIDDEN,
@@ -133,22 +134,23 @@ class KafkaReader(Source):
 
     def topic_id(self) -> str:
         if self._topic_id is None:
-            self._topic_id = topic_id_of(self._link, self._kafka, self.name)
+            self._topic_id = topic_id_of(admin_of(self._link, self._kafka), self._link, self.name)
         return self._topic_id
 
     def identity(self) -> str | None:
         return self.topic_id() or None
 
-    def _made_anew(self) -> str:
-        """Another topic's id that the broker gives for this name now; "": the topic is the one that was opened, or nothing tells."""
-        if not self._topic_id:
-            return ""
+    def _made_anew(self, admin: Any) -> UserError | None:
+        """The error where the broker has another topic under this name than that which was opened; None: it has not, or gives no id."""
         try:
-            found = topic_id_of(self._link, self._kafka, self.name)
+            now = topic_id_of(admin, self._link, self.name)
         except SabotError as error:
             log.debug("topic %r: its id is not known: %s", self.name, error)
-            return ""
-        return "" if found == self._topic_id else found
+            return None
+        before = self._topic_id
+        if before is None and not self._closing.is_set():
+            self._topic_id = now
+        return None if not before or now in ("", before) else made_again(self.name, before, now, "while it was read")
 
     def _own(self, indexes: list[int]) -> list[int]:
         return [index for index in indexes if index % self._share[1] == self._share[0]]
@@ -161,6 +163,7 @@ class KafkaReader(Source):
             "auto.offset.reset": "error",  # a position that retention has removed is an error, never a silent jump
             "allow.auto.create.topics": False,
             "isolation.level": "read_committed",
+            "check.crcs": True,
             **FETCHING,
             # Backpressure may last, and there is no group that we would have to leave.
             "max.poll.interval.ms": 86_400_000,
@@ -330,21 +333,25 @@ class KafkaReader(Source):
         for index in list(self._positions)[:1]:
             self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
-    def _notice(self, error: KafkaError, index: int, offset: int) -> None:
+    def _notice(self, error: KafkaError, index: int, offset: int | None) -> None:
         """Takes an event that is no record: the end of a partition, a fault that the client overcomes by itself, or one that it cannot."""
         if error.code() == KafkaError._PARTITION_EOF:
-            self._ends[index] = offset
+            self._ends[index] = offset or 0
             self._look_for_bound([index])
         elif error.code() in _LOST:
-            lost = f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more"
-            if anew := self._made_anew():
-                raise UserError(
-                    f"{lost}: the topic was deleted and made again: it was {self._topic_id}, and is {anew} now",
-                    hint="start afresh (--fresh): positions and state are of the topic that is gone",
-                )
+            if anew := self._made_anew(admin_of(self._link, self._kafka)):
+                raise anew
             raise UserError(
-                f"{lost}: {said(error)}",
+                f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
                 hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
+            )
+        elif (
+            error.code() in DAMAGED and offset is not None
+        ):  # without one it is another answer, which is asked for again
+            raise DataError(
+                f"{self.name}[{index}] is damaged from offset {offset} on: {said(error)}",
+                hint="bring the partition back from a replica, and start again; or give up the damaged batch and all state: --fresh and "
+                "start={partition: offset} behind it",
             )
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._link.down()
@@ -371,12 +378,14 @@ class KafkaReader(Source):
         self._fault = error
 
     def _watch_partitions(self) -> None:
-        """Runs in a thread of its own: looks for new partitions, and for the broker's return while it is lost.
+        """Runs in a thread of its own: looks for new partitions, for another topic under this name, and for the broker's return while it
+        is lost.
 
         It uses a client of its own: on the consumer's connection an answer would queue behind fetches, and polling the consumer in this
         thread would take records away from `read_batch`.
         """
         client = admin_of(self._link, self._kafka)
+        self._fault = self._made_anew(client)  # the id of now is the one that later ones are compared with
         missing = 0
         next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
         while not self._closing.wait(min(1.0, self._check_seconds)):
@@ -387,6 +396,7 @@ class KafkaReader(Source):
                 indexes = self._own(partitions_of(client, self._link, self.name, 5.0))
                 self._new = [index for index in indexes if index not in self._positions]
                 missing = 0
+                self._fault = self._made_anew(client) or self._fault
             except UserError as error:
                 # The topic is gone, or forbidden now; believed only twice in a row: a broker may be just starting.
                 missing += 1
@@ -462,10 +472,10 @@ class KafkaReader(Source):
 
     def close(self) -> None:
         self._closing.set()
-        self._topic_id = None
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.join(CLOSE_SECONDS + 1)
+        self._topic_id = None
         queue, self._queue = self._queue, None
         consumer, self._consumer = self._consumer, None
         if queue is None:
