@@ -11,7 +11,7 @@ also covers trailing markers.
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import cache, partial
 from typing import Any
 
@@ -103,7 +103,6 @@ class KafkaReader(Source):
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
         self._looked = 0.0
         self._new: list[int] = []  # new partitions that `_watch_partitions` has found
-        self._unread: set[int] = set()  # new partitions of which no record was read yet
         self._fault: SabotError | None = None  # a lasting fault that another thread has found; the next read raises it
         self._topic_id: str | None = None  # None: not asked for yet
         self._refused_at = -WARN_SECONDS  # when a refused commit was last a warning
@@ -180,9 +179,9 @@ class KafkaReader(Source):
         except BaseException:
             self.close()
             raise
-        self._ends, self._new, self._unread, self._fault = {}, [], set(), None
+        self._ends, self._new, self._fault = {}, [], None
         self._highs, self._looked, self._paused = {}, 0.0, set()
-        self._assign()
+        self._assign(self._consumer.assign, self._positions)
         self._look_for_bound(self._positions)
         self._link.opened = True
         watch = guarded(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
@@ -251,15 +250,10 @@ class KafkaReader(Source):
                 self._consumer.poll(0)
                 self._closing.wait(0.1)
 
-    def _assign(self) -> None:
+    def _assign(self, assign: Callable[[list[TopicPartition]], object], positions: Mapping[int, int]) -> None:
         assert self._queue is not None
-        self._queue.follow(self.name, self._positions)
-        self._consumer.assign(
-            [
-                TopicPartition(self.name, index, OFFSET_BEGINNING if index in self._unread else position)
-                for index, position in self._positions.items()
-            ]
-        )
+        self._queue.follow(self.name, positions)
+        assign([TopicPartition(self.name, index, position) for index, position in positions.items()])
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         queue = self._queue
@@ -288,7 +282,6 @@ class KafkaReader(Source):
             if data is not None:
                 # Not reported to the link: the records may have been fetched before the broker was lost.
                 self._positions.update(covered)
-                self._unread.difference_update(covered)
                 self._look_at_ends(covered)
                 self._look_for_bound(covered)
                 if data.num_rows:
@@ -362,16 +355,14 @@ class KafkaReader(Source):
             log.warning("%s", reason)
 
     def _take_new(self) -> None:
-        """Adds the new partitions at their beginning; the others go on at their positions."""
+        """Adds the new partitions at their beginning. The others stay assigned: one that is assigned again does not come to our queue."""
         new, self._new = self._new, []
         new = [index for index in new if index not in self._positions]
         if not new or self.bound is not None:
             return
         self._positions.update(dict.fromkeys(new, 0))
         log.info("topic %r: reading new partitions %s", self.name, new)
-        self._unread.update(new)
-        self._assign()
-        self._consumer.pause([TopicPartition(self.name, index) for index in sorted(self._paused)])
+        self._assign(self._consumer.incremental_assign, dict.fromkeys(new, OFFSET_BEGINNING))
 
     def _broke(self, error: SabotError) -> None:
         """Called by the watching thread when it ends with an error: the next read raises it."""

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
-from fault_tools import Place
+from fault_tools import Place, jsons
 
 import sabot
-from sabot import App, DataError, SabotError, UserError
+from sabot import App, DataError, SabotError, UserError, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, iterate_records
 from sabot.connectors.base import Source
@@ -213,6 +213,32 @@ async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_re
     place.fill(topic, [b'{"v": 1}'])
     with pytest.raises(UserError, match="made again since the checkpoint"):
         await bounded(build().run(), WAIT)
+
+
+async def test_windows_count_the_rows_of_partitions_that_are_added_while_they_run(kafka_url: str, topic: str) -> None:
+    place = Place(kafka_url)
+    place.topic(name=topic)
+    out = place.topic()
+    app = App(f"grown-{uuid.uuid4().hex[:8]}", broker=kafka_url)
+    source = KafkaSource(topic, kafka_url, topic, partition_check=0.2)
+    stream = app.stream(source, schema={"ts": "int64"}, time="ts", idle="1h")
+    stream.window(tumbling("10s")).aggregate(n=sabot.count()).to(out)
+
+    def counts() -> list[int]:
+        return [row["n"] for row in jsons(place.read(out))]
+
+    async with started(app):
+        place.fill(topic, [b'{"ts": %d}' % (1000 * n) for n in range(21)])
+        await until(lambda: counts() == [10, 10])
+        place.topic(3, name=topic)
+        for partition in (1, 2):
+            place.fill(topic, [b'{"ts": %d}' % (1000 * n) for n in range(20, 41)], partition=partition)
+        await until(
+            lambda: sum(each["input"].get("rows_in", 0) for each in app.statistics()["streams"].values()) == 63,
+            patience=WAIT,
+        )
+        place.fill(topic, [b'{"ts": %d}' % (1000 * n) for n in range(21, 41)])  # holds event time back until here
+        await until(lambda: counts() == [10, 10, 30, 30])
 
 
 def test_a_batch_that_is_larger_than_the_client_takes_is_named_with_the_setting(kafka_url: str, topic: str) -> None:
