@@ -8,7 +8,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-__all__ = ["as_read", "schemas", "values"]
+__all__ = ["as_read", "evolved", "schemas", "values"]
 
 _EPOCH = datetime(1970, 1, 1)
 _NAMES = st.text(string.ascii_letters + "_", min_size=1, max_size=5)
@@ -104,6 +104,64 @@ def values(kind: Any) -> Any:
     if base == "fixed":
         return st.binary(min_size=kind["size"], max_size=kind["size"])
     return _PLAIN[base]
+
+
+_PROMOTED = {
+    "int": ["long", "float", "double"],
+    "long": ["float", "double"],
+    "float": ["double"],
+    "string": ["bytes"],
+    "bytes": ["string"],
+}
+_ADDED: list[tuple[Any, Any]] = [
+    ("int", 7),
+    ("string", "é"),
+    (["null", "long"], None),
+    ({"type": "array", "items": "double"}, [0.5, 1]),
+    ({"type": "map", "values": "boolean"}, {"k": True}),
+]
+
+
+@st.composite
+def evolved(draw: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """A schema that reads what this one wrote: fields are left out, come in another order, under another name, as a wider type or one that
+    may be null, and there are new ones.
+    """
+    fields = []
+    for number, field in enumerate(record["fields"]):
+        how = draw(st.sampled_from(["keep", "keep", "drop", "rename"]))
+        if how != "drop":
+            kind = draw(_widened(field["type"]))
+            about = (
+                {"name": f"{field['name']}_{number}", "aliases": [field["name"]]}
+                if how == "rename"
+                else {"name": field["name"]}
+            )
+            fields.append({**about, "type": kind})
+    for number in range(draw(st.integers(0, 2))):
+        kind, default = draw(st.sampled_from(_ADDED))
+        fields.append({"name": f"added_{number}", "type": kind, "default": default})
+    return {**record, "fields": draw(st.permutations(fields))}
+
+
+@st.composite
+def _widened(draw: Any, kind: Any) -> Any:
+    if isinstance(kind, list):
+        return [
+            each if each == "null" else draw(_widened(each).filter(lambda made: not isinstance(made, list)))
+            for each in kind
+        ]
+    if isinstance(kind, dict):
+        if kind["type"] == "record":
+            return draw(evolved(kind))
+        if kind["type"] == "enum":
+            return {**kind, "symbols": draw(st.permutations([*kind["symbols"], "OTHER"]))}
+        for inner in ("items", "values"):
+            if inner in kind:
+                return {**kind, inner: draw(_widened(kind[inner]))}
+    elif draw(st.booleans()):
+        kind = draw(st.sampled_from(_PROMOTED.get(kind, [kind])))
+    return ["null", kind] if kind != "null" and draw(st.booleans()) else kind
 
 
 def as_read(value: Any) -> Any:

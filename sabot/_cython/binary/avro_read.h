@@ -300,8 +300,9 @@ class Decoder {
                 return value_apart(step.steps[branch >> 1], after, at);
             }
             case ReadOp::constant: return constant(step, p, at);
-            default: return fail(step, p, step.texts[0]);
+            case ReadOp::fail: return fail(step, p, step.texts[0]);
         }
+        __builtin_unreachable();
     }
 
     template <class Wire, class T>
@@ -331,7 +332,7 @@ class Decoder {
     }
 
     template <bool checked>
-    inline const uint8_t* text(const ReadStep& step, const uint8_t* p, int64_t at) {
+    __attribute__((always_inline)) inline const uint8_t* text(const ReadStep& step, const uint8_t* p, int64_t at) {
         int64_t n;
         p = length(step, p, n);
         if (SABOT_UNLIKELY(p == nullptr)) return nullptr;

@@ -23,7 +23,7 @@ __attribute__((noinline)) static const uint8_t* read_long_varint(const uint8_t* 
 
 /* Reads the number at p, where VARINT_MAX bytes can be read, whatever they hold. Returns the place behind it; nullptr: it has more than 64
    bits. Numbers of two to eight bytes are not branched on by their length, which is unpredictable in times and ids. */
-static inline const uint8_t* read_varint(const uint8_t* p, uint64_t& value) {
+__attribute__((always_inline)) static inline const uint8_t* read_varint(const uint8_t* p, uint64_t& value) {
     if (SABOT_LIKELY(*p < 0x80)) {
         value = *p;
         return p + 1;

@@ -1,5 +1,6 @@
 """Confluent's wire format of payloads: a byte 0, the id of their schema in a registry (4 bytes, the highest first), then the rest."""
 
+from cython.operator cimport dereference
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
@@ -23,6 +24,7 @@ def schema_ids(payloads):
     cdef unordered_map[int64_t, int32_t] places
     cdef int64_t n = view.length, row, size, last = -2, found
     cdef int32_t place = 0
+    cdef unordered_map[int64_t, int32_t].iterator known
     cdef const uint8_t* p
     which.resize(n)
     with nogil:
@@ -33,8 +35,9 @@ def schema_ids(payloads):
                 if size >= 5 and p[0] == 0:
                     found = <int64_t> (<uint32_t> p[1] << 24 | <uint32_t> p[2] << 16 | <uint32_t> p[3] << 8 | <uint32_t> p[4])
             if found != last:
-                if places.count(found):
-                    place = places[found]
+                known = places.find(found)
+                if known != places.end():
+                    place = dereference(known).second
                 else:
                     place = <int32_t> ids.size()
                     places[found] = place

@@ -39,13 +39,13 @@ class AvroCodec:
         schema_of: Callable[[int], str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
-        self._given = (reader_schema, writer_schema, schema_of, columns)
         self._reader = parsed_record(reader_schema)
+        writer = self._reader if writer_schema is None else parsed_record(writer_schema)
+        self._given = (writer, columns)
         self._schema = columns_of(self._reader, columns)
         self._decoder = AvroDecoder(self._schema)
         self._schema_of = schema_of
         self._programs: dict[int, AvroProgram] = {}  # by id
-        writer = self._reader if writer_schema is None else parsed_record(writer_schema)
         self._program = self._compiled(failing(_NO_HEADER) if schema_of is not None else self._steps(writer))
 
     @property
@@ -64,8 +64,8 @@ class AvroCodec:
 
     def another(self) -> "AvroCodec":
         """A codec with the same settings, for another thread."""
-        reader, writer, schema_of, columns = self._given
-        return AvroCodec(reader, writer_schema=writer, schema_of=schema_of, columns=columns)
+        writer, columns = self._given
+        return AvroCodec(self._reader, writer_schema=writer, schema_of=self._schema_of, columns=columns)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
@@ -106,8 +106,8 @@ class AvroEncoder:
     """
 
     def __init__(self, schema: SchemaLike, *, schema_id: int | None = None) -> None:
-        self._given = (schema, schema_id)
         self._record = parsed_record(schema)
+        self._schema_id = schema_id
         if schema_id is not None and not 0 <= schema_id < 2**32:
             raise UserError(f"schema_id={schema_id} is no id of a schema", hint="ids have 32 bits")
         self._header = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
@@ -116,8 +116,7 @@ class AvroEncoder:
 
     def another(self) -> "AvroEncoder":
         """An encoder with the same settings, for another thread."""
-        schema, schema_id = self._given
-        return AvroEncoder(schema, schema_id=schema_id)
+        return AvroEncoder(self._record, schema_id=self._schema_id)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
         """A payload for each row, in order.

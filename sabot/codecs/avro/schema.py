@@ -28,9 +28,6 @@ __all__ = [
     "parsed_record",
 ]
 
-SchemaLike = Mapping[str, Any] | str | os.PathLike[str]
-"""A schema: a dict, JSON text, or the path of a file with it."""
-
 NO_DEFAULT: Any = object()
 """The default of a field that has none."""
 
@@ -221,8 +218,14 @@ class AvroRecord(_Nested):
 AvroType = AvroPrimitive | AvroFixed | AvroEnum | AvroArray | AvroMap | AvroUnion | AvroRecord
 
 
+SchemaLike = Mapping[str, Any] | str | os.PathLike[str] | AvroRecord
+"""A schema: a dict, JSON text, the path of a file with it, or what `parsed_record` has made of one of these."""
+
+
 def parsed_record(schema: SchemaLike) -> AvroRecord:
     """The record that a schema says. Raises UserError for what is no schema of a record, and for records that contain themselves."""
+    if isinstance(schema, AvroRecord):
+        return schema
     made = _Parser().type(_json_of(schema), "", "the schema", 1)
     if not isinstance(made, AvroRecord):
         raise UserError(
@@ -232,7 +235,7 @@ def parsed_record(schema: SchemaLike) -> AvroRecord:
     return made
 
 
-def _json_of(schema: SchemaLike) -> Any:
+def _json_of(schema: Mapping[str, Any] | str | os.PathLike[str]) -> Any:
     if isinstance(schema, os.PathLike):
         try:
             schema = Path(schema).read_text()
