@@ -21,6 +21,9 @@ __all__ = ["Compiled", "compile_expr", "compile_predicate"]
 
 _LITERAL_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
 _STEPS: Steps = numbers.STEPS | comparisons.STEPS | choices.STEPS | text.STEPS | clock.STEPS | lists.STEPS
+_FUSED = {
+    ("list.get", "str.split"): text.part_of_split
+}  # a step over another one, for whose result alone nothing is made
 
 
 def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
@@ -29,6 +32,9 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
         return _column(expr, schema)
     if expr.kind == "lit":
         return _literal(expr)
+    below = expr.inputs[0] if expr.inputs else expr
+    if (fused := _FUSED.get((expr.kind, below.kind))) is not None:
+        return fused(expr, [compile_expr(each, schema) for each in below.inputs])
     step = _STEPS.get(expr.kind)
     if expr.kind.startswith("step."):
         raise UserError(

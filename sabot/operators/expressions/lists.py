@@ -13,7 +13,7 @@ from sabot.errors import DataError, UserError
 from sabot.operators.expressions.comparisons import comparable, comparison_of
 from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, to_type
 
-__all__ = ["STEPS"]
+__all__ = ["STEPS", "no_value_at_index"]
 
 
 def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -46,11 +46,13 @@ def _list_get(lists: pa.Array, *, index: int, strict: bool, what: str) -> pa.Arr
     if strict:
         beyond = outside & lists.is_valid().to_numpy(zero_copy_only=False)
         if beyond.any():
-            row = lists[int(beyond.argmax())].as_py()
-            raise DataError(
-                f"{what}: the list has {len(row)} values: {row!r}", hint="null_on_oob=True gives null there"
-            )
+            raise no_value_at_index(what, lists[int(beyond.argmax())].as_py())
     return lists.values.take(integer_array(place, pa.int32(), lists, nulls=outside))
+
+
+def no_value_at_index(what: str, values: list[Any]) -> DataError:
+    """The error for a list that has no value at the index asked for."""
+    return DataError(f"{what}: the list has {len(values)} values: {values!r}", hint="null_on_oob=True gives null there")
 
 
 def _list_has_null(lists: pa.Array) -> pa.Array:

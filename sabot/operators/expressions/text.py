@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.compare import contains, starts_with
+from sabot._cython.text.split import split_part
 from sabot.api.expr import Expr
 from sabot.arrays import is_ascii
 from sabot.errors import InternalError, UserError
 from sabot.operators.expressions.casts import RefusedValues, caster
+from sabot.operators.expressions.lists import no_value_at_index
 from sabot.operators.expressions.node import Compiled, Function, Steps, apply, to_type
 
-__all__ = ["STEPS"]
+__all__ = ["STEPS", "part_of_split"]
 
 _KINDS = [
     "lower",
@@ -42,16 +44,37 @@ _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x20
 
 def _string_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
-    if pa.types.is_null(node.type):
-        node = to_type(node, pa.string())
-    if not pa.types.is_string(node.type):
-        raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint='.cast("string") first')
+    node = _as_text(expr, node)
     function = _string_function(expr)
     try:
         function(pa.array([""]))  # pyarrow reads a pattern only if there is a row
     except pa.ArrowInvalid as error:
         raise UserError(f"{expr.text()}: {error}") from error
     return apply(expr, function, node)
+
+
+def _as_text(expr: Expr, node: Compiled) -> Compiled:
+    if pa.types.is_null(node.type):
+        node = to_type(node, pa.string())
+    if not pa.types.is_string(node.type):
+        raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint='.cast("string") first')
+    return node
+
+
+def part_of_split(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """`list.get` over `str.split`: finds the part in the text. nodes: those of the inputs of the split."""
+    split, index, strict = expr.inputs[0], expr.option("index"), not expr.option("null_on_oob")
+    (node,) = nodes
+    by = split.option("by")
+
+    def run(texts: pa.Array) -> pa.Array:
+        parts = split_part(texts, by.encode(), index)
+        if strict and parts.null_count > texts.null_count:
+            beyond = pc.and_(pc.is_null(parts), pc.is_valid(texts))
+            raise no_value_at_index(expr.text(), texts[pc.index(beyond, True).as_py()].as_py().split(by))
+        return parts
+
+    return apply(expr, run, _as_text(split, node), can_fail=strict)
 
 
 def _string_function(expr: Expr) -> Function:

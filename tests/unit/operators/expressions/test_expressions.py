@@ -256,6 +256,9 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "strip_chars": lambda m: m.col("s").str.strip_chars(),
     "strip_chars given": lambda m: m.col("s").str.strip_chars(" Ax"),
     "split": lambda m: m.col("s").str.split(","),
+    "part of a split": lambda m: m.col("s").str.split(",").list.get(1, null_on_oob=True),
+    "part of a split from the end": lambda m: m.col("s").str.split(",").list.get(-2, null_on_oob=True),
+    "first part of a split": lambda m: m.col("s").str.split(",").list.first(),
     "contains": lambda m: m.col("s").str.contains("b|y"),
     "contains literal": lambda m: m.col("s").str.contains(",y", literal=True),
     "starts_with": lambda m: m.col("s").str.starts_with("x"),
@@ -856,6 +859,12 @@ def test_list_get_beyond_the_end_is_null_or_a_data_error() -> None:
     assert evaluate(col("l").list.get(1), batch).to_pylist() == [2, None]
     with pytest.raises(DataError, match="null_on_oob"):
         evaluate(col("l").list.get(1, null_on_oob=False), batch)
+    part = col("s").str.split(",").list.get(1, null_on_oob=False)
+    assert evaluate(part, pa.record_batch({"s": ["a,b", None]})).to_pylist() == ["b", None]
+    with pytest.raises(DataError, match=r"the list has 1 values: \['c'\]"):
+        evaluate(part, pa.record_batch({"s": ["a,b", None, "c"]}))
+    with pytest.raises(UserError, match=r"str\.split of int64"):
+        evaluate(part, pa.record_batch({"s": [1]}))
 
 
 def test_a_row_that_a_strict_cast_cannot_take_fails_only_where_it_is_asked() -> None:

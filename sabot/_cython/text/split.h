@@ -1,0 +1,78 @@
+/* One part of each text, between two separators, without the list of all parts.
+
+All of it is `noexcept nogil`, and allocates nothing. */
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace sabot {
+
+struct Separator {
+    const uint8_t* bytes;
+    int64_t size; /* at least 1 */
+
+    /* Where it is first in [at, end); `end` where it is not. */
+    const uint8_t* find(const uint8_t* at, const uint8_t* end) const {
+        while (end - at >= size) {
+            at = static_cast<const uint8_t*>(std::memchr(at, bytes[0], static_cast<size_t>(end - at - size + 1)));
+            if (at == nullptr) return end;
+            if (size == 1 || std::memcmp(at, bytes, static_cast<size_t>(size)) == 0) return at;
+            at++;
+        }
+        return end;
+    }
+};
+
+/* Finds part `index` of the text in [at, end), from its end if negative. false: it has fewer parts. */
+static inline bool find_part(
+    const uint8_t* at, const uint8_t* end, Separator by, int64_t index, const uint8_t** first, const uint8_t** last
+) {
+    if (index < 0) {
+        int64_t parts = 1;
+        for (const uint8_t* place = by.find(at, end); place != end; place = by.find(place + by.size, end)) parts++;
+        index += parts;
+        if (index < 0) return false;
+    }
+    for (;; index--) {
+        const uint8_t* place = by.find(at, end);
+        if (index == 0) {
+            *first = at;
+            *last = place;
+            return true;
+        }
+        if (place == end) return false;
+        at = place + by.size;
+    }
+}
+
+/* For each text that is valid: where its part begins in `data` (starts), and where it is to end in the result (ends), with a bit that it is
+there. A text that is null, or has fewer parts, has an empty part and no bit. offsets: the first text's. validity: as in a View. */
+static inline void find_parts(
+    const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t start, int64_t count, Separator by, int64_t index,
+    int32_t* starts, int32_t* ends, uint8_t* there
+) {
+    int32_t written = 0;
+    for (int64_t row = 0; row < count; row++) {
+        const int64_t bit = start + row;
+        const uint8_t *first = data, *last = data;
+        if ((validity == nullptr || ((validity[bit >> 3] >> (bit & 7)) & 1)) &&
+            find_part(data + offsets[row], data + offsets[row + 1], by, index, &first, &last)) {
+            there[row >> 3] = static_cast<uint8_t>(there[row >> 3] | (1 << (row & 7)));
+        }
+        starts[row] = static_cast<int32_t>(first - data);
+        written += static_cast<int32_t>(last - first);
+        ends[row] = written;
+    }
+}
+
+/* Copies the parts that `find_parts` found. */
+static inline void copy_parts(const uint8_t* data, const int32_t* starts, const int32_t* ends, int64_t count, uint8_t* out) {
+    int32_t begin = 0;
+    for (int64_t row = 0; row < count; row++) {
+        std::memcpy(out + begin, data + starts[row], static_cast<size_t>(ends[row] - begin));
+        begin = ends[row];
+    }
+}
+
+}  // namespace sabot

@@ -1,0 +1,54 @@
+"""One part of each text. See split.pyi for the contract; the loops are in split.h."""
+
+import numpy as np
+import pyarrow as pa
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from sabot._cython.arrow.batch cimport plain_array
+from sabot._cython.arrow.columns cimport TYPE_TEXT, View, open_view
+
+__all__ = ["split_part"]
+
+
+cdef extern from "text/split.h" namespace "sabot" nogil:
+    cppclass Separator:
+        const uint8_t* bytes
+        int64_t size
+
+    void find_parts(
+        const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t start, int64_t count, Separator by, int64_t index,
+        int32_t* starts, int32_t* ends, uint8_t* there
+    ) noexcept
+    void copy_parts(const uint8_t* data, const int32_t* starts, const int32_t* ends, int64_t count, uint8_t* out) noexcept
+
+
+def split_part(texts, bytes by not None, int64_t index):
+    """Part `index` of each text, split at each `by`; null where it has fewer."""
+    if not by:
+        raise ValueError("there is nothing to split by")
+    array = plain_array(texts)
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if view.type != TYPE_TEXT:
+        raise TypeError(f"texts must be string, not {array.type}")
+    cdef int64_t count = view.length
+    if not count:
+        return pa.array([], pa.string())
+    cdef Separator separator
+    separator.bytes = <const uint8_t*> PyBytes_AS_STRING(by)
+    separator.size = PyBytes_GET_SIZE(by)
+    offsets, begins, bits = np.zeros(count + 1, np.int32), np.empty(count, np.int32), np.zeros((count + 7) // 8, np.uint8)
+    cdef int32_t[::1] ends = offsets, starts = begins
+    cdef uint8_t[::1] there = bits
+    cdef const uint8_t* validity = view.validity if view.nullable() else NULL
+    with nogil:
+        find_parts(
+            view.offsets + view.start, view.data, validity, view.start, count, separator, index, &starts[0], &ends[1], &there[0]
+        )
+    made = pa.allocate_buffer(int(offsets[count]))
+    cdef uint8_t* out = <uint8_t*> <size_t> made.address
+    with nogil:
+        copy_parts(view.data, &starts[0], &ends[1], count, out)
+    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), made, pa.py_buffer(bits), -1)
