@@ -148,10 +148,11 @@ def avro_schema(schema: pa.Schema, name: str) -> dict[str, Any]:
     """
     if not all(map(_NAME.fullmatch, name.split("."))):
         raise UserError(f"{name!r} is no name of an Avro schema", hint="letters, digits and _, with dots between them")
-    return {"type": "record", "name": name, "fields": _written_fields(schema, name.rpartition(".")[2], "")}
+    plain = name.rpartition(".")[2]
+    return {"type": "record", "name": name, "fields": _written_fields(schema, plain, "", {plain})}
 
 
-def _written_fields(fields: Any, name: str, path: str) -> list[dict[str, Any]]:
+def _written_fields(fields: Any, name: str, path: str, names: set[str]) -> list[dict[str, Any]]:
     made = []
     for field in fields:
         if not _NAME.fullmatch(field.name):
@@ -159,27 +160,31 @@ def _written_fields(fields: Any, name: str, path: str) -> list[dict[str, Any]]:
                 f"column {path + field.name!r} has a name that Avro does not allow",
                 hint=f"rename it: letters, digits and _, as in {name}_1",
             )
-        kind = _written_field(field, f"{name}_{field.name}", path + field.name)
+        kind = _written_field(field, f"{name}_{field.name}", path + field.name, names)
         made.append({"name": field.name, "type": kind, **({"default": None} if isinstance(kind, list) else {})})
     return made
 
 
-def _written_field(field: Any, name: str, path: str) -> Any:
-    kind = _written_type(field.type, name, path)
+def _written_field(field: Any, name: str, path: str, names: set[str]) -> Any:
+    kind = _written_type(field.type, name, path, names)
     return ["null", kind] if field.nullable and kind != "null" else kind
 
 
-def _written_type(kind: pa.DataType, name: str, path: str) -> Any:
-    """The type of a column. name: what records and fixed types in it are called."""
+def _written_type(kind: pa.DataType, name: str, path: str, names: set[str]) -> Any:
+    """The type of a column. name: what a record or fixed type in it is called, unless it is one of `names`, which are taken."""
     types = pa.types
     if types.is_dictionary(kind):
-        return _written_type(kind.value_type, name, path)
+        return _written_type(kind.value_type, name, path, names)
+    if types.is_struct(kind) or types.is_fixed_size_binary(kind):
+        while name in names:
+            name += "_"
+        names.add(name)
     if types.is_struct(kind):
-        return {"type": "record", "name": name, "fields": _written_fields(kind, name, f"{path}.")}
+        return {"type": "record", "name": name, "fields": _written_fields(kind, name, f"{path}.", names)}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return {"type": "array", "items": _written_field(kind.value_field, name, f"{path}[]")}
+        return {"type": "array", "items": _written_field(kind.value_field, name, f"{path}[]", names)}
     if types.is_map(kind) and kind.key_type in (pa.string(), pa.large_string()):
-        return {"type": "map", "values": _written_field(kind.item_field, name, f"{path}{{}}")}
+        return {"type": "map", "values": _written_field(kind.item_field, name, f"{path}{{}}", names)}
     if types.is_fixed_size_binary(kind):
         return {"type": "fixed", "name": name, "size": kind.byte_width}
     if types.is_decimal(kind) and kind.scale >= 0:

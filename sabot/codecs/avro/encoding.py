@@ -183,8 +183,13 @@ def _logical(kind: AvroPrimitive | AvroFixed, logical: Logical, column: pa.DataT
     is_time = types.is_time(column) if base == "time" else types.is_timestamp(column)
     bits = 32 if logical.name == "time-millis" else 64
     if types.is_integer(column) and unit == "millis":
-        return _whole(path, bits)  # integers are milliseconds wherever they are times
+        return _within(_whole(path, bits), base, _UNITS[unit])  # integers are milliseconds wherever they are times
     if not is_time:
         return None
     multiply, divide = _NS[column.unit], _UNITS[unit]
-    return _whole(path, bits, max(1, multiply // divide), max(1, divide // multiply))
+    return _within(_whole(path, bits, max(1, multiply // divide), max(1, divide // multiply)), base, divide)
+
+
+def _within(step: WriteStep, base: str, unit_ns: int) -> WriteStep:
+    """The step; if it writes times of a day, only those within one."""
+    return replace(step, least=0, most=_DAY_MS * 10**6 // unit_ns - 1) if base == "time" else step

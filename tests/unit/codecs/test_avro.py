@@ -525,6 +525,8 @@ UNWRITABLE: list[tuple[Any, pa.Array, str]] = [
         "row 1, .* takes more than 1 bytes",
     ),
     (logical("long", "timestamp-nanos"), pa.array([2**60], pa.timestamp("s")), "out of range"),
+    (logical("int", "time-millis"), pa.array([0, 86_400_000]), "row 1, column 'a' .* out of range"),
+    (logical("long", "time-micros"), pa.array([-1], pa.time64("us")), "row 0, column 'a' .* out of range"),
     ({"type": "array", "items": "int"}, pa.array([[1], [1, None]]), r"row 1, column 'a\[\]' .* is null"),
     (record(("x", "int"), name="In"), pa.array([{"x": 1}, {"x": None}]), r"row 1, column 'a\.x' .* is null"),
     ("int", pa.array([1.5]), "of type double is not written as int"),
@@ -584,6 +586,13 @@ def test_slices_of_nested_columns_are_written_as_they_are_read() -> None:
 def test_a_column_that_avro_has_no_type_for_is_refused(kind: pa.DataType, words: str) -> None:
     with pytest.raises(UserError, match=words):
         avro_schema(pa.schema([("a", kind)]), "R")
+
+
+def test_records_and_fixed_types_of_columns_have_names_of_their_own() -> None:
+    """The columns a.b and a_b would both be R_a_b."""
+    inner = pa.struct([("n", pa.int32())])
+    columns = pa.schema([("a", pa.struct([("b", inner), ("c", pa.binary(2))])), ("a_b", inner), ("a_c", pa.binary(3))])
+    assert arrow_schema(avro_schema(columns, "R")) == columns
 
 
 def test_names_that_avro_does_not_allow_are_refused() -> None:
