@@ -169,19 +169,19 @@ async def read_stream(options: argparse.Namespace) -> dict[str, float]:
 # All runs
 
 
-def counter(folder: str) -> list[str]:
-    """Compiles the bound against the library that the Python client has loaded."""
+def compiled(folder: str, source: Path) -> str:
+    """Compiles a bound against the library that the Python client has loaded."""
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
     assert len(loaded) == 1, f"the Python client holds its library in {sorted(loaded) or 'itself'}"
     library = Path(loaded.pop())
-    program = f"{folder}/kafka_count"
-    subprocess.run(["c++", "-O2", "-o", program, COUNTER, library, f"-Wl,-rpath,{library.parent}"], check=True)
-    return [program]
+    program = f"{folder}/{source.stem}"
+    subprocess.run(["c++", "-O2", "-o", program, source, library, f"-Wl,-rpath,{library.parent}"], check=True)
+    return program
 
 
-def one(options: argparse.Namespace, kind: str, program: list[str], broker: str, topic: str) -> dict[str, float]:
+def one(options: argparse.Namespace, kind: str, program: str, broker: str, topic: str) -> dict[str, float]:
     if kind == "bound":
-        words = [*program, broker.removeprefix("kafka://"), topic, str(options.partitions), str(options.rows)]
+        words = [program, broker.removeprefix("kafka://"), topic, str(options.partitions), str(options.rows)]
         for name, value in FETCHING.items():
             words += [name, str(value)]
     else:
@@ -208,7 +208,7 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
     size = -1.0
     with tempfile.TemporaryDirectory() as folder:
-        program = counter(folder)
+        program = compiled(folder, COUNTER)
         for number in range(options.rounds):
             for kind in options.kinds[:: 1 if number % 2 == 0 else -1]:
                 outcome = one(options, kind, program, broker, topic)

@@ -259,8 +259,10 @@ def client_of(
         raise UserError(f"the Kafka client refuses a setting: {error}") from clean_cause(error)
 
 
-def producer_of(link: BrokerLink, kafka: Mapping[str, Any], **settings: Any) -> Any:
-    """An idempotent producer with the defaults of our sinks."""
+def producer_of(
+    link: BrokerLink, kafka: Mapping[str, Any], make: Callable[[dict[str, Any]], Any] = Producer, /, **settings: Any
+) -> Any:
+    """An idempotent producer with the defaults of our sinks, made by `make`."""
     ours = {
         "enable.idempotence": True,
         "linger.ms": 5,
@@ -271,7 +273,7 @@ def producer_of(link: BrokerLink, kafka: Mapping[str, Any], **settings: Any) -> 
         "delivery.report.only.error": True,
         **settings,
     }
-    return client_of(Producer, link, kafka, ours)
+    return client_of(make, link, kafka, ours)
 
 
 def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = "") -> SabotError:
@@ -463,12 +465,11 @@ def ensure_topic(
     kafka: Mapping[str, Any],
     partitions: int = -1,
     config: Mapping[str, str] | None = None,
-) -> None:
-    """Makes the topic if it is missing, with the broker's own defaults where `partitions` is -1."""
+) -> int:
+    """Makes the topic if it is missing, with the broker's own defaults where `partitions` is -1. Returns how many partitions it has."""
     admin = admin_of(link, kafka)
     try:
-        partitions_of(admin, link, topic)
-        return
+        return len(partitions_of(admin, link, topic))
     except NoSuchTopic:
         log.debug("topic %r is missing, and is made", topic)
     request = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
@@ -482,16 +483,16 @@ def ensure_topic(
             if unknown and error.args[0].code() == KafkaError.INVALID_CONFIG:
                 raised.hint = ", ".join(f"{name!r} is written {name.replace('_', '.')!r}" for name in unknown)
             raise raised from clean_cause(error)
-    wait_for_partitions(admin, link, topic, 1)
+    return wait_for_partitions(admin, link, topic, 1)
 
 
-def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> None:
-    """Returns when the broker's metadata lists `count` partitions, which it does a little after they are created."""
+def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> int:
+    """Returns how many partitions the broker's metadata lists, once there are `count`, a little after they are created."""
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            if len(partitions_of(client, link, topic)) >= count:
-                return
+            if (listed := len(partitions_of(client, link, topic))) >= count:
+                return listed
         except NoSuchTopic:
             if SYSTEM_CLOCK.monotonic() > deadline:
                 raise

@@ -36,10 +36,19 @@ from sabot.kafka.client import (
     connection_of,
     explain,
     fatal_of,
-    producer_of,
     said,
 )
-from sabot.kafka.writer import CLOSE_SECONDS, KafkaWriter, Refusals, check_sizes, largest_record, produce, refusal
+from sabot.kafka.native import record_producer_of
+from sabot.kafka.writer import (
+    CLOSE_SECONDS,
+    KafkaWriter,
+    Refused,
+    check_sizes,
+    largest_record,
+    produce,
+    refusal,
+    refused_by,
+)
 from sabot.redaction import clean_cause
 from sabot.steps import step
 
@@ -53,7 +62,6 @@ KNOWN_SECONDS = 3.0  # to read a token before the track is claimed
 CLAIM_SECONDS = 30.0  # for the broker to end the last producer's transaction, and to return the token
 TOPIC_SECONDS = 4 * ANSWER_SECONDS  # to find the topic or make it; an absent broker is reported after a quarter of that
 TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that no producer takes over
-PIECE_ROWS, PIECE_BYTES = 65_536, 8 << 20  # at most so much of a part is held as Python objects at a time
 FAULTS_IN_A_ROW = 10
 LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
 
@@ -120,8 +128,8 @@ class KafkaDelivery(KafkaWriter):
         self._link.group = _track_id(track)
         client = self._client = _Client(self._link)
         with self._or_leave(client), step("claim", self.name):
-            client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
-            client.call(lambda: self._connect(client), GRACE_SECONDS)
+            partitions = client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
+            client.call(lambda: self._connect(client, partitions), GRACE_SECONDS)
             deadline = SYSTEM_CLOCK.monotonic() + CLAIM_SECONDS
             self._ask(client, client.init, deadline)
             found = self._ask(client, client.committed, deadline)
@@ -134,7 +142,7 @@ class KafkaDelivery(KafkaWriter):
         """Whether this process owns the job; None where that is unknown."""
         return None if self.still_ours is None else self.still_ours()
 
-    def _connect(self, client: "_Client") -> None:
+    def _connect(self, client: "_Client", partitions: int) -> None:
         """Runs in the client's thread. The consumer only reads the token: it never subscribes, so it is no member of its group."""
         name = _track_id(self._track)
         ours = {
@@ -143,7 +151,8 @@ class KafkaDelivery(KafkaWriter):
             # With another strategy a call may hang for ever after a restart of the broker.
             "metadata.recovery.strategy": "none",
         }
-        client.producer = producer_of(self._link, self._kafka, on_delivery=client.refusals, **ours)
+        client.records = record_producer_of(self._link, self._kafka, self.name, partitions, **ours)
+        client.producer = client.records.client
         reading = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
         client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), reading)
         client.group = client.consumer.consumer_group_metadata()
@@ -185,33 +194,31 @@ class KafkaDelivery(KafkaWriter):
         def go_on() -> None:
             client.check()
             self._link.check(client.prove)
-            if client.refusals.first is not None or SYSTEM_CLOCK.monotonic() > deadline:
+            if client.refused() is not None or SYSTEM_CLOCK.monotonic() > deadline:
                 raise _Enough
-
-        def send(rows: pa.RecordBatch) -> None:
-            produce(client.producer, self.name, rows, go_on)
 
         try:
             for batch in batches:
-                for piece in _pieces(batch):
-                    rows = to_records(Batch(piece), now_ms)
-                    check_sizes(rows, limit, self.name, first)
-                    first += rows.num_rows
-                    client.call(partial(send, rows), deadline - SYSTEM_CLOCK.monotonic() + GRACE_SECONDS)
+                rows = to_records(Batch(batch), now_ms)
+                check_sizes(rows, limit, self.name, first)
+                first += rows.num_rows
+                send = partial(produce, client.records, rows, go_on)
+                client.call(send, deadline - SYSTEM_CLOCK.monotonic() + GRACE_SECONDS)
             while client.call(lambda: client.producer.flush(1.0), GRACE_SECONDS):
                 go_on()
         except _Enough:
-            if client.refusals.first is None:
+            if client.refused() is None:
                 raise self._late() from None
-        if client.refusals.first is not None and client.refusals.first[0].code() not in _PURGED:
-            raise self._fault(*client.refusals.first)
+        refused = client.refused()
+        if refused is not None and refused.error.code() not in _PURGED:
+            raise self._refusal(refused)
 
     def _commit(self, client: "_Client", seq: int, deadline: float) -> None:
         token = Token(seq, self._track.incarnation)
         with step("token", self.name):
             self._ask(client, partial(client.send_token, token), deadline)
-        if client.refusals.first is not None:
-            raise self._fault(*client.refusals.first)
+        if (refused := client.refused()) is not None:
+            raise self._refusal(refused)
         with step("commit", self.name):
             self._ask(client, client.commit, deadline)
         self._seq, self._faults = seq, 0
@@ -257,8 +264,8 @@ class KafkaDelivery(KafkaWriter):
                     client.ended(CLOSE_SECONDS)
             raise
 
-    def _fault(self, error: KafkaError, message: Any = None) -> Exception:
-        """Translates an error by the table of docs/decisions/007."""
+    def _fault(self, error: KafkaError, size: int | None = None) -> Exception:
+        """Translates an error by the table of docs/decisions/007. size: of the record that had it, in bytes."""
         code, address = error.code(), self._link.address
         if code in FENCED:
             if not self._is_ours():
@@ -286,10 +293,15 @@ class KafkaDelivery(KafkaWriter):
                 hint="it was deleted while the job wrote to it? make it anew by a new start",
             )
         if code == KafkaError.MSG_SIZE_TOO_LARGE:
-            return refusal(error, self._link, self.name, message)
+            return refusal(error, self._link, self.name, size)
         if code in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT):
             return self._late()
         return self._bounded(said(error))
+
+    def _refusal(self, refused: Refused) -> Exception:
+        fault = self._fault(refused.error, refused.size)
+        fault.add_note(str(refused))
+        return fault
 
     def _late(self) -> Exception:
         """The error for a deadline that passed: the broker does not answer, or it is too slow."""
@@ -356,11 +368,12 @@ class _Client:
 
     def __init__(self, link: BrokerLink) -> None:
         self._await_room()
-        self.producer: Any = None
+        self.records: Any = None  # the RecordProducer
+        self.producer: Any = None  # its client
         self.consumer: Any = None
         self.group: Any = None
         self.place = ""
-        self.refusals = Refusals()
+        self._refused: Refused | None = None
         self.claimed = False
         self.open = False  # a transaction is open that may still be aborted
         self._link = link
@@ -423,6 +436,13 @@ class _Client:
         if self._gone:
             raise TransientError("the sink was closed while it delivered")
 
+    def refused(self) -> Refused | None:
+        """The first records that were not delivered, since the client was made."""
+        records = self.records  # which `_end` drops, in another thread
+        if self._refused is None and records is not None:
+            self._refused = refused_by(records)
+        return self._refused
+
     def prove(self, seconds: float) -> None:
         """Called in the client's thread: raises KafkaException unless the broker accepts the producer's login."""
         self.producer.list_topics(self.place, timeout=seconds)
@@ -467,7 +487,7 @@ class _Client:
 
     def _end(self, abort: bool) -> None:
         producer, consumer = self.producer, self.consumer
-        self.producer = self.consumer = self._pending = None
+        self.records = self.producer = self.consumer = self._pending = None
         if producer is not None:
             producer.purge()
             if abort and self.open:
@@ -493,13 +513,6 @@ class _Client:
                 f"{len(waiting)} Kafka clients never returned from a call",
                 hint="they cannot be ended from inside: start the worker again",
             )
-
-
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of a batch, each small enough to become Python objects at once."""
-    rows = max(1, min(PIECE_ROWS, batch.num_rows * PIECE_BYTES // max(1, batch.nbytes)))
-    for start in range(0, batch.num_rows, rows):
-        yield batch.slice(start, rows)
 
 
 def _track_id(track: Track) -> str:

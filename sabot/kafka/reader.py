@@ -12,24 +12,15 @@ also covers trailing markers.
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_INVALID,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-    cimpl,
-)
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.kafka.librdkafka import RecordQueue, load_client
+from sabot._cython.kafka.librdkafka import RecordQueue
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.places import Bound, made_again, offsets_of
@@ -41,7 +32,6 @@ from sabot.kafka.client import (
     FETCHING,
     FORBIDDEN,
     admin_of,
-    client_of,
     committed_of,
     explain,
     link_of,
@@ -49,6 +39,7 @@ from sabot.kafka.client import (
     said,
     topic_id_of,
 )
+from sabot.kafka.native import record_queue_of
 from sabot.redaction import clean_cause
 from sabot.watch import guarded
 
@@ -61,14 +52,6 @@ LAG_SECONDS = 0.5  # the figures of `lag` may be so old
 WARN_SECONDS = 60.0  # a commit that is refused again is a warning so often
 WAIT_SECONDS = 0.1  # a wait for records is interrupted so often, for the client's callbacks and for new partitions
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
-
-
-@cache
-def _load() -> str:
-    """Finds librdkafka in this process, once. Returns its version."""
-    version = load_client(cimpl.__file__)
-    log.debug("librdkafka %s", version)
-    return version
 
 
 class KafkaReader(Source):
@@ -170,8 +153,7 @@ class KafkaReader(Source):
         }
         kafka = {**self._kafka, "enable.partition.eof": True}
         self._closing.clear()
-        _load()
-        self._queue = client_of(partial(RecordQueue, Consumer, RECORD_SCHEMA), self._link, kafka, ours)
+        self._queue = record_queue_of(self._link, kafka, ours)
         self._consumer = self._queue.client
         try:
             restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}

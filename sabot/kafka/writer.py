@@ -4,19 +4,18 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.text.records import bytes_list
+from sabot._cython.kafka.librdkafka import RecordProducer, rows_above
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
-from sabot.codecs.records import Headers, header_rows, to_records
+from sabot.codecs.records import Headers, to_records
 from sabot.connectors.base import LostFloats, Sink
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
@@ -30,64 +29,59 @@ from sabot.kafka.client import (
     producer_of,
     said,
 )
+from sabot.kafka.native import record_producer_of
 from sabot.redaction import clean_cause
 from sabot.threads import aside, done
 from sabot.watch import guarded
 
-__all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]
+__all__ = ["KafkaSender", "KafkaWriter", "Refused", "check_sizes", "largest_record", "produce", "refusal", "refused_by"]
 
 CLOSE_SECONDS = 5.0
-FULL_SECONDS = 0.1  # how long a full queue of the client is polled before the next try
+FULL_SECONDS = 0.1  # a wait for room in the client's queue is interrupted so often, for its callbacks and for whoever wants to end it
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
 
 
-class Refusals:
-    """Keeps the first record that a producer could not deliver, and how many there were. Used as the producer's `on_delivery`."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The first of `count` records that a producer could not deliver."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: tuple[KafkaError, Any] | None = None
+    count: int
+    error: KafkaError
+    partition: int  # -1: none was chosen
+    key: bytes | None  # its first bytes
+    size: int  # bytes of payload and key
 
-    def __call__(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None:
-            self.count += 1
-            if self.first is None:
-                self.first = (error, message)
-
-    def raise_first(self, link: BrokerLink, topic: str) -> None:
-        """Raises the error of the first refusal, if there was one, and forgets all refusals."""
-        if self.first is None:
-            return
-        fault, count = refusal(self.first[0], link, topic, self.first[1]), self.count
-        self.first, self.count = None, 0
-        if count > 1:
-            fault.add_note(f"and {count - 1} more records of this sink")
-        raise fault
+    def __str__(self) -> str:
+        place = f", for partition {self.partition}" if self.partition >= 0 else ""
+        rest = f"; and {self.count - 1} more records of this sink" if self.count > 1 else ""
+        return f"a record of {self.size} bytes with key {self.key!r}{place}{rest}"
 
 
-def produce(producer: Any, topic: str, data: pa.RecordBatch, go_on: Callable[[], None]) -> None:
+def refused_by(producer: RecordProducer) -> Refused | None:
+    """The records that were not delivered, if there were any since the last call."""
+    found = producer.refused()
+    if found is None:
+        return None
+    count, code, partition, key, size = found
+    return Refused(count, KafkaError(code), partition, key, size)
+
+
+def produce(producer: RecordProducer, data: pa.RecordBatch, go_on: Callable[[], None]) -> None:
     """Puts rows of RECORD_SCHEMA into the client's queue, in order; their partition and offset are ignored.
 
     While the queue is full it waits for records to be delivered, or to be given up after message.timeout.ms, and calls `go_on`, which
     raises to end the wait. Raises KafkaException as the client does.
     """
-    payloads = bytes_list(data.column(0))
-    keys = bytes_list(data.column(1))
-    stamps = data.column(2).to_pylist()
-    headers = header_rows(data.column(5))
-    take = producer.produce
-    for payload, key, stamp, pairs in zip(payloads, keys, stamps, headers, strict=True):
-        while True:
-            try:
-                if pairs:
-                    take(topic, payload, key, timestamp=stamp, headers=list(pairs))
-                else:
-                    take(topic, payload, key, timestamp=stamp)
-                break
-            except BufferError:
-                producer.poll(FULL_SECONDS)
-                go_on()
-    producer.poll(0)
+    taken = 0
+    while True:
+        taken, fault = producer.produce(data, taken)
+        if fault is not None:
+            raise KafkaException(KafkaError(*fault))
+        producer.client.poll(0)
+        if taken == data.num_rows:
+            return
+        producer.wait(FULL_SECONDS)
+        go_on()
 
 
 def largest_record(kafka: Mapping[str, Any]) -> int:
@@ -97,19 +91,9 @@ def largest_record(kafka: Mapping[str, Any]) -> int:
 
 def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) -> None:
     """Raises RowErrors naming the rows of RECORD_SCHEMA above `limit` bytes; `first` is the number of the first row."""
-    payload, key, headers = data.column(0), data.column(1), data.column(5)
-    if payload.nbytes + key.nbytes + headers.nbytes <= limit:
-        return
-    sizes = pc.add(pc.fill_null(pc.binary_length(payload), 0), pc.fill_null(pc.binary_length(key), 0)).to_numpy()
-    sizes = sizes + [sum(len(name) + len(value or b"") for name, value in pairs) for pairs in header_rows(headers)]
-    big = np.flatnonzero(sizes > limit)
-    if len(big):
-        raise RowErrors(
-            {
-                first + int(row): f"topic {topic!r}: {sizes[row]} bytes are above message.max.bytes ({limit})"
-                for row in big
-            }
-        )
+    if big := rows_above(data, limit):
+        why = f"bytes are above message.max.bytes ({limit})"
+        raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
 
 
 class KafkaWriter(Sink):
@@ -123,9 +107,8 @@ class KafkaWriter(Sink):
         self.encoder = format.encoder(topic)
         self._link = link_of(broker, f"sink of topic {topic!r}", kafka, "Write")
         self._kafka = kafka
-        self._producer: Any = None
+        self._producer: RecordProducer | None = None
         self._unflushed = False
-        self._refusals = Refusals()
         self._keys: Sequence[str] | None = None  # the key columns, when the rows are changes of a table
 
     def check_types(self, schema: pa.Schema) -> None:
@@ -137,54 +120,59 @@ class KafkaWriter(Sink):
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys
 
-    def ensure_topic(self) -> None:
-        """Makes the topic if it is missing. A topic of changes is made compacted, which keeps the last record of each key."""
+    def ensure_topic(self) -> int:
+        """Makes the topic if it is missing, and returns how many partitions it has. A topic of changes is made compacted, which keeps the
+        last record of each key.
+        """
         config = {} if self._keys is None else {"cleanup.policy": "compact"}
-        ensure_topic(self._link, self.name, self._kafka, config=config)
+        return ensure_topic(self._link, self.name, self._kafka, config=config)
 
     def open(self) -> None:
-        self.ensure_topic()
-        self._refusals = Refusals()
-        self._producer = self._make()
+        partitions = self.ensure_topic()
+        self._producer = record_producer_of(self._link, self._kafka, self.name, partitions)
         self._link.opened = True
 
-    def _make(self) -> Any:
-        return producer_of(self._link, self._kafka, on_delivery=self._refusals)
-
     def write(self, batch: Batch) -> None:
+        producer = self._opened()
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(data, largest_record(self._kafka), self.name)
         self._unflushed = self._unflushed or data.num_rows > 0
         try:
-            produce(self._opened(), self.name, data, self._go_on)
+            produce(producer, data, self._go_on)
         except KafkaException as error:
-            raise refusal(error.args[0], self._link, self.name, None) from clean_cause(error)
-        self._refusals.raise_first(self._link, self.name)
+            raise refusal(error.args[0], self._link, self.name) from clean_cause(error)
+        self._raise_refused(producer)
 
     def _go_on(self) -> None:
         if self._producer is None:
             raise TransientError(f"topic {self.name!r}: the sink was closed while it waited")
-        self._link.check(lambda seconds: self._opened().list_topics(self.name, timeout=seconds))
+        self._link.check(lambda seconds: self._opened().client.list_topics(self.name, timeout=seconds))
+
+    def _raise_refused(self, producer: RecordProducer) -> None:
+        if refused := refused_by(producer):
+            fault = refusal(refused.error, self._link, self.name, refused.size)
+            fault.add_note(str(refused))
+            raise fault
 
     def flush(self) -> None:
         producer = self._opened()
         waiting, self._unflushed = self._unflushed, False  # len(producer) would not do: it also counts error events
         try:
-            while waiting and flush_of(producer, 1.0, self._make) > 0:
+            while waiting and flush_of(producer.client, 1.0, lambda: producer_of(self._link, self._kafka)) > 0:
                 self._go_on()
         except KafkaException as error:
-            raise refusal(error.args[0], self._link, self.name, None) from clean_cause(error)
-        self._refusals.raise_first(self._link, self.name)
+            raise refusal(error.args[0], self._link, self.name) from clean_cause(error)
+        self._raise_refused(producer)
         if waiting:
             self._link.up()
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            producer.purge()
-            producer.flush(CLOSE_SECONDS)
+            producer.client.purge()
+            producer.client.flush(CLOSE_SECONDS)
 
-    def _opened(self) -> Any:
+    def _opened(self) -> RecordProducer:
         if self._producer is None:
             raise UserError(f"the sink of topic {self.name!r} is not open")
         return self._producer
@@ -224,7 +212,8 @@ class KafkaSender:
                 self._link.up()
                 sent.set_result(message.offset())
             else:
-                sent.set_exception(refusal(error, self._link, topic, message))
+                size = len(message.value() or b"") + len(message.key() or b"")
+                sent.set_exception(refusal(error, self._link, topic, size))
 
         place: dict[str, int] = {} if partition is None else {"partition": partition}
         if timestamp is not None:
@@ -272,7 +261,7 @@ class KafkaSender:
                 if error.args[0].code() == KafkaError._FATAL:
                     await asyncio.sleep(0.05)  # the thread's next poll has the reason, and gives it to `sent`
                     continue
-                raise refusal(error.args[0], self._link, topic, None) from clean_cause(error)
+                raise refusal(error.args[0], self._link, topic) from clean_cause(error)
 
     def _prepare(self, topic: str) -> None:
         ensure_topic(self._link, topic, self._kafka)
@@ -321,7 +310,7 @@ class KafkaSender:
         producer.purge()
         for sent, topic in list(self._waiting.items()):
             if not sent.done():
-                sent.set_exception(why if isinstance(why, UserError) else refusal(why, self._link, topic, None))
+                sent.set_exception(why if isinstance(why, UserError) else refusal(why, self._link, topic))
 
     def close(self) -> None:
         with self._lock:
@@ -334,12 +323,12 @@ class KafkaSender:
             self._producer = self._thread = None
 
 
-def refusal(error: KafkaError, link: BrokerLink, topic: str, message: Any) -> Exception:
-    """The error for a record that the producer or the broker refuses."""
+def refusal(error: KafkaError, link: BrokerLink, topic: str, size: int | None = None) -> Exception:
+    """The error for a record that the producer or the broker refuses. size: the record's bytes of payload and key, where they are known."""
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-        size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"
+        large = "" if size is None else f" of {size} bytes"
         return DataError(
-            f"topic {topic!r}: a record{size} is too large: {said(error)}",
+            f"topic {topic!r}: a record{large} is too large: {said(error)}",
             hint="raise message.max.bytes of the client, the broker and the topic (max.message.bytes)",
         )
     if error.code() == KafkaError._MSG_TIMED_OUT:

@@ -24,6 +24,7 @@ from delivery_child import ROWS, part, payloads, track_of
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
+from sabot._cython.kafka.librdkafka import RecordProducer
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
 from sabot.connectors.base import Token, Track
@@ -308,10 +309,10 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
 ) -> None:
     """Seen once in some twenty fenced parts: `flush` raised a SystemError, "returned NULL without setting an exception"."""
 
-    def lose(producer: Any, *_: Any) -> None:
-        producer.produce(topic, b"1")
+    def lose(producer: RecordProducer, data: pa.RecordBatch, *_: Any) -> None:
+        producer.produce(data, 0)
         with suppress(KafkaException, SystemError):
-            producer.flush(30)
+            producer.client.flush(30)
         raise SystemError("returned NULL without setting an exception")
 
     sink = sinks()
@@ -329,13 +330,14 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
 def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
     topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client learns in a thread of its own that it is fenced; `produce` then raises no more than "Local: Fatal error"."""
+    """The client learns in a thread of its own that it is fenced, so that the next record may be the first to be told of it."""
+    send = delivery.produce
 
-    def produce_twice(producer: Any, *_: Any) -> None:
-        producer.produce(topic, b"1")
+    def produce_twice(producer: RecordProducer, data: pa.RecordBatch, go_on: Any) -> None:
+        send(producer, data, go_on)
         with suppress(KafkaException, SystemError):
-            producer.flush(30)
-        producer.produce(topic, b"2")
+            producer.client.flush(30)
+        send(producer, data, go_on)
 
     sink = sinks()
     sink.claim(track_of(topic))

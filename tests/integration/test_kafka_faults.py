@@ -210,8 +210,9 @@ def test_what_the_broker_refuses_is_raised_by_flush_once(kafka_url: str, topic: 
     sink.write(batch([b"1"]))
     sink.flush()
     sink.write(batch([b"x" * 5_000]))
-    with pytest.raises(DataError, match=f"{topic}.*too large"):
+    with pytest.raises(DataError, match=f"{topic}.*too large") as caught:
         sink.flush()
+    assert caught.value.__notes__ == ["a record of 5000 bytes with key None, for partition 0"]
     sink.flush()
     sink.write(batch([b"3"]))
     sink.flush()

@@ -222,3 +222,22 @@ def test_a_row_that_is_in_no_batch_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(batches.Calls, "take", lambda calls, rows, total: take(calls, rows - 1, total))
     with pytest.raises(AssertionError, match="plain: 19 rows"):
         batches.measure("plain", 20, tmp_path, 100)
+
+
+def test_a_record_that_is_lost_repeated_or_changed_changes_the_sum_of_what_was_sent(monkeypatch):
+    checksum = script("kafka_produce", monkeypatch).checksum
+
+    def total(*pairs: tuple[bytes, bytes]) -> int:
+        payloads, keys = ([pair[which] for pair in pairs] for which in (0, 1))
+        return checksum(build_records(payloads, keys, [0] * len(pairs), 0, range(len(pairs))), keyed=True)
+
+    one, other = (b"1", b"k"), (b"2", b"l")
+    assert total(one, other) == total(other, one) == total(one) + total(other)
+    different = [
+        total(one),
+        total(one, other, other),
+        total((b"1", b"l"), (b"2", b"k")),
+        total((b"1", b"kl"), (b"2", b"")),
+    ]
+    assert total(one, other) not in different
+    assert total() == 0

@@ -1,41 +1,28 @@
-/* What is used of librdkafka's C interface, declared here and resolved when the program runs; and a consumer's records as columns.
+/* What is used of librdkafka's C interface, declared here and resolved when the program runs.
 
 `load` finds the functions in the library that the loaded Python client uses, be that the one in its wheel or the system's, so there is
-one librdkafka in the process. All declarations are of the stable, public interface (rdkafka.h; the structs have not changed since 0.9).
-
-How a client of Python's becomes readable without Python: `conf_init` is the entry point of a librdkafka plugin. A client that is made with
-this module in `plugin.library.paths` calls it, and `client_made` is then that client's handle. The Python client still owns the handle and
-answers all callbacks (errors, statistics, tokens, commits) in its `poll`, which finds the state of Python that they need. Only the
-queues of partitions are forwarded to a queue of ours, before they are assigned: these carry records and faults of partitions, no callbacks. */
+one librdkafka in the process. All declarations are of the stable, public interface (rdkafka.h; the structs have not changed since 0.9,
+`rd_kafka_vu_t` not since 1.6, which has added it). */
 #pragma once
 
 #include <dlfcn.h>
 #include <sys/types.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <memory>
-#include <mutex>
-#include <stdexcept>
 #include <string>
-#include <unordered_map>
-#include <vector>
-
-#include "arrow/arrow_c.h"
-#include "arrow/bytes.h"
-#include "arrow/new_array.h"
-#include "arrow/utf8.h"
 
 extern "C" {
 struct rd_kafka_t;
 struct rd_kafka_conf_t;
+struct rd_kafka_topic_t;
+struct rd_kafka_topic_conf_t;
 struct rd_kafka_queue_t;
 struct rd_kafka_headers_t;
+struct rd_kafka_error_t;
 
 struct rd_kafka_message_t {
-    int err; /* not 0: an event of the partition; `payload` is then its text */
-    void* rkt;
+    int err; /* not 0: an event of the partition, `payload` is then its text; or a record that was not delivered */
+    rd_kafka_topic_t* rkt;
     int32_t partition;
     void* payload; /* null: a tombstone */
     size_t len;
@@ -45,18 +32,37 @@ struct rd_kafka_message_t {
     void* _private;
 };
 
+struct rd_kafka_vu_t { /* a field of a record that is produced */
+    int vtype;
+    union {
+        rd_kafka_topic_t* rkt;
+        int i;
+        int64_t i64;
+        struct {
+            void* ptr;
+            size_t size;
+        } mem;
+        rd_kafka_headers_t* headers;
+        char pad[64];
+    } u;
+};
+
 typedef int rd_kafka_on_new(rd_kafka_t*, const rd_kafka_conf_t*, void* opaque, char* errstr, size_t size);
+typedef int rd_kafka_on_destroy(rd_kafka_t*, void* opaque);
+typedef int rd_kafka_on_acknowledgement(rd_kafka_t*, rd_kafka_message_t*, void* opaque);
 }
 
 namespace sabot {
 
-constexpr int CLIENT_FAILED = -196; /* RD_KAFKA_RESP_ERR__FAIL */
-constexpr int64_t AHEAD = 4; /* records whose memory is fetched while an earlier one is copied */
-
 /* The name of each function without rd_kafka_, and its type. */
 #define SABOT_LIBRDKAFKA(F) \
     F(version_str, const char*, (void)) \
+    F(last_error, int, (void)) \
+    F(err2str, const char*, (int error)) \
+    F(conf_set, int, (rd_kafka_conf_t*, const char* name, const char* value, char* errstr, size_t size)) \
     F(conf_interceptor_add_on_new, int, (rd_kafka_conf_t*, const char* name, rd_kafka_on_new*, void* opaque)) \
+    F(interceptor_add_on_destroy, int, (rd_kafka_t*, const char* name, rd_kafka_on_destroy*, void* opaque)) \
+    F(interceptor_add_on_acknowledgement, int, (rd_kafka_t*, const char* name, rd_kafka_on_acknowledgement*, void* opaque)) \
     F(queue_new, rd_kafka_queue_t*, (rd_kafka_t*)) \
     F(queue_destroy, void, (rd_kafka_queue_t*)) \
     F(queue_get_partition, rd_kafka_queue_t*, (rd_kafka_t*, const char* topic, int32_t partition)) \
@@ -67,7 +73,16 @@ constexpr int64_t AHEAD = 4; /* records whose memory is fetched while an earlier
     F(message_errstr, const char*, (const rd_kafka_message_t*)) \
     F(message_timestamp, int64_t, (const rd_kafka_message_t*, int* type)) \
     F(message_headers, int, (const rd_kafka_message_t*, rd_kafka_headers_t**)) \
-    F(header_get_all, int, (const rd_kafka_headers_t*, size_t, const char** name, const void** value, size_t* size))
+    F(header_get_all, int, (const rd_kafka_headers_t*, size_t, const char** name, const void** value, size_t* size)) \
+    F(topic_new, rd_kafka_topic_t*, (rd_kafka_t*, const char* name, rd_kafka_topic_conf_t*)) \
+    F(topic_destroy, void, (rd_kafka_topic_t*)) \
+    F(headers_new, rd_kafka_headers_t*, (size_t likely)) \
+    F(headers_destroy, void, (rd_kafka_headers_t*)) \
+    F(header_add, int, (rd_kafka_headers_t*, const char* name, ssize_t name_size, const void* value, ssize_t size)) \
+    F(produceva, rd_kafka_error_t*, (rd_kafka_t*, const rd_kafka_vu_t*, size_t count)) \
+    F(error_code, int, (const rd_kafka_error_t*)) \
+    F(error_string, const char*, (const rd_kafka_error_t*)) \
+    F(error_destroy, void, (rd_kafka_error_t*))
 
 namespace client {
 #define SABOT_DECLARE(name, result, arguments) static result(*name) arguments = nullptr;
@@ -90,304 +105,4 @@ static std::string load(const char* path) {
     return ""; /* the library stays loaded for as long as the process runs */
 }
 
-static thread_local rd_kafka_t* client_made = nullptr; /* the client that this thread has made last */
-
-static int note_client(rd_kafka_t* made, const rd_kafka_conf_t*, void*, char*, size_t) {
-    client_made = made;
-    return 0;
-}
-
-struct Event { /* of a partition: its end was reached, or a fault */
-    int code;
-    int32_t partition;
-    int64_t offset;
-    std::string text;
-};
-
-/* A column of bytes that grows by a row at a time, for at most `rows` rows. Throws bad_alloc, overflow_error. */
-class BytesColumn {
-  public:
-    explicit BytesColumn(int64_t rows, int64_t likely_bytes) {
-        offsets_.ensure((rows + 1) * 4);
-        valid_.ensure(rows / 8 + 8);
-        std::memset(valid_.data, 0, static_cast<size_t>(rows / 8 + 8));
-        data_.ensure(likely_bytes);
-        put_offset();
-    }
-
-    void add(const void* data, size_t size) {
-        if (data == nullptr) {
-            nulls_++;
-        } else {
-            valid_.data[rows_ >> 3] |= static_cast<uint8_t>(1 << (rows_ & 7));
-            data_.put(data, static_cast<int64_t>(size));
-        }
-        rows_++;
-        put_offset();
-    }
-
-    int64_t bytes() const { return data_.len; }
-
-    /* Hands the column over; `out` is released. */
-    void give(ArrowArray* out) {
-        make_array(out, rows_, 3, 0);
-        out->null_count = nulls_;
-        if (nulls_) out->buffers[0] = valid_.take();
-        out->buffers[1] = offsets_.take();
-        out->buffers[2] = data_.take();
-    }
-
-  private:
-    Bytes offsets_, valid_, data_;
-    int64_t rows_ = 0, nulls_ = 0;
-
-    void put_offset() {
-        const int32_t at = static_cast<int32_t>(data_.len);
-        std::memcpy(offsets_.data + rows_ * 4, &at, 4);
-    }
-};
-
-/* The headers of records: a list of structs of a name and a value. Throws bad_alloc, overflow_error. */
-class HeadersColumn {
-  public:
-    explicit HeadersColumn(int64_t rows) {
-        bounds_.ensure((rows + 1) * 4);
-        valid_.ensure(rows / 8 + 8);
-        std::memset(valid_.data, 0, static_cast<size_t>(rows / 8 + 8));
-        put_bound();
-    }
-
-    void add(const rd_kafka_message_t* message) {
-        rd_kafka_headers_t* headers = nullptr;
-        if (client::message_headers(message, &headers) == 0) {
-            const char* name;
-            const void* value;
-            size_t size;
-            const size_t before = entries_.size();
-            for (size_t i = 0; client::header_get_all(headers, i, &name, &value, &size) == 0; i++) {
-                entries_.push_back({static_cast<int64_t>(names_.size()), value ? static_cast<int64_t>(size) : -1});
-                put_name(name);
-                if (value) values_.append(static_cast<const char*>(value), size);
-            }
-            if (entries_.size() > before) {
-                valid_.data[rows_ >> 3] |= static_cast<uint8_t>(1 << (rows_ & 7));
-                with_headers_++;
-            }
-        }
-        rows_++;
-        put_bound();
-    }
-
-    void give(ArrowArray* out) {
-        const int64_t count = static_cast<int64_t>(entries_.size());
-        make_array(out, rows_, 2, 1);
-        out->null_count = rows_ - with_headers_;
-        if (out->null_count) out->buffers[0] = valid_.take();
-        out->buffers[1] = bounds_.take();
-        ArrowArray* pairs = out->children[0];
-        make_array(pairs, count, 1, 2);
-        BytesColumn names(count, static_cast<int64_t>(names_.size())), values(count, static_cast<int64_t>(values_.size()));
-        int64_t at = 0;
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t end = i + 1 < count ? entries_[i + 1].name : static_cast<int64_t>(names_.size());
-            names.add(names_.data() + entries_[i].name, static_cast<size_t>(end - entries_[i].name));
-            const int64_t size = entries_[i].size;
-            values.add(size < 0 ? nullptr : values_.data() + at, static_cast<size_t>(std::max<int64_t>(size, 0)));
-            at += std::max<int64_t>(size, 0);
-        }
-        names.give(pairs->children[0]);
-        values.give(pairs->children[1]);
-    }
-
-  private:
-    struct Entry {
-        int64_t name; /* where its name begins */
-        int64_t size; /* of its value; -1: null */
-    };
-
-    Bytes bounds_, valid_;
-    std::vector<Entry> entries_;
-    std::string names_, values_;
-    int64_t rows_ = 0, with_headers_ = 0;
-
-    /* Names are text; Kafka's own clients write UTF-8, and a byte that is none becomes U+FFFD. */
-    void put_name(const char* name) {
-        const uint8_t* p = reinterpret_cast<const uint8_t*>(name);
-        const uint8_t* const end = p + std::strlen(name);
-        while (p < end) {
-            const int n = *p < 0x80 ? 1 : utf8_length(p, end);
-            if (n)
-                names_.append(reinterpret_cast<const char*>(p), static_cast<size_t>(n));
-            else
-                names_.append("\xEF\xBF\xBD");
-            p += n ? n : 1;
-        }
-    }
-
-    void put_bound() {
-        const int32_t at = static_cast<int32_t>(entries_.size());
-        std::memcpy(bounds_.data + rows_ * 4, &at, 4);
-    }
-};
-
-/* A column of numbers for at most `rows` rows. Throws bad_alloc. */
-template <class T>
-class NumberColumn {
-  public:
-    explicit NumberColumn(int64_t rows) { values_.ensure(rows * static_cast<int64_t>(sizeof(T))); }
-
-    void add(T value) {
-        std::memcpy(values_.data + rows_ * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
-        rows_++;
-    }
-
-    void give(ArrowArray* out) {
-        make_array(out, rows_, 2, 0);
-        out->buffers[1] = values_.take();
-    }
-
-  private:
-    Bytes values_;
-    int64_t rows_ = 0;
-};
-
-/* Messages that have come from the client, which are destroyed with this object if not before. */
-class Messages {
-  public:
-    explicit Messages(int64_t most) : held_(static_cast<size_t>(most), nullptr) {}
-    Messages(const Messages&) = delete;
-    Messages& operator=(const Messages&) = delete;
-    ~Messages() {
-        for (; done_ < count_; done_++) client::message_destroy(held_[done_]);
-    }
-
-    /* Adds up to `most` messages. With a timeout it waits until there are so many. */
-    void take(rd_kafka_queue_t* queue, int timeout_ms, int64_t most) {
-        const ssize_t came = client::consume_batch_queue(queue, timeout_ms, held_.data() + count_, static_cast<size_t>(most));
-        if (came > 0) count_ += came;
-    }
-
-    int64_t count() const { return count_; }
-    const rd_kafka_message_t* next() const { return held_[done_]; }
-    void drop() { client::message_destroy(held_[done_++]); }
-    bool empty() const { return done_ == count_; }
-
-    void look_ahead() const {
-        if (done_ + 2 * AHEAD < count_) __builtin_prefetch(held_[done_ + 2 * AHEAD]);
-        if (done_ + AHEAD < count_) __builtin_prefetch(held_[done_ + AHEAD]->payload);
-    }
-
-  private:
-    std::vector<rd_kafka_message_t*> held_;
-    int64_t count_ = 0, done_ = 0;
-};
-
-/* The records of the partitions of one consumer that were given to `follow`. Its methods may be called from any thread; they need no
-interpreter, and wait for each other. After `close` they do nothing. */
-class RecordQueue {
-  public:
-    explicit RecordQueue(rd_kafka_t* consumer) : consumer_(consumer), queue_(client::queue_new(consumer)) {}
-    RecordQueue(const RecordQueue&) = delete;
-    RecordQueue& operator=(const RecordQueue&) = delete;
-    ~RecordQueue() { close(); }
-
-    /* The records of this partition come here, once it is assigned. False: the client has no such queue, or this one is closed. */
-    bool follow(const char* topic, int32_t partition) {
-        std::lock_guard<std::mutex> lock(in_use_);
-        rd_kafka_queue_t* from = queue_ ? client::queue_get_partition(consumer_, topic, partition) : nullptr;
-        if (from == nullptr) return false;
-        client::queue_forward(from, queue_);
-        client::queue_destroy(from);
-        return true;
-    }
-
-    /* Returns how many records there are, at most `most`; where there are none, it waits up to `timeout_ms` for the first. They become the
-    struct array `out`, which is made only where there are any, with the columns payload, key, timestamp, partition, offset and headers.
-    `next` gets the offset behind the last record of each partition, `events` what else has come. Throws bad_alloc, overflow_error. */
-    int64_t read(int64_t most, int timeout_ms, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
-        std::lock_guard<std::mutex> lock(in_use_);
-        if (queue_ == nullptr || most < 1) return 0;
-        Messages messages(most);
-        messages.take(queue_, 0, most);
-        if (messages.empty() && timeout_ms > 0) {
-            messages.take(queue_, timeout_ms, 1);
-            if (!messages.empty() && most > 1) messages.take(queue_, 0, most - 1);
-        }
-        return messages.empty() ? 0 : columns(messages, out, next, events);
-    }
-
-    void close() {
-        std::lock_guard<std::mutex> once(closing_);
-        if (queue_ == nullptr) return;
-        client::queue_yield(queue_); /* a reader that waits returns */
-        std::lock_guard<std::mutex> lock(in_use_);
-        client::queue_destroy(queue_);
-        queue_ = nullptr;
-    }
-
-  private:
-    rd_kafka_t* const consumer_; /* owned by the Python client, which outlives this object */
-    rd_kafka_queue_t* queue_;    /* null once closed */
-    std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
-    double bytes_per_row_ = 128; /* of payload, in the last batch */
-
-    int64_t columns(Messages& messages, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
-        const int64_t most = messages.count();
-        BytesColumn payloads(most, std::min<int64_t>(MAX_OFFSET / 2, static_cast<int64_t>(static_cast<double>(most) * bytes_per_row_)));
-        BytesColumn keys(most, 0);
-        NumberColumn<int64_t> timestamps(most), offsets(most);
-        NumberColumn<int32_t> partitions(most);
-        HeadersColumn headers(most);
-        int64_t rows = 0;
-        int32_t partition = -1;
-        int64_t* behind = nullptr; /* the entry of `partition` in `next` */
-        for (; !messages.empty(); messages.drop()) {
-            messages.look_ahead();
-            const rd_kafka_message_t* message = messages.next();
-            if (message->err) {
-                const char* text = client::message_errstr(message);
-                events.push_back({message->err, message->partition, message->offset, text ? text : ""});
-                continue;
-            }
-            payloads.add(message->payload, message->len);
-            keys.add(message->key, message->key_len);
-            timestamps.add(client::message_timestamp(message, nullptr));
-            partitions.add(message->partition);
-            offsets.add(message->offset);
-            headers.add(message);
-            if (behind == nullptr || message->partition != partition) {
-                partition = message->partition;
-                behind = &next[partition];
-            }
-            *behind = message->offset + 1;
-            rows++;
-        }
-        if (rows == 0) return 0;
-        bytes_per_row_ = static_cast<double>(payloads.bytes()) / static_cast<double>(rows) * 1.05;
-        out->release = nullptr;
-        try {
-            make_array(out, rows, 1, 6);
-            payloads.give(out->children[0]);
-            keys.give(out->children[1]);
-            timestamps.give(out->children[2]);
-            partitions.give(out->children[3]);
-            offsets.give(out->children[4]);
-            headers.give(out->children[5]);
-        } catch (...) {
-            if (out->release) out->release(out);
-            throw;
-        }
-        return rows;
-    }
-};
-
 }  // namespace sabot
-
-/* The entry point of the plugin, called while a client is configured. */
-extern "C" __attribute__((visibility("default"), used)) inline int conf_init(rd_kafka_conf_t* conf, void**, char* errstr, size_t size) {
-    if (sabot::client::conf_interceptor_add_on_new == nullptr) {
-        std::snprintf(errstr, size, "sabot has another reader in this process; if its files were replaced since, start anew");
-        return sabot::CLIENT_FAILED;
-    }
-    return sabot::client::conf_interceptor_add_on_new(conf, "sabot", sabot::note_client, nullptr);
-}

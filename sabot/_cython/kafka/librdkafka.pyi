@@ -45,3 +45,48 @@ class RecordQueue:
 
     def close(self) -> None:
         """Frees the queue, with what is in it; a read that waits in another thread returns. A second call does nothing."""
+
+def rows_above(data: pa.RecordBatch, limit: int) -> dict[int, int]:
+    """The rows whose payload, key and headers take more than `limit` bytes, each with these bytes. A header counts with its name, its
+    value, and 10 bytes for their lengths. Takes what `RecordProducer.produce` takes.
+    """
+
+class RecordProducer:
+    """Sends batches of records to one topic.
+
+    Every method may be called from any thread. The client itself has to be polled (`client.poll(0)`) for its callbacks; none comes for a
+    record. It may be flushed, be asked, and run transactions, but takes no records of its own: `client.produce` would leak memory.
+    """
+
+    client: Any
+    """What `make` has returned. It must not be closed before this object is gone."""
+
+    def __init__(
+        self, make: Callable[[dict[str, Any]], Any], topic: str, partitions: int, conf: dict[str, Any]
+    ) -> None:
+        """make: confluent_kafka's Producer, called with `conf` and the setting that lets us use it. partitions: how many the topic has, if
+        the client chooses them by `murmur2`; it is then given the rows by partition, which takes less than half of its time. With 1 it
+        is given them in their order, as it must be with another partitioner.
+
+        Raises what `make` raises, and UserError where it makes no client of the library that was loaded, or for a name that is no topic's.
+        """
+
+    def produce(self, data: pa.RecordBatch, taken: int) -> tuple[int, tuple[int, str] | None]:
+        """Gives the rows to the client, which copies them, until it does not take one. The columns are payload, key (binary), timestamp
+        (int64, ms), partition (int32), offset (int64) and headers (lists of structs: a string, binary). Partition and offset are ignored:
+        the client chooses by key. A null timestamp, and 0, is the time of now. Rows of one key, and those without a key, stay in order;
+        so do rows with keys in one partition, if there are `partitions`. The GIL is released.
+
+        taken: what the last call for this batch has returned, at first 0. Returns how many rows the client has taken, and where these are
+        not all, code and text of its error; None where its queue is merely full. Raises TypeError for other columns.
+        """
+
+    def wait(self, seconds: float) -> None:
+        """Returns when a quarter of the records that are on their way were delivered or given up, or after so long. The GIL is released."""
+
+    def refused(self) -> tuple[int, int, int, bytes | None, int] | None:
+        """None: no record was refused since the last call. Else how many, and of the first of them the code of the client's error, the
+        partition (-1: none was chosen), the first 64 bytes of its key, and the bytes of its payload and key.
+
+        A record is known to be delivered when `client.flush` has returned 0 after it was taken and this returns None.
+        """

@@ -1,22 +1,24 @@
-"""Reads a consumer's records into columns, without a Python object per record. See librdkafka.pyi for the contract; the loop is in librdkafka.h.
+"""Takes a consumer's records as columns, and gives a producer records from columns, without a Python object per record.
 
-One call without the GIL takes a batch of messages from the client, copies them into the buffers of columns, and gives the messages back.
+See librdkafka.pyi for the contracts; the loops are in record_queue.h and record_producer.h, and how a client of Python's becomes usable
+here is in plugin.h. Each call releases the GIL once per batch.
 """
 
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libcpp cimport bool as cbool
+from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.string cimport string
 from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow.c_data cimport ArrowArray
+from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema, array_of, schema_of
 
 from sabot.errors import UserError
 
-__all__ = ["PLUGINS", "RecordQueue", "load_client"]
+__all__ = ["PLUGINS", "RecordProducer", "RecordQueue", "load_client", "rows_above"]
 
 PLUGINS = "plugin.library.paths"
 
@@ -28,8 +30,10 @@ cdef extern from "kafka/librdkafka.h" nogil:
 cdef extern from "kafka/librdkafka.h" namespace "sabot" nogil:
     string c_load "sabot::load" (const char* path) except +
     const char* version_str "sabot::client::version_str" ()
-    rd_kafka_t* client_made
+    int last_error "sabot::client::last_error" ()
+    const char* err2str "sabot::client::err2str" (int error)
 
+cdef extern from "kafka/record_queue.h" namespace "sabot" nogil:
     cppclass Event:
         int code
         int32_t partition
@@ -44,6 +48,42 @@ cdef extern from "kafka/librdkafka.h" namespace "sabot" nogil:
         ) except +
         void close()
 
+cdef extern from "kafka/record_producer.h" namespace "sabot" nogil:
+    cppclass Records:
+        int64_t length
+        Records()
+        Records(const ArrowSchema* schema, const ArrowArray* array)
+        @staticmethod
+        cbool fits(const ArrowSchema* schema)
+        void above(int64_t limit, vector[int64_t]& rows, vector[int64_t]& sizes) except +
+
+    cppclass Refusal:
+        int code
+        int32_t partition
+        int64_t size
+        cbool keyed
+        size_t key_size
+        char* key
+
+    cppclass Deliveries:
+        void wait(int timeout_ms)
+        int64_t refused(Refusal& first)
+
+    shared_ptr[Deliveries]* deliveries_expected "sabot::Deliveries::expected"
+
+    cppclass Fault:
+        int code
+        string text
+
+    cppclass Producer "sabot::RecordProducer":
+        Producer(rd_kafka_t* producer, shared_ptr[Deliveries] deliveries, const char* topic, int32_t partitions) except +
+        shared_ptr[Deliveries] deliveries
+        cbool ready()
+        int64_t put(const Records& records, int64_t taken, Fault& fault) except +
+
+cdef extern from "kafka/plugin.h" namespace "sabot" nogil:
+    rd_kafka_t* client_made
+
 
 def load_client(str library not None):
     """Finds librdkafka's functions through a loaded shared object that uses them. Returns librdkafka's version; raises UserError."""
@@ -56,6 +96,17 @@ def load_client(str library not None):
     return version_str().decode()
 
 
+cdef object _client(make, dict conf):
+    """What `make` returns for these settings and our plugin. Its handle is then in `client_made`."""
+    global client_made
+    theirs = conf.get(PLUGINS)
+    client_made = NULL
+    client = make({**conf, PLUGINS: f"{theirs};{__file__}" if theirs else __file__})
+    if client_made == NULL:
+        raise UserError("the Kafka client has not loaded sabot's plugin", hint="is it made by confluent_kafka, of at least 2.6?")
+    return client
+
+
 @cython.no_gc_clear  # else the collector could take `client` away first, and the client must outlive the queue
 cdef class RecordQueue:
     cdef Queue* queue
@@ -63,14 +114,9 @@ cdef class RecordQueue:
     cdef object schema
 
     def __init__(self, make, schema, dict conf not None):
-        global client_made
         if self.queue != NULL:
             raise TypeError("a RecordQueue is made once")
-        theirs = conf.get(PLUGINS)
-        client_made = NULL
-        self.client = make({**conf, PLUGINS: f"{theirs};{__file__}" if theirs else __file__})
-        if client_made == NULL:
-            raise UserError("the Kafka client has not loaded sabot's plugin", hint="is it made by confluent_kafka, of at least 2.6?")
+        self.client = _client(make, conf)
         self.schema = schema
         self.queue = new Queue(client_made)
 
@@ -104,3 +150,64 @@ cdef class RecordQueue:
         if self.queue != NULL:
             with nogil:
                 self.queue.close()
+
+
+cdef Records _records(tuple capsules) except *:
+    """A view of the batch behind these capsules, which must stay alive as long as it. Raises TypeError for other columns."""
+    if not Records.fits(schema_of(capsules[0])):
+        raise TypeError("these are not the columns of records")
+    return Records(schema_of(capsules[0]), array_of(capsules[1]))
+
+
+def rows_above(data, int64_t limit):
+    cdef tuple capsules = data.__arrow_c_array__()
+    cdef Records records = _records(capsules)
+    cdef vector[int64_t] rows, sizes
+    with nogil:
+        records.above(limit, rows, sizes)
+    return dict(zip(rows, sizes))
+
+
+@cython.no_gc_clear  # else the collector could take `client` away first, and the client must outlive its topic
+cdef class RecordProducer:
+    cdef Producer* producer
+    cdef readonly object client
+
+    def __cinit__(self, make, str topic not None, int32_t partitions, dict conf not None):
+        global deliveries_expected
+        cdef shared_ptr[Deliveries] deliveries = make_shared[Deliveries]()
+        cdef bytes name = topic.encode()
+        deliveries_expected = &deliveries
+        try:
+            self.client = _client(make, conf)
+        finally:
+            deliveries_expected = NULL
+        self.producer = new Producer(client_made, deliveries, name, partitions)
+        if not self.producer.ready():
+            raise UserError(f"the Kafka client takes no topic {topic!r}: {err2str(last_error()).decode()}")
+
+    def __dealloc__(self):
+        del self.producer
+
+    def produce(self, data, int64_t taken):
+        cdef tuple capsules = data.__arrow_c_array__()
+        cdef Records records
+        cdef Fault fault
+        if taken < 0:
+            raise ValueError(f"{taken} rows cannot have been taken")
+        records = _records(capsules)
+        with nogil:
+            taken = self.producer.put(records, taken, fault)
+        return taken, (fault.code, fault.text.decode(errors="replace")) if fault.code else None
+
+    def wait(self, double seconds):
+        cdef int timeout_ms = <int> (seconds * 1000 + 0.999)
+        with nogil:
+            self.producer.deliveries.get().wait(timeout_ms)
+
+    def refused(self):
+        cdef Refusal first
+        cdef int64_t count = self.producer.deliveries.get().refused(first)
+        if count == 0:
+            return None
+        return count, first.code, first.partition, first.key[:first.key_size] if first.keyed else None, first.size

@@ -1,12 +1,9 @@
 """Records from librdkafka into columns, on the broker that librdkafka itself can play: no Java, and faults of our own."""
 
-import contextlib
 import ctypes
 import gc
-import resource
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +13,9 @@ from sabot._cython.kafka.librdkafka import PLUGINS, RecordQueue, load_client
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import UserError
 from sabot.kafka import KafkaSource
+from tools.kafka_clients import LINUX, MIB, rss, threads
 
 WAIT = 20.0  # seconds; only a test that fails waits so long
-MIB = 2**20
-LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads and memory there")
 
 load_client(cimpl.__file__)
 
@@ -41,19 +37,6 @@ def broker(producer: Any) -> str:
 def queue_of(broker: str, **settings: Any) -> RecordQueue:
     conf = {"bootstrap.servers": broker, "group.id": "g", "log_level": 2, "fetch.wait.max.ms": 10, **settings}
     return RecordQueue(Consumer, RECORD_SCHEMA, conf)
-
-
-def threads() -> int:
-    """How many threads of librdkafka there are."""
-    names = []
-    for task in Path("/proc/self/task").glob("*/comm"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            names.append(task.read_text())
-    return sum(name.startswith("rdk:") for name in names)
-
-
-def rss() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def reading(broker: str, topic: str, partitions: int = 1, **settings: Any) -> RecordQueue:

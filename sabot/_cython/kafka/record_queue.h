@@ -1,0 +1,312 @@
+/* A consumer's records as columns.
+
+Only the queues of partitions are forwarded to a queue of ours, before they are assigned: these carry records and faults of partitions, no
+callbacks. The Python client still owns the handle and answers all callbacks (errors, statistics, tokens, commits) in its `poll`, which finds
+the state of Python that they need. */
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "arrow/arrow_c.h"
+#include "arrow/bytes.h"
+#include "arrow/new_array.h"
+#include "arrow/utf8.h"
+#include "kafka/librdkafka.h"
+
+namespace sabot {
+
+constexpr int64_t AHEAD = 4; /* records whose memory is fetched while an earlier one is copied */
+
+struct Event { /* of a partition: its end was reached, or a fault */
+    int code;
+    int32_t partition;
+    int64_t offset;
+    std::string text;
+};
+
+/* A column of bytes that grows by a row at a time, for at most `rows` rows. Throws bad_alloc, overflow_error. */
+class BytesColumn {
+  public:
+    explicit BytesColumn(int64_t rows, int64_t likely_bytes) {
+        offsets_.ensure((rows + 1) * 4);
+        valid_.ensure(rows / 8 + 8);
+        std::memset(valid_.data, 0, static_cast<size_t>(rows / 8 + 8));
+        data_.ensure(likely_bytes);
+        put_offset();
+    }
+
+    void add(const void* data, size_t size) {
+        if (data == nullptr) {
+            nulls_++;
+        } else {
+            valid_.data[rows_ >> 3] |= static_cast<uint8_t>(1 << (rows_ & 7));
+            data_.put(data, static_cast<int64_t>(size));
+        }
+        rows_++;
+        put_offset();
+    }
+
+    int64_t bytes() const { return data_.len; }
+
+    /* Hands the column over; `out` is released. */
+    void give(ArrowArray* out) {
+        make_array(out, rows_, 3, 0);
+        out->null_count = nulls_;
+        if (nulls_) out->buffers[0] = valid_.take();
+        out->buffers[1] = offsets_.take();
+        out->buffers[2] = data_.take();
+    }
+
+  private:
+    Bytes offsets_, valid_, data_;
+    int64_t rows_ = 0, nulls_ = 0;
+
+    void put_offset() {
+        const int32_t at = static_cast<int32_t>(data_.len);
+        std::memcpy(offsets_.data + rows_ * 4, &at, 4);
+    }
+};
+
+/* The headers of records: a list of structs of a name and a value. Throws bad_alloc, overflow_error. */
+class HeadersColumn {
+  public:
+    explicit HeadersColumn(int64_t rows) {
+        bounds_.ensure((rows + 1) * 4);
+        valid_.ensure(rows / 8 + 8);
+        std::memset(valid_.data, 0, static_cast<size_t>(rows / 8 + 8));
+        put_bound();
+    }
+
+    void add(const rd_kafka_message_t* message) {
+        rd_kafka_headers_t* headers = nullptr;
+        if (client::message_headers(message, &headers) == 0) {
+            const char* name;
+            const void* value;
+            size_t size;
+            const size_t before = entries_.size();
+            for (size_t i = 0; client::header_get_all(headers, i, &name, &value, &size) == 0; i++) {
+                entries_.push_back({static_cast<int64_t>(names_.size()), value ? static_cast<int64_t>(size) : -1});
+                put_name(name);
+                if (value) values_.append(static_cast<const char*>(value), size);
+            }
+            if (entries_.size() > before) {
+                valid_.data[rows_ >> 3] |= static_cast<uint8_t>(1 << (rows_ & 7));
+                with_headers_++;
+            }
+        }
+        rows_++;
+        put_bound();
+    }
+
+    void give(ArrowArray* out) {
+        const int64_t count = static_cast<int64_t>(entries_.size());
+        make_array(out, rows_, 2, 1);
+        out->null_count = rows_ - with_headers_;
+        if (out->null_count) out->buffers[0] = valid_.take();
+        out->buffers[1] = bounds_.take();
+        ArrowArray* pairs = out->children[0];
+        make_array(pairs, count, 1, 2);
+        BytesColumn names(count, static_cast<int64_t>(names_.size())), values(count, static_cast<int64_t>(values_.size()));
+        int64_t at = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t end = i + 1 < count ? entries_[i + 1].name : static_cast<int64_t>(names_.size());
+            names.add(names_.data() + entries_[i].name, static_cast<size_t>(end - entries_[i].name));
+            const int64_t size = entries_[i].size;
+            values.add(size < 0 ? nullptr : values_.data() + at, static_cast<size_t>(std::max<int64_t>(size, 0)));
+            at += std::max<int64_t>(size, 0);
+        }
+        names.give(pairs->children[0]);
+        values.give(pairs->children[1]);
+    }
+
+  private:
+    struct Entry {
+        int64_t name; /* where its name begins */
+        int64_t size; /* of its value; -1: null */
+    };
+
+    Bytes bounds_, valid_;
+    std::vector<Entry> entries_;
+    std::string names_, values_;
+    int64_t rows_ = 0, with_headers_ = 0;
+
+    /* Names are text; Kafka's own clients write UTF-8, and a byte that is none becomes U+FFFD. */
+    void put_name(const char* name) {
+        const uint8_t* p = reinterpret_cast<const uint8_t*>(name);
+        const uint8_t* const end = p + std::strlen(name);
+        while (p < end) {
+            const int n = *p < 0x80 ? 1 : utf8_length(p, end);
+            if (n)
+                names_.append(reinterpret_cast<const char*>(p), static_cast<size_t>(n));
+            else
+                names_.append("\xEF\xBF\xBD");
+            p += n ? n : 1;
+        }
+    }
+
+    void put_bound() {
+        const int32_t at = static_cast<int32_t>(entries_.size());
+        std::memcpy(bounds_.data + rows_ * 4, &at, 4);
+    }
+};
+
+/* A column of numbers for at most `rows` rows. Throws bad_alloc. */
+template <class T>
+class NumberColumn {
+  public:
+    explicit NumberColumn(int64_t rows) { values_.ensure(rows * static_cast<int64_t>(sizeof(T))); }
+
+    void add(T value) {
+        std::memcpy(values_.data + rows_ * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+        rows_++;
+    }
+
+    void give(ArrowArray* out) {
+        make_array(out, rows_, 2, 0);
+        out->buffers[1] = values_.take();
+    }
+
+  private:
+    Bytes values_;
+    int64_t rows_ = 0;
+};
+
+/* Messages that have come from the client, which are destroyed with this object if not before. */
+class Messages {
+  public:
+    explicit Messages(int64_t most) : held_(static_cast<size_t>(most), nullptr) {}
+    Messages(const Messages&) = delete;
+    Messages& operator=(const Messages&) = delete;
+    ~Messages() {
+        for (; done_ < count_; done_++) client::message_destroy(held_[done_]);
+    }
+
+    /* Adds up to `most` messages. With a timeout it waits until there are so many. */
+    void take(rd_kafka_queue_t* queue, int timeout_ms, int64_t most) {
+        const ssize_t came = client::consume_batch_queue(queue, timeout_ms, held_.data() + count_, static_cast<size_t>(most));
+        if (came > 0) count_ += came;
+    }
+
+    int64_t count() const { return count_; }
+    const rd_kafka_message_t* next() const { return held_[done_]; }
+    void drop() { client::message_destroy(held_[done_++]); }
+    bool empty() const { return done_ == count_; }
+
+    void look_ahead() const {
+        if (done_ + 2 * AHEAD < count_) __builtin_prefetch(held_[done_ + 2 * AHEAD]);
+        if (done_ + AHEAD < count_) __builtin_prefetch(held_[done_ + AHEAD]->payload);
+    }
+
+  private:
+    std::vector<rd_kafka_message_t*> held_;
+    int64_t count_ = 0, done_ = 0;
+};
+
+/* The records of the partitions of one consumer that were given to `follow`. Its methods may be called from any thread; they need no
+interpreter, and wait for each other. After `close` they do nothing. */
+class RecordQueue {
+  public:
+    explicit RecordQueue(rd_kafka_t* consumer) : consumer_(consumer), queue_(client::queue_new(consumer)) {}
+    RecordQueue(const RecordQueue&) = delete;
+    RecordQueue& operator=(const RecordQueue&) = delete;
+    ~RecordQueue() { close(); }
+
+    /* The records of this partition come here, once it is assigned. False: the client has no such queue, or this one is closed. */
+    bool follow(const char* topic, int32_t partition) {
+        std::lock_guard<std::mutex> lock(in_use_);
+        rd_kafka_queue_t* from = queue_ ? client::queue_get_partition(consumer_, topic, partition) : nullptr;
+        if (from == nullptr) return false;
+        client::queue_forward(from, queue_);
+        client::queue_destroy(from);
+        return true;
+    }
+
+    /* Returns how many records there are, at most `most`; where there are none, it waits up to `timeout_ms` for the first. They become the
+    struct array `out`, which is made only where there are any, with the columns payload, key, timestamp, partition, offset and headers.
+    `next` gets the offset behind the last record of each partition, `events` what else has come. Throws bad_alloc, overflow_error. */
+    int64_t read(int64_t most, int timeout_ms, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
+        std::lock_guard<std::mutex> lock(in_use_);
+        if (queue_ == nullptr || most < 1) return 0;
+        Messages messages(most);
+        messages.take(queue_, 0, most);
+        if (messages.empty() && timeout_ms > 0) {
+            messages.take(queue_, timeout_ms, 1);
+            if (!messages.empty() && most > 1) messages.take(queue_, 0, most - 1);
+        }
+        return messages.empty() ? 0 : columns(messages, out, next, events);
+    }
+
+    void close() {
+        std::lock_guard<std::mutex> once(closing_);
+        if (queue_ == nullptr) return;
+        client::queue_yield(queue_); /* a reader that waits returns */
+        std::lock_guard<std::mutex> lock(in_use_);
+        client::queue_destroy(queue_);
+        queue_ = nullptr;
+    }
+
+  private:
+    rd_kafka_t* const consumer_; /* owned by the Python client, which outlives this object */
+    rd_kafka_queue_t* queue_;    /* null once closed */
+    std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
+    double bytes_per_row_ = 128; /* of payload, in the last batch */
+
+    int64_t columns(Messages& messages, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
+        const int64_t most = messages.count();
+        BytesColumn payloads(most, std::min<int64_t>(MAX_OFFSET / 2, static_cast<int64_t>(static_cast<double>(most) * bytes_per_row_)));
+        BytesColumn keys(most, 0);
+        NumberColumn<int64_t> timestamps(most), offsets(most);
+        NumberColumn<int32_t> partitions(most);
+        HeadersColumn headers(most);
+        int64_t rows = 0;
+        int32_t partition = -1;
+        int64_t* behind = nullptr; /* the entry of `partition` in `next` */
+        for (; !messages.empty(); messages.drop()) {
+            messages.look_ahead();
+            const rd_kafka_message_t* message = messages.next();
+            if (message->err) {
+                const char* text = client::message_errstr(message);
+                events.push_back({message->err, message->partition, message->offset, text ? text : ""});
+                continue;
+            }
+            payloads.add(message->payload, message->len);
+            keys.add(message->key, message->key_len);
+            timestamps.add(client::message_timestamp(message, nullptr));
+            partitions.add(message->partition);
+            offsets.add(message->offset);
+            headers.add(message);
+            if (behind == nullptr || message->partition != partition) {
+                partition = message->partition;
+                behind = &next[partition];
+            }
+            *behind = message->offset + 1;
+            rows++;
+        }
+        if (rows == 0) return 0;
+        bytes_per_row_ = static_cast<double>(payloads.bytes()) / static_cast<double>(rows) * 1.05;
+        out->release = nullptr;
+        try {
+            make_array(out, rows, 1, 6);
+            payloads.give(out->children[0]);
+            keys.give(out->children[1]);
+            timestamps.give(out->children[2]);
+            partitions.give(out->children[3]);
+            offsets.give(out->children[4]);
+            headers.give(out->children[5]);
+        } catch (...) {
+            if (out->release) out->release(out);
+            throw;
+        }
+        return rows;
+    }
+};
+
+}  // namespace sabot

@@ -1,0 +1,50 @@
+"""Clients whose records come and go as columns, through the librdkafka that the Python client has loaded (docs/decisions/022).
+
+The Python client still makes them: it owns the connection, is polled for the callbacks, and asks the broker what there is to ask.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, cimpl
+
+from sabot._cython.kafka.librdkafka import RecordProducer, RecordQueue, load_client
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.kafka.client import BrokerLink, client_of, producer_of
+
+__all__ = ["record_producer_of", "record_queue_of"]
+
+_log = logging.getLogger("sabot.kafka")
+
+
+@cache
+def _load() -> None:
+    """Finds librdkafka in this process, once."""
+    _log.debug("librdkafka %s", load_client(cimpl.__file__))
+
+
+def record_queue_of(link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]) -> RecordQueue:
+    """A consumer with our `settings`, which the user's override."""
+    _load()
+
+    def make(conf: dict[str, Any]) -> RecordQueue:
+        return RecordQueue(Consumer, RECORD_SCHEMA, conf)
+
+    queue: RecordQueue = client_of(make, link, kafka, settings)
+    return queue
+
+
+def record_producer_of(
+    link: BrokerLink, kafka: Mapping[str, Any], topic: str, partitions: int, **settings: Any
+) -> RecordProducer:
+    """An idempotent producer to one topic, which has so many partitions, with the defaults of our sinks."""
+    _load()
+    groups = 1 if {"partitioner", "default.topic.config"} & kafka.keys() else partitions
+
+    def make(conf: dict[str, Any]) -> RecordProducer:
+        return RecordProducer(Producer, topic, groups, conf)
+
+    producer: RecordProducer = producer_of(link, kafka, make, **settings)
+    return producer
