@@ -263,5 +263,8 @@ def _union_passed_over(kind: AvroUnion, path: str) -> ReadStep:
     steps = [_passed_over(each, path) for each in kind.branches]
     nulls = [number for number, each in enumerate(kind.branches) if is_null(each)]
     if len(steps) == 2 and nulls:
-        return replace(steps[1 - nulls[0]], null=nulls[0])
+        step = steps[1 - nulls[0]]
+        # A record whose one field is a union of this kind too is that field's step: both have a number to read.
+        step = step if step.null < 0 else ReadStep("record", path, steps=(step,))
+        return replace(step, null=nulls[0])
     return ReadStep("union", path, steps=steps)

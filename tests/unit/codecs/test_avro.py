@@ -600,3 +600,15 @@ def test_names_that_avro_does_not_allow_are_refused() -> None:
         avro_schema(pa.schema([("a b", pa.int64())]), "R")
     with pytest.raises(UserError, match="'1R' is no name"):
         avro_schema(pa.schema([("a", pa.int64())]), "1R")
+
+
+def test_a_nullable_record_whose_one_field_is_nullable_is_passed_over_whole() -> None:
+    """Both unions have a number of a branch; one of them was read as the beginning of what follows."""
+    inner = {"type": "record", "name": "Place", "fields": [{"name": "lat", "type": ["null", "double"]}]}
+    fields = [{"name": "id", "type": "long"}, {"name": "place", "type": ["null", inner]}, {"name": "n", "type": "int"}]
+    schema = {"type": "record", "name": "Row", "fields": fields}
+    rows = [{"id": n, "place": place, "n": n} for n, place in enumerate([{"lat": 1.5}, {"lat": None}, None])]
+    payloads = AvroEncoder(schema).encode(pa.RecordBatch.from_pylist(rows, schema=arrow_schema(schema)))
+    batch = pa.RecordBatch.from_arrays([payloads], names=["payload"])
+    found, bad = AvroCodec(schema, columns=["id", "n"]).decode(batch)
+    assert (found.to_pylist(), bad) == ([{"id": n, "n": n} for n in range(3)], [])
