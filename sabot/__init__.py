@@ -58,6 +58,7 @@ from sabot.app import App, StateView
 from sabot.clock import Clock
 from sabot.codecs.formats import ArrowIpc, Csv, Json, Raw
 from sabot.codecs.records import Record
+from sabot.codecs.schemas import Avro, Protobuf
 from sabot.config import Secret, secret
 from sabot.connectors.base import Sink, Source, Token, Track
 from sabot.connectors.console import ConsoleSink, console
@@ -97,6 +98,7 @@ from sabot.errors import (
     TransientError,
     UserError,
 )
+from sabot.kafka.registry import Registry
 from sabot.state import StateBackend
 from sabot.state.values import ListState, MapState, ReducingState
 
@@ -109,6 +111,7 @@ __all__ = [
     "ArrowIpc",
     "ArrowSink",
     "ArrowSource",
+    "Avro",
     "Batch",
     "BatchProcessContext",
     "BatchState",
@@ -158,9 +161,11 @@ __all__ = [
     "Process",
     "ProcessContext",
     "ProcessedStream",
+    "Protobuf",
     "Raw",
     "Record",
     "ReducingState",
+    "Registry",
     "RowErrors",
     "SabotError",
     "Secret",

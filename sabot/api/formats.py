@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.codecs.base import Format
-from sabot.codecs.formats import check_columns_of, format_of
+from sabot.codecs.formats import format_of
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 
@@ -19,7 +19,7 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
             f"{where}: format= is of records, and {source.name} has rows without any", hint="leave format= out"
         )
     found = format_of(given, where)
-    check_columns_of(found, schema, where)
+    found.check_input(schema, where)
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import BadRow
+from sabot.errors import UserError
 
 __all__ = ["Codec", "Encoder", "Format", "LostFloats", "ManyRows", "decode_numbered", "decode_records", "numbered"]
 
@@ -94,16 +95,28 @@ class Format(ABC):
         return self.name
 
     @property
-    def schema(self) -> pa.Schema | None:
+    def known_columns(self) -> pa.Schema | None:
         """The columns, where the settings say them."""
         return None
 
+    def check_input(self, schema: pa.Schema | None, where: str) -> None:
+        """Raises UserError, whose text begins with `where`, for a `schema=` of what comes in that the format does not take, or lacks."""
+        if self.own_columns and schema is not None:
+            raise UserError(
+                f"{where}: schema= beside format {self.name}, which says the columns itself", hint="leave schema= out"
+            )
+        if self.needs_schema and schema is None:
+            raise UserError(
+                f"{where}: format {self.name}, and no schema=",
+                hint='schema={"id": "int64", …} names the fields, in order',
+            )
+
     def columns(self, topic: str) -> pa.Schema | None:
-        """The columns of a topic, where `schema` or a registry says them; None: only records do, or `schema=`. Blocking.
+        """The columns of a topic, where `known_columns` or a registry says them; None: only records do, or `schema=`. Blocking.
 
         Raises UserError, RegistryUnavailable.
         """
-        return self.schema
+        return self.known_columns
 
     @abstractmethod
     def codec(

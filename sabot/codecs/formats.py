@@ -17,7 +17,7 @@ from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.config import checked_flag, is_whole
 from sabot.errors import UserError
 
-__all__ = ["JSON", "ArrowIpc", "Csv", "Json", "Raw", "agreed_format", "check_columns_of", "format_of"]
+__all__ = ["JSON", "ArrowIpc", "Csv", "Json", "Raw", "agreed_format", "format_of"]
 
 _UNQUOTABLE = '"\r\n'
 
@@ -60,6 +60,13 @@ class Csv(Format):
     def said(self) -> str:
         return self.name if self.delimiter == "," else f"{self.name} with {self.delimiter!r} between fields"
 
+    def check_input(self, schema: pa.Schema | None, where: str) -> None:
+        super().check_input(schema, where)
+        try:
+            convert_options(schema)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
+
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
@@ -91,13 +98,13 @@ class Raw(Format):
         return "raw text" if self.text else self.name
 
     @property
-    def schema(self) -> pa.Schema:
+    def known_columns(self) -> pa.Schema:
         return pa.schema([(VALUE, pa.string() if self.text else pa.binary())])
 
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return RawCodec(self.schema)
+        return RawCodec(self.known_columns)
 
     def encoder(self, topic: str) -> Encoder:
         return RawEncoder()
@@ -175,24 +182,6 @@ def agreed_format(name: str, one: Format | None, other: Format | None) -> Format
             f"topic {name}: two write it, one as {one.said} and one as {other.said}", hint="give both one format="
         )
     return one or other
-
-
-def check_columns_of(format: Format, schema: pa.Schema | None, where: str) -> None:
-    """Raises UserError for a `schema=` that the format does not take, or lacks, whose text begins with `where`."""
-    if format.own_columns and schema is not None:
-        raise UserError(
-            f"{where}: schema= beside format {format.name}, which says the columns itself", hint="leave schema= out"
-        )
-    if format.needs_schema and schema is None:
-        raise UserError(
-            f"{where}: format {format.name}, and no schema=",
-            hint='schema={"id": "int64", …} names the fields, in order',
-        )
-    if schema is not None and isinstance(format, Csv):
-        try:
-            convert_options(schema)
-        except UserError as error:
-            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
 
 
 def _selected(schema: pa.Schema | None, columns: Sequence[str] | None) -> pa.Schema | None:

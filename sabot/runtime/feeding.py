@@ -110,11 +110,14 @@ class AgentSource:
         return self._left
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_in (read in this job), ended, lag, and the figures of its channel; from any thread."""
+        """Returns rows_in (read in this job), ended, lag, why it waits for a schema registry ("": it does not), and the figures of its
+        channel; from any thread.
+        """
         return {
             "rows_in": self.input.rows_in,
             "ended": self.task.ended,
             "lag": self.input.lag(),
+            "registry": self.input.outage.why,
             "channel": self.channel.statistics(),
         }
 

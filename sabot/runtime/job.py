@@ -479,10 +479,18 @@ class Job:
         if broken := [name for name, agent in self.agents.items() if agent.error is not None]:
             why = why or f"agents have failed: {', '.join(broken)}"
         report: dict[str, Any] = {"checkpoint": self.coordinator.statistics()["last_id"]}
+        if self._run is not None and (outages := _outages(self._run.statistics())):
+            report["registry"] = outages
         if self.health is not None:
             lacks, report["processes"] = self.health.readiness()
             why = why or lacks
         return page_of({"app": self.app.id, "ready": not why, "why": why, **report}, good=not why)
+
+
+def _outages(figures: Mapping[str, Any]) -> list[str]:
+    """Why sources stand still until a schema registry answers. The app is ready all the same: what it has read goes on."""
+    inputs = [*figures.get("sources", {}).values(), *(task["input"] for task in figures["streams"].values())]
+    return sorted({each["registry"] for each in inputs if each.get("registry")})
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

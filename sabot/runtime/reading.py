@@ -269,7 +269,8 @@ class SourceInput(Reader):
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
             "backlog": self.backlog,
-            "waits_for": sorted([*self.waits_for, *filter(None, [self.outage.why])]),
+            "waits_for": sorted(self.waits_for),
+            "registry": self.outage.why,
             "ahead": sorted(f"{topic}[{partition}]" for topic, partition in self._kept_back),
         }
 

@@ -91,10 +91,10 @@ class Read(Node):
         return self.time is not None or isinstance(self.source, str)
 
     def found_schema(self) -> pa.Schema | None:
-        """`schema`; where none was given, what the data of a Source tells."""
-        if self.schema is None and isinstance(self.source, Source):
-            return self.source.infer_schema()
-        return self.schema
+        """`schema`; where none was given, what the data of a Source tells, or the registry of the format."""
+        if self.schema is not None:
+            return self.schema
+        return self.source.infer_schema() if isinstance(self.source, Source) else self.format.columns(self.name)
 
     @cached_property
     def columns(self) -> pa.Schema | None:
@@ -214,7 +214,7 @@ def read_node(
     check_sink(dead_letter, "stream: dead_letter")
     known = None if schema is None else schema_of(schema)
     payloads = payload_format(format, source, known, "stream")
-    known = payloads.schema if known is None else known
+    known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
     if pairs and isinstance(source, Source) and type(source).scan is not Source.scan:
         raise UserError(

@@ -323,10 +323,10 @@ async def test_readers_wait_for_a_registry_while_barriers_pass_and_nothing_is_lo
         await until(lambda: Unanswered.asked >= 4, "some tries of both readers")
         await checkpoint(app)
         image = crash_image(tmp_path / "first", tmp_path / "image")
-        waiting = [
-            task["input"]["waits_for"] for task in app.statistics()["streams"].values() if "waits_for" in task["input"]
-        ]
-        assert waiting == [["http://registry:8081 does not answer"]]
+        figures = app.statistics()
+        inputs = [task["input"] for task in figures["streams"].values() if "registry" in task["input"]]
+        waiting = [each["registry"] for each in (*inputs, *figures["sources"].values())]
+        assert waiting == ["http://registry:8081 does not answer"] * 2
         assert records(app, "out") == []
         Unanswered.down = False
         await until(lambda: len(records(app, "out")) == 5, "the rows of the stream")

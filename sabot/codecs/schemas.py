@@ -1,0 +1,276 @@
+"""Formats whose schemas have a language of their own, and what they ask of a schema registry."""
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
+
+from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
+from sabot.codecs.base import Codec, Encoder, Format
+from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder
+from sabot.codecs.protobuf import arrow_schema as columns_of
+from sabot.codecs.protobuf.fields import message_type
+from sabot.codecs.records import RECORD_SCHEMA, empty_batch
+from sabot.config import checked_flag, checked_text
+from sabot.errors import UserError
+
+__all__ = ["Avro", "Protobuf", "SchemaRegistry"]
+
+_SUBJECT = "{topic}-value"
+_PLACES = ("topic", "record")
+
+
+class SchemaRegistry(Protocol):
+    """What formats ask of a schema registry; `sabot.Registry` is one. kind: "AVRO" or "PROTOBUF". All of it may block, is called from any
+    thread, and raises RegistryUnavailable.
+    """
+
+    def schema_of(self, id: int, kind: str) -> str:
+        """The text of the schema of this id. Raises UnknownSchema."""
+
+    def latest(self, subject: str, kind: str) -> tuple[int, str]:
+        """The id and the text of the newest schema of a subject. Raises UserError where there is none."""
+
+    def register(self, subject: str, text: str, kind: str) -> int:
+        """The id of this schema, which is made the newest of the subject where it is none of its schemas. Raises UserError."""
+
+    def lookup(self, subject: str, text: str, kind: str) -> int:
+        """The id of this schema of a subject. Raises UserError where it is none of them."""
+
+
+class _BySchema:
+    """An encoder whose payloads depend on the columns: it makes one of `make` for each schema that comes."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self._schema: pa.Schema | None = None
+        self._encoder: Encoder | None = None
+
+    def another(self) -> "_BySchema":
+        """An encoder with the same settings, for another thread."""
+        return _BySchema(self._make)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """See `Encoder.encode`."""
+        if self._encoder is None or not batch.schema.equals(self._schema):
+            self._encoder, self._schema = self._make(batch.schema), batch.schema
+        return self._encoder.encode(batch)
+
+
+def _checked_subject(subject: Any, what: str) -> None:
+    checked_text(subject, f"{what}: subject")
+    unknown = [name for name in re.findall(r"\{(.*?)\}", subject) if name not in _PLACES]
+    if not subject or unknown:
+        raise UserError(
+            f"{what}(subject={subject!r})",
+            hint='"{topic}-value" (the default), "{record}", "{topic}-{record}", or a name',
+        )
+
+
+class _RegistryAvro(AvroCodec):
+    """A codec whose reader's schema may be one that a registry had when the job began: a checkpoint keeps it."""
+
+    def __init__(self, reader: str, schema_of: Callable[[int], str], columns: list[str] | None) -> None:
+        super().__init__(reader, schema_of=schema_of, columns=columns)
+        self._settings = (reader, schema_of, columns)
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """The reader's schema."""
+        return self._settings[0]
+
+    def resumed(self, text: str | None) -> "_RegistryAvro":
+        """The codec that reads with the schema of a checkpoint."""
+        reader, schema_of, columns = self._settings
+        return _RegistryAvro(text or reader, schema_of, columns)
+
+    def another(self) -> "_RegistryAvro":
+        """A codec with the same settings, for another thread."""
+        return _RegistryAvro(*self._settings)
+
+
+@dataclass(frozen=True)
+class Avro(Format):
+    """A payload is one Avro record. With a registry it stands behind the id of its writer's schema (Confluent's wire format), and is
+    resolved against `schema`; without one it is written with `schema` itself.
+
+    schema: a dict, its JSON text, or the path of a file. Readers without one take the newest of the subject; writers one that is made of
+    the columns, or with auto_register=False the newest of the subject. subject: its name in the registry, with {topic} and {record} (the
+    full name of the record). auto_register: a writer's schema is registered where it is not, instead of being refused.
+    """
+
+    name: ClassVar[str] = "avro"
+    own_columns: ClassVar[bool] = True
+    schema: Any = None
+    registry: SchemaRegistry | None = field(default=None, kw_only=True)
+    subject: str = field(default=_SUBJECT, kw_only=True)
+    auto_register: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", _schema_text(self.schema))
+            arrow_schema(self.schema)  # says what is wrong with it
+        _checked_subject(self.subject, "Avro")
+        checked_flag("Avro: auto_register", self.auto_register)
+
+    @property
+    def known_columns(self) -> pa.Schema | None:
+        return None if self.schema is None else arrow_schema(self.schema)
+
+    def check_input(self, schema: pa.Schema | None, where: str) -> None:
+        super().check_input(schema, where)
+        if self.schema is None and self.registry is None:
+            raise UserError(f"{where}: Avro() has no schema", hint="Avro(schema), or Avro(registry=Registry(url))")
+        if self.schema is None and "{record}" in self.subject:
+            raise UserError(
+                f"{where}: subject {self.subject!r} needs the name of the record, which Avro() does not know",
+                hint="Avro(schema, …)",
+            )
+
+    def columns(self, topic: str) -> pa.Schema:
+        return arrow_schema(self._reader(topic))
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        registry, names = self.registry, None if columns is None else list(columns)
+        if registry is None:
+            return AvroCodec(self._reader(topic), columns=names)
+        reader = self.schema or text or self._reader(topic)
+        return _RegistryAvro(reader, partial(registry.schema_of, kind="AVRO"), names)
+
+    def encoder(self, topic: str) -> Encoder:
+        return _BySchema(partial(self._encoder, topic))
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        if schema.equals(RECORD_SCHEMA) or (self.schema is None and not self.auto_register):
+            return
+        try:
+            AvroEncoder(self.schema or avro_schema(schema, "row")).encode(empty_batch(schema))
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
+
+    def _reader(self, topic: str) -> str:
+        """The text of the schema that rows are read with."""
+        if self.schema is not None:
+            text: str = self.schema
+            return text
+        if self.registry is None:
+            raise UserError(f"{topic}: Avro() has no schema", hint="Avro(schema), or Avro(registry=Registry(url))")
+        return self.registry.latest(self._subject(topic, None), "AVRO")[1]
+
+    def _encoder(self, topic: str, columns: pa.Schema) -> Encoder:
+        """For rows with these columns; their schema is registered."""
+        if self.registry is None:
+            return AvroEncoder(self.schema or avro_schema(columns, _name_of(topic)))
+        if self.schema is None and not self.auto_register:
+            id, text = self.registry.latest(self._subject(topic, None), "AVRO")
+            return AvroEncoder(text, schema_id=id)
+        text = self.schema or json.dumps(avro_schema(columns, _name_of(topic)))
+        make = AvroEncoder(text)
+        make.encode(empty_batch(columns))  # a schema that the columns do not fit is not registered
+        register = self.registry.register if self.auto_register else self.registry.lookup
+        return AvroEncoder(text, schema_id=register(self._subject(topic, text), text, "AVRO"))
+
+    def _subject(self, topic: str, text: str | None) -> str:
+        record = "" if text is None and self.schema is None else _full_name(json.loads(self.schema or text or "{}"))
+        return self.subject.replace("{topic}", topic).replace("{record}", record)
+
+
+@dataclass(frozen=True)
+class Protobuf(Format):
+    """A payload is one message of Protobuf. With a registry it stands behind the id of its schema and the place of the message in it
+    (Confluent's wire format); readers skip both, as fields have numbers.
+
+    message: a generated class, its descriptor, or `descriptor_of(files, "package.Message")`. subject: as of `Avro`; {record} is the full
+    name of the message. auto_register: a writer registers the file of the message, instead of taking the newest schema of the subject.
+    """
+
+    name: ClassVar[str] = "protobuf"
+    own_columns: ClassVar[bool] = True
+    message: Any
+    registry: SchemaRegistry | None = field(default=None, kw_only=True)
+    subject: str = field(default=_SUBJECT, kw_only=True)
+    auto_register: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", message_type(self.message))
+        columns_of(self.message)  # says what is wrong with it
+        _checked_subject(self.subject, "Protobuf")
+        checked_flag("Protobuf: auto_register", self.auto_register)
+
+    @property
+    def known_columns(self) -> pa.Schema:
+        return columns_of(self.message)
+
+    def codec(
+        self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
+    ) -> Codec:
+        return ProtobufCodec(self.message, framed=self.registry is not None, columns=columns)
+
+    def encoder(self, topic: str) -> Encoder:
+        return _BySchema(partial(self._encoder, topic))
+
+    def check_types(self, schema: pa.Schema, where: str) -> None:
+        if schema.equals(RECORD_SCHEMA):
+            return
+        try:
+            ProtobufEncoder(self.message).check(schema)
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", hint=error.hint) from error
+
+    def _encoder(self, topic: str, columns: pa.Schema) -> Encoder:
+        """For rows with these columns; the schema of the message is registered."""
+        ProtobufEncoder(self.message).check(columns)
+        return ProtobufEncoder(
+            self.message, schema_id=None if self.registry is None else self._id(self.registry, topic)
+        )
+
+    def _id(self, registry: SchemaRegistry, topic: str) -> int:
+        subject = self.subject.replace("{topic}", topic).replace("{record}", self.message.full_name)
+        if not self.auto_register:
+            return registry.latest(subject, "PROTOBUF")[0]
+        file = self.message.file
+        others = [each.name for each in file.dependencies if not each.name.startswith("google/protobuf/")]
+        if others:
+            raise UserError(
+                f"{file.name} imports {', '.join(others)}, and schemas that refer to others are not registered here",
+                hint="register them with the registry's own tools, and say auto_register=False",
+            )
+        return registry.register(subject, b64encode(file.serialized_pb).decode(), "PROTOBUF")
+
+
+def _schema_text(schema: Any) -> str:
+    """A schema as JSON text, as it is compared and registered."""
+    if isinstance(schema, os.PathLike):
+        with open(schema, encoding="utf-8") as file:
+            schema = file.read()
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise UserError(
+                f"Avro: the schema is no JSON: {error}", hint="a dict, its JSON text, or Path(…) of a file"
+            ) from error
+    if not isinstance(schema, Mapping):
+        raise UserError(f"Avro: {schema!r:.60} is no schema of a record", hint='{"type": "record", "name": …}')
+    return json.dumps(schema)
+
+
+def _full_name(schema: Any) -> str:
+    """The full name of a record, as subjects have it."""
+    name = str(schema.get("name", "")) if isinstance(schema, Mapping) else ""
+    space = schema.get("namespace") if isinstance(schema, Mapping) else None
+    return name if not space or "." in name else f"{space}.{name}"
+
+
+def _name_of(topic: str) -> str:
+    """A name that Avro allows for the record of a topic."""
+    name = re.sub(r"\W", "_", topic, flags=re.ASCII)
+    return name if name[:1].isalpha() or name.startswith("_") else f"_{name}"

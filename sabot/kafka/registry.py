@@ -1,0 +1,193 @@
+"""The schema registry, asked through confluent-kafka's client: bounded in time, and each schema once."""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import Duration, parse_seconds
+from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserError
+from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
+
+__all__ = ["Registry"]
+
+_SCHEMAS = 10_000  # how many schemas by id are kept
+_UNKNOWN = 200  # how many unknown ids are kept; while there are so many, no other is asked for
+_UNKNOWN_SECONDS = 60.0  # how long an id that is unknown is not asked for again
+_OURS = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+)  # errors that asking again does not mend
+
+T = TypeVar("T")
+
+
+class Registry:
+    """A schema registry with Confluent's API: `Avro(registry=Registry("http://localhost:8081"))`.
+
+    url: one, or several with commas between them, which are tried in turn. auth: user and password. settings: of the client of
+    confluent-kafka, such as {"ssl.ca.location": …, "ssl.certificate.location": …, "ssl.key.location": …}. timeout: of one request.
+
+    A schema is asked for once, and kept by its id. An unknown id is asked for again after a minute; while 200 ids are unknown, others count
+    as unknown too. One object may serve all formats of a program, and be used from any thread. Needs the extra `sabot[registry]`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth: tuple[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        timeout: Duration = "5s",
+    ) -> None:
+        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+            raise UserError(f"Registry({url!r:.60})", hint='its address: "http://localhost:8081"')
+        if auth is not None and not (
+            isinstance(auth, tuple) and len(auth) == 2 and all(isinstance(each, str) for each in auth)
+        ):
+            raise UserError("Registry: auth is not a user and a password", hint='auth=("user", secret("registry"))')
+        if settings is not None and not isinstance(settings, Mapping):
+            raise UserError(f"Registry: settings is a {type(settings).__name__}", hint='{"ssl.ca.location": "ca.pem"}')
+        own = dict(settings or {})
+        keep_url(url, owner=self)
+        keep_settings(own, owner=self)
+        # The client's HTTP library logs addresses, with what they say of the user.
+        parts = [urlsplit(each.strip()) for each in url.split(",")]
+        told = next(
+            ((unquote(each.username), unquote(each.password)) for each in parts if each.username and each.password),
+            None,
+        )
+        url = ",".join(urlunsplit((each.scheme, each.netloc.rpartition("@")[2], *each[2:])) for each in parts)
+        self.address = redacted_url(url)
+        if (auth := auth or told) is not None:
+            keep_secret(auth[1], ":".join(auth), owner=self)
+            own["basic.auth.user.info"] = ":".join(auth)
+        # The runtime asks again, without blocking a thread for long.
+        own |= {"url": url, "timeout": parse_seconds(timeout, name="Registry: timeout", zero=False), "max.retries": 0}
+        self._settings = own
+        self._lock = threading.Lock()
+        self._made: Any = None
+        self._known: dict[
+            int, tuple[str, str] | str
+        ] = {}  # by id: its kind and text, or why it is none that can be used
+        self._unknown: dict[int, tuple[float, str]] = {}  # by id: until when, and why
+
+    def __repr__(self) -> str:
+        return f"Registry({self.address!r})"
+
+    def schema_of(self, id: int, kind: str) -> str:
+        """See `SchemaRegistry.schema_of`."""
+        found = self._known.get(id)
+        if found is None:
+            found = self._fetched(id)
+        if isinstance(found, str):
+            raise UnknownSchema(id, found)
+        if found[0] != kind:
+            raise UnknownSchema(id, f"it is a schema of {found[0]}, and not of {kind}")
+        return found[1]
+
+    def latest(self, subject: str, kind: str) -> tuple[int, str]:
+        """See `SchemaRegistry.latest`."""
+
+        def ask(client: Any) -> Any:
+            client.clear_latest_caches()
+            return client.get_latest_version(subject)
+
+        found = self._asked(ask, f"subject {subject!r}")
+        _check(found.schema, kind, f"subject {subject!r} of {self.address}")
+        return found.schema_id, found.schema.schema_str
+
+    def register(self, subject: str, text: str, kind: str) -> int:
+        """See `SchemaRegistry.register`."""
+        return self._id(lambda client, schema: client.register_schema(subject, schema), subject, text, kind)
+
+    def lookup(self, subject: str, text: str, kind: str) -> int:
+        """See `SchemaRegistry.lookup`."""
+        return self._id(lambda client, schema: client.lookup_schema(subject, schema).schema_id, subject, text, kind)
+
+    def _id(self, ask: Callable[[Any, Any], int], subject: str, text: str, kind: str) -> int:
+        from confluent_kafka.schema_registry import Schema
+
+        return self._asked(lambda client: ask(client, Schema(text, kind)), f"subject {subject!r}")
+
+    def _fetched(self, id: int) -> tuple[str, str] | str:
+        """Asks for a schema. Raises UnknownSchema, RegistryUnavailable."""
+        now = SYSTEM_CLOCK.monotonic()
+        with self._lock:
+            self._unknown = {each: left for each, left in self._unknown.items() if left[0] > now}
+            if id in self._unknown:
+                raise UnknownSchema(id, self._unknown[id][1])
+            if len(self._unknown) >= _UNKNOWN:
+                raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, and no others are asked for")
+        try:
+            schema = self._asked(lambda client: client.get_schema(id), f"schema id {id}")
+        except UserError as error:
+            with self._lock:
+                self._unknown[id] = (now + _UNKNOWN_SECONDS, error.message)
+            raise UnknownSchema(id, error.message) from error
+        found: tuple[str, str] | str = (schema.schema_type or "AVRO", schema.schema_str)
+        if schema.references:
+            found = "it refers to other schemas, which is not read here"
+        with self._lock:
+            if len(self._known) >= _SCHEMAS:
+                self._known.clear()
+            self._known[id] = found
+        return found
+
+    def _asked(self, ask: Callable[[Any], T], what: str) -> T:
+        """What the client answers. Raises UserError for what the registry refuses or lacks, RegistryUnavailable without an answer."""
+        client = self._client()
+        from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+        try:
+            return ask(client)
+        except SchemaRegistryError as error:
+            status, said = error.http_status_code, str(error.error_message)
+            if status in (401, 403):
+                raise UserError(
+                    f"the schema registry {self.address} refuses us: {said}", hint="auth="
+                ) from clean_cause(error)
+            if status in (408, 429) or status >= 500:
+                raise RegistryUnavailable(
+                    f"the schema registry {self.address} does not answer for {what}: {status} {said}"
+                ) from clean_cause(error)
+            hint = "its producer registers it; or give the format its schema" if status == 404 else ""
+            if status == 409:
+                hint = "its compatibility refuses the schema: change the schema, or the compatibility of the subject"
+            raise UserError(f"the schema registry {self.address}, {what}: {said}", hint=hint) from clean_cause(error)
+        except _OURS:
+            raise
+        except Exception as error:  # of the client's HTTP library, which has no name here
+            raise RegistryUnavailable(
+                f"the schema registry {self.address} does not answer: {type(error).__name__}: {error}"
+            ) from clean_cause(error)
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                try:
+                    from confluent_kafka.schema_registry import SchemaRegistryClient
+                except ImportError as error:
+                    raise MissingExtra("Registry(…)", "registry") from error
+                try:
+                    self._made = SchemaRegistryClient(self._settings)
+                except (ValueError, TypeError, OSError) as error:
+                    raise UserError(
+                        f"Registry: {error}", hint="settings= are those of confluent-kafka's client"
+                    ) from clean_cause(error)
+            return self._made
+
+
+def _check(schema: Any, kind: str, where: str) -> None:
+    if (schema.schema_type or "AVRO") != kind:
+        raise UserError(
+            f"{where} has schemas of {schema.schema_type}, and not of {kind}", hint="another format, or subject="
+        )
+    if schema.references:
+        raise UserError(
+            f"{where}: its schema refers to other schemas, which is not read here", hint="give the format its schema"
+        )
