@@ -215,10 +215,11 @@ class Deliveries {
         advanced_.notify_all();
     }
 
-    /* Returns when a quarter of the records that are on their way has been delivered or given up, or after `timeout_ms`. */
+    /* Returns when a quarter of the records that are on their way has been delivered or given up, at once where none are; or after
+    `timeout_ms`. */
     void wait(int timeout_ms) {
         std::unique_lock<std::mutex> lock(mutex_);
-        const int64_t goal = done_ + std::max<int64_t>(1, (given_ - done_) / 4);
+        const int64_t done = done_, goal = done + (given_ - done + 3) / 4;
         goal_ = goal;
         advanced_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return done_ >= goal; });
         goal_ = NOBODY;
