@@ -18,8 +18,6 @@ Checked: every way gives the drawn rows, and the library reads our payloads, and
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +28,10 @@ from sabot._cython.text.json import JsonDecoder, encode_rows
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder, arrow_schema
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
-from make_txns import SCHEMA, Transactions
+from avro_codec import COLUMNS, best, drawn, records
+from make_txns import SCHEMA
 
-BATCH_ROWS = 65536
 LIBRARY_ROWS = 20_000
-COLUMNS = pa.schema([field.with_nullable(False) for field in SCHEMA])
 
 
 def message_types() -> tuple[Any, Any]:
@@ -64,19 +61,6 @@ def message_types() -> tuple[Any, Any]:
 TXN, ORDER = message_types()
 
 
-def drawn(rows: int) -> list[pa.RecordBatch]:
-    transactions, batches, left = Transactions(7), [], rows
-    for number in range(rows):
-        chunk = transactions.chunk(number)
-        for start in range(0, chunk.num_rows, BATCH_ROWS):
-            batch = chunk.slice(start, min(BATCH_ROWS, left))
-            batches.append(pa.RecordBatch.from_arrays(batch.columns, schema=COLUMNS))
-            left -= batch.num_rows
-            if not left:
-                return batches
-    return batches
-
-
 def nested(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Orders: each holds its own transaction, those of two rows behind it, two marks and three sizes."""
     schema, rows = arrow_schema(ORDER), batch.num_rows
@@ -96,10 +80,6 @@ def nested(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([first, others, marks.cast(schema.field("marks").type), sizes], schema=schema)
 
 
-def records(payloads: pa.Array) -> pa.RecordBatch:
-    return pa.record_batch([payloads], names=["payload"])
-
-
 def library_read(payloads: list[bytes], names: list[str]) -> dict[str, list[Any]]:
     read = TXN.FromString
     found = [read(payload) for payload in payloads]
@@ -108,17 +88,6 @@ def library_read(payloads: list[bytes], names: list[str]) -> dict[str, list[Any]
 
 def library_written(rows: list[Any]) -> list[bytes]:
     return [TXN(**row).SerializeToString() for row in rows]
-
-
-def best(ways: dict[str, tuple[int, Callable[[], object]]], passes: int) -> dict[str, int]:
-    """Rows per second of each way, in its fastest pass."""
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(passes):
-        for name, (_, run) in ways.items():
-            started = time.process_time()
-            run()
-            seconds[name] = min(seconds[name], time.process_time() - started)
-    return {name: round(rows / seconds[name]) for name, (rows, _) in ways.items()}
 
 
 def measure(rows: int, names: list[str], passes: int) -> dict[str, Any]:

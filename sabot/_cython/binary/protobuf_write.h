@@ -15,7 +15,7 @@ have (`except +`). */
 #include <vector>
 
 #include "arrow/arrow_c.h"
-#include "arrow/new_array.h"
+#include "arrow/builder.h"
 #include "binary/protobuf_read.h"
 
 namespace sabot::protobuf {
@@ -58,36 +58,20 @@ class Encoder {
     /* Writes the rows of a struct array without nulls (a record batch) as a binary array. False: a row has a value that cannot be
        written, which the last arguments describe. */
     bool rows(const ArrowArray* batch, ArrowArray* out, int64_t& row, std::string& path, std::string& reason) {
-        const int64_t n = batch->length;
-        out->release = nullptr;
-        int64_t i = 0;
+        int64_t at = 0;
         try {
-            Bytes text;
-            make_array(out, n, 3, 0);
-            int32_t* offsets = static_cast<int32_t*>(std::malloc(static_cast<size_t>(n + 1) * 4));
-            if (offsets == nullptr) throw std::bad_alloc();
-            out->buffers[1] = offsets;
-            offsets[0] = 0;
-            text.ensure(n < 100 ? 1024 : n * 16);
-            for (; i < n; i++) {
+            make_binary(batch->length, out, [&](Bytes& text, int64_t i) {
+                at = i;
                 text.put(header.data(), static_cast<int64_t>(header.size()));
                 message(text, root, batch, i + batch->offset);
-                offsets[i + 1] = static_cast<int32_t>(text.len);
-            }
-            const int64_t used = text.len, held = text.cap;
-            uint8_t* taken = text.take();
-            out->buffers[2] = fitted(taken, used, held);
+            });
             return true;
         } catch (const Unwritable& value) {
-            row = i;
+            row = at;
             path = value.path;
             reason = value.reason;
-        } catch (...) {
-            if (out->release) out->release(out);
-            throw;
+            return false;
         }
-        if (out->release) out->release(out);
-        return false;
     }
 
   private:

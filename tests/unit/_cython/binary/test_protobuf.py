@@ -491,6 +491,34 @@ def test_a_message_that_contains_itself_is_refused_where_it_is_wanted() -> None:
     assert ProtobufEncoder(kind).encode(pa.record_batch({"value": [5]})).to_pylist() == [b"\x08\x05"]
 
 
+def test_messages_of_editions_may_stand_between_two_tags() -> None:
+    """Of an edition a field, the known types too, can be written as a group is, and presence is said field by field."""
+    file = descriptor_pb2.FileDescriptorProto(
+        name="e.proto", package="e", syntax="editions", edition=descriptor_pb2.EDITION_2023
+    )
+    file.dependency.append("google/protobuf/timestamp.proto")
+    file.dependency.append("google/protobuf/wrappers.proto")
+    file.options.features.message_encoding = descriptor_pb2.FeatureSet.DELIMITED
+    inner = file.message_type.add(name="Inner")
+    inner.field.add(name="n", number=1, type=P.TYPE_INT32, label=P.LABEL_OPTIONAL)
+    inner.field[0].options.features.field_presence = descriptor_pb2.FeatureSet.IMPLICIT
+    outer = file.message_type.add(name="Outer")
+    outer.field.add(name="one", number=1, type=P.TYPE_MESSAGE, label=P.LABEL_OPTIONAL, type_name=".e.Inner")
+    outer.field.add(name="many", number=2, type=P.TYPE_MESSAGE, label=P.LABEL_REPEATED, type_name=".e.Inner")
+    for number, (name, kind) in enumerate({"at": "Timestamp", "said": "StringValue"}.items(), start=3):
+        known = f".google.protobuf.{kind}"
+        outer.field.add(name=name, number=number, type=P.TYPE_MESSAGE, label=P.LABEL_OPTIONAL, type_name=known)
+    kind = compiled(file, "e.Outer")
+    message = kind(one={"n": 5}, many=[{"n": 6}, {}], at={"seconds": 1}, said={"value": "x"})
+    payload = message.SerializeToString()
+    assert payload[:4] == b"\x0b\x08\x05\x0c", "between two tags"
+    row = {"one": {"n": 5}, "many": [{"n": 6}, {"n": 0}], "at": datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "said": "x"}
+    codec = ProtobufCodec(kind)
+    assert decoded(codec, [payload]) == ([row], {})
+    data, _ = codec.decode(payload_array([payload]))
+    assert ProtobufEncoder(kind).encode(data).to_pylist() == [payload]
+
+
 def test_a_type_is_given_as_class_descriptor_or_file_set() -> None:
     files = descriptor_pb2.FileDescriptorSet()
     ORDER.DESCRIPTOR.file.CopyToProto(files.file.add())
