@@ -26,6 +26,10 @@ _OURS = (
 T = TypeVar("T")
 
 
+class _Missing(UserError):
+    """The registry does not have what was asked for."""
+
+
 class Registry:
     """A schema registry with Confluent's API: `Avro(registry=Registry("http://localhost:8081"))`.
 
@@ -97,7 +101,7 @@ class Registry:
             client.clear_latest_caches()
             return client.get_latest_version(subject)
 
-        found = self._asked(ask, f"subject {subject!r}")
+        found = self._asked(ask, f", subject {subject!r}")
         _check(found.schema, kind, f"subject {subject!r} of {self.address}")
         return found.schema_id, found.schema.schema_str
 
@@ -112,7 +116,7 @@ class Registry:
     def _id(self, ask: Callable[[Any, Any], int], subject: str, text: str, kind: str) -> int:
         from confluent_kafka.schema_registry import Schema
 
-        return self._asked(lambda client: ask(client, Schema(text, kind)), f"subject {subject!r}")
+        return self._asked(lambda client: ask(client, Schema(text, kind)), f", subject {subject!r}")
 
     def _fetched(self, id: int) -> tuple[str, str] | str:
         """Asks for a schema. Raises UnknownSchema, RegistryUnavailable."""
@@ -124,8 +128,8 @@ class Registry:
             if len(self._unknown) >= _UNKNOWN:
                 raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, and no others are asked for")
         try:
-            schema = self._asked(lambda client: client.get_schema(id), f"schema id {id}")
-        except UserError as error:
+            schema = self._asked(lambda client: client.get_schema(id))
+        except _Missing as error:
             with self._lock:
                 self._unknown[id] = (now + _UNKNOWN_SECONDS, error.message)
             raise UnknownSchema(id, error.message) from error
@@ -138,7 +142,7 @@ class Registry:
             self._known[id] = found
         return found
 
-    def _asked(self, ask: Callable[[Any], T], what: str) -> T:
+    def _asked(self, ask: Callable[[Any], T], what: str = "") -> T:
         """What the client answers. Raises UserError for what the registry refuses or lacks, RegistryUnavailable without an answer."""
         client = self._client()
         from confluent_kafka.schema_registry.error import SchemaRegistryError
@@ -147,18 +151,17 @@ class Registry:
             return ask(client)
         except SchemaRegistryError as error:
             status, said = error.http_status_code, str(error.error_message)
+            where, cause = f"the schema registry {self.address}{what}", clean_cause(error)
             if status in (401, 403):
-                raise UserError(
-                    f"the schema registry {self.address} refuses us: {said}", hint="auth="
-                ) from clean_cause(error)
+                raise UserError(f"{where}: it refuses us: {said}", hint="auth=") from cause
             if status in (408, 429) or status >= 500:
-                raise RegistryUnavailable(
-                    f"the schema registry {self.address} does not answer for {what}: {status} {said}"
-                ) from clean_cause(error)
-            hint = "its producer registers it; or give the format its schema" if status == 404 else ""
-            if status == 409:
-                hint = "its compatibility refuses the schema: change the schema, or the compatibility of the subject"
-            raise UserError(f"the schema registry {self.address}, {what}: {said}", hint=hint) from clean_cause(error)
+                raise RegistryUnavailable(f"{where} does not answer: {status} {said}") from cause
+            if status == 404:
+                raise _Missing(
+                    f"{where}: {said}", hint="its producer registers it; or give the format its schema"
+                ) from cause
+            hint = "its compatibility refuses the schema: change one of them" if status == 409 else ""
+            raise UserError(f"{where}: {said}", hint=hint) from cause
         except _OURS:
             raise
         except Exception as error:  # of the client's HTTP library, which has no name here

@@ -1,0 +1,138 @@
+"""Formats on a real Kafka broker, beside Confluent's own serializers: what they write Sabot reads, and the other way round."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+from fault_tools import Place, header
+
+from sabot import App, ArrowIpc, Avro, Registry, col
+from tools.agent_tools import checkpoint, started, until
+from tools.registry import SchemaServer, schema_server
+
+pytestmark = [pytest.mark.integration, pytest.mark.kafka]
+
+ORDER = {
+    "type": "record",
+    "name": "Order",
+    "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "name", "type": ["null", "string"], "default": None},
+        {"name": "price", "type": "double"},
+    ],
+}
+NEWER = {**ORDER, "fields": [*ORDER["fields"], {"name": "country", "type": "string", "default": "AT"}]}
+NEWEST = {**NEWER, "fields": [{"name": "note", "type": "string"}, *NEWER["fields"]]}
+
+
+@pytest.fixture
+def place(kafka_url: str) -> Place:
+    return Place(kafka_url)
+
+
+@pytest.fixture
+def server() -> Iterator[SchemaServer]:
+    with schema_server() as server:
+        yield server
+
+
+def rows(first: int, count: int) -> list[dict[str, Any]]:
+    return [{"id": n, "name": None if n % 7 == 0 else f"n{n}", "price": n / 4} for n in range(first, first + count)]
+
+
+def written(server: SchemaServer, topic: str, schema: dict[str, Any], some: list[dict[str, Any]]) -> list[bytes]:
+    """As Confluent's serializer writes them, which registers the schema."""
+    serializer = AvroSerializer(SchemaRegistryClient({"url": server.url}), json.dumps(schema))
+    return [serializer(row, SerializationContext(topic, MessageField.VALUE)) for row in some]
+
+
+def read(server: SchemaServer, place: Place, topic: str) -> list[dict[str, Any]]:
+    """As Confluent's deserializer reads the topic."""
+    deserializer = AvroDeserializer(SchemaRegistryClient({"url": server.url}))
+    context = SerializationContext(topic, MessageField.VALUE)
+    return [deserializer(record.payload, context) for record in place.read(topic)]
+
+
+async def test_avro_goes_through_exactly_once_over_a_restart_and_an_outage_of_the_registry(
+    place: Place, server: SchemaServer, tmp_path: Path
+) -> None:
+    topic, out, name = place.topic(2), place.topic(1), f"app-{uuid.uuid4().hex[:8]}"
+
+    def program() -> App:
+        registry = Registry(server.url, timeout="2s")
+        app = App(name, place.url, checkpoint_dir=tmp_path / "checkpoints", checkpoint_interval="300ms")
+        orders = app.stream(topic, format=Avro(NEWER, registry=registry), fields=["partition"])
+        orders.with_columns(double=col("price") * 2).to(out, key="name", format=Avro(registry=registry))
+        return app
+
+    def is_out(count: int) -> bool:
+        return len(place.read(out)) >= count
+
+    place.fill(topic, written(server, topic, ORDER, rows(0, 300)), partition=0)
+    place.fill(topic, [b"\0\0\0\0\x63no such schema"], partition=1)
+    place.fill(topic, written(server, topic, NEWER, [{**row, "country": "DE"} for row in rows(300, 300)]), partition=1)
+    async with started(program()):
+        await until(lambda: is_out(600), "the rows of both writers", patience=60)
+    later = written(
+        server,
+        topic,
+        NEWEST,
+        [{**row, "country": "FR", "note": "n"} for row in rows(600, 50)],
+    )
+    known = written(server, topic, ORDER, rows(650, 50))
+    place.fill(topic, known, partition=0)
+    place.fill(topic, later, partition=1)
+    app = program()
+    async with started(app):
+        server.down = True
+        await checkpoint(app)
+        server.down = False
+        await until(lambda: is_out(700), "the rows behind the checkpoint", patience=60)
+    found = read(server, place, out)
+    country = {
+        **dict.fromkeys(range(300), "AT"),
+        **dict.fromkeys(range(300, 600), "DE"),
+        **dict.fromkeys(range(600, 650), "FR"),
+        **dict.fromkeys(range(650, 700), "AT"),
+    }
+    wanted = {
+        row["id"]: {
+            **row,
+            "country": country[row["id"]],
+            "double": row["price"] * 2,
+            "partition": int(300 <= row["id"] < 650),
+        }
+        for row in rows(0, 700)
+    }
+    assert {row["id"]: row for row in found} == wanted
+    assert len(found) == len(wanted), "each row once"
+    letters = place.read(f"{topic}.dlq")
+    assert len(letters) == 1
+    assert (letters[0].payload, header(letters[0], "partition"), header(letters[0], "offset")) == (
+        b"\0\0\0\0\x63no such schema",
+        "1",
+        "0",
+    )
+
+
+async def test_many_rows_of_an_arrow_record_come_through_exactly_once(place: Place, tmp_path: Path) -> None:
+    topic, out, name = place.topic(1), place.topic(1), f"app-{uuid.uuid4().hex[:8]}"
+    some = rows(0, 5000)
+    place.fill(topic, [json.dumps(row).encode() for row in some])
+    app = App(name, place.url, checkpoint_dir=tmp_path / "checkpoints", checkpoint_interval="200ms")
+    app.stream(topic).to(out, format=ArrowIpc(rows=700, compression="zstd"))
+
+    def out_rows() -> list[dict[str, Any]]:
+        tables = [pa.ipc.open_stream(record.payload).read_all() for record in place.read(out)]
+        return [row for table in tables for row in table.to_pylist()]
+
+    async with started(app):
+        await until(lambda: len(out_rows()) >= 5000, "the rows", patience=60)
+    assert out_rows() == some
