@@ -9,7 +9,7 @@ tests/contracts/test_codec_contract.py holds every codec to this, and test_forma
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,17 @@ import pyarrow as pa
 from sabot._cython.text.json import BadRow
 from sabot.errors import UserError
 
-__all__ = ["Codec", "Encoder", "Format", "LostFloats", "ManyRows", "decode_numbered", "decode_records", "numbered"]
+__all__ = [
+    "Codec",
+    "Encoder",
+    "Format",
+    "LostFloats",
+    "ManyRows",
+    "decode_numbered",
+    "decode_records",
+    "many_rows",
+    "numbered",
+]
 
 LostFloats = Literal["nan", "not_finite"] | None
 """The floats that a format has no form for, and has as null: NaN; or infinities too. None: it has every float."""
@@ -52,7 +62,6 @@ class Codec(Protocol):
         """
 
 
-@runtime_checkable
 class ManyRows(Protocol):
     """A codec whose records have any number of rows each."""
 
@@ -140,18 +149,30 @@ class Format(ABC):
         return None
 
 
+def many_rows(codec: Codec) -> ManyRows | None:
+    """The codec, if its records have any number of rows each. (`isinstance` of a Protocol takes as long as decoding a hundred records.)"""
+    many: ManyRows | None = cast("Any", codec) if hasattr(codec, "decode_many") else None
+    return many
+
+
 def decode_numbered(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, Any, list[BadRow]]:
     """As `ManyRows.decode_many`, of any codec."""
-    if isinstance(codec, ManyRows):
-        return codec.decode_many(records)
+    if (many := many_rows(codec)) is not None:
+        return many.decode_many(records)
     data, bad = codec.decode(records)
-    return data, np.delete(np.arange(records.num_rows), [row.row for row in bad]), bad
+    numbers = np.arange(records.num_rows)
+    return data, np.delete(numbers, [row.row for row in bad]) if bad else numbers, bad
 
 
 def decode_records(codec: Codec, records: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch, list[BadRow]]:
     """The good rows, the record of each of them, and the bad records."""
-    data, numbers, bad = decode_numbered(codec, records)
-    return data, numbered(records, numbers), bad
+    if (many := many_rows(codec)) is not None:
+        data, numbers, bad = many.decode_many(records)
+        return data, numbered(records, numbers), bad
+    data, bad = codec.decode(records)
+    if bad:
+        records = records.take(pa.array(np.delete(np.arange(records.num_rows), [row.row for row in bad])))
+    return data, records, bad
 
 
 def numbered(records: pa.RecordBatch, numbers: Any) -> pa.RecordBatch:

@@ -12,7 +12,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, CallTimers
 from sabot.calls.functions import awaitable
 from sabot.codecs import Codec
-from sabot.codecs.base import ManyRows
+from sabot.codecs.base import many_rows
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bad_records, to_records
 from sabot.connectors.base import Sink
@@ -198,8 +198,8 @@ def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
 
 def decoded(batch: Batch, codec: Codec) -> Batch:
     """Records -> columns, with the records behind them; without, where a record has many rows."""
-    if isinstance(codec, ManyRows):
-        rows, _, misread = codec.decode_many(batch.data)
+    if (many := many_rows(codec)) is not None:
+        rows, _, misread = many.decode_many(batch.data)
         apart = bad_records(batch.data, misread)
         if batch.bad is not None:
             apart = pa.concat_batches([batch.bad, apart])

@@ -1,10 +1,12 @@
 """Avro with a schema registry, from topic to topic: a real HTTP registry, asked by the real client."""
 
+import asyncio
 import json
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
@@ -115,6 +117,7 @@ async def test_a_registry_that_goes_away_holds_rows_back_and_nothing_else(
 ) -> None:
     """Rows of a schema that is known go on; those of a new one wait, and come in their order when the registry is back."""
     app = App("shop", memory_url, checkpoint_dir=tmp_path / "checkpoints", checkpoint_interval="1h")
+    app.configure(metrics_port=0)
     publish(app, "orders", payloads(server, V1, ROWS[:2]))
     app.stream("orders", format=Avro(V1, registry=registry)).to("out", delivery="at_least_once")
     async with started(app):
@@ -130,6 +133,10 @@ async def test_a_registry_that_goes_away_holds_rows_back_and_nothing_else(
         await checkpoint(app)
         image = crash_image(tmp_path / "checkpoints", tmp_path / "image")
         assert len(records(app, "out")) == 4
+        ready = f"http://127.0.0.1:{app.statistics()['metrics']['port']}/ready"
+        report = json.loads(await asyncio.to_thread(lambda: urlopen(ready, timeout=10).read()))
+        assert report["ready"], "rows of other schemas go on"
+        assert "503 it is down" in report["registry"][0]
         server.down = False
         await until(lambda: len(records(app, "out")) == 6, "the rows of the new schema")
     assert values(app, "out") == ROWS
