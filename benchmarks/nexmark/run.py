@@ -104,7 +104,7 @@ def result_of(path: Path, columns: list[str]) -> pa.Table:
     options = "hive_partitioning = true, hive_types_autocast = false"
     with duckdb.connect() as connection:
         connection.execute("set enable_progress_bar = false")
-        return connection.execute(f"select {names} from read_parquet('{files}', {options})").to_arrow_table()
+        return connection.sql(f"select {names} from read_parquet('{files}', {options})").to_arrow_table()
 
 
 def measure(query: str, settings: Settings) -> dict[str, Any]:
