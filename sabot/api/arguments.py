@@ -200,7 +200,8 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
         yield expr.name, expr
     for name, value in named.items():
         if value is None or isinstance(value, Number | bytes | date | timedelta):
-            raise UserError(f"{where}, {name}: {value!r} is no expression", hint=f"{name}=lit({value!r})")
+            of_app = "threads are of the whole app: App(parallelism=…); a column: " if name == "parallelism" else ""
+            raise UserError(f"{where}, {name}: {value!r} is no expression", hint=f"{of_app}{name}=lit({value!r})")
         yield name, col(value) if isinstance(value, str) else expression_of(value, f"{where}, {name}")
 
 

@@ -31,7 +31,11 @@ _WRITES_ONCE = "a record that is sent again would be written twice, or one that 
 _REPORTS = "Sabot learns by it what the broker has refused"
 _ASSIGNS = "Sabot assigns partitions itself, and one worker runs a job"
 
+_BROKER = _Ours("the address of the broker says it", hint='leave it out; App(broker="kafka://one:9092,two:9092")')
+
 _OURS = {
+    "bootstrap.servers": _BROKER,
+    "metadata.broker.list": _BROKER,
     "enable.auto.commit": _Ours(_COMMITS, _FALSE),
     "auto.commit.enable": _Ours(_COMMITS, _FALSE),
     "enable.auto.offset.store": _Ours(_COMMITS, _FALSE),

@@ -52,3 +52,9 @@ def test_settings_of_apps_and_steps_say_that_a_duration_is_negative() -> None:
     ):
         with pytest.raises(UserError, match="-5m' is a negative duration"):
             given()
+
+
+def test_what_is_no_duration_is_told_the_units() -> None:
+    with pytest.raises(UserError, match="no duration") as refused:
+        parse_seconds("1 minute")
+    assert refused.value.hint.endswith("us, ms, s, m, h, d")

@@ -24,6 +24,8 @@ URL = "kafka://127.0.0.1:1"
         ({"enable.partition.eof": False}, "to its end"),
         ({"allow.auto.create.topics": True}, "wait for ever"),
         ({"group.id": "mine"}, "a group of its own"),
+        ({"bootstrap.servers": "other:9092"}, "the address of the broker says it"),
+        ({"metadata.broker.list": "other:9092"}, "the address of the broker says it"),
         ({"group.instance.id": "me"}, "one worker runs a job"),
         ({"group.protocol": "consumer"}, "one worker runs a job"),
         ({"partition.assignment.strategy": "cooperative-sticky"}, "assigns partitions itself"),

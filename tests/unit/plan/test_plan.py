@@ -441,6 +441,10 @@ def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
     ("build", "says"),
     [
         (lambda s: s.with_columns(c=2.0), r"with_columns, c: 2\.0 is no expression \(c=lit\(2\.0\)\)"),
+        (
+            lambda s: s.key_by("k", parallelism=2),
+            r"parallelism: 2 is no expression \(threads are of the whole app: App\(parallelism=…\)",
+        ),
         (lambda s: s.select(c=None), r"\(c=lit\(None\)\)"),
         (lambda s: s.explode(col("l")), r'\(explode\("l"\)\)'),
         (lambda s: s.explode(col("o")["items"]), r'with_columns\(items=.*"items".*\)\.explode\("items"\)'),
