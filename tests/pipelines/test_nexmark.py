@@ -265,4 +265,4 @@ def test_the_command_writes_stream_and_results_and_prints_figures(tmp_path):
     bids = count_rows("bid", 20_000)
     assert figures["queries"][2]["result_rows"] == bids == pq.read_table(tmp_path / "dump" / "bid.parquet").num_rows
     assert pq.read_table(tmp_path / "out" / "q4.parquet").column_names == ["category", "avg_price"]
-    assert len(list((tmp_path / "out" / "q10.parquet").glob("dt=2015-07-15/hm=00%3A00/*.parquet"))) == 1
+    assert any((tmp_path / "out" / "q10.parquet" / "dt=2015-07-15" / "hm=00:00").glob("*.parquet"))
