@@ -40,9 +40,12 @@ __all__ = [
     "Owned",
     "Stored",
     "StoredTables",
+    "columns_in",
     "columns_schema",
+    "fewer_columns",
     "key_hashes",
     "last_watermark",
+    "only_columns_of",
     "other_columns",
     "owned_groups",
     "owned_or_all",
@@ -300,6 +303,12 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
                 yield batch
 
 
+def columns_in(file: Path) -> pa.Schema:
+    """The columns of a file of a checkpoint."""
+    with taking_over("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
+        return reader.schema
+
+
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
     """Key hashes -> which belong to this subtask: key group g belongs to subtask g * parallelism // 1024; without keys, all to subtask 0.
 
@@ -340,9 +349,27 @@ def with_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, schema.metadata))
 
 
+def only_columns_of(schema: pa.Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows with the columns of a schema, by name; as they are where they lack one of them."""
+    names = rows.schema.names
+    return rows.select(schema.names) if set(schema.names) <= set(names) and schema.names != names else rows
+
+
 def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
     """Names and types, for `Operator.state_schema`."""
     return [[field.name, str(field.type)] for field in fields]
+
+
+def fewer_columns(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], whose: str = "") -> str | None:
+    """How rows of a checkpoint go on without some of their columns, or with these in another order: for `Operator.taken_over`. None: they
+    lack a column that the program keeps now, or have it with another type. before, now: as `columns_schema` gives them.
+    """
+    then, here = {name: kind for name, kind in before}, {name for name, _ in now}
+    if any(then.get(name) != kind for name, kind in now):
+        return None
+    gone = [name for name in then if name not in here]
+    rows = f"the kept rows{whose}"
+    return f"{rows} go on without {', '.join(gone)}" if gone else f"columns of {rows} are in another order"
 
 
 def other_columns(part: Saved, what: str = "the state has", hint: str = CANNOT_CHANGE) -> CorruptCheckpoint:

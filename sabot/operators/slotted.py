@@ -26,7 +26,16 @@ from sabot.errors import SabotError
 from sabot.faults import hint_of, taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.cuts import OpenCuts, OpenRows, Rows
-from sabot.operators.keeping import CANNOT_CHANGE, Batches, Kept, Owned, key_hashes, other_columns, read_batches
+from sabot.operators.keeping import (
+    CANNOT_CHANGE,
+    Batches,
+    Kept,
+    Owned,
+    columns_in,
+    key_hashes,
+    other_columns,
+    read_batches,
+)
 from sabot.state.segments import Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 
@@ -216,6 +225,14 @@ class Slotted(Kept):
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
         """The columns that the files of this checkpoint have; `renewed` makes of them those of now."""
+        return self.files
+
+    def files_in(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        """What `files_of` says where the columns are those of other programs: they are read from the files themselves."""
+        for part in saved:
+            paths = {name: self.folder_of(part) / f"{name}.arrow" for name in self.files}
+            if all(path.exists() for path in paths.values()):
+                return {name: columns_in(path) for name, path in paths.items()}
         return self.files
 
     def renewed(self, rows: Rows) -> Rows:

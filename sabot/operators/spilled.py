@@ -20,13 +20,12 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
 from sabot.errors import SabotError
 from sabot.faults import hint_of
-from sabot.operators.aggregates.carried import Carried
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Kept, Owned, key_hashes
 from sabot.state.segments import Segments, read_segments
 
-__all__ = ["PaneGroups", "PaneTables", "SpilledGroups"]
+__all__ = ["OtherColumns", "PaneGroups", "PaneTables", "SpilledGroups"]
 
 _COLD = "cold"
 _MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # how often the groups are asked for the memory that they take
@@ -71,10 +70,18 @@ class PaneGroups(Protocol):
         """The bytes that the pane takes in memory."""
 
 
+class OtherColumns(Protocol):
+    """How rows of a checkpoint with other columns (`states`) become rows of now: as `aggregates.carried.Carried` does it for aggregates."""
+
+    @property
+    def states(self) -> pa.Schema: ...
+    def whole(self, rows: pa.RecordBatch) -> pa.RecordBatch: ...
+
+
 class SpilledGroups(Kept):
     """The groups on disk. rows: the columns of `PaneGroups.rows_of`; keys: which of them are the keys. Has one owner, as the store.
 
-    open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other aggregates
+    open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other columns
     become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
     directory, or without keys, all groups stay in memory.
     """
@@ -87,7 +94,7 @@ class SpilledGroups(Kept):
         rows: pa.Schema,
         keys: Sequence[int],
         context: OperatorContext,
-        carried: Callable[[], Carried | None] = lambda: None,
+        carried: Callable[[], OtherColumns | None] = lambda: None,
         *,
         spills: bool = True,
     ) -> None:
@@ -211,12 +218,12 @@ class SpilledGroups(Kept):
                 for rows in read_segments(part.directory / _COLD, schema, told):
                     self._restored(rows, owned, carried)
 
-    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, carried: Carried | None) -> None:
-        if owned is not None:
-            rows = rows.filter(owned(self._hashes_of(self._without_pane(rows))))
+    def _restored(self, rows: pa.RecordBatch, owned: Owned | None, carried: OtherColumns | None) -> None:
         if carried is not None and rows.num_rows:
             columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        if owned is not None:
+            rows = rows.filter(owned(self._hashes_of(self._without_pane(rows))))
         for pane in np.unique(rows.column(0).to_numpy()).tolist():
             self._rows += rows.num_rows
             self._touched.add(pane)

@@ -171,6 +171,10 @@ class OperatorRun:
             saved.append(Saved(directory, json.loads(json.dumps(facts))))
         return saved
 
+    def change(self, make: Callable[[], Operator], input: pa.Schema, right: pa.Schema | None = None) -> None:
+        """The next restart is that of another program: its operator, and the columns of its inputs."""
+        self._make, self._input, self._right = make, input, right
+
     def restart(self, parallelism: int) -> None:
         """A run of so many subtasks, restored from a checkpoint that was made here: as in a job, with as many subtasks as before each gets
         what it had itself, unless rows go to any of them.

@@ -28,7 +28,7 @@ from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
-from sabot.operators.keeping import Keeper, KeepsWatermark, columns_schema
+from sabot.operators.keeping import Keeper, KeepsWatermark, columns_schema, fewer_columns
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.rows.marked import AsInserts
@@ -103,9 +103,10 @@ class Upsert(KeptGroups):
         if not keys:
             raise UserError("upsert needs a key", hint='upsert("id")')
         self._changes, self._deletes = changes, deletes
+        self._last_only = deletes or not changes  # whether the last row of each key is kept, not all of them
 
     def _make(self, context: OperatorContext) -> Groups:
-        kind = LastOfChanges if self._changes and not self._deletes else LatestRows
+        kind = LatestRows if self._last_only else LastOfChanges
         return kind(self.key_names, self.rows, context)
 
     def _order(self) -> list[str]:
@@ -114,9 +115,13 @@ class Upsert(KeptGroups):
     def state_schema(self) -> dict[str, Any]:
         columns = {
             "columns": columns_schema(without_marks(self.rows)),
-            "changes": self._changes and not self._deletes,
+            "changes": not self._last_only,
         }
         return {"kind": "upsert", "keys": columns_schema(self.keys), **columns}
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        """The last rows may lose columns: `RowStore` reads those that it keeps. Where all rows of a key are kept they are packed bytes."""
+        return fewer_columns(before, now) if fact == "columns" and self._last_only else None
 
     def state_reader(self) -> dict[str, Any]:
         given = {"changes": self._changes, "deletes": self._deletes}

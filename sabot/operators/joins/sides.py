@@ -26,7 +26,7 @@ from sabot.operators.base import (
 from sabot.operators.changes.steps import net
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import check_distinct
-from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema
+from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema, fewer_columns
 from sabot.state.tables.rows import RowStore
 
 __all__ = ["Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
@@ -129,9 +129,9 @@ class Side:
         self.time = len(names) - 1 if self.timed else -1
         self.now: int | None = None  # the time of its rows, where the result has event time and this side has none
         self.by_time = order == "time" and self.timed
-        self._by_hash = order == "hash"
+        self.by_hash = order == "hash"
         beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
-        kept = names if self._by_hash else names[:users]
+        kept = names if self.by_hash else names[:users]
         self.kept = pa.schema([*(self.schema.field(n) for n in kept), *extra])
         self.beside_keys = [i for i in beside if i < len(kept)] or None
         self._store: RowStore | None = None
@@ -220,7 +220,7 @@ class Side:
             rows = Rows(rows.taken())
         if self.by_time:
             order = rows.data.column(self.time)
-        elif self._by_hash:
+        elif self.by_hash:
             order = self._row_hashes(rows.data)
         data = rows.data
         if extra is not None:
@@ -477,6 +477,11 @@ class Joined(Keeping):
             **self._described(),
             **{side.name: columns_schema(side.kept) for side in self._kept_sides()},
         }
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        """Kept rows may lose columns, which `RowStore` leaves out; but rows of changes are found by a hash of all columns."""
+        may = any(side.name == fact and not side.by_hash for side in self._kept_sides())
+        return fewer_columns(before, now, f" of the {fact}") if may else None
 
     def _described(self) -> dict[str, Any]:
         """The constructor's arguments on which the state depends, as JSON values."""

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +13,6 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable
 from sabot.errors import UserError
-from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import KINDS, Aggregator
 from sabot.operators.aggregates.carried import Carried
 from sabot.operators.aggregates.decimals import named_by, too_wide
@@ -169,11 +167,7 @@ class SlottedState(Slotted):
         return rows.set_column(0, rows.schema.field(0), slots)
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
-        for part in saved:
-            paths = {name: self.folder_of(part) / f"{name}.arrow" for name in self.files}
-            if all(path.exists() for path in paths.values()):
-                return {name: columns_of(path) for name, path in paths.items()}
-        return self.files
+        return self.files_in(saved)
 
     def keeps(self) -> list[Kept]:
         return [self]
@@ -515,12 +509,6 @@ def or_default(there: Array, values: Array, default: pa.Scalar) -> Array:
 
 def _named(fields: Sequence[pa.Field], columns: Sequence[Array]) -> dict[str, Array]:
     return {field.name: column for field, column in zip(fields, columns, strict=True)}
-
-
-def columns_of(file: Path) -> pa.Schema:
-    """The columns of a file of a checkpoint."""
-    with taking_over("state", file), pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
-        return reader.schema
 
 
 def _listed(columns: pa.Schema) -> pa.DataType:

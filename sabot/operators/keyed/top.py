@@ -21,17 +21,18 @@ from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,
     OperatorContext,
+    Saved,
     with_marks,
     without_marks,
 )
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.cuts import Rows
-from sabot.operators.keeping import Keeper, Keeping, columns_schema
+from sabot.operators.keeping import Keeper, Keeping, columns_schema, fewer_columns, only_columns_of
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.slotted import Slotted
 
-__all__ = ["CANNOT_CHANGE", "PLACES", "READERS", "TIES", "Ranked", "TopN", "ranked_of"]
+__all__ = ["CANNOT_CHANGE", "PLACES", "READERS", "TIES", "Ranked", "TopN", "ranked_of", "saved_columns"]
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -81,7 +82,7 @@ class Ranked(Keeping):
         self.table_of: Callable[[], RankTable] = table
 
     def saved_schema(self) -> pa.Schema:
-        return self.rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(TIME_COLUMN, pa.int64()))
+        return saved_columns(self._context.input)
 
     def schema_words(self) -> dict[str, Any]:
         return {
@@ -91,6 +92,10 @@ class Ranked(Keeping):
             "ties": self._ties,
             "columns": columns_schema(self.rows),
         }
+
+    def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
+        """Kept rows may lose columns, as those that order them stay. Rows that become equal by that are still as many."""
+        return fewer_columns(before, now) if fact == "columns" else None
 
     def reader_words(self) -> dict[str, Any]:
         return {
@@ -211,6 +216,13 @@ class _KeptRanks(Slotted):
         self.table = table
         super().__init__(key_table(keys), indices, {"rows": rows}, indices, context)
 
+    def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
+        return self.files_in(saved)
+
+    def renewed(self, rows: Rows) -> Rows:
+        """Rows without the columns that the program keeps no more."""
+        return [only_columns_of(self.files["rows"], rows[0])]
+
     def rows_of(self, slots: pa.Int32Array) -> Rows:
         return [self.table.export(slots).replace_schema_metadata(self.files["rows"].metadata)]
 
@@ -258,6 +270,12 @@ def place_top_n(node: nodes.TopN, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.TopN: place_top_n}
+
+
+def saved_columns(input: pa.Schema) -> pa.Schema:
+    """The columns of the rows in a checkpoint, for these of the input."""
+    marks = pa.field(NUMBER_COLUMN, pa.int64()), pa.field(TIME_COLUMN, pa.int64())
+    return pa.schema([*without_marks(input), *marks], without_marks(input).metadata)
 
 
 def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:

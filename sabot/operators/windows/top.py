@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,13 @@ from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
 from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START
+from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
 from sabot.operators.columns import key_table, time_index
 from sabot.operators.cuts import SlotRows
-from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark
-from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of
+from sabot.operators.keeping import Batches, Columns, Keeper, last_watermark, only_columns_of
+from sabot.operators.keyed.top import CANNOT_CHANGE, Ranked, ranked_of, saved_columns
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, window_of
 from sabot.operators.rows.timed import by_arrival
@@ -66,6 +67,7 @@ class WindowTopN(Ranked):
         self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
         self._late_rows = self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
+        self._fewer: _Fewer | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._time = time_index(context.input, "a top_n of a window")
@@ -85,7 +87,8 @@ class WindowTopN(Ranked):
         self._panes = _Panes(lambda: _Pane(self.keys, self.key_indices, self.table_of()))
         self._kept_rows = SlotRows(self._paned_schema())
         self._spilled = SpilledGroups(
-            self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context
+            *(self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context),
+            carried=lambda: self._fewer,
         )
         self.kept = self._keeper(context)
         return self._schema
@@ -215,11 +218,12 @@ class WindowTopN(Ranked):
 
     def _keeper(self, context: OperatorContext) -> Keeper:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
-        rows: Any = {"schema": self._paned_schema(), "keys": self.key_indices, "what": "the rows have"}
+        paned = self._paned_schema()
+        rows: Any = {"schema": paned, "keys": self.key_indices, "renewed": partial(only_columns_of, paned)}
         return Keeper(
             context,
             [
-                Columns("rows", self._cut_rows, self._load, **rows, hint=CANNOT_CHANGE),
+                Columns("rows", self._cut_rows, self._load, **rows, what="the rows have", hint=CANNOT_CHANGE),
                 Columns(
                     "reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=range(len(self.keys))
                 ),
@@ -246,6 +250,15 @@ class WindowTopN(Ranked):
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
+
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        now, reader = (
+            self.saved_schema(),
+            next((part.facts["reader"] for part in saved if "reader" in part.facts), None),
+        )
+        input = None if reader is None else schema_of_text(reader["input"])
+        then = now if input is None else saved_columns(input)
+        self._fewer = None if then.equals(now) else _Fewer(then, partial(only_columns_of, now))
 
     def recall(self, saved: Sequence[Saved]) -> None:
         for start in self._spilled.panes:
@@ -292,6 +305,13 @@ class WindowTopN(Ranked):
             "late_rows": self._late_rows,
             "windows": self._windows_emitted,
         }
+
+
+class _Fewer(NamedTuple):
+    """How rows of a checkpoint with more columns become rows of now, for `SpilledGroups`."""
+
+    states: pa.Schema
+    whole: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 class _Pane:

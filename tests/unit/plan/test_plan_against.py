@@ -723,6 +723,40 @@ async def test_what_cannot_go_on_of_them_is_said_exactly(
     assert says in str(caught.value)
 
 
+KEEPS_ROWS: dict[str, Program] = {
+    "near": STEPS["near"],
+    "upsert": lambda s: s.upsert("k"),
+    "best": lambda s: s.key_by("k").top_n(3, by="n"),
+    "best-of-hours": STEPS["best-of-hours"],
+}
+
+
+@pytest.mark.parametrize("name", KEEPS_ROWS)
+async def test_a_column_that_nothing_reads_any_more_goes_from_kept_rows(run: Any, tmp_path: Path, name: str) -> None:
+    def program(*columns: str) -> Program:
+        def written(stream: Any) -> None:
+            kept = KEEPS_ROWS[name](stream).named("it").select("k", "n", *columns)
+            (kept.changelog() if kept.changes else kept).to("results")
+
+        return written
+
+    await run(program("shop"))
+    manifest = checkpoint(tmp_path)
+    assert "shop" in state_of(manifest, "it").schema.names
+    (verdict,) = [each for each in verdicts(program(), manifest) if each.id == "it"]
+    assert verdict.outcome == "migrate"
+    assert verdict.why == f"the kept rows{' of the left' if name == 'near' else ''} go on without shop"
+    kept = state_of(manifest, "it").drop_columns(["shop"])
+    await run(program())
+    manifest = checkpoint(tmp_path)
+    rows = state_of(manifest, "it")
+    assert rows.schema.names == kept.schema.names
+    assert rows.num_rows >= kept.num_rows
+    (verdict,) = [each for each in verdicts(program("shop"), manifest) if each.id == "it"]
+    assert verdict.outcome == "refuse"
+    assert "column shop is new (int32)" in verdict.why
+
+
 async def test_functions_and_calls_may_become_others(run: Any, tmp_path: Path) -> None:
     """What a function does is its own; what it has kept goes on."""
 
