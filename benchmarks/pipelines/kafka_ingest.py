@@ -8,11 +8,14 @@
     source    KafkaSource.read_batch: record batches with their offsets, counted
     decode    the same, and 3 of the 7 fields of each record decoded into columns
     stream    an app whose stream of these 3 columns goes to a sink that adds up; checkpoints in memory
+    windows   count, sum and max per account and minute of event time, into a topic exactly once; a checkpoint each second
 
 The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send). The rounds go through all kinds, forth and
-back; each run is a process of its own, from the first record to the last. Checked in each run: the count, and the bytes of the payloads or
-the sum of the amounts. `cpu_seconds` are those of the reading process, so they hold on a machine that does other work too. The last line
-printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its processor time (`cpu_of_bound`).
+back; each run is a process of its own, from the first record to the last, and of the windows to the commit of the last transaction.
+Checked in each run: the count, and the bytes of the payloads or the sum of the amounts; of the windows each row, as a consumer with
+`read_committed` gets them, against what pyarrow groups. `cpu_seconds` are those of the reading process, so they hold on a machine that
+does other work too. The last line printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its
+processor time (`cpu_of_bound`).
 """
 
 import argparse
@@ -29,9 +32,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from confluent_kafka import Consumer, Message, TopicPartition
+import pyarrow.json
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from sabot import App, Sink
+import sabot
+from sabot import App, Sink, col, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
@@ -40,34 +45,53 @@ from sabot.kafka.client import FETCHING
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from make_txns import CHUNK_ROWS, Transactions
+from make_txns import CHUNK_ROWS, DISORDER_MS, Transactions
 
 from tools.broker import running
 
-KINDS = ("bound", "client", "source", "decode", "stream")
+KINDS = ("bound", "client", "source", "decode", "stream", "windows")
 COLUMNS = {"account": "string", "amount": "float64", "ts": "int64"}
 BATCH_ROWS = 16_384  # what the engine asks of a source
 QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
 COUNTER = Path(__file__).with_name("kafka_count.cc")
+MINUTE_MS = 60_000
+WINDOW = [("account", pa.string()), ("window_start", pa.int64())]
+FIGURES = [("n", pa.int64()), ("total", pa.float64()), ("biggest", pa.float64())]
+SHAPE = pa.schema(WINDOW + FIGURES)
 
 
 # The input, and what it comes to
 
 
-def fill(broker: str, topic: str, rows: int, partitions: int) -> float:
-    """Returns the sum of the amounts."""
+def fill(broker: str, topic: str, rows: int, partitions: int) -> pa.Table:
+    """Returns the windows that the rows come to."""
     admin.create_topic(broker, topic, partitions, config={"retention.ms": "-1"})
     sink = KafkaSink(topic, broker)
     sink.open()
-    drawn, amount = Transactions(7), 0.0
+    drawn, windows = Transactions(7), SHAPE.empty_table()
     for number, start in enumerate(range(0, rows, CHUNK_ROWS)):
         batch = drawn.chunk(number, min(CHUNK_ROWS, rows - start))
-        amount += pc.sum(batch.column("amount")).as_py()
+        windows = grouped(pa.concat_tables([windows, windows_of(batch)]))
         for first in range(0, batch.num_rows, BATCH_ROWS):
             sink.write(Batch(batch.slice(first, BATCH_ROWS), None, topic))
     sink.flush()
     sink.close()
-    return amount
+    return windows
+
+
+def windows_of(batch: pa.RecordBatch) -> pa.Table:
+    """A window of each row."""
+    amount = batch.column("amount")
+    start = pc.multiply(pc.divide(batch.column("ts"), MINUTE_MS), MINUTE_MS)
+    columns = [batch.column("account"), start, pa.array([1] * batch.num_rows), amount, amount]
+    return pa.Table.from_arrays(columns, schema=SHAPE)
+
+
+def grouped(windows: pa.Table) -> pa.Table:
+    """Windows of the same account and minute as one."""
+    merged = windows.group_by([name for name, _ in WINDOW])
+    merged = merged.aggregate([("n", "sum"), ("total", "sum"), ("biggest", "max")])
+    return merged.select(["account", "window_start", "n_sum", "total_sum", "biggest_max"]).rename_columns(SHAPE.names)
 
 
 def payload_bytes(records: pa.RecordBatch) -> int:
@@ -166,6 +190,56 @@ async def read_stream(options: argparse.Namespace) -> dict[str, float]:
     return outcome
 
 
+def write_windows(options: argparse.Namespace) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
+        app = App(
+            f"bench-{uuid.uuid4().hex[:8]}",
+            options.broker,
+            state="memory",
+            checkpoint_dir=f"{folder}/checkpoints",
+            checkpoint_interval="1s",
+            parallelism=options.threads,
+        )
+        (
+            app.stream(options.topic, schema=COLUMNS, time="ts", lateness=DISORDER_MS / 1000, until="now")
+            .key_by("account")
+            .window(tumbling("1m"))
+            .aggregate(n=sabot.count(), total=sabot.sum("amount"), biggest=sabot.max("amount"))
+            .select("account", "n", "total", "biggest", window_start=col("window_start").cast("int64"))
+            .to(options.out, key="account", delivery="exactly_once")
+        )
+        began, cpu = time.perf_counter(), time.process_time()
+        app.main()
+        tasks = app.statistics()["streams"].values()
+        return measured(began, cpu, sum(task["input"].get("rows_in", 0) for task in tasks if "input" in task))
+
+
+def committed(broker: str, topic: str, partitions: int) -> pa.Table:
+    """The windows that a consumer of committed records gets: the Python client's, which shares nothing with the engine's source."""
+    conf: dict[str, Any] = {
+        "bootstrap.servers": broker.removeprefix("kafka://"),
+        "group.id": f"check-{uuid.uuid4().hex}",
+    }
+    conf |= {"isolation.level": "read_committed", "enable.partition.eof": True, "enable.auto.commit": False}
+    consumer = Consumer(conf)
+    consumer.assign([TopicPartition(topic, index, 0) for index in range(partitions)])
+    lines: list[bytes] = []
+    ended = 0
+    while ended < partitions:
+        messages = consumer.consume(BATCH_ROWS, QUIET_SECONDS)
+        assert messages, f"{ended} of {partitions} partitions of {topic} came to their end"
+        for message in messages:
+            if (error := message.error()) is None:
+                lines.append(message.value() or b"")
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ended += 1
+            else:
+                raise KafkaException(error)
+    consumer.close()
+    parsing = pyarrow.json.ParseOptions(explicit_schema=SHAPE, unexpected_field_behavior="error")
+    return pyarrow.json.read_json(pa.BufferReader(b"\n".join(lines)), parse_options=parsing).select(SHAPE.names)
+
+
 # All runs
 
 
@@ -179,7 +253,7 @@ def compiled(folder: str, source: Path) -> str:
     return program
 
 
-def one(options: argparse.Namespace, kind: str, program: str, broker: str, topic: str) -> dict[str, float]:
+def one(options: argparse.Namespace, kind: str, program: str, broker: str, topic: str, out: str) -> dict[str, float]:
     if kind == "bound":
         words = [program, broker.removeprefix("kafka://"), topic, str(options.partitions), str(options.rows)]
         for name, value in FETCHING.items():
@@ -187,6 +261,7 @@ def one(options: argparse.Namespace, kind: str, program: str, broker: str, topic
     else:
         words = [sys.executable, __file__, "--kind", kind, "--broker", broker, "--topic", topic]
         words += ["--rows", str(options.rows), "--partitions", str(options.partitions)]
+        words += ["--out", out, "--threads", str(options.threads)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{kind}: the run failed")
@@ -202,18 +277,34 @@ def check(outcome: dict[str, float], rows: int, size: float, amount: float) -> N
     assert abs(outcome.get("amount", amount) - amount) <= 1e-9 * amount, (outcome, amount)
 
 
+def check_windows(found: pa.Table, wanted: pa.Table) -> None:
+    """Row by row; sums may differ in the last digits by the order of addition."""
+    found, wanted = (each.sort_by([(name, "ascending") for name, _ in WINDOW]) for each in (found, wanted))
+    assert found.num_rows == wanted.num_rows, f"{found.num_rows} windows came, {wanted.num_rows} are right"
+    for name in ("account", "window_start", "n", "biggest"):
+        assert pc.all(pc.equal(found[name], wanted[name])).as_py(), f"column {name} is wrong"
+    assert pc.max(pc.abs(pc.subtract(found["total"], wanted["total"]))).as_py() < 1e-5, "column total is wrong"
+
+
 def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     topic = f"bench-{uuid.uuid4().hex[:8]}"
-    amount = fill(broker, topic, options.rows, options.partitions)
+    windows = fill(broker, topic, options.rows, options.partitions)
+    amount = pc.sum(windows["total"]).as_py()
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
     size = -1.0
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(folder, COUNTER)
         for number in range(options.rounds):
             for kind in options.kinds[:: 1 if number % 2 == 0 else -1]:
-                outcome = one(options, kind, program, broker, topic)
+                out = f"{topic}-{kind}-{number}"
+                if kind == "windows":
+                    admin.create_topic(broker, out, options.partitions, config={"retention.ms": "-1"})
+                outcome = one(options, kind, program, broker, topic, out)
                 size = outcome["bytes"] if size < 0 and "bytes" in outcome else size
                 check(outcome, options.rows, size, amount)
+                if kind == "windows":
+                    check_windows(committed(broker, out, options.partitions), windows)
+                    admin.delete_topic(broker, out)
                 found[kind].append(outcome)
     admin.delete_topic(broker, topic)
     figures: dict[str, Any] = {"bytes_per_row": round(size / options.rows, 1)} if size >= 0 else {}
@@ -236,12 +327,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="runs of each kind; default: 3, and 1 of fewer than 100,000 records")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
-    parser.add_argument("--topic", help=argparse.SUPPRESS)
-    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=2, help="subtasks of the windows")
+    for name in ("--topic", "--out", "--kind"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (3 if options.rows >= 100_000 else 1)
     if options.kind == "stream":
         print(json.dumps(asyncio.run(read_stream(options))))
+    elif options.kind == "windows":
+        print(json.dumps(write_windows(options)))
     elif options.kind:
         print(json.dumps((read_client if options.kind == "client" else read_source)(options)))
     else:
