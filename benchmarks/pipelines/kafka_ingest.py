@@ -9,12 +9,16 @@
     decode    the same, and 3 of the 7 fields of each record decoded into columns
     stream    an app whose stream of these 3 columns goes to a sink that adds up; checkpoints in memory
     windows   count, sum and max per account and minute of event time, into a topic exactly once; a checkpoint each second
+    latency   the 3 columns of `stream` into another topic at least once: p50, p99 and p99.9 from produce to result
 
 The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send). The rounds go through all kinds, forth and
 back; each run is a process of its own, from the first record to the last, and of the windows to the commit of the last transaction.
 Checked in each run: the count, and the bytes of the payloads or the sum of the amounts; of the windows each row, as a consumer with
 `read_committed` gets them, against what pyarrow groups. `cpu_seconds` are those of the reading process, so they hold on a machine that
-does other work too. The last line printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its
+does other work too. The latencies are taken once, of --seconds at 10, 50 and 80 % of the peak, which
+is the rate at which the same producer, app and reader take --rows at once. Row i is due i / rate seconds after the start, whatever
+happened to the rows before it, and its latency counts from then: a producer or an app that is late is no excuse. Each row must come once.
+The last line printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its
 processor time (`cpu_of_bound`).
 """
 
@@ -24,12 +28,14 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
@@ -49,12 +55,16 @@ from make_txns import CHUNK_ROWS, DISORDER_MS, Transactions
 
 from tools.broker import running
 
-KINDS = ("bound", "client", "source", "decode", "stream", "windows")
+KINDS = ("bound", "client", "source", "decode", "stream", "windows", "latency")
 COLUMNS = {"account": "string", "amount": "float64", "ts": "int64"}
 BATCH_ROWS = 16_384  # what the engine asks of a source
 QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
 COUNTER = Path(__file__).with_name("kafka_count.cc")
 MINUTE_MS = 60_000
+LOADS = (10, 50, 80)  # percent of the peak
+TICK_SECONDS = 0.001  # how long the producer sleeps where no row is due
+PART_ROWS = 1_024  # the most that it writes in one call
+SMOKE_RATE = 40_000  # a run of fewer --rows than this each second of --seconds is shorter
 WINDOW = [("account", pa.string()), ("window_start", pa.int64())]
 FIGURES = [("n", pa.int64()), ("total", pa.float64()), ("biggest", pa.float64())]
 SHAPE = pa.schema(WINDOW + FIGURES)
@@ -240,6 +250,101 @@ def committed(broker: str, topic: str, partitions: int) -> pa.Table:
     return pyarrow.json.read_json(pa.BufferReader(b"\n".join(lines)), parse_options=parsing).select(SHAPE.names)
 
 
+# Latency
+
+
+async def forward(options: argparse.Namespace) -> None:
+    """Until the standard input ends."""
+    app = App(f"bench-{uuid.uuid4().hex[:8]}", options.broker, checkpoint_interval="1s")
+    app.stream(options.topic, schema={"txn_id": "int64", **COLUMNS}).to(options.out)
+    await app.start()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await app.stop()
+
+
+class Results(threading.Thread):
+    """Reads the results of the rows from number `first` on: how often each came, and when."""
+
+    def __init__(self, source: KafkaSource, first: int, rows: int) -> None:
+        super().__init__(daemon=True)
+        self.first, self.rows = first, rows
+        self.times, self.arrived = np.zeros(rows, np.int64), np.zeros(rows)
+        self._source = source
+        self._codec = JsonCodec(pa.schema([("txn_id", pa.int64())]))
+
+    def run(self) -> None:
+        came, heard = 0, time.perf_counter()
+        while came < self.rows and time.perf_counter() < heard + QUIET_SECONDS:
+            batch = self._source.read_batch(BATCH_ROWS, 0.5)
+            if batch is None:
+                continue
+            heard = time.perf_counter()
+            data, _ = self._codec.decode(batch.data)
+            numbers = data.column(0).to_numpy() - self.first
+            self.times += np.bincount(numbers, minlength=self.rows)
+            self.arrived[numbers] = heard
+            came += len(numbers)
+
+
+def offered(
+    sink: KafkaSink, source: KafkaSource, pool: pa.RecordBatch, first: int, rows: int, rate: float
+) -> tuple[float, Any]:
+    """Writes rows at this rate, which may be infinite. -> rows per second to the last result, and the seconds that each row took."""
+    results = Results(source, first, rows)
+    results.start()
+    began, sent = time.perf_counter(), 0
+    while sent < rows:
+        due = min(rows, sent + PART_ROWS, (time.perf_counter() - began) * rate)
+        start = (first + sent) % pool.num_rows
+        count = min(int(due) - sent, pool.num_rows - start)
+        if count <= 0:
+            time.sleep(TICK_SECONDS)
+            continue
+        numbers = pa.array(np.arange(first + sent, first + sent + count))
+        sink.write(Batch(pool.slice(start, count).set_column(0, "txn_id", numbers), None, sink.name))
+        sent += count
+    sink.flush()
+    results.join()
+    wrong = np.flatnonzero(results.times != 1)
+    assert not len(wrong), f"row {wrong[0]} came {results.times[wrong[0]]} times, {len(wrong)} of {rows} rows are wrong"
+    return rows / (results.arrived.max() - began), results.arrived - began - np.arange(rows) / rate
+
+
+def latency(broker: str, options: argparse.Namespace) -> dict[str, Any]:
+    topic = f"bench-{uuid.uuid4().hex[:8]}"
+    out = f"{topic}-out"
+    for name in (topic, out):
+        admin.create_topic(broker, name, options.partitions)
+    words = [sys.executable, __file__, "--kind", "latency", "--broker", broker, "--topic", topic, "--out", out]
+    sink, source, pool = KafkaSink(topic, broker), KafkaSource(out, broker, f"{out}-reader"), Transactions(7).chunk(0)
+    figures: dict[str, Any] = {}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
+        assert app.stdin is not None
+        assert app.stdout is not None
+        assert app.stdout.readline() == "ready\n", "the app did not start"
+        sink.open()
+        source.open(None, "earliest")
+        peak, _ = offered(sink, source, pool, 0, options.rows, float("inf"))
+        figures["peak_rows_per_s"] = round(peak)
+        first, seconds = options.rows, min(options.seconds, options.rows / SMOKE_RATE)
+        for load in LOADS:
+            rate = peak * load / 100
+            rows = max(1, int(rate * seconds))
+            achieved, took = offered(sink, source, pool, first, rows, rate)
+            first += rows
+            p50, p99, p999 = (round(float(each) * 1000, 2) for each in np.percentile(took, [50, 99, 99.9]))
+            figures[f"{load}_percent"] = {"rows": rows, "rows_per_s": round(achieved)}
+            figures[f"{load}_percent"] |= {"p50_ms": p50, "p99_ms": p99, "p99.9_ms": p999}
+        sink.close()
+        source.close()
+        app.stdin.close()
+    assert app.returncode == 0, "the app failed"
+    for name in (topic, out):
+        admin.delete_topic(broker, name)
+    return figures
+
+
 # All runs
 
 
@@ -290,12 +395,12 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     topic = f"bench-{uuid.uuid4().hex[:8]}"
     windows = fill(broker, topic, options.rows, options.partitions)
     amount = pc.sum(windows["total"]).as_py()
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds if kind != "latency"}
     size = -1.0
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(folder, COUNTER)
         for number in range(options.rounds):
-            for kind in options.kinds[:: 1 if number % 2 == 0 else -1]:
+            for kind in list(found)[:: 1 if number % 2 == 0 else -1]:
                 out = f"{topic}-{kind}-{number}"
                 if kind == "windows":
                     admin.create_topic(broker, out, options.partitions, config={"retention.ms": "-1"})
@@ -317,6 +422,8 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
         for kind in found:
             figures[kind]["of_bound"] = round(figures[kind]["rows_per_s"] / bound["rows_per_s"], 2)
             figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
+    if "latency" in options.kinds:
+        figures["latency"] = latency(broker, options)
     return figures
 
 
@@ -328,6 +435,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
     parser.add_argument("--threads", type=int, default=2, help="subtasks of the windows")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load whose latency is taken")
     for name in ("--topic", "--out", "--kind"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -336,6 +444,8 @@ def main() -> None:
         print(json.dumps(asyncio.run(read_stream(options))))
     elif options.kind == "windows":
         print(json.dumps(write_windows(options)))
+    elif options.kind == "latency":
+        asyncio.run(forward(options))
     elif options.kind:
         print(json.dumps((read_client if options.kind == "client" else read_source)(options)))
     else:
