@@ -25,6 +25,7 @@ processor time (`cpu_of_bound`).
 import argparse
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -349,8 +350,9 @@ def latency(broker: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compiled(folder: str, source: Path) -> str:
-    """Compiles a bound against the library that the Python client has loaded."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
+    """Compiles a bound against the library that the Python client has loaded; our kernel, of the same name, is none."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {line.split()[-1] for line in maps if re.search(r"/librdkafka(-\w+)?\.so", line)}
     assert len(loaded) == 1, f"the Python client holds its library in {sorted(loaded) or 'itself'}"
     library = Path(loaded.pop())
     program = f"{folder}/{source.stem}"
