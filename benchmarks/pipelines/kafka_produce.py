@@ -1,7 +1,7 @@
 """How fast a sink writes to a topic, beside librdkafka's own producer in C, which is the bound, and what it holds in memory.
 
     python benchmarks/pipelines/kafka_produce.py                    4 M records of 122 bytes, 4 partitions
-    python benchmarks/pipelines/kafka_produce.py --chunks 4 --kinds bound records --rounds 5
+    python benchmarks/pipelines/kafka_produce.py --rows 1000000 --kinds bound records --rounds 5
 
     bound     kafka_send.cc: librdkafka without Python, fed from memory; with our settings
     client    confluent_kafka's `Producer.produce`, with our settings: a call per record
@@ -9,10 +9,11 @@
     json      the same of columns, which the sink encodes as JSON, without a key
     parts     KafkaSink.deliver: exactly once, a transaction for each 262,144 records
 
-What is sent is one chunk of card transactions (make_txns.py), made before the clock runs, again and again. The rounds go through all kinds,
-forth and back; each run is a process of its own, from the first record to the flush that says that the broker has them all. Checked in each
-run, by a reader of committed records: the count, and the sum of a hash of key and payload. `cpu_seconds` are those of the writing process
-for a million records; `peak_mb` is its peak above what it had when the clock began. The last line printed has the medians.
+What is sent is one chunk of card transactions (make_txns.py), made before the clock runs, again and again: --rows, down to whole chunks.
+The rounds go through all kinds, forth and back; each run is a process of its own, from the first record to the flush that says that the
+broker has them all. Checked in each run, by a reader of committed records: the count, and the sum of a hash of key and payload.
+`cpu_seconds` are those of the writing process for a million records; `peak_mb` is its peak above what it had when the clock began. The
+last line printed has the medians.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import pyarrow as pa
 from confluent_kafka import Producer
 
 from sabot._cython.arrow.batch import Batch
-from sabot.codecs.records import json_records
+from sabot.codecs.records import row_records
 from sabot.connectors.base import Track
 from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import MESSAGE_BYTES
@@ -63,13 +64,13 @@ SETTINGS = {  # those of our sinks
 # The input, and what it comes to
 
 
-def columns() -> pa.RecordBatch:
-    return Transactions(7).chunk(0, CHUNK_ROWS)
+def columns(rows: int) -> pa.RecordBatch:
+    return Transactions(7).chunk(0, rows)
 
 
-def records() -> pa.RecordBatch:
-    data = columns()
-    return json_records(data, data.column("account").cast(pa.binary()), int(time.time() * 1000))
+def records(rows: int) -> pa.RecordBatch:
+    data = columns(rows)
+    return row_records(data, data.column("account").cast(pa.binary()), int(time.time() * 1000))
 
 
 def batches(data: pa.RecordBatch) -> list[Batch]:
@@ -135,7 +136,7 @@ def send_parts(options: argparse.Namespace, made: list[Batch], sink: KafkaSink) 
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
-    data = columns() if options.kind == "json" else records()
+    data = columns(options.chunk) if options.kind == "json" else records(options.chunk)
     made: Any = batches(data)
     to: Any = KafkaSink(options.topic, options.broker)
     send: Any = send_sink
@@ -169,14 +170,14 @@ def write_file(path: Path, data: pa.RecordBatch) -> None:
 
 
 def one(options: argparse.Namespace, kind: str, program: list[str], broker: str, wanted: int) -> dict[str, float]:
-    topic, rows = f"bench-{uuid.uuid4().hex[:8]}", options.chunks * CHUNK_ROWS
+    topic, rows = f"bench-{uuid.uuid4().hex[:8]}", options.chunks * options.chunk
     admin.create_topic(broker, topic, options.partitions, config={"retention.ms": "-1"})
     if kind == "bound":
         words = [program[0], broker.removeprefix("kafka://"), topic, program[1], str(options.chunks)]
         words += [word for setting in SETTINGS.items() for word in setting]
     else:
         words = [sys.executable, __file__, "--kind", kind, "--broker", broker, "--topic", topic]
-        words += ["--chunks", str(options.chunks)]
+        words += ["--rows", str(rows)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{kind}: the run failed")
@@ -191,7 +192,7 @@ def one(options: argparse.Namespace, kind: str, program: list[str], broker: str,
 
 def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
-    data = records()
+    data = records(options.chunk)
     with tempfile.TemporaryDirectory() as folder:
         if "bound" in options.kinds:
             write_file(Path(folder) / "records", data)
@@ -209,20 +210,23 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", type=int, default=16, help=f"of {CHUNK_ROWS} records each")
+    parser.add_argument("--rows", type=int, default=16 * CHUNK_ROWS, help=f"whole chunks of {CHUNK_ROWS} are sent")
     parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--rounds", type=int, help="runs of each kind; default: 3, and 1 of fewer than 100,000 records")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
     parser.add_argument("--topic", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.chunk = min(CHUNK_ROWS, options.rows)
+    options.chunks = options.rows // options.chunk
+    options.rounds = options.rounds or (3 if options.rows >= 100_000 else 1)
     if options.kind:
         print(json.dumps(run(options)))
         return
     with running(options.broker) as broker:
         outcome = measure(broker, options)
-    head = {"benchmark": "kafka_produce", "rows": options.chunks * CHUNK_ROWS, "partitions": options.partitions}
+    head = {"benchmark": "kafka_produce", "rows": options.chunks * options.chunk, "partitions": options.partitions}
     print(json.dumps({**head, **outcome}))
 
 
