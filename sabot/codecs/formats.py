@@ -159,15 +159,15 @@ JSON = Json()
 _BY_NAME: dict[str, Format] = {each.name: each for each in (JSON, Csv(), Raw(), ArrowIpc())}
 
 
-def format_of(given: object, where: str) -> Format:
-    """A Format, or the one of this name; None is JSON. Raises UserError, whose text begins with `where`."""
+def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
+    """A Format, or the one of this name; None is JSON. Raises UserError, whose text begins with `where` and which names `more` too."""
     if given is None:
         return JSON
     if isinstance(given, Format):
         return given
     if isinstance(given, str) and given in _BY_NAME:
         return _BY_NAME[given]
-    names = ", ".join(map(repr, _BY_NAME))
+    names = ", ".join(map(repr, [*_BY_NAME, *more]))
     raise UserError(
         f"{where}: format={given!r}", hint=f"one of {names}, or a format with settings, such as Avro(…) or Csv(…)"
     )

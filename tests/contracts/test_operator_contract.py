@@ -41,7 +41,7 @@ ONLY_BASES = {
     "KeptGroups",
     "TimedJoin",
     "_Keyed",
-    "_Ranked",
+    "Ranked",
 }
 BUDGET = 100_000  # bytes: groups leave the memory for RocksDB
 

@@ -83,7 +83,7 @@ def table_node(
 ) -> tuple[Read, Upsert]:
     """The checked first steps of a table: what reads it, and the table. options: those of `read_node`."""
     keys = (key,) if isinstance(key, str) else tuple(key)
-    payloads = None if format in ("json", "debezium") else format_of(format, "table")
+    payloads = None if format in ("json", "debezium") else format_of(format, "table", ["debezium"])
     if payloads is not None and not payloads.one_row:
         raise UserError(
             f"table: format {payloads.name}, whose records have many rows", hint="a record of a table is a row"

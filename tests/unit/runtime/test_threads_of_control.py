@@ -30,6 +30,7 @@ def source_input(script, *, clock=None, timed=False, time="n", watermarks=None):
         "script",
         source,
         codec=None,
+        format={},
         schema=source.schema if not timed else source.schema.append(pa.field("__time", pa.int64())),
         time=SourceTime("script", time) if timed and time else None,
         timed=timed,
