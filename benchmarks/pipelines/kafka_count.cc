@@ -4,33 +4,9 @@
 
 Reads partitions 0 to PARTITIONS - 1 from their beginning until ROWS records have come. Prints rows, bytes of payload, seconds of wall
 time and of processor time, all of the reading only. Declares what it needs of librdkafka, whose header need not be installed. */
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
-#include <ctime>
-#include <sys/resource.h>
-#include <sys/types.h>
+#include "bounds.h"
 
 extern "C" {
-struct rd_kafka_t;
-struct rd_kafka_conf_t;
-struct rd_kafka_queue_t;
-struct rd_kafka_topic_partition_list_t;
-struct rd_kafka_message_t {
-    int err;
-    void* rkt;
-    int32_t partition;
-    void* payload;
-    size_t len;
-    void* key;
-    size_t key_len;
-    int64_t offset;
-    void* _private;
-};
-
-rd_kafka_conf_t* rd_kafka_conf_new();
-int rd_kafka_conf_set(rd_kafka_conf_t*, const char* name, const char* value, char* errstr, size_t size);
-rd_kafka_t* rd_kafka_new(int type, rd_kafka_conf_t*, char* errstr, size_t size);
 int rd_kafka_poll_set_consumer(rd_kafka_t*);
 rd_kafka_topic_partition_list_t* rd_kafka_topic_partition_list_new(int size);
 void* rd_kafka_topic_partition_list_add(rd_kafka_topic_partition_list_t*, const char* topic, int32_t partition);
@@ -38,55 +14,22 @@ int rd_kafka_topic_partition_list_set_offset(rd_kafka_topic_partition_list_t*, c
 void rd_kafka_topic_partition_list_destroy(rd_kafka_topic_partition_list_t*);
 int rd_kafka_assign(rd_kafka_t*, const rd_kafka_topic_partition_list_t*);
 rd_kafka_queue_t* rd_kafka_queue_get_consumer(rd_kafka_t*);
-void rd_kafka_queue_destroy(rd_kafka_queue_t*);
-ssize_t rd_kafka_consume_batch_queue(rd_kafka_queue_t*, int timeout_ms, rd_kafka_message_t**, size_t size);
-void rd_kafka_message_destroy(rd_kafka_message_t*);
-const char* rd_kafka_message_errstr(const rd_kafka_message_t*);
 int rd_kafka_consumer_close(rd_kafka_t*);
-void rd_kafka_destroy(rd_kafka_t*);
 }
 
-enum { CONSUMER = 1, BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
-
-static double now() {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return static_cast<double>(at.tv_sec) + static_cast<double>(at.tv_nsec) * 1e-9;
-}
-
-static double cpu() {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return static_cast<double>(used.ru_utime.tv_sec + used.ru_stime.tv_sec)
-        + static_cast<double>(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6;
-}
-
-static void set(rd_kafka_conf_t* conf, const char* name, const char* value) {
-    char why[512];
-    if (rd_kafka_conf_set(conf, name, value, why, sizeof why)) {
-        fprintf(stderr, "%s: %s\n", name, why);
-        exit(1);
-    }
-}
+enum { BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
 
 int main(int argc, char** argv) {
     static rd_kafka_message_t* messages[BATCH];
-    char why[512];
     if (argc < 5) return 2;
     const char* topic = argv[2];
     const int partitions = atoi(argv[3]);
     const int64_t wanted = atoll(argv[4]);
 
     rd_kafka_conf_t* conf = rd_kafka_conf_new();
-    set(conf, "bootstrap.servers", argv[1]);
     set(conf, "group.id", "kafka_count");
     set(conf, "enable.auto.commit", "false");
-    for (int i = 5; i + 1 < argc; i += 2) set(conf, argv[i], argv[i + 1]);
-    rd_kafka_t* consumer = rd_kafka_new(CONSUMER, conf, why, sizeof why);
-    if (!consumer) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
+    rd_kafka_t* consumer = client(CONSUMER, conf, argc, argv);
     rd_kafka_poll_set_consumer(consumer);
     rd_kafka_topic_partition_list_t* places = rd_kafka_topic_partition_list_new(partitions);
     for (int i = 0; i < partitions; i++) {

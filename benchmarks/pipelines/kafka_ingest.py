@@ -356,7 +356,9 @@ def compiled(folder: str, source: Path) -> str:
     assert len(loaded) == 1, f"the Python client holds its library in {sorted(loaded) or 'itself'}"
     library = Path(loaded.pop())
     program = f"{folder}/{source.stem}"
-    subprocess.run(["c++", "-O2", "-o", program, source, library, f"-Wl,-rpath,{library.parent}"], check=True)
+    ours = Path(sabot.__file__).parent / "_cython"
+    words = ["c++", "-std=c++17", "-O2", "-I", ours, "-o", program, source, library, f"-Wl,-rpath,{library.parent}"]
+    subprocess.run(words, check=True)
     return program
 
 

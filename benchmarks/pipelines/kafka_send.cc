@@ -3,63 +3,18 @@
     kafka_send ADDRESS TOPIC FILE TIMES [NAME VALUE]...
 
 FILE has records: the sizes of key and payload as two int32, then their bytes. It is read first; then its records are produced TIMES times,
-each with the time of the first, and flushed. Prints rows, seconds of wall time and of processor time, all of the producing only. Declares
-what it needs of librdkafka, whose header need not be installed. */
-#include <cinttypes>
-#include <cstdio>
-#include <cstdlib>
+each with the time of the first, and flushed. Prints rows, seconds of wall time and of processor time, all of the producing only. */
 #include <cstring>
-#include <ctime>
 #include <string>
-#include <sys/resource.h>
+
+#include "bounds.h"
 
 extern "C" {
-struct rd_kafka_t;
-struct rd_kafka_conf_t;
-struct rd_kafka_topic_t;
-struct rd_kafka_error_t;
-struct rd_kafka_vu_t {
-    int vtype;
-    union {
-        rd_kafka_topic_t* rkt;
-        int i;
-        int64_t i64;
-        struct {
-            void* ptr;
-            size_t size;
-        } mem;
-        char pad[64];
-    } u;
-};
-
-rd_kafka_conf_t* rd_kafka_conf_new();
-int rd_kafka_conf_set(rd_kafka_conf_t*, const char* name, const char* value, char* errstr, size_t size);
-rd_kafka_t* rd_kafka_new(int type, rd_kafka_conf_t*, char* errstr, size_t size);
-rd_kafka_topic_t* rd_kafka_topic_new(rd_kafka_t*, const char* name, void*);
-void rd_kafka_topic_destroy(rd_kafka_topic_t*);
-rd_kafka_error_t* rd_kafka_produceva(rd_kafka_t*, const rd_kafka_vu_t*, size_t count);
-int rd_kafka_error_code(const rd_kafka_error_t*);
-const char* rd_kafka_error_string(const rd_kafka_error_t*);
-void rd_kafka_error_destroy(rd_kafka_error_t*);
 int rd_kafka_poll(rd_kafka_t*, int timeout_ms);
 int rd_kafka_flush(rd_kafka_t*, int timeout_ms);
-void rd_kafka_destroy(rd_kafka_t*);
 }
 
-enum { PRODUCER = 0, RKT = 2, VALUE = 4, KEY = 5, MSGFLAGS = 7, TIMESTAMP = 8, COPY = 2, QUEUE_FULL = -184, QUIET_SECONDS = 60 };
-
-static double now() {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return static_cast<double>(at.tv_sec) + static_cast<double>(at.tv_nsec) * 1e-9;
-}
-
-static double cpu() {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return static_cast<double>(used.ru_utime.tv_sec + used.ru_stime.tv_sec)
-        + static_cast<double>(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6;
-}
+enum { RKT = 2, VALUE = 4, KEY = 5, MSGFLAGS = 7, TIMESTAMP = 8, COPY = 2, QUEUE_FULL = -184, QUIET_SECONDS = 60 };
 
 static std::string read_all(const char* path) {
     std::string content;
@@ -71,23 +26,10 @@ static std::string read_all(const char* path) {
 }
 
 int main(int argc, char** argv) {
-    char why[512];
     if (argc < 5) return 2;
     std::string records = read_all(argv[3]);
     const int times = atoi(argv[4]);
-    rd_kafka_conf_t* conf = rd_kafka_conf_new();
-    for (int i = 3; i + 1 < argc; i += 2) {
-        const char *name = i == 3 ? "bootstrap.servers" : argv[i], *value = i == 3 ? argv[1] : argv[i + 1];
-        if (rd_kafka_conf_set(conf, name, value, why, sizeof why)) {
-            fprintf(stderr, "%s: %s\n", name, why);
-            return 1;
-        }
-    }
-    rd_kafka_t* producer = rd_kafka_new(PRODUCER, conf, why, sizeof why);
-    if (!producer) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
+    rd_kafka_t* producer = client(PRODUCER, rd_kafka_conf_new(), argc, argv);
     rd_kafka_topic_t* topic = rd_kafka_topic_new(producer, argv[2], nullptr);
     rd_kafka_vu_t fields[5];
     fields[0].vtype = RKT;
