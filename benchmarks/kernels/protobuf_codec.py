@@ -15,8 +15,6 @@ per second of the processor's time, the best of several passes, in which the way
 Checked: every way gives the drawn rows, and the library reads our payloads, and we its.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from sabot._cython.text.json import JsonDecoder, encode_rows
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder, arrow_schema
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
-from avro_codec import COLUMNS, best, drawn, records
+from avro_codec import COLUMNS, best, drawn, each_dropped, main, records, summary
 from make_txns import SCHEMA
 
 LIBRARY_ROWS = 20_000
@@ -125,42 +123,26 @@ def measure(rows: int, names: list[str], passes: int) -> dict[str, Any]:
 
     figures = best(
         {
-            "protobuf": (rows, lambda: [some.decode(each) for each in payloads]),
-            "json": (rows, lambda: [json_some.decode(each) for each in texts]),
-            "protobuf_all": (rows, lambda: [all_columns.decode(each) for each in payloads]),
-            "json_all": (rows, lambda: [json_all.decode(each) for each in texts]),
-            "protobuf_framed": (rows, lambda: [framed.decode(each) for each in with_header]),
+            "protobuf": (rows, lambda: each_dropped(some.decode, payloads)),
+            "json": (rows, lambda: each_dropped(json_some.decode, texts)),
+            "protobuf_all": (rows, lambda: each_dropped(all_columns.decode, payloads)),
+            "json_all": (rows, lambda: each_dropped(json_all.decode, texts)),
+            "protobuf_framed": (rows, lambda: each_dropped(framed.decode, with_header)),
             "nested": (orders.num_rows, lambda: order_codec.decode(order_payloads)),
             "json_nested": (orders.num_rows, lambda: json_orders.decode(order_texts)),
-            "protobuf_encode": (rows, lambda: [encoder.encode(each) for each in batches]),
-            "json_encode": (rows, lambda: [encode_rows(each) for each in batches]),
+            "protobuf_encode": (rows, lambda: each_dropped(encoder.encode, batches)),
+            "json_encode": (rows, lambda: each_dropped(encode_rows, batches)),
             "library": (len(few), lambda: library_read(few, names)),
             "library_encode": (len(few), lambda: library_written(rows_of_few)),
         },
         passes,
     )
     return {
-        "benchmark": "protobuf_codec",
-        "rows": rows,
-        "columns": names,
-        "protobuf_bytes_per_row": round(sum(each.column(0).nbytes for each in payloads) / rows - 4, 1),
-        "json_bytes_per_row": round(sum(each.nbytes for each in texts) / rows - 4, 1),
-        **{f"{name}_rows_per_s": rate for name, rate in figures.items()},
-        "protobuf_over_json": round(figures["protobuf"] / figures["json"], 2),
-        "protobuf_all_over_json_all": round(figures["protobuf_all"] / figures["json_all"], 2),
+        **summary("protobuf", rows, names, figures, [each.column(0) for each in payloads], texts),
         "protobuf_over_library": round(figures["protobuf"] / figures["library"], 1),
         "checked_against": "the drawn rows, and google.protobuf",
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--columns", default="account,amount,ts", help="the wanted fields, separated by commas")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--passes", type=int, default=7, help="the best of this many passes counts")
-    options = parser.parse_args()
-    print(json.dumps(measure(options.rows, options.columns.split(","), options.passes)))
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)
