@@ -241,3 +241,26 @@ def test_a_record_that_is_lost_repeated_or_changed_changes_the_sum_of_what_was_s
     ]
     assert total(one, other) not in different
     assert total() == 0
+
+
+@pytest.mark.parametrize("wrong", [None, "account", "n", "total", "biggest", "missing", "twice"])
+def test_windows_of_the_kafka_benchmark_are_compared_row_by_row(monkeypatch, wrong):
+    ingest = script("kafka_ingest", monkeypatch)
+    rows = [
+        {"account": account, "window_start": start, "n": 2, "total": 3.0, "biggest": 2.0}
+        for start in (0, 60_000)
+        for account in ("a", "b")
+    ]
+    found = [dict(row) for row in reversed(rows)]
+    if wrong == "missing":
+        del found[0]
+    elif wrong == "twice":
+        found.append(dict(found[0]))
+    elif wrong is not None:
+        found[1][wrong] = {"account": "c", "n": 3, "total": 3.1, "biggest": 2.5}[wrong]
+    tables = [pa.Table.from_pylist(each, schema=ingest.SHAPE) for each in (found, rows)]
+    if wrong is None:
+        ingest.check_windows(*tables)
+    else:
+        with pytest.raises(AssertionError):
+            ingest.check_windows(*tables)
