@@ -1,106 +1,112 @@
 """Sabot: a Python streaming engine that runs agents."""
 
-from sabot._cython.arrow.batch import Batch
-from sabot.api.aggregates import (
-    Aggregate,
-    UserAggregate,
-    aggregate_with,
-    any,
-    approx_count_distinct,
-    approx_quantile,
-    arg_max,
-    arg_min,
-    collect_list,
-    count,
-    count_distinct,
-    first,
-    last,
-    max,
-    mean,
-    min,
-    stddev,
-    sum,
-    top_k,
-    variance,
-)
-from sabot.api.asked_batches import AgentModel
-from sabot.api.context import AgentContext, Message, StateAccessor
-from sabot.api.expr import Expr, Then, When, coalesce, col, lit, struct, when
-from sabot.api.functions import (
-    BatchProcessContext,
-    BatchState,
-    BatchTimers,
-    BroadcastMap,
-    KeyList,
-    KeyMap,
-    KeyState,
-    Process,
-    ProcessContext,
-    Timer,
-    Timers,
-)
-from sabot.api.over import OverFunction, dense_rank, lag, lead, rank, row_number
-from sabot.api.patterns import Pattern, StepRows, pattern, step
-from sabot.api.stream import ConnectedStreams, GroupedStream, KeyedStream, ProcessedStream, Stream, WindowedStream
-from sabot.api.windows import (
-    CountWindow,
-    CumulativeWindow,
-    HoppingWindow,
-    SessionWindow,
-    TumblingWindow,
-    count_window,
-    cumulative,
-    hopping,
-    session,
-    tumbling,
-)
-from sabot.app import App, StateView
-from sabot.clock import Clock
-from sabot.codecs.formats import ArrowIpc, Csv, Json, Raw
-from sabot.codecs.records import Record
-from sabot.codecs.schemas import Avro, Protobuf
-from sabot.config import Secret, secret
-from sabot.connectors.base import Sink, Source, Token, Track
-from sabot.connectors.console import ConsoleSink, console
-from sabot.connectors.files import (
-    ArrowSink,
-    ArrowSource,
-    CsvSink,
-    CsvSource,
-    FileSink,
-    FileSource,
-    NdjsonSink,
-    NdjsonSource,
-    ObjectSink,
-    ParquetSink,
-    ParquetSource,
-    files,
-)
-from sabot.connectors.sql import SqlSink
-from sabot.errors import (
-    AgentFailed,
-    BrokerUnavailable,
-    CheckpointFailed,
-    CorruptCheckpoint,
-    DataError,
-    DeliveryConflict,
-    EffectError,
-    InputChanged,
-    JobLocked,
-    MissingExtra,
-    NonDeterminism,
-    NoStateBackend,
-    NotSent,
-    Overloaded,
-    RowErrors,
-    SabotError,
-    StorageLost,
-    TransientError,
-    UserError,
-)
-from sabot.kafka.registry import Registry
-from sabot.state import StateBackend
-from sabot.state.values import ListState, MapState, ReducingState
+from typing import TYPE_CHECKING
+
+from sabot.late import late_names
+
+if TYPE_CHECKING:
+    from sabot._cython.arrow.batch import Batch
+    from sabot.api.aggregates import (
+        Aggregate,
+        UserAggregate,
+        aggregate_with,
+        any,
+        approx_count_distinct,
+        approx_quantile,
+        arg_max,
+        arg_min,
+        collect_list,
+        count,
+        count_distinct,
+        first,
+        last,
+        max,
+        mean,
+        min,
+        stddev,
+        sum,
+        top_k,
+        variance,
+    )
+    from sabot.api.asked_batches import AgentModel
+    from sabot.api.context import AgentContext, Message, StateAccessor
+    from sabot.api.expr import Expr, Then, When, coalesce, col, lit, struct, when
+    from sabot.api.functions import (
+        BatchProcessContext,
+        BatchState,
+        BatchTimers,
+        BroadcastMap,
+        KeyList,
+        KeyMap,
+        KeyState,
+        Process,
+        ProcessContext,
+        Timer,
+        Timers,
+    )
+    from sabot.api.over import OverFunction, dense_rank, lag, lead, rank, row_number
+    from sabot.api.patterns import Pattern, StepRows, pattern, step
+    from sabot.api.stream import ConnectedStreams, GroupedStream, KeyedStream, ProcessedStream, Stream, WindowedStream
+    from sabot.api.windows import (
+        CountWindow,
+        CumulativeWindow,
+        HoppingWindow,
+        SessionWindow,
+        TumblingWindow,
+        count_window,
+        cumulative,
+        hopping,
+        session,
+        tumbling,
+    )
+    from sabot.app import App
+    from sabot.clock import Clock
+    from sabot.codecs.formats import ArrowIpc, Csv, Json, Raw
+    from sabot.codecs.records import Record
+    from sabot.codecs.schemas import Avro, Protobuf
+    from sabot.config import Secret, secret
+    from sabot.connectors.base import Sink, Source, Token, Track
+    from sabot.connectors.console import ConsoleSink, console
+    from sabot.connectors.files import (
+        ArrowSink,
+        ArrowSource,
+        CsvSink,
+        CsvSource,
+        FileSink,
+        FileSource,
+        NdjsonSink,
+        NdjsonSource,
+        ObjectSink,
+        ParquetSink,
+        ParquetSource,
+        files,
+    )
+    from sabot.connectors.sql import SqlSink
+    from sabot.errors import (
+        AgentFailed,
+        BrokerUnavailable,
+        CheckpointFailed,
+        CorruptCheckpoint,
+        DataError,
+        DeliveryConflict,
+        EffectError,
+        InputChanged,
+        JobLocked,
+        MissingExtra,
+        NonDeterminism,
+        NoStateBackend,
+        NotSent,
+        Overloaded,
+        RowErrors,
+        SabotError,
+        StorageLost,
+        TransientError,
+        UserError,
+    )
+    from sabot.kafka.registry import Registry
+    from sabot.operators.reading import StateView
+    from sabot.state import StateBackend
+    from sabot.state.values import ListState, MapState, ReducingState
 
 __all__ = [
     "AgentContext",
@@ -229,5 +235,170 @@ __all__ = [
     "variance",
     "when",
 ]
+
+_HOMES = {
+    "sabot._cython.arrow.batch": ("Batch",),
+    "sabot.api.aggregates": (
+        "Aggregate",
+        "UserAggregate",
+        "aggregate_with",
+        "any",
+        "approx_count_distinct",
+        "approx_quantile",
+        "arg_max",
+        "arg_min",
+        "collect_list",
+        "count",
+        "count_distinct",
+        "first",
+        "last",
+        "max",
+        "mean",
+        "min",
+        "stddev",
+        "sum",
+        "top_k",
+        "variance",
+    ),
+    "sabot.api.asked_batches": ("AgentModel",),
+    "sabot.api.context": (
+        "AgentContext",
+        "Message",
+        "StateAccessor",
+    ),
+    "sabot.api.expr": (
+        "Expr",
+        "Then",
+        "When",
+        "coalesce",
+        "col",
+        "lit",
+        "struct",
+        "when",
+    ),
+    "sabot.api.functions": (
+        "BatchProcessContext",
+        "BatchState",
+        "BatchTimers",
+        "BroadcastMap",
+        "KeyList",
+        "KeyMap",
+        "KeyState",
+        "Process",
+        "ProcessContext",
+        "Timer",
+        "Timers",
+    ),
+    "sabot.api.over": (
+        "OverFunction",
+        "dense_rank",
+        "lag",
+        "lead",
+        "rank",
+        "row_number",
+    ),
+    "sabot.api.patterns": (
+        "Pattern",
+        "StepRows",
+        "pattern",
+        "step",
+    ),
+    "sabot.api.stream": (
+        "ConnectedStreams",
+        "GroupedStream",
+        "KeyedStream",
+        "ProcessedStream",
+        "Stream",
+        "WindowedStream",
+    ),
+    "sabot.api.windows": (
+        "CountWindow",
+        "CumulativeWindow",
+        "HoppingWindow",
+        "SessionWindow",
+        "TumblingWindow",
+        "count_window",
+        "cumulative",
+        "hopping",
+        "session",
+        "tumbling",
+    ),
+    "sabot.app": ("App",),
+    "sabot.clock": ("Clock",),
+    "sabot.codecs.formats": (
+        "ArrowIpc",
+        "Csv",
+        "Json",
+        "Raw",
+    ),
+    "sabot.codecs.records": ("Record",),
+    "sabot.codecs.schemas": (
+        "Avro",
+        "Protobuf",
+    ),
+    "sabot.config": (
+        "Secret",
+        "secret",
+    ),
+    "sabot.connectors.base": (
+        "Sink",
+        "Source",
+        "Token",
+        "Track",
+    ),
+    "sabot.connectors.console": (
+        "ConsoleSink",
+        "console",
+    ),
+    "sabot.connectors.files": (
+        "ArrowSink",
+        "ArrowSource",
+        "CsvSink",
+        "CsvSource",
+        "FileSink",
+        "FileSource",
+        "NdjsonSink",
+        "NdjsonSource",
+        "ObjectSink",
+        "ParquetSink",
+        "ParquetSource",
+        "files",
+    ),
+    "sabot.connectors.sql": ("SqlSink",),
+    "sabot.errors": (
+        "AgentFailed",
+        "BrokerUnavailable",
+        "CheckpointFailed",
+        "CorruptCheckpoint",
+        "DataError",
+        "DeliveryConflict",
+        "EffectError",
+        "InputChanged",
+        "JobLocked",
+        "MissingExtra",
+        "NonDeterminism",
+        "NoStateBackend",
+        "NotSent",
+        "Overloaded",
+        "RowErrors",
+        "SabotError",
+        "StorageLost",
+        "TransientError",
+        "UserError",
+    ),
+    "sabot.kafka.registry": ("Registry",),
+    "sabot.operators.reading": ("StateView",),
+    "sabot.state": ("StateBackend",),
+    "sabot.state.values": (
+        "ListState",
+        "MapState",
+        "ReducingState",
+    ),
+}
+
+if not TYPE_CHECKING:  # for type checkers every name would exist, misspelled ones too
+    __getattr__, __dir__ = late_names(__name__, _HOMES)
+
+del TYPE_CHECKING, late_names  # no names of ours
 
 __version__ = "0.1.0"

@@ -13,17 +13,15 @@ import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.agents.declaring import DeclaresAgents
-from sabot.agents.outside import outside
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.arguments import one_of
 from sabot.api.lifespan import Lifespan
-from sabot.api.nodes.node import Node
+from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.arrays import python_value
-from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.config import (
@@ -40,17 +38,10 @@ from sabot.config import (
 )
 from sabot.connectors.memory import TableSink
 from sabot.connectors.places import Start, checked_start
-from sabot.delivery import CHOICES
 from sabot.errors import UserError
-from sabot.journal import Journal, MemoryHome
-from sabot.kafka import RecordSender
 from sabot.kafka.settings import checked_settings
+from sabot.kafka.topics import RecordSender
 from sabot.logs import set_up_logging
-from sabot.operators.base import without_marks
-from sabot.operators.reading import StateView, state_of
-from sabot.plan import Plan, leading_to, make_plan, mermaid, walk, with_schemas
-from sabot.runtime.jobs import open_app_journal
-from sabot.runtime.looking import rows_of
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend
@@ -60,8 +51,12 @@ if TYPE_CHECKING:
     from sabot.agents.accounts.ledger import Ledger
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
+    from sabot.checkpoint import CheckpointStorage, Manifest
+    from sabot.journal import Journal, MemoryHome
+    from sabot.operators.reading import StateView
+    from sabot.plan import Plan
 
-__all__ = ["IMPORTING", "App", "StateView"]
+__all__ = ["IMPORTING", "App"]
 
 IMPORTING = ContextVar("IMPORTING", default=False)
 """Whether a program is being imported by somebody who will start its app."""
@@ -71,6 +66,7 @@ _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# A program says what is to be run long before it is, or only to be planned or asked: its methods import what runs it when they need it.
 class App(DeclaresAgents, HasStreams, HasTopics):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
@@ -152,7 +148,6 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         self.metrics_host = "127.0.0.1"
         self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
-        self.jobs, self.actions = outside(self)
         self.begun_streams: list[Read] = []
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
@@ -227,6 +222,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         if restart is not None:
             self.restart = parse_restart(restart)
         if redeliver is not None:
+            from sabot.delivery import CHOICES
+
             self.redeliver = one_of("redeliver", redeliver, CHOICES)
         if from_ is not None:
             self.from_ = checked_path(from_, "from_")
@@ -252,6 +249,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def graph(self) -> str:
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
+        from sabot.plan import make_plan, mermaid
+
         runtime = self.agent_runtime
         return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.parallelism))
 
@@ -271,6 +270,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node; called by `Stream.collect`."""
+        from sabot.runtime.looking import rows_of
+
         self._collected.update(id(read) for read in walk([node]))
         return rows_of(self.agent_runtime.job, node, limit, seconds)
 
@@ -282,6 +283,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     def schema(self, node: Node) -> pa.Schema:
         """Returns the columns of this node; called by `Stream.schema`."""
+        from sabot.operators.base import without_marks
+
         plan = self._plan_of(node)
         known = plan.schemas().get(next(stage.id for stage in reversed(plan.stages) if stage.agent is None))
         if known is None:
@@ -291,8 +294,10 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             )
         return without_marks(known)
 
-    def _plan_of(self, node: Node) -> Plan:
+    def _plan_of(self, node: Node) -> "Plan":
         """Returns the plan of the steps up to this node, and of the agents that they read, without a sink."""
+        from sabot.plan import leading_to, make_plan, with_schemas
+
         runtime = self.agent_runtime
         ends, agents = leading_to(Write(node, TableSink("out"), None), runtime.specs, runtime.writes)
         known = {id(read): read.found_schema() for read in walk(ends) if isinstance(read, Read)}
@@ -309,15 +314,17 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     # -- state, read from outside -----------------------------------------------------------------------------------------
 
-    def state(self, name: str, *, key: Any = None, as_of: int | None = None) -> StateView:
+    def state(self, name: str, *, key: Any = None, as_of: int | None = None) -> "StateView":
         """What an operator of a stream (by its id, see `explain()`, or its `.named(...)`) or an agent keeps; `.to_arrow()` reads it.
 
         key: only the state of this key. as_of: the state at this checkpoint. By default that of the newest one; from a thread other than
         that of the running app's event loop, the state as it is now (a checkpoint is taken).
         """
+        from sabot.operators.reading import StateView, state_of
+
         return StateView(lambda: state_of(self._manifest(as_of), name, key))
 
-    def _manifest(self, checkpoint_id: int | None) -> Manifest:
+    def _manifest(self, checkpoint_id: int | None) -> "Manifest":
         storage = self._storage()
         if storage is None:
             raise UserError(
@@ -424,14 +431,17 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         """Returns the directory for the tables of streams; None: they stay in memory."""
         return None if (base := state_directory(self.state_place)) is None else base / "streams"
 
-    def open_journal(self) -> tuple[Journal, LocalBackend]:
+    def open_journal(self) -> "tuple[Journal, LocalBackend]":
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
+        from sabot.journal.memory import MemoryHome
+        from sabot.runtime.jobs import open_app_journal
+
         storage = self._storage()
         if self.journal_home is None or storage is None or self.forget_effects:
             self.journal_home = MemoryHome(self.clock)  # which the next run of this process may go on with
         return open_app_journal(self, storage, self.journal_home)
 
-    def open_storage(self) -> CheckpointStorage | None:
+    def open_storage(self) -> "CheckpointStorage | None":
         """Opens the checkpoint directory, locked for this process; None without one."""
         storage = self._storage()
         if storage is None:
@@ -442,13 +452,15 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             self.fresh = self.forget_effects = False  # they apply to this start only
         return storage
 
-    def _storage(self) -> CheckpointStorage | None:
+    def _storage(self) -> "CheckpointStorage | None":
         """Returns the storage for checkpoints, not locked."""
         directory, base = self.checkpoint_dir, state_directory(self.state_place)
         if directory is None:
             if base is None:
                 return None
             directory = base / "checkpoints"
+        from sabot.checkpoint import CheckpointStorage
+
         return CheckpointStorage(directory, scratch=None if base is None else base / "scratch")
 
     def progress(self) -> tuple[float, float] | None:

@@ -3,8 +3,12 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import sabot
 from tools.source_tree import PROJECT, sources, tree_of
@@ -79,6 +83,69 @@ def test_no_other_public_name_leaks() -> None:
         and not (isinstance(value, ModuleType) and value.__name__ == f"sabot.{name}")
     ]
     assert leaked == []
+
+
+def late_homes(path: Path) -> dict[str, str]:
+    """By its name, the module of each name that a package imports under TYPE_CHECKING."""
+    branches = [n for n in tree_of(path).body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    imports = [n for branch in branches for n in branch.body if isinstance(n, ast.ImportFrom)]
+    return {alias.asname or alias.name: n.module or "" for n in imports for alias in n.names}
+
+
+LATE = [
+    name for name, path in sources(".py").items() if name.endswith("__init__.py") and "late_names" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("package", LATE)
+def test_names_that_are_loaded_late_come_from_where_type_checkers_are_told(package: str) -> None:
+    path = sources(".py")[package]
+    module = importlib.import_module(module_name(path))
+    homes = {name: home for home, names in module._HOMES.items() for name in names}
+    told = late_homes(path)
+    assert {name: homes[name] for name in told} == told
+    assert all(getattr(module, name) is getattr(importlib.import_module(home), name) for name, home in homes.items())
+    assert set(module.__all__) | set(homes) <= set(dir(module))
+    assert set(module.__all__) - set(vars(module)) <= set(homes)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'sabot' has no attribute 'Strem'"):
+        sabot.Strem  # type: ignore[attr-defined]  # noqa: B018
+
+
+# What a program that only says what is to be run has no need for; of `jobs` it has the limits of children.
+RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "metrics", "operators", "plan", "process", "testing"}
+PROGRAM = """
+from sabot import App, col, count, tumbling
+app = App("orders")
+
+@app.agent("orders", sink="out")
+async def double(message):
+    return message
+
+stream = app.stream("orders", schema={"amount": "int64", "at": "timestamp[ms]"}).with_time("at")
+stream.filter(col("amount") > 3).window(tumbling("1m")).aggregate(n=count()).to("totals")
+"""
+
+
+def loaded_after(code: str) -> set[str]:
+    """The modules that a new interpreter has after this."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
+    return set(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
+
+
+def test_import_of_sabot_loads_nothing_before_it_is_named() -> None:
+    loaded = loaded_after("import sabot")
+    assert {name for name in loaded if name.startswith("sabot.")} == {"sabot.late"}
+    assert not loaded & {"asyncio", "msgspec", "numpy", "pyarrow", "ssl"}
+
+
+def test_a_program_that_does_not_run_loads_nothing_that_would_run_it() -> None:
+    loaded = loaded_after(PROGRAM)
+    assert "sabot.api.nodes.windows" in loaded
+    assert sorted(name for name in loaded if name.startswith("sabot.") and name.split(".")[1] in RUNS) == []
+    assert not loaded & {"anthropic", "confluent_kafka", "openai", "prometheus_client", "psycopg", "sqlite3", "typer"}
 
 
 def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tools.source_tree import ROOT, nodes_of, sources, text_of
 
 ORDER = [
+    "late",
     "redaction",
     "logs",
     "errors",

@@ -124,7 +124,7 @@ installing=$!
 "$venv/bin/python" -m pip install -q --no-build-isolation --no-deps -e .
 wait "$installing"
 installing=
-"$venv/bin/python" -c 'import sabot'
+"$venv/bin/python" -c 'from sabot import *'
 
 rm -f "$unfinished" "$venv/.sabot-building"
 : >"$stamp"

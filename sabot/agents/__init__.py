@@ -1,12 +1,11 @@
 """Agents on the engine; and jobs and actions, which need no App.
 
-Only what an app needs is loaded with this package. Jobs and actions bring the journal, so they are loaded when they are first named.
+Nothing is loaded before it is named (`late`): jobs and actions bring the journal.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sabot.agents.runtime import AgentProcess, AgentRuntime, AgentState
+from sabot.late import late_names
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget as Budget
@@ -104,6 +103,9 @@ if TYPE_CHECKING:
     from sabot.agents.replay import code_of as code_of
     from sabot.agents.replay import fork as fork
     from sabot.agents.replay import record_job as record_job
+    from sabot.agents.runtime import AgentProcess as AgentProcess
+    from sabot.agents.runtime import AgentRuntime as AgentRuntime
+    from sabot.agents.runtime import AgentState as AgentState
     from sabot.agents.states import JobCheckpoint as JobCheckpoint
     from sabot.agents.states import JobCheckpointDamaged as JobCheckpointDamaged
     from sabot.agents.states import JobCheckpointFailed as JobCheckpointFailed
@@ -349,6 +351,7 @@ _HOMES = {
         "RedactionPolicy",
         "ToolPolicy",
     ),
+    "sabot.agents.runtime": ("AgentProcess", "AgentRuntime", "AgentState"),
     "sabot.agents.states": (
         "JobCheckpoint",
         "JobCheckpointDamaged",
@@ -380,9 +383,5 @@ _HOMES = {
     "sabot.llm.tools": ("Effect", "tool"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # for type checkers every name would exist, misspelled ones too
+    __getattr__, __dir__ = late_names(__name__, _HOMES)

@@ -4,11 +4,11 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import pyarrow as pa
 
-from sabot.agents.outside import AppJobs
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec, MailboxFull, OnError
 from sabot.clock import Clock
@@ -23,7 +23,9 @@ from sabot.state import state_directory
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
     from sabot.agents.accounts.ledger import Ledger
+    from sabot.agents.actions import ActionManager
     from sabot.agents.events.bus import EventBus
+    from sabot.agents.outside import AppJobs, OutsideStore
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.agents.program_pool import PoolProtocol
     from sabot.agents.programs import LineFormat
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from sabot.jobs.gate import EffectGate
     from sabot.jobs.judging import GateJudge
     from sabot.jobs.log import Listener
+    from sabot.journal.memory import MemoryHome
     from sabot.llm.agent import Agent, AgentResult
     from sabot.llm.engine import ExecutionEngine
     from sabot.llm.tools import InDoubt
@@ -50,9 +53,13 @@ class DeclaresAgents:
     id: str
     start_at: Place
     state_place: str | None
+    journal_place: str | Path | None
+    journal_home: "MemoryHome | None"
+    kafka: dict[str, Any]
+    fresh: bool
+    forget_effects: bool
     clock: Clock
     agent_runtime: AgentRuntime
-    jobs: AppJobs
     lifespan: "Lifespan"
     send: Callable[..., Awaitable[int]]
     listener: "Listener | None"
@@ -60,6 +67,27 @@ class DeclaresAgents:
     _budgets: "Sequence[Budget] | Ledger | None"
     _ledger: "Ledger | None"
     _judge: "GateJudge | None"
+
+    @cached_property
+    def jobs(self) -> "AppJobs":
+        """The jobs of durable agents, whoever runs the app."""
+        from sabot.agents.outside import AppJobs
+
+        return AppJobs(self._outside)
+
+    @cached_property
+    def actions(self) -> "ActionManager":
+        """The questions of jobs to people, and the answers."""
+        from sabot.agents.actions import ActionManager
+
+        return ActionManager(self._outside)
+
+    @cached_property
+    def _outside(self) -> "OutsideStore":
+        """Where both are read, and told."""
+        from sabot.agents.outside import OutsideStore
+
+        return OutsideStore(self)
 
     def surround_jobs(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
-from sabot.agents.actions import ActionManager, ActionRecord, ActionSpec, ActionStatus, check_resolution
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
@@ -22,7 +22,7 @@ from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalSettings, journal_place
 from sabot.threads import aside
 
-__all__ = ["AppJobs", "OutsideStore", "outside"]
+__all__ = ["AppJobs", "OutsideStore"]
 
 
 class _App(JournalSettings, Protocol):
@@ -206,9 +206,3 @@ class AppJobs(JobManager):
             "signal", token or uuid.uuid4().hex, job=job_id, name=name, body=body, by=checked_word(by, "by")
         )
         await aside(self.store.post, letter)
-
-
-def outside(app: _App) -> tuple[AppJobs, ActionManager]:
-    """The jobs and the questions of an app (`app.jobs`, `app.actions`)."""
-    store = OutsideStore(app)
-    return AppJobs(store), ActionManager(store)

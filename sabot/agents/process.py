@@ -5,20 +5,20 @@ import enum
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.api.agent import AgentSpec
-from sabot.checkpoint import Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
-from sabot.operators import AgentOperator
-from sabot.runtime.agent_job import AgentJob
-from sabot.runtime.settings import Settings
 from sabot.state import StateBackend
 from sabot.watch import watched
+
+if TYPE_CHECKING:
+    from sabot.operators import AgentOperator
+    from sabot.runtime.agent_job import AgentJob
 
 __all__ = ["AgentProcess", "AgentState"]
 
@@ -62,7 +62,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
-    _job: AgentJob | None = field(default=None, repr=False)
+    _job: "AgentJob | None" = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +77,10 @@ class AgentProcess:
             self._job.restart_agent(self.agent_id)
             self.runs_in(self._job)
             return
+        from sabot.checkpoint import Coordinator
+        from sabot.runtime.agent_job import AgentJob  # imported late: it loads what runs agents
+        from sabot.runtime.settings import Settings
+
         assert self.spec is not None
         self.starts(self.broker, self.kafka)
         settings = Settings(
@@ -123,7 +127,7 @@ class AgentProcess:
         if self.state is AgentState.RUNNING:
             self.state = AgentState.STOPPING
 
-    def runs_in(self, job: AgentJob) -> None:
+    def runs_in(self, job: "AgentJob") -> None:
         """The job runs, and this agent in it."""
         self._job = job
         self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
@@ -134,7 +138,7 @@ class AgentProcess:
         watched(self.process, what, lambda error: self._loop_ended(job, what, error))
         _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
 
-    def _loop_ended(self, job: AgentJob, what: str, error: SabotError) -> None:
+    def _loop_ended(self, job: "AgentJob", what: str, error: SabotError) -> None:
         """The agent's failure, which stands in `error` and in the log; or one of the engine."""
         if error is not self.error:
             job.task.break_down(what, error)
@@ -188,7 +192,7 @@ class AgentProcess:
         """
         await self.barrier_queue.put(checkpoint_id)
 
-    async def _processing_loop(self, job: AgentJob) -> None:
+    async def _processing_loop(self, job: "AgentJob") -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         while (checkpoint_id := await self.barrier_queue.get()) is not None:
             job.coordinator.begin_after(checkpoint_id)
@@ -196,7 +200,7 @@ class AgentProcess:
         assert self.error is not None
         raise self.error
 
-    def on_failed(self, operator: AgentOperator) -> None:
+    def on_failed(self, operator: "AgentOperator") -> None:
         """The engine stopped this agent at a record."""
         self.error = operator.failure
         self.failure = str(operator.failure)

@@ -1,18 +1,21 @@
 """AgentRuntime: the agents of an app, by their names, and its job (`runtime.job`) as agents see it."""
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
-from sabot.checkpoint import Coordinator
 from sabot.errors import SabotError, UserError, short_repr, words_of
-from sabot.runtime.job import Job
-from sabot.runtime.settings import AppSettings
+
+if TYPE_CHECKING:
+    from sabot.checkpoint import Coordinator
+    from sabot.runtime.job import Job
+    from sabot.runtime.settings import AppSettings
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
 
@@ -22,7 +25,7 @@ _log = logging.getLogger(__name__)
 class AgentRuntime:
     """Registers agents and the ends of streams, and runs them all."""
 
-    def __init__(self, app: AppSettings) -> None:
+    def __init__(self, app: "AppSettings") -> None:
         if not hasattr(app, "checkpoint_timeout_s"):  # a Protocol of many fields, which an App has
             raise UserError(
                 f"AgentRuntime: app={short_repr(app)}", hint="an App, which makes its own: app.agent_runtime"
@@ -30,7 +33,25 @@ class AgentRuntime:
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
         self.writes: list[StreamEnd] = []  # the ends of the app's streams
-        self.job = Job(app, self.agents, self.writes)
+        self._job: Job | None = None
+        self._one_job = (
+            threading.RLock()
+        )  # a thread may ask for figures, and a signal for the stop, before there is a job
+
+    @property
+    def job(self) -> "Job":
+        """The life of the app. A program that is only described, or planned, does not load what runs it."""
+        if self._job is None:
+            from sabot.runtime.job import Job
+
+            with self._one_job:
+                if self._job is None:
+                    self._job = Job(self.app, self.agents, self.writes)
+        return self._job
+
+    @property
+    def _started(self) -> bool:
+        return self._job is not None and self._job.started
 
     @property
     def specs(self) -> list[AgentSpec]:
@@ -43,7 +64,7 @@ class AgentRuntime:
 
     def add(self, spec: AgentSpec) -> None:
         """Adds an agent before the start. Raises UserError for a name that is taken, except by a re-run notebook cell."""
-        if self.job.started:
+        if self._started:
             raise UserError(f"agent {spec.agent_id}: the app runs already", hint="register agents before the start")
         taken = self.agents.get(spec.agent_id)
         if taken is not None and not _same_cell(taken.agent_func, spec.func):
@@ -60,7 +81,7 @@ class AgentRuntime:
 
     def add_stream(self, end: StreamEnd) -> None:
         """A stream that runs with the app."""
-        if self.job.started:
+        if self._started:
             raise UserError("the app runs already", hint="say where streams go (.to) before the start")
         sources = [node.source for node in walk([end]) if isinstance(node, Read)]
         if isinstance(end, Write) and isinstance(end.sink, str) and end.sink in sources:
@@ -106,7 +127,7 @@ class AgentRuntime:
         return self.job.restored_from
 
     @property
-    def checkpoint_coordinator(self) -> Coordinator:
+    def checkpoint_coordinator(self) -> "Coordinator":
         """Makes the checkpoints of the job."""
         return self.job.coordinator
 

@@ -2,10 +2,10 @@
 of a vendor's API, `errors` the tree of what goes wrong.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sabot.journal.effects import Reconciled
+from sabot.late import late_names
 from sabot.llm.errors import (
     AgentError,
     AnswerTooLarge,
@@ -117,7 +117,7 @@ __all__ = [
     "user",
 ]
 
-_HOMES = {  # of what `import sabot` has no need for
+_HOMES = {  # of what streams and agents without models have no need for
     "sabot.llm.agent": ("Agent", "AgentEvent", "AgentResult", "ToolEnded", "ToolStarted"),
     "sabot.llm.conversation": ("Conversation",),
     "sabot.llm.cache": ("CompletionCache", "MemoryCache", "RedisCache", "SqliteCache"),
@@ -132,9 +132,5 @@ _HOMES = {  # of what `import sabot` has no need for
     "sabot.llm.schema": ("Mismatch", "Schema"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # for type checkers every name would exist, misspelled ones too
+    __getattr__, __dir__ = late_names(__name__, _HOMES)

@@ -7,8 +7,9 @@
 Only this room imports the official SDK, and only the modules that need it: `pip install 'sabot[mcp]'`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sabot.late import late_names
 
 if TYPE_CHECKING:
     from sabot.mcp.bridges import BridgeAnswer, CallTool, OnBridgeError
@@ -173,9 +174,5 @@ _HOMES = {
     ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # for type checkers every name would exist, misspelled ones too
+    __getattr__, __dir__ = late_names(__name__, _HOMES)

@@ -66,14 +66,14 @@ def test_an_unbuilt_tree_says_make(tmp_path: Path) -> None:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    done = run(sys.executable, "-P", "-c", "import sabot", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = run(sys.executable, "-P", "-c", "from sabot import App", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "ImportError" in done.stderr.splitlines()[-1]
     assert "make" in done.stderr.splitlines()[-1]
 
 
 def test_import_of_sabot_needs_no_optional_package(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['prometheus_client'] = None; import sabot; print(sabot.__version__)"
+    code = "import sys; sys.modules['prometheus_client'] = None; import sabot; from sabot import *; print(sabot.__version__)"
     done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, PYTHONPATH=package_path())
     assert done.stderr == ""
     assert done.stdout.strip() == sabot.__version__

@@ -1,14 +1,16 @@
 """What streams need of the app to which they belong."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import StreamEnd
-from sabot.llm.judging import CallJudge
+
+if TYPE_CHECKING:
+    from sabot.llm.judging import CallJudge
 
 __all__ = ["Owner"]
 
@@ -31,5 +33,5 @@ class Owner(Protocol):
     def schema(self, node: Node) -> pa.Schema:
         """The columns of the rows of this node."""
 
-    def judge(self) -> CallJudge | None:
+    def judge(self) -> "CallJudge | None":
         """Who judges calls of models that its streams make; None: all may be made."""
