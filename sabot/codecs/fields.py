@@ -67,6 +67,11 @@ class FieldCodec:
         return None if known is None else pa.schema([*known, *self._columns])
 
     @property
+    def reads_headers(self) -> bool:
+        """Whether one of the fields is the headers, or one of them."""
+        return any(field == "headers" or field.startswith(_HEADER) for _, field in self._fields)
+
+    @property
     def text(self) -> str | None:
         """What a checkpoint keeps of the payloads' codec."""
         return self._codec.text

@@ -165,6 +165,15 @@ class Source(ABC):
         """
         check_ends(self, "end_at")
 
+    def leave_headers(self) -> None:  # noqa: B027 - a source for which it saves nothing goes on giving them
+        """Asks for records whose column `headers` is null, because nobody looks at them. Called before `open`."""
+
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows of the last batch (RECORD_SCHEMA), in its order, with the headers that `leave_headers` left out. Called from the source's
+        thread, before the next `read_batch`.
+        """
+        return records
+
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         """Makes the source ready to read. `positions` are those of the restored checkpoint, at which reading goes on.

@@ -25,12 +25,14 @@ def _load() -> None:
     _log.debug("librdkafka %s", load_client(cimpl.__file__))
 
 
-def record_queue_of(link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]) -> RecordQueue:
-    """A consumer with our `settings`, which the user's override."""
+def record_queue_of(
+    link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any], *, headers: bool
+) -> RecordQueue:
+    """A consumer with our `settings`, which the user's override. headers: as of `RecordQueue`."""
     _load()
 
     def make(conf: dict[str, Any]) -> RecordQueue:
-        return RecordQueue(Consumer, RECORD_SCHEMA, conf)
+        return RecordQueue(Consumer, RECORD_SCHEMA, conf, headers=headers)
 
     queue: RecordQueue = client_of(make, link, kafka, settings)
     return queue

@@ -21,6 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaE
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.kafka.librdkafka import RecordQueue
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.places import Bound, made_again, offsets_of
@@ -51,6 +52,7 @@ CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.5  # the figures of `lag` may be so old
 WARN_SECONDS = 60.0  # a commit that is refused again is a warning so often
 WAIT_SECONDS = 0.1  # a wait for records is interrupted so often, for the client's callbacks and for new partitions
+_HEADERS = RECORD_SCHEMA.get_field_index("headers")
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -77,6 +79,7 @@ class KafkaReader(Source):
         self.record_bytes = max(RECORD_BYTES, int(kafka.get("message.max.bytes", 0)))
         self._share = share
         self._queue: RecordQueue | None = None
+        self._headers = True  # records come with their headers
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()  # partitions that are paused
@@ -109,6 +112,15 @@ class KafkaReader(Source):
 
     def end_at(self, bound: Bound) -> None:
         self.bound, self.bounded = bound, True
+
+    def leave_headers(self) -> None:
+        self._headers = False
+
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        if self._headers or self._queue is None:
+            return records
+        places = (records.column(name).to_numpy() for name in ("partition", "offset"))
+        return records.set_column(_HEADERS, RECORD_SCHEMA.field(_HEADERS), self._queue.headers(*places))
 
     @property
     def exhausted(self) -> bool:
@@ -153,7 +165,7 @@ class KafkaReader(Source):
         }
         kafka = {**self._kafka, "enable.partition.eof": True}
         self._closing.clear()
-        self._queue = record_queue_of(self._link, kafka, ours)
+        self._queue = record_queue_of(self._link, kafka, ours, headers=self._headers)
         self._consumer = self._queue.client
         try:
             restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}
@@ -449,6 +461,7 @@ class KafkaReader(Source):
         if watch is not None:
             watch.join(CLOSE_SECONDS + 1)
         self._topic_id = None
+        self._headers = True  # who opens it next may look at them
         queue, self._queue = self._queue, None
         consumer, self._consumer = self._consumer, None
         if queue is None:

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, iterate_records
 from sabot.config import Duration
@@ -66,6 +68,12 @@ class KafkaSource(Source):
     @property
     def exhausted(self) -> bool:
         return self._source.exhausted and not self._records
+
+    def leave_headers(self) -> None:
+        self._source.leave_headers()
+
+    def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
+        return self._source.with_headers(records)
 
     def readers(self, count: int) -> Sequence[Source]:
         return self._source.readers(count)

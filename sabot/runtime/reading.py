@@ -281,6 +281,8 @@ class SourceInput(Reader):
 
     def open(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
         """Blocking. Raises what `open_source` raises."""
+        if self._codec is not None and not (isinstance(self._codec, FieldCodec) and self._codec.reads_headers):
+            self.source.leave_headers()
         self.open_source(positions, start, facts)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
@@ -508,7 +510,7 @@ class SourceInput(Reader):
         if not self.dead_letters:
             _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
         self.dead_letters += records.num_rows
-        self._dead_letter(letters_of(records, reasons, topic=topic, **self._origin))
+        self._dead_letter(letters_of(self.source.with_headers(records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -23,9 +23,12 @@ class RecordQueue:
     client: Any
     """What `make` has returned. It is not closed here; it must not be closed before `close`."""
 
-    def __init__(self, make: Callable[[dict[str, Any]], Any], schema: pa.Schema, conf: dict[str, Any]) -> None:
+    def __init__(
+        self, make: Callable[[dict[str, Any]], Any], schema: pa.Schema, conf: dict[str, Any], *, headers: bool = True
+    ) -> None:
         """make: confluent_kafka's Consumer, called with `conf` and the setting that lets us read it. schema: names for the columns payload,
         key (binary), timestamp (int64, ms), partition (int32), offset (int64) and headers (lists of structs: a string, binary).
+        headers: False leaves that column null; `headers` then gives those of single records.
 
         Raises what `make` raises, and UserError where it makes no client of the library that was loaded.
         """
@@ -41,6 +44,12 @@ class RecordQueue:
         Returns the records, which have memory of their own (None: there are none), the offset behind the last record of each of their
         partitions, and the events among them: code and text of the client's error, partition, offset. An event may come alone, before
         the time is over. After `close` there is nothing. Raises UserError for records that take more than 2 GiB together.
+        """
+
+    def headers(self, partitions: Any, offsets: Any) -> pa.ListArray:
+        """The headers of records of the last `read`, in its order, each any number of times; null for records that are not in it.
+
+        partitions, offsets: numpy arrays of int32 and int64. Only of a queue that was made with `headers=False`.
         """
 
     def close(self) -> None:

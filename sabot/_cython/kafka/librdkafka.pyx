@@ -41,11 +41,12 @@ cdef extern from "kafka/record_queue.h" namespace "sabot" nogil:
         string text
 
     cppclass Queue "sabot::RecordQueue":
-        Queue(rd_kafka_t* consumer) except +
+        Queue(rd_kafka_t* consumer, cbool later) except +
         cbool follow(const char* topic, int32_t partition)
         int64_t read(
             int64_t most, int timeout_ms, ArrowArray* out, unordered_map[int32_t, int64_t]& next, vector[Event]& events
         ) except +
+        void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) except +
         void close()
 
 cdef extern from "kafka/record_producer.h" namespace "sabot" nogil:
@@ -113,12 +114,12 @@ cdef class RecordQueue:
     cdef readonly object client
     cdef object schema
 
-    def __init__(self, make, schema, dict conf not None):
+    def __init__(self, make, schema, dict conf not None, *, bint headers=True):
         if self.queue != NULL:
             raise TypeError("a RecordQueue is made once")
         self.client = _client(make, conf)
         self.schema = schema
-        self.queue = new Queue(client_made)
+        self.queue = new Queue(client_made, not headers)
 
     def __dealloc__(self):
         del self.queue
@@ -145,6 +146,16 @@ cdef class RecordQueue:
         data = pa.RecordBatch._import_from_c(<uintptr_t> &out, self.schema) if rows else None
         told = [(events[i].code, events[i].text.decode(errors="replace"), events[i].partition, events[i].offset) for i in range(events.size())]
         return data, dict(next), told
+
+    def headers(self, const int32_t[::1] partitions not None, const int64_t[::1] offsets not None):
+        cdef ArrowArray out
+        cdef Py_ssize_t rows = partitions.shape[0]
+        if offsets.shape[0] != rows:
+            raise ValueError(f"{rows} partitions, and {offsets.shape[0]} offsets")
+        if self.queue == NULL or rows == 0:
+            return pa.nulls(rows, self.schema.field("headers").type)
+        self.queue.headers(&partitions[0], &offsets[0], rows, &out)
+        return pa.Array._import_from_c(<uintptr_t> &out, self.schema.field("headers").type)
 
     def close(self):
         if self.queue != NULL:

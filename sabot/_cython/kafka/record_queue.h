@@ -106,6 +106,12 @@ class HeadersColumn {
         put_bound();
     }
 
+    /* A row without headers. */
+    void skip() {
+        rows_++;
+        put_bound();
+    }
+
     void give(ArrowArray* out) {
         const int64_t count = static_cast<int64_t>(entries_.size());
         make_array(out, rows_, 2, 1);
@@ -182,39 +188,53 @@ class NumberColumn {
 /* Messages that have come from the client, which are destroyed with this object if not before. */
 class Messages {
   public:
-    explicit Messages(int64_t most) : held_(static_cast<size_t>(most), nullptr) {}
+    Messages() = default;
     Messages(const Messages&) = delete;
     Messages& operator=(const Messages&) = delete;
-    ~Messages() {
-        for (; done_ < count_; done_++) client::message_destroy(held_[done_]);
-    }
+    ~Messages() { clear(); }
 
     /* Adds up to `most` messages. With a timeout it waits until there are so many. */
     void take(rd_kafka_queue_t* queue, int timeout_ms, int64_t most) {
+        if (held_.size() < static_cast<size_t>(count_ + most)) held_.resize(static_cast<size_t>(count_ + most));
         const ssize_t came = client::consume_batch_queue(queue, timeout_ms, held_.data() + count_, static_cast<size_t>(most));
         if (came > 0) count_ += came;
     }
 
     int64_t count() const { return count_; }
-    const rd_kafka_message_t* next() const { return held_[done_]; }
-    void drop() { client::message_destroy(held_[done_++]); }
-    bool empty() const { return done_ == count_; }
+    bool empty() const { return count_ == 0; }
+    const rd_kafka_message_t* operator[](int64_t i) const { return held_[static_cast<size_t>(i)]; }
 
-    void look_ahead() const {
-        if (done_ + 2 * AHEAD < count_) __builtin_prefetch(held_[done_ + 2 * AHEAD]);
-        if (done_ + AHEAD < count_) __builtin_prefetch(held_[done_ + AHEAD]->payload);
+    /* Destroys message i, which must not be asked for again. */
+    void drop(int64_t i) {
+        client::message_destroy(held_[static_cast<size_t>(i)]);
+        held_[static_cast<size_t>(i)] = nullptr;
+    }
+
+    void clear() {
+        for (int64_t i = 0; i < count_; i++) {
+            if (i + AHEAD < count_) __builtin_prefetch(held_[static_cast<size_t>(i + AHEAD)]);
+            if (held_[static_cast<size_t>(i)] != nullptr) drop(i);
+        }
+        count_ = 0;
+    }
+
+    void look_ahead(int64_t i) const {
+        if (i + 2 * AHEAD < count_) __builtin_prefetch((*this)[i + 2 * AHEAD]);
+        if (i + AHEAD < count_) __builtin_prefetch((*this)[i + AHEAD]->payload);
     }
 
   private:
     std::vector<rd_kafka_message_t*> held_;
-    int64_t count_ = 0, done_ = 0;
+    int64_t count_ = 0;
 };
 
 /* The records of the partitions of one consumer that were given to `follow`. Its methods may be called from any thread; they need no
 interpreter, and wait for each other. After `close` they do nothing. */
 class RecordQueue {
   public:
-    explicit RecordQueue(rd_kafka_t* consumer) : consumer_(consumer), queue_(client::queue_new(consumer)) {}
+    /* later: the column `headers` of `read` is null, and `headers` gives those of single records. For each message the client makes a buffer to
+    find out that it has none, which takes a quarter of the time of all reading. */
+    RecordQueue(rd_kafka_t* consumer, bool later) : consumer_(consumer), queue_(client::queue_new(consumer)), later_(later) {}
     RecordQueue(const RecordQueue&) = delete;
     RecordQueue& operator=(const RecordQueue&) = delete;
     ~RecordQueue() { close(); }
@@ -235,13 +255,31 @@ class RecordQueue {
     int64_t read(int64_t most, int timeout_ms, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
         std::lock_guard<std::mutex> lock(in_use_);
         if (queue_ == nullptr || most < 1) return 0;
-        Messages messages(most);
-        messages.take(queue_, 0, most);
-        if (messages.empty() && timeout_ms > 0) {
-            messages.take(queue_, timeout_ms, 1);
-            if (!messages.empty() && most > 1) messages.take(queue_, 0, most - 1);
+        last_.clear();
+        last_.take(queue_, 0, most);
+        if (last_.empty() && timeout_ms > 0) {
+            last_.take(queue_, timeout_ms, 1);
+            if (!last_.empty() && most > 1) last_.take(queue_, 0, most - 1);
         }
-        return messages.empty() ? 0 : columns(messages, out, next, events);
+        return last_.empty() ? 0 : columns(out, next, events);
+    }
+
+    /* The column `headers` of `count` records of the last `read`, in its order; of others it is null. Throws bad_alloc, overflow_error. */
+    void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) {
+        std::lock_guard<std::mutex> lock(in_use_);
+        HeadersColumn column(count);
+        int64_t at = 0;
+        for (int64_t i = 0; i < count; i++) {
+            int64_t found = at;
+            while (found < last_.count() && !is(last_[found], partitions[i], offsets[i])) found++;
+            if (found == last_.count()) {
+                column.skip();
+            } else {
+                column.add(last_[found]);
+                at = found; /* a record may be asked for again at once */
+            }
+        }
+        column.give(out);
     }
 
     void close() {
@@ -249,6 +287,7 @@ class RecordQueue {
         if (queue_ == nullptr) return;
         client::queue_yield(queue_); /* a reader that waits returns */
         std::lock_guard<std::mutex> lock(in_use_);
+        last_.clear();
         client::queue_destroy(queue_);
         queue_ = nullptr;
     }
@@ -257,10 +296,16 @@ class RecordQueue {
     rd_kafka_t* const consumer_; /* owned by the Python client, which outlives this object */
     rd_kafka_queue_t* queue_;    /* null once closed */
     std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
+    const bool later_;
+    Messages last_; /* the batch that was read last: where headers are for later they can be asked for until the next one */
     double bytes_per_row_ = 128; /* of payload, in the last batch */
 
-    int64_t columns(Messages& messages, ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
-        const int64_t most = messages.count();
+    static bool is(const rd_kafka_message_t* message, int32_t partition, int64_t offset) {
+        return message != nullptr && message->partition == partition && message->offset == offset && !message->err;
+    }
+
+    int64_t columns(ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
+        const int64_t most = last_.count();
         BytesColumn payloads(most, std::min<int64_t>(MAX_OFFSET / 2, static_cast<int64_t>(static_cast<double>(most) * bytes_per_row_)));
         BytesColumn keys(most, 0);
         NumberColumn<int64_t> timestamps(most), offsets(most);
@@ -269,9 +314,9 @@ class RecordQueue {
         int64_t rows = 0;
         int32_t partition = -1;
         int64_t* behind = nullptr; /* the entry of `partition` in `next` */
-        for (; !messages.empty(); messages.drop()) {
-            messages.look_ahead();
-            const rd_kafka_message_t* message = messages.next();
+        for (int64_t i = 0; i < most; i++) {
+            last_.look_ahead(i);
+            const rd_kafka_message_t* message = last_[i];
             if (message->err) {
                 const char* text = client::message_errstr(message);
                 events.push_back({message->err, message->partition, message->offset, text ? text : ""});
@@ -282,13 +327,17 @@ class RecordQueue {
             timestamps.add(client::message_timestamp(message, nullptr));
             partitions.add(message->partition);
             offsets.add(message->offset);
-            headers.add(message);
+            if (later_)
+                headers.skip();
+            else
+                headers.add(message);
             if (behind == nullptr || message->partition != partition) {
                 partition = message->partition;
                 behind = &next[partition];
             }
             *behind = message->offset + 1;
             rows++;
+            if (!later_) last_.drop(i);
         }
         if (rows == 0) return 0;
         bytes_per_row_ = static_cast<double>(payloads.bytes()) / static_cast<double>(rows) * 1.05;

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition, cimpl
 
@@ -34,13 +35,13 @@ def broker(producer: Any) -> str:
     return f"{node.host}:{node.port}"
 
 
-def queue_of(broker: str, **settings: Any) -> RecordQueue:
+def queue_of(broker: str, *, headers: bool = True, **settings: Any) -> RecordQueue:
     conf = {"bootstrap.servers": broker, "group.id": "g", "log_level": 2, "fetch.wait.max.ms": 10, **settings}
-    return RecordQueue(Consumer, RECORD_SCHEMA, conf)
+    return RecordQueue(Consumer, RECORD_SCHEMA, conf, headers=headers)
 
 
-def reading(broker: str, topic: str, partitions: int = 1, **settings: Any) -> RecordQueue:
-    queue = queue_of(broker, **settings)
+def reading(broker: str, topic: str, partitions: int = 1, *, headers: bool = True, **settings: Any) -> RecordQueue:
+    queue = queue_of(broker, headers=headers, **settings)
     queue.follow(topic, range(partitions))
     queue.client.assign([TopicPartition(topic, index, 0) for index in range(partitions)])
     return queue
@@ -99,6 +100,40 @@ def test_a_batch_without_headers_has_a_column_of_nulls(producer: Any, broker: st
     assert header_rows(data.column("headers")) == [()]
     closed(queue)
     assert data.column("payload").to_pylist() == [b"1"]  # the columns have memory of their own
+
+
+def test_headers_that_were_left_out_are_there_for_single_records_until_the_next_read(
+    producer: Any, broker: str
+) -> None:
+    for number in range(20):
+        headers = [("n", str(number).encode())] if number % 2 else None
+        producer.produce("left", b"p", None, number % 2, headers=headers)
+    assert producer.flush(WAIT) == 0
+    queue = reading(broker, "left", 2, headers=False)
+    rows, batches = 0, 0
+    while rows < 20:
+        data, _, _ = queue.read(7, WAIT)
+        assert data is not None
+        assert data.column("headers").null_count == data.num_rows
+        places = [data.column(name).to_numpy() for name in ("partition", "offset")]
+        for asked in ([], [0], [data.num_rows - 1], range(0, data.num_rows, 2), [0, 0, data.num_rows - 1]):
+            chosen = np.array(asked, np.int64)
+            found = queue.headers(*(place[chosen] for place in places))
+            found.validate(full=True)
+            wanted = [
+                [("n", b"%d" % (2 * at + 1))] if odd else []
+                for odd, at in zip(*(place[chosen] for place in places), strict=True)
+            ]
+            assert [list(pairs) for pairs in header_rows(found)] == wanted
+        rows, batches, last = rows + data.num_rows, batches + 1, places
+    assert batches > 2
+    assert queue.headers(np.array([0], np.int32), np.array([99])).null_count == 1  # it was never read
+    with pytest.raises(ValueError, match="1 partitions, and 2 offsets"):
+        queue.headers(np.array([0], np.int32), np.array([1, 2]))
+    assert queue.read(7, 0.0)[0] is None
+    assert queue.headers(*last).null_count == len(last[0])
+    closed(queue)
+    assert queue.headers(*last).null_count == len(last[0])
 
 
 def test_the_name_of_a_header_that_is_no_text_is_read_with_the_sign_for_it(broker: str) -> None:
