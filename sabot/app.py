@@ -37,7 +37,7 @@ from sabot.config import (
     parse_seconds,
 )
 from sabot.connectors.memory import TableSink
-from sabot.connectors.places import Start, checked_start
+from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 from sabot.kafka.settings import checked_settings
 from sabot.kafka.topics import RecordSender
@@ -123,13 +123,11 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         self.version = checked_text(version, "version")
         self.clock = clock
         self.start_at = checked_start(start, f"app {self.id}")
-        if isinstance(self.start_at, Mapping):
-            raise UserError(
-                f"app {self.id}: start={start!r}", hint="offsets are of one topic: app.stream(topic, start=…)"
-            )
+        self._one_place("start", self.start_at)
         self.restart = parse_restart(restart)
         self.checkpoint_interval_s: float | None = None
         self.redeliver: str | None = None
+        self.end_at: Place | None = None
         self.from_: str | None = None
         self.fresh = self.forget_effects = self.refresh_schema = False
         self.drop: frozenset[str] = frozenset()
@@ -180,12 +178,14 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         reprocess: Iterable[str] | None = None,
         drop: Iterable[str] | None = None,
         schema: str | None = None,
+        until: Until | None = None,
     ) -> None:
         """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
 
         forget_effects: with `fresh`, the journal of durable agents is discarded too, so that effects may be made again.
         reprocess: durable agents whose records are read again, each as a new job: what they do is done again.
         drop: operators, or OPERATOR.AGGREGATE, whose state is not taken over, once. schema: "refresh": columns are inferred anew.
+        until: where topics end of which no stream, table or agent names an end: "now", or before the first record of a time.
         from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
         redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
         metrics_port: serves `/metrics` for Prometheus, `/healthz` and `/ready` while the app runs (0: a free port, see the log), on
@@ -225,6 +225,9 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             from sabot.delivery import CHOICES
 
             self.redeliver = one_of("redeliver", redeliver, CHOICES)
+        if until is not None:
+            self.end_at = checked_until(until, f"app {self.id}")
+            self._one_place("until", self.end_at)
         if from_ is not None:
             self.from_ = checked_path(from_, "from_")
         if metrics_port is not None:
@@ -233,6 +236,13 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             self.metrics_port = metrics_port
         if metrics_host is not None:
             self.metrics_host = checked_text(metrics_host, "metrics_host")
+
+    def _one_place(self, word: str, place: Place | None) -> None:
+        """Refuses offsets, which are of one topic, as a place in all of them."""
+        if isinstance(place, Mapping):
+            raise UserError(
+                f"app {self.id}: {word}={place!r}", hint=f"offsets are of one topic: app.stream(topic, {word}=…)"
+            )
 
     @property
     def state_backend(self) -> StateBackend | None:

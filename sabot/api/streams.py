@@ -87,6 +87,7 @@ class HasStreams(Owner):
         on_error: RowPolicy = "dead_letter",
         fields: Sequence[str] | Mapping[str, str] = (),
         first: bool | None = None,
+        until: Until | None = None,
     ) -> Stream:
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
@@ -94,10 +95,11 @@ class HasStreams(Owner):
         format: as of `stream`, where a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` has the setup of
         the connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. fields: of the
         row's record. first: what it is joined with waits until the rows of the start are read (by default in `lookup`, `join_asof`).
+        until: where the table ends, as of `stream`: what is joined with it keeps the rows that it has then.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
-        options["first"] = first
+        options |= {"first": first, "until": until}
         read, table = table_node(source, key, format, **options)
         self.begun_streams.append(read)
         return Stream(self, table)

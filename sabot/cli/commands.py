@@ -21,6 +21,7 @@ from sabot.cli.ledger import budgets, ledger
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.mcp import mcp
+from sabot.cli.options import until_of
 from sabot.cli.planning import plan
 from sabot.cli.plugins import plugins
 from sabot.cli.reading import state as read_state
@@ -133,6 +134,12 @@ Redeliver = Annotated[
     str | None,
     typer.Option(metavar="repeat|skip", help="Where the receiver has other output than the checkpoint knows of."),
 ]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="now|TIME", help="End where topics end now, or before the first record of a time: a backfill."
+    ),
+]
 Restart = Annotated[
     str | None,
     typer.Option(metavar="HOW", help='After a failure: "fixed(3, 1s)", three times, a second apart; "none".'),
@@ -179,6 +186,7 @@ def run(
     from_: From = None,
     redeliver: Redeliver = None,
     restart: Restart = None,
+    until: Until = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="For development: start again when a file of the program changes.")
     ] = False,
@@ -201,6 +209,7 @@ def run(
         "from_": from_,
         "redeliver": redeliver,
         "restart": restart,
+        "until": until,
     }
     if reload:
         said = {"loglevel": loglevel, "log_format": log_format, **settings}
@@ -232,6 +241,7 @@ def worker(
     from_: From = None,
     redeliver: Redeliver = None,
     restart: Restart = None,
+    until: Until = None,
 ) -> None:
     """The same as `run`, in Faust's words: sabot -A module:app worker."""
     if context.obj is None:
@@ -256,6 +266,7 @@ def worker(
         from_=from_,
         redeliver=redeliver,
         restart=restart,
+        until=until,
     )
 
 
@@ -277,7 +288,7 @@ def _loaded(target: str, settings: dict[str, Any]) -> App:
             )
         settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
     try:
-        app.configure(**settings)
+        app.configure(**settings | {"until": until_of(settings["until"])})
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
     return app

@@ -1,6 +1,8 @@
 """Options that several commands have."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -8,7 +10,7 @@ import typer
 from sabot.cli.loading import WrongUse
 from sabot.redaction import setting_name
 
-__all__ = ["Kafka", "kafka_settings"]
+__all__ = ["Kafka", "kafka_settings", "until_of"]
 
 Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]
 
@@ -26,3 +28,20 @@ def kafka_settings(given: Sequence[str] | None, option: str = "--kafka") -> dict
             )
         settings[name] = value
     return settings
+
+
+def until_of(given: str | None) -> str | int | datetime | None:
+    """What `--until` says: "now", ms since 1970, or a time in ISO 8601 with a zone. Raises WrongUse."""
+    if given is None or given == "now":
+        return given
+    if given.isdecimal():
+        return int(given)
+    time: datetime | None = None
+    with suppress(ValueError):
+        time = datetime.fromisoformat(given)
+    if time is None or time.tzinfo is None:
+        raise WrongUse(
+            f"--until {given} is no place to end",
+            hint="now, ms since 1970, or a time with a zone: 2026-01-31T00:00:00Z",
+        )
+    return time

@@ -14,7 +14,7 @@ from sabot.plan.agents import (
     place_of_sink,
 )
 from sabot.plan.mermaid import mermaid
-from sabot.plan.optimise import walk, with_schemas
+from sabot.plan.optimise import ending, walk, with_schemas
 from sabot.plan.planner import make_plan
 from sabot.plan.stages import Plan, check_alike
 
@@ -35,6 +35,7 @@ __all__ = [
     "column_types",
     "compare",
     "dead_letter_topics",
+    "ending",
     "fed_by_streams",
     "inputs_of",
     "leading_to",

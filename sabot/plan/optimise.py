@@ -16,22 +16,44 @@ from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.connectors.places import Place
 from sabot.operators.windows.panes import WindowShape
 
-__all__ = ["TimeUse", "check_nodes", "closing_time", "optimise", "time_use", "used_columns", "walk", "with_schemas"]
+__all__ = [
+    "TimeUse",
+    "check_nodes",
+    "closing_time",
+    "ending",
+    "optimise",
+    "time_use",
+    "used_columns",
+    "walk",
+    "with_schemas",
+]
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
     """The same graph, whose Read nodes have these schemas in canonical types. schemas: by the id of the node."""
+
+    def known(node: Read) -> Read:
+        schema = schemas[id(node)]
+        canonical = None if schema is None else normalise(schema.empty_table()).schema
+        return replace(node, schema=canonical, inferred=node.schema is None)
+
+    return _with_reads(ends, known)
+
+
+def ending(ends: Iterable[StreamEnd], until: Place | None) -> list[StreamEnd]:
+    """The same graph, whose topics without an end of their own end there; None: nowhere."""
+    return list(ends) if until is None else _with_reads(ends, lambda node: node.ending(until))
+
+
+def _with_reads(ends: Iterable[StreamEnd], changed: Callable[[Read], Read]) -> list[StreamEnd]:
+    """The same graph over changed Read nodes."""
     made: dict[int, Node] = {}
     for node in walk(ends):
-        inputs = tuple(made[id(upstream)] for upstream in node.inputs)
-        if isinstance(node, Read):
-            schema = schemas[id(node)]
-            canonical = None if schema is None else normalise(schema.empty_table()).schema
-            made[id(node)] = replace(node, schema=canonical, inferred=node.schema is None)
-        else:
-            made[id(node)] = node.over(*inputs)
+        inputs = (made[id(upstream)] for upstream in node.inputs)
+        made[id(node)] = changed(node) if isinstance(node, Read) else node.over(*inputs)
     return [end for node in ends if isinstance(end := made[id(node)], StreamEnd)]
 
 

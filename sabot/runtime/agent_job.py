@@ -249,8 +249,7 @@ class AgentJob:
             raise UserError(
                 f"agent {spec.agent_id} is durable, and has no journal", hint="durable agents run in an App"
             )
-        state = self.task.state
-        if spec.job_key is not None and isinstance(state, HeldWrites) and state.expires:
+        if spec.job_key is not None and isinstance(state := self.task.state, HeldWrites) and state.expires:
             raise UserError(
                 f"agent {spec.agent_id} is durable, and values of its state expire in a backend of your own: a job that is run again"
                 " must read what had not expired when it ran first",
@@ -276,7 +275,8 @@ class AgentJob:
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
-        source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, spec.until)
+        until = self.settings.until if spec.until is None and isinstance(entry, str) else spec.until
+        source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"

@@ -28,7 +28,7 @@ from sabot.faults import taking_over
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, check_alike, column_types, walk
+from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, check_alike, column_types, ending, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
@@ -117,7 +117,7 @@ class Build:
         self.shared = {  # by the id of a Sink that agents write too: the port for their rows
             id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
         }
-        self.ends = ends
+        self.ends = ending(ends, settings.until)
         self._agents = agents
         self._wanted = wanted
         self._loop = loop

@@ -196,6 +196,7 @@ class Run:
             clock=app.clock,
             version=app.version,
             start=app.start_at,
+            until=app.end_at,
             parallelism=app.parallelism,
             directory=app.open_tables(),
             memory_budget=app.memory_budget_bytes,

@@ -46,6 +46,7 @@ class AppSettings(Protocol):
     parallelism: int
     memory_budget_bytes: int
     start_at: Place
+    end_at: Place | None
     checkpoint_interval_s: float | None
     restart: Restart
     redeliver: str | None
@@ -91,6 +92,8 @@ class Settings:
     clock: Clock = SYSTEM_CLOCK
     version: str = ""
     start: Place = "earliest"
+    until: Place | None = None
+    """Where topics end that no stream, table or agent names an end of; None: nowhere."""
     parallelism: int = 1
     directory: Path | None = None
     """For the databases of keyed tables; None: state in memory."""

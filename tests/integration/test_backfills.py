@@ -194,6 +194,52 @@ async def test_a_topic_without_records_up_to_the_bound_has_no_columns_to_infer(p
     assert app.stream(place.topic(), schema={"n": "int64"}, until="now").collect().num_rows == 0
 
 
+async def test_a_table_ends_at_its_bound_and_what_is_joined_with_it_keeps_its_rows(place: Place, name: str) -> None:
+    accounts, moves, out = place.topic(), place.topic(), place.topic()
+    place.fill(
+        accounts, [b'{"id": "a", "owner": "Ada"}', b'{"id": "b", "owner": "Bo"}', b'{"id": "a", "owner": "Ann"}']
+    )
+    place.fill(moves, [b'{"id": "a"}', b'{"id": "b"}'])
+    app = App(name, broker=place.url)
+    table = app.table(accounts, key="id", schema={"id": "string", "owner": "string"}, until={0: 2})
+    assert sorted(row["owner"] for row in table.collect().to_pylist()) == ["Ada", "Bo"]
+    app.stream(moves, schema={"id": "string"}, until="now").lookup(table, on="id").to(out)
+    await bounded(app.run(), 40)
+    assert [record.value["owner"] for record in place.read(out)] == ["Ada", "Bo"]
+
+
+async def test_an_app_that_is_told_where_to_end_says_it_for_topics_that_name_no_end(
+    place: Place, name: str, tmp_path: Path
+) -> None:
+    """A stream, a table and an agent end where the app says; a stream with an end of its own keeps it."""
+    topic, other, out, short = place.topic(), place.topic(), place.topic(), place.topic()
+    for n in range(6):
+        place.fill(topic, [b'{"n": %d}' % n], timestamp=1_700_000_000_000 + n * 1000)
+        place.fill(other, [b'{"n": %d, "m": %d}' % (n, n * n)], timestamp=1_700_000_000_000 + n * 1000)
+    seen: list[int] = []
+
+    def build() -> App:
+        app = App(name, broker=place.url, state=str(tmp_path / "state"))
+        squares = app.table(other, key="n", schema={"n": "int64", "m": "int64"})
+        app.stream(topic, schema={"n": "int64"}).lookup(squares, on="n").to(out)
+        app.stream(topic, schema={"n": "int64"}, until={0: 1}).to(short)
+
+        @app.agent(topic)
+        async def take(ctx: sabot.AgentContext) -> None:
+            seen.append(ctx.message["n"])
+
+        app.configure(until=1_700_000_004_000)
+        return app
+
+    await bounded(build().run(), 40)
+    assert [(record.value["n"], record.value["m"]) for record in place.read(out)] == [(n, n * n) for n in range(4)]
+    assert [record.value["n"] for record in place.read(short)] == [0]
+    assert seen == [0, 1, 2, 3]
+    seen.clear()
+    await bounded(build().run(), 40)  # the job is complete
+    assert (seen, len(place.read(out))) == ([], 4)
+
+
 def test_what_has_no_offsets_and_what_is_of_several_topics_is_refused(tmp_path: Path) -> None:
     app = App("refusals")
     (tmp_path / "rows.ndjson").write_text("{}\n")
@@ -210,6 +256,9 @@ def test_what_has_no_offsets_and_what_is_of_several_topics_is_refused(tmp_path: 
     with pytest.raises(UserError, match=r"start=\{0: 1\}") as caught:
         App("other", start=offsets)
     assert "app.stream(topic, start=" in str(caught.value.hint)
+    with pytest.raises(UserError, match=r"until=\{0: 1\}") as caught:
+        App("other").configure(until=offsets)
+    assert "app.stream(topic, until=" in str(caught.value.hint)
 
     @app.agent("t")
     async def gives(ctx: sabot.AgentContext) -> None:

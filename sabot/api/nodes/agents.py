@@ -6,6 +6,7 @@ from typing import Any
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Columns, refused_changes
 from sabot.api.nodes.read import Read, StreamEnd, read_node
+from sabot.connectors.places import Place
 from sabot.errors import UserError
 
 __all__ = ["AgentRead", "Feed", "agent_read"]
@@ -57,6 +58,10 @@ class AgentRead(Read):
     def has_time(self) -> bool:
         """A column of event time is named, or there are records, whose timestamps are those of the rows they were made from."""
         return self.time is not None or not self.agent.batch
+
+    def ending(self, until: Place) -> Read:
+        """Itself: it ends with the agent."""
+        return self
 
 
 def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:

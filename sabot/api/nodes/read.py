@@ -1,7 +1,7 @@
 """Where rows come in, and where they go out."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -89,6 +89,10 @@ class Read(Node):
     def has_time(self) -> bool:
         """A column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
+
+    def ending(self, until: Place) -> "Read":
+        """The same, which ends there if it is of a topic and names no end itself."""
+        return replace(self, until=until) if self.until is None and isinstance(self.source, str) else self
 
     def found_schema(self) -> pa.Schema | None:
         """`schema`; where none was given, what the data of a Source tells, or the registry of the format."""

@@ -101,6 +101,18 @@ def test_options_override_what_the_program_says(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow  # a second of a core, or more
+@pytest.mark.parametrize("time", ["now", "1767225602000", "2026-01-01T00:00:02Z"])
+def test_a_run_up_to_a_time_ends_there(tmp_path: Path, time: str) -> None:
+    published = "\n".join(
+        f'MemoryBroker.get().publish("numbers", [{{"n": {n}}}], timestamp={1_767_225_600_000 + n * 1000})'
+        for n in range(2 if time == "now" else 4)
+    )
+    program = HELLO.replace('MemoryBroker.get().publish("numbers", [{"n": 1}])', published)
+    done = sabot_does(write(tmp_path, hello=program), "run", "hello:app", "--until", time)
+    assert (done.returncode, done.stdout) == (0, "seen 0\nseen 1\n")
+
+
 BOUNDED = """
 from sabot import App
 from sabot.connectors.files import NdjsonSource
@@ -237,6 +249,8 @@ def test_a_run_that_nobody_awaits_is_explained(here: Path) -> None:
         ["run", "hello:app", "--parallelism", "0"],
         ["run", "hello:app", "--broker", "amqp://x"],
         ["run", "hello:app", "--checkpoint-interval", "soon"],
+        ["run", "hello:app", "--until", "tomorrow"],
+        ["run", "hello:app", "--until", "2026-01-31T00:00:00"],
         ["worker"],
         ["no-such-command"],
         ["demo", "no-such-demo"],
