@@ -299,6 +299,21 @@ def test_a_tombstone_an_empty_payload_and_a_null_key_stay_what_they_are(broker_p
     source.close()
 
 
+def test_records_with_headers_stand_among_others_without(broker_place: MemoryPlace) -> None:
+    """Of every shape of payload: none, empty, one that ends with a byte 0; and a header that is all zeros."""
+    broker_place.create(1)
+    pairs = (("n", None), ("", b""), ("zero", b"\0\0"))
+    sent = [
+        (payload, headers) for payload in (None, b"", b"\0", b"a\0", b"b") for headers in ((), pairs, (), pairs[:1])
+    ]
+    for payload, headers in sent:
+        broker_place.put([payload], headers=headers)
+    source = broker_place.source()
+    source.open(None)
+    assert [(each.payload, each.headers) for each in read(source, len(sent))] == sent
+    source.close()
+
+
 def test_headers_and_timestamps_come_through(broker_place: MemoryPlace) -> None:
     broker_place.create()
     pairs = (("trace", b"\x00\xff"), ("trace", b""), ("ünï", b"1"))
