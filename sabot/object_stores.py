@@ -37,6 +37,8 @@ def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, st
         secret = "@" in address or has_password(address)
         why = "its address cannot be read" if secret else str(error).replace(address, shown)
         raise UserError(f"{shown}{what}: {why}", hint=_KEYS if secret else ADDRESSES) from (None if secret else error)
+    if filesystem.type_name in OBJECT_STORES and not inside.strip("/"):
+        raise UserError(f"{shown}{what}: it names no bucket", hint=ADDRESSES)
     return filesystem, inside, shown
 
 

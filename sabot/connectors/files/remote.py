@@ -20,7 +20,7 @@ __all__ = ["RemotePath", "Remotely", "has_pattern", "is_remote", "listed", "nami
 Remotely = tuple[arrow_fs.FileSystem, str]
 """A file system of pyarrow's, and a path in it."""
 
-_SCHEME = re.compile(r"(s3|gs|gcs|az|abfs|abfss|hdfs|viewfs)://")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _MAGIC = re.compile(r"[*?[]")
 
 

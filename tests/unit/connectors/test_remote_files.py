@@ -131,6 +131,21 @@ def test_az_is_abfs_with_the_account_of_the_environment(monkeypatch: pytest.Monk
     assert (str(path), path.filesystem.type_name, path.inside) == ("az://container/in", "abfs", "container/in")
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("gs://", "gs://: it names no bucket"),
+        ("s3:///", "Missing bucket name"),
+        ("s4://bucket/x.parquet", "Unrecognized filesystem type"),
+        ("kafka://host:9092/topic", "Unrecognized filesystem type"),
+    ],
+)
+def test_an_address_that_can_be_of_no_store_is_refused_before_anything_is_asked(address: str, why: str) -> None:
+    with pytest.raises(UserError, match=why) as refused:
+        files(address).scan(None, None)
+    assert "s3://bucket/path" in str(refused.value)
+
+
 def test_files_of_this_machine_are_none_of_a_store(tmp_path: Path) -> None:
     (tmp_path / "s3:").mkdir()
     (tmp_path / "s3:" / "rows.ndjson").write_bytes(b'{"n": 1}\n')
