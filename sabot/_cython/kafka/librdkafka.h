@@ -56,7 +56,6 @@ namespace sabot {
 
 /* The name of each function without rd_kafka_, and its type. */
 #define SABOT_LIBRDKAFKA(F) \
-    F(version, int, (void)) \
     F(version_str, const char*, (void)) \
     F(last_error, int, (void)) \
     F(err2str, const char*, (int error)) \
@@ -73,7 +72,6 @@ namespace sabot {
     F(message_destroy, void, (rd_kafka_message_t*)) \
     F(message_errstr, const char*, (const rd_kafka_message_t*)) \
     F(message_timestamp, int64_t, (const rd_kafka_message_t*, int* type)) \
-    F(message_leader_epoch, int32_t, (const rd_kafka_message_t*)) \
     F(message_headers, int, (const rd_kafka_message_t*, rd_kafka_headers_t**)) \
     F(header_get_all, int, (const rd_kafka_headers_t*, size_t, const char** name, const void** value, size_t* size)) \
     F(topic_new, rd_kafka_topic_t*, (rd_kafka_t*, const char* name, rd_kafka_topic_conf_t*)) \

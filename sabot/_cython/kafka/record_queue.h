@@ -87,7 +87,7 @@ class HeadersColumn {
 
     void add(const rd_kafka_message_t* message) {
         rd_kafka_headers_t* headers = nullptr;
-        if (may_have_headers(message) && client::message_headers(message, &headers) == 0) {
+        if (client::message_headers(message, &headers) == 0) {
             const char* name;
             const void* value;
             size_t size;
@@ -143,15 +143,6 @@ class HeadersColumn {
     std::vector<Entry> entries_;
     std::string names_, values_;
     int64_t rows_ = 0, with_headers_ = 0;
-    const bool counted_ = client::version() >> 24 == 2; /* in this client the number of headers stands behind the payload */
-
-    /* False: the record has none. To say so the client allocates a buffer for each record, which takes as long as all else that is done
-    with one. But in the format of records that has headers, their number follows the payload in the same memory (librdkafka 2 copies
-    neither), and 0 is a byte 0. A leader epoch is of that format alone; an empty payload may be memory of the client's own. */
-    bool may_have_headers(const rd_kafka_message_t* message) const {
-        return !counted_ || message->len == 0 || message->payload == nullptr || client::message_leader_epoch(message) < 0
-            || static_cast<const uint8_t*>(message->payload)[message->len] != 0;
-    }
 
     /* Names are text; Kafka's own clients write UTF-8, and a byte that is none becomes U+FFFD. */
     void put_name(const char* name) {

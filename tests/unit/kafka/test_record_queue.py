@@ -285,7 +285,7 @@ def test_a_library_without_librdkafka_is_named_with_what_to_install() -> None:
     import pyarrow.lib
 
     with pytest.raises(
-        UserError, match=r"librdkafka is not found through .*lib.*: no rd_kafka_version in it"
+        UserError, match=r"librdkafka is not found through .*lib.*: no rd_kafka_version_str in it"
     ) as caught:
         load_client(pyarrow.lib.__file__)
     assert "pip install" in str(caught.value.hint)
