@@ -444,6 +444,8 @@ class KafkaReader(Source):
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
         wanted = {index for name, index in partitions if name == self.name}
         over = () if self.bound is None else self.bound.over
+        if self._queue is not None:
+            self._queue.hold(sorted(wanted))
         for change, indexes in (
             (self._consumer.pause, wanted - self._paused),
             (self._consumer.resume, self._paused - wanted - set(over)),

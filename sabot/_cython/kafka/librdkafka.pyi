@@ -46,6 +46,13 @@ class RecordQueue:
         the time is over. After `close` there is nothing. Raises UserError for records that take more than 2 GiB together.
         """
 
+    def hold(self, partitions: Iterable[int]) -> None:
+        """Says whose records `read` gives from now on: those of all partitions but these.
+
+        Called before `client.pause` of those that are new among them, at which the client drops what it has fetched. Up to 200,000 records
+        and 128 MiB, of all partitions, are kept here, and come first once their partition is held no longer; the rest is fetched again.
+        """
+
     def headers(self, partitions: Any, offsets: Any) -> pa.ListArray:
         """The headers of records of the last `read`, in its order, each any number of times; null for records that are not in it.
 

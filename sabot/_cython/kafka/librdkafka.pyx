@@ -46,6 +46,7 @@ cdef extern from "kafka/record_queue.h" namespace "sabot" nogil:
         int64_t read(
             int64_t most, int timeout_ms, ArrowArray* out, unordered_map[int32_t, int64_t]& next, vector[Event]& events
         ) except +
+        void hold(const vector[int32_t]& partitions) except +
         void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) except +
         void close()
 
@@ -146,6 +147,12 @@ cdef class RecordQueue:
         data = pa.RecordBatch._import_from_c(<uintptr_t> &out, self.schema) if rows else None
         told = [(events[i].code, events[i].text.decode(errors="replace"), events[i].partition, events[i].offset) for i in range(events.size())]
         return data, dict(next), told
+
+    def hold(self, partitions):
+        cdef vector[int32_t] held = partitions
+        if self.queue != NULL:
+            with nogil:
+                self.queue.hold(held)
 
     def headers(self, const int32_t[::1] partitions not None, const int64_t[::1] offsets not None):
         cdef ArrowArray out

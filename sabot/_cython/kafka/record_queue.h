@@ -8,11 +8,14 @@ the state of Python that they need. */
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "arrow/arrow_c.h"
@@ -200,6 +203,14 @@ class Messages {
         if (came > 0) count_ += came;
     }
 
+    void add(rd_kafka_message_t* message) {
+        if (held_.size() == static_cast<size_t>(count_)) held_.push_back(nullptr);
+        held_[static_cast<size_t>(count_++)] = message;
+    }
+
+    /* Gives message i away, which must not be asked for again. */
+    rd_kafka_message_t* give(int64_t i) { return std::exchange(held_[static_cast<size_t>(i)], nullptr); }
+
     int64_t count() const { return count_; }
     bool empty() const { return count_ == 0; }
     const rd_kafka_message_t* operator[](int64_t i) const { return held_[static_cast<size_t>(i)]; }
@@ -226,6 +237,59 @@ class Messages {
   private:
     std::vector<rd_kafka_message_t*> held_;
     int64_t count_ = 0;
+};
+
+/* Messages that were taken from the client before their partitions are paused, as it drops them then and would fetch them once more: by
+partition, in order, and at most so many. */
+class KeptMessages {
+  public:
+    KeptMessages() = default;
+    KeptMessages(const KeptMessages&) = delete;
+    KeptMessages& operator=(const KeptMessages&) = delete;
+    ~KeptMessages() { clear(); }
+
+    /* Takes all that are there, unless that are too many; what is left the client fetches again. */
+    void take(rd_kafka_queue_t* queue) {
+        Messages came;
+        do {
+            came.clear();
+            came.take(queue, 0, std::min(AT_ONCE, ROWS - count_));
+            for (int64_t i = 0; i < came.count(); i++) {
+                rd_kafka_message_t* message = came.give(i);
+                by_partition_[message->partition].push_back(message);
+                bytes_ += size_of(message);
+                count_++;
+            }
+        } while (!came.empty() && count_ < ROWS && bytes_ < BYTES);
+    }
+
+    /* Moves up to `most` messages to `out`, of partitions that are not held back. */
+    void move(const std::unordered_set<int32_t>& held, int64_t most, Messages& out) {
+        if (count_ == 0) return;
+        for (auto& [partition, messages] : by_partition_) {
+            if (held.count(partition)) continue;
+            for (; most > 0 && !messages.empty(); most--) {
+                out.add(messages.front());
+                bytes_ -= size_of(messages.front());
+                count_--;
+                messages.pop_front();
+            }
+        }
+    }
+
+    void clear() {
+        for (auto& [partition, messages] : by_partition_)
+            for (rd_kafka_message_t* message : messages) client::message_destroy(message);
+        by_partition_.clear();
+        count_ = bytes_ = 0;
+    }
+
+  private:
+    static constexpr int64_t ROWS = 200'000, BYTES = 128 << 20, AT_ONCE = 4096; /* twice what our settings let the client fetch ahead */
+    std::unordered_map<int32_t, std::deque<rd_kafka_message_t*>> by_partition_;
+    int64_t count_ = 0, bytes_ = 0;
+
+    static int64_t size_of(const rd_kafka_message_t* message) { return static_cast<int64_t>(message->len + message->key_len); }
 };
 
 /* The records of the partitions of one consumer that were given to `follow`. Its methods may be called from any thread; they need no
@@ -256,12 +320,22 @@ class RecordQueue {
         std::lock_guard<std::mutex> lock(in_use_);
         if (queue_ == nullptr || most < 1) return 0;
         last_.clear();
-        last_.take(queue_, 0, most);
+        kept_.move(held_, most, last_);
+        if (last_.empty()) last_.take(queue_, 0, most);
         if (last_.empty() && timeout_ms > 0) {
             last_.take(queue_, timeout_ms, 1);
             if (!last_.empty() && most > 1) last_.take(queue_, 0, most - 1);
         }
         return last_.empty() ? 0 : columns(out, next, events);
+    }
+
+    /* From here on `read` gives records of these partitions no more, and of all others. Called before the client pauses those that are new
+    among them: what it has fetched of them is kept, and comes when they are held back no longer. Throws bad_alloc. */
+    void hold(const std::vector<int32_t>& partitions) {
+        std::lock_guard<std::mutex> lock(in_use_);
+        if (queue_ == nullptr) return;
+        const std::unordered_set<int32_t> before = std::exchange(held_, {partitions.begin(), partitions.end()});
+        if (std::any_of(held_.begin(), held_.end(), [&](int32_t each) { return !before.count(each); })) kept_.take(queue_);
     }
 
     /* The column `headers` of `count` records of the last `read`, in its order; of others it is null. Throws bad_alloc, overflow_error. */
@@ -288,6 +362,7 @@ class RecordQueue {
         client::queue_yield(queue_); /* a reader that waits returns */
         std::lock_guard<std::mutex> lock(in_use_);
         last_.clear();
+        kept_.clear();
         client::queue_destroy(queue_);
         queue_ = nullptr;
     }
@@ -298,6 +373,8 @@ class RecordQueue {
     std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
     const bool later_;
     Messages last_; /* the batch that was read last: where headers are for later they can be asked for until the next one */
+    std::unordered_set<int32_t> held_; /* partitions that are held back */
+    KeptMessages kept_; /* older than what is in the queue of the same partition */
     double bytes_per_row_ = 128; /* of payload, in the last batch */
 
     static bool is(const rd_kafka_message_t* message, int32_t partition, int64_t offset) {

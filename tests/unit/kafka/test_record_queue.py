@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,6 +90,48 @@ def test_records_become_columns_with_their_nulls_and_the_offsets_behind_them(pro
         assert behind == {0: 3, 1: 1}
         assert queue.client.poll(0) is None
         closed(queue)
+
+
+def test_what_was_fetched_of_a_partition_that_is_held_comes_later_and_is_not_fetched_again(
+    producer: Any, broker: str
+) -> None:
+    for n in range(2000):
+        producer.produce("held", b"%d" % n, partition=n % 2)
+    assert producer.flush(WAIT) == 0
+    seen: list[dict[str, Any]] = []
+    told = {"statistics.interval.ms": 20, "stats_cb": lambda text: seen.append(json.loads(text))}
+    queue = reading(broker, "held", 2, **told)
+
+    def figures(name: str) -> list[int]:
+        """Of both partitions, as of now."""
+        seen.clear()
+        ends_at = time.monotonic() + WAIT
+        while time.monotonic() < ends_at and not (seen and "held" in seen[-1]["topics"]):
+            queue.client.poll(0.1)
+        partitions = seen[-1]["topics"]["held"]["partitions"]
+        return [partitions[each][name] for each in ("0", "1")]
+
+    first, _ = taken(queue, 100)
+    while sum(figures("rxmsgs")) < 2000:
+        """All of it is fetched."""
+    for held in ({0}, {0, 1}, {1}, set(), {0}):
+        queue.hold(held)
+        queue.client.pause([TopicPartition("held", each) for each in held])
+        queue.client.resume([TopicPartition("held", each) for each in {0, 1} - held])
+        data, _, _ = queue.read(100, 0)
+        found = [] if data is None else data.to_pylist()
+        assert len(found) == (0 if len(held) == 2 else 100)
+        assert {row["partition"] for row in found} <= {0, 1} - held
+        first += found
+    queue.hold([])
+    queue.client.resume([TopicPartition("held", 0)])
+    rows, behind = taken(queue, 2000 - len(first))
+    assert behind == {0: 1000, 1: 1000}
+    for partition in (0, 1):
+        payloads = [int(row["payload"]) for row in [*first, *rows] if row["partition"] == partition]
+        assert payloads == list(range(partition, 2000, 2))
+    assert (figures("rxmsgs"), figures("rx_ver_drops")) == ([1000, 1000], [0, 0])
+    closed(queue)
 
 
 def test_a_batch_without_headers_has_a_column_of_nulls(producer: Any, broker: str) -> None:
