@@ -186,7 +186,7 @@ class Avro(Format):
 @dataclass(frozen=True)
 class Protobuf(Format):
     """A payload is one message of Protobuf. With a registry it stands behind the id of its schema and the place of the message in it
-    (Confluent's wire format); readers skip both, as fields have numbers.
+    (Confluent's wire format), which say whether it is this message; its fields are known by their numbers.
 
     message: a generated class, its descriptor, or `descriptor_of(files, "package.Message")`. subject: as of `Avro`; {record} is the full
     name of the message. auto_register: a writer registers the file of the message, instead of taking the newest schema of the subject.
@@ -212,7 +212,8 @@ class Protobuf(Format):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return ProtobufCodec(self.message, framed=self.registry is not None, columns=columns)
+        files = None if self.registry is None else partial(self.registry.schema_of, kind="PROTOBUF")
+        return ProtobufCodec(self.message, framed=files is not None, columns=columns, schema_of=files)
 
     def encoder(self, topic: str) -> Encoder:
         return _BySchema(partial(self._encoder, topic))

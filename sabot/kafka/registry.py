@@ -122,7 +122,8 @@ class Registry:
         """Asks for a schema. Raises UnknownSchema, RegistryUnavailable."""
         now = SYSTEM_CLOCK.monotonic()
         with self._lock:
-            self._unknown = {each: left for each, left in self._unknown.items() if left[0] > now}
+            while self._unknown and (oldest := next(iter(self._unknown.items())))[1][0] <= now:
+                del self._unknown[oldest[0]]
             if id in self._unknown:
                 raise UnknownSchema(id, self._unknown[id][1])
             if len(self._unknown) >= _UNKNOWN:
@@ -131,6 +132,7 @@ class Registry:
             schema = self._asked(lambda client: client.get_schema(id))
         except _Missing as error:
             with self._lock:
+                self._unknown.pop(id, None)  # what was noted last stands last
                 self._unknown[id] = (now + _UNKNOWN_SECONDS, error.message)
             raise UnknownSchema(id, error.message) from error
         found: tuple[str, str] | str = (schema.schema_type or "AVRO", schema.schema_str)

@@ -37,6 +37,17 @@ class WireField:
     fields: tuple[WireField, ...] = ()
     """message: its fields; others are skipped."""
 
+@dataclass(frozen=True)
+class WireWriter:
+    """What payloads behind one schema's id in a registry's header can be."""
+
+    places: tuple[tuple[int, ...], ...] = ()
+    """The indexes with which the header may name the message; those of another one make a bad row."""
+    refusal: str = ""
+    """Why all of them are bad rows."""
+    other: str = ""
+    """Why those of another message are."""
+
 class ProtobufDecoder:
     """Decodes payloads of one message type into batches of `schema`, in one call.
 
@@ -49,10 +60,15 @@ class ProtobufDecoder:
 
     schema: pa.Schema
     def __init__(self, fields: Sequence[WireField], schema: pa.Schema, framed: bool = False) -> None:
-        """framed: payloads begin with the header of Confluent's registry, which is skipped; another one makes a bad row."""
-    def decode(self, payloads: pa.BinaryArray) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes payloads into the good rows, in order, and the bad ones. The GIL is released. Raises OverflowError where a column would
-        take more than 2 GiB."""
+        """framed: payloads begin with the header of Confluent's registry; another one makes a bad row."""
+    def decode(
+        self, payloads: pa.BinaryArray, writers: Sequence[WireWriter] = (), which: pa.Int32Array | None = None
+    ) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """Decodes payloads into the good rows, in order, and the bad ones. The GIL is released.
+
+        writers: of framed payloads, and which of them each payload is of (None: the first); without writers the header is skipped. Raises
+        OverflowError where a column would take more than 2 GiB.
+        """
 
 class ProtobufWriter:
     """Encodes the rows of batches of `schema` as payloads of one message type.

@@ -13,12 +13,14 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from sabot._cython.arrow.batch cimport plain_array
 from sabot._cython.arrow.c_data cimport ArrowArray, array_of
+from sabot._cython.arrow.columns cimport TYPE_BYTES, Numbers, View, all_within, numbers_of, open_view
 
 from sabot._cython.text.json import BadRow
 from sabot.errors import UserError
 
-__all__ = ["ProtobufDecoder", "ProtobufWriter", "WireField"]
+__all__ = ["ProtobufDecoder", "ProtobufWriter", "WireField", "WireWriter"]
 
 
 cdef extern from "binary/protobuf_read.h" namespace "sabot::protobuf" nogil:
@@ -54,6 +56,11 @@ cdef extern from "binary/protobuf_read.h" namespace "sabot::protobuf" nogil:
         int64_t row
         string reason
 
+    cppclass Writer:
+        vector[vector[int64_t]] places
+        string refusal
+        string other
+
     cppclass Decoder:
         Column root
         cbool framed
@@ -63,7 +70,7 @@ cdef extern from "binary/protobuf_read.h" namespace "sabot::protobuf" nogil:
         # May be called from any thread (calls wait for each other); `out` becomes a struct array that owns its buffers.
         void rows(
             const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
-            ArrowArray* out, vector[CBadRow]& bad
+            const vector[Writer]& writers, const int32_t* which, ArrowArray* out, vector[CBadRow]& bad
         ) except +
 
 
@@ -88,6 +95,15 @@ cdef extern from "binary/protobuf_write.h" namespace "sabot::protobuf" nogil:
         Encoder() except +
         # False: a value cannot be written, which the last arguments describe.
         cbool rows(const ArrowArray* batch, ArrowArray* out, int64_t& row, string& path, string& reason) except +
+
+
+@dataclass(frozen=True)
+class WireWriter:
+    """Who has made payloads with a header. See protobuf.pyi."""
+
+    places: tuple[tuple[int, ...], ...] = ()
+    refusal: str = ""
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,27 +201,32 @@ cdef class ProtobufDecoder:
     def __dealloc__(self):
         del self.decoder
 
-    def decode(self, payloads):
+    def decode(self, payloads, writers=(), which=None):
         """Decodes an array of type binary into the good rows, in order, and the bad ones. The GIL is released."""
-        cdef int64_t n = len(payloads)
-        cdef int64_t offset = payloads.offset
-        cdef const uint8_t* validity_at = NULL
-        cdef const int32_t* offsets_at = NULL
-        cdef const uint8_t* data_at = NULL
+        cdef View view
+        keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
+        if view.type != TYPE_BYTES:
+            raise TypeError(f"payloads are binary, not {payloads.type}")
+        cdef Numbers numbers = None if which is None else numbers_of(which, pa.int32(), "which", view.length)
+        cdef const int32_t* which_at = NULL
+        cdef const int32_t* offsets = NULL
         cdef ArrowArray out
         cdef vector[CBadRow] bad
+        cdef vector[Writer] known
         cdef size_t i
-        if payloads.type != pa.binary():
-            raise TypeError(f"payloads are binary, not {payloads.type}")
-        validity, offsets, data = payloads.buffers()
-        if n and validity is not None:
-            validity_at = <const uint8_t*> <uintptr_t> validity.address
-        if n:
-            offsets_at = <const int32_t*> <uintptr_t> offsets.address + offset
-        if n and data is not None:
-            data_at = <const uint8_t*> <uintptr_t> data.address
+        if numbers is not None:
+            which_at = numbers.int32()
+            if not all_within(which_at, view.length, len(writers)):
+                raise ValueError("`which` says for each payload which of the writers has made it")
+        known.resize(len(writers))
+        for i, writer in enumerate(writers):
+            known[i].places = writer.places
+            known[i].refusal = writer.refusal.encode()
+            known[i].other = writer.other.encode()
+        if view.length:
+            offsets = view.offsets + view.start
         with nogil:
-            self.decoder.rows(offsets_at, data_at, validity_at, offset, n, &out, bad)
+            self.decoder.rows(offsets, view.data, view.validity, view.start, view.length, known, which_at, &out, bad)
         batch = pa.RecordBatch._import_from_c(<uintptr_t> &out, self.schema)
         return batch, [BadRow(bad[i].row, bad[i].reason.decode()) for i in range(bad.size())]
 

@@ -31,6 +31,13 @@ struct BadRow {
     std::string reason;
 };
 
+/* What payloads of one writer's file have before the message: where that may stand in the file, as indexes. `refusal`: why none of them can be
+read; `other`: why one of another message cannot. */
+struct Writer {
+    std::vector<std::vector<int64_t>> places;
+    std::string refusal, other;
+};
+
 /* What the compiled description of a field says; see `WireField` of protobuf.pyi. */
 struct Spec {
     uint32_t number = 0;
@@ -97,10 +104,11 @@ class Decoder {
                 }
     }
 
-    /* Decodes n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`. The good rows become
-       a struct array. May be called from any thread without the GIL. */
-    void rows(const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n, ArrowArray* out,
-              std::vector<BadRow>& bad) {
+    /* Decodes n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`. Row i is of
+       writers[which[i]]; of the first where `which` is null; where there are no writers the places of messages are not looked at. The good
+       rows become a struct array. May be called from any thread without the GIL. */
+    void rows(const int32_t* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n, const std::vector<Writer>& writers,
+              const int32_t* which, ArrowArray* out, std::vector<BadRow>& bad) {
         std::lock_guard<std::mutex> lock(in_use_);
         root.begin(n);
         rows_.begin();
@@ -110,6 +118,7 @@ class Decoder {
                 bad.push_back({i, "the payload is null"});
                 continue;
             }
+            writer_ = writers.empty() ? nullptr : &writers[static_cast<size_t>(which ? which[i] : 0)];
             start_ = data + offsets[i];
             const int64_t size = offsets[i + 1] - offsets[i];
             if (SABOT_UNLIKELY(offsets[i + 1] > safe)) start_ = copied(start_, size);
@@ -124,6 +133,8 @@ class Decoder {
   private:
     Scope rows_;
     const uint8_t* start_ = nullptr; /* of the payload */
+    const Writer* writer_ = nullptr; /* of the payload; null: of a place in any file */
+    std::vector<int64_t> place_;
     std::string reason_;
     Bytes scratch_;
     int depth_ = 0;
@@ -157,9 +168,8 @@ class Decoder {
     }
     const uint8_t* cut(const uint8_t* at) { return damaged(at, "the message ends within a field"); }
 
-    /* The header of Confluent's registry: a 0, the schema's id in 4 bytes, and the path of the message in its file, as the number of indexes
-       and these, all zigzag; a single 0 stands for the first message. Which message that is says the writer's file, which may have others than the reader's, so
-       the path is not compared. */
+    /* The header of Confluent's registry: a 0, the schema's id in 4 bytes, and the place of the message in its file, as the number of indexes
+       and these, all zigzag; a single 0 stands for the first message. */
     const uint8_t* header(const uint8_t* p, const uint8_t* end) {
         const uint8_t* const at = p;
         if (p == end || *p != 0) return fail(at, "the payload does not begin with the byte 0 of a schema registry's header");
@@ -169,8 +179,19 @@ class Decoder {
         if (p == nullptr) return nullptr;
         int64_t left = zigzag_decode(raw);
         if (left < 0 || left > end - p) return fail(at + 5, "the header of a schema registry has a wrong number of message indexes");
-        for (; left > 0 && p != nullptr; left--) p = read_number(p, end, raw);
-        return p;
+        if (writer_ != nullptr && !writer_->refusal.empty()) return refuse(writer_->refusal);
+        place_.assign(left == 0, 0);
+        for (; left > 0; left--) {
+            p = read_number(p, end, raw);
+            if (p == nullptr) return nullptr;
+            place_.push_back(zigzag_decode(raw));
+        }
+        if (writer_ == nullptr || std::find(writer_->places.begin(), writer_->places.end(), place_) != writer_->places.end()) return p;
+        return refuse(writer_->other);
+    }
+    __attribute__((noinline, cold)) const uint8_t* refuse(const std::string& reason) {
+        reason_ = reason;
+        return nullptr;
     }
 
     /* ---- fields ---------------------------------------------------------------------------------------------- */

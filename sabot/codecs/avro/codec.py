@@ -12,11 +12,11 @@ from sabot.codecs.avro.columns import columns_of
 from sabot.codecs.avro.encoding import encoding
 from sabot.codecs.avro.resolution import ReadStep, failing, resolved
 from sabot.codecs.avro.schema import AvroRecord, SchemaLike, parsed_record
-from sabot.errors import UnknownSchema, UserError
+from sabot.codecs.writers import ByWriter
+from sabot.errors import UserError
 
 __all__ = ["AvroCodec", "AvroEncoder"]
 
-_PROGRAMS = 1000  # of writers' schemas, which are kept
 _NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 4 bytes"
 
 
@@ -44,8 +44,9 @@ class AvroCodec:
         self._given = (writer, columns)
         self._schema = columns_of(self._reader, columns)
         self._decoder = AvroDecoder(self._schema)
-        self._schema_of = schema_of
-        self._programs: dict[int, AvroProgram] = {}  # by id
+        self._writers: ByWriter[AvroProgram] | None = None
+        if schema_of is not None:
+            self._writers = ByWriter(schema_of, self._program_of, lambda why: self._compiled(failing(why)))
         self._program = self._compiled(failing(_NO_HEADER) if schema_of is not None else self._steps(writer))
 
     @property
@@ -65,31 +66,20 @@ class AvroCodec:
     def another(self) -> "AvroCodec":
         """A codec with the same settings, for another thread."""
         writer, columns = self._given
-        return AvroCodec(self._reader, writer_schema=writer, schema_of=self._schema_of, columns=columns)
+        schema_of = None if self._writers is None else self._writers.schema_of
+        return AvroCodec(self._reader, writer_schema=writer, schema_of=schema_of, columns=columns)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
         payloads = batch.column("payload")
-        if self._schema_of is None:
+        if self._writers is None:
             return self._decoder.decode(payloads, [self._program])
         ids, which = schema_ids(payloads)
-        programs = [self._program if each is None else self._program_of(each, self._schema_of) for each in ids]
+        programs = [self._program if each is None else self._writers[each] for each in ids]
         return self._decoder.decode(payloads, programs or [self._program], which, HEADER_BYTES)
 
-    def _program_of(self, id: int, schema_of: Callable[[int], str]) -> AvroProgram:
-        if id not in self._programs:
-            try:
-                text = schema_of(id)
-            except UnknownSchema as error:
-                return self._compiled(failing(str(error)))  # not kept, since the id may become known
-            if len(self._programs) >= _PROGRAMS:
-                self._programs.clear()
-            try:
-                steps = self._steps(parsed_record(text))
-            except UserError as error:
-                steps = failing(f"the schema with id {id} cannot be read as the one that is asked for: {error}")
-            self._programs[id] = self._compiled(steps)
-        return self._programs[id]
+    def _program_of(self, writer: str) -> AvroProgram:
+        return self._compiled(self._steps(parsed_record(writer)))
 
     def _steps(self, writer: AvroRecord) -> ReadStep:
         return resolved(writer, self._reader, self._schema.names)

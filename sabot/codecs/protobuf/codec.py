@@ -1,13 +1,16 @@
 """Decodes Protobuf payloads into batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.binary.protobuf import ProtobufDecoder
+from sabot._cython.binary.protobuf import ProtobufDecoder, WireWriter
+from sabot._cython.binary.wire import schema_ids
 from sabot._cython.text.json import BadRow
 from sabot.codecs.protobuf.fields import arrow_field, message_type, oneof_others, wire_fields
+from sabot.codecs.protobuf.files import places_of
+from sabot.codecs.writers import ByWriter
 
 __all__ = ["ProtobufCodec"]
 
@@ -16,14 +19,22 @@ class ProtobufCodec:
     """Decodes payloads of one message type.
 
     message: a generated class, its descriptor, or what `descriptor_of` gives. columns: the fields that become columns, in this order; None:
-    all. framed: payloads begin with the header of Confluent's schema registry, a 0, a schema's id in 4 bytes, and the path of the message
-    in that schema. Id and path are skipped: fields are known by their numbers, whatever schema the writer had.
+    all. framed: payloads begin with the header of Confluent's schema registry, a 0, a schema's id in 4 bytes, and the place of the message
+    in that schema's file. schema_of: the file of an id, by which payloads of other messages are bad rows; None: the header is skipped.
+    Fields are known by their numbers, whatever schema the writer had.
 
     Raises UserError for a message that contains itself, within the wanted columns. A codec belongs to one thread: see `another`.
     """
 
-    def __init__(self, message: Any, *, framed: bool = False, columns: Sequence[str] | None = None) -> None:
-        self._given = (message, framed, columns)
+    def __init__(
+        self,
+        message: Any,
+        *,
+        framed: bool = False,
+        columns: Sequence[str] | None = None,
+        schema_of: Callable[[int], str] | None = None,
+    ) -> None:
+        self._given = (message, framed, columns, schema_of)
         descriptor = message_type(message)
         names = [field.name for field in descriptor.fields] if columns is None else list(columns)
         fields = wire_fields(descriptor, names)
@@ -33,6 +44,8 @@ class ProtobufCodec:
         self._decoder = ProtobufDecoder(
             [*fields, *others], pa.schema([*self._schema, *map(arrow_field, others)]), framed
         )
+        self._name: str = descriptor.full_name
+        self._writers = None if schema_of is None else ByWriter(schema_of, self._writer_of, _refused)
 
     @property
     def schema(self) -> pa.Schema:
@@ -50,10 +63,26 @@ class ProtobufCodec:
 
     def another(self) -> "ProtobufCodec":
         """A codec with the same settings, for another thread."""
-        message, framed, columns = self._given
-        return ProtobufCodec(message, framed=framed, columns=columns)
+        message, framed, columns, schema_of = self._given
+        return ProtobufCodec(message, framed=framed, columns=columns, schema_of=schema_of)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Decodes the column `payload` into the good rows, in order, and the bad ones, which never stop a batch."""
-        data, bad = self._decoder.decode(batch.column("payload"))
+        """Decodes the column `payload` into the good rows, in order, and the bad ones. Raises what `schema_of` does, but UnknownSchema."""
+        payloads = batch.column("payload")
+        writers: list[WireWriter] = []
+        which = None
+        if self._writers is not None:
+            ids, which = schema_ids(payloads)
+            writers = [WireWriter() if each is None else self._writers[each] for each in ids]
+        data, bad = self._decoder.decode(payloads, writers, which)
         return data if self._wanted is None else data.select(self._wanted), bad
+
+    def _writer_of(self, file: str) -> WireWriter:
+        places = places_of(file, self._name)
+        if not places:
+            return _refused(f"its schema has no message {self._name}")
+        return WireWriter(tuple(places), other=f"it is another message of its schema than {self._name}")
+
+
+def _refused(reason: str) -> WireWriter:
+    return WireWriter(refusal=reason)

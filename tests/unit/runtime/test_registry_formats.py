@@ -318,6 +318,39 @@ async def test_protobuf_goes_through_the_registry_with_the_file_of_its_message(
     assert (made.id, made.name) == (1, "n1")
 
 
+async def test_a_record_of_another_message_is_a_dead_letter_and_none_is_read_as_one_that_it_is_not(
+    app: App, server: SchemaServer, registry: Registry
+) -> None:
+    """Both messages have a field 1, so the bytes of one can be read as the other. The id and the place in the file tell them apart."""
+    text = 'syntax = "proto3"; package lab; message Other { int64 n = 1; } message Reading { int64 id = 1; }'
+    moved = 'syntax = "proto3"; package lab; message Reading { int64 id = 1; string name = 2; } message Other {}'
+    alone = 'syntax = "proto3"; package lab; message Alone { int64 n = 1; }'
+    ids = [server.add(f"s{n}", each, "PROTOBUF") for n, each in enumerate((text, moved, alone))]
+    ids.append(server.add("avro", V1))
+    file = FileDescriptorProto(name="m.proto", package="lab", syntax="proto3")
+    file.message_type.add(name="Reading").field.add(
+        name="id", number=1, type=FieldDescriptorProto.TYPE_INT64, label=FieldDescriptorProto.LABEL_OPTIONAL
+    )
+    kind = descriptor_of(FileDescriptorSet(file=[file]).SerializeToString(), "lab.Reading")
+    first, second = b"\0", b"\x02\x02"
+    sent = [(ids[0], second), (ids[0], first), (ids[1], first), (ids[1], second), (ids[2], first), (ids[3], first)]
+    sent += [(999, first), (ids[0], second)]
+    frames = [b"\0" + id.to_bytes(4, "big") + place + b"\x08" + bytes([n]) for n, (id, place) in enumerate(sent)]
+    publish(app, "readings", frames)
+    app.stream("readings", format=Protobuf(kind, registry=registry)).to("out")
+    async with started(app):
+        await until(lambda: len(records(app, "out")) == 3, "the rows")
+        await until(lambda: len(records(app, "readings.dlq")) == 5, "the dead letters")
+    assert [row["id"] for row in values(app, "out")] == [0, 2, 7]
+    told = [dict(each.headers)["sabot.message"].decode() for each in records(app, "readings.dlq")]
+    another = "it is another message of its schema than lab.Reading"
+    assert told[:2] == [another, another]
+    assert told[2] == "its schema has no message lab.Reading"
+    assert "a schema of AVRO, and not of PROTOBUF" in told[3]
+    assert "schema id 999" in told[4]
+    assert len(server.asked) == 5, "one request an id"
+
+
 def test_a_message_whose_file_imports_others_is_registered_by_other_tools(registry: Registry) -> None:
     common = FileDescriptorProto(name="common.proto", package="lab", syntax="proto3")
     file = FileDescriptorProto(name="m.proto", package="lab", syntax="proto3", dependency=["common.proto"])

@@ -1,0 +1,95 @@
+"""Files of Protobuf as registries have them: where a message stands in one, as the header of a payload says it."""
+
+import re
+from base64 import b64decode
+from binascii import Error
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sabot.errors import MissingExtra, UserError
+
+__all__ = ["places_of"]
+
+Place = tuple[int, ...]
+"""The index of a message in its file, or that of the outermost message around it, and so on inwards."""
+
+_COMMENT_OR_TEXT = r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+_TOKEN = re.compile(rf"{_COMMENT_OR_TEXT}|[\w.]+|[^\s\w]", re.DOTALL)
+
+
+@dataclass
+class _Message:
+    """A message, with those in it in the order of the file. entry: the file does not name it, it is that of a map."""
+
+    name: str
+    entry: bool = False
+    within: "list[_Message]" = field(default_factory=list)
+
+
+def places_of(file: str, message: str) -> set[Place]:
+    """The places of the message of this full name in a file: its text, or a serialized FileDescriptorProto in base64. None: it has none.
+
+    There may be two: libraries made with protoc's descriptors count the entries of maps among the messages of a message, Java's does not.
+    """
+    try:
+        package, messages = _of_descriptor(b64decode(file, validate=True))
+    except (Error, ValueError):
+        package, messages = _of_text(file)
+    prefix = f"{package}." if package else ""
+    return {
+        place for entries in (True, False) for name, place in _walk(messages, prefix, (), entries) if name == message
+    }
+
+
+def _walk(messages: list[_Message], prefix: str, above: Place, entries: bool) -> Iterator[tuple[str, Place]]:
+    counted = [each for each in messages if entries or not each.entry]
+    for index, each in enumerate(counted):
+        yield prefix + each.name, (*above, index)
+        yield from _walk(each.within, f"{prefix}{each.name}.", (*above, index), entries)
+
+
+def _of_descriptor(data: bytes) -> tuple[str, list[_Message]]:
+    try:
+        from google.protobuf.descriptor_pb2 import FileDescriptorProto
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise MissingExtra("format=Protobuf", "protobuf") from error
+    try:
+        file = FileDescriptorProto.FromString(data)
+    except DecodeError as error:
+        raise UserError("it is no file of Protobuf", hint="its text, or a serialized FileDescriptorProto") from error
+
+    def made(message: Any) -> _Message:
+        return _Message(message.name, message.options.map_entry, [made(each) for each in message.nested_type])
+
+    return file.package, [made(each) for each in file.message_type]
+
+
+def _of_text(text: str) -> tuple[str, list[_Message]]:
+    """Reads the names of messages; whatever else is between braces is passed over. A group is a message of where its field stands."""
+    tokens = [each for each in _TOKEN.findall(text) if not each.startswith(("//", "/*", '"', "'"))]
+    package, file = "", _Message("")
+    open_: list[_Message] = [file]  # for each brace: the message that it is in
+    after = ";"  # the token before
+    named = ""  # the message that the next brace opens
+    for token, next_, third in zip(tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False):
+        if token == "{":
+            inner = open_[-1]
+            if named:
+                inner = _Message(named)
+                open_[-1].within.append(inner)
+            open_.append(inner)
+            named = ""
+        elif token == "}":
+            if len(open_) == 1:
+                raise UserError("its braces do not match")
+            open_.pop()
+        elif token == "package" and after in ";}" and len(open_) == 1:
+            package = next_
+        elif (token == "message" and after in ";{}" and third == "{") or (token == "group" and third == "="):
+            named = next_
+        elif token == "map" and next_ == "<":
+            open_[-1].within.append(_Message("", entry=True))
+        after = token
+    return package, file.within
