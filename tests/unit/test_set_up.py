@@ -13,11 +13,13 @@ printf '%s\\n' "$*" >>"$SET_UP_LOG"
 case "$*" in
 *ensurepip* | *Python.h*) [ "$BARE" != yes ] ;;
 *"-m venv"*) for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+*"pip config list"*) printf '%s\\n' "$PIP_SETTINGS" ;;
+*"pip install"*" uv") [ "$NO_UV" != yes ] && cp "$0" "${0%/*}/uv" ;;
 *"pip install"*-e*) [ "$INTERRUPTED" != yes ] ;;
 *"pip install"*test-requires*) [ "$OFFLINE" != yes ] ;;
 esac
 """
-TOOLS = ("cat", "cp", "make", "mkdir", "printf", "rm", "sh", "uname")
+TOOLS = ("cat", "cp", "grep", "make", "mkdir", "printf", "rm", "sh", "uname")
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def tree(tmp_path: Path) -> Path:
 
 def set_up(tree: Path, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "CXX", "CC", "PYTHON"))}
-    clean |= {"PATH": str(tree.parent / "bin"), "SET_UP_LOG": str(tree.parent / "log")} | env
+    clean |= {"PATH": str(tree.parent / "bin"), "SET_UP_LOG": str(tree.parent / "log"), "PIP_SETTINGS": ""} | env
     stamp = ".venv/.sabot"
     return subprocess.run(["make", *words, stamp], cwd=tree, env=clean, capture_output=True, text=True, timeout=60)
 
@@ -52,13 +54,23 @@ def calls(tree: Path, words: str) -> int:
 def test_a_finished_set_up_is_not_done_again_until_a_source_changes(tree: Path) -> None:
     assert set_up(tree).returncode == 0
     assert (tree / ".venv" / ".sabot").exists()
-    assert calls(tree, "pip install") == 3
+    assert calls(tree, "pip install") == 4
     assert "up to date" in set_up(tree).stdout
     later = (tree / ".venv" / ".sabot").stat().st_mtime + 10
     os.utime(tree / "setup.py", (later, later))
     assert set_up(tree).returncode == 0
-    assert calls(tree, "pip install") == 6
+    assert calls(tree, "pip install") == 8
     assert calls(tree, "-m venv") == 1
+
+
+@pytest.mark.parametrize(
+    ("why", "by_uv"),
+    [({}, 2), ({"NO_UV": "yes"}, 0), ({"PIP_SETTINGS": "global.index-url='https://index.example'"}, 0)],
+)
+def test_uv_installs_unless_pip_is_told_of_an_index_or_has_no_uv(tree: Path, why: dict[str, str], by_uv: int) -> None:
+    assert set_up(tree, **why).returncode == 0
+    assert calls(tree, "pip install -q --python .venv/bin/python -r") == by_uv
+    assert calls(tree, "pip install -q --no-compile -r") == 2 - by_uv
 
 
 def test_an_interrupted_set_up_is_not_taken_for_a_finished_one(tree: Path) -> None:
