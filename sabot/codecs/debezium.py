@@ -133,7 +133,7 @@ class Envelopes:
         rows, refused = self._decoders[wrapped].decode(payloads)
         before, after, ops = rows.column(0).flatten() if wrapped else rows.columns
         if refused:
-            bad.update({int(numbers[each.row]): each.reason for each in refused})
+            bad.update({int(numbers[each.row]): each.reason + _of_registry(payloads[each.row]) for each in refused})
             numbers = np.delete(numbers, [each.row for each in refused])
         kinds = pc.index_in(ops, value_set=_OPS)
         ends = pc.fill_null(pc.equal(kinds, _DELETION), False)
@@ -155,6 +155,16 @@ class Envelopes:
                 good[row] = False
                 bad[int(numbers[row])] = reason
         return (numbers[good], data.filter(pa.array(good))), numbers[others]
+
+
+def _of_registry(payload: Any) -> str:
+    """What to say of a payload that is no JSON as it is of a schema registry's converter."""
+    is_framed = payload.as_py()[:1] in (b"\0", "\0")
+    return (
+        "; it begins as the registry's Avro and Protobuf do: the connector needs the JSON converter"
+        if is_framed
+        else ""
+    )
 
 
 def _refusal(op: str) -> str:

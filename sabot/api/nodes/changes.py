@@ -18,6 +18,7 @@ from sabot.errors import UserError
 __all__ = ["OP", "Changelog", "GroupAggregate", "Materialize", "Upsert", "Versions", "table_node"]
 
 OP = "op"  # the column that a changelog has for people
+_ENVELOPE = {"before", "after", "op"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,11 @@ def table_node(
         )
     kind: Any = format if payloads is None else "json"
     read = read_node(source, table=TableFormat(keys, kind), format=payloads, **options)
+    if payloads is not None and read.schema is not None and set(read.schema.names) >= _ENVELOPE:
+        raise UserError(
+            f"table: the columns are those of Debezium's envelopes, in {payloads.name}, and such are read from JSON alone",
+            hint="let the connector write rows: transforms.unwrap.type=io.debezium.transforms.ExtractNewRecordState",
+        )
     table = Upsert(read, keys, deletes=True)
     table.check()
     return read, table

@@ -327,6 +327,11 @@ TOLD = [
 ]
 
 
+def test_what_another_converter_has_written_is_told() -> None:
+    _, bad = read(TableCodec(PEOPLE, ["id"], "debezium"), (b"k", b"\0\0\0\0\1\2\2"), (b"k", b"x"))
+    assert ["needs the JSON converter" in bad[row] for row in (0, 1)] == [True, False]
+
+
 @pytest.mark.parametrize("how", ["plain", "with schemas", "mixed"])
 def test_envelopes_are_rows_by_key(how: str) -> None:
     codec = TableCodec(PEOPLE, ["id"], "debezium")

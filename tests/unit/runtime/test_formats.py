@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot import App, ArrowIpc, Csv, NdjsonSource, Raw, col
+from sabot import App, ArrowIpc, Avro, Csv, NdjsonSource, Raw, col
 from sabot.codecs.base import Codec, Format
 from sabot.codecs.formats import JSON
 from sabot.connectors.memory import MemoryBroker
@@ -17,6 +17,7 @@ from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, processed, publish, records, started, until, values
 
 ORDERS = {"id": "int64", "name": "string", "x": "float64"}
+ENVELOPE = {"type": "record", "name": "E", "fields": [{"name": n, "type": "string"} for n in ("before", "after", "op")]}
 LINES = [f"{n},n{n},{n / 2}".encode() for n in range(6)]
 ROWS = [{"id": n, "name": f"n{n}", "x": n / 2} for n in range(6)]
 
@@ -233,6 +234,7 @@ def test_formats_that_do_not_fit_are_refused_where_they_are_written(app: App, tm
         (lambda: app.stream("orders", format="csv", schema={"tags": pa.list_(pa.string())}), "cannot be read from CSV"),
         (lambda: app.stream(NdjsonSource(str(file)), format="csv", schema=ORDERS), "has rows without any"),
         (lambda: app.table("orders", key="id", format="arrow"), "whose records have many rows"),
+        (lambda: app.table("orders", key="id", format=Avro(ENVELOPE)), "those of Debezium's envelopes, in avro"),
         (lambda: app.stream(other, schema=ORDERS, format="csv"), "what an agent gives are rows"),
         (lambda: rows.to("out", format="arrow", key="id"), "many rows, and so no key"),
         (lambda: rows.upsert("id").to("out", format="arrow"), "many rows, and so no key"),
