@@ -20,15 +20,24 @@ from sabot.codecs.records import RECORD_SCHEMA, empty_batch
 from sabot.config import checked_flag, checked_text
 from sabot.errors import UserError
 
-__all__ = ["Avro", "Protobuf", "SchemaRegistry"]
+__all__ = ["Avro", "Protobuf", "Reference", "SchemaRegistry"]
 
 _SUBJECT = "{topic}-value"
 _PLACES = ("topic", "record")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A schema that another one uses, under the name that it has there: a version of a subject."""
+
+    name: str
+    subject: str
+    version: int
+
+
 class SchemaRegistry(Protocol):
     """What formats ask of a schema registry; `sabot.Registry` is one. kind: "AVRO" or "PROTOBUF". All of it may block, is called from any
-    thread, and raises RegistryUnavailable.
+    thread, and raises RegistryUnavailable. The text of a schema of Avro has the types in it that it refers to; a file of Protobuf has not.
     """
 
     def schema_of(self, id: int, kind: str) -> str:
@@ -37,8 +46,11 @@ class SchemaRegistry(Protocol):
     def latest(self, subject: str, kind: str) -> tuple[int, str]:
         """The id and the text of the newest schema of a subject. Raises UserError where there is none."""
 
-    def register(self, subject: str, text: str, kind: str) -> int:
+    def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
         """The id of this schema, which is made the newest of the subject where it is none of its schemas. Raises UserError."""
+
+    def refer(self, name: str, text: str, kind: str, references: Sequence[Reference] = ()) -> Reference:
+        """Registers a schema under the subject of this name, for others to refer to. Raises UserError."""
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
         """The id of this schema of a subject. Raises UserError where it is none of them."""
@@ -237,14 +249,23 @@ class Protobuf(Format):
         subject = self.subject.replace("{topic}", topic).replace("{record}", self.message.full_name)
         if not self.auto_register:
             return registry.latest(subject, "PROTOBUF")[0]
+        made: dict[str, Reference] = {}
+
+        def imports(file: Any) -> list[Reference]:
+            """The files that this one imports, which are registered before it. Registries have those of Google's themselves."""
+            used = [each for each in file.dependencies if not each.name.startswith("google/protobuf/")]
+            for each in used:
+                if each.name not in made:
+                    made[each.name] = registry.refer(each.name, _text(each), "PROTOBUF", imports(each))
+            return [made[each.name] for each in used]
+
         file = self.message.file
-        others = [each.name for each in file.dependencies if not each.name.startswith("google/protobuf/")]
-        if others:
-            raise UserError(
-                f"{file.name} imports {', '.join(others)}, and schemas that refer to others are not registered here",
-                hint="register them with the registry's own tools, and say auto_register=False",
-            )
-        return registry.register(subject, b64encode(file.serialized_pb).decode(), "PROTOBUF")
+        return registry.register(subject, _text(file), "PROTOBUF", imports(file))
+
+
+def _text(file: Any) -> str:
+    """A file of Protobuf as registries take it."""
+    return b64encode(file.serialized_pb).decode()
 
 
 def _schema_text(schema: Any) -> str:

@@ -1,11 +1,14 @@
 """The schema registry, asked through confluent-kafka's client: bounded in time, and each schema once."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.avro import with_references
+from sabot.codecs.schemas import Reference
 from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserError
 from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
@@ -14,6 +17,7 @@ __all__ = ["Registry"]
 
 _SCHEMAS = 10_000  # how many schemas by id are kept
 _UNKNOWN = 200  # how many unknown ids are kept; while there are so many, no other is asked for
+_REFERENCES = 200  # how many other schemas one may refer to, and these to others
 _UNKNOWN_SECONDS = 60.0  # how long an id that is unknown is not asked for again
 _OURS = (
     TypeError,
@@ -28,6 +32,10 @@ T = TypeVar("T")
 
 class _Missing(UserError):
     """The registry does not have what was asked for."""
+
+
+class _Unusable(UserError):
+    """A schema that the registry has is none that can be read."""
 
 
 class Registry:
@@ -102,21 +110,71 @@ class Registry:
             return client.get_latest_version(subject)
 
         found = self._asked(ask, f", subject {subject!r}")
-        _check(found.schema, kind, f"subject {subject!r} of {self.address}")
-        return found.schema_id, found.schema.schema_str
+        if (other := found.schema.schema_type or "AVRO") != kind:
+            raise UserError(
+                f"subject {subject!r} of {self.address} has schemas of {other}, and not of {kind}",
+                hint="another format, or subject=",
+            )
+        return found.schema_id, self._whole(found.schema)
 
-    def register(self, subject: str, text: str, kind: str) -> int:
+    def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
         """See `SchemaRegistry.register`."""
-        return self._id(lambda client, schema: client.register_schema(subject, schema), subject, text, kind)
+
+        def ask(client: Any, schema: Any) -> int:
+            id: int = client.register_schema(subject, schema)
+            return id
+
+        return self._id(ask, subject, text, kind, references)
+
+    def refer(self, name: str, text: str, kind: str, references: Sequence[Reference] = ()) -> Reference:
+        """See `SchemaRegistry.refer`."""
+
+        def ask(client: Any, schema: Any) -> int:
+            client.register_schema(name, schema)
+            version: int = client.lookup_schema(name, schema).version
+            return version
+
+        return Reference(name, name, self._id(ask, name, text, kind, references))
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
         """See `SchemaRegistry.lookup`."""
         return self._id(lambda client, schema: client.lookup_schema(subject, schema).schema_id, subject, text, kind)
 
-    def _id(self, ask: Callable[[Any, Any], int], subject: str, text: str, kind: str) -> int:
-        from confluent_kafka.schema_registry import Schema
+    def _id(
+        self,
+        ask: Callable[[Any, Any], int],
+        subject: str,
+        text: str,
+        kind: str,
+        references: Sequence[Reference] = (),
+    ) -> int:
+        self._client()  # says what to install
+        from confluent_kafka.schema_registry import Schema, SchemaReference
 
-        return self._asked(lambda client: ask(client, Schema(text, kind)), f", subject {subject!r}")
+        others = [SchemaReference(each.name, each.subject, each.version) for each in references]
+        return self._asked(lambda client: ask(client, Schema(text, kind, others)), f", subject {subject!r}")
+
+    def _whole(self, schema: Any) -> str:
+        """The text of a schema, with the types of others that it refers to where they are part of it. Raises as `_asked`, and UserError."""
+        text: str = schema.schema_str
+        if not schema.references or (schema.schema_type or "AVRO") != "AVRO":
+            return text
+        others: dict[tuple[str, int], str] = {}
+        left = list(schema.references)
+        while left:
+            each = left.pop()
+            if (each.subject, each.version) in others:
+                continue
+            if len(others) == _REFERENCES:
+                raise _Unusable(f"it refers to more than {_REFERENCES} other schemas")
+            ask = partial(_version, each.subject, each.version)
+            found = self._asked(ask, f", subject {each.subject!r}")
+            others[each.subject, each.version] = found.schema_str
+            left += found.references or ()
+        try:
+            return with_references(text, others.values())
+        except UserError as error:
+            raise _Unusable(error.message) from error
 
     def _fetched(self, id: int) -> tuple[str, str] | str:
         """Asks for a schema. Raises UnknownSchema, RegistryUnavailable."""
@@ -128,16 +186,17 @@ class Registry:
                 raise UnknownSchema(id, self._unknown[id][1])
             if len(self._unknown) >= _UNKNOWN:
                 raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, and no others are asked for")
+        found: tuple[str, str] | str
         try:
             schema = self._asked(lambda client: client.get_schema(id))
+            found = (schema.schema_type or "AVRO", self._whole(schema))
+        except _Unusable as error:
+            found = error.message
         except _Missing as error:
             with self._lock:
                 self._unknown.pop(id, None)  # what was noted last stands last
                 self._unknown[id] = (now + _UNKNOWN_SECONDS, error.message)
             raise UnknownSchema(id, error.message) from error
-        found: tuple[str, str] | str = (schema.schema_type or "AVRO", schema.schema_str)
-        if schema.references:
-            found = "it refers to other schemas, which is not read here"
         with self._lock:
             if len(self._known) >= _SCHEMAS:
                 self._known.clear()
@@ -187,12 +246,5 @@ class Registry:
             return self._made
 
 
-def _check(schema: Any, kind: str, where: str) -> None:
-    if (schema.schema_type or "AVRO") != kind:
-        raise UserError(
-            f"{where} has schemas of {schema.schema_type}, and not of {kind}", hint="another format, or subject="
-        )
-    if schema.references:
-        raise UserError(
-            f"{where}: its schema refers to other schemas, which is not read here", hint="give the format its schema"
-        )
+def _version(subject: str, version: int, client: Any) -> Any:
+    return client.get_version(subject, version).schema

@@ -8,12 +8,13 @@ import contextlib
 import json
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from sabot.codecs.schemas import Reference
 from sabot.errors import UnknownSchema, UserError
 
 
@@ -47,8 +48,8 @@ class SchemaServer:
         match method, *parts:
             case "GET", "schemas", "ids", id:
                 return self._schema(int(id))
-            case "GET", "subjects", subject, "versions", "latest":
-                return self._version(subject)
+            case "GET", "subjects", subject, "versions", version:
+                return self._version(subject, version)
             case "POST", "subjects", subject, "versions":
                 return self._register(subject, body)
             case "POST", "subjects", subject:
@@ -60,11 +61,15 @@ class SchemaServer:
             return 404, {"error_code": 40403, "message": "Schema not found"}
         return 200, self.schemas[id - 1]
 
-    def _version(self, subject: str) -> tuple[int, Any]:
+    def _version(self, subject: str, version: str) -> tuple[int, Any]:
         ids = self.subjects.get(subject)
         if not ids:
             return 404, {"error_code": 40401, "message": f"Subject '{subject}' not found."}
-        return 200, {"subject": subject, "version": len(ids), "id": ids[-1], **self.schemas[ids[-1] - 1]}
+        number = len(ids) if version == "latest" else int(version)
+        if not 0 < number <= len(ids):
+            return 404, {"error_code": 40402, "message": f"Version {number} not found."}
+        id = ids[number - 1]
+        return 200, {"subject": subject, "version": number, "id": id, **self.schemas[id - 1]}
 
     def _register(self, subject: str, body: Any) -> tuple[int, Any]:
         found = _canonical(body)
@@ -130,9 +135,14 @@ class LocalRegistry:
             raise UserError(body["message"])
         return body["id"], body["schema"]
 
-    def register(self, subject: str, text: str, kind: str) -> int:
+    def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
         """The id."""
-        return self.server.add(subject, text, kind)
+        return self.server.add(subject, text, kind, [vars(each) for each in references])
+
+    def refer(self, name: str, text: str, kind: str, references: Sequence[Reference] = ()) -> Reference:
+        """The newest version."""
+        self.register(name, text, kind, references)
+        return Reference(name, name, len(self.server.subjects[name]))
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
         """Raises UserError."""

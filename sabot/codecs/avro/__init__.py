@@ -2,5 +2,6 @@
 
 from sabot.codecs.avro.codec import AvroCodec, AvroEncoder
 from sabot.codecs.avro.columns import arrow_schema, avro_schema
+from sabot.codecs.avro.references import with_references
 
-__all__ = ["AvroCodec", "AvroEncoder", "arrow_schema", "avro_schema"]
+__all__ = ["AvroCodec", "AvroEncoder", "arrow_schema", "avro_schema", "with_references"]

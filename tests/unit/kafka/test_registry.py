@@ -1,16 +1,21 @@
 """The schema registry, asked with confluent-kafka's own client over HTTP."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator
 
+import pyarrow as pa
 import pytest
 
+from sabot.codecs.avro import arrow_schema as columns_of
 from sabot.errors import RegistryUnavailable, UnknownSchema, UserError
 from sabot.kafka.registry import Registry
 from tools.broker import free_ports
 from tools.registry import SchemaServer, schema_server
 
+MONEY = pa.struct([pa.field("cents", pa.int64(), nullable=False)])
+LINE = pa.struct([pa.field("price", MONEY, nullable=False), pa.field("unit", pa.string(), nullable=False)])
 V1 = '{"type": "record", "name": "Order", "fields": [{"name": "id", "type": "long"}]}'
 V2 = '{"type": "record", "name": "Order", "fields": [{"name": "id", "type": "long"}, {"name": "n", "type": "int", "default": 0}]}'
 
@@ -70,18 +75,66 @@ def test_an_unknown_id_is_asked_for_once_a_minute_and_many_of_them_are_not_asked
         registry.schema_of(2000, "AVRO")
 
 
-def test_schemas_of_another_kind_or_with_references_are_named(server: SchemaServer) -> None:
+def test_types_that_a_schema_refers_to_are_part_of_its_text(server: SchemaServer) -> None:
+    """A reference of a reference, an older version, a type that is used twice, and one that the referred schema has within another."""
+    registry = Registry(server.url)
+    money = {"type": "record", "name": "Money", "fields": [{"name": "cents", "type": "long"}]}
+    server.add("money", {**money, "namespace": "bank"})
+    server.add("money", {**money, "namespace": "bank", "doc": "newer, which nothing refers to"})
+    line = [
+        {"name": "price", "type": "bank.Money"},
+        {"name": "unit", "type": {"type": "enum", "name": "Unit", "symbols": ["kg"]}},
+    ]
+    to_money = {"name": "bank.Money", "subject": "money", "version": 1}
+    server.add("line", {"type": "record", "name": "shop.Line", "fields": line}, references=[to_money])
+    order = [
+        {"name": "unit", "type": ["null", "Unit"]},
+        {"name": "lines", "type": {"type": "array", "items": "Line"}},
+        {"name": "total", "type": "bank.Money"},
+    ]
+    whole = {"type": "record", "name": "Order", "namespace": "shop", "fields": order}
+    to_line = {"name": "shop.Line", "subject": "line", "version": 1}
+    id = server.add("orders-value", whole, references=[to_line, to_money])
+    text = registry.schema_of(id, "AVRO")
+    assert registry.latest("orders-value", "AVRO") == (id, text)
+    assert "newer" not in text
+    assert columns_of(text) == pa.schema(
+        [
+            ("unit", pa.string()),
+            pa.field("lines", pa.list_(pa.field("item", LINE, nullable=False)), nullable=False),
+            pa.field("total", MONEY, nullable=False),
+        ]
+    )
+    asked = len(server.asked)
+    assert registry.schema_of(id, "AVRO") == text
+    assert len(server.asked) == asked
+
+
+def test_references_that_lead_nowhere_are_named(server: SchemaServer) -> None:
+    registry = Registry(server.url)
+    lost = server.add("r-value", V2, references=[{"name": "a.B", "subject": "b", "version": 1}])
+    with pytest.raises(UnknownSchema, match="subject 'b': Subject"):
+        registry.schema_of(lost, "AVRO")
+    with pytest.raises(UserError, match="subject 'b': Subject"):
+        registry.latest("r-value", "AVRO")
+    server.add("loop", V1, references=[{"name": "a.C", "subject": "loop", "version": 1}])
+    assert json.loads(registry.latest("loop", "AVRO")[1]) == json.loads(V1)
+    server.schemas.append({"schema": "no JSON"})
+    server.subjects["odd"] = [len(server.schemas)]
+    odd = server.add(
+        "o-value", V2.replace("Order", "Odd"), references=[{"name": "a.D", "subject": "odd", "version": 1}]
+    )
+    with pytest.raises(UnknownSchema, match="is no JSON"):
+        registry.schema_of(odd, "AVRO")
+
+
+def test_schemas_of_another_kind_are_named(server: SchemaServer) -> None:
     registry = Registry(server.url)
     proto = server.add("p-value", "cHJvdG8=", "PROTOBUF")
-    other = server.add("r-value", V2, references=[{"name": "a.B", "subject": "b", "version": 1}])
     with pytest.raises(UnknownSchema, match="a schema of PROTOBUF, and not of AVRO"):
         registry.schema_of(proto, "AVRO")
-    with pytest.raises(UnknownSchema, match="refers to other schemas"):
-        registry.schema_of(other, "AVRO")
     with pytest.raises(UserError, match="has schemas of PROTOBUF"):
         registry.latest("p-value", "AVRO")
-    with pytest.raises(UserError, match="refers to other schemas"):
-        registry.latest("r-value", "AVRO")
 
 
 def test_a_registry_that_does_not_answer_is_no_lasting_error(server: SchemaServer) -> None:

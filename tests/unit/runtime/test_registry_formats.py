@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
-from google.protobuf import message_factory
+from google.protobuf import message_factory, timestamp_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from sabot import App, Avro, Protobuf, Registry, col
@@ -351,12 +351,23 @@ async def test_a_record_of_another_message_is_a_dead_letter_and_none_is_read_as_
     assert len(server.asked) == 5, "one request an id"
 
 
-def test_a_message_whose_file_imports_others_is_registered_by_other_tools(registry: Registry) -> None:
-    common = FileDescriptorProto(name="common.proto", package="lab", syntax="proto3")
-    file = FileDescriptorProto(name="m.proto", package="lab", syntax="proto3", dependency=["common.proto"])
+def test_the_files_that_a_message_imports_are_registered_before_its_own(
+    server: SchemaServer, registry: Registry
+) -> None:
+    base = FileDescriptorProto(name="base.proto", package="lab", syntax="proto3")
+    common = FileDescriptorProto(name="common.proto", package="lab", syntax="proto3", dependency=["base.proto"])
+    imported = ["common.proto", "google/protobuf/timestamp.proto", "base.proto"]
+    file = FileDescriptorProto(name="m.proto", package="lab", syntax="proto3", dependency=imported)
     file.message_type.add(name="Reading").field.add(
         name="id", number=1, type=FieldDescriptorProto.TYPE_INT64, label=FieldDescriptorProto.LABEL_OPTIONAL
     )
-    kind = descriptor_of(FileDescriptorSet(file=[common, file]).SerializeToString(), "lab.Reading")
-    with pytest.raises(UserError, match="imports common"):
-        Protobuf(kind, registry=registry).encoder("out").encode(pa.RecordBatch.from_pylist([{"id": 1}]))
+    known = FileDescriptorProto()
+    timestamp_pb2.DESCRIPTOR.CopyToProto(known)
+    kind = descriptor_of(FileDescriptorSet(file=[base, common, known, file]).SerializeToString(), "lab.Reading")
+    format = Protobuf(kind, registry=registry)
+    payloads = format.encoder("out").encode(pa.RecordBatch.from_pylist([{"id": 1}]))
+    assert server.subjects == {"base.proto": [1], "common.proto": [2], "out-value": [3]}
+    to_base, to_common = ({"name": name, "subject": name, "version": 1} for name in ("base.proto", "common.proto"))
+    assert [each.get("references", []) for each in server.schemas] == [[], [to_base], [to_common, to_base]]
+    found, bad = format.codec("out", None).decode(pa.RecordBatch.from_arrays([payloads], names=["payload"]))
+    assert (found.to_pylist(), bad) == ([{"id": 1}], [])
