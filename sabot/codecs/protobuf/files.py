@@ -19,12 +19,12 @@ _TOKEN = re.compile(rf"{_COMMENT_OR_TEXT}|[\w.]+|[^\s\w]", re.DOTALL)
 
 
 @dataclass
-class _Message:
+class _Named:
     """A message, with those in it in the order of the file. entry: the file does not name it, it is that of a map."""
 
     name: str
     entry: bool = False
-    within: "list[_Message]" = field(default_factory=list)
+    within: "list[_Named]" = field(default_factory=list)
 
 
 def places_of(file: str, message: str) -> set[Place]:
@@ -42,14 +42,14 @@ def places_of(file: str, message: str) -> set[Place]:
     }
 
 
-def _walk(messages: list[_Message], prefix: str, above: Place, entries: bool) -> Iterator[tuple[str, Place]]:
+def _walk(messages: list[_Named], prefix: str, above: Place, entries: bool) -> Iterator[tuple[str, Place]]:
     counted = [each for each in messages if entries or not each.entry]
     for index, each in enumerate(counted):
         yield prefix + each.name, (*above, index)
         yield from _walk(each.within, f"{prefix}{each.name}.", (*above, index), entries)
 
 
-def _of_descriptor(data: bytes) -> tuple[str, list[_Message]]:
+def _of_descriptor(data: bytes) -> tuple[str, list[_Named]]:
     try:
         from google.protobuf.descriptor_pb2 import FileDescriptorProto
         from google.protobuf.message import DecodeError
@@ -60,24 +60,24 @@ def _of_descriptor(data: bytes) -> tuple[str, list[_Message]]:
     except DecodeError as error:
         raise UserError("it is no file of Protobuf", hint="its text, or a serialized FileDescriptorProto") from error
 
-    def made(message: Any) -> _Message:
-        return _Message(message.name, message.options.map_entry, [made(each) for each in message.nested_type])
+    def made(message: Any) -> _Named:
+        return _Named(message.name, message.options.map_entry, [made(each) for each in message.nested_type])
 
     return file.package, [made(each) for each in file.message_type]
 
 
-def _of_text(text: str) -> tuple[str, list[_Message]]:
+def _of_text(text: str) -> tuple[str, list[_Named]]:
     """Reads the names of messages; whatever else is between braces is passed over. A group is a message of where its field stands."""
     tokens = [each for each in _TOKEN.findall(text) if not each.startswith(("//", "/*", '"', "'"))]
-    package, file = "", _Message("")
-    open_: list[_Message] = [file]  # for each brace: the message that it is in
+    package, file = "", _Named("")
+    open_: list[_Named] = [file]  # for each brace: the message that it is in
     after = ";"  # the token before
     named = ""  # the message that the next brace opens
     for token, next_, third in zip(tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False):
         if token == "{":
             inner = open_[-1]
             if named:
-                inner = _Message(named)
+                inner = _Named(named)
                 open_[-1].within.append(inner)
             open_.append(inner)
             named = ""
@@ -90,6 +90,6 @@ def _of_text(text: str) -> tuple[str, list[_Message]]:
         elif (token == "message" and after in ";{}" and third == "{") or (token == "group" and third == "="):
             named = next_
         elif token == "map" and next_ == "<":
-            open_[-1].within.append(_Message("", entry=True))
+            open_[-1].within.append(_Named("", entry=True))
         after = token
     return package, file.within
