@@ -27,6 +27,7 @@ from mcp import Client
 from sabot import metrics
 from sabot.cli import commands
 from sabot.cli.jobs import find_job
+from sabot.cli.late import LateGroup
 from sabot.cli.mcp import Checkpoints
 from sabot.connectors.memory import MemoryBroker
 from sabot.mcp import ToolServer, state_tools
@@ -158,7 +159,8 @@ def test_a_command_of_a_page_exists(line: str) -> None:
     elif tool == "sabot":
         command: Any = typer.main.get_command(commands._cli)
         while words and hasattr(command, "commands"):
-            command = command.commands[words.pop(0)]
+            word = words.pop(0)
+            command = command.load(word) if isinstance(command, LateGroup) else command.commands[word]
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options
     elif tool == "python" and words[0] != "-m":

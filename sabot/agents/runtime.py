@@ -49,6 +49,10 @@ class AgentRuntime:
                     self._job = Job(self.app, self.agents, self.writes)
         return self._job
 
+    def load(self) -> None:
+        """Loads what will run it, as `job` does."""
+        assert self.job is not None
+
     @property
     def _started(self) -> bool:
         return self._job is not None and self._job.started

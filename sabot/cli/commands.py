@@ -1,40 +1,25 @@
 """The commands and options of the command line. `loading`, `running` and the demos do what the commands say."""
 
+import gc
 import os
 import signal
 import sys
-from json import dumps as encoded
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import sabot
-from sabot.app import App
-from sabot.cli.actions import actions
-from sabot.cli.agent_jobs import jobs
-from sabot.cli.auditing import audit
-from sabot.cli.checkpoints import checkpoints, savepoint
-from sabot.cli.jobs import find_job
-from sabot.cli.journal import journal
-from sabot.cli.ledger import budgets, ledger
-from sabot.cli.letters import dlq
+from sabot.cli.late import LateCommand, add_late, settled
 from sabot.cli.loading import WrongUse, load_app
-from sabot.cli.mcp import mcp
-from sabot.cli.options import until_of
-from sabot.cli.planning import plan
-from sabot.cli.plugins import plugins
-from sabot.cli.reading import state as read_state
-from sabot.cli.reloading import reload_on_change, words_of
-from sabot.cli.replaying import diff_jobs, fork_job, record, replay
+from sabot.cli.options import Fresh, LogFormat, LogLevel, until_of
 from sabot.cli.running import guarded, leave_at_once, run_app
-from sabot.cli.starting import init
-from sabot.cli.states import checkpoint, list_checkpoints, restore
-from sabot.cli.topics import topics
 from sabot.errors import UserError
-from sabot.logs import LOG_FORMATS, LOG_LEVELS, set_up_logging
+from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
-from sabot.runtime.signals import StopSignals
+
+if TYPE_CHECKING:
+    from sabot.app import App
 
 __all__ = ["main"]
 
@@ -47,51 +32,33 @@ _cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
-_cli.add_typer(_demos, name="demo")
-_cli.command()(init)
-_cli.command()(plan)
-_cli.command("state")(read_state)
-_cli.command()(plugins)
-_cli.command()(audit)
-_cli.command()(ledger)
-_cli.command()(budgets)
-_cli.add_typer(checkpoints, name="checkpoints")
-_cli.add_typer(savepoint, name="savepoint")
-_cli.add_typer(dlq, name="dlq")
-_cli.add_typer(journal, name="journal")
-_cli.add_typer(jobs, name="jobs")
-jobs.command()(record)
-jobs.command()(replay)
-jobs.command("fork")(fork_job)
-jobs.command("diff")(diff_jobs)
-jobs.command()(checkpoint)
-jobs.command("checkpoints")(list_checkpoints)
-jobs.command()(restore)
-_cli.add_typer(topics, name="topics")
-_cli.add_typer(actions, name="actions")
-_cli.add_typer(mcp, name="mcp")
-
-
-def _log_level(value: str) -> str:
-    if value.lower() not in LOG_LEVELS:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
-    return value.lower()
-
-
-def _log_format(value: str) -> str:
-    if value.lower() not in LOG_FORMATS:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_FORMATS)}")
-    return value.lower()
+_LATE = {
+    "init": LateCommand("Write a small project with a test into a new folder.", ("starting",), "init"),
+    "plan": LateCommand("Print the plan of an app.", ("planning",), "plan"),
+    "state": LateCommand("Read the state of a job, running or not, from its newest checkpoint.", ("reading",), "state"),
+    "plugins": LateCommand(
+        "The plugins that are installed, what each brings, and why one cannot be loaded.", ("plugins",), "plugins"
+    ),
+    "audit": LateCommand(
+        "What a job was allowed to do, by which rule, and who has approved it.", ("auditing",), "audit"
+    ),
+    "ledger": LateCommand("What jobs have used.", ("ledger",), "ledger"),
+    "budgets": LateCommand("What the scopes of an app, or a kernel, may use.", ("ledger",), "budgets"),
+    "checkpoints": LateCommand("Checkpoints of a job.", ("checkpoints",), "checkpoints"),
+    "savepoint": LateCommand("Checkpoints to keep.", ("checkpoints",), "savepoint"),
+    "dlq": LateCommand("Dead letters in Kafka topics, files and tables.", ("letters",), "dlq"),
+    "journal": LateCommand("The journal of effects.", ("journal",), "journal"),
+    "jobs": LateCommand("Jobs in a journal.", ("replaying", "states", "agent_jobs"), "jobs"),
+    "topics": LateCommand("The topics of a Kafka broker.", ("topics",), "topics"),
+    "actions": LateCommand("Questions to people, and their answers.", ("actions",), "actions"),
+    "mcp": LateCommand("The Model Context Protocol.", ("mcp",), "mcp"),
+    "demo": LateCommand("Programs that show Sabot at work.", ("demos",), "demos"),
+}
+"""The commands beside `run` and `worker`: what the help says of each, and what is loaded for it."""
 
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")]
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="memory:// or kafka://host:port")]
-LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, help=", ".join(LOG_LEVELS))]
-LogFormat = Annotated[
-    str,
-    typer.Option("--log-format", metavar="FORMAT", callback=_log_format, help="text, or json: an object a line."),
-]
 State = Annotated[str | None, typer.Option(metavar="memory|DIR", help="Where the keyed state lives.")]
 CheckpointDir = Annotated[str | None, typer.Option(metavar="DIR|URI", help="Default: checkpoints in the state's DIR.")]
 Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
@@ -121,7 +88,6 @@ SchemaFrom = Annotated[
         "--schema", metavar="kept|refresh", help="refresh: infer columns anew, instead of as the checkpoint has them."
     ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[
     int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve /metrics, /healthz, /ready.")
 ]
@@ -214,7 +180,10 @@ def run(
     if reload:
         said = {"loglevel": loglevel, "log_format": log_format, **settings}
         command = [sys.executable, "-m", "sabot", "run", target]
+        from sabot.cli.reloading import reload_on_change, words_of
+
         first, again = ([*command, *words_of(said, again=each)] for each in (False, True))
+        settled()
         raise typer.Exit(reload_on_change(first, again, Path.cwd()))
     set_up_logging(loglevel, log_format)
     raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
@@ -271,15 +240,21 @@ def worker(
 
 
 def _work(target: str, settings: dict[str, Any]) -> None:
+    from sabot.runtime.signals import StopSignals
+
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
             app = _loaded(target, settings)
+            app.agent_runtime.load()
+            settled()
         run_app(app)
 
 
-def _loaded(target: str, settings: dict[str, Any]) -> App:
+def _loaded(target: str, settings: dict[str, Any]) -> "App":
     app = load_app(target)
     if settings["from_"] is not None:
+        from sabot.cli.jobs import find_job
+
         job = find_job(settings["from_"])
         if isinstance(job.location, tuple):
             raise WrongUse(
@@ -294,62 +269,7 @@ def _loaded(target: str, settings: dict[str, Any]) -> App:
     return app
 
 
-@_demos.command()
-def fraud(
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Transactions.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the generator: the same seed, the same rows.")] = 0,
-    broker: Annotated[str, typer.Option(metavar="URL", help="memory:// or kafka://host:port")] = "memory://",
-    state: Annotated[str, typer.Option(metavar="memory|DIR", help="DIR: a checkpoint each second.")] = "memory",
-    fresh: Fresh = False,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
-    loglevel: LogLevel = "warning",
-) -> None:
-    """Find card fraud in a made-up stream of payments: a batch agent scores, a record agent raises alerts."""
-    from sabot.demos.fraud import demo  # here, so that `sabot run` does not load the demo
-
-    def work() -> None:
-        figures = demo.run(rows, seed, broker, state, fresh=fresh, json=json)
-        if json:
-            typer.echo(encoded(figures))
-
-    set_up_logging(loglevel)
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
-
-
-@_demos.command()
-def refunds(
-    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Tickets.")] = 60,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
-    loglevel: LogLevel = "warning",
-) -> None:
-    """Refund tickets by a durable agent that asks a person and is killed twice; a witness counts what the bank was really asked."""
-    from sabot.demos.refunds import demo
-
-    def work() -> None:
-        figures = demo.run(jobs, json=json)
-        if json:
-            typer.echo(encoded(figures))
-
-    set_up_logging(loglevel)
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
-
-
-@_demos.command()
-def agents(
-    tickets: Annotated[int, typer.Option(min=10, metavar="N", help="Tickets.")] = 40,
-    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
-    loglevel: LogLevel = "warning",
-) -> None:
-    """Answer tickets by a model with tools that asks a person and is killed twice; its server and a bank count what they were asked."""
-    from sabot.demos.agents import demo
-
-    def work() -> None:
-        figures = demo.run(tickets, json=json)
-        if json:
-            typer.echo(encoded(figures))
-
-    set_up_logging(loglevel)
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+add_late(_cli, _LATE)
 
 
 def _open_standard_files() -> None:
@@ -364,6 +284,7 @@ def _open_standard_files() -> None:
 def main() -> None:
     """The entry point of the `sabot` script."""
     _open_standard_files()
+    gc.disable()  # until all is `settled`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave_at_once)
     _cli()

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sabot.agents.kernel import RuntimeKernel
-from sabot.app import IMPORTING, App
 from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.agents.kernel import RuntimeKernel
+    from sabot.app import App
 
 __all__ = ["WrongUse", "load_app", "load_program"]
 
@@ -29,23 +31,30 @@ class WrongUse(UserError):
         self.cause = cause
 
 
-def load_app(target: str) -> App:
+def load_app(target: str) -> "App":
     """Imports `module:attribute` (by default the attribute `app`), also from the current folder, and returns the App.
 
     Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App. A call of `app.run()` at module
     level that is not awaited is explained on stderr; the App is returned all the same.
     """
+    from sabot.app import App
+
     app: App = _load(target, App)
     return app
 
 
-def load_program(target: str) -> App | RuntimeKernel:
+def load_program(target: str) -> "App | RuntimeKernel":
     """As `load_app`; a RuntimeKernel is taken too."""
+    from sabot.agents.kernel import RuntimeKernel
+    from sabot.app import App
+
     program: App | RuntimeKernel = _load(target, (App, RuntimeKernel))
     return program
 
 
 def _load(target: str, kinds: Any) -> Any:
+    from sabot.app import IMPORTING
+
     name, _, attribute = target.partition(":")
     attribute = attribute or "app"
     if name.endswith(".py") or "/" in name:
@@ -140,19 +149,23 @@ def _found(module: ModuleType, attribute: str, kinds: Any) -> Any:
             f"{module.__name__}:{attribute} is a coroutine, made by a call that nobody awaited, and no App",
             hint=f"name the App itself: `sabot run` starts it; {_programs_in(module, kinds)}",
         )
-    wanted = "App" if kinds is App else "App or RuntimeKernel"
+    wanted = "App" if _only_apps(kinds) else "App or RuntimeKernel"
     raise WrongUse(
         f"{module.__name__}:{attribute} is a {type(found).__name__} and no {wanted}", hint=_programs_in(module, kinds)
     )
+
+
+def _only_apps(kinds: Any) -> bool:
+    return not isinstance(kinds, tuple)
 
 
 def _programs_in(module: ModuleType, kinds: Any) -> str:
     """What it has of these kinds, in words."""
     names = sorted(name for name, value in vars(module).items() if isinstance(value, kinds))
     if names:
-        what = "Apps" if kinds is App else "Apps and kernels"
+        what = "Apps" if _only_apps(kinds) else "Apps and kernels"
         return f"its {what}: " + ", ".join(f"{module.__name__}:{name}" for name in names)
-    if kinds is App:
+    if _only_apps(kinds):
         return f"there is no App in {module.__name__}; make one: app = sabot.App('name')"
     return f"there is no App and no RuntimeKernel in {module.__name__}: name the one whose jobs these are"
 

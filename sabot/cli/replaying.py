@@ -18,7 +18,7 @@ from sabot.agents.replay.player import JobCode, code_of, steps_of, verified
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.states import checkpoints_of
 from sabot.app import App
-from sabot.cli.agent_jobs import JobId
+from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import Json, json_of, quietly, reading, value_text
 from sabot.cli.ledger import accounts_of
 from sabot.cli.loading import WrongUse, load_program
@@ -68,6 +68,7 @@ def _code(recording: Recording, target: str, program: App | RuntimeKernel) -> Jo
     return code_of(spec)
 
 
+@jobs.command()
 def record(
     job: JobId,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to, like job.replay.json.")],
@@ -84,6 +85,7 @@ def record(
     quietly(work)
 
 
+@jobs.command()
 def replay(
     job: Annotated[
         str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
@@ -113,6 +115,7 @@ def replay(
     quietly(work)
 
 
+@jobs.command("fork")
 def fork_job(
     job: Annotated[
         str, typer.Argument(metavar="JOB", help="The id of a job, with --journal; or the file of a recording.")
@@ -251,6 +254,7 @@ def _text(value: Any) -> str:
     return "" if value is None else shortened(value_text(value), _WIDTH)
 
 
+@jobs.command("diff")
 def diff_jobs(
     job: JobId,
     other: Annotated[str, typer.Argument(metavar="OTHER", help="The job, or the file, that it is compared with.")],

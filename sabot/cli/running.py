@@ -9,15 +9,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-from sabot.app import App
 from sabot.cli.loading import WrongUse
 from sabot.errors import DeliveryConflict, SabotError
 from sabot.exits import EXITS, Exit
 from sabot.redaction import scrubbed, visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sabot.app import App
 
 __all__ = ["guarded", "leave_at_once", "run_app"]
 
@@ -29,12 +31,12 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def run_app(app: App) -> None:
+def run_app(app: "App") -> None:
     """Runs the app until its input ends, or until a signal and a final checkpoint. The caller holds the `StopSignals`."""
     asyncio.run(_run(app))
 
 
-async def _run(app: App) -> None:
+async def _run(app: "App") -> None:
     """Does what `app.run()` does. Where a call refuses to be cancelled, the event loop cannot be closed, so the process exits here."""
     code = 0
     try:
@@ -60,12 +62,15 @@ def _exit_code(asked: Exit) -> int:
 
 
 @contextlib.contextmanager
-def _progress_shown(app: App) -> Iterator[None]:
+def _progress_shown(app: "App") -> Iterator[None]:
     """On a terminal, shows how much of its files the app has read; shows nothing for inputs without an end."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     shown = Progress(*columns, console=console, transient=True)
     shown.start()
@@ -78,7 +83,7 @@ def _progress_shown(app: App) -> Iterator[None]:
             shown.stop()
 
 
-async def _show_progress(app: App, shown: Progress) -> None:
+async def _show_progress(app: "App", shown: "Progress") -> None:
     bar = None
     while True:
         await asyncio.sleep(0.2)

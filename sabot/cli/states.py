@@ -9,7 +9,7 @@ import typer
 from sabot.agents.kernel import ExecutionResult, RuntimeKernel
 from sabot.agents.reading import as_plain
 from sabot.agents.states import MOST_BYTES, CheckpointType, StateManager, checkpoint_letter, checkpoints_of, refused
-from sabot.cli.agent_jobs import JobId
+from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import By, Json, Place, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
@@ -21,6 +21,7 @@ from sabot.errors import LetterRefused
 __all__ = ["checkpoint", "list_checkpoints", "restore"]
 
 
+@jobs.command()
 def checkpoint(
     job: JobId,
     place: Place,
@@ -49,6 +50,7 @@ def checkpoint(
     quietly(work)
 
 
+@jobs.command("checkpoints")
 def list_checkpoints(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> None:
     """The checkpoints of a job, the oldest first."""
 
@@ -70,6 +72,7 @@ def list_checkpoints(job: JobId, place: Place, kafka: Kafka = None, json: Json =
     quietly(work)
 
 
+@jobs.command()
 def restore(
     job: JobId,
     target: Annotated[str, typer.Option("-A", "--app", metavar="MODULE:KERNEL", help="The RuntimeKernel of today.")],

@@ -1,6 +1,7 @@
 """The command line, as a user meets it: a module in the current folder, a command, its output and its exit code."""
 
 import contextlib
+import gc
 import json
 import signal
 import socket
@@ -9,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import typer
 
 import sabot
-from sabot.cli import WrongUse, load_app
+from sabot.cli import WrongUse, commands, load_app
 from tools.command_line import ENV, SABOT, child, sabot_does, sabot_running, sabot_says
 
 HELLO = """
@@ -322,3 +325,32 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     tmp_path.rmdir()
     with pytest.raises(WrongUse, match="the current folder is gone"):
         load_app("program:app")
+
+
+@pytest.mark.parametrize("name", commands._LATE)
+def test_the_help_of_a_command_that_is_loaded_late_is_its_own(name: str) -> None:
+    group: Any = typer.main.get_command(commands._cli)
+    said = group.commands[name].help
+    assert " ".join(group.load(name).help.split()).startswith(said.rstrip("."))
+    assert group.load(name) is group.commands[name]
+
+
+def test_help_loads_no_command_and_no_engine() -> None:
+    code = "import sys; from sabot.cli import main; sys.argv = ['sabot', '--help']\ntry: main()\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, stdout=subprocess.PIPE, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("sabot.")}
+    assert "sabot.cli.commands" in loaded
+    assert loaded & {"sabot.app", "sabot.api", "sabot.runtime", "sabot.journal", "sabot.cli.journal"} == set()
+    assert "pyarrow" not in done.stdout.split()
+
+
+def test_collections_of_garbage_go_on_when_a_command_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` turns them off while it loads; a process that serves for days must not stay so."""
+    group: Any = typer.main.get_command(commands._cli)
+    try:
+        gc.disable()
+        group.load("topics")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -224,7 +224,17 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 SETTINGS: dict[str, Any] = dict.fromkeys(
-    ["broker", "state", "checkpoint_dir", "checkpoint_interval", "parallelism", "fresh", "metrics_port", "from_"]
+    [
+        "broker",
+        "state",
+        "checkpoint_dir",
+        "checkpoint_interval",
+        "parallelism",
+        "fresh",
+        "metrics_port",
+        "from_",
+        "until",
+    ]
 )
 
 

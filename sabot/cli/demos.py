@@ -1,0 +1,72 @@
+"""`sabot demo`: programs that show Sabot at work. Each is loaded when it is called."""
+
+from json import dumps as encoded
+from typing import Annotated
+
+import typer
+
+from sabot.cli.options import Fresh, LogLevel
+from sabot.cli.running import guarded
+from sabot.logs import set_up_logging
+
+__all__ = ["demos"]
+
+demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@demos.command()
+def fraud(
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Transactions.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the generator: the same seed, the same rows.")] = 0,
+    broker: Annotated[str, typer.Option(metavar="URL", help="memory:// or kafka://host:port")] = "memory://",
+    state: Annotated[str, typer.Option(metavar="memory|DIR", help="DIR: a checkpoint each second.")] = "memory",
+    fresh: Fresh = False,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Find card fraud in a made-up stream of payments: a batch agent scores, a record agent raises alerts."""
+    from sabot.demos.fraud import demo
+
+    def work() -> None:
+        figures = demo.run(rows, seed, broker, state, fresh=fresh, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
+@demos.command()
+def refunds(
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Tickets.")] = 60,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Refund tickets by a durable agent that asks a person and is killed twice; a witness counts what the bank was really asked."""
+    from sabot.demos.refunds import demo
+
+    def work() -> None:
+        figures = demo.run(jobs, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
+@demos.command()
+def agents(
+    tickets: Annotated[int, typer.Option(min=10, metavar="N", help="Tickets.")] = 40,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Answer tickets by a model with tools that asks a person and is killed twice; its server and a bank count what they were asked."""
+    from sabot.demos.agents import demo
+
+    def work() -> None:
+        figures = demo.run(tickets, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))

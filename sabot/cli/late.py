@@ -1,0 +1,66 @@
+"""Commands that are imported when they are named, so that `sabot run`, and `--help`, do not load what reads journals and checkpoints."""
+
+import gc
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+import typer.core
+
+__all__ = ["LateCommand", "LateGroup", "add_late", "settled"]
+
+
+class LateCommand(NamedTuple):
+    """help: the first line of what the command says of itself. modules: those that make it; the last one has it, as `name`."""
+
+    help: str
+    modules: tuple[str, ...]
+    name: str
+
+
+class LateGroup(typer.core.TyperGroup):
+    """A group that lists its commands by the help that it was told, and loads the one that is called."""
+
+    late: Mapping[str, LateCommand] = {}
+
+    def load(self, name: str) -> Any:
+        """The command itself, once it is loaded."""
+        if name in self.late:
+            self.commands[name] = _loaded(name, self.late[name])
+            self.late = {other: command for other, command in self.late.items() if other != name}
+        return self.commands[name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """That which is called: its name, the command, and the rest of the words."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else self.load(name), rest
+
+
+def add_late(cli: typer.Typer, commands: Mapping[str, LateCommand]) -> None:
+    """Adds these commands to a group."""
+    for name, command in commands.items():
+        cli.command(name, help=command.help)(_not_loaded)
+    cli.info.cls = type("Commands", (LateGroup,), {"late": commands})
+
+
+def _not_loaded() -> None:
+    raise AssertionError("LateGroup loads a command before it is called")
+
+
+def _loaded(name: str, command: LateCommand) -> Any:
+    modules = [import_module(f"sabot.cli.{module}") for module in command.modules]
+    settled()
+    found = getattr(modules[-1], command.name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
+
+
+def settled() -> None:
+    """Everything is loaded. While `main` loads, nothing is garbage, and later collections need not walk 200,000 objects of modules."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
