@@ -31,6 +31,7 @@ from sabot.state.base import Cut, Saved
 
 __all__ = [
     "CHUNK_ROWS",
+    "COMPLETE",
     "DELETE",
     "END_OF_TIME",
     "INSERT",
@@ -52,6 +53,10 @@ __all__ = [
 CHUNK_ROWS = 65_536  # the most rows of a batch that an operator makes out of its state
 START_OF_TIME = -(2**63)  # the watermark before the first one
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
+
+# A mark behind the rows that were in a source when it was opened. It is an empty batch: a gate says through which channel it came, and
+# aligns nothing.
+COMPLETE = Batch(pa.RecordBatch.from_arrays([], schema=pa.schema([])))
 
 
 def with_time(schema: pa.Schema, timed: bool = True) -> pa.Schema:

@@ -1,7 +1,6 @@
 """The inputs of a task: a source of its own (`reading`), or the gate over the channels from the upstream tasks.
 
-Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END, and COMPLETE, behind the rows
-that were in a source when it was opened. That one is an empty batch: a gate says through which channel it came, and aligns nothing.
+Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END and COMPLETE.
 """
 
 from collections.abc import Callable, Set
@@ -11,11 +10,10 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel, Gate
+from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
 
-__all__ = ["COMPLETE", "GateInput", "Input"]
-
-COMPLETE = Batch(pa.RecordBatch.from_arrays([], schema=pa.schema([])))
+__all__ = ["GateInput", "Input"]
 
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them

@@ -26,13 +26,12 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.letters import letters_of
 from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
-from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
+from sabot.operators.base import COMPLETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.event_time import FAR_MS
 from sabot.operators.rows.origin import RowOrigin
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
-from sabot.runtime.inputs import COMPLETE
 from sabot.runtime.source_log import commit_offsets, facts_of, open_log
 from sabot.runtime.watermarks import Told, Watermarks
 

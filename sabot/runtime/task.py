@@ -21,10 +21,10 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
-from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
+from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
-from sabot.runtime.inputs import COMPLETE, Input
+from sabot.runtime.inputs import Input
 from sabot.runtime.reading import Reader
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads

@@ -7,7 +7,6 @@ several (windows, joins, aggregates) let it go.
     batch of records ─▶ RowOrigin ─▶ taken(selection) ─▶ joined with those of other batches ─▶ places(rows)
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -48,6 +47,10 @@ class RowOrigin:
         """The partition and the offset of each of these rows."""
         partitions, offsets = self._find(pa.array(rows, pa.int32()))
         return list(zip(partitions.to_pylist(), offsets.to_pylist(), strict=True))
+
+    def columns(self, rows: pa.Int32Array) -> tuple[pa.Array, pa.Array]:
+        """The same as two columns: partitions (int32) and offsets (int64), for numbers of rows of the data."""
+        return self._find(rows)
 
     def counting(self, rows: int) -> "RowOrigin":
         """The origin of the same data, of which so many rows count."""
@@ -95,12 +98,15 @@ def joined_origin(parts: Sequence[Batch]) -> RowOrigin | None:
     ends = list(accumulate(origin.num_rows for origin in known))
 
     def find(rows: pa.Int32Array) -> tuple[pa.Array, pa.Array]:
-        places = []
-        for row in rows.to_pylist():
-            part = bisect_right(ends, row)
-            places += known[part].places([row - (ends[part - 1] if part else 0)])
-        partitions, offsets = zip(*places, strict=True) if places else ((), ())
-        return pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())
+        asked = rows.to_numpy()
+        parts = np.searchsorted(ends, asked, side="right")
+        partitions, offsets = np.empty(len(asked), np.int32), np.empty(len(asked), np.int64)
+        for part in np.unique(parts):
+            here = parts == part
+            start = ends[part - 1] if part else 0
+            found = known[part].columns(pa.array(asked[here] - np.int32(start), pa.int32()))
+            partitions[here], offsets[here] = (column.to_numpy() for column in found)
+        return pa.array(partitions), pa.array(offsets)
 
     return RowOrigin(ends[-1], find)
 
