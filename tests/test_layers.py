@@ -47,6 +47,7 @@ ORDER = [
     "plan",
     "checkpoint",
     "delivery",
+    "exchange",
     "runtime",
     "agents",
     "app",

@@ -264,3 +264,16 @@ def test_windows_of_the_kafka_benchmark_are_compared_row_by_row(monkeypatch, wro
     else:
         with pytest.raises(AssertionError):
             ingest.check_windows(*tables)
+
+
+def test_rows_that_do_not_cross_or_come_by_another_edge_are_found(monkeypatch):
+    bench = script("exchange", monkeypatch)
+    run = bench.Run(40_000, None, None)
+    answer = bench.Answer(dealt=True)
+    for batch in run.batches:
+        answer.add(batch)
+    run._check([answer.figures()])
+    assert answer.figures()["owners"] == list(range(bench.EDGES))
+    for name in ("rows", "cents"):
+        with pytest.raises(AssertionError, match=f"{name} arrived of"):
+            run._check([answer.figures(), {**bench.Answer().figures(), name: 1}])

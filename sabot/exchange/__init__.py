@@ -1,0 +1,9 @@
+"""The exchange: channels whose two ends are in different processes, over Arrow Flight. The only importer of pyarrow.flight.
+
+It knows elements and channels, and nothing of plans, jobs and checkpoints.
+"""
+
+from sabot.exchange.link import Tls
+from sabot.exchange.service import Exchange
+
+__all__ = ["Exchange", "Tls"]

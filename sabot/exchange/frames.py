@@ -1,0 +1,189 @@
+"""What crosses between two workers: frames. A frame is one message of Arrow Flight: rows, or none, and the marks that stand behind them.
+
+    channel of the sender      B  B  W  B  BARRIER  B        B: a batch, W: a watermark
+    frames                    [B+B | W] [B | BARRIER] [B]    small batches that wait are joined; nothing waits for more to come
+    channel of the receiver    B     W   B   BARRIER   B
+
+The rows are an Arrow record batch; the rest of a batch and the marks are its metadata, in msgpack. Only the rows that count cross: a
+selection is taken here, by the sender's thread, and a shuffle deals every row to one channel, so each is taken once. Key hashes stay
+behind: 8 bytes a row are dearer on the way than they are to compute again. Where rows come from (`RowOrigin`) is two more columns, since
+dead letters of the receiver name it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, Watermark
+from sabot.errors import InternalError
+from sabot.operators.base import COMPLETE
+from sabot.operators.rows.origin import RowOrigin
+
+__all__ = ["Frame", "Framing", "element_of", "parts_of", "rows_of", "word_aligned"]
+
+JOINED_ROWS = 32_768
+SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
+MOST_MARKS = 1_024  # of one frame
+
+_ORIGIN = (pa.field("__partition", pa.int32(), nullable=False), pa.field("__offset", pa.int64(), nullable=False))
+_WORD_BYTES = 8
+
+_SINGLE = {"idle": IDLE, "active": ACTIVE, "end": END, "complete": COMPLETE}
+_NUMBERED = {"watermark": Watermark, "barrier": Barrier, "abort": Abort}
+
+
+class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The metadata of a message: what its rows are besides their columns, and the marks behind them, in order.
+
+    asks: the receiver says when the rows are in its channel, which gives the sender credit again. goes_on: this stream of messages ends
+    here, and another one goes on with the edge, with other columns.
+    """
+
+    topic: str = ""
+    offsets: list[tuple[str, int, int]] = []  # topic, partition, next offset
+    has_origin: bool = False  # the last two columns are the partition and the offset of each row
+    marks: list[tuple[str, int]] = []
+    asks: bool = False
+    goes_on: bool = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether END is the last of its marks: nothing comes behind it."""
+        return bool(self.marks) and self.marks[-1][0] == "end"
+
+    def elements(self) -> Iterator[Any]:
+        """The marks. Raises InternalError for one that this version does not know."""
+        for name, number in self.marks:
+            if name in _SINGLE:
+                yield _SINGLE[name]
+            elif name in _NUMBERED:
+                yield _NUMBERED[name](number)
+            else:
+                raise InternalError(f"an unknown mark came: {name!r}")
+
+
+def _mark(element: Any) -> tuple[str, int]:
+    match element:
+        case Watermark():
+            return "watermark", element.timestamp_ms
+        case Barrier():
+            return "barrier", element.checkpoint_id
+        case Abort():
+            return "abort", element.checkpoint_id
+    return next(name for name, mark in _SINGLE.items() if mark is element), 0
+
+
+class Framing:
+    """Takes elements from a channel and makes frames of those that wait there together."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._next: Any = None  # taken, and no part of the last frame
+
+    def next(self) -> tuple[pa.RecordBatch | None, Frame] | None:
+        """Waits for an element; -> the rows of the next frame, if it has any, and the frame. None once the channel is closed."""
+        element = self._channel.get() if self._next is None else self._next
+        self._next = None
+        if element is None:
+            return None
+        batches: list[Batch] = []
+        marks: list[tuple[str, int]] = []
+        rows = 0
+        while element is not None:
+            if not isinstance(element, Batch) or element is COMPLETE:
+                marks.append(_mark(element))
+                if element is END or len(marks) >= MOST_MARKS:
+                    break
+            elif not batches and not marks:
+                batches.append(element)
+                rows = element.num_rows
+            elif (
+                not marks
+                and rows < SMALL_ROWS
+                and _alike(batches[0], element)
+                and rows + element.num_rows < JOINED_ROWS
+            ):
+                batches.append(element)
+                rows += element.num_rows
+            else:
+                self._next = element
+                break
+            element = self._channel.get_nowait()
+        if not batches:
+            return None, Frame(marks=marks)
+        data, frame = rows_of(batches)
+        frame.marks = marks
+        return data, frame
+
+
+def _alike(first: Batch, other: Batch) -> bool:
+    """Whether these batches can be one."""
+    return (
+        first.topic == other.topic
+        and (first.records is None) == (other.records is None)
+        and bool(first.data.schema.equals(other.data.schema, check_metadata=True))
+    )
+
+
+def rows_of(batches: Sequence[Batch]) -> tuple[pa.RecordBatch, Frame]:
+    """The rows that count of these batches, which are alike, as they cross, and their frame."""
+    taken = [batch.taken() for batch in batches]
+    data = taken[0] if len(taken) == 1 else pa.concat_batches(taken)
+    offsets = {place: offset for batch in batches for place, offset in batch.offsets.items()}
+    frame = Frame(batches[0].topic, [(topic, partition, offset) for (topic, partition), offset in offsets.items()])
+    if batches[0].records is not None:
+        places = [_places(batch) for batch in batches]
+        columns = [pa.concat_arrays([each[k] for each in places]) for k in (0, 1)]
+        schema = pa.schema([*data.schema, *_ORIGIN], metadata=data.schema.metadata)
+        data = pa.RecordBatch.from_arrays([*data.columns, *columns], schema=schema)
+        frame.has_origin = True
+    return data, frame
+
+
+def _places(batch: Batch) -> tuple[pa.Array, pa.Array]:
+    """The partition and the offset of each row that counts."""
+    origin = batch.records
+    if not isinstance(origin, RowOrigin):
+        raise InternalError(
+            f"a batch of {type(origin).__name__} is between workers: only rows of a stream can be there"
+        )
+    rows = batch.selection
+    return origin.columns(pa.array(np.arange(batch.num_rows, dtype=np.int32)) if rows is None else rows)
+
+
+def parts_of(data: pa.RecordBatch, most_bytes: int) -> list[tuple[pa.RecordBatch, int]]:
+    """The rows in order, in parts of about so many bytes, and the bytes of each. A row that is larger is a part of its own."""
+    nbytes = data.nbytes
+    count = min(-(-nbytes // most_bytes), data.num_rows)
+    if count <= 1:
+        return [(data, nbytes)]
+    rows = -(-data.num_rows // count)
+    parts = [data.slice(start, rows) for start in range(0, data.num_rows, rows)]
+    return [(part, part.nbytes) for part in parts]
+
+
+def element_of(data: pa.RecordBatch, frame: Frame) -> Batch:
+    """The batch whose rows came with this frame."""
+    offsets = {(topic, partition): offset for topic, partition, offset in frame.offsets}
+    if not frame.has_origin:
+        return Batch(data, offsets, frame.topic)
+    partitions, places = data.columns[-2:]
+    data = data.select(list(range(data.num_columns - len(_ORIGIN))))
+    return Batch(data, offsets, frame.topic, RowOrigin.of_records(partitions, places))
+
+
+def word_aligned(data: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows in buffers that begin at whole words, as kernels expect.
+
+    Flight hands buffers over where they lie in a message, behind a header of any length, and all of a message by the same remainder: so
+    one of them tells, and most are copied, which costs less than the copies on the way.
+    """
+    for column in data.columns:
+        for buffer in column.buffers():
+            if buffer is not None and buffer.size:
+                return data if buffer.address % _WORD_BYTES == 0 else pa.concat_batches([data, data.slice(0, 0)])
+    return data

@@ -1,0 +1,100 @@
+"""How workers reach each other: addresses, the job's token, certificates, and the two ways in which a connection is cut."""
+
+import hmac
+import os
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from pyarrow import flight
+
+from sabot.errors import UserError
+
+__all__ = ["CLOSED", "Doorkeeper", "Tls", "credentials", "cut_off", "location", "reason"]
+
+CLOSED = b"closed"  # what a receiver says whose channel was closed by its reader
+_HEADER = "authorization"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Mutual TLS: each worker shows the certificate, and takes only what the authority has signed. All are PEM texts.
+
+    server_name: the name in the certificates, where that is not the address by which a worker is reached.
+    """
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+    server_name: str = ""
+
+
+def location(address: str, tls: Tls | None) -> flight.Location:
+    """Where Flight finds "host:port"."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"{address!r} is no address of a worker", hint="it is host:port, as the worker's exchange says it"
+        )
+    make = flight.Location.for_grpc_tcp if tls is None else flight.Location.for_grpc_tls
+    return make(host, int(port))
+
+
+def credentials(token: str) -> list[tuple[bytes, bytes]]:
+    """The headers by which a call shows that it comes from this job."""
+    return [(_HEADER.encode(), f"Bearer {token}".encode())]
+
+
+class Doorkeeper(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has no types
+    """Refuses every call that does not show the token."""
+
+    def __init__(self, token: str) -> None:
+        self._wanted = f"Bearer {token}".encode()
+        self.refused_total = 0
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        """Before any call; raises FlightUnauthenticatedError. The comparison takes the same time for every wrong token."""
+        shown = [value for name, values in headers.items() if name.lower() == _HEADER for value in values]
+        given = shown[0] if len(shown) == 1 else ""
+        if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
+            self.refused_total += 1
+            raise flight.FlightUnauthenticatedError("this call does not show the token of this job")
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, without the gRPC client's own record of it."""
+    text = str(error) or type(error).__name__
+    for tail in (". Detail:", " gRPC client debug context", ". gRPC client"):
+        text = text.partition(tail)[0]
+    return text[:500]
+
+
+def cut_off(port: int, peers: set[str]) -> int:
+    """Ends the connections of a server at `port` from these clients; -> how many.
+
+    peers: as `ServerCallContext.peer` names them, "ipv4:127.0.0.1:40000". Whoever reads from one gets an error. A Flight server
+    in Python has no other way: a call whose client has vanished waits without end, and the server's `shutdown` waits for the call.
+    """
+    wanted = {unquote(each).partition(":")[2] for each in peers}
+    ended = 0
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # closed meanwhile, or not connected
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as connection:
+                    ended += _end(connection, port, wanted)
+    return ended
+
+
+def _end(connection: socket.socket, port: int, peers: set[str]) -> bool:
+    """Whether it was one of a server at this port, from one of these clients."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] != port:
+        return False
+    host, far = connection.getpeername()[:2]
+    host = host.removeprefix("::ffff:")
+    if (f"[{host}]:{far}" if ":" in host else f"{host}:{far}") not in peers:
+        return False
+    connection.shutdown(socket.SHUT_RDWR)
+    return True

@@ -1,0 +1,235 @@
+"""The receiving end of edges: a Flight server, which has a thread for each edge as long as that lasts.
+
+A call of `do_exchange` is an edge: its descriptor names the edge and the session of the worker that sends. It ends with END, or with a
+frame that says that another call goes on. Whatever else ends it is a failure, which the worker is told.
+
+Who has the job's token is trusted: what comes is decoded by Arrow, which refuses what is no record batch of the call's schema, but
+values, offsets of texts for instance, are not looked through (`_cython.arrow.border` does that with data of users).
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from pyarrow import flight
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import END, Channel, ChannelClosed
+from sabot.errors import UNREADABLE, InternalError, SabotError, TransientError
+from sabot.exchange.frames import Frame, element_of, word_aligned
+from sabot.exchange.link import CLOSED, Doorkeeper, Tls, cut_off, location, reason
+
+__all__ = ["EdgeServer"]
+
+_log = logging.getLogger(__name__)
+
+_decode = msgspec.msgpack.Decoder(Frame).decode
+_ANSWER = b"\0"
+_WAIT_SECONDS = 0.1  # how long a full channel is waited for at a time
+_ROUNDS = 8  # of one time-out: so often in it a worker is asked, and looks who has asked
+
+
+class Inbound:
+    """The receiving end of one edge."""
+
+    def __init__(self, edge: str, channel: Channel) -> None:
+        self.edge = edge
+        self.channel = channel
+        self.session = ""  # of the worker that sends; none has come yet
+        self.peer = ""  # where its connection comes from
+        self.serving = False
+        self.over = False  # after END, or a failure
+        self.broken = False
+        self.lost = False  # nobody has heard of its worker within the time-out
+        self.rows_in = 0
+        self.messages_in = 0
+
+
+class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
+    """Takes what other workers send into the channels of `expect`. All methods may be called from any thread.
+
+    timeout: how long a worker that sends may be silent, and how long a call waits for `expect` of its edge.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        on_failed: Callable[[str, BaseException], None],
+        *,
+        host: str,
+        port: int,
+        tls: Tls | None,
+        timeout: float,
+        most_bytes: int,
+    ) -> None:
+        self._on_failed = on_failed
+        self._timeout = timeout
+        self._most_bytes = most_bytes
+        self._doorkeeper = Doorkeeper(token)
+        self._changed = threading.Condition()  # of all below
+        self._edges: dict[str, Inbound] = {}
+        self._silent: dict[str, int] = {}  # rounds in which nothing was heard of a session
+        self._closing = False
+        self._over = threading.Event()
+        options = (
+            {}
+            if tls is None
+            else {
+                "tls_certificates": [(tls.certificate, tls.key)],
+                "verify_client": True,
+                "root_certificates": tls.authority,
+            }
+        )
+        super().__init__(location(f"{host}:{port}", tls), middleware={"token": self._doorkeeper}, **options)
+        self._thread = threading.Thread(target=self._watch, name="sabot-peers", daemon=True)
+        self._thread.start()
+
+    def expect(self, edge: str, channel: Channel) -> None:
+        """From now on a call of this edge is taken."""
+        with self._changed:
+            if edge in self._edges:
+                raise InternalError(f"the edge {edge!r} is received already")
+            self._edges[edge] = Inbound(edge, channel)
+            self._changed.notify_all()
+
+    def statistics(self) -> dict[str, Any]:
+        """Per edge: rows and messages that came. refused: calls without the token."""
+        with self._changed:
+            edges = {name: {"rows": each.rows_in, "messages": each.messages_in} for name, each in self._edges.items()}
+        return {"edges": edges, "refused": self._doorkeeper.refused_total}
+
+    def close(self) -> None:
+        """Ends all calls and threads. Workers that still send see their edges break."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            waiting = {each.peer for each in self._edges.values() if each.serving and not each.over}
+        self._over.set()
+        cut_off(self.port, waiting)
+        self.shutdown()
+        self._thread.join()
+
+    # -- calls, each in a thread of the server ---------------------------------------------------------------------------
+
+    def do_action(self, context: Any, action: Any) -> list[bytes]:
+        """`alive`: the worker of this session lives, and so do we. -> its edges that are broken here, which it may not have noticed."""
+        if action.type != "alive":
+            raise flight.FlightServerError(f"no action is called {action.type[:100]!r}")
+        session = action.body.to_pybytes()[:100].decode(errors="replace")
+        with self._changed:
+            if session in self._silent:
+                self._silent[session] = 0
+            return [each.edge.encode() for each in self._edges.values() if each.session == session and each.broken]
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """One edge."""
+        inbound = self._claim(descriptor, context.peer())
+        try:
+            writer.write_metadata(_ANSWER)
+            self._take(inbound, reader, writer, context)
+        except ChannelClosed:
+            inbound.over = True
+            raise flight.FlightServerError(f"{inbound.edge!r} is closed by its reader", CLOSED) from None
+        except Exception as error:
+            raise flight.FlightServerError(self._failed(inbound, error)) from None
+        finally:
+            inbound.serving = False
+
+    def _claim(self, descriptor: Any, peer: str) -> Inbound:
+        """The edge that a call is for. Waits for `expect`, since workers do not start in one moment."""
+        path = [part.decode(errors="replace")[:1000] for part in descriptor.path or ()]
+        if len(path) != 2 or not all(path):
+            raise flight.FlightServerError("a call names an edge and a session")
+        edge, session = path
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or edge in self._edges, self._timeout)
+            inbound = self._edges.get(edge)
+            if self._closing:
+                raise flight.FlightUnavailableError("this worker closes its exchange")
+            if inbound is None:
+                raise flight.FlightServerError(f"no edge {edge!r} ends at this worker")
+            if inbound.over or inbound.serving or inbound.session not in ("", session):
+                raise flight.FlightServerError(f"the edge {edge!r} has, or had, another sender")
+            inbound.session, inbound.peer, inbound.serving = session, peer, True
+            self._silent.setdefault(session, 0)
+        return inbound
+
+    def _take(self, inbound: Inbound, reader: Any, writer: Any, context: Any) -> None:
+        while True:
+            try:
+                message = reader.read_chunk()
+            except StopIteration:
+                raise TransientError("the call ended before END") from None
+            frame = _frame(message)
+            if message.data is not None:
+                batch = element_of(word_aligned(message.data), frame)
+                if batch.nbytes > self._most_bytes:
+                    raise InternalError(f"a message of {batch.nbytes} bytes came; {self._most_bytes} may")
+                self._put(inbound, batch, context)
+                inbound.rows_in += message.data.num_rows
+                inbound.messages_in += 1
+                if frame.asks:
+                    writer.write_metadata(_ANSWER)
+            for mark in frame.elements():
+                self._put(inbound, mark, context)
+                if mark is END:
+                    inbound.over = True
+                    return
+            if frame.goes_on:
+                return
+
+    def _put(self, inbound: Inbound, element: Any, context: Any) -> None:
+        if not isinstance(element, Batch):
+            inbound.channel.put_nowait(element)
+            return
+        while not inbound.channel.put(element, timeout=_WAIT_SECONDS):
+            if inbound.lost or self._closing or context.is_cancelled():
+                raise TransientError("the edge was given up while its channel was full")
+
+    # -- failures -----------------------------------------------------------------------------------------------------------
+
+    def _failed(self, inbound: Inbound, error: BaseException) -> str:
+        """Tells the worker, once, that the edge broke; -> what happened."""
+        with self._changed:
+            told, inbound.over = inbound.over, True
+            inbound.broken = inbound.broken or not told
+            silent = inbound.lost
+        why = f"nothing was heard of its worker for {self._timeout:g} s" if silent else reason(error)
+        text = f"the edge {inbound.edge!r} from the worker at {inbound.peer.partition(':')[2]} is broken: {why}"
+        if not told and not self._closing:
+            if isinstance(error, SabotError | flight.FlightError | OSError):
+                made: SabotError = TransientError(text, hint="the job goes on from its last checkpoint")
+            else:
+                made = InternalError(text)
+            made.__cause__ = error
+            self._on_failed(inbound.edge, made)
+        return text
+
+    def _watch(self) -> None:
+        """Counts the rounds in which a worker did not ask. Rounds, not seconds: that this process was suspended is not its peers' fault."""
+        while not self._over.wait(self._timeout / _ROUNDS):
+            with self._changed:
+                for session in self._silent:
+                    self._silent[session] += 1
+                gone = {session for session, rounds in self._silent.items() if rounds > _ROUNDS}
+                for session in gone:
+                    del self._silent[session]
+                lost = [each for each in self._edges.values() if each.session in gone and not each.over]
+                for each in lost:
+                    each.lost = True
+            for each in lost:
+                if not each.serving:  # between two calls
+                    self._failed(each, TransientError("no call goes on"))
+            if lost:
+                cut_off(self.port, {each.peer for each in lost if each.serving})
+
+
+def _frame(message: Any) -> Frame:
+    if message.app_metadata is None:
+        raise InternalError("a message without a frame came")
+    try:
+        return _decode(message.app_metadata)
+    except UNREADABLE as error:
+        raise InternalError(f"a frame cannot be read: {error}") from None

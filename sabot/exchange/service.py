@@ -1,0 +1,121 @@
+"""The exchange of a worker: what its tasks send to tasks of other workers, and what they get from there."""
+
+import atexit
+import secrets
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sabot._cython.flow.channel import Channel
+from sabot.errors import InternalError, UserError
+from sabot.exchange.link import Tls
+from sabot.exchange.receiving import EdgeServer
+from sabot.exchange.sending import Credit, Peer
+from sabot.redaction import keep_secret
+
+__all__ = ["Exchange"]
+
+
+class Exchange:
+    """One per worker process: a Flight server, and a connection to each worker that it sends to. Its methods may be called from any thread.
+
+    An edge has a name, the same at both ends and used once. Its channels behave as one: elements come out as they went in, in order; when
+    the receiver's is full, the sender's fills; when the receiver's reader closes his, the sender's is closed too, and its producer gets
+    ChannelClosed. END comes only where END was put.
+
+    token: the job's; who does not show it is refused, who does is trusted. It crosses in the clear unless there is `tls`, so a `host`
+    other than loopback wants that. credit_rows, credit_bytes: what an edge may have on its way beside what its two channels hold.
+    message_bytes: of one message at most; a single row that is larger is one of its own. timeout: the seconds after which a worker that
+    does not answer is lost.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: Tls | None = None,
+        timeout: float = 10.0,
+        credit_rows: int = 65_536,
+        credit_bytes: int = 8 << 20,
+        message_bytes: int = 4 << 20,
+    ) -> None:
+        if len(token) < 16:
+            raise UserError("the token of an exchange has 16 characters or more", hint="secrets.token_hex(16)")
+        keep_secret(token, owner=self)
+        # Called once for each edge that broke, in a thread of the exchange: (edge, error). Not after `close`.
+        self.on_failed: Callable[[str, BaseException], None] = _unheard
+        self._token = token
+        self._tls = tls
+        self._timeout = timeout
+        self._credit = partial(Credit, credit_rows, credit_bytes)
+        self._message_bytes = message_bytes
+        self._session = secrets.token_hex(8)
+        self._lock = threading.Lock()  # of the next three
+        self._peers: dict[str, Peer] = {}
+        self._sent: dict[str, Any] = {}
+        self._closed = False
+        self._server = EdgeServer(
+            token, self._failed, host=host, port=port, tls=tls, timeout=timeout, most_bytes=(1 << 31) - 1
+        )
+        self.address = f"{host}:{self._server.port}"
+        # Before the server's own finalizer, which waits for calls whose client may have vanished.
+        atexit.register(self.close)
+
+    def receive(self, edge: str, channel: Channel) -> None:
+        """What arrives under this name goes into this channel."""
+        self._server.expect(edge, channel)
+
+    def send(self, edge: str, channel: Channel, address: str) -> None:
+        """Drains this channel into that of the other end, at the exchange with this address, which may name the edge in `receive` later."""
+        with self._lock:
+            if self._closed:
+                raise InternalError(f"the exchange is closed; {edge!r} cannot be sent")
+            if edge in self._sent:
+                raise InternalError(f"the edge {edge!r} is sent already")
+            peer = self._peers.get(address)
+            if peer is None:
+                peer = self._peers[address] = Peer(
+                    address,
+                    self._token,
+                    self._session,
+                    self._failed,
+                    tls=self._tls,
+                    timeout=self._timeout,
+                    credit=self._credit,
+                    message_bytes=self._message_bytes,
+                )
+            self._sent[edge] = peer.send(edge, channel)
+
+    def statistics(self) -> dict[str, Any]:
+        """received and sent: rows and messages per edge, and how often a sent one waited for credit. refused: calls without the token."""
+        received = self._server.statistics()
+        with self._lock:
+            sent = {edge: sender.statistics() for edge, sender in self._sent.items()}
+            peers = len(self._peers)
+        return {"received": received["edges"], "sent": sent, "peers": peers, "refused": received["refused"]}
+
+    def close(self) -> None:
+        """Ends all edges where they are, all threads and connections; the channels of `send` are closed. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            atexit.unregister(self.close)
+            peers = list(self._peers.values())
+        for peer in peers:
+            peer.close()
+        self._server.close()
+
+    def _failed(self, edge: str, error: BaseException) -> None:
+        if not self._closed:
+            self.on_failed(edge, error)
+
+
+def _unheard(edge: str, error: BaseException) -> None:
+    """Nobody asked to be told."""
+    raise InternalError(
+        f"nobody hears that the edge {edge!r} broke", hint="set on_failed before send and receive"
+    ) from error
