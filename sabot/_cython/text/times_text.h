@@ -35,7 +35,7 @@ class TimeFormat {
 
     int32_t width() const { return static_cast<int32_t>(text_.size()); }
 
-    /* Writes width() bytes for each time to `out`; for one that is null, the text as `open` got it. false: a year has not four digits, and
+    /* Writes width() bytes for each time to `out`; for one that is null, any such text. false: a year has not four digits, and
     `out` is not complete. validity: bit `start` is that of the first time; NULL where all are valid. */
     bool write(const int64_t* times, const uint8_t* validity, int64_t start, int64_t count, uint8_t* out) {
         const size_t width = text_.size();

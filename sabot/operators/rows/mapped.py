@@ -251,7 +251,8 @@ class FlatMap(Operator):
             places = [
                 place for place, row in enumerate(rows) if row or not self._bad.nulls
             ]  # others stand for failures
-            before = batch.data.take(pa.array([of[place] for place in places], pa.int32()))
+            names = [name for name in self.fixed if name in batch.data.schema.names]
+            before = batch.data.select(names).take(pa.array([of[place] for place in places], pa.int32()))
             check_fixed(self.name, self.fixed, data.take(pa.array(places, pa.int32())), before, batch)
         origin = None if batch.records is None else batch.records.taken(pa.array(of, pa.int32()))
         made = Batch(data, batch.offsets, batch.topic, origin)
@@ -281,13 +282,12 @@ class FlatMap(Operator):
             ) from error
         if stamps is None:
             return made
-        before = pa.array([stamps[i] for i in of], pa.int64())
-        if not self._own_time:
-            return made.append_column(TIME_COLUMN, before)
-        times = made.column(self.time)
-        if self._bad.nulls:  # the rows that stand for failures keep theirs
-            return made.append_column(TIME_COLUMN, pc.coalesce(to_ms(times), before))
-        return made.append_column(TIME_COLUMN, _times(self.name, times, batch))
+        if self._own_time and not self._bad.nulls:
+            return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
+        times = pa.array([stamps[i] for i in of], pa.int64())
+        if self._own_time:  # the rows that stand for failures keep theirs
+            times = pc.coalesce(to_ms(made.column(self.time)), times)
+        return made.append_column(TIME_COLUMN, times)
 
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics()
