@@ -15,6 +15,7 @@ __all__ = [
     "named_texts",
     "no_column",
     "order_text",
+    "select_text",
     "window_text",
     "with_text",
 ]
@@ -57,6 +58,11 @@ def by_keys(keys: tuple[str, ...]) -> str:
 def column_text(name: str, expr: Expr) -> str:
     """The text of a column that a step gives: only its name where it is an unchanged column of that name."""
     return name if expr.column == name else f"{name} = {expr.text()}"
+
+
+def select_text(columns: Iterable[tuple[str, Expr]]) -> str:
+    """The text of a step that gives these columns and no others."""
+    return "select " + ", ".join(column_text(name, expr) for name, expr in columns)
 
 
 def with_text(columns: Iterable[tuple[str, Expr]]) -> str:

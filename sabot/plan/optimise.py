@@ -25,6 +25,7 @@ __all__ = [
     "closing_time",
     "ending",
     "optimise",
+    "present_columns",
     "time_use",
     "used_columns",
     "walk",
@@ -103,6 +104,23 @@ def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
             known = used.get(id(upstream), frozenset())
             used[id(upstream)] = None if columns is None or known is None else known | columns
     return used
+
+
+def present_columns(ends: Iterable[StreamEnd], used: Mapping[int, Columns]) -> Mapping[int, Columns]:
+    """id(node) -> the columns that its rows have: those that are used behind it, and those that only steps before it used, and that come
+    through; without event time. Some may be named that are gone. None: not known. used: `used_columns`.
+    """
+    present: dict[int, Columns] = {}
+    for node in walk(ends):
+        names, wanted = node.column_names, used.get(id(node))
+        before = [present[id(upstream)] for upstream in node.inputs]
+        if names is None:
+            present[id(node)] = None
+        elif wanted is None or None in before or (before and node.asks(frozenset()) == node.asks(None)):
+            present[id(node)] = frozenset(names)  # it makes all of its columns, whatever is asked for
+        else:
+            present[id(node)] = wanted.union(*filter(None, before)).intersection(names)
+    return present
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
+from sabot.api.expr import col
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
@@ -16,8 +17,9 @@ from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.layout.themes import PLACES
+from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
-from sabot.plan.optimise import check_nodes, closing_time, optimise, time_use, used_columns
+from sabot.plan.optimise import check_nodes, closing_time, optimise, present_columns, time_use, used_columns
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
 
@@ -48,7 +50,9 @@ class _Planner:
         self._agents = {spec.agent_id: Stage(spec.agent_id, 1, agent=spec) for spec in agents}  # downstream first
         self._readers = readers
         self._time = time_use(ends)
-        self._layout = Layout(parallelism, used_columns(ends), self._time.matters)
+        used = used_columns(ends)
+        self._present = present_columns(ends, used)
+        self._layout = Layout(parallelism, used, self._time.matters)
         self._sites: dict[int, Site] = {}
 
     def plan(self) -> Plan:
@@ -94,7 +98,7 @@ class _Planner:
         if isinstance(node, Read):
             site = self._read(node)
         elif type(node) in PLACES:
-            site = PLACES[type(node)](node, *inputs)
+            site = PLACES[type(node)](node, *self._narrowed(node, inputs))
         else:
             raise UserError(f"{type(node).__name__} is no step of a stream")
         if site.timed and id(node) in self._time.matters:
@@ -102,6 +106,18 @@ class _Planner:
         path = path_of(node, [each.path for each in inputs])
         times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
         return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)
+
+    def _narrowed(self, node: Node, inputs: list[Site]) -> list[Site]:
+        """The inputs of a step that keeps whole rows, without columns of which nothing behind it has a use."""
+        if not node.keeps_rows:
+            return inputs
+        narrowed = []
+        for site, upstream, asked in zip(inputs, node.inputs, node.asks(self._layout.used[id(node)]), strict=True):
+            present, names = self._present[id(upstream)], upstream.column_names
+            if asked is not None and present is not None and names is not None and not present <= asked:
+                site = only_columns(site, [(name, col(name)) for name in names if name in asked])
+            narrowed.append(site)
+        return narrowed
 
     def _read(self, node: Read) -> Site:
         layout, used = self._layout, self._layout.used[id(node)]

@@ -60,6 +60,10 @@ class Upsert(ByKey):
     def text(self) -> str:
         return f"upsert{by_keys(self.keys)}"
 
+    @property
+    def keeps_rows(self) -> bool:
+        return self.deletes or not self.input.changes
+
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(wanted, self.keys),)
 

@@ -103,6 +103,10 @@ class Join(TwoInputs):
     def mentioned(self) -> tuple[frozenset[str], ...]:
         return frozenset(self.left_keys), frozenset(self.right_keys)
 
+    @property
+    def keeps_rows(self) -> bool:
+        return True
+
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         left, names = self.left.column_names, self.right_names
         if wanted is None or left is None or names is None:

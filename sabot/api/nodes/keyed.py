@@ -71,6 +71,10 @@ class FirstRows(AddsColumns):
         return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
 
     @property
+    def keeps_rows(self) -> bool:
+        return True
+
+    @property
     def given(self) -> dict[str, str | None]:
         return {} if self.rank is None else {self.rank: None}
 

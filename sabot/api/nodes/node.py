@@ -78,6 +78,11 @@ class Node:
         """For each input, the columns of it that are needed when only `wanted` of the step's own are."""
         return (None,) * len(self.inputs)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether it keeps its inputs' rows with all columns that they have: those that nothing behind it uses are dropped before it."""
+        return False
+
     def moved_before(self, predicate: Expr) -> Expr | None:
         """The predicate over the columns of the inputs, where a filter behind the step may stand before it; None: it may not."""
         return None

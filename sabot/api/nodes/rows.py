@@ -1,6 +1,6 @@
 """Steps over single rows: what a row becomes depends on the row, or on the user's function, alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot.api.arguments import RowPolicy, Schema, function_of, row_policy, schema_of
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Columns, Node, with_more, without
-from sabot.api.words import column_text, name_of, with_text
+from sabot.api.words import name_of, select_text, with_text
 
 __all__ = [
     "Broadcast",
@@ -30,6 +30,7 @@ __all__ = [
     "WithColumns",
     "flat_map_node",
     "map_batches_node",
+    "only_wanted",
 ]
 
 
@@ -106,7 +107,7 @@ class Select(RowStep):
     columns: tuple[tuple[str, Expr], ...]
 
     def text(self) -> str:
-        return "select " + ", ".join(column_text(name, expr) for name, expr in self.columns)
+        return select_text(self.columns)
 
     @cached_property
     def column_names(self) -> list[str] | None:
@@ -117,7 +118,7 @@ class Select(RowStep):
         return (_columns_of(self.columns),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned
+        return (_columns_of(only_wanted(self.columns, wanted)),)
 
     def moved_before(self, predicate: Expr) -> Expr | None:
         made = dict(self.columns)
@@ -161,7 +162,7 @@ class WithColumns(RowStep):
         return (_columns_of(self.columns),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return (with_more(without(wanted, self.made), *self.mentioned),)
+        return (with_more(without(wanted, self.made), _columns_of(only_wanted(self.columns, wanted))),)
 
     def moved_before(self, predicate: Expr) -> Expr | None:
         return None if predicate.columns & self.made else predicate
@@ -426,6 +427,11 @@ def flat_map_node(input: Node, function: Any, schema: Schema, on_error: RowPolic
 
 def _own_policy(where: str, on_error: RowPolicy | None) -> RowPolicy | None:
     return None if on_error is None else row_policy(where, on_error)
+
+
+def only_wanted(columns: Sequence[tuple[str, Expr]], wanted: Columns) -> tuple[tuple[str, Expr], ...]:
+    """Those of the columns that a step gives which are used behind it: the others need not be computed."""
+    return tuple((name, expr) for name, expr in columns if wanted is None or name in wanted)
 
 
 def _columns_of(columns: Iterable[tuple[str, Expr]]) -> frozenset[str]:

@@ -129,9 +129,9 @@ class Side:
         self.time = len(names) - 1 if self.timed else -1
         self.now: int | None = None  # the time of its rows, where the result has event time and this side has none
         self.by_time = order == "time" and self.timed
-        self.by_hash = order == "hash"
+        self._by_hash = order == "hash"
         beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
-        kept = names if self.by_hash else names[:users]
+        kept = names if self._by_hash else names[:users]
         self.kept = pa.schema([*(self.schema.field(n) for n in kept), *extra])
         self.beside_keys = [i for i in beside if i < len(kept)] or None
         self._store: RowStore | None = None
@@ -139,10 +139,10 @@ class Side:
             folder = None if context.directory is None else context.directory / name
             if folder is not None:
                 make_folder(folder)
+            order_of = self._row_hashes if self._by_hash else None
+            home: Any = {"directory": folder, "memory_bytes": context.memory_budget // 2}
             try:
-                self._store = RowStore(
-                    self.kept, keys, counted=counted, directory=folder, memory_bytes=context.memory_budget // 2
-                )
+                self._store = RowStore(self.kept, keys, counted=counted, order_of=order_of, **home)
             except TypeError as error:
                 raise UserError(f"join: the {name} side cannot be kept by {self.keys}: {error}") from error
         self.counted = counted
@@ -220,7 +220,7 @@ class Side:
             rows = Rows(rows.taken())
         if self.by_time:
             order = rows.data.column(self.time)
-        elif self.by_hash:
+        elif self._by_hash:
             order = self._row_hashes(rows.data)
         data = rows.data
         if extra is not None:
@@ -479,8 +479,8 @@ class Joined(Keeping):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Kept rows may lose columns, which `RowStore` leaves out; but rows of changes are found by a hash of all columns."""
-        may = any(side.name == fact and not side.by_hash for side in self._kept_sides())
+        """Kept rows may lose columns: `RowStore` leaves them out. Rows that become equal by that are still as many."""
+        may = any(side.name == fact for side in self._kept_sides())
         return fewer_columns(before, now, f" of the {fact}") if may else None
 
     def _described(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sabot._cython.arrow.selection import select_rows
 from sabot.api.arguments import RowPolicy
 from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes import rows as nodes
-from sabot.api.words import with_text
+from sabot.api.words import select_text, with_text
 from sabot.errors import DataError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -43,6 +43,7 @@ __all__ = [
     "Select",
     "WithColumns",
     "add_columns",
+    "only_columns",
 ]
 
 _FEW = 4  # where fewer than one row in so many is selected, copying these costs less than computing all
@@ -342,13 +343,21 @@ def place_end_versions(node: nodes.EndVersions, site: Site) -> Site:
 
 
 def place_select(node: nodes.Select, site: Site) -> Site:
-    kept = {name for name, expr in node.columns if expr.column == name}
+    return only_columns(site, nodes.only_wanted(node.columns, site.layout.used[id(node)]))
+
+
+def only_columns(site: Site, columns: Named) -> Site:
+    """The site behind a step that gives these columns and no others."""
+    kept = {name for name, expr in columns if expr.column == name}
     keys = site.keys if site.keys is not None and set(site.keys) <= kept else None
-    return site.step(node.text(), partial(Select, node.columns, _policy(site, node.columns)), keys=keys)
+    policy = _policy(site, columns)
+    columns = columns or (("_", lit(True)),)  # a batch needs a column to have rows
+    return site.step(select_text(columns), partial(Select, columns, policy), keys=keys)
 
 
 def place_with_columns(node: nodes.WithColumns, site: Site) -> Site:
-    return add_columns(site, node.columns)
+    columns = nodes.only_wanted(node.columns, site.layout.used[id(node)])
+    return add_columns(site, columns) if columns else site
 
 
 def add_columns(site: Site, columns: Named) -> Site:
@@ -385,10 +394,7 @@ def place_union(node: nodes.Union, *sites: Site) -> Site:
     used = layout.used[id(node)]
     if used is not None:  # each stream may have been read with more columns
         names = [name for name in node.streams[0].column_names or sorted(used) if name in used]
-        same = tuple((name, col(name)) for name in names)
-        same = same or (("_", lit(True)),)  # a batch needs a column to have rows
-        text = f"select {', '.join(name for name, _ in same)}"
-        sites = tuple(site.step(text, partial(Select, same)) for site in sites)
+        sites = tuple(only_columns(site, tuple((name, col(name)) for name in names)) for site in sites)
     if not timed:
         sites = tuple(site.untimed() for site in sites)
     stage = layout.stage("union", 1)

@@ -11,7 +11,7 @@ a segment is written anew when most of its rows have gone. So there are few segm
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,8 @@ class RowStore:
     """A RowTable, `table`, and its checkpoints. Has one owner, the subtask's thread. The other arguments are those of a RowTable.
 
     directory: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which are mapped from files
-    there (the index stays in memory). None: all rows are in memory, and each checkpoint is written whole.
+    there (the index stays in memory). None: all rows are in memory, and each checkpoint is written whole. order_of: where the order of rows
+    is made of all their columns, what makes it anew at a restore where these are others than before.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class RowStore:
         counted: bool = False,
         directory: Path | None = None,
         memory_bytes: int = 256_000_000,
+        order_of: Callable[[pa.RecordBatch], pa.Int64Array] | None = None,
     ) -> None:
+        self._order_of = order_of
         self._directory = None if directory is None else directory / "rows"
         if self._directory is not None:
             remove_tree(self._directory)
@@ -150,8 +153,12 @@ class RowStore:
                     for index in range(reader.num_record_batches):
                         data = reader.get_batch(index)
                         validate(data)
-                        rows, counts = alive.of(data.column(data.num_columns - 1).to_numpy())
-                        self._put(data.select(columns), data.column(data.num_columns - 2), rows, counts, owned)
+                        ids, order = data.column(data.num_columns - 1), data.column(data.num_columns - 2)
+                        rows, counts = alive.of(ids.to_numpy())
+                        kept = data.select(columns)
+                        if self._order_of is not None and columns != list(range(data.num_columns - 2)):
+                            order = self._order_of(kept)
+                        self._put(kept, order, rows, counts, owned)
                         yield len(rows)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise unreadable(f"{directory}: cannot be read as rows", error) from error

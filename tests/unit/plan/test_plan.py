@@ -11,6 +11,7 @@ from pyarrow import parquet
 import sabot
 from sabot import (
     App,
+    DataError,
     GroupedStream,
     KeyedStream,
     Stream,
@@ -61,6 +62,85 @@ def test_a_sink_of_the_whole_stream_reads_all_columns(orders):
 def test_a_column_that_is_computed_and_not_used_reads_nothing(orders):
     doubled = orders.with_columns(twice=col("amount") * 2).select("id", "twice")
     assert line(doubled, "read") == "read orders: id, amount; ts is not null"
+
+
+def test_columns_that_nothing_uses_are_neither_computed_nor_read(orders):
+    """Behind select and with_columns all that they name was read, and computed."""
+    named = orders.select("id", "account", "ts", twice=col("amount") * 2, land=col("country").str.lower())
+    totals = (
+        named.with_columns(half=col("twice") / 2, more=col("id") + 1).group_by("account").aggregate(n=sabot.max("more"))
+    )
+    assert shown(totals) == [
+        "read orders: id, account; event time from ts",
+        "select id, account",
+        'with more = col("id") + 1',
+        'group by account: n = max(col("more"))',
+    ]
+    assert shown(named.group_by().aggregate(n=sabot.count())) == [
+        "read orders: id; event time from ts",
+        "select _ = lit(True)",
+        "group: n = count()",
+    ]
+
+
+def shown(stream):
+    """What the stages of the plan do, without where their rows go."""
+    lines = map(str.strip, stream.explain().splitlines())
+    return [each for each in lines if not each.startswith(("stage", "->", "write"))]
+
+
+@pytest.fixture
+def others(app):
+    return app.stream("others", schema={"account": "string", "amount": "float64", "limit": "int64"})
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [
+        (
+            lambda rows, others: rows.join(others, on="account").select("id", "limit"),
+            ["select id, account", "select account, limit"],
+        ),
+        (
+            lambda rows, others: others.join(rows, on="account").select("id", "limit"),
+            ["select account, limit", "select id, account"],
+        ),
+        (
+            lambda rows, others: rows.join(others, on="account", how="semi").select("id"),
+            ["select id, account", "select account"],
+        ),
+        (
+            lambda rows, others: rows.join(others, on="account", window=tumbling("1m")).select("id"),
+            ["select id, account", "select account"],
+        ),
+        (lambda rows, others: rows.key_by("account").top_n(1, "id").select("id"), ["select id, account"]),
+        (lambda rows, others: rows.window(tumbling("1m")).top_n(1, "id", rank="place").select("place"), ["select id"]),
+        (lambda rows, others: rows.upsert("account").select("id"), ["select id, account"]),
+    ],
+)
+def test_rows_are_kept_without_the_columns_that_only_a_step_before_needed(orders, others, step, kept):
+    both = step(orders.filter(col("amount") > 1), others.filter(col("amount") > 2))
+    assert [each for each in shown(both) if each.startswith("select ")][: len(kept)] == kept
+
+
+def test_rows_are_kept_as_they_come_where_all_columns_are_used_or_unknown(orders):
+    assert shown(orders.key_by("account").top_n(1, "id"))[1:] == ["top 1 by account, order id descending"]
+    ours = orders.map_batches(lambda rows: rows).key_by("account").top_n(1, "id").select("id")
+    assert shown(ours)[2:] == ["top 1 by account, order id descending", "select id"]
+
+
+def test_the_last_rows_of_changes_are_kept_with_all_columns_that_were_read(orders):
+    """They are packed into bytes, of which a checkpoint cannot lose a column."""
+    counts = orders.group_by("account", "country").aggregate(n=sabot.count(), most=sabot.max("amount"))
+    assert "select" not in "".join(shown(counts.upsert("account").select("account", "n"))[:-1])
+
+
+def test_what_a_column_that_nothing_uses_would_have_refused_goes_on(app, tmp_path):
+    parquet.write_table(pa.table({"k": ["a", "b"], "x": ["1", "none"]}), tmp_path / "rows.parquet")
+    rows = app.stream(files(tmp_path / "rows.parquet"), on_error="fail").select("k", n=col("x").cast("int64"))
+    assert rows.select("k").collect().column("k").to_pylist() == ["a", "b"]
+    with pytest.raises(DataError, match="none"):
+        rows.collect()
 
 
 def test_top_n_passes_on_columns_that_are_called_as_those_of_windows(app):
