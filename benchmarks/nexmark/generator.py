@@ -81,10 +81,14 @@ class Generator:
 
     def rows(self, kind: str, first: int, end: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Rows `first` to `end` - 1, of which only these columns are made."""
+        return self.rows_at(kind, np.arange(first, end), columns)
+
+    def rows_at(self, kind: str, numbers: Ints, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """The rows of these numbers, of which only these columns are made."""
         schema = SCHEMAS[kind]
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        made = _KINDS[kind](self, np.arange(first, end))
+        made = _KINDS[kind](self, numbers)
         arrays = [pa.array(getattr(made, name), type=schema.field(name).type) for name in schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 

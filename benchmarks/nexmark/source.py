@@ -3,20 +3,23 @@
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from sabot import Batch, Source, UserError
 from sabot.connectors.base import Positions
 
+from .draws import Ints
 from .generator import PER_EPOCH, SCHEMAS, Generator, count_rows
 
-BLOCK_EPOCHS = 256  # readers take turns by so many epochs, 2.56 million events of a million events a second
+BLOCK_EPOCHS = 256  # readers take turns by so many epochs, which are 12,800 events
 
 
 class NexmarkSource(Source):
     """The people, auctions or bids among the first `events` events of a seed. A position is a row's number among those of its reader.
 
-    Several readers take blocks of rows in turns. A block has whole epochs, so rows of the same time are in one block, and come in order.
+    Several readers take blocks of rows in turns. A block has whole epochs, so rows of the same time are in one block, and come in order. A
+    batch has rows of as many blocks as it needs.
     """
 
     bounded = True
@@ -77,21 +80,24 @@ class NexmarkSource(Source):
         self._at = ours.get(self._reader, 0)
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        block, inside = divmod(self._at, self._block_rows)
-        first = (block * self.count + self._reader) * self._block_rows + inside
-        left = self._rows - first if self.count == 1 else min(self._block_rows - inside, self._rows - first)
-        if left <= 0:
-            return None
         began = time.thread_time()
-        data = self._generator.rows(self.name, first, first + min(left, max_rows), self._columns)
+        numbers = self._numbers(max_rows)
+        if not len(numbers):
+            return None
+        data = self._generator.rows_at(self.name, numbers, self._columns)
         self.cpu_s += time.thread_time() - began
         self._at += data.num_rows
         return Batch(data, self.positions(), self.name)
 
     @property
     def exhausted(self) -> bool:
-        block, inside = divmod(self._at, self._block_rows)
-        return (block * self.count + self._reader) * self._block_rows + inside >= self._rows
+        return not len(self._numbers(1))
+
+    def _numbers(self, count: int) -> Ints:
+        """The numbers of the next rows of this reader, at most so many."""
+        block, inside = np.divmod(np.arange(self._at, self._at + count), self._block_rows)
+        numbers = (block * self.count + self._reader) * self._block_rows + inside
+        return numbers[: np.searchsorted(numbers, self._rows)]
 
     def positions(self) -> Positions:
         return {(self.name, self._reader): self._at}
