@@ -49,7 +49,7 @@ cdef extern from "binary/avro_read.h" namespace "sabot::avro" nogil:
         ReadStep* add_step(int op, Column* column, int64_t size, const string& path) except +  # stays in its place until the next is added
         void add_text(const string& text, cbool is_known) except +
 
-    cppclass CBadRow "sabot::avro::BadRow":
+    cppclass CBadRow "sabot::BadRow":
         int64_t row
         string reason
 

@@ -29,11 +29,12 @@ All of it is `nogil`, and throws only std::bad_alloc, or std::overflow_error for
 #include "arrow/builder.h"
 #include "arrow/decimal.h"
 #include "arrow/utf8.h"
+#include "binary/payloads.h"
 #include "binary/varint.h"
 
 namespace sabot::avro {
 
-constexpr int64_t PADDING = 16;
+constexpr int64_t PADDING = Payloads::PADDING;
 
 enum class ReadOp : uint8_t {
     skip, skip_varint, skip_sized,  /* `size` bytes; a number; a length and as many bytes */
@@ -93,11 +94,6 @@ struct ReadStep {
     }
 };
 
-struct BadRow {
-    int64_t row;
-    std::string reason;
-};
-
 class Decoder {
   public:
     Column root{static_cast<int>(Layout::struct_), false, 0};
@@ -109,18 +105,15 @@ class Decoder {
               const ReadStep* const* programs, const int32_t* which, ArrowArray* out, std::vector<BadRow>& bad) {
         std::lock_guard<std::mutex> lock(in_use);
         root.begin(n);
-        const int64_t safe = n ? offsets[n] - PADDING : 0; /* behind a row that ends later, fewer than PADDING bytes can be read */
+        Payloads payloads(offsets, data, validity, bit, n);
         int64_t good = 0;
         for (int64_t i = 0; i < n; i++) {
-            const int64_t from = offsets[i], to = offsets[i + 1];
-            if (validity && !(validity[(bit + i) >> 3] >> ((bit + i) & 7) & 1)) {
+            if (payloads.is_null(i)) {
                 bad.push_back({i, "the payload is null"});
                 continue;
             }
             const ReadStep& program = *programs[which ? which[i] : 0];
-            const uint8_t* p = data + from;
-            if (SABOT_UNLIKELY(to > safe)) p = copied(p, to - from);
-            if (SABOT_LIKELY(row(program, p, to - from, header, good))) {
+            if (SABOT_LIKELY(row(program, payloads.at(i), payloads.size(i), header, good))) {
                 good++;
             } else {
                 root.truncate(good);
@@ -136,16 +129,7 @@ class Decoder {
     const uint8_t* end = nullptr;
     int64_t spare = 0; /* how many more items without bytes the payload may have */
     std::string error;
-    Bytes scratch;
     std::mutex in_use; /* serialises calls, because the columns are shared */
-
-    const uint8_t* copied(const uint8_t* p, int64_t n) {
-        scratch.len = 0;
-        scratch.ensure(n + PADDING);
-        if (n) std::memcpy(scratch.data, p, static_cast<size_t>(n));
-        std::memset(scratch.data + n, 0, PADDING);
-        return scratch.data;
-    }
 
     bool row(const ReadStep& program, const uint8_t* p, int64_t n, int64_t header, int64_t at) {
         start = p;
@@ -193,21 +177,21 @@ class Decoder {
     }
     template <class T>
     static inline T load(const uint8_t* p) {
-        T number;
+        T number = 0;
         std::memcpy(&number, p, sizeof(T));
         return number;
     }
 
     /* Reads a zigzag number that fits 32 bits. */
     __attribute__((always_inline)) inline const uint8_t* small(const ReadStep& step, const uint8_t* p, int32_t& number) {
-        uint64_t raw;
+        uint64_t raw = 0;
         const uint8_t* const after = read_varint(p, raw);
         if (SABOT_UNLIKELY(after == nullptr || raw > UINT32_MAX)) return wrong(step, p, after, "the number is out of range for an int");
         number = static_cast<int32_t>(zigzag_decode(raw));
         return after;
     }
     __attribute__((always_inline)) inline const uint8_t* large(const ReadStep& step, const uint8_t* p, int64_t& number) {
-        uint64_t raw;
+        uint64_t raw = 0;
         const uint8_t* const after = read_varint(p, raw);
         if (SABOT_UNLIKELY(after == nullptr)) return wrong(step, p, after, "");
         number = zigzag_decode(raw);
@@ -243,12 +227,12 @@ class Decoder {
                 if (SABOT_UNLIKELY(step.size > end - p)) return fail(step, end, "the payload ends too early");
                 return p + step.size;
             case ReadOp::skip_varint: {
-                uint64_t raw;
+                uint64_t raw = 0;
                 const uint8_t* const after = read_varint(p, raw);
                 return SABOT_LIKELY(after != nullptr) ? after : wrong(step, p, after, "");
             }
             case ReadOp::skip_sized: {
-                int64_t n;
+                int64_t n = 0;
                 p = length(step, p, n);
                 return SABOT_LIKELY(p != nullptr) ? p + n : nullptr;
             }
@@ -292,7 +276,7 @@ class Decoder {
                 return fields(step, p, at);
             case ReadOp::array: return array(step, p, at);
             case ReadOp::union_: {
-                uint64_t branch;
+                uint64_t branch = 0;
                 const uint8_t* const after = read_varint(p, branch);
                 if (SABOT_UNLIKELY(after == nullptr || (branch & 1) || (branch >> 1) >= step.steps.size()))
                     return wrong(step, p, after, "the union has no such branch");
@@ -307,7 +291,7 @@ class Decoder {
 
     template <class Wire, class T>
     __attribute__((always_inline)) inline const uint8_t* number(const ReadStep& step, const uint8_t* p, int64_t at) {
-        Wire number;
+        Wire number = 0;
         if constexpr (sizeof(Wire) == 4)
             p = small(step, p, number);
         else
@@ -319,7 +303,7 @@ class Decoder {
 
     template <class T>
     const uint8_t* time_of_day(const ReadStep& step, const uint8_t* p, int64_t at) {
-        T number;
+        T number = 0;
         const uint8_t* after;
         if constexpr (sizeof(T) == 4)
             after = small(step, p, number);
@@ -333,7 +317,7 @@ class Decoder {
 
     template <bool checked>
     __attribute__((always_inline)) inline const uint8_t* text(const ReadStep& step, const uint8_t* p, int64_t at) {
-        int64_t n;
+        int64_t n = 0;
         p = length(step, p, n);
         if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
         Column& column = *step.column;
@@ -367,7 +351,7 @@ class Decoder {
     }
 
     const uint8_t* symbol(const ReadStep& step, const uint8_t* p, int64_t at) {
-        int64_t number;
+        int64_t number = 0;
         const uint8_t* const after = large(step, p, number);
         if (SABOT_UNLIKELY(after == nullptr)) return nullptr;
         if (SABOT_UNLIKELY(number < 0 || number >= static_cast<int64_t>(step.texts.size()) || after > end))
@@ -428,7 +412,7 @@ class Decoder {
         for (;;) {
             const uint8_t* const from = p;
             const uint8_t* stop = nullptr;
-            int64_t count, size;
+            int64_t count = 0, size = 0;
             p = large(step, p, count);
             if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
             if (SABOT_UNLIKELY(p > end)) return p;

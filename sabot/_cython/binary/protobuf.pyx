@@ -52,7 +52,7 @@ cdef extern from "binary/protobuf_read.h" namespace "sabot::protobuf" nogil:
         string path
         string first
 
-    cppclass CBadRow "sabot::protobuf::BadRow":
+    cppclass CBadRow "sabot::BadRow":
         int64_t row
         string reason
 

@@ -22,6 +22,7 @@ All of it is `nogil`, and throws only what ColumnBuilder throws. */
 #include <vector>
 
 #include "arrow/builder.h"
+#include "binary/payloads.h"
 
 namespace sabot::protobuf {
 
@@ -57,7 +58,7 @@ static inline int width_of(Op op) {
     }
 }
 
-constexpr int64_t SHORT = 16; /* bytes of short texts */
+constexpr int64_t SHORT = Payloads::PADDING; /* bytes of short texts */
 
 struct Column;
 struct Scope;

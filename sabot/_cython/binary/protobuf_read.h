@@ -16,6 +16,7 @@ only std::bad_alloc, or std::overflow_error for a column that is too large for A
 #include <emmintrin.h>
 #endif
 
+#include "binary/payloads.h"
 #include "binary/protobuf_columns.h"
 #include "binary/varint.h"
 #include "arrow/utf8.h"
@@ -25,11 +26,6 @@ namespace sabot::protobuf {
 constexpr int MAX_DEPTH = 100; /* of groups that are skipped; those of wanted fields are bounded by their types */
 constexpr int64_t TIME_MIN = -62135596800, TIME_MAX = 253402300799; /* seconds of google.protobuf.Timestamp: years 1 to 9999 */
 constexpr int64_t DURATION_MAX = 315576000000;                      /* seconds of google.protobuf.Duration: 10,000 years */
-
-struct BadRow {
-    int64_t row;
-    std::string reason;
-};
 
 /* What payloads of one writer's file have before the message: where that may stand in the file, as indexes. `refusal`: why none of them can be
 read; `other`: why one of another message cannot. */
@@ -112,17 +108,15 @@ class Decoder {
         std::lock_guard<std::mutex> lock(in_use_);
         root.begin(n);
         rows_.begin();
-        const int64_t safe = n ? offsets[n] - SHORT : 0; /* behind a row that ends later, fewer bytes can be read */
+        Payloads payloads(offsets, data, validity, bit, n);
         for (int64_t i = 0; i < n; i++) {
-            if (validity && !(validity[(bit + i) >> 3] >> ((bit + i) & 7) & 1)) {
+            if (payloads.is_null(i)) {
                 bad.push_back({i, "the payload is null"});
                 continue;
             }
             writer_ = writers.empty() ? nullptr : &writers[static_cast<size_t>(which ? which[i] : 0)];
-            start_ = data + offsets[i];
-            const int64_t size = offsets[i + 1] - offsets[i];
-            if (SABOT_UNLIKELY(offsets[i + 1] > safe)) start_ = copied(start_, size);
-            if (SABOT_LIKELY(row(start_, start_ + size))) continue;
+            start_ = payloads.at(i);
+            if (SABOT_LIKELY(row(start_, start_ + payloads.size(i)))) continue;
             rows_.truncate(rows_.len);
             bad.push_back({i, reason_});
         }
@@ -136,18 +130,9 @@ class Decoder {
     const Writer* writer_ = nullptr; /* of the payload; null: of a place in any file */
     std::vector<int64_t> place_;
     std::string reason_;
-    Bytes scratch_;
     int depth_ = 0;
     bool dropped_ = false; /* the value just read is a number that a closed enum does not have */
     std::mutex in_use_;    /* serialises calls: a decoder has one set of columns */
-
-    const uint8_t* copied(const uint8_t* p, int64_t size) {
-        scratch_.len = 0;
-        scratch_.ensure(size + SHORT);
-        if (size) std::memcpy(scratch_.data, p, static_cast<size_t>(size));
-        std::memset(scratch_.data + size, 0, SHORT);
-        return scratch_.data;
-    }
 
     bool row(const uint8_t* p, const uint8_t* end) {
         depth_ = 0;

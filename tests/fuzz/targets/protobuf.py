@@ -1,6 +1,7 @@
 """Protobuf payloads: as the library of Protobuf reads them, or a bad row."""
 
 import random
+from base64 import b64encode
 
 import msgspec
 from mutations import mutated
@@ -56,8 +57,14 @@ class Protobuf(Target):
                 continue
             if plain and row != library_row(kind, payload):
                 raise AssertionError(f"type {seed}: {payload!r} was read as {row}")
-        framed, _ = ProtobufCodec(kind, framed=True).decode(payload_array([b"\0\0\0\0\7" + each for each in payloads]))
-        use(framed)
+        frames = payload_array([b"\0\0\0\0\7" + each for each in payloads])
+        skipped, _ = ProtobufCodec(kind, framed=True).decode(frames)
+        use(skipped)
+        file = b64encode(kind.file.serialized_pb).decode()
+        compared, _ = ProtobufCodec(kind, framed=True, schema_of=lambda id: file).decode(frames)
+        use(compared)
+        if compared.num_rows > skipped.num_rows:
+            raise AssertionError(f"type {seed}: {compared.num_rows} payloads name the message, of {skipped.num_rows}")
         written = ProtobufEncoder(kind).encode(found)
         again, none = ProtobufCodec(kind).decode(payload_array(written.to_pylist()))
         if none or plain_rows(again) != plain_rows(found):
