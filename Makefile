@@ -21,10 +21,9 @@ demo: $(STAMP)
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 # The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
-# In a fresh clone two processes compile the tests before each worker would.
+# In a fresh clone they are compiled before, as each worker would compile them all.
 test: $(STAMP)
-	@test -d tests/unit/__pycache__ || { $(BIN)/pytest -q --collect-only tests/unit >/dev/null & \
-		$(BIN)/pytest -q --collect-only --ignore=tests/unit tests >/dev/null; wait; }
+	@test -d tests/unit/__pycache__ || $(BIN)/python tests/tools/compiling.py >/dev/null || echo "make: each worker compiles the tests"
 	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
