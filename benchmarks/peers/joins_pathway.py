@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flink.flink_peer import NotThere
+from jvm import NotThere
 from venvs import python_of
 
 __all__ = ["prepare", "run"]

@@ -42,7 +42,7 @@ from sabot.connectors.files import files
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 import joins_pathway
 from flink import flink_peer
-from flink.flink_peer import NotThere
+from jvm import NotThere
 
 JOINS = ("interval", "asof", "regular", "left")
 PEERS = ("duckdb", "polars", "flink", "pathway")

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 from flink import flink_peer
-from flink.flink_peer import NotThere
+from jvm import NotThere
 
 import sabot
 from sabot import App, Sink, col

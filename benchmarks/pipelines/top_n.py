@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 from flink import flink_peer
-from flink.flink_peer import NotThere
 from joins import GROUP_ROWS, MOST, START_MS, Answer, Totals, compare, figures_of
+from jvm import NotThere
 
 import sabot
 from sabot import App

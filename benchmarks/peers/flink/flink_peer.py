@@ -8,60 +8,22 @@ decoding CSV would take more than most of these programs. Its start, and the pla
 """
 
 import json
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from jvm import JavaPeer
 
-__all__ = ["VERSION", "NotThere", "prepare", "raw", "run"]
+__all__ = ["VERSION", "prepare", "raw", "run"]
 
-HERE = Path(__file__).parent
-PLACE = HERE.parents[2] / ".venv-peers" / "flink"
-JARS, CLASSES = PLACE / "lib", PLACE / "classes"
 VERSION = "1.20.0"
 HEAP = "10g"
 PATIENCE_SECONDS = 1800
 MANY_BYTES = 100_000_000  # 4 million rows
-# what Flink's own start script opens to it on Java 17
-OPENED = ["java.lang", "java.util", "java.util.concurrent", "java.nio", "java.lang.reflect", "java.net", "java.time"]
-
-
-class NotThere(Exception):
-    """The peer cannot be run here, and why."""
-
-
-def prepare() -> None:
-    """Jars and classes are there afterwards. Raises NotThere."""
-    for tool in ("java", "javac", "mvn"):
-        if shutil.which(tool) is None:
-            raise NotThere(f"there is no {tool}")
-    mark = PLACE / "pom.xml"  # written last
-    wanted = (HERE / "pom.xml").read_text()
-    if not mark.exists() or mark.read_text() != wanted:
-        shutil.rmtree(PLACE, ignore_errors=True)
-        command = [
-            "mvn",
-            "-q",
-            "-B",
-            "-f",
-            HERE / "pom.xml",
-            "dependency:copy-dependencies",
-            f"-DoutputDirectory={JARS}",
-        ]
-        fetched = subprocess.run(command, stdout=sys.stderr)
-        if fetched.returncode:
-            raise NotThere("Maven did not fetch its jars")
-        mark.write_text(wanted)
-    program, made = HERE / "Peer.java", CLASSES / "Peer.class"
-    if not made.exists() or made.stat().st_mtime < program.stat().st_mtime:
-        services = CLASSES / "META-INF" / "services"
-        services.mkdir(parents=True, exist_ok=True)
-        (services / "org.apache.flink.table.factories.Factory").write_text("Peer$Factory\n")
-        subprocess.run(["javac", "-nowarn", "-cp", f"{JARS}/*", "-d", CLASSES, program], check=True, stdout=sys.stderr)
+PEER = JavaPeer(Path(__file__).parent, "Peer", {"org.apache.flink.table.factories.Factory": "Peer$Factory"})
+prepare = PEER.prepare
 
 
 def raw(parquet: Path, path: Path) -> Path:
@@ -81,18 +43,7 @@ def run(program: str, *files_and_number: Path | int, parallelism: int, runs: int
     *files, number = files_and_number
     if runs is None:
         runs = 1 if sum(Path(str(file)).stat().st_size for file in files) > MANY_BYTES else 2
-    command = ["java", f"-Xms{HEAP}", f"-Xmx{HEAP}", "-XX:+UseG1GC"]
-    command += [option for name in OPENED for option in ("--add-opens", f"java.base/{name}=ALL-UNNAMED")]
-    command += [
-        "-cp",
-        f"{CLASSES}:{JARS}/*",
-        "Peer",
-        program,
-        str(parallelism),
-        str(runs),
-        str(number),
-        *map(str, files),
-    ]
+    command = PEER.command(HEAP, program, str(parallelism), str(runs), str(number), *map(str, files))
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
