@@ -2,6 +2,7 @@
 
     python benchmarks/pipelines/kafka_ingest.py                     5 M records of 122 bytes, 4 partitions
     python benchmarks/pipelines/kafka_ingest.py --rows 1000000 --kinds bound decode --rounds 5
+    python benchmarks/pipelines/kafka_ingest.py --rows 1000000 --kinds bound decode windows --peers flink quix bytewax faust
 
     bound     kafka_count.cc: librdkafka without Python, which counts the records and their bytes; with our settings
     client    confluent_kafka's `Consumer.consume`, with our settings: a list of messages, counted
@@ -18,8 +19,9 @@ Checked in each run: the count, and the bytes of the payloads or the sum of the 
 does other work too. The latencies are taken once, of --seconds at 10, 50 and 80 % of the peak, which
 is the rate at which the same producer, app and reader take --rows at once. Row i is due i / rate seconds after the start, whatever
 happened to the rows before it, and its latency counts from then: a producer or an app that is late is no excuse. Each row must come once.
-The last line printed has the medians, and for each kind its share of the bound's rate (`of_bound`) and of its
-processor time (`cpu_of_bound`).
+--peers: `decode` and `windows` by other engines, once each, in this run and on the same transactions; benchmarks/peers/ingest_peers.py
+says how. Slow ones read fewer of them: `rows`. The last line printed has the medians, for each kind its share of the bound's rate
+(`of_bound`) and of its processor time (`cpu_of_bound`), and the peers.
 """
 
 import argparse
@@ -46,13 +48,16 @@ import sabot
 from sabot import App, Sink, col, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import JsonCodec
-from sabot.codecs.records import RECORD_SCHEMA
+from sabot.codecs.records import RECORD_SCHEMA, row_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import FETCHING
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from make_txns import CHUNK_ROWS, DISORDER_MS, Transactions
+import ingest_peers
+from jvm import NotThere
+from make_txns import CHUNK_ROWS, DISORDER_MS, START_MS, Transactions
 
 from tools.broker import running
 
@@ -74,8 +79,8 @@ SHAPE = pa.schema(WINDOW + FIGURES)
 # The input, and what it comes to
 
 
-def fill(broker: str, topic: str, rows: int, partitions: int) -> pa.Table:
-    """Returns the windows that the rows come to."""
+def fill(broker: str, topic: str, rows: int, partitions: int, keyed: bool = False) -> pa.Table:
+    """Returns the windows that the rows come to. keyed: the key of a record is the account."""
     admin.create_topic(broker, topic, partitions, config={"retention.ms": "-1"})
     sink = KafkaSink(topic, broker)
     sink.open()
@@ -84,7 +89,8 @@ def fill(broker: str, topic: str, rows: int, partitions: int) -> pa.Table:
         batch = drawn.chunk(number, min(CHUNK_ROWS, rows - start))
         windows = grouped(pa.concat_tables([windows, windows_of(batch)]))
         for first in range(0, batch.num_rows, BATCH_ROWS):
-            sink.write(Batch(batch.slice(first, BATCH_ROWS), None, topic))
+            part = batch.slice(first, BATCH_ROWS)
+            sink.write(Batch(row_records(part, part["account"].cast(pa.binary()), 0) if keyed else part, None, topic))
     sink.flush()
     sink.close()
     return windows
@@ -397,6 +403,50 @@ def check_windows(found: pa.Table, wanted: pa.Table) -> None:
     assert pc.max(pc.abs(pc.subtract(found["total"], wanted["total"]))).as_py() < 1e-5, "column total is wrong"
 
 
+def measure_peer(broker: str, peer: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Its jobs, on a topic of its own; a job that fails, or whose answer is wrong, has the reason in place of figures."""
+    rows = min(options.rows, ingest_peers.PEERS[peer].most_rows)
+    topic = f"bench-{uuid.uuid4().hex[:8]}"
+    wanted = fill(broker, topic, rows, options.partitions, keyed=True)
+    address = broker.removeprefix("kafka://")
+    ingest_peers.finish(address, topic, options.partitions, START_MS + rows)  # rows are half a millisecond apart
+    amount = pc.sum(wanted["total"]).as_py()
+    figures: dict[str, Any] = {"rows": rows, "guarantee": ingest_peers.PEERS[peer].guarantee}
+    for kind in [kind for kind in options.kinds if kind in ("decode", "windows")]:
+        out = f"{topic}-{kind}"
+        admin.create_topic(broker, out, options.partitions, config={"retention.ms": "-1"})
+        shape = (options.partitions, rows, wanted.num_rows, options.threads, MINUTE_MS, DISORDER_MS)
+        job = ingest_peers.Job(kind, address, topic, out, *shape)
+        try:
+            outcome = ingest_peers.run(peer, job)
+            check(outcome, rows, -1.0, amount)
+            if kind == "windows":
+                check_windows(ingest_peers.windows_of(peer, committed(broker, out, options.partitions)), wanted)
+        except (ingest_peers.Failed, AssertionError) as error:
+            figures[kind] = {"error": f"{type(error).__name__}: {error}"}
+        else:
+            figures[kind] = {
+                "rows_per_s": round(rows / outcome["seconds"]),
+                "cpu_seconds_of_a_million": round(outcome["cpu_seconds"] * 1e6 / rows, 2),
+            }
+        print(f"{peer} {kind}: {figures[kind]}", file=sys.stderr, flush=True)
+        admin.delete_topic(broker, out)
+    admin.delete_topic(broker, topic)
+    return figures
+
+
+def measure_peers(broker: str, options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for peer in options.peers:
+        try:
+            ingest_peers.prepare(peer)
+        except NotThere as reason:
+            figures[peer] = {"error": str(reason)}
+        else:
+            figures[peer] = measure_peer(broker, peer, options)
+    return figures
+
+
 def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     topic = f"bench-{uuid.uuid4().hex[:8]}"
     windows = fill(broker, topic, options.rows, options.partitions)
@@ -430,6 +480,8 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
             figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
     if "latency" in options.kinds:
         figures["latency"] = latency(broker, options)
+    if options.peers:
+        figures["peers"] = measure_peers(broker, options)
     return figures
 
 
@@ -442,6 +494,7 @@ def main() -> None:
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
     parser.add_argument("--threads", type=int, default=2, help="subtasks of the windows")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load whose latency is taken")
+    parser.add_argument("--peers", nargs="+", choices=ingest_peers.PEERS, default=[], help="other engines to run")
     for name in ("--topic", "--out", "--kind"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()

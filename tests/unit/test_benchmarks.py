@@ -277,3 +277,18 @@ def test_rows_that_do_not_cross_or_come_by_another_edge_are_found(monkeypatch):
     for name in ("rows", "cents"):
         with pytest.raises(AssertionError, match=f"{name} arrived of"):
             run._check([answer.figures(), {**bench.Answer().figures(), name: 1}])
+
+
+def test_of_a_peer_that_writes_a_window_again_and_again_the_last_one_counts(monkeypatch):
+    peers = script("ingest_peers", monkeypatch)
+    rows = [
+        {"account": "a", "window_start": 0, "n": 1},
+        {"account": "b", "window_start": 0, "n": 1},
+        {"account": "a", "window_start": 60_000, "n": 1},
+        {"account": "a", "window_start": 0, "n": 2},
+        {"account": "end3", "window_start": 0, "n": 1},
+    ]
+    found = pa.Table.from_pylist(rows)
+    assert peers.windows_of("flink", found).to_pylist() == rows[:4]
+    last = peers.windows_of("faust", found)
+    assert sorted(last.to_pylist(), key=rows.index) == rows[1:4]
