@@ -1,22 +1,28 @@
 """Nexmark's queries over its stream: events a second, events a second and core, memory.
 
     python -m benchmarks.nexmark --events 2000000 --queries q0,q5,q8 [--seed 1] [--parallelism 1] [--format arrow|json]
-        [--checkpoint-ms 1000] [--state memory|rocksdb] [--out DIR] [--dump DIR] [--check]
+        [--checkpoint-ms 1000] [--state memory|rocksdb] [--out DIR] [--dump DIR] [--check] [--peers flink,duckdb]
 
 A line for each query, and at last a JSON object. Events are all that the stream has, also for queries that read the bids alone.
 `arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`: files, decoded in the
 timed run. Without --out changes are dropped as they come, and with it the final result is written; --check compares that with
-DuckDB's. q12 goes by the clock, and is not compared. Each query runs in a process of its own.
+DuckDB's. q12 goes by the clock, and is not compared. Each query runs in a process of its own. --peers: the same events as files in other
+engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check their results are compared too, of fewer events.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .generator import Config, Generator
+from .peers import PEERS, Peers
 from .run import QUERIES, Settings, dump, measure
 
 NOT_COMPARED = "q12"
@@ -30,7 +36,10 @@ def main() -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     results = []
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes,
+        _peers(options, generator) as peers,
+    ):
         for query in options.queries:
             check = options.check and query != NOT_COMPARED
             settings = Settings(
@@ -45,18 +54,41 @@ def main() -> None:
             )
             figures = processes.submit(measure, query, settings).result()
             print(_line(figures), flush=True)
+            figures["peers"] = {}
+            for name in peers.names:
+                figures["peers"][name] = theirs = peers.measure(query, name, check)
+                print(_peer_line(name, theirs, figures), flush=True)
             results.append(figures)
     asked = {
         name: getattr(options, name)
         for name in ("events", "seed", "rate", "parallelism", "format", "checkpoint_ms", "state")
     }
     print(json.dumps({"benchmark": "nexmark", **asked, "queries": results}))
+    wrong = [text for each in results for theirs in each["peers"].values() if (text := theirs.get("wrong"))]
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+@contextmanager
+def _peers(options: argparse.Namespace, generator: Generator) -> Iterator[Peers]:
+    with TemporaryDirectory(prefix="nexmark-") as folder:
+        yield Peers(options.peers, generator, options.events, Path(folder), options.parallelism, options.checkpoint_ms)
 
 
 def _line(figures: dict[str, Any]) -> str:
     return (
         f"{figures['query']:4}{figures['events_per_s']:>12,} events/s{figures['events_per_core_s']:>12,} events/s per core"
         f"{figures['peak_mb']:>7,} MB{figures['result_rows']:>12,} rows"
+    )
+
+
+def _peer_line(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    if "error" in theirs:
+        return f"    {name}: {theirs['error']}"
+    times = ours["events_per_core_s"] / theirs["events_per_core_s"]
+    return (
+        f"    {theirs['events_per_s']:>12,} events/s{theirs['events_per_core_s']:>12,} events/s per core  {name}: ours is {times:.1f} times"
+        f" as fast per core{'; ITS ANSWER IS ANOTHER' if theirs['wrong'] else ''}"
     )
 
 
@@ -73,7 +105,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the folder for the results, qN.parquet")
     parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")
     parser.add_argument("--check", action="store_true", help="compare the results with DuckDB's")
+    parser.add_argument("--peers", type=_peer_names, default=[], help=", ".join(PEERS))
     return parser.parse_args()
+
+
+def _peer_names(names: str) -> list[str]:
+    wanted = names.split(",")
+    if unknown := [name for name in wanted if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}: {', '.join(PEERS)}")
+    return wanted
 
 
 def _queries(names: str) -> list[str]:
