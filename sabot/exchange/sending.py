@@ -290,12 +290,14 @@ class Peer:
             try:
                 broken = {result.body.to_pybytes().decode() for result in self._client.do_action(question, options)}
             except Exception as error:
+                if isinstance(error, flight.FlightTimedOutError):
+                    error = TransientError(f"it has not answered for {self._timeout:g} s")
                 with self._lock:
                     self._gone = error
                 for sender in self._all():
                     sender.lost(error)
                 if not self._over.is_set():
-                    _log.info("the worker at %s does not answer: %s", self.address, reason(error))
+                    _log.info("the worker at %s is lost: %s", self.address, reason(error))
                 return
             for sender in self._all() if broken else ():
                 if sender.edge in broken:
