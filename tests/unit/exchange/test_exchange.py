@@ -130,7 +130,7 @@ def batches(draw) -> Batch:
     return batch
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     edges=st.lists(
         st.tuples(st.lists(st.one_of(batches(), MARKS), max_size=25), st.sampled_from([1, 7, 65_536]), st.booleans()),
