@@ -60,7 +60,7 @@ class Protobuf(Target):
         frames = payload_array([b"\0\0\0\0\7" + each for each in payloads])
         skipped, _ = ProtobufCodec(kind, framed=True).decode(frames)
         use(skipped)
-        file = b64encode(kind.file.serialized_pb).decode()
+        file = b64encode(kind.DESCRIPTOR.file.serialized_pb).decode()
         compared, _ = ProtobufCodec(kind, framed=True, schema_of=lambda id: file).decode(frames)
         use(compared)
         if compared.num_rows > skipped.num_rows:
