@@ -1,7 +1,7 @@
 """A part: a piece of an epoch's output in a file, Arrow streams one behind the other."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from sabot._cython.arrow.border import validate
 from sabot.disk import private
 from sabot.errors import SabotError
 from sabot.faults import hint_of
+from sabot.steps import step
 
-__all__ = ["PART_BYTES", "Part", "PartWriter", "read_part"]
+__all__ = ["PART_BYTES", "Part", "PartSeries", "PartWriter", "read_part"]
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,45 @@ class PartWriter:
         with suppress(OSError):  # on a full disk closing fails, but these rows are dropped anyway
             self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+class PartSeries:
+    """The parts of one sink, as its thread writes them: one behind the other, numbered on.
+
+    path: gives the path of the file of a new part, by its number. complete: takes each part that is complete.
+    """
+
+    def __init__(self, path: Callable[[int], Path], complete: Callable[[Part], None]) -> None:
+        self.given = 0  # the number of the last part that is complete
+        self._path = path
+        self._complete = complete
+        self._writer: PartWriter | None = None
+
+    def write(self, data: pa.RecordBatch) -> None:
+        """Adds rows to the open part, and completes the part when it is large."""
+        if data.num_rows == 0:
+            return
+        if self._writer is None:
+            self._writer = PartWriter(self._path(self.given + 1))
+        self._writer.write(data)
+        if self._writer.nbytes >= PART_BYTES:
+            self.seal()
+
+    def seal(self) -> int:
+        """Completes the open part, if there is one. Returns the number of the last part."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with step("stage", writer.path.name):
+                writer.close()
+            self.given += 1
+            self._complete(Part(self.given, writer.path, writer.rows, writer.path.stat().st_size))
+        return self.given
+
+    def drop_open(self) -> None:
+        """Drops the open part."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.drop()
 
 
 def read_part(path: Path) -> Iterator[pa.RecordBatch]:

@@ -19,7 +19,7 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -29,22 +29,50 @@ from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
 from sabot.codecs.base import Format, LostFloats
 from sabot.connectors.base import Sink
+from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
 from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
-__all__ = ["StagedSink", "StagedSinks", "undelivered"]
+__all__ = ["StagedSink", "StagedSinks", "WrittenTrack", "track_of", "undelivered"]
 
 _log = logging.getLogger(__name__)
+
+
+class WrittenTrack(Protocol):
+    """The side of a track that writes: a `TrackWork`, or what a worker process has whose coordinator delivers."""
+
+    id: str
+    sink: Sink
+
+    def look(self) -> None:
+        """See `TrackWork.look`."""
+
+    def write(self, data: pa.RecordBatch) -> None:
+        """See `TrackWork.write`."""
+
+    def seal(self) -> int:
+        """See `TrackWork.seal`."""
+
+    def drop_open(self) -> None:
+        """See `TrackWork.drop_open`."""
+
+    def finish(self) -> None:
+        """See `TrackWork.finish`."""
 
 
 class StagedSink(Sink):
     """The sink that a task gets in place of its own: `write` puts rows into a part, `flush` seals the part."""
 
-    def __init__(self, track: TrackWork) -> None:
+    def __init__(self, track: WrittenTrack) -> None:
         self._track = track
+
+    @property
+    def track_id(self) -> str:
+        """The id of its track."""
+        return self._track.id
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -208,13 +236,31 @@ class StagedSinks:
 
     def part_path(self, track_id: str, seq: int) -> Path:
         """The path of the file of a new part. Called by the tracks, from their threads."""
+        return self.part_folder(track_id) / f"{seq}.arrow"
+
+    def part_folder(self, track_id: str) -> Path:
+        """The folder of the parts of a track, which exists. From any thread; blocks."""
         assert self._storage is not None
         with self._lock:
             if self._scratch is None:
                 self._scratch = self._storage.keep()
             folder = self._scratch / track_id
             make_folder(folder)
-            return folder / f"{seq}.arrow"
+            return folder
+
+    # -- parts that another process writes ----------------------------------------------------------------------------
+
+    def given(self) -> dict[str, int]:
+        """By track id: the number of the last part so far. Valid after `open`."""
+        return {track_id: track.given for track_id, track in self._tracks.items()}
+
+    def add(self, track_id: str, part: Part) -> None:
+        """Takes a part that a worker has completed in `part_folder`. Parts of a track come in order."""
+        self._tracks[track_id].add(part)
+
+    def has_ended(self, track_id: str) -> None:
+        """No more parts come for this track, because its input has ended."""
+        self._tracks[track_id].finish()
 
     async def open(self) -> None:
         """Claims all tracks, in parallel. Called when every task has opened its sink and none writes yet. Raises what one track raises.

@@ -6,6 +6,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,7 @@ import pyarrow as pa
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
-from sabot.delivery import parts
-from sabot.delivery.parts import Part, PartWriter, read_part
+from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
 from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import hint_of
@@ -72,8 +72,7 @@ class TrackWork:
         self.finished = False
         self.broken = False
         self._delivery = delivery
-        self._given = 0
-        self._writer: PartWriter | None = None
+        self._written = PartSeries(partial(delivery.part_path, track_id), self.add)
         self._changed = threading.Condition()
         self._parts: deque[Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
         self._released = 0  # up to this number parts may be delivered
@@ -155,7 +154,7 @@ class TrackWork:
     def _begin(self, begin: Opening, stored: StoredTrack | None, restored: Manifest | None) -> None:
         self.delivered = self.known = begin.delivered
         self._note = begin.note
-        self._given = begin.above
+        self._written.given = begin.above
         for part in [] if stored is None else stored.pending:
             if part.seq <= begin.delivered:
                 continue
@@ -163,7 +162,7 @@ class TrackWork:
             path = restored.part_path(part)
             seq = part.seq
             if begin.renumber:
-                seq = self._given = self._given + 1
+                seq = self._written.given = self._written.given + 1
             self._parts.append(Part(seq, path, part.rows, path.stat().st_size, ours=False))
         self._bytes = sum(part.nbytes for part in self._parts)
         if self._parts and not begin.renumber:  # new numbers are in no checkpoint yet
@@ -174,36 +173,27 @@ class TrackWork:
 
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""
-        if data.num_rows == 0:
-            return
-        if self._writer is None:
-            self._writer = PartWriter(self._delivery.part_path(self.id, self._given + 1))
-        self._writer.write(data)
-        if self._writer.nbytes >= parts.PART_BYTES:
-            self._cut()
+        self._written.write(data)
 
     def seal(self) -> int:
         """Completes the open part. Returns the number of the last part, which belongs to the cut that is being taken."""
-        self._cut()
-        return self._given
-
-    def _cut(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        with step("stage", writer.path.name):
-            writer.close()
-        with self._changed:
-            self._given += 1
-            self._parts.append(Part(self._given, writer.path, writer.rows, writer.path.stat().st_size))
-            self._bytes += self._parts[-1].nbytes
-        self._delivery.look_at_fullness()
+        return self._written.seal()
 
     def drop_open(self) -> None:
         """Drops the open part. Its rows were written after the last cut, so a restore produces them again."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.drop()
+        self._written.drop_open()
+
+    @property
+    def given(self) -> int:
+        """The greatest number of a part so far."""
+        return self._written.given
+
+    def add(self, part: Part) -> None:
+        """Takes a part that is complete, also one that another process has written. From any thread; parts come in order."""
+        with self._changed:
+            self._parts.append(part)
+            self._bytes += part.nbytes
+        self._delivery.look_at_fullness()
 
     def finish(self) -> None:
         """Notes that the input has ended for good; `finish_if_asked` does the rest."""
