@@ -83,9 +83,10 @@ class AgentProcess:
 
         assert self.spec is not None
         self.starts(self.broker, self.kafka)
+        coordinator = Coordinator(clock=self.clock)
         settings = Settings(
             app=self.agent_id,
-            coordinator=Coordinator(clock=self.clock),
+            coordinator=coordinator,
             open_source=self.open_source,
             open_sink=lambda topic, format: open_sink(topic, self.broker, self.kafka, format),
             clock=self.clock,
@@ -93,6 +94,7 @@ class AgentProcess:
         job = AgentJob(
             [self.spec],
             settings,
+            coordinator=coordinator,
             open_source=lambda spec, topic: self.open_source(topic, spec.group_id),
             backend=self.state_backend,
             counters={self.agent_id: self},

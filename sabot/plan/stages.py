@@ -56,10 +56,14 @@ class Plan:
         """Opens and closes every operator whose columns are known. Raises UserError for names and types that do not fit."""
         self.schemas()
 
-    def schemas(self, look: Callable[[Stage, Step, Operator], None] | None = None) -> dict[str, pa.Schema]:
+    def schemas(
+        self,
+        look: Callable[[Stage, Step, Operator], None] | None = None,
+        along: Callable[[Edge, pa.Schema], None] | None = None,
+    ) -> dict[str, pa.Schema]:
         """The columns that come into each stage, by its id, as far as they are known. Raises what `check` raises.
 
-        look: called with every operator while it is open.
+        look: called with every operator while it is open. along: called with every edge and its columns, but for those of dead letters.
         """
         schemas: dict[str, pa.Schema] = {}
         rights: dict[str, pa.Schema] = {}
@@ -67,6 +71,8 @@ class Plan:
         def visit(stage: Stage, targets: list[Step | Edge], schema: pa.Schema) -> None:
             for target in targets:
                 if isinstance(target, Edge):
+                    if along is not None:
+                        along(target, schema)
                     known = (rights if target.right else schemas).setdefault(target.target.id, schema)
                     if target.target.sink is None:
                         check_alike(known, schema)

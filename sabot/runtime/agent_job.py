@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
-from sabot.checkpoint import Manifest
+from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.connectors.base import Sink, Source, up_to
@@ -103,6 +103,7 @@ class AgentJob:
         specs: Sequence[AgentSpec],
         settings: Settings,
         *,
+        coordinator: Coordinator,
         open_source: Callable[[AgentSpec, str], Source],
         backend: StateBackend | None,
         counters: Mapping[str, Counters],
@@ -111,12 +112,10 @@ class AgentJob:
         journal: Journal | None = None,
         mail: LocalBackend | None = None,
     ) -> None:
-        """open_source: opens one topic of an agent. ends: those of the app's streams, which may go into agents. journal, mail: of durable
-        agents; the journal is closed by who opened it.
-        """
+        """open_source: opens a topic of an agent. ends: of the app's streams. journal, mail: of durable agents; who opened it closes it."""
         self.specs = arranged(specs, ends)
         self.settings = settings
-        self.coordinator = settings.coordinator
+        self.coordinator = coordinator
         self.was_complete = False
         self._open_source = open_source
         self._clock = settings.clock
@@ -132,7 +131,7 @@ class AgentJob:
         self._journal, self._mail = journal, mail
         self.task = AgentTask(
             TASK,
-            coordinator=settings.coordinator,
+            coordinator=coordinator,
             backend=backend,
             clock=settings.clock,
             hung_after_s=settings.hung_after_s,

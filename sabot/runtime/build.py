@@ -4,17 +4,15 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.arrow.batch import Batch
-from sabot._cython.flow.channel import IDLE, Channel
+from sabot._cython.flow.channel import Channel
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import Read, StreamEnd, Write
@@ -22,16 +20,18 @@ from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
+from sabot.delivery import StagedSink
 from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, check_alike, column_types, ending, walk
+from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
+from sabot.runtime.edges import Branch, Built, Edges, LetterOutput, stage_of
 from sabot.runtime.event_time import SourceTime, source_time
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
@@ -50,49 +50,6 @@ _reading: set[int] = set()  # ids of the Source objects that some run of this pr
 _reading_lock = threading.Lock()
 
 
-@dataclass
-class _Built:
-    """A stage with its tasks."""
-
-    stage: Stage
-    tasks: list[StreamTask]
-    # By subtask: its input channels.
-    gates: list[list[Channel]] = field(default_factory=list)
-    # By subtask: the numbers of the channels that belong to the second input.
-    right: list[set[int]] = field(default_factory=list)
-    # By subtask: the numbers of the channels that must be complete before sources of the other channels are read (`GateInput`).
-    first: list[set[int]] = field(default_factory=list)
-    schema: pa.Schema | None = None  # the columns of its input
-    right_schema: pa.Schema | None = None
-    coming: list[pa.Schema] = field(default_factory=list)  # of a sink: the columns of each stream that goes into it
-    by_agents: bool = False  # agents write this sink too
-
-    @property
-    def mixed(self) -> bool:
-        """True for a sink that receives rows with different columns."""
-        return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
-
-
-@dataclass(frozen=True)
-class _Letters:
-    """The way of a task's dead letters to their sink. topic: of the source that the task reads; "": it reads none."""
-
-    output: Output
-    topic: str
-
-    def __call__(self, records: pa.RecordBatch) -> None:
-        self.output.put(Batch(records, None, self.topic))
-
-
-class _Branch:
-    """The output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is open."""
-
-    receive: Callable[[Batch], None]
-
-    def __call__(self, batch: Batch) -> None:
-        self.receive(batch)
-
-
 class Build:
     """The running part of the streams: their tasks by stage, and what those read."""
 
@@ -108,7 +65,7 @@ class Build:
         """agents: those of the app. wanted: delivery= of the Sinks that agents write, by the id of the Sink. loop: runs async calls."""
         self.settings = settings
         self.plan: Plan | None = None
-        self.stages: dict[str, _Built] = {}  # upstream first
+        self.stages: dict[str, Built] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
         self.of_agents: list[tuple[Reading, StreamTask, SourceInput]] = []  # as `inputs`: those that read agents
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
@@ -123,12 +80,14 @@ class Build:
         self._loop = loop
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
-        self._tell: set[str] = set()  # ids of the stages that tell when they are complete
+        self._edges: Edges
+        # By stage: the tasks that have not processed the input that must come first, and the readers here that wait for it.
+        self._first: dict[str, tuple[set[str], list[SourceInput]]] = {}
 
     @property
     def tasks(self) -> list[StreamTask]:
-        """Returns all tasks, upstream first."""
-        return [task for built in self.stages.values() for task in built.tasks]
+        """Returns all tasks of this process, upstream first."""
+        return [task for built in self.stages.values() for task in built.tasks.values()]
 
     def open(self, restored: Manifest | None) -> None:
         """Blocking. Asks sources for their columns, opens everything, and restores positions and state from the checkpoint. If it raises,
@@ -144,12 +103,14 @@ class Build:
             refresh=self.settings.refresh_schema,
         )
         self._afresh = restored is None
-        self._tell = self.plan.before_first()
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
+        self.settings.spread.agree(self.plan)
+        for stage in self.plan.stages:
             self.stages[stage.id] = self._built(stage)
+        self._edges = Edges(self.plan, self.stages, self.settings.spread)
         self._let_agents_in()
         for stage in self.plan.stages:
             built = self.stages[stage.id]
@@ -160,10 +121,14 @@ class Build:
                 node = stage.reading.node
                 watermarks = Watermarks(node.lateness_ms, node.idle_ms, stage.reading.closing)
                 time = source_time(node)
-            for number, task in enumerate(built.tasks):
+            for number in range(stage.parallelism):
+                if number not in built.tasks:
+                    self._edges.from_elsewhere(stage, number)
+                    continue
+                task = built.tasks[number]
                 if stage.reading is None:
                     numbers = built.right[number], built.first[number]
-                    task.input = GateInput(built.gates[number], *numbers, passes=stage.id in self._tell)
+                    task.input = GateInput(built.gates[number], *numbers, passes=self._edges.tells(stage))
                 letters = self._dead_letters(stage, task)
                 task.chain = self._chain(built, number, letters)
                 if stage.reading is not None:
@@ -172,26 +137,32 @@ class Build:
                     assert letters is not None
                     self._open_reader(stage.reading, task, sources[number], own, time, watermarks, restored, letters)
         for built in self.stages.values():
-            if any(built.first):
+            if any(edge.first and edge.target is built.stage for stage in self.plan.stages for edge in stage.edges()):
                 self._wait_for_first(built)
         for stage in self.plan.stages:
             if stage.aligned is not None:
                 read = {each.id for each in self.plan.aligned(stage)}
-                members = [source for _, task, source in self.inputs if _stage_of(task) in read]
+                members = [source for _, task, source in self.inputs if stage_of(task.name) in read]
                 Alignment(stage.aligned.max_drift_ms, members)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
+            elsewhere = self.settings.spread.readers_elsewhere(stage_id)
+            task.readers_before += [] if elsewhere is None else [elsewhere]
         if restored is not None:
             with taking_over("the streams", restored.path):
                 self._restore(restored)
 
-    def _built(self, stage: Stage) -> _Built:
+    def _built(self, stage: Stage) -> Built:
         """Builds the tasks of a stage. For an agent, only the channels into it are made here."""
-        names = [f"{stage.id}/{i}" for i in range(stage.parallelism)]
-        tasks = []
+        names = {number: f"{stage.id}/{number}" for number in range(stage.parallelism)}
+        tasks = {}
         if stage.agent is None:
-            tasks = [StreamTask(name, self.settings.coordinator, self.settings.clock) for name in names]
-        return _Built(stage, tasks, [[] for _ in names], [set() for _ in names], [set() for _ in names])
+            tasks = {
+                number: StreamTask(name, self.settings.coordinator, self.settings.clock)
+                for number, name in names.items()
+                if self.settings.spread.is_here(name)
+            }
+        return Built(stage, tasks, [[] for _ in names], [set() for _ in names], [set() for _ in names])
 
     @property
     def feeds(self) -> dict[str, list[Channel]]:
@@ -202,7 +173,7 @@ class Build:
         """Returns the readers of streams whose rows reach this stage or agent, also through other agents."""
         assert self.plan is not None
         before = self.plan.before(self.stages[stage_id].stage)
-        return [source for _, task, source in self.inputs if _stage_of(task) in before]
+        return [source for _, task, source in self.inputs if stage_of(task.name) in before]
 
     def agents_before(self, stage_id: str) -> set[str]:
         """Returns the ids of the agents whose rows reach this stage or agent."""
@@ -212,7 +183,7 @@ class Build:
     def waits_for_calls(self) -> Iterator[tuple[str, StreamTask]]:
         """Yields the tasks that take the rows before a barrier even if they have no room, each with its stage."""
         for built in self.stages.values():
-            for task in built.tasks:
+            for task in built.tasks.values():
                 if task.chain.pollers and task.input.brings_barriers:
                     yield built.stage.id, task
 
@@ -232,38 +203,47 @@ class Build:
             built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self._wanted[id(sink)])
             built.gates[0].append(self.shared[id(sink)])
 
-    def _wait_for_first(self, built: _Built) -> None:
+    def _wait_for_first(self, built: Built) -> None:
         """Delays the sources that wait for an input of a stage until it is complete, and the stage has processed its rows."""
         assert self.plan is not None
-        stage, missing = built.stage, {task.name for task in built.tasks}
+        stage = built.stage
         origin, edge = next(
             (each, edge) for each in self.plan.stages for edge in each.edges() if edge.first and edge.target is stage
         )
         waiting = [source for reading, _, source in self.inputs if reading.node in edge.first]
-        names = ", ".join(sorted({source.name for source in waiting}))
+        names = ", ".join(sorted({node.name for node in edge.first}))
         for source in [
-            source for _, task, source in self.inputs if _stage_of(task) in {origin.id, *self.plan.before(origin)}
+            source for _, task, source in self.inputs if stage_of(task.name) in {origin.id, *self.plan.before(origin)}
         ]:
             if not source.source.bounded:
                 source.awaited_by = names if not source.awaited_by else f"{source.awaited_by}, {names}"
-
-        def over(name: str) -> None:
-            missing.discard(name)
-            if not missing:
-                for source in waiting:
-                    source.go_on(stage.id)
-
+        self._first[stage.id] = {f"{stage.id}/{number}" for number in range(stage.parallelism)}, waiting
         for source in waiting:
             source.wait_for(stage.id)
-        for task in built.tasks:
+        for task in built.tasks.values():
             assert isinstance(task.input, GateInput)
-            task.input.on_first_over = partial(over, task.name)
+            task.input.on_first_over = partial(self._has_first, stage.id, task.name)
+
+    def _has_first(self, stage_id: str, task: str) -> None:
+        """In the task's thread."""
+        self.has_first(stage_id, task)
+        self.settings.spread.has_first(stage_id, task)
+
+    def has_first(self, stage_id: str, task: str) -> None:
+        """A task, also one of another process, has processed the input that must come first. From any thread."""
+        missing, waiting = self._first[stage_id]
+        missing.discard(task)
+        if not missing:
+            for source in waiting:
+                source.go_on(stage_id)
 
     def _inferred(self, node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema:
         """Infers the columns from the data, or from the first records, for which it may have to wait.
 
         readers: what the checkpoint says of those that read it. Then the records behind their positions count.
         """
+        if (known := self.settings.spread.columns_of(node.name)) is not None:
+            return known
         source = self.settings.source_of(node)
         for inferred in (source.infer_schema, partial(node.format.columns, node.name)):
             if (columns := inferred()) is not None:
@@ -350,11 +330,13 @@ class Build:
         except Exception as error:
             raise refused(f"source {node.name}", error) from error
 
-    def _dead_letters(self, stage: Stage, task: StreamTask) -> "_Letters | None":
+    def _dead_letters(self, stage: Stage, task: StreamTask) -> LetterOutput | None:
         """Returns the way of a task's dead letters to their sink; None where its stage has none."""
         if stage.dead_letters is None:
             return None
-        return _Letters(self._output(stage.dead_letters, task, None), stage.reading.node.name if stage.reading else "")
+        return LetterOutput(
+            self._edges.output(stage.dead_letters, stage, task, None), stage.reading.node.name if stage.reading else ""
+        )
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
         """Returns the fields that say in a dead letter which task set the row apart."""
@@ -362,12 +344,12 @@ class Build:
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
-    def _chain(self, built: _Built, number: int, letters: "_Letters | None") -> Chain:
+    def _chain(self, built: Built, number: int, letters: LetterOutput | None) -> Chain:
         """Makes and opens the operators, from the first to the last, since each determines the columns of the next one's input."""
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
         if stage.sink is not None:
-            return Chain([Link(self._sink_writer(built), [])], [])
+            return Chain([Link(self._sink_writer(built, self._sink_of(built)), [])], [])
         assert built.schema is not None
         link = partial(self._link, task=task, number=number, stage=stage, outputs=outputs, letters=letters)
         chain = Chain([link(target, built.schema) for target in stage.targets], outputs)
@@ -384,10 +366,10 @@ class Build:
         number: int,
         stage: Stage,
         outputs: list[Output],
-        letters: "_Letters | None",
+        letters: LetterOutput | None,
     ) -> Link | Output:
         if isinstance(target, Edge):
-            output = self._output(target, task, schema)
+            output = self._edges.output(target, stage, task, schema)
             outputs.append(output)
             return output
         operator = target.make()
@@ -408,7 +390,7 @@ class Build:
         operator.wake = task.wake
         if "late" in target.branches:
             self.late_branches.add(target.id)
-        branches = {name: _Branch() for name in target.branches}
+        branches = {name: Branch() for name in target.branches}
         context.branches.update(branches)
         columns = operator.open(context)
         link = partial(self._link, task=task, number=number, stage=stage, outputs=outputs, letters=letters)
@@ -429,53 +411,24 @@ class Build:
         make_folder(directory)
         return directory
 
-    def _output(self, edge: Edge, task: StreamTask, schema: pa.Schema | None) -> Output:
-        """Makes a channel into each subtask of the edge's target stage. schema: the columns of the rows, if the stage must know them."""
-        built = self.stages[edge.target.id]
-        if edge.right:
-            built.right_schema = schema
-        elif schema is not None:
-            if built.stage.sink is not None:
-                built.coming.append(schema)
-            if built.schema is None:
-                built.schema = schema
-            elif built.stage.sink is None and not built.schema.equals(
-                schema
-                # The inputs of a union may differ in which columns are nullable.
-            ):
-                check_alike(built.schema, schema)
-                built.schema = pa.schema(column_types(schema))
-        channels = []
-        stage, own = task.name.rsplit("/", 1)
-        straight = edge.straight and len(built.gates) == len(self.stages[stage].tasks)
-        for number, gate in enumerate(built.gates):
-            if straight and number != int(own):
-                continue
-            channel = Channel(name=f"{task.name} to {edge.target.id}/{number}")
-            if edge.right:
-                built.right[number].add(len(gate))
-            if edge.first:
-                built.first[number].add(len(gate))
-            if edge.timeless:
-                channel.put_nowait(IDLE)
-            gate.append(channel)
-            channels.append(channel)
-        return Output(
-            channels,
-            edge.keys or (),
-            task,
-            everywhere=edge.everywhere,
-            in_turn=edge.straight,
-            last=built.stage.sink is not None or built.stage.agent is not None,
-            tells=bool(edge.first) or edge.target.id in self._tell,
-            timeless=edge.timeless,
-        )
+    def open_deliveries(self) -> None:
+        """Opens the sinks that deliver exactly once, of tasks that run in other processes. Blocks; raises what opening raises."""
+        for built in self.stages.values():
+            if built.stage.sink is not None and not built.tasks:
+                sink = self._sink_of(built)
+                if isinstance(sink, StagedSink):
+                    self._sink_writer(built, sink)
 
-    def _sink_writer(self, built: _Built) -> Operator:
+    def _sink_of(self, built: Built) -> Sink:
+        """The sink that the task of the stage writes into, not open yet."""
         assert built.stage.sink is not None
-        sink, key = built.stage.sink
+        sink = built.stage.sink[0]
         opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink
-        opened = self.settings.staged("streams", opened, built.stage.delivery)
+        return self.settings.staged("streams", opened, built.stage.delivery)
+
+    def _sink_writer(self, built: Built, opened: Sink) -> Operator:
+        assert built.stage.sink is not None
+        key = built.stage.sink[1]
         if self._afresh:
             opened.start_afresh()
         records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # nothing is known of the columns then
@@ -520,7 +473,11 @@ class Build:
             if each.outcome in ("migrate", "drop") or loses:
                 _log.log(logging.WARNING if loses else logging.INFO, "%s: %s: %s", each.id, each.outcome, each.why)
         saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
-        subtasks = Counter(operator.id for task in self.tasks for operator in task.chain.operators)
+        subtasks = {
+            operator.id: self.stages[stage_of(task.name)].stage.parallelism
+            for task in self.tasks
+            for operator in task.chain.operators
+        }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
         for task in self.tasks:
             states = {}
@@ -530,10 +487,6 @@ class Build:
                 operator.forgets = forgets.get(operator.id, frozenset())
                 states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)
-
-
-def _stage_of(task: StreamTask) -> str:
-    return task.name.rsplit("/", 1)[0]
 
 
 def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:

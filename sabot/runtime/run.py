@@ -18,7 +18,6 @@ from sabot.delivery import StagedSinks
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import taking_over
 from sabot.journal import Journal
-from sabot.kafka import open_sink, open_source
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
@@ -30,8 +29,9 @@ from sabot.runtime.jobs import check_journal, stored_journal
 from sabot.runtime.lease import take_lease
 from sabot.runtime.origin import Origin
 from sabot.runtime.restore import check_app
-from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
+from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
 from sabot.runtime.stream_job import StreamJob
+from sabot.runtime.streams import Streams
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.base import LocalBackend
@@ -105,7 +105,7 @@ class Run:
         self._delivery: StagedSinks | None = None
         self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
         self._agents: AgentJob | None = None
-        self._streams: StreamJob | None = None
+        self._streams: Streams | None = None
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
         """The tasks of streams; by agent, the records that wait. From any thread."""
@@ -186,27 +186,11 @@ class Run:
                 await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
 
     def _settings(self, delivery: StagedSinks) -> Settings:
-        app = self.app
-        return Settings(
-            app=app.id,
+        return settings_of(
+            self.app,
             coordinator=self._coordinator,
-            open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
-            open_sink=lambda topic, format: open_sink(topic, app.broker, app.kafka, format),
             staged=delivery.staged,
-            clock=app.clock,
-            version=app.version,
-            start=app.start_at,
-            until=app.end_at,
-            parallelism=app.parallelism,
-            directory=app.open_tables(),
-            memory_budget=app.memory_budget_bytes,
-            hung_after_s=app.checkpoint_timeout_s,
-            dedupe_s=app.dedupe_s,
-            listener=app.listener,
-            gates=app.gates,
-            reprocess=app.reprocess,
             drop=self._origin.drop,
-            refresh_schema=app.refresh_schema,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,
         )
@@ -214,10 +198,16 @@ class Run:
     async def _open_jobs(self, manifest: Manifest | None, settings: Settings) -> None:
         """Opens the streams and the agents."""
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
+        if self.app.workers is not None:
+            assert self._delivery is not None
+            self._streams = self.app.workers(self._writes, settings, self._coordinator, self._delivery, specs)
+            await self._streams.open(manifest)
+            return
         if self.agents:
             self._agents = AgentJob(
                 specs,
                 settings,
+                coordinator=self._coordinator,
                 open_source=lambda spec, topic: self.agents[spec.agent_id].open_source(topic, spec.group_id),
                 backend=self._backend,
                 counters=self.agents,
@@ -230,10 +220,11 @@ class Run:
             agent.state_backend = self._backend
         if self._writes:
             wanted = {} if self._agents is None else self._agents.wanted
-            self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
-            await self._streams.open(manifest)
+            streams = self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
+            if self._agents is not None:
+                self._agents.streams = streams
+            await streams.open(manifest)
         if self._agents is not None:  # after the streams, as opening those may wait for their first record
-            self._agents.streams = self._streams
             await self._agents.open(manifest)
 
     def _let_run(self) -> None:
@@ -458,7 +449,7 @@ class Run:
             except CheckpointFailed as error:
                 _log.warning("%s; the next start looks at what was delivered", error)
 
-    def _jobs(self) -> list[AgentJob | StreamJob]:
+    def _jobs(self) -> list[AgentJob | Streams]:
         """Returns what runs: the job of the agents, if there is one, and the job of the streams."""
         return [job for job in (self._agents, self._streams) if job is not None]
 
@@ -499,7 +490,7 @@ class Run:
                 last.callback(self._note_left, job)
                 last.push_async_callback(job.close)
 
-    def _note_left(self, job: AgentJob | StreamJob) -> None:
+    def _note_left(self, job: AgentJob | Streams) -> None:
         self.left_behind += job.left_behind
         self.left += job.left
 

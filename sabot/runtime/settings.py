@@ -6,22 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
-from sabot.api.nodes.read import Read
+from sabot.api.nodes.read import Read, StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
 from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source, up_to
 from sabot.connectors.places import Place
+from sabot.delivery import StagedSinks
 from sabot.jobs.gate import EffectGate
 from sabot.jobs.log import Listener
 from sabot.journal import Journal
+from sabot.kafka import open_sink, open_source
+from sabot.runtime.spread import Spread, WholeJob
+from sabot.runtime.streams import Streams, TaskCoordinator
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 
-__all__ = ["AppSettings", "Settings", "checkpoint_interval"]
+__all__ = ["AppSettings", "Settings", "StreamsMaker", "checkpoint_interval", "settings_of"]
 
+_WHOLE = WholeJob()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
 _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
@@ -52,6 +58,8 @@ class AppSettings(Protocol):
     redeliver: str | None
     from_: str | None
     fresh: bool
+    workers: "StreamsMaker | None"
+    """What runs the streams in processes of their own; None: they run in this one."""
 
     @property
     def gates(self) -> Sequence[EffectGate]:
@@ -82,13 +90,15 @@ class Settings:
     """The settings of one run of an app, for its streams and its agents."""
 
     app: str
-    coordinator: Coordinator
+    coordinator: TaskCoordinator
     open_source: Callable[[str, str], Source]
     """(topic, consumer group) -> its source, not open yet."""
     open_sink: Callable[[str, Format | None], Sink]
     """(topic, format of its rows; None: JSON) -> its sink, not open yet."""
     staged: Callable[[str, Sink, Delivery], Sink] = lambda room, sink, wanted: sink
     """(who writes: "streams" or "agents", sink, delivery=) -> the sink, or what exactly once needs before it."""
+    spread: Spread = _WHOLE
+    """Which tasks of streams run in this process."""
     clock: Clock = SYSTEM_CLOCK
     version: str = ""
     start: Place = "earliest"
@@ -123,3 +133,44 @@ class Settings:
         given = node.source
         source = given if isinstance(given, Source) else self.open_source(given, f"{self.app}-group")
         return up_to(source, node.until)
+
+
+StreamsMaker = Callable[[Sequence[StreamEnd], Settings, Coordinator, StagedSinks, Sequence[AgentSpec]], Streams]
+"""(ends of streams, settings, coordinator, exactly-once output, agents of the app) -> the streams, not open yet."""
+
+
+def settings_of(
+    app: AppSettings,
+    *,
+    coordinator: TaskCoordinator,
+    staged: Callable[[str, Sink, Delivery], Sink],
+    drop: frozenset[str],
+    stop_asked: Callable[[], bool],
+    first_record_s: float,
+    spread: Spread = _WHOLE,
+) -> Settings:
+    """The settings of a run of this app."""
+    return Settings(
+        app=app.id,
+        coordinator=coordinator,
+        open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
+        open_sink=lambda topic, format: open_sink(topic, app.broker, app.kafka, format),
+        staged=staged,
+        spread=spread,
+        clock=app.clock,
+        version=app.version,
+        start=app.start_at,
+        until=app.end_at,
+        parallelism=app.parallelism,
+        directory=app.open_tables(),
+        memory_budget=app.memory_budget_bytes,
+        hung_after_s=app.checkpoint_timeout_s,
+        dedupe_s=app.dedupe_s,
+        listener=app.listener,
+        gates=app.gates,
+        reprocess=app.reprocess,
+        drop=drop,
+        refresh_schema=app.refresh_schema,
+        stop_asked=stop_asked,
+        first_record_s=first_record_s,
+    )

@@ -9,8 +9,7 @@ from typing import Any
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
-from sabot.checkpoint import Manifest, TaskSnapshot
-from sabot.checkpoint.kept import SavedAlready
+from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
 from sabot.metrics import Sample
 from sabot.plan import fed_by_streams, walk
@@ -18,8 +17,9 @@ from sabot.runtime.agent_output import AgentInput
 from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
-from sabot.runtime.restore import positions_in, stored_streams
+from sabot.runtime.restore import positions_in
 from sabot.runtime.settings import Settings
+from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask, close_tasks
 from sabot.threads import Handle, aside, tell, to_the_end
 
@@ -50,7 +50,7 @@ class StreamJob:
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left = 0
         self._closed = False
-        self._started = False
+        self.started = False  # its tasks run
         self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
         self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop)
 
@@ -95,7 +95,7 @@ class StreamJob:
             self.settings.coordinator.attach(task.name, inject, abort, task.hint)
         self.settings.coordinator.on_complete.append(self._commit)
         self._left = len(self.tasks)
-        self._started = True
+        self.started = True
         interpreter.suit()
         for task in self.tasks:
             task.on_over = self._task_over
@@ -109,20 +109,10 @@ class StreamJob:
         await self.close()
 
     def _was_complete(self, restored: Manifest) -> bool:
-        """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
-        this one says. A job that was drained before the end of its inputs is not complete.
-        """
-        if self.build.shared or self.linked:
+        """Every task of the checkpoint had ended: nothing is opened."""
+        if self.build.shared or self.linked or not had_ended(restored):
             return False
-        stored = stored_streams(restored)
-        metas = [task.meta for task in stored.values()]
-        if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
-            return False
-        if not all(track.finished for track_id, track in restored.lanes.items() if track_id.startswith("streams.")):
-            return False
-        for name, task in stored.items():
-            states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}
-            self.settings.coordinator.detach(name, TaskSnapshot(task.meta, {}, states))
+        keep_finals(restored, self.settings.coordinator)
         self.was_complete = True
         self._over.set_result(None)
         return True
@@ -193,7 +183,7 @@ class StreamJob:
             return
         self._closed = True
         self.build.cancelled.set()
-        if self._started:
+        if self.started:
             interpreter.restore()
         coordinator = self.settings.coordinator
         if self._commit in coordinator.on_complete:

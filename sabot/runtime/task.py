@@ -25,7 +25,7 @@ from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
 from sabot.runtime.inputs import Input
-from sabot.runtime.reading import Reader
+from sabot.runtime.spread import Holds
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
@@ -284,7 +284,7 @@ class StreamTask:
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
         self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
-        self.readers_before: list[Reader] = []  # those whose rows come through the gate, of a task that waits for calls
+        self.readers_before: list[Holds] = []  # those whose rows come through the gate, of a task that waits for calls
         self._holds_readers = False
         self.handle = threads.spawn(name, self.step)
 

@@ -283,7 +283,7 @@ class Seed:
         self.agent_once = dice.random() < 0.8
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
-            "sabot.runtime.build.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.runtime.edges.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
             "sabot.runtime.feeding.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
             "sabot.runtime.writing.Channel": with_room(Channel, room),
             "sabot.runtime.agent_output.Channel": with_room(Channel, room),

@@ -1,0 +1,153 @@
+"""The stages of a plan while they are built, and the channels between their tasks: within a process, and to tasks in other processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import IDLE, Channel
+from sabot.plan import Edge, Plan, Stage, check_alike, column_types
+from sabot.runtime.spread import Spread
+from sabot.runtime.task import Output, StreamTask
+
+__all__ = ["Branch", "Built", "Edges", "LetterOutput", "stage_of"]
+
+
+@dataclass
+class Built:
+    """A stage with its tasks."""
+
+    stage: Stage
+    # By subtask: those that run in this process.
+    tasks: dict[int, StreamTask]
+    # By subtask: its input channels.
+    gates: list[list[Channel]] = field(default_factory=list)
+    # By subtask: the numbers of the channels that belong to the second input.
+    right: list[set[int]] = field(default_factory=list)
+    # By subtask: the numbers of the channels that must be complete before sources of the other channels are read (`GateInput`).
+    first: list[set[int]] = field(default_factory=list)
+    schema: pa.Schema | None = None  # the columns of its input
+    right_schema: pa.Schema | None = None
+    coming: list[pa.Schema] = field(default_factory=list)  # of a sink: the columns of each stream that goes into it
+    by_agents: bool = False  # agents write this sink too
+
+    @property
+    def mixed(self) -> bool:
+        """True for a sink that receives rows with different columns."""
+        return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
+
+    def note_columns(self, edge: Edge, schema: pa.Schema | None) -> None:
+        """Notes the columns of the rows that come by an edge. None: the stage need not know them."""
+        if edge.right:
+            self.right_schema = schema
+        elif schema is not None:
+            if self.stage.sink is not None:
+                self.coming.append(schema)
+            if self.schema is None:
+                self.schema = schema
+            elif self.stage.sink is None and not self.schema.equals(schema):
+                # The inputs of a union may differ in which columns are nullable.
+                check_alike(self.schema, schema)
+                self.schema = pa.schema(column_types(schema))
+
+
+@dataclass(frozen=True)
+class LetterOutput:
+    """The way of a task's dead letters to their sink. topic: of the source that the task reads; "": it reads none."""
+
+    output: Output
+    topic: str
+
+    def __call__(self, records: pa.RecordBatch) -> None:
+        self.output.put(Batch(records, None, self.topic))
+
+
+class Branch:
+    """The output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is open."""
+
+    receive: Callable[[Batch], None]
+
+    def __call__(self, batch: Batch) -> None:
+        self.receive(batch)
+
+
+class Edges:
+    """Makes the channels between tasks. Between two processes an edge has a channel at either end, under one name."""
+
+    def __init__(self, plan: Plan, stages: dict[str, Built], spread: Spread) -> None:
+        self._stages = stages
+        self._spread = spread
+        self._tell = plan.before_first()  # ids of the stages that tell when they are complete
+        self._columns: dict[Edge, pa.Schema] = {}
+        if not spread.whole:  # of tasks elsewhere nobody opens the operators here, which say what comes out of them
+            plan.schemas(along=self._columns.__setitem__)
+
+    def tells(self, stage: Stage) -> bool:
+        """Whether the stage passes on that all rows have come which were in its sources at the start."""
+        return stage.id in self._tell
+
+    def output(self, edge: Edge, stage: Stage, task: StreamTask, schema: pa.Schema | None) -> Output:
+        """A channel of the task into each subtask of the edge's target. schema: the columns of the rows, if the target must know them."""
+        built = self._stages[edge.target.id]
+        built.note_columns(edge, schema)
+        channels = []
+        for number in self._targets(edge, stage, int(task.name.rsplit("/", 1)[1])):
+            target = f"{edge.target.id}/{number}"
+            channel = Channel(name=f"{task.name} to {target}")
+            if self._spread.is_here(target):
+                self._enters(channel, edge, number)
+            else:
+                self._spread.leaves(self._name(edge, stage, task.name, target), channel, target)
+            channels.append(channel)
+        return Output(
+            channels,
+            edge.keys or (),
+            task,
+            everywhere=edge.everywhere,
+            in_turn=edge.straight,
+            last=built.stage.sink is not None or built.stage.agent is not None,
+            tells=bool(edge.first) or edge.target.id in self._tell,
+            timeless=edge.timeless,
+        )
+
+    def from_elsewhere(self, stage: Stage, own: int) -> None:
+        """The channels by which rows of a task of another process come to the tasks of this one."""
+        task = f"{stage.id}/{own}"
+        for edge in _all_edges(stage):
+            self._stages[edge.target.id].note_columns(edge, self._columns.get(edge))
+            for number in self._targets(edge, stage, own):
+                target = f"{edge.target.id}/{number}"
+                if self._spread.is_here(target):
+                    channel = Channel(name=f"{task} to {target}")
+                    self._spread.arrives(self._name(edge, stage, task, target), channel)
+                    self._enters(channel, edge, number)
+
+    def _targets(self, edge: Edge, stage: Stage, own: int) -> list[int]:
+        """The subtasks of the target that a subtask sends rows to."""
+        count = len(self._stages[edge.target.id].gates)
+        return [own] if edge.straight and count == stage.parallelism else list(range(count))
+
+    def _enters(self, channel: Channel, edge: Edge, number: int) -> None:
+        built = self._stages[edge.target.id]
+        gate = built.gates[number]
+        if edge.right:
+            built.right[number].add(len(gate))
+        if edge.first:
+            built.first[number].add(len(gate))
+        if edge.timeless:
+            channel.put_nowait(IDLE)
+        gate.append(channel)
+
+    def _name(self, edge: Edge, stage: Stage, task: str, target: str) -> str:
+        """Two edges between the same tasks are told apart by their place in the plan, which is the same in every process."""
+        return f"{task}.{_all_edges(stage).index(edge)}>{target}"
+
+
+def _all_edges(stage: Stage) -> list[Edge]:
+    return [*stage.edges(), *([] if stage.dead_letters is None else [stage.dead_letters])]
+
+
+def stage_of(task: str) -> str:
+    """The id of the stage of a task."""
+    return task.rsplit("/", 1)[0]

@@ -1,0 +1,101 @@
+"""What a run asks of the streams of its app, and they of it, wherever their tasks are."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from sabot.checkpoint import Manifest, TaskSnapshot
+from sabot.checkpoint.kept import SavedAlready
+from sabot.metrics import Sample
+from sabot.runtime.restore import stored_streams
+from sabot.runtime.task import StreamTask
+from sabot.threads import Handle
+
+__all__ = ["Streams", "TaskCoordinator", "had_ended", "keep_finals"]
+
+
+class TaskCoordinator(Protocol):
+    """Who takes the checkpoints of tasks: a `Coordinator`, or what a worker process has whose coordinator is another process."""
+
+    on_complete: list[Callable[[Manifest], None]]
+
+    def attach(
+        self,
+        task: str,
+        inject: Callable[[int], None],
+        abort: Callable[[int], None],
+        hint: Callable[[], str] | None = None,
+    ) -> None:
+        """See `Coordinator.attach`."""
+
+    def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+        """See `Coordinator.acknowledge`."""
+
+    def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
+        """See `Coordinator.detach`."""
+
+    def refuse(self, why: str) -> None:
+        """See `Coordinator.refuse`."""
+
+    def abandon(self, task: str) -> None:
+        """See `Coordinator.abandon`."""
+
+
+class Streams(Protocol):
+    """The streams of one run of an app, wherever their tasks run: here (`StreamJob`), or in processes of their own."""
+
+    was_complete: bool
+    awaited: bool
+    on_failed: Callable[[BaseException], None]
+    left: list[tuple[str, Handle]]
+
+    async def open(self, restored: Manifest | None = None) -> None:
+        """See `StreamJob.open`, as for all the others."""
+
+    def run(self) -> None: ...
+
+    @property
+    def linked(self) -> bool: ...
+
+    @property
+    def tasks(self) -> list[StreamTask]:
+        """Those of this process."""
+
+    @property
+    def running(self) -> asyncio.Future[None]: ...
+
+    @property
+    def broken(self) -> bool: ...
+
+    @property
+    def left_behind(self) -> list[str]: ...
+
+    def hold(self, held: bool) -> None: ...
+
+    async def stop(self, *, drain: bool) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def progress(self) -> tuple[float, float] | None: ...
+
+    def statistics(self) -> dict[str, Any]: ...
+
+    def samples(self) -> Iterator[Sample]: ...
+
+
+def had_ended(restored: Manifest) -> bool:
+    """Whether every task of streams had ended in the checkpoint, its input read to the end, and all results were complete. A job that was
+    drained before the end of its inputs had not.
+    """
+    stored = stored_streams(restored)
+    metas = [task.meta for task in stored.values()]
+    if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
+        return False
+    return all(track.finished for track_id, track in restored.lanes.items() if track_id.startswith("streams."))
+
+
+def keep_finals(restored: Manifest, checkpoints: TaskCoordinator) -> None:
+    """Later checkpoints keep what this one says of the tasks of streams, which are not opened again."""
+    for name, task in stored_streams(restored).items():
+        states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}
+        checkpoints.detach(name, TaskSnapshot(task.meta, {}, states))
