@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from sabot.journal import Journal, MemoryHome
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
+    from sabot.runtime.settings import StreamsMaker
 
 __all__ = ["IMPORTING", "App"]
 
@@ -144,6 +145,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.metrics_host = "127.0.0.1"
+        self.workers: StreamsMaker | None = None
         self.lifespan = Lifespan()
         self.agent_runtime = AgentRuntime(self)
         self.begun_streams: list[Read] = []
@@ -335,7 +337,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         return StateView(lambda: state_of(self._manifest(as_of), name, key))
 
     def _manifest(self, checkpoint_id: int | None) -> "Manifest":
-        storage = self._storage()
+        storage = self.checkpoints()
         if storage is None:
             raise UserError(
                 f"app {self.id} writes no checkpoints, and its state is read from these",
@@ -437,6 +439,10 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             return self._state_backend, False
         return open_backend(self.state_place, "db"), True
 
+    def ends(self) -> list[StreamEnd]:
+        """Returns the ends of its streams."""
+        return self.agent_runtime.writes
+
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""
         return None if (base := state_directory(self.state_place)) is None else base / "streams"
@@ -446,14 +452,14 @@ class App(DeclaresAgents, HasStreams, HasTopics):
         from sabot.journal.memory import MemoryHome
         from sabot.runtime.jobs import open_app_journal
 
-        storage = self._storage()
+        storage = self.checkpoints()
         if self.journal_home is None or storage is None or self.forget_effects:
             self.journal_home = MemoryHome(self.clock)  # which the next run of this process may go on with
         return open_app_journal(self, storage, self.journal_home)
 
     def open_storage(self) -> "CheckpointStorage | None":
         """Opens the checkpoint directory, locked for this process; None without one."""
-        storage = self._storage()
+        storage = self.checkpoints()
         if storage is None:
             return None
         storage.lock()
@@ -462,8 +468,8 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             self.fresh = self.forget_effects = False  # they apply to this start only
         return storage
 
-    def _storage(self) -> "CheckpointStorage | None":
-        """Returns the storage for checkpoints, not locked."""
+    def checkpoints(self) -> "CheckpointStorage | None":
+        """Returns the storage for checkpoints, not locked; None: there are none."""
         directory, base = self.checkpoint_dir, state_directory(self.state_place)
         if directory is None:
             if base is None:

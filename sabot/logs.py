@@ -27,13 +27,18 @@ class _Scrubbing(logging.Formatter):
 
 
 class _AsJson(logging.Formatter):
-    """One JSON object a line: time (ISO, UTC), level, logger, message, and traceback where there is one."""
+    """One JSON object a line: time (ISO, UTC), level, logger, message; worker where the job has several, traceback where there is one."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = {"worker": worker} if worker else {}
 
     def format(self, record: logging.LogRecord) -> str:
         facts = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._worker,
             "message": visible(scrubbed(record.getMessage())),
         }
         if record.exc_info or record.exc_text:
@@ -64,14 +69,14 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
-def set_up_logging(level: str, form: str = "text") -> None:
+def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr. A program that has set up
-    logging by itself keeps its handlers.
+    logging by itself keeps its handlers. worker: the name of this process, for its lines, where the job has several.
     """
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    text = _Scrubbing("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_AsJson() if form == "json" else text)
+    text = _Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
+    handler.setFormatter(_AsJson(worker) if form == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("sabot").setLevel(level.upper())

@@ -49,6 +49,7 @@ ORDER = [
     "delivery",
     "exchange",
     "runtime",
+    "workers",
     "agents",
     "app",
     "sabot",

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,10 @@ CheckpointDir = Annotated[str | None, typer.Option(metavar="DIR|URI", help="Defa
 Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
 Parallelism = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of each stage of a stream; agents have concurrency=.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Processes that share the tasks of streams; 1: this one alone."),
 ]
 Journal = Annotated[
     str | None,
@@ -142,6 +147,7 @@ def run(
     checkpoint_dir: CheckpointDir = None,
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
+    workers: Workers = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -165,6 +171,7 @@ def run(
         "checkpoint_dir": checkpoint_dir,
         "checkpoint_interval": checkpoint_interval,
         "parallelism": parallelism,
+        "workers": workers,
         "fresh": fresh or None,
         "forget_effects": forget_effects or None,
         "reprocess": reprocess or None,
@@ -186,7 +193,8 @@ def run(
         settled()
         raise typer.Exit(reload_on_change(first, again, Path.cwd()))
     set_up_logging(loglevel, log_format)
-    raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
+    worker = ["run-worker", target, "--loglevel", loglevel, "--log-format", log_format]
+    raise typer.Exit(guarded(lambda: _work(target, settings, worker), debug=loglevel == "debug"))
 
 
 @_cli.command()
@@ -200,6 +208,7 @@ def worker(
     checkpoint_dir: CheckpointDir = None,
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
+    workers: Workers = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -225,6 +234,7 @@ def worker(
         checkpoint_dir=checkpoint_dir,
         checkpoint_interval=checkpoint_interval,
         parallelism=parallelism,
+        workers=workers,
         fresh=fresh,
         forget_effects=forget_effects,
         reprocess=reprocess,
@@ -239,19 +249,39 @@ def worker(
     )
 
 
-def _work(target: str, settings: dict[str, Any]) -> None:
+def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
     from sabot.runtime.signals import StopSignals
 
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
-            app = _loaded(target, settings)
+            app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
         run_app(app)
 
 
-def _loaded(target: str, settings: dict[str, Any]) -> "App":
+@_cli.command("run-worker", hidden=True)
+def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
+    """One of the processes that `run --workers` starts."""
+    from sabot.workers import run_worker, worker_name
+
+    def load() -> "App":
+        app = load_app(target)
+        settled()
+        return app
+
+    def work() -> None:
+        set_up_logging(loglevel, log_format, worker_name())
+        run_worker(load)
+
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
+def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":
+    """worker: the command that starts a worker of it."""
     app = load_app(target)
+    settings = dict(settings)
+    workers = settings.pop("workers", None) or 1
     if settings["from_"] is not None:
         from sabot.cli.jobs import find_job
 
@@ -264,6 +294,10 @@ def _loaded(target: str, settings: dict[str, Any]) -> "App":
         settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
     try:
         app.configure(**settings | {"until": until_of(settings["until"])})
+        if workers > 1:
+            from sabot.workers import over_workers  # here, so that other commands do not load it
+
+            app.workers = over_workers(app, [sys.executable, "-P", "-m", "sabot", *worker], workers)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
     return app

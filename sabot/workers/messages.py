@@ -1,0 +1,259 @@
+"""What a coordinator and its workers tell each other: msgpack, one tagged map each. Nothing of it runs code at the receiver."""
+
+from typing import Any
+
+import msgspec
+
+from sabot import errors
+from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
+from sabot.exits import exit_in
+from sabot.metrics import Sample
+
+__all__ = [
+    "AbortBarriers",
+    "Beat",
+    "Close",
+    "Closed",
+    "Complete",
+    "ControlMessage",
+    "Declined",
+    "HasFirst",
+    "Hello",
+    "Hold",
+    "HoldReaders",
+    "Opened",
+    "PartSealed",
+    "RunTasks",
+    "Start",
+    "Stop",
+    "TaskCut",
+    "TaskEnded",
+    "TasksOver",
+    "TrackEnded",
+    "Trigger",
+    "Welcome",
+    "WorkerFailed",
+    "error_of",
+    "failed",
+]
+
+
+class ControlMessage(msgspec.Struct, frozen=True, tag=True):
+    """Any of them."""
+
+
+# -- from the coordinator to a worker -----------------------------------------------------------------------------------
+
+
+class Welcome(ControlMessage, frozen=True):
+    """The first one. token: of this epoch of the job, for the exchange. settings: what the user has said beside the program."""
+
+    worker: int
+    token: str
+    settings: dict[str, Any]
+
+
+class Start(ControlMessage, frozen=True):
+    """Open your tasks.
+
+    placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
+    Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
+    program names. folder: for saved state; None: the job keeps no checkpoints. tracks: the folder of the parts of each exactly-once sink.
+    """
+
+    epoch: str
+    placement: dict[str, int]
+    addresses: list[str]
+    columns: dict[str, bytes]
+    plan: str
+    checkpoint: int | None
+    place: str | None
+    folder: str | None
+    tracks: dict[str, str]
+    drop: list[str]
+
+
+class RunTasks(ControlMessage, frozen=True):
+    """Every worker has opened its tasks: run them. given: by track, the number of the last part so far."""
+
+    given: dict[str, int]
+
+
+class Trigger(ControlMessage, frozen=True):
+    """Emit the barriers of this checkpoint."""
+
+    checkpoint_id: int
+
+
+class AbortBarriers(ControlMessage, frozen=True):
+    """This checkpoint has failed: forget its barriers."""
+
+    checkpoint_id: int
+
+
+class Complete(ControlMessage, frozen=True):
+    """This checkpoint is complete. inputs: what it says of the input of each reader of this worker."""
+
+    checkpoint_id: int
+    inputs: dict[str, dict[str, Any]]
+
+
+class Hold(ControlMessage, frozen=True):
+    """Read no more (held), or go on."""
+
+    held: bool
+
+
+class Stop(ControlMessage, frozen=True):
+    """Stop reading. drain: what was read is processed to its end."""
+
+    drain: bool
+
+
+class Close(ControlMessage, frozen=True):
+    """Close everything, and end."""
+
+
+# -- from a worker to the coordinator -----------------------------------------------------------------------------------
+
+
+class Hello(ControlMessage, frozen=True):
+    """Imported, and ready to open tasks. address: of its exchange. versions: of what must be alike in all processes of a job."""
+
+    address: str
+    versions: dict[str, str]
+
+
+class Opened(ControlMessage, frozen=True):
+    """Its tasks are open, and what other workers send them has a place."""
+
+
+class TaskCut(ControlMessage, frozen=True):
+    """A task has passed its barrier on. states: the folders in which its state is saved, by name. As TaskSnapshot otherwise."""
+
+    checkpoint_id: int
+    task: str
+    meta: dict[str, Any]
+    states: dict[str, str]
+    sealed: dict[str, int]
+
+
+class Declined(ControlMessage, frozen=True):
+    """The state of a task at its barrier could not be saved."""
+
+    checkpoint_id: int
+    task: str
+    why: str
+
+
+class TaskEnded(ControlMessage, frozen=True):
+    """A task has ended; as `TaskCut`, its last state."""
+
+    task: str
+    meta: dict[str, Any]
+    states: dict[str, str]
+    sealed: dict[str, int]
+
+
+class PartSealed(ControlMessage, frozen=True):
+    """A part of exactly-once output is complete, in its file."""
+
+    track: str
+    seq: int
+    path: str
+    rows: int
+    nbytes: int
+
+
+class TrackEnded(ControlMessage, frozen=True):
+    """The input of an exactly-once sink has ended."""
+
+    track: str
+
+
+class TasksOver(ControlMessage, frozen=True):
+    """All its tasks have ended."""
+
+
+class WorkerFailed(ControlMessage, frozen=True):
+    """An error has ended what the worker does. kind: the class of the error. passing: it came of something outside. edge: it is one of the
+    exchange, which may only be what others see of a worker that has died. exits: the user's code asked for the end of the process.
+    """
+
+    kind: str
+    message: str
+    hint: str = ""
+    passing: bool = False
+    edge: bool = False
+    exits: bool = False
+    code: int | str | None = None
+
+
+class Beat(ControlMessage, frozen=True):
+    """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint."""
+
+    progress: tuple[float, float] | None = None
+    figures: dict[str, Any] = {}
+    samples: list[tuple[str, float | list[float], str, str, str]] = []
+    hints: dict[str, str] = {}
+
+    def read(self) -> list[Sample]:
+        """Its samples."""
+        return [
+            Sample(name, tuple(value) if isinstance(value, list) else value, *labels)
+            for name, value, *labels in self.samples
+        ]
+
+
+class Closed(ControlMessage, frozen=True):
+    """Everything is closed. left_behind: calls of the user's that refused to be cancelled."""
+
+    left_behind: list[str]
+
+
+# -- in both directions -------------------------------------------------------------------------------------------------
+
+
+class HoldReaders(ControlMessage, frozen=True):
+    """A task has no room (held), or has it again: the readers of other workers whose rows reach its stage wait for this name."""
+
+    stage: str
+    name: str
+    held: bool
+
+
+class HasFirst(ControlMessage, frozen=True):
+    """A task has processed the input for which sources wait, of all workers."""
+
+    stage: str
+    task: str
+
+
+_INTERRUPT = "KeyboardInterrupt"
+_KINDS: tuple[type[SabotError], ...] = (UserError, DataError, TransientError, InternalError, SabotError)
+
+
+def failed(error: BaseException, *, edge: bool = False) -> WorkerFailed:
+    """An error, as a message."""
+    asked = exit_in(error)
+    kind = next((each.__name__ for each in _KINDS if isinstance(error, each)), InternalError.__name__)
+    message = error.message if isinstance(error, SabotError) else f"{type(error).__name__}: {error}"
+    hint = error.hint if isinstance(error, SabotError) else ""
+    passing = isinstance(error.__cause__, OSError | TransientError)
+    code: int | str | None = None
+    if isinstance(asked, KeyboardInterrupt):
+        code = _INTERRUPT
+    elif isinstance(asked, SystemExit):
+        code = asked.code if isinstance(asked.code, int | str | None) else str(asked.code)
+    return WorkerFailed(kind, message, hint, passing, edge, asked is not None, code)
+
+
+def error_of(message: WorkerFailed, worker: str) -> SabotError:
+    """The error that a worker has told of, with the worker's name, and with a cause that says as much as the original's."""
+    kind: type[SabotError] = getattr(errors, message.kind)
+    error = kind(f"{worker}: {message.message}", hint=message.hint)
+    if message.exits:
+        error.__cause__ = KeyboardInterrupt() if message.code == _INTERRUPT else SystemExit(message.code)
+    elif message.passing:
+        error.__cause__ = TransientError("it came of something outside")
+    return error

@@ -1,0 +1,315 @@
+"""The process of a worker: it is told what to do by the coordinator that has started it, and ends with it.
+
+Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶ Closed ▶ the process ends
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from sabot.api.nodes.read import StreamEnd
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.errors import InternalError, SabotError, UserError
+from sabot.exchange import Exchange
+from sabot.exits import EXITS
+from sabot.runtime.blocking import Watch
+from sabot.runtime.settings import AppSettings, settings_of
+from sabot.runtime.stream_job import StreamJob
+from sabot.threads import aside, tell
+from sabot.watch import unexpected
+from sabot.workers.connection import ControlConnection
+from sabot.workers.messages import (
+    AbortBarriers,
+    Beat,
+    Close,
+    Closed,
+    Complete,
+    ControlMessage,
+    HasFirst,
+    Hello,
+    Hold,
+    HoldReaders,
+    Opened,
+    RunTasks,
+    Start,
+    Stop,
+    TasksOver,
+    Trigger,
+    Welcome,
+    failed,
+)
+from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
+from sabot.workers.share import WorkerShare
+
+__all__ = ["BEAT_SECONDS", "SOCKET", "WorkerApp", "name_of", "run_worker", "versions", "worker_name"]
+
+_log = logging.getLogger(__name__)
+
+SOCKET = "SABOT_WORKER_SOCKET"
+"""The environment variable with the descriptor of the socket, the pid of the coordinator, and the number of the worker."""
+BEAT_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerApp(AppSettings, Protocol):
+    """What a worker asks of the program's app."""
+
+    @property
+    def configure(self) -> Callable[..., None]:
+        """See `App.configure`."""
+
+    def checkpoints(self) -> CheckpointStorage | None:
+        """The checkpoints of the job, not locked; None: it keeps none."""
+
+    def ends(self) -> list[StreamEnd]:
+        """The ends of its streams."""
+
+
+def versions() -> dict[str, str]:
+    """Of what must be alike in all processes of a job: they share plans, rows and state."""
+    return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
+
+
+def name_of(worker: int) -> str:
+    """What people read for a worker, whose numbers begin at 0."""
+    return f"worker {worker + 1}"
+
+
+def worker_name() -> str:
+    """The name of the worker that this process is to be. Raises UserError for a process that no coordinator has started."""
+    return name_of(_said()[2])
+
+
+def _said() -> tuple[int, int, int]:
+    try:
+        descriptor, parent, worker = map(int, os.environ[SOCKET].split(":"))
+    except (KeyError, ValueError):
+        raise UserError(
+            "this command is for the coordinator of a job", hint="sabot run module:app --workers N starts it"
+        ) from None
+    return descriptor, parent, worker
+
+
+def run_worker(load: Callable[[], WorkerApp]) -> None:
+    """Works for the coordinator that has started this process, until it says that all is over, or is gone. load: imports the program."""
+    descriptor, parent, _ = _said()
+    del os.environ[SOCKET]
+    _end_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the coordinator gets them too, and leads the stop
+        signal.signal(number, signal.SIG_IGN)
+    end = socket.socket(fileno=descriptor)
+    end.set_inheritable(False)
+    asyncio.run(_work(end, load))
+
+
+def _end_with(parent: int) -> None:
+    """This process does not outlive its coordinator, not even while a call holds the interpreter and nobody reads the socket."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+async def _work(end: socket.socket, load: Callable[[], WorkerApp]) -> None:
+    connection = await ControlConnection.over(end)
+    try:
+        app = load()
+        async for message in connection.received():
+            assert isinstance(message, Welcome)
+            await _Worker(app, connection, message).run()
+            return
+    except (Exception, *EXITS) as error:
+        connection.send(failed(unexpected("the start of the worker", error)))
+    finally:
+        await connection.close()
+
+
+@dataclass
+class _OpenShare:
+    """What a worker has open."""
+
+    job: StreamJob
+    share: WorkerShare
+    checkpoints: RemoteCheckpoints
+    tracks: RemoteTracks
+
+
+class _Worker:
+    """All methods on one event loop."""
+
+    def __init__(self, app: WorkerApp, connection: ControlConnection, welcome: Welcome) -> None:
+        self._app = app
+        self._connection = connection
+        self._worker = welcome.worker
+        self._loop = asyncio.get_running_loop()
+        self._open: _OpenShare | None = None
+        self._stop_asked = asyncio.Event()
+        app.configure(**welcome.settings)
+        self._exchange = Exchange(welcome.token)
+        self._exchange.on_failed = self._edge_failed
+
+    async def run(self) -> None:
+        """Until the coordinator says `Close`, or is gone."""
+        beating = asyncio.create_task(self._beat(), name="heartbeat")
+        self._connection.send(Hello(self._exchange.address, versions()))
+        doing: asyncio.Task[None] | None = None  # what takes long, so that messages are read meanwhile
+        try:
+            async for message in self._connection.received():
+                if isinstance(message, Start):
+                    doing = asyncio.create_task(self._start(message), name="start")
+                elif isinstance(message, Close):
+                    if doing is not None:
+                        await asyncio.wait([doing])
+                    await self._close()
+                    return
+                else:
+                    self._heed(message)
+            _log.error("the coordinator is gone: the worker ends")
+            os._exit(1)  # nothing that it could still do counts
+        finally:
+            beating.cancel()
+
+    def _heed(self, message: ControlMessage) -> None:
+        opened = self._open
+        if opened is None:
+            return  # it could not open its tasks, and has said so
+        job = opened.job
+        if isinstance(message, RunTasks):
+            opened.tracks.begin(message.given)
+            opened.share.connect()
+            job.run()
+            job.awaited = True
+            job.running.add_done_callback(self._over)
+        elif isinstance(message, Trigger):
+            opened.checkpoints.trigger(message.checkpoint_id)
+        elif isinstance(message, AbortBarriers):
+            opened.checkpoints.abort(message.checkpoint_id)
+        elif isinstance(message, Complete):
+            opened.checkpoints.complete(message)
+        elif isinstance(message, Hold):
+            job.hold(message.held)
+        elif isinstance(message, HoldReaders):
+            for reader in job.build.readers_before(message.stage):
+                (reader.wait_for if message.held else reader.go_on)(message.name)
+        elif isinstance(message, HasFirst):
+            job.build.has_first(message.stage, message.task)
+        elif isinstance(message, Stop):
+            for _, _, source in job.build.inputs:
+                source.end() if message.drain else source.pause()
+        else:
+            raise InternalError(f"a worker cannot do {type(message).__name__}")
+
+    async def _start(self, start: Start) -> None:
+        try:
+            self._open = await self._opened(start)
+            self._connection.send(Opened())
+        except (Exception, *EXITS) as error:
+            self._connection.send(failed(unexpected("the start of the worker", error)))
+
+    async def _opened(self, start: Start) -> _OpenShare:
+        app, folder = self._app, None if start.folder is None else Path(start.folder, str(self._worker))
+        share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
+        checkpoints = RemoteCheckpoints(self._tell, folder)
+        tracks = RemoteTracks(start.tracks, kept=folder is not None, send=self._tell)
+        settings = settings_of(
+            app,
+            coordinator=checkpoints,
+            staged=tracks.staged,
+            drop=frozenset(start.drop),
+            stop_asked=self._stop_asked.is_set,
+            first_record_s=0.0,
+            spread=share,
+        )
+        await app.lifespan.open(self._stop_asked)
+        restored = None
+        if start.checkpoint is not None:
+            restored = await aside(_read, app, start.checkpoint, start.place)
+        job = StreamJob(app.ends(), settings)
+        await job.open(restored)
+        return _OpenShare(job, share, checkpoints, tracks)
+
+    async def _close(self) -> None:
+        opened, left_behind = self._open, []
+        if opened is not None:
+            await opened.job.close()
+            await aside(opened.checkpoints.close)
+            left_behind = opened.job.left_behind
+        await aside(self._exchange.close)
+        await self._app.lifespan.close()
+        self._connection.send(Closed(left_behind))
+        if left_behind:  # the event loop cannot be closed as long as they run
+            await self._connection.close()
+            logging.shutdown()
+            os._exit(0)
+
+    # -- what the coordinator is told ---------------------------------------------------------------------------------
+
+    def _tell(self, message: ControlMessage) -> None:
+        """From any thread."""
+        tell(self._loop, self._connection.send, message)
+
+    def _over(self, running: asyncio.Future[None]) -> None:
+        error = None if running.cancelled() else running.exception()
+        if error is not None:
+            self._connection.send(failed(error))
+        elif not running.cancelled():
+            self._connection.send(TasksOver())
+
+    def _edge_failed(self, edge: str, error: BaseException) -> None:
+        """From a thread of the exchange."""
+        named = (
+            error if isinstance(error, SabotError) else InternalError(f"edge {edge}: {type(error).__name__}: {error}")
+        )
+        self._tell(failed(named, edge=True))
+
+    async def _beat(self) -> None:
+        watch = Watch(self._busy)
+        try:
+            while True:
+                if not self._connection.congested:
+                    self._connection.send(self._figures())
+                await asyncio.sleep(BEAT_SECONDS)
+        finally:
+            watch.close()
+
+    def _busy(self) -> Any:
+        return ([] if self._open is None else self._open.job.tasks), {}
+
+    def _figures(self) -> Beat:
+        opened = self._open
+        if opened is None or not opened.job.started:
+            return Beat()
+        figures = msgspec.to_builtins(opened.job.statistics(), enc_hook=str)
+        samples = [
+            (
+                each.name,
+                list(each.value) if isinstance(each.value, tuple) else each.value,
+                each.operator,
+                each.topic,
+                each.partition,
+            )
+            for each in opened.job.samples()
+        ]
+        return Beat(opened.job.progress(), figures, samples, opened.checkpoints.hints())
+
+
+def _read(app: WorkerApp, checkpoint_id: int, place: str | None) -> Manifest:
+    storage = app.checkpoints() if place is None else CheckpointStorage(place)
+    if storage is None:
+        raise UserError(
+            f"app {app.id} names no place for its checkpoints", hint="the coordinator has one: is it the same program?"
+        )
+    return storage.read(checkpoint_id)

@@ -1,0 +1,435 @@
+"""The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
+
+The process that the user has started is the coordinator: it owns the job, makes the plan, takes the checkpoints, and delivers exactly-once
+output. It starts the workers, which run the tasks. An epoch is from the start of the workers to their end. When one of them fails, dies or
+falls silent, the epoch has failed: all are ended, and the run ends with an error. The job restarts from its last checkpoint then, as it
+does in one process.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.checkpoint.kept import SavedAlready
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import parse_broker
+from sabot.delivery import StagedSinks
+from sabot.delivery.parts import Part
+from sabot.errors import SabotError, TransientError, UserError
+from sabot.metrics import Sample
+from sabot.plan import walk
+from sabot.runtime.build import Build
+from sabot.runtime.settings import AppSettings, Settings, StreamsMaker
+from sabot.runtime.streams import had_ended, keep_finals
+from sabot.runtime.task import StreamTask
+from sabot.threads import Handle, aside, to_the_end
+from sabot.workers.member import Member
+from sabot.workers.messages import (
+    AbortBarriers,
+    Close,
+    Complete,
+    ControlMessage,
+    Declined,
+    HasFirst,
+    Hold,
+    HoldReaders,
+    PartSealed,
+    RunTasks,
+    Start,
+    Stop,
+    TaskCut,
+    TaskEnded,
+    TasksOver,
+    TrackEnded,
+    Trigger,
+    Welcome,
+    WorkerFailed,
+    error_of,
+)
+from sabot.workers.placement import fingerprint, place
+from sabot.workers.process import BEAT_SECONDS, versions
+from sabot.workers.share import NoShare
+
+__all__ = ["WorkerStreams", "over_workers"]
+
+_log = logging.getLogger(__name__)
+
+_WORKERS_MAX = 64
+SILENT_SECONDS = 30.0  # a worker that has said nothing for so long is taken for dead
+_IMPORT_SECONDS = 300.0  # for a worker to import the program
+_CLOSE_SECONDS = 45.0  # for a worker to close what it has open
+_EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
+
+
+class SpreadApp(AppSettings, Protocol):
+    """What spreading asks of an app."""
+
+    state_place: str | None
+    checkpoint_dir: Any
+
+
+def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> StreamsMaker:
+    """What runs the streams of the app in so many processes. command: starts one, which imports the program and calls `run_worker`."""
+    if not 2 <= workers <= _WORKERS_MAX:
+        raise UserError(f"workers={workers}: 1 is this process alone; up to {_WORKERS_MAX}")
+    if app.parallelism < workers:
+        _log.info("parallelism is %d, one thread of each stage for each worker", workers)
+        app.parallelism = workers
+    told = {
+        "broker": app.broker,
+        "state": app.state_place,
+        "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
+        "until": app.end_at,
+        "parallelism": app.parallelism,
+        "schema": "refresh" if app.refresh_schema else None,
+    }
+
+    def make(
+        ends: Sequence[StreamEnd],
+        settings: Settings,
+        coordinator: Coordinator,
+        delivery: StagedSinks,
+        agents: Sequence[AgentSpec],
+    ) -> WorkerStreams:
+        _refuse(app, ends, agents)
+        return WorkerStreams(ends, settings, coordinator, delivery, command, told, workers)
+
+    return make
+
+
+def _refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
+    if agents:
+        raise UserError(
+            f"app {app.id} has agents ({agents[0].agent_id}), which share one event loop, and --workers spreads streams",
+            hint="start the app without --workers, or put its streams into an app of their own",
+        )
+    topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
+    topics += [end.sink for end in ends if isinstance(end, Write) and isinstance(end.sink, str)]
+    if topics and parse_broker(app.broker)[0] == "memory":
+        raise UserError(
+            f"topic {topics[0]} is at {app.broker}, which lives in one process, and --workers has several",
+            hint='App(…, broker="kafka://host:port"), or --broker; or start without --workers',
+        )
+
+
+class WorkerStreams:
+    """All methods on one event loop, unless said otherwise; not started twice."""
+
+    def __init__(
+        self,
+        ends: Sequence[StreamEnd],
+        settings: Settings,
+        coordinator: Coordinator,
+        delivery: StagedSinks,
+        command: Sequence[str],
+        told: dict[str, Any],
+        workers: int,
+    ) -> None:
+        """command: starts a worker. told: what the user has said beside the program (`App.configure`)."""
+        self.was_complete = False
+        self.awaited = False
+        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)
+        self.left: list[tuple[str, Handle]] = []
+        self.left_behind: list[str] = []
+        self.broken = False
+        self.placement: dict[str, int] = {}
+        self.members = [Member(number) for number in range(workers)]
+        self._settings = settings
+        self._coordinator = coordinator
+        self._delivery = delivery
+        self._command = command
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._build = Build(list(ends), replace(settings, spread=NoShare()), agents=(), wanted={}, loop=self._loop)
+        self._folder: Path | None = None  # for state that workers hand over
+        self._left: set[int] = set()  # workers whose tasks have not all ended
+        self._started = self._closed = False
+        self._triggered = self._aborted = 0
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def linked(self) -> bool:
+        """False: there are no agents."""
+        return False
+
+    @property
+    def tasks(self) -> list[StreamTask]:
+        """None: all are elsewhere."""
+        return []
+
+    @property
+    def running(self) -> asyncio.Future[None]:
+        """Done when every task has ended; raises what the epoch has failed with."""
+        return self._over
+
+    # -- the start ----------------------------------------------------------------------------------------------------
+
+    async def open(self, restored: Manifest | None = None) -> None:
+        """Starts the workers, and has them open the tasks where the checkpoint says. Raises what opening raises; then nothing is left."""
+        if restored is not None and had_ended(restored):
+            keep_finals(restored, self._coordinator)
+            self.was_complete = True
+            self._over.set_result(None)
+            return
+        try:
+            await self._open(restored)
+        except BaseException:
+            self._build.cancelled.set()
+            await to_the_end(self.close())
+            raise
+
+    async def _open(self, restored: Manifest | None) -> None:
+        token = secrets.token_hex(32)
+        for member in self.members:
+            member.on_message, member.on_gone = self._heed, self._fail
+            await member.start(self._command, dict(os.environ), Welcome(member.number, token, self._told))
+        planning = asyncio.ensure_future(aside(self._plan, restored))
+        try:
+            await self._unless_failed([planning], None)
+            await self._unless_failed([each.hello for each in self.members], _IMPORT_SECONDS)
+        finally:
+            self._build.cancelled.set()
+            await asyncio.wait([planning])
+            planning.exception()  # told above, unless something else was
+        for member in self.members:
+            if (theirs := member.hello.result().versions) != versions():
+                raise UserError(
+                    f"{member.text} runs other software than its coordinator: {_words(theirs)}, not {_words(versions())}",
+                    hint="was it installed anew since the start? Start again",
+                )
+        start = self._start(restored)
+        for member in self.members:
+            member.send(start)
+        await self._unless_failed([each.opened for each in self.members], None)
+        _log.info(
+            "streams run in %d tasks on %d workers: pids %s",
+            *(len(self.placement), len(self.members), ", ".join(str(each.pid) for each in self.members)),
+        )
+
+    def _plan(self, restored: Manifest | None) -> None:
+        """Blocks. Makes the plan, opens what the coordinator has of it, and places the tasks."""
+        self._build.open(restored)
+        self._build.open_deliveries()
+        assert self._build.plan is not None
+        self.placement = place(self._build.plan.stages, len(self.members))
+        self._left = set(self.placement.values())  # a worker may have no task
+        if self._coordinator.storage is not None:
+            self._folder = self._coordinator.storage.keep()
+
+    def _start(self, restored: Manifest | None) -> Start:
+        plan = self._build.plan
+        assert plan is not None
+        readings = [stage.reading.node for stage in plan.stages if stage.reading is not None]
+        root = None if restored is None or restored.path is None else os.fspath(restored.path.parents[1])
+        return Start(
+            epoch=uuid.uuid4().hex,
+            placement=self.placement,
+            addresses=[each.hello.result().address for each in self.members],
+            columns={node.name: node.schema.serialize().to_pybytes() for node in readings if node.schema is not None},
+            plan=fingerprint(self._settings.app, plan),
+            checkpoint=None if restored is None else restored.checkpoint_id,
+            place=root,
+            folder=None if self._folder is None else os.fspath(self._folder),
+            tracks={track_id: os.fspath(self._delivery.part_folder(track_id)) for track_id in self._delivery.given()},
+            drop=sorted(self._settings.drop),
+        )
+
+    async def _unless_failed(self, waits: Sequence[asyncio.Future[Any]], seconds: float | None) -> None:
+        """Waits for all. Raises what the epoch fails with meanwhile, and TransientError where nothing has come for so many seconds."""
+        while pending := [each for each in waits if not each.done()]:
+            await asyncio.wait([*pending, self._over], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._over.done():
+                self._over.result()
+            if not any(each.done() for each in pending):
+                silent = ", ".join(each.text for each in self.members if not each.hello.done())
+                raise TransientError(f"{silent}: the program has not been imported in {seconds:g} s")
+        for each in waits:
+            each.result()
+
+    def run(self) -> None:
+        """Lets the workers run their tasks, and adds these to the checkpoints."""
+        if self.was_complete:
+            return
+        self._started = True
+        for task, worker in self.placement.items():
+            member = self.members[worker]
+            hint = partial(self._hint, member, task)
+            self._coordinator.attach(task, self._trigger, self._abort, hint)
+        self._coordinator.on_complete.append(self._commit)
+        run = RunTasks(self._delivery.given())
+        for member in self.members:
+            member.send(run)
+        self._watching = asyncio.create_task(self._watch(), name="heartbeats of workers")
+
+    def _hint(self, member: Member, task: str) -> str:
+        return f"{member.beat.hints.get(task, 'nothing is known of it')}; on {member.text}"
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _trigger(self, checkpoint_id: int) -> None:
+        """The coordinator asks each task; the first time all workers are told."""
+        if checkpoint_id > self._triggered:
+            self._triggered = checkpoint_id
+            self._tell(Trigger(checkpoint_id))
+
+    def _abort(self, checkpoint_id: int) -> None:
+        if checkpoint_id > self._aborted:
+            self._aborted = checkpoint_id
+            self._tell(AbortBarriers(checkpoint_id))
+
+    def _commit(self, manifest: Manifest) -> None:
+        for member in self.members:
+            inputs = {
+                name: task.meta["input"]
+                for name, task in manifest.tasks.items()
+                if self.placement.get(name) == member.number and "positions" in task.meta["input"]
+            }
+            member.send(Complete(manifest.checkpoint_id, inputs))
+
+    # -- what workers say ---------------------------------------------------------------------------------------------
+
+    def _heed(self, member: Member, message: ControlMessage) -> None:
+        coordinator = self._coordinator
+        if self._closed:
+            return
+        if isinstance(message, TaskCut):
+            coordinator.acknowledge(message.checkpoint_id, message.task, _snapshot(message))
+        elif isinstance(message, TaskEnded):
+            coordinator.detach(message.task, _snapshot(message))
+        elif isinstance(message, Declined):
+            coordinator.decline(message.checkpoint_id, message.task, message.why)
+        elif isinstance(message, PartSealed):
+            self._delivery.add(message.track, Part(message.seq, Path(message.path), message.rows, message.nbytes))
+        elif isinstance(message, TrackEnded):
+            self._delivery.has_ended(message.track)
+        elif isinstance(message, HoldReaders | HasFirst):
+            for other in self.members:
+                if other is not member:
+                    other.send(message)
+        elif isinstance(message, TasksOver):
+            self._left.discard(member.number)
+            if not self._left and not self._over.done():
+                self._over.set_result(None)
+        elif isinstance(message, WorkerFailed):
+            error = error_of(message, member.text)
+            if message.edge:  # most often another worker has died, which says more
+                self._loop.call_later(_EDGE_SECONDS, self._fail, error)
+            else:
+                self._fail(error)
+
+    def _fail(self, error: SabotError) -> None:
+        """The epoch has failed."""
+        if self._closed or self.broken:
+            return
+        self.broken = True
+        if self._started:
+            self._coordinator.refuse(error.message)
+        if not self._over.done():
+            self._over.set_exception(error)
+            self._over.exception()  # whoever waits for it hears of it
+            if self._started and not self.awaited:
+                self.on_failed(error)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            for member in self.members:
+                silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
+                if silent_s > SILENT_SECONDS:
+                    self._fail(
+                        TransientError(
+                            f"{member.text} has said nothing for {silent_s:.0f} s",
+                            hint="it is stopped, or a call of the program holds the interpreter",
+                        )
+                    )
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, message: ControlMessage) -> None:
+        for member in self.members:
+            member.send(message)
+
+    def hold(self, held: bool) -> None:
+        """Read no more while it is so; barriers pass. From any thread."""
+        self._loop.call_soon_threadsafe(self._tell, Hold(held))
+
+    async def stop(self, *, drain: bool) -> None:
+        """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
+        self._tell(Stop(drain))
+        if drain:
+            await asyncio.wait([self._over])
+
+    async def close(self) -> None:
+        """Ends the workers: in good order, or at once where the epoch has failed. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._commit in self._coordinator.on_complete:
+            self._coordinator.on_complete.remove(self._commit)
+        for task in self.placement if self._started else ():
+            self._coordinator.abandon(task)
+        in_order = self._started and not self.broken
+        if in_order:
+            self._tell(Close())
+        await asyncio.gather(*(member.end(_CLOSE_SECONDS if in_order else 0.0) for member in self.members))
+        self.left_behind += [call for each in self.members if each.closed.done() for call in each.closed.result()]
+        self._build.give_back_sources()
+        if self._folder is not None:
+            await aside(shutil.rmtree, self._folder, ignore_errors=True)
+        if not self._over.done():
+            self._over.cancel()
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def progress(self) -> tuple[float, float] | None:
+        """(bytes read, all bytes) of the bounded sources; None where there are none."""
+        parts = [each.beat.progress for each in self.members if each.beat.progress is not None]
+        return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
+
+    def statistics(self) -> dict[str, Any]:
+        """By task, as of the last heartbeat, with the number of its worker; from any thread."""
+        return {
+            task: {**figures, "worker": member.number + 1}
+            for member in self.members
+            for task, figures in member.beat.figures.items()
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics, as of the last heartbeat; from any thread."""
+        for member in self.members:
+            yield from member.beat.read()
+
+
+class _HandedOver(SavedAlready):
+    """State that a worker has saved. It belongs to the coordinator, which removes it once it is in a checkpoint, or needed no more."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._where = directory
+
+    def discard(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self._where, ignore_errors=True)  # what cannot be removed goes with the folder of the epoch
+
+
+def _snapshot(message: TaskCut | TaskEnded) -> TaskSnapshot:
+    states = {name: _HandedOver(Path(folder)) for name, folder in message.states.items()}
+    return TaskSnapshot(message.meta, {}, states, message.sealed)
+
+
+def _words(of: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in of.items())

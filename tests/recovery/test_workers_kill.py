@@ -1,0 +1,196 @@
+"""kill -9 of a worker, and of the coordinator, of `sabot run --workers`: every window is in the topic once, with the right answer.
+
+A worker that dies ends the epoch: the coordinator starts all workers anew, from the last checkpoint. A coordinator that dies takes its
+workers with it, and the next start goes on. And a job goes from workers to one process, and back, by its checkpoints.
+"""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from sabot.cli import load_app
+from sabot.errors import TransientError
+from sabot.workers import over_workers
+from tools.agent_tools import environment, manifests, read_lines, until, write_lines
+from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+from fault_tools import Place, jsons, lines_of, one_line, running, sabot_run
+from test_stream_kill import HERE, World, where
+
+pytestmark = pytest.mark.integration
+
+
+def epochs(log):
+    """The pids of the workers of each epoch so far."""
+    found = re.findall(r"tasks on \d+ workers: pids ([\d, ]+)", lines_of(log))
+    return [[int(pid) for pid in pids.split(", ")] for pids in found]
+
+
+def alive(pid):
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def checkpoint_after(log, folder, process):
+    """Waits for a checkpoint that is newer than this call."""
+    known = manifests(folder / "state" / "checkpoints")
+    await until(
+        lambda: process.poll() is not None or manifests(folder / "state" / "checkpoints") - known,
+        "a checkpoint",
+        patience=60,
+    )
+    assert process.poll() is None, lines_of(log)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow  # some ten processes
+async def test_windows_of_a_topic_are_there_once_whichever_process_was_killed(kafka_url, tmp_path):
+    rng, place, name = random.Random(5), Place(kafka_url), f"app-{uuid.uuid4().hex[:8]}"
+    topic, out, log = place.topic(PARTITIONS), place.topic(), tmp_path / "log"
+    env = {"MINUTES_ID": name, "MINUTES_IN": topic, "MINUTES_OUT": out}
+    one = ["minutes_app:app", "--broker", place.url, *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
+    several = [*one, "--workers", "2", "--restart", "fixed(5, 100ms)"]
+    with World(place, topic) as world:
+        with running(log, *several, folder=HERE, **env) as process:
+            for life in (1, 2):
+                await until(
+                    lambda life=life: process.poll() is not None or len(epochs(log)) == life, "workers", patience=60
+                )
+                await checkpoint_after(log, tmp_path, process)
+                await asyncio.sleep(rng.uniform(0, 0.3))
+                os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)
+            await until(lambda: process.poll() is not None or len(epochs(log)) == 3, "workers", patience=60)
+            await checkpoint_after(log, tmp_path, process)
+            await asyncio.sleep(rng.uniform(0, 0.3))
+            process.kill()
+            process.wait()
+        await until(lambda: not any(alive(pid) for pid in epochs(log)[-1]), "the end of the workers", patience=10)
+        with running(log, *several, folder=HERE, **env) as process:
+            await checkpoint_after(log, tmp_path, process)
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
+        with running(log, *one, "--parallelism", "3", folder=HERE, **env) as process:
+            await checkpoint_after(log, tmp_path, process)
+            process.kill()
+            process.wait()
+    tick(place.settings, topic)
+    wanted = expected(world.sent)
+    with running(log, *several, folder=HERE, **env) as process:
+
+        def complete():
+            assert process.poll() is None, lines_of(log)
+            return answers(jsons(place.read(out))).keys() >= wanted.keys()
+
+        await until(complete, "every window", patience=60)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
+    rows = jsons(place.read(out))
+    assert answers(rows) == wanted
+    assert len(rows) == len(wanted), "a window came twice"
+    assert place.committed(f"{name}-group", topic) == place.ends(topic)
+    assert lines_of(log).count("was killed by SIGKILL") >= 2
+
+
+@pytest.mark.slow  # four processes
+async def test_workers_make_of_a_file_what_one_process_makes(tmp_path):
+    rows, out = payments(6000), tmp_path / "out.ndjson"
+    write_lines(tmp_path / "in.ndjson", rows)
+    env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
+    done = await asyncio.to_thread(
+        lambda: sabot_run("minutes_app:app", "--workers", "3", *where("rocksdb", tmp_path), folder=HERE, **env)
+    )
+    assert done.returncode == 0, done.stderr
+    found = read_lines(out)
+    assert answers(found) == expected(rows)
+    assert len(found) == len(expected(rows))
+
+
+def program(folder, name, function, out="out.ndjson"):
+    """A program whose only step is a function of the user's."""
+    write_lines(folder / "in.ndjson", [{"n": n} for n in range(100)])
+    (folder / f"{name}.py").write_text(
+        "import sabot, sys\n"
+        f"app = sabot.App({name!r}, restart='none')\n"
+        f"out = {out!r}\n"
+        "rows = app.stream(sabot.files('in.ndjson'), schema={'n': 'int64'})\n"
+        f"{function}\n"
+        "rows.map_batches(look, schema={'n': 'int64'}).to(sabot.NdjsonSink(out))\n"
+    )
+
+
+@pytest.mark.slow  # five processes
+async def test_a_job_ends_although_workers_have_no_task(tmp_path):
+    (tmp_path / "small.py").write_text(
+        "import sabot\n"
+        "from sabot.testing import END, ScriptedSource\n"
+        "app = sabot.App('small')\n"
+        "rows = app.stream(ScriptedSource([{'n': 1}, END]), schema={'n': 'int64'})\n"
+        "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
+    )
+    done = await asyncio.to_thread(lambda: sabot_run("small:app", "--workers", "4", folder=tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert read_lines(tmp_path / "out.ndjson") == [{"n": 1}]
+
+
+@pytest.mark.slow  # three processes
+async def test_an_error_of_a_worker_is_told_in_one_line_with_its_name(tmp_path):
+    program(tmp_path, "failing", "def look(batch): return batch", "in.ndjson/out.ndjson")
+    done = await asyncio.to_thread(lambda: sabot_run("failing:app", "--workers", "2", folder=tmp_path))
+    line = one_line(done, 1)
+    assert re.search(r"worker \d \(pid \d+\): .*in.ndjson/out.ndjson", line), line
+
+
+@pytest.mark.slow  # three processes
+async def test_the_exit_that_a_function_asks_for_in_a_worker_is_that_of_the_job(tmp_path):
+    program(tmp_path, "leaving", "def look(batch): sys.exit(7)")
+    done = await asyncio.to_thread(lambda: sabot_run("leaving:app", "--workers", "2", folder=tmp_path))
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.slow  # two processes, and three seconds
+async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatch):
+    (tmp_path / "endless.py").write_text(
+        "import sabot\n"
+        "from sabot.testing import ScriptedSource\n"
+        "app = sabot.App('endless', restart='none')\n"
+        "app.stream(ScriptedSource([{'n': 1}]), schema={'n': 'int64'}).to(sabot.NdjsonSink('out.ndjson'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 3.0)
+    app = load_app("endless:app")
+    made = over_workers(app, [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"], 2)
+    streams = []
+    app.workers = lambda *given: streams.append(made(*given)) or streams[-1]
+    running = asyncio.create_task(app.run())
+    await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
+    pids = [member.pid for member in streams[0].members]
+    os.kill(pids[1], signal.SIGSTOP)
+    with pytest.raises(TransientError, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):
+        await asyncio.wait_for(running, 60)
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.slow  # a process
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("app.stream('t', schema={'n': 'int64'}).to('out')", "which lives in one process"),
+        ("@app.agent('t')\nasync def look(ctx): pass", "has agents (refused.look)"),
+    ],
+)
+async def test_what_cannot_be_spread_is_refused_by_name(tmp_path, program, words):
+    (tmp_path / "refused.py").write_text(f"import sabot\napp = sabot.App('refused')\n{program}\n")
+    done = await asyncio.to_thread(lambda: sabot_run("refused:app", "--workers", "2", folder=tmp_path))
+    assert words in one_line(done, 1)

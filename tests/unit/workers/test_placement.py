@@ -1,0 +1,56 @@
+"""Which worker runs which task."""
+
+from collections import Counter
+
+import pytest
+
+from sabot import App, NdjsonSink, col, count
+from sabot.operators.layout.stages import Stage
+from sabot.plan import make_plan
+from sabot.workers.placement import fingerprint, place
+
+
+def stages(**parallelism):
+    return [Stage(name, threads) for name, threads in parallelism.items()]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("threads", [1, 2, 7, 8])
+def test_subtasks_of_a_stage_are_spread_evenly(threads, workers):
+    placed = place(stages(read=threads), workers)
+    counts = Counter(placed.values())
+    assert len(placed) == threads
+    assert max(counts.values()) - min(counts[worker] for worker in range(workers)) <= 1
+
+
+def test_equal_subtasks_of_two_stages_are_in_one_worker():
+    placed = place(stages(read=4, keyed=4), 3)
+    assert all(placed[f"read/{number}"] == placed[f"keyed/{number}"] for number in range(4))
+
+
+def test_stages_of_one_task_go_where_the_fewest_are():
+    placed = place(stages(read=3, first=1, second=1, third=1), 2)
+    assert placed["first/0"] == 1
+    assert Counter(placed.values()) == {0: 3, 1: 3}
+
+
+def test_the_order_is_that_of_the_plan():
+    assert list(place(stages(sink=1, read=2), 2)) == ["sink/0", "read/0", "read/1"]
+
+
+def plan_of(amount, parallelism=2):
+    app = App("payments")
+    rows = app.stream("payments", schema={"account": "string", "amount": "float64"})
+    rows.filter(col("amount") > amount).key_by("account").aggregate(n=count()).to(NdjsonSink("out.ndjson"))
+    return make_plan(app.ends(), parallelism=parallelism)
+
+
+def test_a_fingerprint_tells_programs_and_numbers_of_tasks_apart():
+    same = fingerprint("payments", plan_of(10))
+    assert same == fingerprint("payments", plan_of(10))
+    others = [
+        fingerprint("others", plan_of(10)),
+        fingerprint("payments", plan_of(11)),
+        fingerprint("payments", plan_of(10, parallelism=3)),
+    ]
+    assert len({same, *others}) == 4
