@@ -148,6 +148,16 @@ def test_a_program_that_does_not_run_loads_nothing_that_would_run_it() -> None:
     assert not loaded & {"anthropic", "confluent_kafka", "openai", "prometheus_client", "psycopg", "sqlite3", "typer"}
 
 
+def test_a_plan_loads_the_operators_of_its_steps_alone() -> None:
+    loaded = {name for name in loaded_after(PROGRAM + "app.graph()") if name.startswith("sabot.operators.")}
+    assert {"sabot.operators.windows.fixed", "sabot.operators.rows.stateless"} <= loaded
+    assert not loaded & {
+        "sabot.operators.joins.join",
+        "sabot.operators.patterns.match",
+        "sabot.operators.calls.map_llm",
+    }
+
+
 def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:
     wrong = []
     for stub in (path for name, path in sources(".pyi").items() if name.startswith("_cython/")):

@@ -20,7 +20,7 @@ from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
-from sabot.operators.layout.themes import READERS
+from sabot.operators.layout.themes import reader_of
 from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
 
 __all__ = ["OperatorInfo", "StateView", "keys_of", "operators_of", "parts_of", "state_of"]
@@ -157,7 +157,7 @@ def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]]
     if not schema:
         return None
     kind = schema["kind"]
-    return READERS.get(schema["window"].partition("(")[0] if kind == "window" else kind)
+    return reader_of(schema["window"].partition("(")[0] if kind == "window" else kind)
 
 
 def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:

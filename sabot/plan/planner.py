@@ -13,10 +13,9 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.times import WithTime
 from sabot.codecs.formats import format_of
 from sabot.config import dead_letter_topic
-from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
-from sabot.operators.layout.themes import PLACES
+from sabot.operators.layout.themes import place_of
 from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
 from sabot.plan.optimise import check_nodes, closing_time, optimise, present_columns, time_use, used_columns
@@ -71,7 +70,7 @@ class _Planner:
     def _end(self, end: StreamEnd, site: Site) -> None:
         """Where the rows of a stream leave it."""
         if isinstance(end, Feed):
-            site = PLACES[Feed](end, site)
+            site = place_of(Feed)(end, site)
             site.targets.append(Edge(self._agents[end.agent.agent_id]))
         elif isinstance(end, Write):
             changes = site.unique if site.changes else None
@@ -95,17 +94,15 @@ class _Planner:
         else:
             kept = times if node.keeps_times else frozenset()
         inputs = [replace(each, times=kept) for each in inputs]
-        if isinstance(node, Read):
-            site = self._read(node)
-        elif type(node) in PLACES:
-            site = PLACES[type(node)](node, *self._narrowed(node, inputs))
-        else:
-            raise UserError(f"{type(node).__name__} is no step of a stream")
+        site = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
         if site.timed and id(node) in self._time.matters:
             node.check_event_time()
         path = path_of(node, [each.path for each in inputs])
         times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
         return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)
+
+    def _step(self, node: Node, inputs: list[Site]) -> Site:
+        return place_of(type(node))(node, *self._narrowed(node, inputs))
 
     def _narrowed(self, node: Node, inputs: list[Site]) -> list[Site]:
         """The inputs of a step that keeps whole rows, without columns of which nothing behind it has a use."""

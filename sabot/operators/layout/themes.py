@@ -1,63 +1,60 @@
 """The modules of operators of streams, and what these say together: how steps stand in a plan (`PLACES`), and how their state is read
 from outside (`READERS`). A module that is not named here is not found; one may have either of the two tables, or both.
+
+A program has few kinds of steps, so a module is loaded when a node that it may place is looked up; for readers all are.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from sabot.api.nodes.node import Node
-from sabot.operators.agents import feed
+from sabot.errors import UserError
 from sabot.operators.base import Operator
-from sabot.operators.calls import lookups, map_async, map_llm
-from sabot.operators.changes import materialize
-from sabot.operators.changes import steps as changes
-from sabot.operators.functions import process
-from sabot.operators.joins import asof, interval, join
-from sabot.operators.joins import window as window_join
-from sabot.operators.keyed import ordered, over, running, top
 from sabot.operators.layout.sites import Site
-from sabot.operators.patterns import match
-from sabot.operators.rows import exploded, mapped, stateless, subset, timed
-from sabot.operators.windows import fixed, sessions
-from sabot.operators.windows import top as window_top
 
-__all__ = ["PLACES", "READERS"]
+__all__ = ["place_of", "reader_of"]
 
-_MODULES: tuple[Any, ...] = (
-    stateless,
-    exploded,
-    mapped,
-    subset,
-    fixed,
-    timed,
-    sessions,
-    running,
-    top,
-    window_top,
-    ordered,
-    over,
-    changes,
-    materialize,
-    join,
-    interval,
-    window_join,
-    asof,
-    map_async,
-    lookups,
-    map_llm,
-    process,
-    match,
-    feed,
-)
-
-PLACES: dict[type[Node], Callable[..., Site]] = {
-    node: place for module in _MODULES for node, place in getattr(module, "PLACES", {}).items()
+_THEMES = {
+    "agents": ("agents.feed",),
+    "calls": ("calls.map_async", "calls.lookups", "calls.map_llm"),
+    "changes": ("changes.steps", "changes.materialize"),
+    "functions": ("functions.process",),
+    "joins": ("joins.join", "joins.interval", "joins.window", "joins.asof"),
+    "keyed": ("keyed.running", "keyed.top", "keyed.over"),
+    "patterns": ("patterns.match",),
+    "rows": ("rows.stateless", "rows.exploded", "rows.mapped", "rows.subset"),
+    "times": ("rows.timed",),
+    "windows": ("windows.fixed", "windows.top"),
 }
-"""Node -> the function that puts it into a plan (see `sites`)."""
+"""By the module of `api/nodes` that has the nodes, the modules of operators that place them."""
 
-READERS: dict[str, Callable[[Mapping[str, Any]], Operator] | str] = {
-    kind: make for module in _MODULES for kind, make in getattr(module, "READERS", {}).items()
-}
-"""Kind of state -> the function that makes an operator which reads it, or a text that says what is kept where it is no rows (see
-`readers`).
-"""
+_ONLY_READ = ("windows.sessions", "keyed.ordered")
+
+
+def place_of(kind: type[Node]) -> Callable[..., Site]:
+    """The function that puts nodes of this kind into a plan (see `sites`). Raises UserError where they are no steps."""
+    for name in _THEMES.get(kind.__module__.rpartition(".")[2], ()):
+        place: Callable[..., Site] | None = _table(name, "PLACES").get(kind)
+        if place is not None:
+            return place
+    raise UserError(f"{kind.__name__} is no step of a stream")
+
+
+def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Operator] | str | None:
+    """The function that makes an operator which reads this kind of state, or a text that says what is kept where it is no rows (see
+    `readers`); None: nobody knows the kind.
+    """
+    return _readers().get(kind)
+
+
+@cache
+def _readers() -> dict[str, Callable[[Mapping[str, Any]], Operator] | str]:
+    names = [name for names in _THEMES.values() for name in names]
+    return {kind: make for name in [*names, *_ONLY_READ] for kind, make in _table(name, "READERS").items()}
+
+
+def _table(name: str, table: str) -> Mapping[Any, Any]:
+    found: Mapping[Any, Any] = getattr(import_module(f"sabot.operators.{name}"), table, {})
+    return found
