@@ -81,6 +81,7 @@ INNER = {
     "Owner": "of the graph behind a stream",
     "PatternStep": "of the constructor of a pattern, which `pattern` calls",
     "PoolProtocol": "a choice of texts, and no class",
+    "Reference": "how a registry keeps what a Protobuf file imports: of Registry.refer, for the format",
     "SchemaRegistry": "what Registry is",
     "Snapshot": "of a backend of one's own, which sabot.state describes",
     "Steps": "of the graph behind a stream",
