@@ -139,8 +139,8 @@ def header(record: Record, name: str) -> str:
 # `sabot run`
 
 
-def sabot_run(*words: str, folder: Path = HERE, **env: str) -> "subprocess.CompletedProcess[str]":
-    """`sabot run …` to its end, in this folder."""
+def sabot_run(*words: str, folder: Path = HERE, seconds: float = 40, **env: str) -> "subprocess.CompletedProcess[str]":
+    """`sabot run …` to its end, in this folder. seconds: that it may take."""
     return subprocess.run(
         [*SABOT, "run", *words],
         cwd=folder,
@@ -148,7 +148,7 @@ def sabot_run(*words: str, folder: Path = HERE, **env: str) -> "subprocess.Compl
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=seconds,
         check=False,
     )
 

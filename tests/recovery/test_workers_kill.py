@@ -27,6 +27,8 @@ from test_stream_kill import HERE, World, where
 
 pytestmark = pytest.mark.integration
 
+SECONDS = 150  # for several interpreters to start, import the program and end, on a machine that does much else
+
 
 def epochs(log):
     """The pids of the workers of each epoch so far."""
@@ -108,7 +110,9 @@ async def test_workers_make_of_a_file_what_one_process_makes(tmp_path):
     write_lines(tmp_path / "in.ndjson", rows)
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
     done = await asyncio.to_thread(
-        lambda: sabot_run("minutes_app:app", "--workers", "3", *where("rocksdb", tmp_path), folder=HERE, **env)
+        lambda: sabot_run(
+            "minutes_app:app", "--workers", "3", *where("rocksdb", tmp_path), folder=HERE, seconds=SECONDS, **env
+        )
     )
     assert done.returncode == 0, done.stderr
     found = read_lines(out)
@@ -138,7 +142,7 @@ async def test_a_job_ends_although_workers_have_no_task(tmp_path):
         "rows = app.stream(ScriptedSource([{'n': 1}, END]), schema={'n': 'int64'})\n"
         "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
     )
-    done = await asyncio.to_thread(lambda: sabot_run("small:app", "--workers", "4", folder=tmp_path))
+    done = await asyncio.to_thread(lambda: sabot_run("small:app", "--workers", "4", folder=tmp_path, seconds=SECONDS))
     assert done.returncode == 0, done.stderr
     assert read_lines(tmp_path / "out.ndjson") == [{"n": 1}]
 
@@ -146,7 +150,7 @@ async def test_a_job_ends_although_workers_have_no_task(tmp_path):
 @pytest.mark.slow  # three processes
 async def test_an_error_of_a_worker_is_told_in_one_line_with_its_name(tmp_path):
     program(tmp_path, "failing", "def look(batch): return batch", "in.ndjson/out.ndjson")
-    done = await asyncio.to_thread(lambda: sabot_run("failing:app", "--workers", "2", folder=tmp_path))
+    done = await asyncio.to_thread(lambda: sabot_run("failing:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
     line = one_line(done, 1)
     assert re.search(r"worker \d \(pid \d+\): .*in.ndjson/out.ndjson", line), line
 
@@ -154,7 +158,7 @@ async def test_an_error_of_a_worker_is_told_in_one_line_with_its_name(tmp_path):
 @pytest.mark.slow  # three processes
 async def test_the_exit_that_a_function_asks_for_in_a_worker_is_that_of_the_job(tmp_path):
     program(tmp_path, "leaving", "def look(batch): sys.exit(7)")
-    done = await asyncio.to_thread(lambda: sabot_run("leaving:app", "--workers", "2", folder=tmp_path))
+    done = await asyncio.to_thread(lambda: sabot_run("leaving:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
     assert done.returncode == 7, done.stderr
 
 
@@ -192,5 +196,5 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
 )
 async def test_what_cannot_be_spread_is_refused_by_name(tmp_path, program, words):
     (tmp_path / "refused.py").write_text(f"import sabot\napp = sabot.App('refused')\n{program}\n")
-    done = await asyncio.to_thread(lambda: sabot_run("refused:app", "--workers", "2", folder=tmp_path))
+    done = await asyncio.to_thread(lambda: sabot_run("refused:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
     assert words in one_line(done, 1)
