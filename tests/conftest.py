@@ -61,6 +61,7 @@ WAITING = {
     "test_kill_minus_nine": 17,
     "test_savepoints": 17,
     "test_stream_kill": 13,
+    "test_workers_network": 30,
     "test_agent_state_e2e": 14,
     "test_agent_runtime": 12,
     "test_changes_kafka": 11,
