@@ -72,6 +72,11 @@ class Branch:
         self.receive(batch)
 
 
+# Of a channel whose rows go to another process. There is another one at the other end, and as many rows again are on their way: a barrier
+# stands behind all of them.
+_LEAVING_ROWS = 8_192
+
+
 class Edges:
     """Makes the channels between tasks. Between two processes an edge has a channel at either end, under one name."""
 
@@ -94,10 +99,12 @@ class Edges:
         channels = []
         for number in self._targets(edge, stage, int(task.name.rsplit("/", 1)[1])):
             target = f"{edge.target.id}/{number}"
-            channel = Channel(name=f"{task.name} to {target}")
+            name = f"{task.name} to {target}"
             if self._spread.is_here(target):
+                channel = Channel(name=name)
                 self._enters(channel, edge, number)
             else:
+                channel = Channel(_LEAVING_ROWS, name=name)
                 self._spread.leaves(self._name(edge, stage, task.name, target), channel, target)
             channels.append(channel)
         return Output(
