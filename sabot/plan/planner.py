@@ -53,6 +53,7 @@ class _Planner:
         self._present = present_columns(ends, used)
         self._layout = Layout(parallelism, used, self._time.matters)
         self._sites: dict[int, Site] = {}
+        self._by_time: dict[str, bool] = {}  # by stage: whether one of its nodes has to do with event time
 
     def plan(self) -> Plan:
         for end in self._ends:
@@ -63,6 +64,8 @@ class _Planner:
         for stage in self._agents.values():
             self._join_agents(stage)
         stages = self._layout.stages
+        for stage in stages:
+            stage.by_time = self._by_time.get(stage.id, True)
         upstream_first = [stage for stage in stages if stage.sink is None]
         sinks = [stage for stage in stages if stage.sink is not None]
         return Plan([*upstream_first, *sinks, *reversed(self._agents.values())])
@@ -95,8 +98,11 @@ class _Planner:
             kept = times if node.keeps_times else frozenset()
         inputs = [replace(each, times=kept) for each in inputs]
         site = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
-        if site.timed and id(node) in self._time.matters:
+        matters = id(node) in self._time.matters
+        if site.timed and matters:
             node.check_event_time()
+        by_time = matters or node.needs_time or node.goes_by_time
+        self._by_time[site.stage.id] = self._by_time.get(site.stage.id, False) or by_time
         path = path_of(node, [each.path for each in inputs])
         times = frozenset() if node.gives_time and not isinstance(node, WithTime) else times
         return replace(site, path=path, times=times, changes=node.changes, unique=node.unique)

@@ -128,7 +128,8 @@ class Build:
                 task = built.tasks[number]
                 if stage.reading is None:
                     numbers = built.right[number], built.first[number]
-                    task.input = GateInput(built.gates[number], *numbers, passes=self._edges.tells(stage))
+                    passes = self._edges.tells(stage)
+                    task.input = GateInput(built.gates[number], *numbers, passes=passes, gathers=stage.gathers)
                 letters = self._dead_letters(stage, task)
                 task.chain = self._chain(built, number, letters)
                 if stage.reading is not None:

@@ -3,13 +3,15 @@
 Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END and COMPLETE.
 """
 
+from collections import deque
 from collections.abc import Callable, Set
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.flow.channel import Channel, Gate
+from sabot._cython.flow.channel import Channel, Gate, Watermark
+from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
 
@@ -17,6 +19,7 @@ __all__ = ["GateInput", "Input"]
 
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
+_GATHER_SECONDS = 0.02  # how long a small batch waits for others at most
 
 
 class Input(Protocol):
@@ -54,6 +57,10 @@ class GateInput:
 
     right: the numbers of the second input's channels. first: the numbers of the channels that must end, or bring COMPLETE, before sources
     of the others are read. passes: COMPLETE goes on to the tasks downstream once every channel has ended or brought it.
+
+    gathers: nothing goes by event time here, so that rows may overtake watermarks. Then batches are joined over these, and a small one
+    waits for others as long as the one before it took to be processed: a batch costs a part that does not depend on its rows, and many
+    small ones in several threads take the interpreter's lock from each other all the time.
     """
 
     brings_barriers = True
@@ -66,8 +73,12 @@ class GateInput:
         first: Set[int] = frozenset(),
         *,
         passes: bool = False,
+        gathers: bool = False,
     ) -> None:
         self.gate = Gate(channels)
+        self._gathers = gathers
+        self._given_at: float | None = None  # when the last batch was given; None: it has been processed
+        self._took = 0.0  # how many seconds that took
         self._first = set(first)  # those that are awaited
         self._all = set(range(len(channels))) if passes else set()  # those of which COMPLETE was not passed on
         # Called in the task's thread, once the rows of the `first` channels have been processed.
@@ -75,16 +86,19 @@ class GateInput:
         self.right = False
         self._right = right
         self._complete: set[int] = set()  # the channels that have brought COMPLETE
-        self._next: tuple[int, Any] | None = None
+        self._taken: deque[tuple[int, Any]] = (
+            deque()
+        )  # out of the gate, not given yet: a watermark, and what stands behind it
 
     def next(self, wait_seconds: float) -> Any:
+        if self._given_at is not None:
+            self._took, self._given_at = SYSTEM_CLOCK.monotonic() - self._given_at, None
         while True:
             if (self._first or self._all) and self._has_completed():
                 return COMPLETE
-            item = self.gate.next(wait_seconds) if self._next is None else self._next
+            item = self._taken.popleft() if self._taken else self.gate.next(wait_seconds)
             if item is None:
                 return None
-            self._next = None
             number, element = item
             if element is not COMPLETE:
                 break
@@ -92,7 +106,11 @@ class GateInput:
         if not isinstance(element, Batch):
             return element
         self.right = number in self._right
-        return self._joined(element) if element.num_rows < _SMALL_ROWS else element
+        if element.num_rows < _SMALL_ROWS:
+            element = self._joined(element, min(wait_seconds, self._took, _GATHER_SECONDS) if self._gathers else 0.0)
+        if self._gathers:
+            self._given_at = SYSTEM_CLOCK.monotonic()
+        return element
 
     def mark(self) -> Any:
         return None
@@ -111,14 +129,20 @@ class GateInput:
     def _incomplete(self, numbers: set[int]) -> set[int]:
         return {number for number in numbers - self._complete if not self.gate.ended(number)}
 
-    def _joined(self, first: Batch) -> Batch:
-        """Returns the batch joined with those that wait behind it, as far as they have the same columns."""
+    def _joined(self, first: Batch, wait_seconds: float) -> Batch:
+        """Returns the batch joined with those that wait behind it, or come within `wait_seconds`, as far as they have the same columns."""
         schema, rows, parts = first.data.schema, first.num_rows, [first]
+        passed: tuple[int, Any] | None = None  # the last watermark among them
+        until = SYSTEM_CLOCK.monotonic() + wait_seconds if wait_seconds else 0.0
         while rows < _BATCH_ROWS:
-            item = self.gate.next_nowait()
+            left = until - SYSTEM_CLOCK.monotonic() if until else 0.0
+            item = self.gate.next(left) if left > 0 else self.gate.next_nowait()
             if item is None:
                 break
             number, element = item
+            if self._gathers and isinstance(element, Watermark):
+                passed = item
+                continue
             if (
                 not isinstance(element, Batch)
                 or element is COMPLETE
@@ -126,10 +150,12 @@ class GateInput:
                 or element.topic != first.topic
                 or not element.data.schema.equals(schema)
             ):
-                self._next = item
+                self._taken.append(item)
                 break
             parts.append(element)
             rows += element.num_rows
+        if passed is not None:
+            self._taken.appendleft(passed)
         if len(parts) == 1:
             return first
         data = pa.concat_batches([part.taken() for part in parts])

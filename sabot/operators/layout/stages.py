@@ -111,6 +111,12 @@ class Stage:
     targets: list[Step | Edge] = field(default_factory=list)
     aligned: "Aligned | None" = None  # the sources that are to be read at about the same event time for this stage
     dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed
+    by_time: bool = True  # whether a result hangs on where watermarks stand among its rows, here or behind it
+
+    @property
+    def gathers(self) -> bool:
+        """Whether its tasks wait for more rows where few come: they are several, and each gets a part of every batch before it."""
+        return self.parallelism > 1 and not self.by_time and self.sink is None
 
     def steps(self) -> list[Step]:
         """All operators of the chain, upstream before downstream."""
