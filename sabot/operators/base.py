@@ -17,7 +17,7 @@ DELETE and INSERT instead, which mean the same.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ class OperatorContext:
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     right: the columns of the second input, for an operator that has two. clock: processing time. loop: the event loop on which the
     user's coroutines run, in another thread than the operator's. agent, version: who made a dead letter, as the letter says it.
+    parted_by: the columns by whose key groups rows come to the subtasks, where these are only some of the operator's keys.
     dead_letters: takes letters (RECORD_SCHEMA) of rows that the operator cannot process; None: there is no place for them.
     """
 
@@ -105,13 +106,19 @@ class OperatorContext:
     loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_event_loop
     agent: str = ""
     version: str = ""
+    parted_by: tuple[str, ...] = ()
     dead_letters: Callable[[pa.RecordBatch], None] | None = None
+
+    def owners(self, keys: Sequence[str]) -> list[int]:
+        """Which of an operator's keys say, by their hash, whose a group is: those by which its rows come to the subtasks."""
+        return [list(keys).index(key) for key in self.parted_by or keys]
 
 
 class Operator:
     """One step of a chain. A step without state overrides `process`, and `open` if its output has other columns than its input."""
 
     id: str = ""  # stable over restarts: it names the operator's state in checkpoints
+    parted_by: tuple[str, ...] = ()  # as of the context, where the operator can keep its state by some of its keys
     sealed: Mapping[str, int] = {}  # an exactly-once sink says here, by track, its last part before the last snapshot
     text: str = ""  # what the operator does, as the plan says it
     named: bool = False  # whether the user gave the id
@@ -210,7 +217,7 @@ class Operator:
         if self._about is None:
             self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
         about = {"named": self.named, "path": self.path, "event_time": self.event_time, "groups": groups}
-        return {**self._about, **about}
+        return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
     def finish(self) -> None:
         """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emits all that is left."""

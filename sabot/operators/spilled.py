@@ -83,7 +83,7 @@ class SpilledGroups(Kept):
 
     open_rows: the cuts of what stands beside the tables, by pane. carried: at a restore, how groups of a checkpoint with other columns
     become groups of now. spills: whether there is anything beside the tables; else the store keeps the budget by itself. Without a
-    directory, or without keys, all groups stay in memory.
+    directory, or without keys, all groups stay in memory. owners: which of the columns say by their hash whose a group is; None: the keys.
     """
 
     def __init__(
@@ -97,9 +97,11 @@ class SpilledGroups(Kept):
         carried: Callable[[], OtherColumns | None] = lambda: None,
         *,
         spills: bool = True,
+        owners: Sequence[int] | None = None,
     ) -> None:
         self._groups, self._store, self._open_rows, self._carried = groups, store, open_rows, carried
         self._keys = list(keys)
+        self._owners = self._keys if owners is None else list(owners)
         self._schema = rows.insert(0, _PANE)
         self._most_bytes = context.memory_budget * 3 // 10
         self._count: dict[int, int] = {}  # by pane: how many rows of its groups are on disk
@@ -223,7 +225,7 @@ class SpilledGroups(Kept):
             columns = [rows.column(0), *carried.whole(self._without_pane(rows)).columns]
             rows = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if owned is not None:
-            rows = rows.filter(owned(self._hashes_of(self._without_pane(rows))))
+            rows = rows.filter(owned(self._hashes_of(self._without_pane(rows), self._owners)))
         for pane in np.unique(rows.column(0).to_numpy()).tolist():
             self._rows += rows.num_rows
             self._touched.add(pane)
@@ -241,8 +243,8 @@ class SpilledGroups(Kept):
             if not self._count[pane]:
                 del self._count[pane]
 
-    def _hashes_of(self, rows: pa.RecordBatch) -> pa.UInt64Array:
-        return key_hashes([rows.column(index) for index in self._keys], rows.num_rows)
+    def _hashes_of(self, rows: pa.RecordBatch, keys: Sequence[int]) -> pa.UInt64Array:
+        return key_hashes([rows.column(index) for index in keys], rows.num_rows)
 
     def _without_pane(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         return rows.select(range(1, rows.num_columns))
@@ -267,7 +269,7 @@ class SpilledGroups(Kept):
                 slots = idle.slice(start, CHUNK_ROWS)
                 self._open_rows.note(slots, pane)
                 rows = self._groups.rows_of(pane, slots)
-                waiting.append((pane, rows, _places(self._hashes_of(rows).to_numpy(), pane)))
+                waiting.append((pane, rows, _places(self._hashes_of(rows, self._keys).to_numpy(), pane)))
                 self._groups.forget(pane, slots)
                 self._store.leave(pane, slots)
                 size += rows.nbytes

@@ -485,6 +485,7 @@ class Build:
             for operator in task.chain.operators:
                 parts = saved.get(operator.id, {})
                 same = len(parts) == subtasks[operator.id] and task.name in parts and operator.id not in scattered
+                same = same and tuple(parts[task.name].facts.get("parted_by", ())) == operator.parted_by
                 operator.forgets = forgets.get(operator.id, frozenset())
                 states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)

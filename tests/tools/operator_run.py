@@ -60,6 +60,7 @@ class OperatorRun:
         self.late: list[dict[str, Any]] = []
         self.parts: list[Operator] = []
         self._checkpoints = 0
+        self._dealt_anew = False
         directory.mkdir(exist_ok=True)
         self._start(parallelism, [])
 
@@ -171,15 +172,26 @@ class OperatorRun:
             saved.append(Saved(directory, json.loads(json.dumps(facts))))
         return saved
 
-    def change(self, make: Callable[[], Operator], input: pa.Schema, right: pa.Schema | None = None) -> None:
-        """The next restart is that of another program: its operator, and the columns of its inputs."""
+    def change(
+        self,
+        make: Callable[[], Operator],
+        input: pa.Schema,
+        right: pa.Schema | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        """The next restart is that of another program: its operator, the columns of its inputs, and the keys by which rows go to subtasks
+        (None: as before).
+        """
         self._make, self._input, self._right = make, input, right
+        if keys is not None:
+            self._keys, self._dealt_anew = keys, True
 
     def restart(self, parallelism: int) -> None:
         """A run of so many subtasks, restored from a checkpoint that was made here: as in a job, with as many subtasks as before each gets
         what it had itself, unless rows go to any of them.
         """
-        saved, same = self.checkpoint(), parallelism == len(self.parts) and not self._broadcast
+        same = parallelism == len(self.parts) and not (self._broadcast or self._dealt_anew)
+        saved, self._dealt_anew = self.checkpoint(), False
         for part in self.parts:
             part.close()
             part.close()

@@ -50,6 +50,7 @@ class AddedGroups(StoredGroups):
             directory=context.directory,
             memory_budget=context.memory_budget,
             evictable=not (aggregator.needs_slots or self._sets),
+            owners=context.owners(keys),
         )
         self._extras = aggregator.extras()
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._kept_counts))]

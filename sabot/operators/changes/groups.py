@@ -9,6 +9,7 @@ stands beside these by slot, and is exact: sums without rounding, values in sort
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from sabot.operators.changes.weaving import Weave, differ
 from sabot.operators.columns import key_columns, result_schema
 from sabot.operators.keeping import Keeper, Keeping, columns_schema
 from sabot.operators.readers import described
+from sabot.operators.rows.origin import reselected
 
 __all__ = ["GroupAggregate", "KeptGroups"]
 
@@ -138,15 +140,30 @@ class GroupAggregate(KeptGroups):
     arrival; of equal rows the oldest is taken away. Such values are kept, and each row costs a logarithm of its key's rows. For aggregates
     of the user's all rows of a key are kept, and the function gets them anew at each change. approx_count_distinct cannot forget a row:
     UserError.
+
+    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
     """
 
     def __init__(
-        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, changes: bool, id: str = ""
+        self,
+        keys: Sequence[str],
+        aggregates: Sequence[AggregateColumn],
+        *,
+        changes: bool,
+        parted_by: tuple[str, ...] = (),
+        id: str = "",
     ) -> None:
         super().__init__(keys, id)
         self._aggregates, self._changes = list(aggregates), changes
+        self.parted_by = parted_by
+
+    def process(self, batch: Batch) -> None:
+        if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys
+            batch = reselected(batch, batch.selection, None)
+        super().process(batch)
 
     def _make(self, context: OperatorContext) -> "Groups":
+        context = replace(context, parted_by=self.parted_by)
         return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
 
     def foretell(self, saved: Sequence[Saved]) -> None:

@@ -66,6 +66,7 @@ class RemovableGroups(StoredGroups):
             directory=context.directory,
             memory_budget=context.memory_budget,
             evictable=not self._holders,
+            owners=context.owners(keys),
         )
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*described.keys, *kept])

@@ -117,6 +117,7 @@ class StoredGroups(Groups):
         self._states, self._width = table.states, len(table.keys)
         beside = list(self.saved_schema)[self._width :]
         self._rows = pa.schema([*self._states, *beside])
+        self._owners = context.owners(self.saved_schema.names[: self._width])
         self._beside_rows = SlotRows(self.saved_schema)
         self._has_beside = len(beside) > 0
         self._spilled = SpilledGroups(
@@ -128,6 +129,7 @@ class StoredGroups(Groups):
             context,
             self._carried,
             spills=self._has_beside,
+            owners=self._owners,
         )
 
     def _carried(self) -> Carried | None:
@@ -197,8 +199,9 @@ class StoredGroups(Groups):
         return self.store.table().nbytes + self.nbytes
 
     def keeps(self) -> list[Kept]:
-        keys = range(self._width)
-        rows = Columns(KEPT, self._saved, self._load, schema=self.saved_schema, keys=keys, renewed=self._renewed)
+        rows = Columns(
+            KEPT, self._saved, self._load, schema=self.saved_schema, keys=self._owners, renewed=self._renewed
+        )
         return [StoredTables("tables", self.store, self._carried), rows, self._spilled]
 
     def _saved(self) -> Batches | list[pa.RecordBatch]:

@@ -168,8 +168,11 @@ class Changelog(KeepsWatermark):
 
 
 def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
-    site, aggregates = with_arguments(site.together(node.keys, "grouped"), node.aggregates)
-    return site.step(node.text(), partial(GroupAggregate, node.keys, aggregates, changes=site.changes), id=node.id)
+    site = site.together(node.keys, "grouped", by_some=True)
+    parted_by = site.keys if site.keys is not None and site.keys != node.keys else ()
+    site, aggregates = with_arguments(site, node.aggregates)
+    make = partial(GroupAggregate, node.keys, aggregates, changes=site.changes, parted_by=parted_by)
+    return site.step(node.text(), make, id=node.id)
 
 
 def place_upsert(node: nodes.Upsert, site: Site) -> Site:

@@ -92,12 +92,17 @@ class Site:
         assert self.last is not None
         return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
-    def together(self, keys: Keys, name: str) -> "Site":
-        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
+    def together(self, keys: Keys, name: str, *, by_some: bool = False) -> "Site":
+        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`.
+
+        by_some: rows that are together by some of the keys are together by all, and the step finds its state again by those (`parted_by`).
+        """
         alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
         if alone:
             return replace(self, keys=keys or None)  # the former key columns may be gone behind the step
-        if keys and self.keys == keys:  # some of the keys are not enough: a restore finds rows by the key group of all
+        if keys and self.keys == keys:
+            return self
+        if by_some and self.keys and set(self.keys) <= set(keys):
             return self
         stage = self.layout.stage(name, self.layout.parallelism if keys else 1)
         site = self.parted(keys)

@@ -58,6 +58,7 @@ class TableStore:
     With a directory, 0.3 of `memory_budget` is for the tables and a sixteenth for RocksDB's block cache (the system's file cache has the
     blocks too). The rest is for groups that a cut has copied and not written yet, for RocksDB's index (about 2 bytes per group), and for
     its compactions. With `evictable=False` all groups stay in memory, however large, and cuts still write only the changed ones.
+    owners: which of the keys say by their hash whose a group is; None: all.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class TableStore:
         directory: Path | None = None,
         memory_budget: int = 256_000_000,
         evictable: bool = True,
+        owners: Sequence[int] | None = None,
     ) -> None:
+        self._owners = range(len(keys)) if owners is None else owners
         self._new = partial(GroupTable, keys, aggregates)
         self._new_hot = partial(HotTable, keys, aggregates)
         spare = self._new()
@@ -314,7 +317,7 @@ class TableStore:
     def _put(self, pane: int, groups: pa.RecordBatch, owned: Owned | None) -> None:
         """Adds groups of a checkpoint that the store does not have."""
         if owned is not None:
-            columns = groups.columns[: len(self._keys)]
+            columns = [groups.column(index) for index in self._owners]
             hashes = hash_columns(columns) if columns else pa.array(np.zeros(groups.num_rows, np.uint64))
             groups = groups.filter(owned(hashes))
         if groups.num_rows:

@@ -215,6 +215,20 @@ def test_rows_that_are_split_by_some_of_the_keys_are_split_by_all_of_them(memory
     assert "by key group of account, window_start" in again.explain()  # where a restore looks for their state
 
 
+def test_groups_are_made_where_rows_are_together_by_some_of_the_keys(memory_url):
+    """After a join of orders and items by order, groups by (item, order) need no other thread; those by item do."""
+    app = App("shop", broker=memory_url, parallelism=2)
+    orders = app.stream("orders", schema={"id": "int64", "land": "string"})
+    items = app.stream("items", schema={"order": "int64", "item": "string", "amount": "int64"})
+    both = orders.join(items, left_on="id", right_on="order").group_by("item", "id").aggregate(n=sabot.sum("amount"))
+    lines = both.group_by("item").aggregate(most=sabot.max("n")).explain().splitlines()
+    assert [each.strip() for each in lines if "by key group" in each] == [
+        "-> stage join-1 by key group of id",
+        "-> stage join-1 (right) by key group of order",
+        "-> stage grouped-1 by key group of item, changes",
+    ]
+
+
 def test_the_graph_is_mermaid(app, orders):
     minutes(orders).to("minutes")
     graph = app.graph()

@@ -1,0 +1,88 @@
+"""Groups whose rows come to the subtasks by some of their keys: behind a join by these, rows are not dealt out again."""
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sabot.operators.aggregates.aggregator import AggregateColumn
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_BEFORE
+from sabot.operators.changes.steps import GroupAggregate
+from tools.operator_run import OperatorRun
+
+KEYS = ["k", "shop"]
+SCHEMA = pa.schema(
+    [("k", pa.int64()), ("v", pa.int64()), ("shop", pa.string()), ("s", pa.string()), (TIME_COLUMN, pa.int64())]
+)
+CHANGES = SCHEMA.insert(len(SCHEMA) - 1, pa.field(OP_COLUMN, pa.int8()))
+NUMBERS = [AggregateColumn("n", "count"), AggregateColumn("total", "sum", "v")]
+BESIDE = [*NUMBERS, AggregateColumn("most", "max", "s"), AggregateColumn("many", "count_distinct", "s")]
+
+
+def rows_of(seed: str, count: int, begin: int, schema: pa.Schema) -> pa.RecordBatch:
+    rng = random.Random(seed)
+    columns = {
+        "k": [rng.randrange(150) for _ in range(count)],
+        "v": [rng.randrange(100) for _ in range(count)],
+        "shop": [rng.choice("abc") for _ in range(count)],
+        "s": [str(rng.randrange(9)) for _ in range(count)],
+        OP_COLUMN: [INSERT] * count,
+        TIME_COLUMN: list(range(begin, begin + count)),
+    }
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def gone(rows: pa.RecordBatch) -> pa.RecordBatch:
+    place = rows.schema.get_field_index(OP_COLUMN)
+    return rows.set_column(place, rows.schema.field(place), pa.array([DELETE] * rows.num_rows, pa.int8()))
+
+
+def table(run: OperatorRun) -> dict[Any, Any]:
+    """What the changes make: by key the row that is there."""
+    found: dict[Any, Any] = {}
+    for row in run.results:
+        key = tuple(row[name] for name in KEYS)
+        if row[OP_COLUMN] in (DELETE, UPDATE_BEFORE):
+            assert found.pop(key) == {name: row[name] for name in row if name not in (OP_COLUMN, TIME_COLUMN)}
+        else:
+            found[key] = {name: row[name] for name in row if name not in (OP_COLUMN, TIME_COLUMN)}
+    return found
+
+
+@pytest.mark.one_in(3, "the stores restore alike")
+@pytest.mark.parametrize("aggregates", [NUMBERS, BESIDE], ids=["numbers", "beside"])
+@pytest.mark.parametrize("changes", [False, True], ids=["rows", "changes"])
+@pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])
+def test_groups_go_on_wherever_their_rows_come_to(
+    aggregates: list[AggregateColumn], changes: bool, threads: Any, budget: int | None, tmp_path: Path
+) -> None:
+    """At first all keys say where; then, in as many subtasks or fewer, one of them alone; then, in others, the same one."""
+    schema = CHANGES if changes else SCHEMA
+    by_all = partial(GroupAggregate, KEYS, aggregates, changes=changes)
+    by_some = partial(by_all, parted_by=("k",))
+    run = OperatorRun(by_all, schema, KEYS, tmp_path / "run", threads[0], budget)
+    never = OperatorRun(by_all, schema, KEYS, tmp_path / "never", 1, budget)
+    pieces = [rows_of(f"{at}", 800, at, schema) for at in (0, 800, 1600)]
+    for number, rows in enumerate(pieces):
+        if number == 1:
+            run.change(by_some, schema, keys=["k"])
+        if number:
+            run.restart(threads[number])
+        for each in (run, never):
+            each.feed(rows, 100)
+            if changes:
+                each.feed(gone(rows.slice(200, 400)), 100)
+            each.restart(len(each.parts))
+    assert len(table(run)) > 300
+    assert table(run) == table(never)
+    owned = [{row["k"] for rows in part.contents() for row in rows.to_pylist()} for part in run.parts]
+    assert len(set().union(*owned)) == sum(map(len, owned)) > 100
+
+
+def test_a_checkpoint_says_by_which_of_the_keys(tmp_path: Path) -> None:
+    run = OperatorRun(partial(GroupAggregate, KEYS, NUMBERS, changes=False, parted_by=("k",)), SCHEMA, ["k"], tmp_path)
+    run.feed(rows_of("one", 10, 0, SCHEMA))
+    assert run.checkpoint()[0].facts["parted_by"] == ["k"]
