@@ -2,6 +2,7 @@
 another one. `kept_jobs` has their programs, `kept/make.py` says what the files hold.
 """
 
+import ast
 import json
 import tarfile
 from collections.abc import Iterator
@@ -46,6 +47,17 @@ KINDS = {  # of state, as `sabot state` names them
     "window join",
     "window top_n",
 }
+
+
+# Joins whose rows had columns that nothing behind them uses: today's Sabot goes on without these.
+NARROWED = {"join-2"}
+
+
+def narrow(state: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    """The state of a join with these of its columns alone."""
+    names = [column.split(" ")[0] for column in columns]
+    rows = [{name: row[name] for name in names} for row in map(ast.literal_eval, state["rows"])]
+    return {**state, "columns": columns, "rows": sorted(map(str, rows))}
 
 
 @dataclass
@@ -97,7 +109,10 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
     assert manifest is not None
     verdicts = compare(planned(plan), manifest)
     anew = "key groups are dealt out anew"  # the plan does not know here that the sources of `calls` have one reader
-    assert {each.id: each.why for each in verdicts if each.outcome != "keep" and anew not in each.why} == {}
+    narrowed = {each.id for each in verdicts if each.outcome == "migrate" and "go on without" in each.why}
+    assert narrowed == NARROWED & set(kept.state)
+    other = {each.id: each.why for each in verdicts if each.outcome != "keep" and anew not in each.why}
+    assert other.keys() == narrowed
     assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
@@ -112,7 +127,12 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
     await app.start()
     try:
         await checkpoint(app)
-        assert contents(kept.folder / "checkpoints") == kept.state
+        now = contents(kept.folder / "checkpoints")
+        for id in NARROWED & set(kept.state):
+            wanted = kept.state[id]["columns"]
+            assert set(now[id]["columns"]) < set(wanted)
+            kept.state[id] = narrow(kept.state[id], now[id]["columns"])
+        assert now == kept.state
     finally:
         kept.scene.released.set()
         await app.stop()
