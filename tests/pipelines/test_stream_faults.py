@@ -5,10 +5,10 @@ import io
 import json
 import logging
 import shutil
+import sys
 import threading
 
 import pytest
-import rich.console
 
 import sabot
 from sabot import App, CsvSink, NdjsonSource, SabotError, StorageLost, UserError, col, files, tumbling
@@ -173,9 +173,9 @@ async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on
     app.stream(NdjsonSource(path, block_bytes=2000)).map_batches(wait).to(sabot.NdjsonSink(tmp_path / "out.ndjson"))
     assert app.progress() is None
     screen = io.StringIO()
-    monkeypatch.setattr(
-        "sabot.cli.running.Console", lambda stderr: rich.console.Console(file=screen, force_terminal=True, width=100)
-    )
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
     running = asyncio.ensure_future(_run(app))
     try:
         await until(inside.is_set)

@@ -357,7 +357,7 @@ def test_what_hides_something_is_seen_in_errors_and_logs(said: str) -> None:
     assert visible(shown) == shown
     out = StringIO()
     handler = logging.StreamHandler(out)
-    for formatter in (logs._Scrubbing("%(message)s"), logs._AsJson()):
+    for formatter in (logs._Scrubbing("%(message)s"), logs._AsJson("")):
         handler.setFormatter(formatter)
         try:
             raise ValueError(said)
