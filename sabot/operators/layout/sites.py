@@ -97,13 +97,13 @@ class Site:
 
         by_some: rows that are together by some of the keys are together by all, and the step finds its state again by those (`parted_by`).
         """
-        alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
-        if alone:
-            return replace(self, keys=keys or None)  # the former key columns may be gone behind the step
         if keys and self.keys == keys:
             return self
         if by_some and self.keys and set(self.keys) <= set(keys):
             return self
+        alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
+        if alone:
+            return replace(self, keys=keys or None)  # the former key columns may be gone behind the step
         stage = self.layout.stage(name, self.layout.parallelism if keys else 1)
         site = self.parted(keys)
         site.targets.append(Edge(stage, keys or None, changes=site.changes))

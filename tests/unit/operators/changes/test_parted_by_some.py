@@ -10,6 +10,7 @@ import pytest
 
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_BEFORE
+from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import GroupAggregate
 from tools.operator_run import OperatorRun
 
@@ -86,3 +87,29 @@ def test_a_checkpoint_says_by_which_of_the_keys(tmp_path: Path) -> None:
     run = OperatorRun(partial(GroupAggregate, KEYS, NUMBERS, changes=False, parted_by=("k",)), SCHEMA, ["k"], tmp_path)
     run.feed(rows_of("one", 10, 0, SCHEMA))
     assert run.checkpoint()[0].facts["parted_by"] == ["k"]
+
+
+@pytest.mark.parametrize("threads", [(2, 2, 1), (1, 3, 2)])
+def test_a_kept_table_goes_on_when_others_of_its_keys_say_where_its_rows_are(threads: Any, tmp_path: Path) -> None:
+    """Which keys these are is for the steps before to say, and for the number of threads."""
+    run = OperatorRun(partial(Materialize, KEYS), CHANGES, KEYS, tmp_path, threads[0])
+    rows = [rows_of(f"{at}", 300, at, CHANGES) for at in (0, 300, 600)]
+    for number, keys in enumerate((KEYS, ["k"], KEYS)):
+        if number:
+            before = run.parts[0].state_schema()["keys"]
+            run.change(partial(Materialize, keys), CHANGES, keys=keys)
+            run.restart(threads[number])
+            now = run.parts[0].state_schema()["keys"]
+            assert (
+                run.parts[0].taken_over("keys", before, now, 1) == f"its rows are dealt out anew, by {', '.join(keys)}"
+            )
+            assert run.parts[0].taken_over("columns", [], [], 1) is None
+        run.feed(rows[number], 100)
+        run.feed(gone(rows[number].slice(100, 50)), 100)
+    kept = [row for part in run.parts for batch in part.contents() for row in batch.to_pylist()]
+    added = [row for each in rows for row in [*each.slice(0, 100).to_pylist(), *each.slice(150).to_pylist()]]
+    assert sorted(map(values, kept)) == sorted(map(values, added))
+
+
+def values(row: dict[str, Any]) -> str:
+    return repr([row[name] for name in ("k", "v", "shop", "s")])
