@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer
 from typer.testing import CliRunner
 
 import sabot.kafka.redrive as redriving
@@ -27,6 +27,7 @@ from sabot.connectors.letters import letter_headers
 from sabot.errors import JobLocked
 from sabot.kafka import admin, client
 from sabot.kafka.letters import DeadLetters
+from tools.kafka_eyes import messages
 
 pytestmark = pytest.mark.kafka
 ROOT = Path(__file__).parents[2]
@@ -62,33 +63,8 @@ def write(url: str, topic: str, rows: list[tuple[bytes, Headers, int]]) -> None:
     producer.flush()
 
 
-def committed(url: str, topic: str) -> list[Any]:
-    """Every record that a plain reader of committed records finds."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": url.removeprefix("kafka://"),
-            "group.id": "t",
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "earliest",
-        }
-    )
-    partitions = consumer.list_topics(topic).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, index, 0) for index in partitions])
-    ended: set[int] = set()
-    found = []
-    while len(ended) < len(partitions):
-        for message in consumer.consume(100, 1.0):
-            if message.error() is None:
-                found.append(message)
-            elif message.error().code() == KafkaError._PARTITION_EOF:
-                ended.add(message.partition())
-    consumer.close()
-    return found
-
-
 def payloads(url: str, topic: str) -> list[int]:
-    return sorted(int(message.value()) for message in committed(url, topic))
+    return sorted(int(message.value()) for message in messages(url, topic))
 
 
 def sabot(url: str, *words: str) -> Any:
@@ -170,7 +146,7 @@ def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
 def test_a_letter_goes_back_as_the_record_that_it_was(kafka_url: str, topic: str) -> None:
     with_letters(kafka_url, topic, 1, headers=(("a", b"1"), ("sabot.x", b"own"), ("a", b"2")))
     assert redriven(kafka_url, f"{topic}.dlq") == {"redriven": 1, "already": 0, "topics": {topic: 1}, "left": {}}
-    (record,) = committed(kafka_url, topic)
+    (record,) = messages(kafka_url, topic)
     assert (record.key(), record.value(), record.partition()) == (b"k0", b"0", 0)
     assert record.headers() == [("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
     assert record.timestamp()[1] == STAMP
@@ -182,7 +158,7 @@ def test_a_letter_about_a_letter_keeps_what_the_first_one_said(kafka_url: str, t
     first = facts(topic, 1)
     write(kafka_url, f"{topic}.dlq.dlq", [(b"1", (*first, *facts(f"{topic}.dlq", 2)), 0)])
     assert redriven(kafka_url, f"{topic}.dlq.dlq")["topics"] == {f"{topic}.dlq": 1}
-    assert committed(kafka_url, f"{topic}.dlq")[0].headers() == list(first)
+    assert messages(kafka_url, f"{topic}.dlq")[0].headers() == list(first)
 
 
 def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_others_waiting(
@@ -213,7 +189,7 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("1 letters are redriven")
-    (record,) = committed(kafka_url, topic)
+    (record,) = messages(kafka_url, topic)
     assert (record.value(), dict(record.headers())) == (b"1", {"sabot.job": b"shop.handle/x/0/1"})
     again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert "0 letters are redriven; 1 were redriven before" in again.stdout
@@ -238,7 +214,7 @@ def test_a_job_is_tried_again_by_its_name(
     asks = ["-A", f"{module}:app", "jobs", "retry"]
     done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
     assert (done.exit_code, done.stdout) == (0, f"1 letters are redriven: 1 to {topic}\n"), done.stderr
-    assert [record.value() for record in committed(kafka_url, topic)] == [b"2"]
+    assert [record.value() for record in messages(kafka_url, topic)] == [b"2"]
     for job, words in {
         "shop.handle/x/0/99": "no letter here is of job",
         "shop.other/x/0/1": "no agent of this job",
@@ -289,9 +265,9 @@ def test_a_letter_that_its_topic_refuses_is_named_and_can_be_left_out(kafka_url:
     assert (done.exit_code, done.stdout) == (1, "")
     assert f"letter 0:3 of '{topic}.dlq' is not taken back" in done.stderr
     assert "--skip 0:3" in done.stderr
-    assert committed(kafka_url, topic) == []
+    assert messages(kafka_url, topic) == []
     assert redriven(kafka_url, f"{topic}.dlq", "--skip", "0:3")["redriven"] == 11
-    assert len(committed(kafka_url, topic)) == 11
+    assert len(messages(kafka_url, topic)) == 11
     (left,) = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
     assert json.loads(left)["letter"] == "0:3"
 
@@ -305,7 +281,7 @@ def test_a_record_that_the_broker_would_delete_at_once_stays_unless_it_gets_the_
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert (done.exit_code, "older than what topic" in done.stderr) == (1, True)
     assert redriven(kafka_url, f"{topic}.dlq", "--now")["redriven"] == 2
-    assert min(record.timestamp()[1] for record in committed(kafka_url, topic)) > STAMP + 1000
+    assert min(record.timestamp()[1] for record in messages(kafka_url, topic)) > STAMP + 1000
 
 
 def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_redriven_ones(kafka_url: str, topic: str) -> None:
@@ -377,7 +353,7 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     everything = sabot(kafka_url, "dlq", "list", *words, "--all", "--json").stdout.splitlines()
     assert sum(json.loads(line)["redriven"] for line in everything) == 5
     assert redriven(kafka_url, *words)["redriven"] == 3
-    back = sorted(committed(kafka_url, topic), key=lambda message: int(message.value()))
+    back = sorted(messages(kafka_url, topic), key=lambda message: int(message.value()))
     assert [(each.value(), each.key(), each.headers(), each.partition()) for each in back] == [
         (b"%d" % n, b"k%d" % n, [("a", b"1")], n % 3) for n in range(8)
     ]

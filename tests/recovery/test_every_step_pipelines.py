@@ -13,10 +13,10 @@ from typing import Any
 import every_step_apps as apps
 import pyarrow.dataset
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 
 from sabot.checkpoint import CheckpointStorage
 from sabot.operators.reading import state_of
+from tools import kafka_eyes
 from tools.broker import Broker
 from tools.steps import crashes_survived
 
@@ -30,30 +30,7 @@ def prepare(url: str, directory: Path) -> None:
 
 def committed(url: str, directory: Path, beside: str = "") -> list[str]:
     """What a reader of committed records finds: a plain consumer, no code of ours. beside: which topic, by the end of its name."""
-    topic = apps.topic_of(directory) + beside
-    consumer = Consumer(
-        {
-            "bootstrap.servers": url.removeprefix("kafka://"),
-            "group.id": "verify",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    try:
-        partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-        rows, ended = [], set()
-        while len(ended) < len(partitions):
-            message = consumer.poll(10)
-            assert message is not None, "the topic does not come to its end: a transaction is open"
-            if message.error() is None:
-                rows.append(message.value().decode())
-            else:
-                ended.add(message.partition())
-        return sorted(rows)
-    finally:
-        consumer.close()
+    return sorted(row.decode() for row in kafka_eyes.committed(url, apps.topic_of(directory) + beside))
 
 
 def on_kafka(kafka: Broker, build: Callable[[Path], Any], found: Callable[..., Any] = committed) -> None:

@@ -1,21 +1,34 @@
 """Topics and groups of a real broker as a plain consumer sees them: no code under test."""
 
+import time
+from typing import Any
+
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-__all__ = ["committed", "token"]
+__all__ = ["committed", "messages", "token"]
+
+PATIENCE = 30.0  # seconds without a record until a topic has no end: a transaction is open
 
 
 def committed(url: str, topic: str, isolation: str = "read_committed") -> list[bytes]:
-    """The records that a plain consumer sees, to the end of every partition."""
+    """The payloads that a plain consumer sees, to the end of every partition."""
+    return [message.value() for message in messages(url, topic, isolation)]
+
+
+def messages(url: str, topic: str, isolation: str = "read_committed") -> list[Any]:
+    """The same, as the client's messages. Nobody writes into the topic meanwhile."""
     plain = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": "reader", "enable.auto.commit": False}
-    reader = Consumer({**plain, "isolation.level": isolation, "enable.partition.eof": True})
+    ends = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}  # the end is told after this wait without a record
+    reader = Consumer({**plain, "isolation.level": isolation, **ends})
     indexes = reader.list_topics(topic, 30).topics[topic].partitions
     reader.assign([TopicPartition(topic, index, 0) for index in indexes])
-    found, ended = [], 0
+    found, ended, limit = [], 0, time.monotonic() + PATIENCE
     while ended < len(indexes):
-        for message in reader.consume(10_000, 0.05):
+        assert time.monotonic() < limit, f"{topic} does not come to its end: a transaction is open"
+        for message in reader.consume(10_000, 0.02):
+            limit = time.monotonic() + PATIENCE
             if message.error() is None:
-                found.append(message.value())
+                found.append(message)
             else:
                 assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
                 ended += 1
