@@ -169,7 +169,7 @@ class Source(ABC):
         """Asks for records whose column `headers` is null, because nobody looks at them. Called before `open`."""
 
     def with_headers(self, records: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows of the last batch (RECORD_SCHEMA), in its order, with the headers that `leave_headers` left out. Called from the source's
+        """Rows of the last batch (RECORD_SCHEMA), in any order, with the headers that `leave_headers` left out. Called from the source's
         thread, before the next `read_batch`.
         """
         return records

@@ -54,7 +54,7 @@ class RecordQueue:
         """
 
     def headers(self, partitions: Any, offsets: Any) -> pa.ListArray:
-        """The headers of records of the last `read`, in its order, each any number of times; null for records that are not in it.
+        """The headers of records of the last `read`, in any order, each any number of times; null for records that are not in it.
 
         partitions, offsets: numpy arrays of int32 and int64. Only of a queue that was made with `headers=False`.
         """

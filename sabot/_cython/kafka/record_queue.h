@@ -338,20 +338,24 @@ class RecordQueue {
         if (std::any_of(held_.begin(), held_.end(), [&](int32_t each) { return !before.count(each); })) kept_.take(queue_);
     }
 
-    /* The column `headers` of `count` records of the last `read`, in its order; of others it is null. Throws bad_alloc, overflow_error. */
+    /* The column `headers` of `count` records of the last `read`, in any order; of others it is null. Throws bad_alloc, overflow_error. */
     void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) {
         std::lock_guard<std::mutex> lock(in_use_);
+        using Place = std::pair<int32_t, int64_t>;
+        std::vector<std::pair<Place, const rd_kafka_message_t*>> there;
+        for (int64_t i = 0; i < last_.count(); i++) {
+            const rd_kafka_message_t* const message = last_[i];
+            if (message != nullptr && !message->err) there.push_back({{message->partition, message->offset}, message});
+        }
+        std::sort(there.begin(), there.end());
         HeadersColumn column(count);
-        int64_t at = 0;
         for (int64_t i = 0; i < count; i++) {
-            int64_t found = at;
-            while (found < last_.count() && !is(last_[found], partitions[i], offsets[i])) found++;
-            if (found == last_.count()) {
+            const Place place{partitions[i], offsets[i]};
+            const auto found = std::lower_bound(there.begin(), there.end(), place, [](const auto& each, const Place& asked) { return each.first < asked; });
+            if (found == there.end() || found->first != place)
                 column.skip();
-            } else {
-                column.add(last_[found]);
-                at = found; /* a record may be asked for again at once */
-            }
+            else
+                column.add(found->second);
         }
         column.give(out);
     }
@@ -376,10 +380,6 @@ class RecordQueue {
     std::unordered_set<int32_t> held_; /* partitions that are held back */
     KeptMessages kept_; /* older than what is in the queue of the same partition */
     double bytes_per_row_ = 128; /* of payload, in the last batch */
-
-    static bool is(const rd_kafka_message_t* message, int32_t partition, int64_t offset) {
-        return message != nullptr && message->partition == partition && message->offset == offset && !message->err;
-    }
 
     int64_t columns(ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
         const int64_t most = last_.count();
