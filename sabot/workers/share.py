@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.flow.channel import Channel
 from sabot.errors import UserError
 from sabot.plan import Plan
-from sabot.runtime.spread import Holds
+from sabot.runtime.spread import Holds, WholeJob
 from sabot.workers.messages import ControlMessage, HasFirst, HoldReaders, Start
 from sabot.workers.placement import fingerprint
 
@@ -25,8 +25,8 @@ class RowExchange(Protocol):
         """What comes into the channel goes to the channel of this name at the other worker."""
 
 
-class NoShare:
-    """The spread as the coordinator sees it: it makes the plan, and every task is elsewhere."""
+class NoShare(WholeJob):
+    """The spread as the coordinator sees it: it makes the plan, infers columns for all, and every task is elsewhere."""
 
     whole = False
 
@@ -42,26 +42,6 @@ class NoShare:
                     f"stage {stage.id} reads its sources at about the same event time (max_drift=), which workers do not compare",
                     hint="max_drift=None turns that off; or leave --workers out",
                 )
-
-    def columns_of(self, stream: str) -> pa.Schema | None:
-        """None: they are inferred here, for all workers."""
-        return None
-
-    def arrives(self, edge: str, channel: Channel) -> None:
-        """Not called: no task is here."""
-        raise NotImplementedError
-
-    def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """Not called: no task is here."""
-        raise NotImplementedError
-
-    def readers_elsewhere(self, stage: str) -> Holds | None:
-        """Not called: no task is here."""
-        raise NotImplementedError
-
-    def has_first(self, stage: str, task: str) -> None:
-        """Not called: no task is here."""
-        raise NotImplementedError
 
 
 class WorkerShare:
