@@ -1,7 +1,8 @@
 """`sabot demo`: programs that show Sabot at work. Each is loaded when it is called."""
 
+from collections.abc import Callable
 from json import dumps as encoded
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,13 +28,7 @@ def fraud(
     """Find card fraud in a made-up stream of payments: a batch agent scores, a record agent raises alerts."""
     from sabot.demos.fraud import demo
 
-    def work() -> None:
-        figures = demo.run(rows, seed, broker, state, fresh=fresh, json=json)
-        if json:
-            typer.echo(encoded(figures))
-
-    set_up_logging(loglevel)
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+    _show(lambda: demo.run(rows, seed, broker, state, fresh=fresh, json=json), json, loglevel)
 
 
 @demos.command()
@@ -45,13 +40,7 @@ def refunds(
     """Refund tickets by a durable agent that asks a person and is killed twice; a witness counts what the bank was really asked."""
     from sabot.demos.refunds import demo
 
-    def work() -> None:
-        figures = demo.run(jobs, json=json)
-        if json:
-            typer.echo(encoded(figures))
-
-    set_up_logging(loglevel)
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+    _show(lambda: demo.run(jobs, json=json), json, loglevel)
 
 
 @demos.command()
@@ -63,8 +52,14 @@ def agents(
     """Answer tickets by a model with tools that asks a person and is killed twice; its server and a bank count what they were asked."""
     from sabot.demos.agents import demo
 
+    _show(lambda: demo.run(tickets, json=json), json, loglevel)
+
+
+def _show(run: Callable[[], Any], json: bool, loglevel: str) -> NoReturn:
+    """Runs a demo, and ends with its exit code; json: what it returns is all that is printed."""
+
     def work() -> None:
-        figures = demo.run(tickets, json=json)
+        figures = run()
         if json:
             typer.echo(encoded(figures))
 
