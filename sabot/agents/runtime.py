@@ -34,9 +34,8 @@ class AgentRuntime:
         self.agents: dict[str, AgentProcess] = {}
         self.writes: list[StreamEnd] = []  # the ends of the app's streams
         self._job: Job | None = None
-        self._one_job = (
-            threading.RLock()
-        )  # a thread may ask for figures, and a signal for the stop, before there is a job
+        # A thread may ask for figures, and a signal for the stop, before there is a job.
+        self._one_job = threading.RLock()
 
     @property
     def job(self) -> "Job":

@@ -86,9 +86,8 @@ class GateInput:
         self.right = False
         self._right = right
         self._complete: set[int] = set()  # the channels that have brought COMPLETE
-        self._taken: deque[tuple[int, Any]] = (
-            deque()
-        )  # out of the gate, not given yet: a watermark, and what stands behind it
+        # Out of the gate, not given yet: a watermark, and what stands behind it.
+        self._taken: deque[tuple[int, Any]] = deque()
 
     def next(self, wait_seconds: float) -> Any:
         if self._given_at is not None:
