@@ -1,7 +1,6 @@
 """The children of jobs: begun, unless their job may have no more of them, and told of where they have ended."""
 
 from collections.abc import Callable
-from functools import partial
 
 import msgspec
 
@@ -38,8 +37,10 @@ class Children:
             owner = self._desk.owner_of(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
+            self._desk.jobs.ask(child)
             owner.begin_child(child, unpack(ask.body), failed=failed, behalf=live.job.behalf)
         except (UserError, DataError) as error:
+            self._desk.jobs.not_begun(child)
             self._result(live, ask, type(error).__name__, pack_error(error))
 
     def _refused(self, live: Live, ask: Ask) -> EffectError | None:
@@ -95,7 +96,12 @@ class Children:
 
     def not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
         """It does not begin: its parent is told this of it, as of its END."""
-        self._desk.put(partial(self.over, job_id, outcome, body, ()))
+
+        def tell() -> None:
+            self._desk.jobs.not_begun(job_id)
+            self.over(job_id, outcome, body, ())
+
+        self._desk.put(tell)
 
     def over(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """A job has ended; if it is a child, its parent hears of it. body, labels: of its END. ran_ms: how long it has run."""

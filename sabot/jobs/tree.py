@@ -72,8 +72,9 @@ class OpenJobs:
     def __init__(self) -> None:
         self.cancelled: set[str] = set()
         self._agents: dict[str, str] = {}
+        self._asked: dict[str, set[str]] = {}  # by job, the children that it asked for, and that are not open yet
         self._coming: set[str] = set()  # whose BEGIN is not in the journal
-        self._unwanted: set[str] = set()  # children that were asked for, and that nobody waits for any more
+        self._unwanted: set[str] = set()  # of those two, children that nobody waits for any more
         self._children: dict[str, set[str]] = {}
 
     def __contains__(self, job_id: str) -> bool:
@@ -83,9 +84,19 @@ class OpenJobs:
         """The id of its agent; "" where the job has ended."""
         return self._agents.get(job_id, "")
 
+    def ask(self, job_id: str) -> None:
+        """A child is asked for: its agent adds it, or says that it does not begin."""
+        self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
+
+    def not_begun(self, job_id: str) -> None:
+        """A child that was asked for does not begin."""
+        self._came(job_id)
+        self._unwanted.discard(job_id)
+
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
         """A job of this agent. begun: its BEGIN is in the journal; cancelled: so is a CANCEL."""
         self._agents[job_id] = agent_id
+        self._came(job_id)
         if not begun:
             self._coming.add(job_id)
         if cancelled:
@@ -106,6 +117,7 @@ class OpenJobs:
         del self._agents[job_id]
         self.cancelled.discard(job_id)
         self._coming.discard(job_id)
+        self._asked.pop(job_id, None)
         left, parent = self._children.pop(job_id, set()), parent_of(job_id)[0]
         if siblings := self._children.get(parent):
             siblings.discard(job_id)
@@ -114,11 +126,11 @@ class OpenJobs:
                 del self._children[parent]
 
     def drop(self, job_id: str) -> bool:
-        """Nobody waits for this child any more. -> whether it has to be told; else it ends by itself, or at its BEGIN."""
-        if job_id in self._agents and job_id not in self._coming:
-            return job_id not in self.cancelled
-        self._unwanted.add(job_id)
-        return False
+        """Nobody waits for this child any more. -> whether it has to be told; else it has ended, ends by itself, or at its BEGIN."""
+        if job_id in self._coming or job_id in self._asked.get(parent_of(job_id)[0], ()):
+            self._unwanted.add(job_id)
+            return False
+        return job_id in self._agents and job_id not in self.cancelled
 
     def cancel(self, job_id: str) -> Iterator[str]:
         """An open job was told to end. -> those below it that have to be told too, the nearest first."""
@@ -132,6 +144,14 @@ class OpenJobs:
                 if child not in self.cancelled and child not in self._coming:
                     yield child
                 self.cancelled.add(child)
+
+    def _came(self, job_id: str) -> None:
+        """What was asked for is there, or will never be."""
+        parent = parent_of(job_id)[0]
+        if asked := self._asked.get(parent):
+            asked.discard(job_id)
+            if not asked:
+                del self._asked[parent]
 
     def chain(self, job_id: str) -> list[str]:
         """The agents from the first job of the tree down to this one; "…" for jobs that have ended."""

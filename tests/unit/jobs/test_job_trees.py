@@ -216,6 +216,24 @@ def test_what_an_ended_job_has_begun_stands_below_the_job_above_it() -> None:
     assert not any(vars(jobs).values())
 
 
+def test_of_a_child_that_nobody_waits_for_nothing_is_kept_when_it_has_ended_or_does_not_begin() -> None:
+    jobs = OpenJobs()
+    jobs.add("a", "app.x", begun=True)
+    for name in ("a~1", "a~2", "a~3"):
+        jobs.ask(name)
+    jobs.add("a~1", "app.x", begun=True)
+    jobs.remove("a~1")
+    assert not jobs.drop("a~1")  # it ended before its job was told that it is cancelled
+    assert not jobs.drop("a~2")
+    assert not jobs.drop("a~3")
+    jobs.remove("a")
+    jobs.add("a~2", "app.x", begun=False)
+    assert jobs.begins("a~2")
+    jobs.remove("a~2")
+    jobs.not_begun("a~3")
+    assert not any(vars(jobs).values())
+
+
 def test_ids_say_what_has_begun_a_job() -> None:
     assert parent_of(child_id("a~1", 12)) == ("a~1", 12)
     for name in ("a", "a~", "a~x", "a~01", "a~0", "~1~"):
