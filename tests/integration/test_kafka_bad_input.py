@@ -205,8 +205,10 @@ async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_re
 
         return app
 
-    running = asyncio.create_task(build().run())
+    app = build()
+    running = asyncio.create_task(app.run())
     await until(lambda: len(place.read(out)) == 9, patience=WAIT)
+    await app.agent_runtime.trigger_checkpoint()  # the results were there before it
     made_again(place, topic, [b'{"v": %d}' % n for n in range(100, 130)])
     with pytest.raises(SabotError, match="made again while it was read"):
         await bounded(running, WAIT)
