@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.agents.declaring import DeclaresAgents
-from sabot.agents.runtime import AgentRuntime
+from sabot.agents.runtime import AgentProcess, AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.arguments import one_of
 from sabot.api.lifespan import Lifespan
@@ -442,6 +442,15 @@ class App(DeclaresAgents, HasStreams, HasTopics):
     def ends(self) -> list[StreamEnd]:
         """Returns the ends of its streams."""
         return self.agent_runtime.writes
+
+    def agents(self) -> Mapping[str, AgentProcess]:
+        """Returns its agents, by their ids."""
+        return self.agent_runtime.agents
+
+    async def let_go(self) -> None:
+        """The end of a process that has run a part of the app. Returns when what calls have used is written, and all is sent."""
+        await self.agent_runtime.keep_accounts()
+        await self._close_sender()
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""

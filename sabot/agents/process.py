@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from sabot.state import StateBackend
 from sabot.watch import watched
 
 if TYPE_CHECKING:
-    from sabot.operators import AgentOperator
+    from sabot.checkpoint import Coordinator
     from sabot.runtime.agent_job import AgentJob
 
 __all__ = ["AgentProcess", "AgentState"]
@@ -64,6 +64,7 @@ class AgentProcess:
     clock: Clock = SYSTEM_CLOCK
     _job: "AgentJob | None" = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
+    _coordinator: "Coordinator | None" = field(default=None, repr=False)  # of its own job
 
     def __post_init__(self) -> None:
         if self.spec is None:
@@ -98,14 +99,14 @@ class AgentProcess:
             open_source=lambda spec, topic: self.open_source(topic, spec.group_id),
             backend=self.state_backend,
             counters={self.agent_id: self},
-            on_failed=self.on_failed,
+            on_failed=lambda agent_id, failure: self.on_failed(failure),
         )
         try:
             await job.start()
         except BaseException:
             self.is_not_started()
             raise
-        self._own_job = True
+        self._own_job, self._coordinator = True, coordinator
         self.runs_in(job)
 
     def open_source(self, topic: str, group_id: str) -> Source:
@@ -140,6 +141,18 @@ class AgentProcess:
         watched(self.process, what, lambda error: self._loop_ended(job, what, error))
         _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
 
+    def runs_elsewhere(self) -> None:
+        """It runs in another process, which tells of its figures and of its failure."""
+        self.error = self.failure = None
+        self.state = AgentState.RUNNING
+
+    def take_figures(self, figures: Mapping[str, Any]) -> None:
+        """Those that `figures` has given in another process."""
+        self.messages_processed = figures["messages_processed"]
+        self.errors_count = figures["errors"]
+        self.last_message_time = figures["last_message_time"]
+        self.dead_letters = figures["dead_letters"]
+
     def _loop_ended(self, job: "AgentJob", what: str, error: SabotError) -> None:
         """The agent's failure, which stands in `error` and in the log; or one of the engine."""
         if error is not self.error:
@@ -154,7 +167,8 @@ class AgentProcess:
             self.process.cancel()
             await asyncio.wait([self.process])
         if self._job is not None and self._own_job:
-            await self._job.finish()
+            assert self._coordinator is not None
+            await self._job.finish(self._coordinator)
             self.released()
         elif self._job is not None:
             await self._job.stop_agent(self.agent_id)
@@ -202,11 +216,15 @@ class AgentProcess:
         assert self.error is not None
         raise self.error
 
-    def on_failed(self, operator: "AgentOperator") -> None:
-        """The engine stopped this agent at a record."""
-        self.error = operator.failure
-        self.failure = str(operator.failure)
+    def failed_elsewhere(self, failure: AgentFailed) -> None:
+        """It has failed in the process that ran it, whose log says so."""
+        self.error = failure
+        self.failure = str(failure)
         self.state = AgentState.FAILED
+
+    def on_failed(self, failure: AgentFailed) -> None:
+        """The engine stopped this agent at a record."""
+        self.failed_elsewhere(failure)
         self.barrier_queue.put_nowait(None)
-        _log.error("%s", operator.failure)
-        _log.debug("where it was raised", exc_info=operator.failure.__cause__ if operator.failure else None)
+        _log.error("%s", failure)
+        _log.debug("where it was raised", exc_info=failure.__cause__)

@@ -103,16 +103,16 @@ class AgentRuntime:
         try:
             await self.job.stop(drain=drain)
         finally:
-            await self._keep_accounts()
+            await self.keep_accounts()
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped (`Job.run`)."""
         try:
             await self.job.run(listening)
         finally:
-            await self._keep_accounts()
+            await self.keep_accounts()
 
-    async def _keep_accounts(self) -> None:
+    async def keep_accounts(self) -> None:
         """Returns when what calls have used is written, those of agents without jobs too."""
         for gate in self.app.gates:
             try:

@@ -49,12 +49,13 @@ _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 class TaskSnapshot:
     """The state of a task at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones: cuts, or what the
-    `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the barrier.
+    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, or paths of files with them; `states` large ones:
+    cuts, or what the `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part
+    before the barrier.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes | Path] = field(default_factory=dict)
     states: Mapping[str, Cut | Snapshot] = field(default_factory=dict)
     sealed: Mapping[str, int] = field(default_factory=dict)
 
@@ -431,14 +432,18 @@ class Coordinator:
         with storage.explained():
             directory = await aside(storage.begin, flight.checkpoint_id)
             blobs: dict[Path, bytes] = {}
+            links = {directory / path: file for path, file in parts.items()}
             for name, snapshot in flight.snapshots().items():
                 stored = manifest.tasks[name]
                 for state, path in stored.states.items():
                     make_folder((directory / path).parent)
                     with step("state write", path):
                         await save_state(snapshot.states[state], directory / path)
-                blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
-            links = {directory / path: file for path, file in parts.items()}
+                for file, path in stored.files.items():
+                    if isinstance(blob := snapshot.files[file], bytes):
+                        blobs[directory / path] = blob
+                    else:
+                        links[directory / path] = blob
             manifest, self._oldest = await aside(_finish, storage, manifest, blobs, links)
             return manifest
 

@@ -19,7 +19,7 @@ from sabot.journal.entries import (
     kind_of,
 )
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryJournal, MemoryReader
-from sabot.journal.opening import open_inbox, open_journal, open_reader
+from sabot.journal.opening import is_at_server, open_inbox, open_journal, open_reader
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
@@ -62,6 +62,7 @@ __all__ = [
     "digest",
     "effect_class",
     "in_doubt",
+    "is_at_server",
     "kind_of",
     "open_inbox",
     "open_journal",

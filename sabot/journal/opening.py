@@ -13,7 +13,7 @@ from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReade
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 from sabot.redaction import keep_url, redacted_url
 
-__all__ = ["open_inbox", "open_journal", "open_reader"]
+__all__ = ["is_at_server", "open_inbox", "open_journal", "open_reader"]
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
@@ -71,6 +71,11 @@ def open_journal(
         case "postgresql":
             return PostgresJournal(str(address), app or None, clock=clock)
     return SqliteJournal(address, clock=clock, anew=anew)
+
+
+def is_at_server(address: Path | str) -> bool:
+    """Whether the journal of this address is kept by a server. Raises UserError for an address of no home."""
+    return _scheme(address) != ""
 
 
 def _scheme(address: Path | str) -> str:

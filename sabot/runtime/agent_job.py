@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
@@ -22,17 +22,9 @@ from sabot.journal import Journal
 from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port, agent_operator
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
-from sabot.operators.sink import SinkWriter
-from sabot.plan import (
-    agreed_deliveries,
-    agreed_formats,
-    agreed_nans,
-    arranged,
-    dead_letter_topics,
-    fed_by_streams,
-    inputs_of,
-    place_of_sink,
-)
+from sabot.plan import inputs_of, place_of_sink
+from sabot.runtime.agent_groups import TASK
+from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.feeding import AgentSource
@@ -41,58 +33,21 @@ from sabot.runtime.jobs import DurableJobs, stored_journal
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
+from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
-from sabot.state import HeldWrites, StateBackend
+from sabot.state import HeldWrites, StateBackend, load_snapshot
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["AgentJob", "RunnableAgent"]
+__all__ = ["AgentJob", "restore_state"]
 
 _log = logging.getLogger(__name__)
 
-TASK = "agents"
 _AGENT_TASK = "the task that hands records to agents"
 _BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
 _GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
-
-
-class RunnableAgent(Counters, Protocol):
-    """An agent as its run sees it: its counters, and the changes of its status. All on the event loop."""
-
-    agent_id: str
-    spec: AgentSpec | None
-    error: AgentFailed | None
-    process: asyncio.Task[None] | None  # the processing loop, which ends when the agent fails
-    state_backend: StateBackend | None
-
-    def starts(self, broker: str, kafka: dict[str, Any]) -> None:
-        """A run begins."""
-
-    def runs_in(self, job: "AgentJob") -> None:
-        """The agent has started, in this job."""
-
-    def stops(self) -> None:
-        """The agent is being stopped."""
-
-    def is_not_started(self) -> None:
-        """The start has failed."""
-
-    def halted(self, failure: SabotError) -> None:
-        """The run is broken and cannot go on, whatever this agent does."""
-
-    def released(self) -> None:
-        """The run is over."""
-
-    def on_failed(self, operator: AgentOperator) -> None:
-        """The agent has failed at a record."""
-
-    def open_source(self, topic: str, group_id: str) -> Source:
-        """Opens the source of one of its topics."""
-
-    def figures(self) -> dict[str, Any]:
-        """Returns the figures that `App.statistics` describes."""
 
 
 class AgentJob:
@@ -103,17 +58,18 @@ class AgentJob:
         specs: Sequence[AgentSpec],
         settings: Settings,
         *,
-        coordinator: Coordinator,
+        coordinator: AgentCoordinator,
         open_source: Callable[[AgentSpec, str], Source],
         backend: StateBackend | None,
         counters: Mapping[str, Counters],
-        on_failed: Callable[[AgentOperator], None],
+        on_failed: Callable[[str, AgentFailed], None],
         ends: Sequence[StreamEnd] = (),
         journal: Journal | None = None,
         mail: LocalBackend | None = None,
     ) -> None:
         """open_source: opens a topic of an agent. ends: of the app's streams. journal, mail: of durable agents; who opened it closes it."""
-        self.specs = arranged(specs, ends)
+        self.sinks = AgentSinks(specs, ends, settings)
+        self.specs = self.sinks.specs
         self.settings = settings
         self.coordinator = coordinator
         self.was_complete = False
@@ -122,7 +78,7 @@ class AgentJob:
         self._counters = counters
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
-        self._fed = fed_by_streams(ends)
+        self._fed = self.sinks.fed
         self.streams: StreamJob | None = None  # it is open before the agents are
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or by the id of a Sink
         self._running: asyncio.Task[None] | None = None
@@ -136,9 +92,6 @@ class AgentJob:
             clock=settings.clock,
             hung_after_s=settings.hung_after_s,
         )
-        self.wanted = agreed_deliveries(self.specs, self._fed)
-        self.nans = agreed_nans(self.specs)
-        self.formats = agreed_formats(self.specs)
 
     async def start(self, restored: Manifest | None = None) -> None:
         """`open`, then `run`."""
@@ -389,13 +342,9 @@ class AgentJob:
         if isinstance(spec.dead_letter, Sink):
             port = self._sink(spec.dead_letter)
             return lambda topic: port
-        ports = {topic: self._sink(name) for topic, name in self._dead_letter_topics(spec).items()}
+        ports = {topic: self._sink(name) for topic, name in self.sinks.dead_letter_topics(spec).items()}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent used to read
         return lambda topic: ports.get(topic, other)
-
-    def _dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
-        """Returns the dead-letter topics, by input."""
-        return dead_letter_topics(spec, self.specs, self._fed)
 
     def _sink(self, sink: str | Sink) -> SinkPort:
         """Returns the port into the sink, which all agents share."""
@@ -407,13 +356,7 @@ class AgentJob:
         if isinstance(sink, Sink) and id(sink) in shared:
             port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
-            opened = self.settings.open_sink(sink, self.formats.get(place)) if isinstance(sink, str) else sink
-            opened = self.settings.staged("agents", opened, self.wanted[place])
-            if self._afresh:
-                opened.start_afresh()
-            clock = self._clock
-            writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self.nans.get(place))
-            port = own = AgentSink(writer, self._loop, clock)
+            port = own = AgentSink(self.sinks.writer(sink, afresh=self._afresh), self._loop, self._clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port
         self.task.add_sink(port)
@@ -430,8 +373,9 @@ class AgentJob:
             sink.start()
 
     def _failed(self, operator: AgentOperator) -> None:
+        assert operator.failure is not None
         self.task.agent_failed(operator)
-        self._on_failed(operator)
+        self._on_failed(operator.spec.agent_id, operator.failure)
 
     def _commit(self, manifest: Manifest) -> None:
         self.task.commit(manifest.tasks[TASK].meta)
@@ -520,11 +464,11 @@ class AgentJob:
         """No job begins or goes on after this; effects that run have some time to end."""
         return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
 
-    async def finish(self) -> None:
+    async def finish(self, coordinator: Coordinator) -> None:
         """Stops a job that runs outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
         await self.stop(drain=False)
         try:
-            await self.coordinator.wait(self.coordinator.trigger())
+            await coordinator.wait(coordinator.trigger())
         except CheckpointFailed as error:
             _log.error("agents %s: %s; their offsets are not committed", ", ".join(self.task.operators), error)
         await self.close()
@@ -543,6 +487,14 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
+
+
+async def restore_state(backend: StateBackend | None, restored: Manifest | None) -> None:
+    """Restores what agents keep, before they are opened."""
+    stored = None if restored is None else restored.tasks.get(TASK)
+    if restored is not None and stored is not None and backend is not None and "state" in stored.states:
+        with taking_over("agents' state", restored.path):
+            await backend.restore(load_snapshot(restored.state_directory(TASK, "state")))
 
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:

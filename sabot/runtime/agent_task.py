@@ -18,7 +18,7 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Gate
-from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
@@ -29,6 +29,7 @@ from sabot.runtime.feeding import AgentSource
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed
+from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import finished_up_to, from_ipc, keep_unfinished, lowest_offsets, positions_of
 from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
@@ -47,7 +48,7 @@ class AgentTask:
         self,
         name: str,
         *,
-        coordinator: Coordinator,
+        coordinator: AgentCoordinator,
         backend: StateBackend | None,
         clock: Clock,
         hung_after_s: float,

@@ -34,11 +34,11 @@ from sabot.journal import Journal
 from sabot.kafka import open_source
 from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
-from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.blocking import Watch
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import LASTING, Run, Undelivered
+from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.threads import Handle, tell, threads, to_the_end

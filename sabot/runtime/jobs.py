@@ -29,7 +29,15 @@ from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
 from sabot.threads import aside, to_the_end
 
-__all__ = ["DurableJobs", "JournalSettings", "check_journal", "journal_place", "open_app_journal", "stored_journal"]
+__all__ = [
+    "DurableJobs",
+    "JournalSettings",
+    "begin_anew",
+    "check_journal",
+    "journal_place",
+    "open_app_journal",
+    "stored_journal",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +111,12 @@ def open_app_journal(
         raise
     assert isinstance(mail, LocalBackend)
     return journal, mail
+
+
+def begin_anew(journal: Journal, mail: LocalBackend) -> None:
+    """Closes what `open_app_journal` has opened for a fresh start of agents that run in another process. Blocks."""
+    mail.shut()
+    journal.close()
 
 
 def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:

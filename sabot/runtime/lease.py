@@ -9,8 +9,8 @@ from sabot.config import parse_broker
 from sabot.errors import SabotError
 from sabot.journal.life import is_over, life_of_this_process
 from sabot.plan import walk
-from sabot.runtime.agent_job import RunnableAgent
 from sabot.runtime.inference import StoppedEarly
+from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings
 from sabot.threads import aside, tell, to_the_end
 

@@ -15,25 +15,24 @@ from typing import Any
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
-from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
-from sabot.faults import taking_over
+from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, SabotError, TransientError, UserError
 from sabot.journal import Journal
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
-from sabot.operators import AgentOperator
-from sabot.runtime.agent_job import TASK as AGENTS
-from sabot.runtime.agent_job import AgentJob, RunnableAgent
+from sabot.runtime.agent_groups import TASK as AGENTS
+from sabot.runtime.agent_job import AgentJob, restore_state
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
-from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.runtime.jobs import begin_anew, check_journal, stored_journal
 from sabot.runtime.lease import take_lease
 from sabot.runtime.origin import Origin
 from sabot.runtime.restore import check_app
+from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
 from sabot.runtime.stream_job import StreamJob
-from sabot.runtime.streams import Streams
+from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.task import StreamTask
-from sabot.state import StateBackend, load_snapshot
+from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, all_over, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
@@ -106,6 +105,9 @@ class Run:
         self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
         self._agents: AgentJob | None = None
         self._streams: Streams | None = None
+        self._spread: SpreadStreams | None = (
+            None  # the same, where they are in other processes, and the agents with them
+        )
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
         """The tasks of streams; by agent, the records that wait. From any thread."""
@@ -140,7 +142,7 @@ class Run:
         self._delivery = coordinator.delivery = self._new_delivery(manifest, incarnation)
         coordinator.on_lost = coordinator.on_broken = self.break_
         if manifest is not None:
-            await self._restore_state(manifest)
+            await restore_state(self._backend, manifest)
             self.restored_from = manifest.checkpoint_id
         if not await app.lifespan.open(self._stop_asked):
             raise StoppedEarly(f"app {app.id}: stopped before its start was complete")
@@ -161,29 +163,31 @@ class Run:
         """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
         self._fresh = self.app.fresh
         self._origin.check_place()
-        if any(agent.spec is not None and agent.spec.durable for agent in self.agents.values()):
+        elsewhere = self.app.workers is not None
+        if self._durable and not elsewhere:
             self.journal, self._mail = self.app.open_journal()  # before --fresh removes the checkpoints
+        elif self._durable and self._fresh:
+            begin_anew(*self.app.open_journal())  # its owner is the worker that runs the agents
         self._storage = self.app.open_storage()
         self._origin.opened(self._storage)
-        self._backend, self._owns_backend = self.app.open_state()
+        if not elsewhere:
+            self._backend, self._owns_backend = self.app.open_state()
+
+    @property
+    def _durable(self) -> bool:
+        return any(agent.spec is not None and agent.spec.durable for agent in self.agents.values())
 
     def _check_journal(self, manifest: Manifest | None) -> None:
         """Blocking. Where durable agents have gone from the program, the journal says whether their jobs have."""
         facts = stored_journal(manifest, AGENTS)
-        if self.journal is None and facts is not None:
+        checked_elsewhere = self._durable and self.app.workers is not None
+        if self.journal is None and facts is not None and not checked_elsewhere:
             self.journal, self._mail = self.app.open_journal()
         if self.journal is not None:
             check_journal(self.journal, facts)
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
-
-    async def _restore_state(self, manifest: Manifest) -> None:
-        """Restores the state of the agents."""
-        stored = manifest.tasks.get("agents")
-        if stored is not None and self._backend is not None and "state" in stored.states:
-            with taking_over("agents' state", manifest.path):
-                await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
 
     def _settings(self, delivery: StagedSinks) -> Settings:
         return settings_of(
@@ -197,12 +201,14 @@ class Run:
 
     async def _open_jobs(self, manifest: Manifest | None, settings: Settings) -> None:
         """Opens the streams and the agents."""
-        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.app.workers is not None:
             assert self._delivery is not None
-            self._streams = self.app.workers(self._writes, settings, self._coordinator, self._delivery, specs)
-            await self._streams.open(manifest)
+            spread = self.app.workers(self._writes, settings, self._coordinator, self._delivery, self.agents)
+            spread.agents.on_failed = self._agent_failed
+            self._streams = self._spread = spread
+            await spread.open(manifest)
             return
+        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.agents:
             self._agents = AgentJob(
                 specs,
@@ -219,7 +225,7 @@ class Run:
         for agent in self.agents.values():
             agent.state_backend = self._backend
         if self._writes:
-            wanted = {} if self._agents is None else self._agents.wanted
+            wanted = {} if self._agents is None else self._agents.sinks.wanted
             streams = self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
             if self._agents is not None:
                 self._agents.streams = streams
@@ -236,8 +242,8 @@ class Run:
         if agents is not None:
             agents.task.on_broken = self._agents_broke
             agents.run()
-            for agent in self.agents.values():
-                agent.runs_in(agents)
+        for agent in self.agents.values():
+            agent.runs_elsewhere() if agents is None else agent.runs_in(agents)
         self._metrics.follow(self._task_samples)
         assert self._delivery is not None
         self._hold(self._delivery.full)
@@ -276,7 +282,8 @@ class Run:
         self._loop.call_later(_AGAIN_SECONDS if failed else 0.0, self._beat_if_needed)
 
     def _beat_if_needed(self) -> None:
-        agents = self._agents is not None and self._agents.needs_checkpoint
+        runs = self._agents if self._spread is None else self._spread.agents
+        agents = runs is not None and runs.needs_checkpoint
         if self.running and (agents or (self._delivery is not None and self._delivery.needs_checkpoint)):
             self._coordinator.beat()
 
@@ -294,17 +301,18 @@ class Run:
         if failure is not None and self._agents is not None:
             self._agents.task.streams_failed()
 
-    def _agent_failed(self, operator: AgentOperator) -> None:
-        self.agents[operator.spec.agent_id].on_failed(operator)
-        self._heed(operator.failure)
+    def _agent_failed(self, agent_id: str, failure: AgentFailed) -> None:
+        agent = self.agents[agent_id]
+        agent.on_failed(failure) if self._spread is None else agent.failed_elsewhere(failure)
+        self._heed(failure)
         if self._streams is not None and self._streams.linked:  # the streams cannot go on without the agent
             self._agents_broken.set()
             if not self._awaited and self.stalled_by is None:
-                self.stalled_by = operator.failure
+                self.stalled_by = failure
                 _log.error(
                     "app %s: its streams stand still without agent %s; stop() takes a last checkpoint",
                     self.app.id,
-                    operator.spec.agent_id,
+                    agent_id,
                 )
 
     def _agents_broke(self) -> None:
@@ -507,6 +515,7 @@ class Run:
         return {
             "state": {} if self._backend is None else self._backend.statistics(),
             **({} if self._agents is None else self._agents.task.statistics()),
+            **({} if self._spread is None else self._spread.agents.statistics()),
             **self._last_figures(),
         }
 

@@ -1,12 +1,11 @@
 """The settings of an app, and those of one run, which its parts share and which do not change."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator
@@ -20,8 +19,9 @@ from sabot.jobs.gate import EffectGate
 from sabot.jobs.log import Listener
 from sabot.journal import Journal
 from sabot.kafka import open_sink, open_source
+from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.spread import Spread, WholeJob
-from sabot.runtime.streams import Streams, TaskCoordinator
+from sabot.runtime.streams import SpreadStreams, TaskCoordinator
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
 
@@ -59,7 +59,7 @@ class AppSettings(Protocol):
     from_: str | None
     fresh: bool
     workers: "StreamsMaker | None"
-    """What runs the streams in processes of their own; None: they run in this one."""
+    """What runs streams and agents in processes of their own; None: they run in this one."""
 
     @property
     def gates(self) -> Sequence[EffectGate]:
@@ -135,8 +135,10 @@ class Settings:
         return up_to(source, node.until)
 
 
-StreamsMaker = Callable[[Sequence[StreamEnd], Settings, Coordinator, StagedSinks, Sequence[AgentSpec]], Streams]
-"""(ends of streams, settings, coordinator, exactly-once output, agents of the app) -> the streams, not open yet."""
+StreamsMaker = Callable[
+    [Sequence[StreamEnd], Settings, Coordinator, StagedSinks, Mapping[str, RunnableAgent]], SpreadStreams
+]
+"""(ends of streams, settings, coordinator, exactly-once output, agents of the app) -> streams and agents, not open yet."""
 
 
 def settings_of(

@@ -100,8 +100,9 @@ class StreamJob:
         for task in self.tasks:
             task.on_over = self._task_over
             task.start()
-        names = ", ".join(sorted({reading.node.name for reading, _, _ in self.build.inputs}))
-        _log.info("streams run in %d tasks, reading %s", len(self.tasks), names)
+        if self.tasks:
+            names = ", ".join(sorted({reading.node.name for reading, _, _ in self.build.inputs}))
+            _log.info("streams run in %d tasks, reading %s", len(self.tasks), names)
 
     async def _give_up(self, building: asyncio.Future[None]) -> None:
         await asyncio.wait([building])

@@ -4,14 +4,23 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from sabot.checkpoint import Manifest, TaskSnapshot
+from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
+from sabot.errors import AgentFailed
 from sabot.metrics import Sample
 from sabot.runtime.restore import stored_streams
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle
 
-__all__ = ["Streams", "TaskCoordinator", "had_ended", "keep_finals"]
+__all__ = [
+    "AgentCoordinator",
+    "AgentsElsewhere",
+    "SpreadStreams",
+    "Streams",
+    "TaskCoordinator",
+    "had_ended",
+    "keep_finals",
+]
 
 
 class TaskCoordinator(Protocol):
@@ -39,6 +48,19 @@ class TaskCoordinator(Protocol):
 
     def abandon(self, task: str) -> None:
         """See `Coordinator.abandon`."""
+
+
+class AgentCoordinator(TaskCoordinator, Protocol):
+    """The same for the task of agents, which looks at the checkpoints that are left."""
+
+    storage: CheckpointStorage | None
+    on_retained: list[Callable[[int], None]]
+
+    def begin_after(self, checkpoint_id: int) -> None:
+        """See `Coordinator.begin_after`."""
+
+    def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
+        """See `Coordinator.decline`."""
 
 
 class Streams(Protocol):
@@ -81,6 +103,25 @@ class Streams(Protocol):
     def statistics(self) -> dict[str, Any]: ...
 
     def samples(self) -> Iterator[Sample]: ...
+
+
+class AgentsElsewhere(Protocol):
+    """The agents of a run, in processes of their own."""
+
+    on_failed: Callable[[str, AgentFailed], None]
+    """Is called with the id of an agent that has failed at a record."""
+    needs_checkpoint: bool
+    """See `AgentJob.needs_checkpoint`."""
+
+    def statistics(self) -> dict[str, Any]:
+        """See `AgentTask.statistics`; and `state`, of the backend. From any thread."""
+
+
+class SpreadStreams(Streams, Protocol):
+    """The streams of a run in processes of their own, and its agents."""
+
+    @property
+    def agents(self) -> AgentsElsewhere: ...
 
 
 def had_ended(restored: Manifest) -> bool:

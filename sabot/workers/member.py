@@ -15,7 +15,7 @@ from sabot.errors import SabotError, TransientError
 from sabot.exits import EXITS
 from sabot.watch import unexpected
 from sabot.workers.connection import ControlConnection
-from sabot.workers.messages import Beat, Closed, ControlMessage, Hello, Opened
+from sabot.workers.messages import Beat, Closed, ControlMessage, Hello, Opened, Stopped
 from sabot.workers.process import SOCKET, name_of
 
 __all__ = ["Member"]
@@ -36,6 +36,7 @@ class Member:
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[Hello] = loop.create_future()
         self.opened: asyncio.Future[None] = loop.create_future()
+        self.stopped: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[list[str]] = loop.create_future()  # calls that it has left behind
         self.beat = Beat()
         self.heard_s = SYSTEM_CLOCK.monotonic()  # when it said something
@@ -93,7 +94,7 @@ class Member:
         self._is_gone(TransientError(f"{self.text} has closed its connection, and still runs"))
 
     def _note(self, message: ControlMessage) -> None:
-        for kind, told in ((Hello, self.hello), (Opened, self.opened)):
+        for kind, told in ((Hello, self.hello), (Opened, self.opened), (Stopped, self.stopped)):
             if isinstance(message, kind) and not told.done():
                 told.set_result(message if isinstance(message, Hello) else None)  # type: ignore[arg-type]
         if isinstance(message, Beat):

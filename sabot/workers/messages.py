@@ -11,6 +11,7 @@ from sabot.metrics import Sample
 
 __all__ = [
     "AbortBarriers",
+    "AgentHasFailed",
     "Beat",
     "Close",
     "Closed",
@@ -23,9 +24,11 @@ __all__ = [
     "HoldReaders",
     "Opened",
     "PartSealed",
+    "Retained",
     "RunTasks",
     "Start",
     "Stop",
+    "Stopped",
     "TaskCut",
     "TaskEnded",
     "TasksOver",
@@ -59,6 +62,7 @@ class Start(ControlMessage, frozen=True):
     placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
     Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
     program names. folder: for saved state; None: the job keeps no checkpoints. tracks: the folder of the parts of each exactly-once sink.
+    over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again.
     """
 
     epoch: str
@@ -71,6 +75,8 @@ class Start(ControlMessage, frozen=True):
     folder: str | None
     tracks: dict[str, str]
     drop: list[str]
+    over: bool = False
+    reprocess: list[str] = []
 
 
 class RunTasks(ControlMessage, frozen=True):
@@ -92,10 +98,19 @@ class AbortBarriers(ControlMessage, frozen=True):
 
 
 class Complete(ControlMessage, frozen=True):
-    """This checkpoint is complete. inputs: what it says of the input of each reader of this worker."""
+    """This checkpoint is complete. inputs: what it says of the input of each reader of this worker; where agents are, of all readers.
+    agents: what it says of each task of agents that is here.
+    """
 
     checkpoint_id: int
     inputs: dict[str, dict[str, Any]]
+    agents: dict[str, dict[str, Any]] = {}
+
+
+class Retained(ControlMessage, frozen=True):
+    """Checkpoints before this one are gone."""
+
+    oldest_id: int
 
 
 class Hold(ControlMessage, frozen=True):
@@ -129,13 +144,16 @@ class Opened(ControlMessage, frozen=True):
 
 
 class TaskCut(ControlMessage, frozen=True):
-    """A task has passed its barrier on. states: the folders in which its state is saved, by name. As TaskSnapshot otherwise."""
+    """A task has passed its barrier on. states: the folders in which its state is saved, by name. files: the paths of its small files,
+    by name, which have a folder to themselves. As TaskSnapshot otherwise.
+    """
 
     checkpoint_id: int
     task: str
     meta: dict[str, Any]
     states: dict[str, str]
     sealed: dict[str, int]
+    files: dict[str, str] = {}
 
 
 class Declined(ControlMessage, frozen=True):
@@ -153,6 +171,7 @@ class TaskEnded(ControlMessage, frozen=True):
     meta: dict[str, Any]
     states: dict[str, str]
     sealed: dict[str, int]
+    files: dict[str, str] = {}
 
 
 class PartSealed(ControlMessage, frozen=True):
@@ -175,6 +194,10 @@ class TasksOver(ControlMessage, frozen=True):
     """All its tasks have ended."""
 
 
+class Stopped(ControlMessage, frozen=True):
+    """As `Stop` has asked: nothing is read any more, and calls of agents have ended, or were cancelled."""
+
+
 class WorkerFailed(ControlMessage, frozen=True):
     """An error has ended what the worker does. kind: the class of the error. passing: it came of something outside. edge: it is one of the
     exchange, which may only be what others see of a worker that has died. exits: the user's code asked for the end of the process.
@@ -189,13 +212,23 @@ class WorkerFailed(ControlMessage, frozen=True):
     code: int | str | None = None
 
 
+class AgentHasFailed(ControlMessage, frozen=True):
+    """An agent has ended at a record. The others go on."""
+
+    agent: str
+    error: WorkerFailed
+
+
 class Beat(ControlMessage, frozen=True):
-    """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint."""
+    """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint.
+    agents: of each task of agents that is here, as `WorkerAgents.statistics`.
+    """
 
     progress: tuple[float, float] | None = None
     figures: dict[str, Any] = {}
     samples: list[tuple[str, float | list[float], str, str, str]] = []
     hints: dict[str, str] = {}
+    agents: dict[str, dict[str, Any]] = {}
 
     def read(self) -> list[Sample]:
         """Its samples."""

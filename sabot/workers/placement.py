@@ -1,38 +1,69 @@
 """Which worker runs which task: a function of the plan and of the number of workers alone, so that every start comes to the same."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 
 from sabot.codecs.json import schema_text
 from sabot.plan import Plan, Stage
+from sabot.runtime.agent_groups import AgentGroup
 
 __all__ = ["fingerprint", "place"]
 
 
-def place(stages: Sequence[Stage], workers: int) -> dict[str, int]:
+def place(
+    stages: Sequence[Stage], workers: int, groups: Sequence[AgentGroup] = (), sinks: Collection[int] = ()
+) -> dict[str, int]:
     """The number of the worker of each task, from 0.
 
     Subtasks of a stage are dealt out in turn: equal numbers of several stages come to one worker, and an edge between them stays in the
     process. A stage of one task, as a sink, goes to the worker that has the fewest.
+    The agents that share a task are on the last worker, and with them every stage that rows of theirs reach, or come from; so a Sink that
+    both write (sinks: their ids) has one writer.
     """
+    last = workers - 1
+    with_agents = _with_agents(stages, sinks)
     placed = {
-        f"{stage.id}/{number}": number % workers
+        f"{stage.id}/{number}": last if stage.id in with_agents else number % workers
         for stage in stages
-        if stage.parallelism > 1
+        if stage.parallelism > 1 or stage.id in with_agents
         for number in range(stage.parallelism)
     }
     load = Counter(placed.values())
     for stage in stages:
-        if stage.parallelism == 1:
+        if f"{stage.id}/0" not in placed:
             least = min(range(workers), key=lambda worker: (load[worker], worker))
             load[least] += 1
             placed[f"{stage.id}/0"] = least
     return {
-        f"{stage.id}/{number}": placed[f"{stage.id}/{number}"]
-        for stage in stages
-        for number in range(stage.parallelism)
+        **{
+            f"{stage.id}/{number}": placed[f"{stage.id}/{number}"]
+            for stage in stages
+            for number in range(stage.parallelism)
+        },
+        **{group.task: last for group in groups},
     }
+
+
+def _with_agents(stages: Sequence[Stage], sinks: Collection[int]) -> set[str]:
+    """The ids of the stages of agents, and of those to which edges lead from one to the other, in whatever direction."""
+    beside: defaultdict[str, set[str]] = defaultdict(set)
+    for stage in stages:
+        letters = [] if stage.dead_letters is None else [stage.dead_letters]
+        for edge in [*stage.edges(), *letters]:
+            beside[stage.id].add(edge.target.id)
+            beside[edge.target.id].add(stage.id)
+    to_follow = [
+        stage.id
+        for stage in stages
+        if stage.agent is not None or (stage.sink is not None and id(stage.sink[0]) in sinks)
+    ]
+    found = set(to_follow)
+    while to_follow:
+        news = beside[to_follow.pop()] - found
+        found |= news
+        to_follow += news
+    return found
 
 
 def fingerprint(app: str, plan: Plan) -> str:

@@ -20,16 +20,19 @@ from typing import Any, Protocol
 import msgspec
 import pyarrow as pa
 
-from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exchange import Exchange
 from sabot.exits import EXITS
+from sabot.runtime.agent_groups import agent_groups
+from sabot.runtime.agent_job import AgentJob
+from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.blocking import Watch
-from sabot.runtime.settings import AppSettings, settings_of
+from sabot.runtime.settings import settings_of
 from sabot.runtime.stream_job import StreamJob
 from sabot.threads import aside, tell
 from sabot.watch import unexpected
+from sabot.workers.agents import AppWithAgents, WorkerAgents
 from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import (
     AbortBarriers,
@@ -43,9 +46,11 @@ from sabot.workers.messages import (
     Hold,
     HoldReaders,
     Opened,
+    Retained,
     RunTasks,
     Start,
     Stop,
+    Stopped,
     TasksOver,
     Trigger,
     Welcome,
@@ -64,7 +69,7 @@ BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-class WorkerApp(AppSettings, Protocol):
+class WorkerApp(AppWithAgents, Protocol):
     """What a worker asks of the program's app."""
 
     @property
@@ -74,8 +79,8 @@ class WorkerApp(AppSettings, Protocol):
     def checkpoints(self) -> CheckpointStorage | None:
         """The checkpoints of the job, not locked; None: it keeps none."""
 
-    def ends(self) -> list[StreamEnd]:
-        """The ends of its streams."""
+    async def let_go(self) -> None:
+        """The end of a process that has run a part of the app."""
 
 
 def versions() -> dict[str, str]:
@@ -142,9 +147,24 @@ class _OpenShare:
     """What a worker has open."""
 
     job: StreamJob
+    agents: list[WorkerAgents]
     share: WorkerShare
     checkpoints: RemoteCheckpoints
     tracks: RemoteTracks
+
+    @property
+    def jobs(self) -> list[StreamJob | AgentJob]:
+        """All that runs here."""
+        return [self.job, *(each.job for each in self.agents)]
+
+    def run(self) -> list[asyncio.Future[None]]:
+        """Lets all run, and returns what ends when it is over."""
+        self.share.connect()
+        self.job.run()
+        self.job.awaited = True
+        for each in self.agents:
+            each.run()
+        return [*([self.job.running] if self.job.tasks else []), *(each.job.running for each in self.agents)]
 
 
 class _Worker:
@@ -157,6 +177,8 @@ class _Worker:
         self._loop = asyncio.get_running_loop()
         self._open: _OpenShare | None = None
         self._stop_asked = asyncio.Event()
+        self._running: list[asyncio.Future[None]] = []
+        self._stopping: asyncio.Task[None] | None = None
         app.configure(**welcome.settings)
         self._exchange = Exchange(welcome.token)
         self._exchange.on_failed = self._edge_failed
@@ -189,26 +211,27 @@ class _Worker:
         job = opened.job
         if isinstance(message, RunTasks):
             opened.tracks.begin(message.given)
-            opened.share.connect()
-            job.run()
-            job.awaited = True
-            job.running.add_done_callback(self._over)
+            self._running = opened.run()
+            for each in self._running:
+                each.add_done_callback(self._over)
         elif isinstance(message, Trigger):
             opened.checkpoints.trigger(message.checkpoint_id)
         elif isinstance(message, AbortBarriers):
             opened.checkpoints.abort(message.checkpoint_id)
         elif isinstance(message, Complete):
             opened.checkpoints.complete(message)
+        elif isinstance(message, Retained):
+            opened.checkpoints.retained(message.oldest_id)
         elif isinstance(message, Hold):
-            job.hold(message.held)
+            for running in opened.jobs:
+                running.hold(message.held)
         elif isinstance(message, HoldReaders):
             for reader in job.build.readers_before(message.stage):
                 (reader.wait_for if message.held else reader.go_on)(message.name)
         elif isinstance(message, HasFirst):
             job.build.has_first(message.stage, message.task)
         elif isinstance(message, Stop):
-            for _, _, source in job.build.inputs:
-                source.end() if message.drain else source.pause()
+            self._stopping = asyncio.create_task(self._stop(opened, drain=message.drain), name="stop")
         else:
             raise InternalError(f"a worker cannot do {type(message).__name__}")
 
@@ -222,8 +245,10 @@ class _Worker:
     async def _opened(self, start: Start) -> _OpenShare:
         app, folder = self._app, None if start.folder is None else Path(start.folder, str(self._worker))
         share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
-        checkpoints = RemoteCheckpoints(self._tell, folder)
+        checkpoints = RemoteCheckpoints(self._tell, folder, None if folder is None else app.checkpoints())
         tracks = RemoteTracks(start.tracks, kept=folder is not None, send=self._tell)
+        app.reprocess.clear()
+        app.reprocess.update(start.reprocess)
         settings = settings_of(
             app,
             coordinator=checkpoints,
@@ -237,18 +262,36 @@ class _Worker:
         restored = None
         if start.checkpoint is not None:
             restored = await aside(_read, app, start.checkpoint, start.place)
-        job = StreamJob(app.ends(), settings)
-        await job.open(restored)
-        return _OpenShare(job, share, checkpoints, tracks)
+        specs = [agent.spec for agent in app.agents().values() if agent.spec is not None]
+        ends = [] if start.over else app.ends()
+        wanted = AgentSinks(specs, ends, settings).wanted
+        job = StreamJob(ends, settings, agents=specs, wanted=wanted)
+        await job.open(restored if ends else None)
+        agents = [WorkerAgents(app, self._connection.send) for each in agent_groups(specs) if share.is_here(each.task)]
+        for each in agents:
+            await each.open(settings, checkpoints, job, restored)
+        return _OpenShare(job, agents, share, checkpoints, tracks)
+
+    async def _stop(self, opened: _OpenShare, *, drain: bool) -> None:
+        try:
+            await asyncio.gather(*(each.stop(drain=drain) for each in opened.jobs))
+        except (Exception, *EXITS) as error:
+            self._connection.send(failed(unexpected("the stop of the worker", error)))
+            return
+        self._connection.send(self._figures())
+        self._connection.send(Stopped())
 
     async def _close(self) -> None:
         opened, left_behind = self._open, []
         if opened is not None:
             await opened.job.close()
+            for each in opened.agents:
+                await each.close()
             await aside(opened.checkpoints.close)
-            left_behind = opened.job.left_behind
+            left_behind = [call for each in opened.jobs for call in each.left_behind]
         await aside(self._exchange.close)
         await self._app.lifespan.close()
+        await self._app.let_go()
         self._connection.send(Closed(left_behind))
         if left_behind:  # the event loop cannot be closed as long as they run
             await self._connection.close()
@@ -265,7 +308,7 @@ class _Worker:
         error = None if running.cancelled() else running.exception()
         if error is not None:
             self._connection.send(failed(error))
-        elif not running.cancelled():
+        elif all(each.done() and not each.cancelled() for each in self._running):
             self._connection.send(TasksOver())
 
     def _edge_failed(self, edge: str, error: BaseException) -> None:
@@ -286,7 +329,10 @@ class _Worker:
             watch.close()
 
     def _busy(self) -> Any:
-        return ([] if self._open is None else self._open.job.tasks), {}
+        if self._open is None:
+            return [], {}
+        waiting = {agent_id: rows for each in self._open.agents for agent_id, rows in each.waiting().items()}
+        return self._open.job.tasks, waiting
 
     def _figures(self) -> Beat:
         opened = self._open
@@ -301,9 +347,10 @@ class _Worker:
                 each.topic,
                 each.partition,
             )
-            for each in opened.job.samples()
+            for each in [*opened.job.samples(), *(sample for agents in opened.agents for sample in agents.samples())]
         ]
-        return Beat(opened.job.progress(), figures, samples, opened.checkpoints.hints())
+        agents = {each.job.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
+        return Beat(opened.job.progress(), figures, samples, opened.checkpoints.hints(), agents)
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None) -> Manifest:

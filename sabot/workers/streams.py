@@ -12,39 +12,38 @@ import os
 import secrets
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import Read, StreamEnd, Write
-from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
-from sabot.checkpoint.kept import SavedAlready
+from sabot.api.nodes.read import StreamEnd
+from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import parse_broker
 from sabot.delivery import StagedSinks
 from sabot.delivery.parts import Part
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.metrics import Sample
-from sabot.plan import walk
 from sabot.runtime.build import Build
-from sabot.runtime.settings import AppSettings, Settings, StreamsMaker
+from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.settings import Settings, StreamsMaker
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle, aside, to_the_end
 from sabot.workers.member import Member
 from sabot.workers.messages import (
     AbortBarriers,
+    AgentHasFailed,
+    Beat,
     Close,
-    Complete,
     ControlMessage,
     Declined,
     HasFirst,
     Hold,
     HoldReaders,
     PartSealed,
+    Retained,
     RunTasks,
     Start,
     Stop,
@@ -59,6 +58,9 @@ from sabot.workers.messages import (
 )
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.process import BEAT_SECONDS, versions
+from sabot.workers.refused import SpreadApp, refuse
+from sabot.workers.remote import snapshot_of
+from sabot.workers.remote_agents import RemoteAgents
 from sabot.workers.share import NoShare
 
 __all__ = ["WorkerStreams", "over_workers"]
@@ -72,13 +74,6 @@ _CLOSE_SECONDS = 45.0  # for a worker to close what it has open
 _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
 
 
-class SpreadApp(AppSettings, Protocol):
-    """What spreading asks of an app."""
-
-    state_place: str | None
-    checkpoint_dir: Any
-
-
 def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> StreamsMaker:
     """What runs the streams of the app in so many processes. command: starts one, which imports the program and calls `run_worker`."""
     if not 2 <= workers <= _WORKERS_MAX:
@@ -89,6 +84,7 @@ def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> Stream
     told = {
         "broker": app.broker,
         "state": app.state_place,
+        "journal": None if app.journal_place is None else os.fspath(app.journal_place),
         "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
         "until": app.end_at,
         "parallelism": app.parallelism,
@@ -100,27 +96,12 @@ def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> Stream
         settings: Settings,
         coordinator: Coordinator,
         delivery: StagedSinks,
-        agents: Sequence[AgentSpec],
+        agents: Mapping[str, RunnableAgent],
     ) -> WorkerStreams:
-        _refuse(app, ends, agents)
-        return WorkerStreams(ends, settings, coordinator, delivery, command, told, workers)
+        refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, command, told, workers)
 
     return make
-
-
-def _refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
-    if agents:
-        raise UserError(
-            f"app {app.id} has agents ({agents[0].agent_id}), which share one event loop, and --workers spreads streams",
-            hint="start the app without --workers, or put its streams into an app of their own",
-        )
-    topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
-    topics += [end.sink for end in ends if isinstance(end, Write) and isinstance(end.sink, str)]
-    if topics and parse_broker(app.broker)[0] == "memory":
-        raise UserError(
-            f"topic {topics[0]} is at {app.broker}, which lives in one process, and --workers has several",
-            hint='App(…, broker="kafka://host:port"), or --broker; or start without --workers',
-        )
 
 
 class WorkerStreams:
@@ -132,6 +113,7 @@ class WorkerStreams:
         settings: Settings,
         coordinator: Coordinator,
         delivery: StagedSinks,
+        agents: Mapping[str, RunnableAgent],
         command: Sequence[str],
         told: dict[str, Any],
         workers: int,
@@ -144,6 +126,8 @@ class WorkerStreams:
         self.left_behind: list[str] = []
         self.broken = False
         self.placement: dict[str, int] = {}
+        self._tasks: dict[str, Member] = {}
+        self._streams_over = False  # in the checkpoint that is restored
         self.members = [Member(number) for number in range(workers)]
         self._settings = settings
         self._coordinator = coordinator
@@ -152,17 +136,22 @@ class WorkerStreams:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._build = Build(list(ends), replace(settings, spread=NoShare()), agents=(), wanted={}, loop=self._loop)
+        self.agents = RemoteAgents(agents, ends, settings)
+        self._build = self._new_build(ends)
         self._folder: Path | None = None  # for state that workers hand over
         self._left: set[int] = set()  # workers whose tasks have not all ended
         self._started = self._closed = False
         self._triggered = self._aborted = 0
         self._watching: asyncio.Task[None] | None = None
 
+    def _new_build(self, ends: Sequence[StreamEnd]) -> Build:
+        settings, agents = replace(self._settings, spread=NoShare()), self.agents
+        return Build(list(ends), settings, agents=agents.specs, wanted=agents.sinks.wanted, loop=self._loop)
+
     @property
     def linked(self) -> bool:
-        """False: there are no agents."""
-        return False
+        """They give rows to agents, or get rows of agents."""
+        return self.agents.linked
 
     @property
     def tasks(self) -> list[StreamTask]:
@@ -178,11 +167,14 @@ class WorkerStreams:
 
     async def open(self, restored: Manifest | None = None) -> None:
         """Starts the workers, and has them open the tasks where the checkpoint says. Raises what opening raises; then nothing is left."""
-        if restored is not None and had_ended(restored):
+        if restored is not None and not self.linked and not self._build.shared and had_ended(restored):
             keep_finals(restored, self._coordinator)
-            self.was_complete = True
-            self._over.set_result(None)
-            return
+            if not self.agents.specs:
+                self.was_complete = True
+                self._over.set_result(None)
+                return
+            self._build, self._streams_over = self._new_build([]), True
+        self.agents.restores(restored, kept=self._coordinator.storage is not None)
         try:
             await self._open(restored)
         except BaseException:
@@ -220,11 +212,16 @@ class WorkerStreams:
 
     def _plan(self, restored: Manifest | None) -> None:
         """Blocks. Makes the plan, opens what the coordinator has of it, and places the tasks."""
-        self._build.open(restored)
+        self._build.open(restored if self._build.ends else None)
         self._build.open_deliveries()
+        self.agents.sinks.open_deliveries(self._build.shared, afresh=restored is None)
         assert self._build.plan is not None
-        self.placement = place(self._build.plan.stages, len(self.members))
-        self._left = set(self.placement.values())  # a worker may have no task
+        self.placement = place(self._build.plan.stages, len(self.members), self.agents.groups, self._build.shared)
+        self._tasks = {
+            name: self.members[worker] for name, worker in self.placement.items() if self.agents.is_task(name)
+        }
+        self.agents.placed(self._tasks)
+        self._left = {member.number for member in self._tasks.values()}  # a worker may have no task
         if self._coordinator.storage is not None:
             self._folder = self._coordinator.storage.keep()
 
@@ -244,6 +241,8 @@ class WorkerStreams:
             folder=None if self._folder is None else os.fspath(self._folder),
             tracks={track_id: os.fspath(self._delivery.part_folder(track_id)) for track_id in self._delivery.given()},
             drop=sorted(self._settings.drop),
+            over=self._streams_over,
+            reprocess=sorted(self._settings.reprocess),
         )
 
     async def _unless_failed(self, waits: Sequence[asyncio.Future[Any]], seconds: float | None) -> None:
@@ -263,11 +262,11 @@ class WorkerStreams:
         if self.was_complete:
             return
         self._started = True
-        for task, worker in self.placement.items():
-            member = self.members[worker]
+        for task, member in self._tasks.items():
             hint = partial(self._hint, member, task)
             self._coordinator.attach(task, self._trigger, self._abort, hint)
         self._coordinator.on_complete.append(self._commit)
+        self._coordinator.on_retained.append(self._retained)
         run = RunTasks(self._delivery.given())
         for member in self.members:
             member.send(run)
@@ -291,12 +290,12 @@ class WorkerStreams:
 
     def _commit(self, manifest: Manifest) -> None:
         for member in self.members:
-            inputs = {
-                name: task.meta["input"]
-                for name, task in manifest.tasks.items()
-                if self.placement.get(name) == member.number and "positions" in task.meta["input"]
-            }
-            member.send(Complete(manifest.checkpoint_id, inputs))
+            member.send(self.agents.complete(manifest, member, self._tasks))
+        self._settings.reprocess.clear()
+
+    def _retained(self, oldest_id: int) -> None:
+        for member in self.agents.members:
+            member.send(Retained(oldest_id))
 
     # -- what workers say ---------------------------------------------------------------------------------------------
 
@@ -305,9 +304,9 @@ class WorkerStreams:
         if self._closed:
             return
         if isinstance(message, TaskCut):
-            coordinator.acknowledge(message.checkpoint_id, message.task, _snapshot(message))
+            coordinator.acknowledge(message.checkpoint_id, message.task, snapshot_of(message))
         elif isinstance(message, TaskEnded):
-            coordinator.detach(message.task, _snapshot(message))
+            coordinator.detach(message.task, snapshot_of(message))
         elif isinstance(message, Declined):
             coordinator.decline(message.checkpoint_id, message.task, message.why)
         elif isinstance(message, PartSealed):
@@ -322,6 +321,8 @@ class WorkerStreams:
             self._left.discard(member.number)
             if not self._left and not self._over.done():
                 self._over.set_result(None)
+        elif isinstance(message, Beat | AgentHasFailed):
+            self.agents.heed(member, message)
         elif isinstance(message, WorkerFailed):
             error = error_of(message, member.text)
             if message.edge:  # most often another worker has died, which says more
@@ -334,6 +335,9 @@ class WorkerStreams:
         if self._closed or self.broken:
             return
         self.broken = True
+        for member in self.members:  # who waits for the stop waits no more
+            if not member.stopped.done():
+                member.stopped.set_result(None)
         if self._started:
             self._coordinator.refuse(error.message)
         if not self._over.done():
@@ -368,6 +372,7 @@ class WorkerStreams:
     async def stop(self, *, drain: bool) -> None:
         """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
         self._tell(Stop(drain))
+        await asyncio.wait([asyncio.gather(*(member.stopped for member in self.members))])
         if drain:
             await asyncio.wait([self._over])
 
@@ -380,7 +385,8 @@ class WorkerStreams:
             self._watching.cancel()
         if self._commit in self._coordinator.on_complete:
             self._coordinator.on_complete.remove(self._commit)
-        for task in self.placement if self._started else ():
+            self._coordinator.on_retained.remove(self._retained)
+        for task in self._tasks if self._started else ():
             self._coordinator.abandon(task)
         in_order = self._started and not self.broken
         if in_order:
@@ -412,23 +418,6 @@ class WorkerStreams:
         """For metrics, as of the last heartbeat; from any thread."""
         for member in self.members:
             yield from member.beat.read()
-
-
-class _HandedOver(SavedAlready):
-    """State that a worker has saved. It belongs to the coordinator, which removes it once it is in a checkpoint, or needed no more."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self._where = directory
-
-    def discard(self) -> None:
-        """Removes the folder."""
-        shutil.rmtree(self._where, ignore_errors=True)  # what cannot be removed goes with the folder of the epoch
-
-
-def _snapshot(message: TaskCut | TaskEnded) -> TaskSnapshot:
-    states = {name: _HandedOver(Path(folder)) for name, folder in message.states.items()}
-    return TaskSnapshot(message.meta, {}, states, message.sealed)
 
 
 def _words(of: dict[str, str]) -> str:

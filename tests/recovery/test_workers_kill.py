@@ -191,7 +191,6 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     ("program", "words"),
     [
         ("app.stream('t', schema={'n': 'int64'}).to('out')", "which lives in one process"),
-        ("@app.agent('t')\nasync def look(ctx): pass", "has agents (refused.look)"),
     ],
 )
 async def test_what_cannot_be_spread_is_refused_by_name(tmp_path, program, words):

@@ -7,6 +7,7 @@ import pytest
 from sabot import App, NdjsonSink, col, count
 from sabot.operators.layout.stages import Stage
 from sabot.plan import make_plan
+from sabot.runtime.agent_groups import agent_groups
 from sabot.workers.placement import fingerprint, place
 
 
@@ -36,6 +37,39 @@ def test_stages_of_one_task_go_where_the_fewest_are():
 
 def test_the_order_is_that_of_the_plan():
     assert list(place(stages(sink=1, read=2), 2)) == ["sink/0", "read/0", "read/1"]
+
+
+def app_of_agents():
+    """A stream beside agents, and one that gives rows to an agent, whose results another one reads."""
+    app = App("payments")
+
+    @app.agent("orders")
+    async def alone(ctx): ...
+
+    @app.agent()
+    async def fed(ctx): ...
+
+    columns = {"account": "string", "amount": "float64"}
+    app.stream("large", schema=columns).filter(col("amount") > 9).key_by("account").aggregate(n=count()).to(fed)
+    app.stream(fed, schema=columns).to("checked")
+    app.stream("payments", schema=columns).key_by("account").aggregate(n=count()).to(NdjsonSink("out.ndjson"))
+    return app
+
+
+def test_agents_are_one_task_with_the_streams_that_they_meet_and_the_others_are_spread():
+    app = app_of_agents()
+    specs = app.agent_runtime.specs
+    stages = make_plan(app.ends(), agents=specs, parallelism=3).stages
+    placed = place(stages, 3, agent_groups(specs))
+    assert placed["agents"] == 2
+
+    def workers_of(stage):
+        return [placed[f"{stage.id}/{number}"] for number in range(stage.parallelism)]
+
+    readers = {stage.reading.node.name: workers_of(stage) for stage in stages if stage.reading is not None}
+    assert readers == {"large": [2, 2, 2], "payments.fed": [2], "payments": [0, 1, 2]}
+    assert [workers_of(stage) for stage in stages if stage.agent is not None] == [[2], [2]]
+    assert [workers_of(stage) for stage in stages if stage.sink is not None and stage.sink[0] == "checked"] == [[2]]
 
 
 def plan_of(amount, parallelism=2):

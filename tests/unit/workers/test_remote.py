@@ -1,6 +1,7 @@
 """What a worker tells its coordinator: in which order, and what is on the disk when it is told."""
 
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -12,7 +13,7 @@ from sabot.delivery import StagedSink
 from sabot.delivery.parts import read_part
 from sabot.errors import InternalError, UserError
 from sabot.workers.messages import Complete, Declined, PartSealed, TaskCut, TaskEnded, TrackEnded, WorkerFailed
-from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
+from sabot.workers.remote import RemoteCheckpoints, RemoteTracks, snapshot_of
 
 
 class Table:
@@ -73,6 +74,20 @@ def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worke
     assert [table.discarded for table in tables] == [1, 1]
 
 
+def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
+    sent, table = [], Table("all rows")
+    checkpoints = RemoteCheckpoints(sent.append, tmp_path)
+    rows = {"app.f.0.arrow": b"first", "app.f.1.arrow": b"second"}
+    checkpoints.acknowledge(3, "agents", TaskSnapshot({"ended": False}, rows, {"state": table}))
+    checkpoints.close()
+    [cut] = sent
+    assert {name: Path(path).read_bytes() for name, path in cut.files.items()} == rows
+    snapshot = snapshot_of(cut)
+    assert {name: path.read_bytes() for name, path in snapshot.files.items()} == rows
+    snapshot.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_checkpoints_on_a_disk_nothing_is_saved():
     sent, table = [], Table()
     checkpoints = RemoteCheckpoints(sent.append, None)
@@ -110,6 +125,18 @@ def test_a_complete_checkpoint_says_what_may_be_committed():
     [manifest] = told
     assert manifest.checkpoint_id == 4
     assert manifest.tasks["read/0"].meta["input"]["positions"] == [["t", 0, 7]]
+
+
+def test_agents_hear_of_their_part_of_a_complete_checkpoint_and_of_the_oldest_that_is_left():
+    told, left = [], []
+    checkpoints = RemoteCheckpoints(lambda message: None, None)
+    checkpoints.on_complete.append(told.append)
+    checkpoints.on_retained.append(left.append)
+    checkpoints.complete(Complete(4, {}, {"agents": {"sources": {}, "journal": {"identity": "j"}}}))
+    checkpoints.retained(2)
+    checkpoints.close()
+    assert told[0].tasks["agents"].meta["journal"] == {"identity": "j"}
+    assert left == [2]
 
 
 class Receiver(Sink):

@@ -1,0 +1,74 @@
+"""The sinks that agents write: what all who write one agree on, and how it is opened, where its rows are written and where they are
+delivered.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import StreamEnd
+from sabot.connectors.base import Sink
+from sabot.delivery import StagedSink
+from sabot.operators.sink import SinkWriter
+from sabot.plan import (
+    agreed_deliveries,
+    agreed_formats,
+    agreed_nans,
+    arranged,
+    dead_letter_topics,
+    fed_by_streams,
+    place_of_sink,
+)
+from sabot.runtime.agent_groups import TASK
+from sabot.runtime.settings import Settings
+from sabot.runtime.writing import open_writer
+
+__all__ = ["AgentSinks"]
+
+
+class AgentSinks:
+    """Those of the agents of one app."""
+
+    def __init__(self, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd], settings: Settings) -> None:
+        """ends: of the app's streams. Raises UserError where those who write a sink do not agree."""
+        ends = list(ends)
+        self.specs = arranged(specs, ends)
+        self.fed = fed_by_streams(ends)
+        self.wanted = agreed_deliveries(self.specs, self.fed)
+        self._nans = agreed_nans(self.specs)
+        self._formats = agreed_formats(self.specs)
+        self._settings = settings
+
+    def writer(self, sink: str | Sink, *, afresh: bool) -> SinkWriter:
+        """What writes into the sink, not open yet. afresh: no checkpoint is restored."""
+        place, clock = place_of_sink(sink), self._settings.clock
+        opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
+        opened = self._settings.staged(TASK, opened, self.wanted[place])
+        if afresh:
+            opened.start_afresh()
+        return SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
+
+    def dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
+        """By input, for an agent whose dead letters go into topics."""
+        return dead_letter_topics(spec, self.specs, self.fed)
+
+    def open_deliveries(self, shared: Collection[int], *, afresh: bool) -> None:
+        """Opens the sinks that deliver exactly once, and that agents of another process write. Blocks; raises what opening raises.
+
+        shared: the ids of the Sinks that streams write too, which open these.
+        """
+        for sink in self._each_once():
+            if id(sink) not in shared:
+                writer = self.writer(sink, afresh=afresh)
+                if isinstance(writer.sink, StagedSink):
+                    open_writer(writer)
+
+    def _each_once(self) -> Iterator[str | Sink]:
+        seen: set[str | int] = set()
+        for spec in self.specs:
+            own: list[str | Sink] = [spec.dead_letter]
+            if isinstance(spec.dead_letter, str):
+                own = list(self.dead_letter_topics(spec).values())
+            for sink in (*spec.sinks.values(), *own):
+                if place_of_sink(sink) not in seen:
+                    seen.add(place_of_sink(sink))
+                    yield sink

@@ -1,0 +1,125 @@
+"""The agents of a job in the worker on which they are placed: one task, with their journal and their state, as in one process."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from sabot.api.nodes.read import StreamEnd
+from sabot.checkpoint import Manifest
+from sabot.errors import AgentFailed
+from sabot.journal import Journal
+from sabot.metrics import Sample
+from sabot.runtime.agent_groups import TASK
+from sabot.runtime.agent_job import AgentJob, restore_state
+from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.settings import AppSettings, Settings
+from sabot.runtime.stream_job import StreamJob
+from sabot.state import StateBackend
+from sabot.state.base import LocalBackend
+from sabot.threads import aside
+from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
+from sabot.workers.remote import RemoteCheckpoints
+
+__all__ = ["AppWithAgents", "WorkerAgents"]
+
+
+class AppWithAgents(AppSettings, Protocol):
+    """What a worker asks of an app for its agents and streams."""
+
+    def agents(self) -> Mapping[str, RunnableAgent]:
+        """Its agents, by their ids."""
+
+    def ends(self) -> list[StreamEnd]:
+        """The ends of its streams."""
+
+
+class WorkerAgents:
+    """All methods on one event loop, unless said otherwise. What is open when opening raises ends with the process of the worker."""
+
+    def __init__(self, app: AppWithAgents, send: Callable[[ControlMessage], None]) -> None:
+        """send: tells the coordinator something."""
+        self.job: AgentJob
+        self._app = app
+        self._agents = app.agents()
+        self._send = send
+        self._journal: Journal | None = None
+        self._mail: LocalBackend | None = None
+        self._backend: StateBackend | None = None
+
+    async def open(
+        self, settings: Settings, checkpoints: RemoteCheckpoints, streams: StreamJob, restored: Manifest | None
+    ) -> None:
+        """Opens all, where the checkpoint says. streams: those of this worker, which are open."""
+        specs = [agent.spec for agent in self._agents.values() if agent.spec is not None]
+        for agent in self._agents.values():
+            agent.starts(self._app.broker, self._app.kafka)
+        if any(spec.durable for spec in specs):
+            journal, self._mail = await aside(self._app.open_journal)
+            self._journal = journal
+            await aside(check_journal, journal, stored_journal(restored, TASK))
+        self._backend, _ = await aside(self._app.open_state)
+        await restore_state(self._backend, restored)
+        for agent in self._agents.values():
+            agent.state_backend = self._backend
+        self.job = AgentJob(
+            specs,
+            settings,
+            coordinator=checkpoints,
+            open_source=lambda spec, topic: self._agents[spec.agent_id].open_source(topic, spec.group_id),
+            backend=self._backend,
+            counters=self._agents,
+            on_failed=self._failed,
+            ends=streams.build.ends,
+            journal=self._journal,
+            mail=self._mail,
+        )
+        self.job.streams = streams
+        await self.job.open(restored)
+
+    def run(self) -> None:
+        """Lets run what is open."""
+        self.job.task.on_broken = self._broke
+        self.job.run()
+        for agent in self._agents.values():
+            agent.runs_in(self.job)
+
+    def _failed(self, agent_id: str, failure: AgentFailed) -> None:
+        self._agents[agent_id].on_failed(failure)
+        self._send(AgentHasFailed(agent_id, failed(failure)))
+
+    def _broke(self) -> None:
+        assert self.job.task.broken is not None
+        self._send(failed(self.job.task.broken))
+
+    async def close(self) -> None:
+        """Ends and closes all."""
+        await self.job.close()
+        for agent in self._agents.values():
+            agent.released()
+        if self._journal is not None and self._mail is not None:
+            await aside(self._mail.shut)
+            await aside(self._journal.close)
+        if self._backend is not None:
+            await self._backend.close()
+
+    # -- figures, from any thread -------------------------------------------------------------------------------------
+
+    def waiting(self) -> dict[str, int]:
+        """By agent, the records that wait."""
+        return {agent_id: operator.held.rows for agent_id, operator in dict(self.job.task.operators).items()}
+
+    def statistics(self) -> dict[str, Any]:
+        """`agents`: the figures of each; `state`: of the backend; and those of the task."""
+        return {
+            "agents": {agent_id: agent.figures() for agent_id, agent in self._agents.items()},
+            "state": {} if self._backend is None else self._backend.statistics(),
+            **self.job.task.statistics(),
+        }
+
+    def samples(self) -> list[Sample]:
+        """For metrics."""
+        found = list(self.job.task.samples())
+        if self._backend is not None:
+            state = self._backend.statistics()
+            found += [Sample("sabot_state_bytes", state["bytes"]), Sample("sabot_state_keys", state["keys"])]
+        return found

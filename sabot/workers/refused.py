@@ -1,0 +1,58 @@
+"""What cannot be spread over processes, each with the reason."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.config import parse_broker
+from sabot.errors import UserError
+from sabot.journal import is_at_server
+from sabot.plan import walk
+from sabot.redaction import redacted_url
+from sabot.runtime.jobs import journal_place
+from sabot.runtime.settings import AppSettings
+from sabot.state import StateBackend
+
+__all__ = ["SpreadApp", "refuse"]
+
+
+class SpreadApp(AppSettings, Protocol):
+    """What spreading asks of an app."""
+
+    state_place: str | None
+    journal_place: str | Path | None
+    forget_effects: bool
+    checkpoint_dir: Any
+
+    @property
+    def state_backend(self) -> StateBackend | None:
+        """A backend of the user's own."""
+
+
+def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
+    """Raises UserError for what lives in one process."""
+    if agents and app.state_backend is not None:
+        raise UserError(
+            f"app {app.id} has a state_backend= of its own, which lives in this process, and its agents run in a worker",
+            hint="state=DIRECTORY; or start without --workers",
+        )
+    _refuse_local_journal(app, agents)
+    topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
+    topics += [end.sink for end in ends if isinstance(end, Write) and isinstance(end.sink, str)]
+    topics += [each for spec in agents for each in (*spec.inputs, *spec.sinks.values()) if isinstance(each, str)]
+    if topics and parse_broker(app.broker)[0] == "memory":
+        raise UserError(
+            f"topic {topics[0]} is at {app.broker}, which lives in one process, and --workers has several",
+            hint='App(…, broker="kafka://host:port"), or --broker; or start without --workers',
+        )
+
+
+def _refuse_local_journal(app: SpreadApp, agents: Sequence[AgentSpec]) -> None:
+    durable = next((spec.agent_id for spec in agents if spec.durable), None)
+    if durable is not None and not is_at_server(journal := journal_place(app)):
+        raise UserError(
+            f"agent {durable} is durable, and its journal is {redacted_url(str(journal))}: on workers it is at a server",
+            hint='App(…, journal="kafka://…") or journal="postgresql://…"; or start without --workers',
+        )

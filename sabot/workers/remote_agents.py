@@ -1,0 +1,86 @@
+"""The agents of a job, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sabot.api.nodes.agents import AgentRead
+from sabot.api.nodes.read import StreamEnd
+from sabot.checkpoint import Manifest
+from sabot.errors import AgentFailed
+from sabot.plan import walk
+from sabot.runtime.agent_groups import TASK, agent_groups
+from sabot.runtime.agent_sinks import AgentSinks
+from sabot.runtime.jobs import stored_journal
+from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.settings import Settings
+from sabot.workers.member import Member
+from sabot.workers.messages import AgentHasFailed, Beat, Complete, error_of
+
+__all__ = ["RemoteAgents"]
+
+
+class RemoteAgents:
+    """All methods on one event loop, unless said otherwise."""
+
+    def __init__(self, agents: Mapping[str, RunnableAgent], ends: Sequence[StreamEnd], settings: Settings) -> None:
+        """ends: of the app's streams."""
+        self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
+        self.specs = [agent.spec for agent in agents.values() if agent.spec is not None]
+        self.groups = agent_groups(self.specs)
+        self.sinks = AgentSinks(self.specs, ends, settings)
+        self.linked = bool(self.sinks.fed) or any(isinstance(each, AgentRead) for each in walk(ends))
+        self.needs_checkpoint = False  # jobs of durable agents wait for the first one that knows of their journal
+        self._agents = agents
+        self._at: dict[str, Member] = {}  # by task of agents
+
+    def restores(self, restored: Manifest | None, *, kept: bool) -> None:
+        """The run begins with this checkpoint. kept: checkpoints are kept at all."""
+        durable = any(spec.durable for spec in self.specs)
+        self.needs_checkpoint = durable and kept and stored_journal(restored, TASK) is None
+
+    def is_task(self, name: str) -> bool:
+        """Whether what has this name in a placement takes part in checkpoints. The stage of an agent does not: its task does."""
+        return name.rsplit("/", 1)[0] not in self._agents
+
+    def placed(self, tasks: Mapping[str, Member]) -> None:
+        """Takes note of the workers of its tasks."""
+        self._at = {group.task: tasks[group.task] for group in self.groups}
+
+    def complete(self, manifest: Manifest, member: Member, tasks: Mapping[str, Member]) -> Complete:
+        """What a worker is told of a complete checkpoint. tasks: of all, with their workers."""
+        self.needs_checkpoint = False
+        agents = {
+            name: manifest.tasks[name].meta for name, at in self._at.items() if at is member and name in manifest.tasks
+        }
+        inputs = {
+            name: task.meta["input"]
+            for name, task in manifest.tasks.items()
+            if "positions" in task.meta.get("input", {}) and (agents or tasks.get(name) is member)
+        }
+        return Complete(manifest.checkpoint_id, inputs, agents)
+
+    @property
+    def members(self) -> set[Member]:
+        """The workers that have some."""
+        return set(self._at.values())
+
+    def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
+        """What a worker says of them."""
+        if isinstance(message, Beat):
+            for figures in message.agents.values():
+                for agent_id, own in figures["agents"].items():
+                    self._agents[agent_id].take_figures(own)
+            return
+        error = error_of(message.error, member.text)
+        failure = AgentFailed(error.message, hint=error.hint)
+        failure.__cause__ = error.__cause__
+        self.on_failed(message.agent, failure)
+
+    def statistics(self) -> dict[str, Any]:
+        """Of their tasks, as of the last heartbeat; from any thread."""
+        found: dict[str, Any] = {}
+        for task, member in self._at.items():
+            for part, figures in member.beat.agents.get(task, {}).items():
+                if part != "agents":
+                    found.setdefault(part, {}).update(figures)
+        return found
