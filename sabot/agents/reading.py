@@ -16,7 +16,7 @@ from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, Signal
 from sabot.operators.agents.job_batches import of_ipc, place_of_rows, read_batch
-from sabot.operators.agents.job_rows import decode_record, row_of
+from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import place_of
 
 __all__ = ["Progress", "as_plain", "readable", "text_or_hex", "value_of"]
@@ -33,7 +33,7 @@ def value_of(entry: Entry, body: bytes) -> Any:
     if isinstance(entry, Begin) and entry.agent:
         with suppress(*UNREADABLE):
             record = decode_record(body)
-            return {"message": _message(record.payload), "record": place_of(row_of(record))}
+            return {"message": _message(record), "record": place_of(row_of(record))}
         with suppress(CorruptJournal):
             batch = read_batch(body, entry.job)
             return {"records": place_of_rows(batch.topic, of_ipc(batch.records))}
@@ -51,13 +51,15 @@ def value_of(entry: Entry, body: bytes) -> Any:
         return body
 
 
-def _message(payload: bytes | None) -> Any:
-    if payload is None:
+def _message(record: JobInput) -> Any:
+    if record.columns:
+        return of_ipc(record.columns).to_pylist()[0]
+    if record.payload is None:
         return None
     try:
-        return msgspec.json.decode(payload)
+        return msgspec.json.decode(record.payload)
     except UNREADABLE:
-        return payload
+        return record.payload
 
 
 def as_plain(value: Any) -> Any:

@@ -283,10 +283,10 @@ def _input_format(
 ) -> Format:
     for each in inputs:
         found = payload_format(given, each, schema, where)
-    if found != JSON and durable and not (batch and found.one_row):
+    if durable and not found.one_row:
         raise refuse(
-            f"format {found.name} with durable=True, whose journal has records as JSON",
-            "read the topic as a stream, app.stream(topic, format=…).to(agent)",
+            f"format {found.name} with durable=True: its records have many rows each, and a job is about one record",
+            'a topic of rows before it: app.stream(topic, format=…).to("rows")',
         )
     if not found.one_row and not batch:
         raise refuse(f"format {found.name}, whose records have many rows each", "batch=True gives them as columns")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sabot.checkpoint import Manifest
+from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
 from sabot.faults import taking_over
 
@@ -54,6 +55,7 @@ class _AgentSource(msgspec.Struct):
     again: _Count = 0
     topic_id: str = ""
     until: _Bound | None = None
+    format: str = JSON.said
 
 
 class _Unfinished(msgspec.Struct):
@@ -68,6 +70,7 @@ class _Agent(msgspec.Struct):
     dead_letters: _Count
     schemas: dict[str, str | None]
     begun: _Places = []
+    format: str = JSON.said
 
 
 class _Journal(msgspec.Struct):
@@ -95,10 +98,16 @@ def check_facts(manifest: Manifest) -> None:
                     schemas.append(msgspec.convert(stream.input, _Reader).schema)
             elif "agents" in task.meta:
                 agents = msgspec.convert(task.meta, _AgentTask)
-                schemas += [source.schema for source in agents.sources.values()]
-                schemas += [text for agent in agents.agents.values() for text in agent.schemas.values()]
+                schemas += [source.schema for source in agents.sources.values() if _keeps_arrow(source.format)]
+                for agent in agents.agents.values():
+                    schemas += agent.schemas.values() if _keeps_arrow(agent.format) else ()
                 for agent in agents.agents.values():
                     for entry in agent.unfinished:
                         manifest.read_file(name, entry.file)
             for text in schemas:
                 schema_of_text(text)
+
+
+def _keeps_arrow(format: str) -> bool:
+    """Whether what a codec of this format has learnt is a schema of Arrow; of the others it is what their own codecs read."""
+    return format.split(maxsplit=1)[0] in (JSON.name, ArrowIpc.name)

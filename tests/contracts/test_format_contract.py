@@ -1,7 +1,12 @@
-"""What holds of every format that users name: what its encoder writes, its codec reads back, in any batch, with any of its columns."""
+"""What holds of every format that users name: what its encoder writes, its codec reads back, in any batch, with any of its columns; and
+what its records are to agents.
+"""
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +15,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sabot import ArrowIpc, Avro, Csv, Json, Protobuf, Raw
+from sabot import App, ArrowIpc, Avro, Csv, Json, Protobuf, Raw
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.avro import avro_schema
 from sabot.codecs.base import Format, decode_numbered, decode_records
@@ -19,6 +24,8 @@ from sabot.codecs.formats import format_of
 from sabot.codecs.protobuf import descriptor_of
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.errors import UserError
+from sabot.testing import ManualClock
+from tools.agent_tools import checkpoint, publish, records, started, until
 from tools.registry import LocalRegistry
 
 TEXT = pa.schema([("value", pa.string())])
@@ -294,3 +301,66 @@ def test_an_arrow_record_does_not_take_more_memory_than_it_says() -> None:
     rows, bad = codec.decode(records_of(cut))
     assert rows.num_rows + len(bad) in (len(cut), *range(len(cut), len(cut) + 101))
     assert len(bad) >= len(cut) - 3, "what lacks only its end mark may be whole"
+
+
+ROWS = [
+    {
+        "id": number,
+        "name": f"n{number}",
+        "x": number / 3,
+        "ok": number % 2 == 0,
+        "at": datetime(2026, 1, number, 1, 2, 3, 4000, tzinfo=UTC),
+        "price": Decimal(number) / 8,
+        "tags": ["a", "b"][:number],
+        "at_place": {"lat": 1.5},
+        "value": f"n{number}",
+    }
+    for number in (1, 2, 3)
+]
+
+
+def sample(case: Case) -> list[bytes | None]:
+    """Payloads of three rows, and those that are none of the format."""
+    rows = [{name: row[name] for name in case.schema.names} for row in ROWS]
+    if case.schema == BYTES:
+        rows = [{"value": row["value"].encode()} for row in rows]
+    batch = pa.RecordBatch.from_pylist(rows, schema=case.schema)
+    return [*case.format.encoder("t").encode(batch).to_pylist(), *case.bad]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.format.one_row], ids=lambda case: case.format.said)
+async def test_a_job_gets_what_a_plain_agent_gets_live_and_again_after_a_restart(
+    case: Case, memory_url: str, tmp_path: Path
+) -> None:
+    """Of the good records. The others are dead letters of both, as they came."""
+    payloads, clock = sample(case), ManualClock(1_000_000.0)
+    plain, jobs = list[Any](), list[Any]()
+
+    def program() -> App:
+        app = App("shop", memory_url, state=str(tmp_path / "state"), checkpoint_interval=3600, clock=clock)
+        options: dict[str, Any] = {"format": case.format, "schema": None if case.format.own_columns else case.schema}
+
+        @app.agent("rows", on_error="skip", dead_letter="plain.dlq", **options)
+        async def reads(ctx: Any) -> None:
+            plain.append((ctx.offset, repr(ctx.message)))
+
+        @app.agent("rows", on_error="skip", dead_letter="jobs.dlq", durable=True, **options)
+        async def works(ctx: Any) -> None:
+            jobs.append((ctx.offset, repr(ctx.message)))
+            await ctx.sleep("1h")
+
+        return app
+
+    first = program()
+    publish(first, "rows", payloads)
+    async with started(first):
+        await until(lambda: len(plain) == len(jobs) == len(ROWS), "all rows")
+        for topic in ("plain.dlq", "jobs.dlq"):
+            await until(lambda topic=topic: len(records(first, topic)) == len(case.bad), "the dead letters")
+            assert sorted(map(str, case.bad)) == sorted(str(letter.payload) for letter in records(first, topic))
+        await checkpoint(first)
+    assert sorted(jobs) == sorted(plain)
+    async with started(program()):
+        clock.advance(3600)
+        await until(lambda: len(jobs) == 2 * len(ROWS), "the jobs that wake")
+    assert sorted(jobs[len(ROWS) :]) == sorted(plain)

@@ -42,14 +42,15 @@ from sabot.operators.agents.job_rows import (
     JobInput,
     JobNames,
     decode_record,
+    input_of,
     inputs_of,
     of_job,
+    of_json,
     of_result,
     payload_from,
     row_of,
     rows_of_begun,
     version_of,
-    without_ours,
 )
 from sabot.operators.agents.key_order import KeyOrder
 from sabot.operators.agents.mailbox import MailRoom
@@ -171,15 +172,7 @@ class DurableAgentOperator(AgentOperator):
 
     def put(self, batch: Batch) -> None:
         for row in self.take_records(self._reader, batch):
-            record = JobInput(
-                row.topic,
-                row.partition,
-                row.offset,
-                row.timestamp,
-                row.key,
-                without_ours(row.headers),
-                row.raw(),
-            )
+            record = input_of(row)
             call = JobCall("", row.scope, self._digest(record), record, row=row)
             try:
                 self.names.name(call, row)
@@ -524,7 +517,7 @@ class DurableAgentOperator(AgentOperator):
     ) -> None:
         """The record to the dead letters, with its job and the run of it that has failed."""
         row = row_of(record)
-        row.headers = (*row.headers, *(of_job(job_id, run) if job_id else ()))
+        row.headers = (*row.headers, *of_json(record, self.spec.format), *(of_job(job_id, run) if job_id else ()))
         self.dead_letter(row, error, attempts)
 
     # -- figures and barriers -----------------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ class JobFunction:
             state = StateAt(state, self._expiry, job.now_ms)
         record = decode_record(begin.body)  # type: ignore[arg-type]
         row = row_of(record)
-        row.value = None if record.payload is None else decode_json(record.payload, where=place_of(row))
+        if record.columns:
+            (row.value,) = of_ipc(record.columns).to_pylist()
+        else:
+            row.value = None if record.payload is None else decode_json(record.payload, where=place_of(row))
         row.scope = begin.key if self.keyed else b""
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
@@ -73,7 +76,7 @@ class JobFunction:
     def continued(self, job: JobRun, message: Any) -> bytes:
         """The record of the job that goes on with this message."""
         record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
-        return encode(msgspec.structs.replace(record, payload=payload_from(message)))
+        return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
         """What it has returned, as END has it. Raises UserError."""

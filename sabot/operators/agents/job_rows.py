@@ -12,12 +12,15 @@ from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.durable import DurableContext
 from sabot.calls.functions import behind
+from sabot.codecs.base import Format
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, encode_json
 from sabot.errors import DataError
 from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
-from sabot.operators.agents.rows import Row, place_of, rows_of, with_headers
+from sabot.operators.agents.job_batches import to_ipc
+from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 
 __all__ = [
     "FROM_HEADER",
@@ -33,9 +36,11 @@ __all__ = [
     "decode_waiting",
     "encode",
     "failed_run",
+    "input_of",
     "inputs_of",
     "labels_of",
     "of_job",
+    "of_json",
     "of_result",
     "payload_from",
     "row_of",
@@ -62,7 +67,11 @@ LABELS_HEADER = "sabot.labels"
 
 
 class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A record in BEGIN. Fields are only added, at the end."""
+    """A record in BEGIN. Fields are only added, at the end.
+
+    columns: what its payload says, as an Arrow IPC stream of one row, so that a replay reads what the job has read, whatever the schema and
+    its registry say by then. Empty: the payload is JSON, or null.
+    """
 
     topic: str
     partition: int
@@ -71,6 +80,7 @@ class JobInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     key: bytes | None
     headers: Headers
     payload: bytes | None
+    columns: bytes = b""
 
 
 class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -83,6 +93,8 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     record: JobInput
     behalf: Behalf = NOBODY
 
+
+_OURS = (JOB_HEADER, RUN_HEADER, FROM_HEADER, JSON_HEADER)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(JobInput).decode
@@ -124,6 +136,13 @@ class JobCall(
     def is_failed_child(self) -> bool:
         """Another job asks for it once more, as it has failed."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
+
+
+def input_of(row: Row) -> JobInput:
+    """The record of a row that has come."""
+    columns = b"" if row.columns is None else to_ipc(row.columns)
+    headers = without_ours(row.headers)
+    return JobInput(row.topic, row.partition, row.offset, row.timestamp, row.key, headers, row.raw(), columns)
 
 
 def inputs_of(call: JobCall) -> dict[str, Any]:
@@ -221,12 +240,17 @@ def row_of(record: JobInput) -> Row:
 
 def without_ours(headers: Headers) -> Headers:
     """Without what says which job it is: `ctx.headers` are the user's."""
-    return headers and tuple(pair for pair in headers if pair[0] not in (JOB_HEADER, RUN_HEADER, FROM_HEADER))
+    return headers and tuple(pair for pair in headers if pair[0] not in _OURS)
 
 
 def of_job(job_id: str, run: int) -> Headers:
     """The headers of a record that is sent back, or will be: its job, and the run of it that has failed."""
     return ((JOB_HEADER, job_id.encode()), (RUN_HEADER, b"%d" % run))
+
+
+def of_json(record: JobInput, format: Format) -> Headers:
+    """The header of a record that is sent back into a topic of this format, where it is not of that format itself."""
+    return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
 def of_result(job_id: str, number: int, *, replayed: bool) -> Headers:

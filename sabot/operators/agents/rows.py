@@ -33,6 +33,7 @@ from sabot.operators.agents.timers import DueTimer
 from sabot.operators.held import HeldRows
 
 __all__ = [
+    "JSON_HEADER",
     "RECORD_ROWS",
     "RecordReader",
     "Result",
@@ -50,6 +51,9 @@ __all__ = [
 
 RECORD_ROWS = 2048
 """More records do not come at once: to take so many in holds the event loop up for 2 ms."""
+
+JSON_HEADER = "sabot.json"
+"""The header of a record whose payload is JSON, whatever the format of its topic: a job has made it, out of a message of its own."""
 
 Result = tuple[bytes | None, bytes | None, Headers, str | None]
 """Payload (None: a tombstone), key (None: the key of the input), headers, the name of the sink (None: the first one)."""
@@ -71,7 +75,7 @@ _NONE: Mapping[int, Collection[int]] = {}
 @dataclass(slots=True)
 class Row:
     """One record on its way through an agent, or a timer that is due: then `timer` says which. Once it is decoded, a row has no payload any
-    more, as `value` is what it says.
+    more, as `value` is what it says. columns: the same as a batch of one row, for a durable agent whose records are no JSON.
     """
 
     payload: bytes | None
@@ -86,6 +90,7 @@ class Row:
     held: HeldRows = _NOT_HELD  # those that it came with, and its place among them
     place: int = 0
     timer: DueTimer | None = None
+    columns: pa.RecordBatch | None = None
 
     def raw(self) -> bytes | None:
         """The payload as it came: of a decoded row the batch that it came in has it, and the row keeps no copy."""
@@ -130,30 +135,39 @@ class RecordReader:
     """
 
     def __init__(self, spec: AgentSpec, key_kinds: set[str], codec_for: Callable[[str], Codec]) -> None:
-        """codec_for: how the records of a topic are decoded, where they are not JSON."""
+        """codec_for: how the records of its topics are decoded, where `format=` says that they are not JSON."""
         self._agent_id = spec.agent_id
         self._key_kinds = key_kinds
         self._key = spec.key
         self._check = spec.check
         self._tombstones = spec.tombstones
         self._text_keys = spec.tombstones and spec.text_keys
-        self._codec_for = None if spec.format == JSON else codec_for
-        self._checker = None if spec.schema is None or self._codec_for is not None else JsonCodec(spec.schema)
+        self._codec_for = codec_for
+        self._decoded = frozenset[str]() if spec.format == JSON else frozenset(spec.topics)
+        self._durable = spec.durable
+        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
 
     def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
         """(what the batch is held as, its rows, those that cannot be processed, which have ended)."""
         records = to_records(batch, now_ms) if batch.records is None else batch.records
-        reasons = self._misfits(records)
         values: dict[int, Any] = {}
-        if self._codec_for is not None:
-            values, reasons = self._columns(batch, records, self._codec_for)
+        columns: Mapping[int, pa.RecordBatch] = {}
+        formatted = batch.topic in self._decoded
+        if formatted:
+            values, columns, reasons = self._columns(batch, records)
+        else:
+            reasons = self._misfits(records)
         held = HeldRows(records.num_rows, records, topic=batch.topic)
         rows, bad = [], []
         for number, row in enumerate(rows_of(records, batch.topic)):
             try:
-                if number in reasons:
+                if formatted and not self._is_decoded(row):
+                    self.decode(row)
+                elif number in reasons:
                     raise DataError(f"{place_of(row)}: {reasons[number]}")
-                self.decode(row, values.get(number))
+                else:
+                    row.columns = columns.get(number)
+                    self.decode(row, values.get(number))
             except DataError as error:
                 bad.append((row, error))
                 held.end(number)
@@ -169,17 +183,25 @@ class RecordReader:
         return self._reasons(records, self._checker.decode(records)[1])
 
     def _columns(
-        self, batch: Batch, records: pa.RecordBatch, codec_for: Callable[[str], Codec]
-    ) -> tuple[dict[int, Any], dict[int, str]]:
-        """By number of the record: its columns, as a dict, and why others cannot be decoded. The source's thread has decoded most batches
-        already.
+        self, batch: Batch, records: pa.RecordBatch
+    ) -> tuple[dict[int, Any], dict[int, pa.RecordBatch], dict[int, str]]:
+        """By number of the record: its columns, as a dict and as `Row.columns`, and why others cannot be decoded. The source's thread has
+        decoded most batches already.
         """
         if batch.records is None:
-            data, bad = codec_for(batch.topic).decode(records)
+            data, bad = self._codec_for(batch.topic).decode(records)
         else:
             data, bad = batch.data, list(batch.rejected)
-        numbers = np.delete(np.arange(records.num_rows), [each.row for each in bad])
-        return dict(zip(numbers.tolist(), data.to_pylist(), strict=True)), self._reasons(records, bad)
+        numbers = np.delete(np.arange(records.num_rows), [each.row for each in bad]).tolist()
+        pieces = {number: data.slice(place, 1) for place, number in enumerate(numbers)} if self._durable else {}
+        return dict(zip(numbers, data.to_pylist(), strict=True)), pieces, self._reasons(records, bad)
+
+    def _is_decoded(self, row: Row) -> bool:
+        """Whether its payload is of the agent's format. What streams, other agents and jobs have made for it is JSON: it has no partition,
+        or another name than that of a topic of the agent, or says so itself.
+        """
+        apart = row.partition < 0 or any(name == JSON_HEADER for name, _ in row.headers)
+        return row.topic in self._decoded and not apart
 
     def _reasons(self, records: pa.RecordBatch, bad: Iterable[BadRow]) -> dict[int, str]:
         """The reasons by number of the record. A tombstone that the agent takes is none of them."""
@@ -216,7 +238,7 @@ class RecordReader:
             row.scope = self._scope(row, key)
 
     def _value(self, row: Row, payload: bytes) -> Any:
-        if self._codec_for is not None:
+        if self._is_decoded(row):
             data, bad = self._codec_for(row.topic).decode(pa.record_batch([pa.array([payload])], names=["payload"]))
             if bad:
                 raise DataError(f"{place_of(row)}: {bad[0].reason}")
