@@ -444,15 +444,14 @@ class KafkaReader(Source):
     def hold(self, partitions: Set[tuple[str, int]]) -> None:
         wanted = {index for name, index in partitions if name == self.name}
         over = () if self.bound is None else self.bound.over
-        if self._queue is not None:
-            self._queue.hold(sorted(wanted))
+        paused = set() if self._queue is None else set(self._queue.hold(sorted(wanted)))
         for change, indexes in (
-            (self._consumer.pause, wanted - self._paused),
+            (self._consumer.pause, paused),
             (self._consumer.resume, self._paused - wanted - set(over)),
         ):
             if indexes:
                 change([TopicPartition(self.name, index) for index in sorted(indexes)])
-        self._paused = wanted
+        self._paused = self._paused & wanted | paused
 
     def backlog(self) -> int:
         return sum(max(0, goal - self._reached(index)) for index, goal in self._goals.items())

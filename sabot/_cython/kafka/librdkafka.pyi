@@ -46,11 +46,13 @@ class RecordQueue:
         the time is over. After `close` there is nothing. Raises UserError for records that take more than 2 GiB together.
         """
 
-    def hold(self, partitions: Iterable[int]) -> None:
-        """Says whose records `read` gives from now on: those of all partitions but these.
+    def hold(self, partitions: Iterable[int]) -> list[int]:
+        """Says whose records `read` gives from now on: those of all partitions but these. Returns those that are new among them and are to
+        be paused now (`client.pause`).
 
-        Called before `client.pause` of those that are new among them, at which the client drops what it has fetched. Up to 200,000 records
-        and 128 MiB, of all partitions, are kept here, and come first once their partition is held no longer; the rest is fetched again.
+        The records of two partitions stay in queues of their own, each up to what the client fetches ahead, and nothing of them is fetched
+        again. Of further ones, which are paused, the client drops what it has fetched. Up to 200,000 records and 128 MiB of all partitions
+        are kept here before, and come first once their partition is held no longer; the rest, and what was on its way, is fetched again.
         """
 
     def headers(self, partitions: Any, offsets: Any) -> pa.ListArray:

@@ -46,7 +46,7 @@ cdef extern from "kafka/record_queue.h" namespace "sabot" nogil:
         int64_t read(
             int64_t most, int timeout_ms, ArrowArray* out, unordered_map[int32_t, int64_t]& next, vector[Event]& events
         ) except +
-        void hold(const vector[int32_t]& partitions) except +
+        vector[int32_t] hold(const vector[int32_t]& partitions) except +
         void headers(const int32_t* partitions, const int64_t* offsets, int64_t count, ArrowArray* out) except +
         void close()
 
@@ -149,10 +149,11 @@ cdef class RecordQueue:
         return data, dict(next), told
 
     def hold(self, partitions):
-        cdef vector[int32_t] held = partitions
+        cdef vector[int32_t] held = partitions, paused
         if self.queue != NULL:
             with nogil:
-                self.queue.hold(held)
+                paused = self.queue.hold(held)
+        return paused
 
     def headers(self, const int32_t[::1] partitions not None, const int64_t[::1] offsets not None):
         cdef ArrowArray out

@@ -9,6 +9,7 @@ the state of Python that they need. */
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -239,8 +240,7 @@ class Messages {
     int64_t count_ = 0;
 };
 
-/* Messages that were taken from the client before their partitions are paused, as it drops them then and would fetch them once more: by
-partition, in order, and at most so many. */
+/* Messages that were taken from the client when their partitions were held back: by partition, in order, and at most so many. */
 class KeptMessages {
   public:
     KeptMessages() = default;
@@ -248,8 +248,8 @@ class KeptMessages {
     KeptMessages& operator=(const KeptMessages&) = delete;
     ~KeptMessages() { clear(); }
 
-    /* Takes all that are there, unless that are too many; what is left the client fetches again. */
-    void take(rd_kafka_queue_t* queue) {
+    /* Takes all that are there, unless that are too many: then it returns false. */
+    bool take(rd_kafka_queue_t* queue) {
         Messages came;
         do {
             came.clear();
@@ -261,6 +261,7 @@ class KeptMessages {
                 count_++;
             }
         } while (!came.empty() && count_ < ROWS && bytes_ < BYTES);
+        return came.empty();
     }
 
     /* Moves up to `most` messages to `out`, of partitions that are not held back. */
@@ -306,11 +307,8 @@ class RecordQueue {
     /* The records of this partition come here, once it is assigned. False: the client has no such queue, or this one is closed. */
     bool follow(const char* topic, int32_t partition) {
         std::lock_guard<std::mutex> lock(in_use_);
-        rd_kafka_queue_t* from = queue_ ? client::queue_get_partition(consumer_, topic, partition) : nullptr;
-        if (from == nullptr) return false;
-        client::queue_forward(from, queue_);
-        client::queue_destroy(from);
-        return true;
+        topic_ = topic;
+        return queue_ != nullptr && forward(partition, queue_);
     }
 
     /* Returns how many records there are, at most `most`; where there are none, it waits up to `timeout_ms` for the first. They become the
@@ -329,13 +327,26 @@ class RecordQueue {
         return last_.empty() ? 0 : columns(out, next, events);
     }
 
-    /* From here on `read` gives records of these partitions no more, and of all others. Called before the client pauses those that are new
-    among them: what it has fetched of them is kept, and comes when they are held back no longer. Throws bad_alloc. */
-    void hold(const std::vector<int32_t>& partitions) {
+    /* From here on `read` gives records of these partitions no more, and of all others. What the client has fetched of them is kept, and
+    comes when they are held back no longer. Returns those that are new among them and that the client is to pause: the others stay apart,
+    in their own queues. Throws bad_alloc. */
+    std::vector<int32_t> hold(const std::vector<int32_t>& partitions) {
         std::lock_guard<std::mutex> lock(in_use_);
-        if (queue_ == nullptr) return;
+        if (queue_ == nullptr) return {};
         const std::unordered_set<int32_t> before = std::exchange(held_, {partitions.begin(), partitions.end()});
-        if (std::any_of(held_.begin(), held_.end(), [&](int32_t each) { return !before.count(each); })) kept_.take(queue_);
+        for (const int32_t each : std::vector<int32_t>(apart_.begin(), apart_.end()))
+            if (!held_.count(each)) rejoin(each);
+        std::vector<int32_t> fresh, paused;
+        std::copy_if(partitions.begin(), partitions.end(), std::back_inserter(fresh), [&](int32_t each) { return !before.count(each); });
+        for (const int32_t each : fresh)
+            if (apart_.size() < APART && forward(each, nullptr))
+                apart_.insert(each);
+            else
+                paused.push_back(each);
+        if (fresh.empty() || kept_.take(queue_)) return paused;
+        for (const int32_t each : fresh) /* what is left of them in the queue goes away only where the client pauses them */
+            if (apart_.count(each)) rejoin(each);
+        return fresh;
     }
 
     /* The column `headers` of `count` records of the last `read`, in any order; of others it is null. Throws bad_alloc, overflow_error. */
@@ -377,9 +388,28 @@ class RecordQueue {
     std::mutex in_use_, closing_; /* only `close` changes `queue_`, with both */
     const bool later_;
     Messages last_; /* the batch that was read last: where headers are for later they can be asked for until the next one */
-    std::unordered_set<int32_t> held_; /* partitions that are held back */
+    std::string topic_;
+    std::unordered_set<int32_t> held_;  /* partitions that are held back */
+    std::unordered_set<int32_t> apart_; /* those of them whose own queues are not forwarded: the client fetches no further there than it may
+                                           fetch ahead, and drops nothing */
     KeptMessages kept_; /* older than what is in the queue of the same partition */
     double bytes_per_row_ = 128; /* of payload, in the last batch */
+
+    static constexpr size_t APART = 2; /* each may take as much memory as all that are read take together */
+
+    /* Has the records of a partition come to `to`; null: to its own queue. What is in that goes along. False: it has none. */
+    bool forward(int32_t partition, rd_kafka_queue_t* to) {
+        rd_kafka_queue_t* from = client::queue_get_partition(consumer_, topic_.c_str(), partition);
+        if (from == nullptr) return false;
+        client::queue_forward(from, to);
+        client::queue_destroy(from);
+        return true;
+    }
+
+    void rejoin(int32_t partition) {
+        forward(partition, queue_);
+        apart_.erase(partition);
+    }
 
     int64_t columns(ArrowArray* out, std::unordered_map<int32_t, int64_t>& next, std::vector<Event>& events) {
         const int64_t most = last_.count();

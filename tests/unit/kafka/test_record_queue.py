@@ -115,16 +115,13 @@ def test_what_was_fetched_of_a_partition_that_is_held_comes_later_and_is_not_fet
     while sum(figures("rxmsgs")) < 2000:
         """All of it is fetched."""
     for held in ({0}, {0, 1}, {1}, set(), {0}):
-        queue.hold(held)
-        queue.client.pause([TopicPartition("held", each) for each in held])
-        queue.client.resume([TopicPartition("held", each) for each in {0, 1} - held])
+        assert queue.hold(held) == []
         data, _, _ = queue.read(100, 0)
         found = [] if data is None else data.to_pylist()
         assert len(found) == (0 if len(held) == 2 else 100)
         assert {row["partition"] for row in found} <= {0, 1} - held
         first += found
     queue.hold([])
-    queue.client.resume([TopicPartition("held", 0)])
     rows, behind = taken(queue, 2000 - len(first))
     assert behind == {0: 1000, 1: 1000}
     for partition in (0, 1):
@@ -213,6 +210,53 @@ def test_the_end_of_a_partition_comes_as_an_event_with_its_offset(producer: Any,
     code, text, partition, offset = seen[0]
     assert (rows, code, partition, offset) == (1, KafkaError._PARTITION_EOF, 0, 1)
     assert "end of partition" in text
+    closed(queue)
+
+
+def test_what_is_on_its_way_when_a_partition_is_held_is_not_fetched_again(producer: Any, broker: str) -> None:
+    rows = 12_000
+    for n in range(rows):
+        producer.produce("on-its-way", b"%d" % n, partition=n % 2)
+    assert producer.flush(WAIT) == 0
+    told: list[dict[str, Any]] = []
+    settings = {"statistics.interval.ms": 20, "stats_cb": lambda text: told.append(json.loads(text))}
+    settings |= {"fetch.message.max.bytes": 1000, "queued.min.messages": 300, "fetch.queue.backoff.ms": 1}
+    queue = reading(broker, "on-its-way", 2, **settings)
+    found: list[dict[str, Any]] = []
+    turn = 0
+    while len(found) < rows:
+        came = len(found)
+        held = (set[int](), {0}, {1}, {0, 1}, {1}, {0})[turn % 6]
+        turn += 1
+        assert queue.hold(held) == []
+        data, _, _ = queue.read(200, 0.02)
+        found += [] if data is None else data.to_pylist()
+        assert {row["partition"] for row in found[came:]} <= {0, 1} - held
+    for partition in (0, 1):
+        payloads = [int(row["payload"]) for row in found if row["partition"] == partition]
+        assert payloads == list(range(partition, rows, 2))
+    told.clear()
+    ends_at = time.monotonic() + WAIT
+    while time.monotonic() < ends_at and not told:
+        queue.client.poll(0.1)
+    partitions = told[-1]["topics"]["on-its-way"]["partitions"]
+    assert [partitions[each]["rxmsgs"] for each in ("0", "1")] == [rows // 2] * 2
+    closed(queue)
+
+
+def test_of_many_partitions_that_are_held_all_but_two_are_to_be_paused(producer: Any, broker: str) -> None:
+    """The memory of those two is as much as that of all that are read."""
+    for n in range(400):
+        producer.produce("many-held", b"%d" % n, partition=n % 4)
+    assert producer.flush(WAIT) == 0
+    queue = reading(broker, "many-held", 4)
+    assert queue.hold([0, 1, 2]) == [2]
+    assert queue.hold([1, 2, 3]) == []  # 0 goes on
+    assert queue.hold([0, 1, 2, 3]) == [0]
+    assert queue.hold([]) == []
+    found, behind = taken(queue, 400)
+    assert behind == dict.fromkeys(range(4), 100)
+    assert sorted(int(row["payload"]) for row in found) == list(range(400))
     closed(queue)
 
 
