@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ _LATE = {
     "plugins": LateCommand(
         "The plugins that are installed, what each brings, and why one cannot be loaded.", ("plugins",), "plugins"
     ),
+    "join": LateCommand("Work for a job whose coordinator waits on another machine.", ("joining",), "join"),
     "audit": LateCommand(
         "What a job was allowed to do, by which rule, and who has approved it.", ("auditing",), "audit"
     ),
@@ -69,6 +71,14 @@ Parallelism = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Processes that share the tasks of streams; 1: this one alone."),
+]
+Listen = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Start no workers: wait here for those of `sabot join`, on other machines."),
+]
+Secrets = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Of workers that join: the file `token`; for TLS tls.crt, tls.key and ca.crt."),
 ]
 Journal = Annotated[
     str | None,
@@ -148,6 +158,8 @@ def run(
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
     workers: Workers = None,
+    listen: Listen = None,
+    secrets: Secrets = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -172,6 +184,8 @@ def run(
         "checkpoint_interval": checkpoint_interval,
         "parallelism": parallelism,
         "workers": workers,
+        "listen": listen,
+        "secrets": secrets,
         "fresh": fresh or None,
         "forget_effects": forget_effects or None,
         "reprocess": reprocess or None,
@@ -209,6 +223,8 @@ def worker(
     checkpoint_interval: Interval = None,
     parallelism: Parallelism = None,
     workers: Workers = None,
+    listen: Listen = None,
+    secrets: Secrets = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -235,6 +251,8 @@ def worker(
         checkpoint_interval=checkpoint_interval,
         parallelism=parallelism,
         workers=workers,
+        listen=listen,
+        secrets=secrets,
         fresh=fresh,
         forget_effects=forget_effects,
         reprocess=reprocess,
@@ -263,25 +281,27 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
 @_cli.command("run-worker", hidden=True)
 def run_one_worker(target: Target, loglevel: LogLevel = "info", log_format: LogFormat = "text") -> None:
     """One of the processes that `run --workers` starts."""
-    from sabot.workers import run_worker, worker_name
+    from sabot.workers import run_worker
 
     def load() -> "App":
         app = load_app(target)
         settled()
         return app
 
-    def work() -> None:
-        set_up_logging(loglevel, log_format, worker_name())
-        run_worker(load)
+    code = 0
 
-    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+    def work() -> None:
+        nonlocal code
+        code = run_worker(load, lambda name: set_up_logging(loglevel, log_format, name))
+
+    raise typer.Exit(guarded(work, debug=loglevel == "debug") or code)
 
 
 def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":
     """worker: the command that starts a worker of it."""
     app = load_app(target)
     settings = dict(settings)
-    workers = settings.pop("workers", None) or 1
+    meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets")}
     if settings["from_"] is not None:
         from sabot.cli.jobs import find_job
 
@@ -294,13 +314,22 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
         settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
     try:
         app.configure(**settings | {"until": until_of(settings["until"])})
-        if workers > 1:
-            from sabot.workers import over_workers  # here, so that other commands do not load it
-
-            app.workers = over_workers(app, [sys.executable, "-P", "-m", "sabot", *worker], workers)
+        _spread(app, worker, **meeting)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
     return app
+
+
+def _spread(app: "App", worker: Sequence[str], workers: int | None, listen: str | None, secrets: str | None) -> None:
+    """Over workers, where the options ask for several."""
+    if workers is None or workers == 1:
+        if listen is not None or secrets is not None:
+            raise WrongUse("--listen and --secrets are for a job of several workers", hint="give --workers N too")
+        return
+    from sabot.workers import LocalLauncher, TcpMeeting, over_workers  # here, so that other commands do not load it
+
+    local = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
+    app.workers = over_workers(app, TcpMeeting.of(local if listen is None else None, listen, secrets), workers)
 
 
 add_late(_cli, _LATE)

@@ -87,9 +87,15 @@ class Framing:
     def next(self) -> tuple[pa.RecordBatch | None, Frame] | None:
         """Waits for an element; -> the rows of the next frame, if it has any, and the frame. None once the channel is closed."""
         element = self._channel.get() if self._next is None else self._next
+        return None if element is None else self._frame(element)
+
+    def next_nowait(self) -> tuple[pa.RecordBatch | None, Frame] | None:
+        """As `next`, but None also where no element waits."""
+        element = self._channel.get_nowait() if self._next is None else self._next
+        return None if element is None else self._frame(element)
+
+    def _frame(self, element: Any) -> tuple[pa.RecordBatch | None, Frame]:
         self._next = None
-        if element is None:
-            return None
         batches: list[Batch] = []
         marks: list[tuple[str, int]] = []
         rows = 0

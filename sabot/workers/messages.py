@@ -22,8 +22,11 @@ __all__ = [
     "Hello",
     "Hold",
     "HoldReaders",
+    "Join",
+    "JoinRefused",
     "Opened",
     "PartSealed",
+    "Ping",
     "Retained",
     "RunTasks",
     "Start",
@@ -49,11 +52,22 @@ class ControlMessage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(ControlMessage, frozen=True):
-    """The first one. token: of this epoch of the job, for the exchange. settings: what the user has said beside the program."""
+    """The answer to `Join`. token: of this epoch of the job, for the exchange. settings: what the user has said beside the program."""
 
     worker: int
     token: str
     settings: dict[str, Any]
+
+
+class JoinRefused(ControlMessage, frozen=True):
+    """The answer to a `Join`, instead of `Welcome`; the connection ends behind it."""
+
+    message: str
+    hint: str = ""
+
+
+class Ping(ControlMessage, frozen=True):
+    """The coordinator lives."""
 
 
 class Start(ControlMessage, frozen=True):
@@ -62,7 +76,8 @@ class Start(ControlMessage, frozen=True):
     placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
     Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
     program names. folder: for saved state; None: the job keeps no checkpoints. tracks: the folder of the parts of each exactly-once sink.
-    over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again.
+    over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again. proof: what
+    the file `proof` in the folder says, by which a worker knows that it sees the coordinator's folder, and not one of its own machine.
     """
 
     epoch: str
@@ -77,6 +92,7 @@ class Start(ControlMessage, frozen=True):
     drop: list[str]
     over: bool = False
     reprocess: list[str] = []
+    proof: str = ""
 
 
 class RunTasks(ControlMessage, frozen=True):
@@ -132,11 +148,22 @@ class Close(ControlMessage, frozen=True):
 # -- from a worker to the coordinator -----------------------------------------------------------------------------------
 
 
+class Join(ControlMessage, frozen=True):
+    """The first one. token: what it was started with. worker: its number; None: any. versions: of what must be alike in all processes of a
+    job.
+    """
+
+    token: str
+    worker: int | None
+    pid: int
+    host: str
+    versions: dict[str, str]
+
+
 class Hello(ControlMessage, frozen=True):
-    """Imported, and ready to open tasks. address: of its exchange. versions: of what must be alike in all processes of a job."""
+    """Imported, and ready to open tasks. address: of its exchange."""
 
     address: str
-    versions: dict[str, str]
 
 
 class Opened(ControlMessage, frozen=True):

@@ -1,27 +1,24 @@
-"""The process of a worker: it is told what to do by the coordinator that has started it, and ends with it.
+"""The process of a worker: it is told what to do by the coordinator that it has joined, and ends with it.
 
-Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶ Closed ▶ the process ends
+Join ▶ Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶ Closed ▶ its end
 """
 
 import asyncio
 import ctypes
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import pyarrow as pa
 
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.errors import InternalError, SabotError, UserError
+from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
 from sabot.exits import EXITS
 from sabot.runtime.agent_groups import agent_groups
@@ -30,10 +27,11 @@ from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.blocking import Watch
 from sabot.runtime.settings import settings_of
 from sabot.runtime.stream_job import StreamJob
-from sabot.threads import aside, tell
+from sabot.threads import aside, tell, threads
 from sabot.watch import unexpected
 from sabot.workers.agents import AppWithAgents, WorkerAgents
-from sabot.workers.connection import ControlConnection
+from sabot.workers.connection import SILENT_SECONDS, ControlChannel
+from sabot.workers.joining import Ticket, join, name_of, read_ticket
 from sabot.workers.messages import (
     AbortBarriers,
     Beat,
@@ -46,6 +44,7 @@ from sabot.workers.messages import (
     Hold,
     HoldReaders,
     Opened,
+    Ping,
     Retained,
     RunTasks,
     Start,
@@ -57,14 +56,13 @@ from sabot.workers.messages import (
     failed,
 )
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
-from sabot.workers.share import WorkerShare
+from sabot.workers.share import RowExchange, WorkerShare
 
-__all__ = ["BEAT_SECONDS", "SOCKET", "WorkerApp", "name_of", "run_worker", "versions", "worker_name"]
+__all__ = ["AGAIN", "BEAT_SECONDS", "JobWorker", "WorkerApp", "run_worker"]
 
 _log = logging.getLogger(__name__)
 
-SOCKET = "SABOT_WORKER_SOCKET"
-"""The environment variable with the descriptor of the socket, the pid of the coordinator, and the number of the worker."""
+AGAIN = 3  # the exit code of a worker whose epoch has failed: its job may have another one
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -83,63 +81,50 @@ class WorkerApp(AppWithAgents, Protocol):
         """The end of a process that has run a part of the app."""
 
 
-def versions() -> dict[str, str]:
-    """Of what must be alike in all processes of a job: they share plans, rows and state."""
-    return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
+def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
+    """Works for the coordinator that the ticket of this process names, until it says that all is over, or is gone. Returns the exit code.
 
-
-def name_of(worker: int) -> str:
-    """What people read for a worker, whose numbers begin at 0."""
-    return f"worker {worker + 1}"
-
-
-def worker_name() -> str:
-    """The name of the worker that this process is to be. Raises UserError for a process that no coordinator has started."""
-    return name_of(_said()[2])
-
-
-def _said() -> tuple[int, int, int]:
-    try:
-        descriptor, parent, worker = map(int, os.environ[SOCKET].split(":"))
-    except (KeyError, ValueError):
-        raise UserError(
-            "this command is for the coordinator of a job", hint="sabot run module:app --workers N starts it"
-        ) from None
-    return descriptor, parent, worker
-
-
-def run_worker(load: Callable[[], WorkerApp]) -> None:
-    """Works for the coordinator that has started this process, until it says that all is over, or is gone. load: imports the program."""
-    descriptor, parent, _ = _said()
-    del os.environ[SOCKET]
-    _end_with(parent)
+    load: imports the program. named: is told the name of this worker before that. Raises UserError where the coordinator refuses it.
+    """
+    ticket = read_ticket()
+    _end_with(ticket.parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the coordinator gets them too, and leads the stop
         signal.signal(number, signal.SIG_IGN)
-    end = socket.socket(fileno=descriptor)
-    end.set_inheritable(False)
-    asyncio.run(_work(end, load))
+    return asyncio.run(_work(ticket, load, named))
 
 
 def _end_with(parent: int) -> None:
-    """This process does not outlive its coordinator, not even while a call holds the interpreter and nobody reads the socket."""
+    """This process does not outlive the one that has started it, not even while a call holds the interpreter and nobody reads the
+    connection.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
-async def _work(end: socket.socket, load: Callable[[], WorkerApp]) -> None:
-    connection = await ControlConnection.over(end)
+async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
     try:
-        app = load()
-        async for message in connection.received():
-            assert isinstance(message, Welcome)
-            await _Worker(app, connection, message).run()
-            return
+        joined = await join(ticket)
+    except TransientError as error:
+        _log.warning("%s", error)
+        return AGAIN
+    named(name_of(joined.welcome.worker))
+    try:
+        exchange = Exchange(joined.welcome.token, host=joined.host, tls=joined.tls)
+        worker = JobWorker(load(), joined.connection, joined.welcome, exchange)
+        code = 0 if await worker.run() else AGAIN
+        # Nothing that it could still do counts; and calls that run on would hold up the end.
+        if code or worker.left_behind:
+            await joined.connection.close()
+            logging.shutdown()
+            os._exit(code)
+        return code
     except (Exception, *EXITS) as error:
-        connection.send(failed(unexpected("the start of the worker", error)))
+        joined.connection.send(failed(unexpected("the start of the worker", error)))
+        return AGAIN
     finally:
-        await connection.close()
+        await joined.connection.close()
 
 
 @dataclass
@@ -167,10 +152,12 @@ class _OpenShare:
         return [*([self.job.running] if self.job.tasks else []), *(each.job.running for each in self.agents)]
 
 
-class _Worker:
+class JobWorker:
     """All methods on one event loop."""
 
-    def __init__(self, app: WorkerApp, connection: ControlConnection, welcome: Welcome) -> None:
+    def __init__(self, app: WorkerApp, connection: ControlChannel, welcome: Welcome, exchange: RowExchange) -> None:
+        """connection: to the coordinator, which has said `welcome`."""
+        self.left_behind: list[str] = []  # calls of the user's that refused to be cancelled
         self._app = app
         self._connection = connection
         self._worker = welcome.worker
@@ -179,30 +166,42 @@ class _Worker:
         self._stop_asked = asyncio.Event()
         self._running: list[asyncio.Future[None]] = []
         self._stopping: asyncio.Task[None] | None = None
+        self._unheard = 0  # heartbeats since the coordinator has said something
         app.configure(**welcome.settings)
-        self._exchange = Exchange(welcome.token)
+        self._exchange = exchange
         self._exchange.on_failed = self._edge_failed
 
-    async def run(self) -> None:
-        """Until the coordinator says `Close`, or is gone."""
+    async def run(self) -> bool:
+        """Works until the coordinator says `Close`, or is gone; -> whether it has said so."""
+        self._connection.send(Hello(self._exchange.address))
+        working = asyncio.create_task(self._work(), name="messages")
         beating = asyncio.create_task(self._beat(), name="heartbeat")
-        self._connection.send(Hello(self._exchange.address, versions()))
-        doing: asyncio.Task[None] | None = None  # what takes long, so that messages are read meanwhile
         try:
-            async for message in self._connection.received():
-                if isinstance(message, Start):
-                    doing = asyncio.create_task(self._start(message), name="start")
-                elif isinstance(message, Close):
-                    if doing is not None:
-                        await asyncio.wait([doing])
-                    await self._close()
-                    return
-                else:
-                    self._heed(message)
-            _log.error("the coordinator is gone: the worker ends")
-            os._exit(1)  # nothing that it could still do counts
+            await asyncio.wait([working, beating], return_when=asyncio.FIRST_COMPLETED)
+            in_order = working.result() if working.done() else beating.result()
         finally:
+            working.cancel()
             beating.cancel()
+        if not in_order:
+            _log.error("the coordinator is gone: the worker ends")
+        return in_order
+
+    async def _work(self) -> bool:
+        """Does what the coordinator says; -> whether it has said that all is over."""
+        doing: asyncio.Task[None] | None = None  # what takes long, so that messages are read meanwhile
+        async for message in self._connection.received():
+            self._unheard = 0
+            if isinstance(message, Start):
+                doing = asyncio.create_task(self._start(message), name="start")
+            elif isinstance(message, Close):
+                if doing is not None:
+                    await asyncio.wait([doing])
+                await self.close()
+                self._connection.send(Closed(self.left_behind))
+                return True
+            elif not isinstance(message, Ping):
+                self._heed(message)
+        return False
 
     def _heed(self, message: ControlMessage) -> None:
         opened = self._open
@@ -244,6 +243,8 @@ class _Worker:
 
     async def _opened(self, start: Start) -> _OpenShare:
         app, folder = self._app, None if start.folder is None else Path(start.folder, str(self._worker))
+        if start.folder is not None:
+            await aside(_check_shared, Path(start.folder), start.proof)
         share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
         checkpoints = RemoteCheckpoints(self._tell, folder, None if folder is None else app.checkpoints())
         tracks = RemoteTracks(start.tracks, kept=folder is not None, send=self._tell)
@@ -281,22 +282,18 @@ class _Worker:
         self._connection.send(self._figures())
         self._connection.send(Stopped())
 
-    async def _close(self) -> None:
-        opened, left_behind = self._open, []
+    async def close(self) -> None:
+        """Closes everything that is open."""
+        opened = self._open
         if opened is not None:
             await opened.job.close()
             for each in opened.agents:
                 await each.close()
             await aside(opened.checkpoints.close)
-            left_behind = [call for each in opened.jobs for call in each.left_behind]
+            self.left_behind = [call for each in opened.jobs for call in each.left_behind]
         await aside(self._exchange.close)
         await self._app.lifespan.close()
         await self._app.let_go()
-        self._connection.send(Closed(left_behind))
-        if left_behind:  # the event loop cannot be closed as long as they run
-            await self._connection.close()
-            logging.shutdown()
-            os._exit(0)
 
     # -- what the coordinator is told ---------------------------------------------------------------------------------
 
@@ -318,15 +315,20 @@ class _Worker:
         )
         self._tell(failed(named, edge=True))
 
-    async def _beat(self) -> None:
-        watch = Watch(self._busy)
+    async def _beat(self) -> bool:
+        """Tells the coordinator that this process lives; -> False, when that has said nothing for too long."""
+        watch = None if threads.simulated else Watch(self._busy)
         try:
-            while True:
+            # Counted, not measured: while a call of the program holds the event loop, messages wait to be read.
+            while self._unheard * BEAT_SECONDS <= SILENT_SECONDS:
+                self._unheard += 1
                 if not self._connection.congested:
                     self._connection.send(self._figures())
                 await asyncio.sleep(BEAT_SECONDS)
+            return False
         finally:
-            watch.close()
+            if watch is not None:
+                watch.close()
 
     def _busy(self) -> Any:
         if self._open is None:
@@ -351,6 +353,20 @@ class _Worker:
         ]
         agents = {each.job.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
         return Beat(opened.job.progress(), figures, samples, opened.checkpoints.hints(), agents)
+
+
+def _check_shared(folder: Path, proof: str) -> None:
+    """Blocks. Raises UserError where this is not the folder of the coordinator."""
+    try:
+        found = (folder / "proof").read_text("utf-8")
+    except (OSError, ValueError):
+        found = ""
+    if found != proof:
+        raise UserError(
+            f"this machine ({socket.gethostname()}) does not see {folder}, where workers hand over state and output",
+            hint="on several machines it has to be a folder that all of them share (NFS, EFS), at the same path: "
+            "checkpoint_dir=, or state= where checkpoints go to an object store",
+        )
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None) -> Manifest:

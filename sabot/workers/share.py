@@ -16,13 +16,21 @@ __all__ = ["NoShare", "RowExchange", "WorkerShare"]
 
 
 class RowExchange(Protocol):
-    """What carries rows between the workers of a job: `sabot.exchange.Exchange`."""
+    """What carries rows between the workers of a job: `sabot.exchange.Exchange`, or what a simulation has."""
+
+    address: str
+    """Where other workers reach it."""
+    on_failed: Callable[[str, BaseException], None]
+    """Called once for each edge that broke, from any thread: (edge, error)."""
 
     def receive(self, edge: str, channel: Channel) -> None:
         """What arrives under this name goes into the channel."""
 
     def send(self, edge: str, channel: Channel, address: str) -> None:
         """What comes into the channel goes to the channel of this name at the other worker."""
+
+    def close(self) -> None:
+        """Ends all edges. Blocks."""
 
 
 class NoShare(WholeJob):

@@ -1,15 +1,14 @@
 """The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
 
 The process that the user has started is the coordinator: it owns the job, makes the plan, takes the checkpoints, and delivers exactly-once
-output. It starts the workers, which run the tasks. An epoch is from the start of the workers to their end. When one of them fails, dies or
-falls silent, the epoch has failed: all are ended, and the run ends with an error. The job restarts from its last checkpoint then, as it
-does in one process.
+output. Workers, which it starts or which join it, run the tasks. An epoch is from the start of the workers to their end. When one of them
+fails, dies or falls silent, the epoch has failed: all are ended, and the run ends with an error. The job restarts from its last checkpoint
+then, as it does in one process.
 """
 
 import asyncio
 import logging
 import os
-import secrets
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +25,14 @@ from sabot.delivery.parts import Part
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.metrics import Sample
 from sabot.runtime.build import Build
+from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import Settings, StreamsMaker
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle, aside, to_the_end
+from sabot.workers.connection import SILENT_SECONDS
+from sabot.workers.meeting import Meeting
 from sabot.workers.member import Member
 from sabot.workers.messages import (
     AbortBarriers,
@@ -43,6 +45,7 @@ from sabot.workers.messages import (
     Hold,
     HoldReaders,
     PartSealed,
+    Ping,
     Retained,
     RunTasks,
     Start,
@@ -57,10 +60,11 @@ from sabot.workers.messages import (
     error_of,
 )
 from sabot.workers.placement import fingerprint, place
-from sabot.workers.process import BEAT_SECONDS, versions
+from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.refused import SpreadApp, refuse
 from sabot.workers.remote import snapshot_of
 from sabot.workers.remote_agents import RemoteAgents
+from sabot.workers.secrets import new_token
 from sabot.workers.share import NoShare
 
 __all__ = ["WorkerStreams", "over_workers"]
@@ -68,14 +72,13 @@ __all__ = ["WorkerStreams", "over_workers"]
 _log = logging.getLogger(__name__)
 
 _WORKERS_MAX = 64
-SILENT_SECONDS = 30.0  # a worker that has said nothing for so long is taken for dead
 _IMPORT_SECONDS = 300.0  # for a worker to import the program
 _CLOSE_SECONDS = 45.0  # for a worker to close what it has open
 _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
 
 
-def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> StreamsMaker:
-    """What runs the streams of the app in so many processes. command: starts one, which imports the program and calls `run_worker`."""
+def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
+    """What runs the streams of the app in so many processes. meeting: how these come to this one."""
     if not 2 <= workers <= _WORKERS_MAX:
         raise UserError(f"workers={workers}: 1 is this process alone; up to {_WORKERS_MAX}")
     if app.parallelism < workers:
@@ -99,7 +102,7 @@ def over_workers(app: SpreadApp, command: Sequence[str], workers: int) -> Stream
         agents: Mapping[str, RunnableAgent],
     ) -> WorkerStreams:
         refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, command, told, workers)
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers)
 
     return make
 
@@ -114,11 +117,11 @@ class WorkerStreams:
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
-        command: Sequence[str],
+        meeting: Meeting,
         told: dict[str, Any],
         workers: int,
     ) -> None:
-        """command: starts a worker. told: what the user has said beside the program (`App.configure`)."""
+        """meeting: how workers come here. told: what the user has said beside the program (`App.configure`)."""
         self.was_complete = False
         self.awaited = False
         self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)
@@ -132,13 +135,14 @@ class WorkerStreams:
         self._settings = settings
         self._coordinator = coordinator
         self._delivery = delivery
-        self._command = command
-        self._told = told
+        token = new_token()
+        self._arrival = meeting.begin(self.members, lambda member: Welcome(member.number, token, told))
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self.agents = RemoteAgents(agents, ends, settings)
         self._build = self._new_build(ends)
         self._folder: Path | None = None  # for state that workers hand over
+        self._proof = new_token()  # in the folder, so that a worker knows it
         self._left: set[int] = set()  # workers whose tasks have not all ended
         self._started = self._closed = False
         self._triggered = self._aborted = 0
@@ -183,24 +187,20 @@ class WorkerStreams:
             raise
 
     async def _open(self, restored: Manifest | None) -> None:
-        token = secrets.token_hex(32)
         for member in self.members:
             member.on_message, member.on_gone = self._heed, self._fail
-            await member.start(self._command, dict(os.environ), Welcome(member.number, token, self._told))
+        self._watching = asyncio.create_task(self._watch(), name="heartbeats of workers")
+        await self._arrival.open()
         planning = asyncio.ensure_future(aside(self._plan, restored))
         try:
             await self._unless_failed([planning], None)
+            await self._unless_failed([each.joined for each in self.members], self._arrival.within_s)
             await self._unless_failed([each.hello for each in self.members], _IMPORT_SECONDS)
         finally:
             self._build.cancelled.set()
             await asyncio.wait([planning])
             planning.exception()  # told above, unless something else was
-        for member in self.members:
-            if (theirs := member.hello.result().versions) != versions():
-                raise UserError(
-                    f"{member.text} runs other software than its coordinator: {_words(theirs)}, not {_words(versions())}",
-                    hint="was it installed anew since the start? Start again",
-                )
+        self._arrival.check()
         start = self._start(restored)
         for member in self.members:
             member.send(start)
@@ -223,13 +223,14 @@ class WorkerStreams:
         self.agents.placed(self._tasks)
         self._left = {member.number for member in self._tasks.values()}  # a worker may have no task
         if self._coordinator.storage is not None:
-            self._folder = self._coordinator.storage.keep()
+            self._folder = self._coordinator.storage.keep().absolute()
+            (self._folder / "proof").write_text(self._proof, "utf-8")
 
     def _start(self, restored: Manifest | None) -> Start:
         plan = self._build.plan
         assert plan is not None
         readings = [stage.reading.node for stage in plan.stages if stage.reading is not None]
-        root = None if restored is None or restored.path is None else os.fspath(restored.path.parents[1])
+        root = None if restored is None or restored.path is None else os.path.abspath(restored.path.parents[1])
         return Start(
             epoch=uuid.uuid4().hex,
             placement=self.placement,
@@ -239,10 +240,11 @@ class WorkerStreams:
             checkpoint=None if restored is None else restored.checkpoint_id,
             place=root,
             folder=None if self._folder is None else os.fspath(self._folder),
-            tracks={track_id: os.fspath(self._delivery.part_folder(track_id)) for track_id in self._delivery.given()},
+            tracks={track: os.path.abspath(self._delivery.part_folder(track)) for track in self._delivery.given()},
             drop=sorted(self._settings.drop),
             over=self._streams_over,
             reprocess=sorted(self._settings.reprocess),
+            proof=self._proof,
         )
 
     async def _unless_failed(self, waits: Sequence[asyncio.Future[Any]], seconds: float | None) -> None:
@@ -270,7 +272,6 @@ class WorkerStreams:
         run = RunTasks(self._delivery.given())
         for member in self.members:
             member.send(run)
-        self._watching = asyncio.create_task(self._watch(), name="heartbeats of workers")
 
     def _hint(self, member: Member, task: str) -> str:
         return f"{member.beat.hints.get(task, 'nothing is known of it')}; on {member.text}"
@@ -347,9 +348,14 @@ class WorkerStreams:
                 self.on_failed(error)
 
     async def _watch(self) -> None:
+        """Lets workers hear of this process, and fails the epoch for one that is not heard of any more once all run, and for a stop
+        before that."""
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            for member in self.members:
+            self._tell(Ping())
+            if not self._started and self._settings.stop_asked():
+                self._fail(StoppedEarly(f"app {self._settings.app}: stopped before all workers were there"))
+            for member in self.members if self._started else ():
                 silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
                 if silent_s > SILENT_SECONDS:
                     self._fail(
@@ -381,8 +387,6 @@ class WorkerStreams:
         if self._closed:
             return
         self._closed = True
-        if self._watching is not None:
-            self._watching.cancel()
         if self._commit in self._coordinator.on_complete:
             self._coordinator.on_complete.remove(self._commit)
             self._coordinator.on_retained.remove(self._retained)
@@ -391,7 +395,9 @@ class WorkerStreams:
         in_order = self._started and not self.broken
         if in_order:
             self._tell(Close())
-        await asyncio.gather(*(member.end(_CLOSE_SECONDS if in_order else 0.0) for member in self.members))
+        await self._arrival.close(_CLOSE_SECONDS if in_order else 0.0)
+        if self._watching is not None:  # so far: workers that close have to hear of this process
+            self._watching.cancel()
         self.left_behind += [call for each in self.members if each.closed.done() for call in each.closed.result()]
         self._build.give_back_sources()
         if self._folder is not None:

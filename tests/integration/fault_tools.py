@@ -142,10 +142,12 @@ def header(record: Record, name: str) -> str:
 # `sabot run`
 
 
-def sabot_run(*words: str, folder: Path = HERE, seconds: float = 40, **env: str) -> "subprocess.CompletedProcess[str]":
-    """`sabot run …` to its end, in this folder. seconds: that it may take."""
+def sabot_run(
+    *words: str, folder: Path = HERE, seconds: float = 40, verb: str = "run", **env: str
+) -> "subprocess.CompletedProcess[str]":
+    """`sabot run …` to its end, in this folder. seconds: that it may take. verb: of another command."""
     return subprocess.run(
-        [*SABOT, "run", *words],
+        [*SABOT, verb, *words],
         cwd=folder,
         env={**environment(), **env},
         stdin=subprocess.DEVNULL,
@@ -157,12 +159,12 @@ def sabot_run(*words: str, folder: Path = HERE, seconds: float = 40, **env: str)
 
 
 @contextmanager
-def running(log: Path, *words: str, folder: Path = HERE, **env: str):
-    """`sabot run …` in the background, its log lines in a file; killed at the end of the block at the latest."""
+def running(log: Path, *words: str, folder: Path = HERE, verb: str = "run", **env: str):
+    """`sabot run …` in the background, its log lines in a file; killed at the end of the block at the latest. verb: of another command."""
     with (
         log.open("ab") as file,
         subprocess.Popen(
-            [*SABOT, "run", *words], cwd=folder, env={**environment(), **env}, stdout=file, stderr=file
+            [*SABOT, verb, *words], cwd=folder, env={**environment(), **env}, stdout=file, stderr=file
         ) as process,
     ):
         try:

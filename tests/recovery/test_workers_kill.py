@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sabot.cli import load_app
 from sabot.errors import TransientError
-from sabot.workers import over_workers
+from sabot.workers import LocalLauncher, TcpMeeting, over_workers
 from tools.agent_tools import environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
@@ -174,7 +175,8 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 3.0)
     app = load_app("endless:app")
-    made = over_workers(app, [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"], 2)
+    command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
+    made = over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2)
     streams = []
     app.workers = lambda *given: streams.append(made(*given)) or streams[-1]
     running = asyncio.create_task(app.run())

@@ -14,9 +14,13 @@ from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Beat, Hello, TaskCut, TaskEnded, TasksOver, Trigger, error_of, failed
 
 
+async def over(end):
+    return ControlConnection(*await asyncio.open_connection(sock=end))
+
+
 async def connected():
     one, other = socket.socketpair()
-    return await ControlConnection.over(one), await ControlConnection.over(other)
+    return await over(one), await over(other)
 
 
 async def all_of(connection):
@@ -31,7 +35,7 @@ async def test_messages_come_out_as_they_went_in_and_in_order():
         "texts": {"é": None},
     }
     sent = [
-        Hello("127.0.0.1:1", {"sabot": "1"}),
+        Hello("127.0.0.1:1"),
         TaskCut(7, "read-1/0", facts, {"table": "/folder/1"}, {"streams.out": 3}),
         TaskEnded("read-1/0", facts, {}, {}),
         Trigger(8),
@@ -46,7 +50,7 @@ async def test_messages_come_out_as_they_went_in_and_in_order():
 
 async def test_the_end_of_a_peer_in_the_middle_of_a_message_is_its_end():
     one, other = socket.socketpair()
-    theirs = await ControlConnection.over(other)
+    theirs = await over(other)
     one.sendall(struct.pack("!I", 100) + b"only this")
     one.close()
     assert await all_of(theirs) == []
@@ -57,7 +61,7 @@ async def test_the_end_of_a_peer_in_the_middle_of_a_message_is_its_end():
 @pytest.mark.parametrize("frame", [b"\xc1", b"", b"\x81\xa4type\xa7Nothing", b"\x93\x01\x02\x03"])
 async def test_what_is_no_message_is_refused(frame):
     one, other = socket.socketpair()
-    theirs = await ControlConnection.over(other)
+    theirs = await over(other)
     one.sendall(struct.pack("!I", len(frame)) + frame)
     with pytest.raises(InternalError, match="cannot be read"):
         await all_of(theirs)
@@ -69,7 +73,7 @@ async def test_messages_are_bounded_at_both_ends(monkeypatch):
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1000)
     ours, theirs = await connected()
     with pytest.raises(InternalError, match="more than 1000"):
-        ours.send(Hello("a" * 1000, {}))
+        ours.send(Hello("a" * 1000))
     ours.send(TasksOver())
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1)
     with pytest.raises(InternalError, match="was announced"):
@@ -82,7 +86,7 @@ async def test_figures_are_left_out_while_the_peer_takes_nothing():
     ours, theirs = await connected()
     assert not ours.congested
     while not ours.congested:
-        ours.send(Hello("a" * 100_000, {}))
+        ours.send(Hello("a" * 100_000))
         await asyncio.sleep(0)
     reading = asyncio.create_task(all_of(theirs))
     await ours.close()

@@ -1,0 +1,138 @@
+"""How a worker comes to its coordinator: over TCP, with what it was told on its standard input when it was started.
+
+    the coordinator                                  the process of a worker
+    listens; starts it, with a Ticket ─────────────▶ reads the Ticket from its standard input
+                                          ◀───────── connects, Join: token, number, versions
+    Welcome, or JoinRefused, which says why ───────────▶
+
+So no token is ever an argument or in the environment, where other processes could read it. TLS, where there is any, is mutual.
+"""
+
+import asyncio
+import os
+import platform
+import socket
+import ssl
+import sys
+from importlib.metadata import version
+
+import msgspec
+import pyarrow as pa
+
+from sabot.errors import UNREADABLE, TransientError, UserError
+from sabot.exchange import Tls
+from sabot.redaction import keep_secret
+from sabot.workers.connection import ControlConnection
+from sabot.workers.messages import Join, JoinRefused, Welcome
+from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets
+
+__all__ = ["JoinedJob", "Ticket", "join", "name_of", "parse_address", "read_ticket", "versions"]
+
+_TICKET_BYTES = 1 << 16
+_CONNECT_SECONDS = 10.0
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a worker's process is given at its start. address: of the coordinator. number: its own, from 0; None: the coordinator gives it
+    one. secrets: the folder of certificates; None: no TLS. parent: the pid of the process that has started it, with which it ends.
+    """
+
+    address: str
+    token: str
+    number: int | None = None
+    secrets: str | None = None
+    parent: int = 0
+
+    @classmethod
+    def read(cls, encoded: bytes) -> "Ticket":
+        """Raises one of UNREADABLE for bytes that are none."""
+        return msgspec.msgpack.decode(encoded, type=cls)
+
+    def encoded(self, parent: int) -> bytes:
+        """For the standard input of the process that `parent` starts."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, parent=parent))
+
+
+class JoinedJob(msgspec.Struct, frozen=True):
+    """A worker whose coordinator has taken it. host: the address of this machine that the coordinator has seen."""
+
+    connection: ControlConnection
+    welcome: Welcome
+    host: str
+    tls: Tls | None
+
+
+def versions() -> dict[str, str]:
+    """Of what must be alike in all processes of a job: they share plans, rows and state."""
+    return {"sabot": version("sabot"), "Python": platform.python_version(), "pyarrow": pa.__version__}
+
+
+def name_of(worker: int) -> str:
+    """What people read for a worker, whose numbers begin at 0."""
+    return f"worker {worker + 1}"
+
+
+def parse_address(text: str, what: str) -> tuple[str, int]:
+    """(host, port) of "host:port". Raises UserError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535 or ":" in host:
+        raise UserError(
+            f"{what}: {text!r} is no address", hint="host:port, as 10.0.0.7:7077; a name or an IPv4 address"
+        )
+    return host, int(port)
+
+
+def read_ticket() -> Ticket:
+    """Of this process, once. Raises UserError for a process that was started without one."""
+    try:
+        given = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(_TICKET_BYTES)
+        ticket = Ticket.read(given)
+    except UNREADABLE:
+        raise UserError(
+            "this command is for the coordinator of a job", hint="sabot run module:app --workers N starts it"
+        ) from None
+    nothing = os.open(os.devnull, os.O_RDONLY)  # for a program that reads its standard input
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    keep_secret(ticket.token)
+    return ticket
+
+
+async def join(ticket: Ticket) -> JoinedJob:
+    """Connects, and waits until the coordinator takes this worker.
+
+    Raises TransientError where nobody answers or the coordinator is gone, UserError where it refuses this worker.
+    """
+    secrets = None if ticket.secrets is None else WorkerSecrets.read(ticket.secrets)
+    context = None if secrets is None else secrets.context(server=False)
+    host, port = parse_address(ticket.address, "the coordinator")
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(
+                host,
+                port,
+                family=socket.AF_INET,
+                ssl=context,
+                server_hostname=None if context is None else CERTIFIED_NAME,
+            )
+    except ssl.SSLError as error:
+        raise UserError(
+            f"the coordinator at {ticket.address} and this worker do not trust each other: {error.reason or error}",
+            hint=f"certificates of one authority for the name {CERTIFIED_NAME} at both ends, or TLS at neither",
+        ) from error
+    except (OSError, TimeoutError) as error:
+        raise TransientError(f"there is no coordinator at {ticket.address}: {error or 'no answer'}") from error
+    connection = ControlConnection(reader, writer)
+    connection.send(Join(ticket.token, ticket.number, os.getpid(), socket.gethostname(), versions()))
+    message = await connection.next()
+    if isinstance(message, Welcome):
+        return JoinedJob(connection, message, connection.local_host, None if secrets is None else secrets.tls)
+    await connection.close()
+    if isinstance(message, JoinRefused):
+        raise UserError(
+            f"the coordinator at {ticket.address} refuses this worker: {message.message}", hint=message.hint
+        )
+    raise TransientError(
+        f"the coordinator at {ticket.address} has ended the connection",
+        hint="is TLS on at one end only, or is its job over?",
+    )

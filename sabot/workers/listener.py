@@ -1,0 +1,156 @@
+"""Where the workers of one epoch come to their coordinator: it lets in who shows the token and runs the same software, each number once."""
+
+import asyncio
+import hmac
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+
+from sabot.errors import InternalError, UserError
+from sabot.faults import hint_of
+from sabot.watch import KeptTasks
+from sabot.workers.connection import FIRST_BYTES, ControlConnection
+from sabot.workers.joining import versions
+from sabot.workers.member import Member
+from sabot.workers.messages import ControlMessage, Join, JoinRefused
+
+__all__ = ["JoinListener"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 10.0  # for a connection to say who it is
+_STRANGERS_MAX = 256  # connections that have not said so yet
+_STANDBY_MAX = 64  # workers for whom there is no place
+
+
+class JoinListener:
+    """All methods on one event loop. Workers with a number were started for it; without one they take the first place that is free."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        token: str,
+        welcome: Callable[[Member], ControlMessage],
+        *,
+        numbered: bool,
+    ) -> None:
+        """welcome: what a worker that is let in is told. numbered: this process starts the workers, and gives each its number."""
+        self.address = ""
+        self._members = members
+        self._token = token.encode()
+        self._welcome = welcome
+        self._numbered = numbered
+        self._server: asyncio.Server | None = None
+        self._strangers = 0
+        self._standing_by: list[ControlConnection] = []
+        self._greetings = KeptTasks("a worker that joins")
+
+    async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        """Listens; port 0: at a free one. Raises UserError for an address that cannot be had."""
+        try:
+            self._server = await asyncio.start_server(
+                self._come, host, port, family=socket.AF_INET, ssl=context, ssl_handshake_timeout=_handshake(context)
+            )
+        except OSError as error:
+            raise UserError(
+                f"workers cannot join at {host}:{port}: {error.strerror or error}",
+                hint=hint_of(error, "an address of this machine, and a port that is free"),
+            ) from error
+        self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    async def close(self) -> None:
+        """Lets nobody in any more; workers that are in stay. Idempotent."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        await self._greetings.cancel()
+        waiting, self._standing_by = self._standing_by, []
+        await asyncio.gather(*(each.close() for each in waiting))
+
+    def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None or self._strangers >= _STRANGERS_MAX:
+            writer.transport.abort()
+            return
+        self._strangers += 1
+        self._greetings.begin(self._greet(ControlConnection(reader, writer)))
+
+    async def _greet(self, connection: ControlConnection) -> None:
+        """Whoever is not let in is told why, and his connection ends."""
+        taken = False
+        try:
+            join = await self._first_words(connection)
+            if join is not None:
+                taken = self._let_in(connection, join)
+        except UserError as why:
+            _log.warning("%s", why)
+            connection.send(JoinRefused(why.message, why.hint))
+        finally:
+            self._strangers -= 1
+            if not taken:
+                await connection.close()
+
+    async def _first_words(self, connection: ControlConnection) -> Join | None:
+        """None: it has said nothing that counts."""
+        try:
+            async with asyncio.timeout(_FIRST_SECONDS):
+                message = await connection.next(FIRST_BYTES)
+        except (InternalError, TimeoutError) as error:
+            _log.warning("somebody at %s is no worker: %s", connection.peer, error or "it has said nothing")
+            return None
+        return message if isinstance(message, Join) else None
+
+    def _let_in(self, connection: ControlConnection, join: Join) -> bool:
+        """False: it is gone. Raises UserError for one that is refused."""
+        if not hmac.compare_digest(join.token.encode("utf-8", "replace"), self._token):
+            raise UserError(
+                f"a worker at {connection.peer} has shown another token than this job's",
+                hint="is it a worker of an earlier start, or is the file `token` another one there?",
+            )
+        where = f"{connection.peer} (pid {join.pid} on {join.host[:100]})"
+        if self._numbered is (join.worker is None):
+            raise UserError(
+                f"the worker at {where} was not started for this coordinator",
+                hint="sabot join is for a coordinator that waits for workers: sabot run … --workers N --listen HOST:PORT",
+            )
+        member = self._place(join.worker, where)
+        if join.versions != versions():
+            error = UserError(
+                f"the worker at {where} runs other software than its coordinator: {_words(join.versions)}, not {_words(versions())}",
+                hint="install the same on all machines",
+            )
+            if self._numbered and member is not None:
+                member.give_up(error)
+            raise error
+        if member is None:
+            self._stand_by(connection, where)
+        else:
+            member.join(connection, join, self._welcome(member))
+        return True
+
+    def _place(self, number: int | None, where: str) -> Member | None:
+        """None: all places are taken."""
+        if number is None:
+            return next((each for each in self._members if not each.joined.done()), None)
+        if not 0 <= number < len(self._members):
+            raise UserError(f"the worker at {where} says that it is number {number + 1} of {len(self._members)}")
+        if self._members[number].joined.done():
+            raise UserError(
+                f"the worker at {where} says that it is {self._members[number].text}, which is there already"
+            )
+        return self._members[number]
+
+    def _stand_by(self, connection: ControlConnection, where: str) -> None:
+        """It is kept until the end of the epoch: when that fails, it may take the place of one that is gone."""
+        if len(self._standing_by) >= _STANDBY_MAX:
+            raise UserError(f"the worker at {where} is one too many: {_STANDBY_MAX} stand by already")
+        self._standing_by.append(connection)
+        _log.info("the worker at %s stands by: all %d places are taken", where, len(self._members))
+
+
+def _handshake(context: ssl.SSLContext | None) -> float | None:
+    return None if context is None else _FIRST_SECONDS
+
+
+def _words(of: dict[str, str]) -> str:
+    return ", ".join(f"{name[:50]} {value[:50]}" for name, value in list(of.items())[:10])

@@ -1,0 +1,96 @@
+"""What workers prove to their coordinator, and it to them, where they are not children of its own: a token, and certificates for TLS.
+
+They are files of one folder, of which each machine has a copy, as Kubernetes mounts a secret:
+
+    token                       16 characters or more
+    tls.crt, tls.key, ca.crt    for TLS: the certificate, its key, and the authority that has signed those of all machines (PEM)
+
+All certificates of a job bear the DNS name `sabot-workers`, so that one serves every machine, whatever its address. TLS is mutual, and the
+same for control messages and for rows.
+"""
+
+import os
+import secrets
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from sabot.disk import regular
+from sabot.errors import UserError
+from sabot.exchange import Tls
+from sabot.redaction import keep_secret
+
+__all__ = ["CERTIFIED_NAME", "WorkerSecrets", "new_token"]
+
+CERTIFIED_NAME = "sabot-workers"
+_TOKEN_LEAST = 16
+_FILE_BYTES = 1 << 20
+_TLS_FILES = ("tls.crt", "tls.key", "ca.crt")
+
+
+def new_token() -> str:
+    """One that nobody can guess."""
+    return secrets.token_hex(32)
+
+
+@dataclass(frozen=True)
+class WorkerSecrets:
+    """The folder, read. token: None where none is in it. tls: None where none of its files is."""
+
+    folder: str
+    token: str | None
+    tls: Tls | None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "WorkerSecrets":
+        """Blocks. Raises UserError for a file that is missing or cannot be used."""
+        said = _text(Path(folder, "token"))
+        token = None if said is None else said.decode("utf-8", "replace").strip()
+        if token is not None:
+            if len(token) < _TOKEN_LEAST:
+                raise UserError(
+                    f"{Path(folder, 'token')} has {len(token)} characters",
+                    hint=f"{_TOKEN_LEAST} or more: openssl rand -hex 32",
+                )
+            keep_secret(token)
+        parts = {name: _text(Path(folder, name)) for name in _TLS_FILES}
+        missing = [name for name, text in parts.items() if text is None]
+        if missing == list(_TLS_FILES):
+            return cls(os.path.abspath(folder), token, None)
+        if missing:
+            raise UserError(f"{folder} has no {' and no '.join(missing)}", hint=f"TLS needs {', '.join(_TLS_FILES)}")
+        certificate, key, authority = (text or b"" for text in parts.values())
+        found = cls(os.path.abspath(folder), token, Tls(certificate, key, authority, CERTIFIED_NAME))
+        found.context(server=True)  # so that files that cannot be used are told of here
+        return found
+
+    def context(self, *, server: bool) -> ssl.SSLContext | None:
+        """For one end of a control connection; None: without TLS. Blocks."""
+        if self.tls is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_cert_chain(Path(self.folder, "tls.crt"), Path(self.folder, "tls.key"), password=_no_password)
+            context.load_verify_locations(cadata=self.tls.authority.decode("ascii", "replace"))
+        except (OSError, ValueError) as error:  # an SSLError is an OSError
+            raise UserError(
+                f"the certificates in {self.folder} cannot be used: {getattr(error, 'reason', None) or error}",
+                hint="PEM files: tls.crt, the tls.key that fits it without a password, and ca.crt",
+            ) from error
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def _text(path: Path) -> bytes | None:
+    """None: there is no such file. Kubernetes mounts secrets as links, so links are followed."""
+    try:
+        with open(path.resolve(), "rb", opener=regular) as file:
+            return file.read(_FILE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _no_password() -> bytes:
+    raise ValueError("tls.key has a password")

@@ -1,0 +1,78 @@
+"""`sabot join`: keeps a worker on this machine for a coordinator on another one, one process after the other."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from sabot.errors import UserError
+from sabot.workers.joining import Ticket, parse_address
+from sabot.workers.launching import how_it_ended
+from sabot.workers.process import AGAIN
+from sabot.workers.secrets import WorkerSecrets
+
+__all__ = ["join_as_worker"]
+
+_log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 1.0
+_LOOK_SECONDS = 10.0
+
+
+def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
+    """Works for the coordinator at `address` ("host:port") until its job is over; each start of the job gets a new process. Blocks.
+
+    command: starts the process, which imports the program and calls `run_worker`. secrets: the folder. Raises UserError where the
+    coordinator refuses it.
+    """
+    parse_address(address, "the coordinator")
+    known = WorkerSecrets.read(secrets)
+    if known.token is None:
+        raise UserError(f"{secrets} has no file `token`", hint="the same as at the coordinator")
+    ticket = Ticket(address, known.token, None, known.folder)
+    signal.signal(signal.SIGTERM, _leave)  # so that the process of the worker is ended too
+    while True:
+        _wait_for(address)
+        code = _worked(command, ticket)
+        if code == 0:
+            _log.info("the job is over")
+            return
+        if 0 < code < AGAIN:
+            raise UserError("the worker cannot work for this coordinator", hint="its last words are before this line")
+        _log.info("the worker %s: another one joins as soon as the coordinator is there", how_it_ended(code).how)
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _worked(command: Sequence[str], ticket: Ticket) -> int:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        assert process.stdin is not None
+        with process.stdin as told:
+            told.write(ticket.encoded(os.getpid()))
+        return process.wait()
+    finally:
+        process.kill()  # it has ended, unless this process is asked to end
+        process.wait()
+
+
+def _wait_for(address: str) -> None:
+    """Returns when somebody listens there: to look costs less than a process that finds nobody."""
+    told = False
+    while True:
+        try:
+            socket.create_connection(parse_address(address, "the coordinator"), _LOOK_SECONDS).close()
+            return
+        except OSError as error:
+            if not told:
+                _log.info("no coordinator listens at %s yet (%s): it is waited for", address, error.strerror or error)
+            told = True
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
