@@ -14,7 +14,7 @@ AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all slow simulate fuzz check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
+.PHONY: demo test test-all slow simulate fuzz check lint types kernels-debug bench bench-smoke smokes kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -67,13 +67,17 @@ kernels-debug: $(STAMP)
 	SABOT_DEBUG=1 $(BIN)/python setup.py -q build --build-lib $(DEBUG_BUILD) --build-temp $(DEBUG_BUILD)-temp
 	SABOT_DEBUG=1 PYTHONPATH=$(DEBUG_BUILD) $(BIN)/pytest -q -m "not slow" $(KERNEL_TESTS) tests/unit/test_package.py
 
-bench bench-smoke: $(STAMP)
+bench bench-smoke smokes: $(STAMP)
 
 bench:
 	@set -e; for script in $(BENCHMARKS) $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark
 
+# With one broker for all of them that need one.
 bench-smoke:
+	@$(BIN)/python tests/tools/with_broker.py $(MAKE) smokes
+
+smokes:
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
 	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check

@@ -92,8 +92,8 @@ class Broker:
 
 @contextmanager
 def running(url: str | None) -> Iterator[str]:
-    """The address of a broker: `url`, or that of a broker which is started here and stopped behind the block."""
-    if url:
+    """The address of a broker: `url`, or $SABOT_BROKER, or that of a broker which is started here and stopped behind the block."""
+    if url := url or os.environ.get("SABOT_BROKER"):
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="sabot-broker-") as folder:
