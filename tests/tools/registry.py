@@ -159,6 +159,9 @@ def schema_server(port: int = 0) -> Iterator[SchemaServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = (
+            -1
+        )  # an answer is one packet: a body of its own waits 40 ms until the client acknowledges the headers
 
         def handle_request(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
