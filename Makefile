@@ -32,9 +32,9 @@ test-all: test
 	@$(MAKE) -j 2 slow simulate SEEDS=400
 
 # Crashes at 80 steps of each whole pipeline, packages, kills of a job on Kafka, the cases that `make test` leaves out, and properties, of
-# whose examples it tries some: of all these tests one in five, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
+# whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
-	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 5) tests
+	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200

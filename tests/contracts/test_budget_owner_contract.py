@@ -408,6 +408,7 @@ async def test_scopes_in_one_batch_are_judged_each_by_its_own(place: Place) -> N
     assert [each.decision for each in (await one._work(*steps)).judgements] == ["allow", "allow", "deny", "deny"]
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize("seed", range(3))
 async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None:
     """Random calls of three processes, some of which are away for longer than their lease."""

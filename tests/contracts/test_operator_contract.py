@@ -204,7 +204,7 @@ def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | 
     check(case, run, once)
 
 
-@pytest.mark.one_in(2, "the late cases are of few operators, and any place of the barrier is tried above")
+@pytest.mark.one_in(4, "the late cases are of few operators, and any place of the barrier is tried above")
 @pytest.mark.parametrize("case", [*CASES, *LATE_CASES], ids=lambda case: case.name)
 def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -> None:
     """The watermark runs ahead of the rows. The same input, with a barrier and a restore after every batch and without: the same rows come
@@ -232,7 +232,7 @@ def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -
     assert found[0] == found[1]
 
 
-@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.rescales], ids=lambda case: case.name)
 def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
@@ -252,7 +252,7 @@ def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | No
     check(case, run, once)
 
 
-@pytest.mark.one_in(4, "each operator is in a case of two of these tests")
+@pytest.mark.one_in(8, "each operator is in a case of two of these tests")
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
 @each_case
 def test_contents_after_a_restore_are_those_before(case: Case, budget: int | None, folder: Path) -> None:

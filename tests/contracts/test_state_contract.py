@@ -476,6 +476,7 @@ async def test_a_damaged_snapshot_is_refused_by_name_and_changes_nothing(backend
     assert contents(backend) == before
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 async def test_a_hundred_thousand_keys_fit_through_a_small_budget(open_):
     backend = open_(memory_budget="2MB")
     for start in range(0, 100_000, 1000):

@@ -206,6 +206,7 @@ async def test_rows_that_do_not_fit_the_schema_go_to_the_dead_letters_and_missin
         assert why in header(letter, "message")
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 async def test_ten_megabytes_are_a_record_like_any_other_on_each_way(place, name):
     topic, out = place.topic(), place.topic()
     big = b'{"k": "a", "text": "%s"}' % (b"x" * 10_000_000)

@@ -223,7 +223,7 @@ STEPS: dict[
 }
 
 
-@pytest.mark.one_in(3, "each step is changed in memory or on disk, with one thread or more")
+@pytest.mark.one_in(6, "a third of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (2, 2), (1, 2)], ids=["1", "2", "1 to 2"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_kept_aggregates_go_on_and_added_ones_begin(
@@ -396,7 +396,7 @@ def test_a_schema_is_kept_or_refreshed() -> None:
 OVER: dict[str, dict[str, Any]] = {"all rows": {}, "rows": {"preceding": 4}, "time": {"preceding": "60s"}}
 
 
-@pytest.mark.one_in(3, "each frame is changed in memory or on disk, with lead or without")
+@pytest.mark.one_in(6, "a quarter of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (1, 2)], ids=["1", "1 to 2"])
 @pytest.mark.parametrize("leads", [False, True], ids=["", "lead"])
 @pytest.mark.parametrize("frame", OVER)

@@ -622,7 +622,7 @@ async def test_changes_come_to_the_batch_answer(program: Joined, seed: int, tmp_
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(6, "each program is run under any split above")
+@pytest.mark.one_in(12, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_changes_come_to_the_batch_answer_in_another_way(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -697,6 +697,7 @@ def wrong_rows(got: list[Row], program: Joined, table: pa.Table) -> str:
     return differences(pa.Table.from_pylist(got), want, near=program.near) if got or want else ""
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", KEYED, ids=lambda program: program.name)
 async def test_the_rows_of_keys_in_a_sink_are_the_answer_exactly_once_over_crashes(

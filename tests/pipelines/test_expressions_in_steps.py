@@ -72,6 +72,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return Case(tmp_path, *request.param)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each; the kinds take them alike")
 @pytest.mark.parametrize("how", ["inner", "left", "right", "full", "semi", "anti"])
 def test_joins_on_expressions(case: Case, how: Any) -> None:
     joined = case.orders.drop("ts").join(case.codes.drop("at"), left_on=LOWER, right_on="code", how=how)
@@ -85,6 +86,7 @@ def test_the_rights_key_is_kept_where_the_lefts_goes(case: Case) -> None:
     case.agrees(joined, "from orders right join codes on lower(name) = code")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each; the kinds take them alike")
 @pytest.mark.parametrize(
     ("build", "query"),
     [

@@ -1027,13 +1027,14 @@ CALLS = [
 PROGRAMS = [*PROCESSES, *OVERS, *PATTERNS, *CALLS]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_functions_of_keys_give_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(6, "each program is run under any split above")
+@pytest.mark.one_in(12, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_functions_of_keys_give_the_batch_answer_in_another_way(
@@ -1277,7 +1278,7 @@ def numbers(found: Any) -> list[int]:
     return [each for each in found if isinstance(each, int)]
 
 
-@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.one_in(4, "a second of a core each")
 @pytest.mark.parametrize(("name", "build"), A_WEEK, ids=[name for name, _ in A_WEEK])
 async def test_what_is_kept_of_a_week_is_no_more_than_of_a_day(
     name: str, build: Callable[[Stream], Stream], tmp_path: Path

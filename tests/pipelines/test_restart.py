@@ -409,6 +409,7 @@ async def test_stopping_ends_the_wait_for_a_restart(memory_url: str, tmp_path: P
 # -- in virtual time ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # two seconds of a core
 def test_failures_that_are_far_apart_do_not_add_up() -> None:
     """Three within ten minutes are allowed; here are six, each 250 s or more after the one before."""
     failed: list[int] = []

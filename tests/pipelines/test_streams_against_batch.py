@@ -744,7 +744,7 @@ TABLES = ["plain", "old", "large", "hot", "sparse", "huge", "one", "empty"]
 
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 each_seed = pytest.mark.parametrize("seed", SEEDS)
-a_part = pytest.mark.one_in(6, "each program is run under any split and parallelism")
+a_part = pytest.mark.one_in(12, "each program is run under any split and parallelism")
 
 _tables: dict[tuple[str, str, int], pa.Table] = {}
 _answers: dict[tuple[str, str, str, int], list[Row]] = {}
@@ -775,7 +775,7 @@ def small(program: Program, data: list[str]) -> list[str]:
     return [each for each in data if not (each in ("huge", "large") and "tumbling of a millisecond" in program.name)]
 
 
-@pytest.mark.one_in(3, "each program is run with one of its three tables")
+@pytest.mark.one_in(6, "each program has three tables, and each kind of step is in several programs")
 @pytest.mark.parametrize("table", range(3))
 @each_seed
 @each_program
@@ -900,7 +900,7 @@ def late_rows(statistics: Any) -> int:
     return sum(value if name == "late_rows" else late_rows(value) for name, value in statistics.items())
 
 
-@pytest.mark.one_in(2, "each pair of parameters is in one of its cases")
+@pytest.mark.one_in(6, "a quarter of a second of a core each")
 @each_seed
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("parallelism", [1, 3])
@@ -955,7 +955,7 @@ SPANS = [
 ]
 
 
-@pytest.mark.one_in(2, "each window, and each way to cut the rows, is in one of its cases")
+@pytest.mark.one_in(5, "half a second of a core each")
 @each_seed
 @pytest.mark.parametrize(
     ("partitions", "parallelism", "split"),
@@ -976,6 +976,7 @@ def test_with_allowed_lateness_the_last_result_of_a_window_is_the_answer(
         assert len(got) > len(want), "no window was emitted again"
 
 
+@pytest.mark.one_in(4, "a quarter of a second of a core each")
 @each_seed
 @pytest.mark.parametrize(
     ("partitions", "parallelism", "split"), [(1, 1, "one"), (1, 3, "mixed"), (3, 2, "mixed"), (1, 2, "all")]

@@ -125,7 +125,7 @@ def expected(rows, kind):
     }
 
 
-@pytest.mark.one_in(5, "each kind of window and each state crashes in one of its cases")
+@pytest.mark.one_in(10, "a second of a core each")
 @pytest.mark.parametrize("kind", WINDOWS)
 @pytest.mark.parametrize(
     ("state", "parallelism"), [("memory", 1), ("memory", 3), ("rocksdb", 2), ("memory", 0), ("rocksdb", 0)]
@@ -333,6 +333,7 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
         await bounded(app.stop())
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("threads", [(1, 4, 2), (4, 1, 3), (2, 3, 1)])
 async def test_a_stopped_job_goes_on_with_another_parallelism(tmp_path, memory_url, state, threads):

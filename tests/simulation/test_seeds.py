@@ -17,8 +17,8 @@ from sabot.journal import Doubt, EffectResult, Entry
 
 pytestmark = pytest.mark.integration
 
-FEW = 8  # seeds a test
-SEEDS = int(os.environ.get("SABOT_SEEDS", "8"))
+FEW = 4  # seeds a test
+SEEDS = int(os.environ.get("SABOT_SEEDS", "4"))
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, FEW))

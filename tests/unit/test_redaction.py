@@ -300,6 +300,7 @@ def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Kn
     assert scrubbed("key-of-the-command") == "key-of-the-command"
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize("given", ["environment", "headers", "url"])
 def test_a_server_of_a_pool_has_its_secrets_as_long_as_the_pool_knows_it(alone: redaction._Known, given: str) -> None:
     options: dict[str, dict[str, Any]] = {

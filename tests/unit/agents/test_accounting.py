@@ -323,6 +323,7 @@ async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> No
 # -- calls without a result ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize("ends", ["cancelled", "failed", "timed out"])
 async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(ends: str) -> None:
     clock = ManualClock(1_000_000.0)

@@ -83,6 +83,7 @@ def test_keys_are_honoured_where_it_was_asked_for(tmp_path: Path, way: str) -> N
         assert honours.count("refund", {"order": "o-2"}) == 0
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("whose", ["request", "plan", "seed"])
 @pytest.mark.parametrize(
     ("fault", "error", "happens"),
@@ -246,6 +247,7 @@ def test_a_witness_ends_with_its_maker_unless_it_is_to_be_kept(tmp_path: Path, k
         os.kill(int(fork), signal.SIGKILL)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("method", "path", "headers", "body", "status"),
     [

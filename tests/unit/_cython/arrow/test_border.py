@@ -173,6 +173,7 @@ def text_of(source: FileSource) -> bytes:
     return b"\n".join(found)
 
 
+@pytest.mark.one_in(4, "half a second of a core each; `make fuzz` damages columns for minutes")
 @pytest.mark.parametrize("format", sorted(WRITERS))
 def test_a_file_with_one_damaged_byte_is_read_or_named(tmp_path: Path, format: str) -> None:
     """One patched offset gave a segmentation fault, or memory from beyond the buffer in the output."""
@@ -301,6 +302,7 @@ def test_a_batch_from_elsewhere_whose_ends_are_wrong_is_refused() -> None:
         normalise(Foreign())
 
 
+@pytest.mark.slow  # two seconds of a core
 def test_what_columns_are_inferred_from_has_a_bound_of_fields(tmp_path: Path) -> None:
     """100,000 fields took minutes: each was compared with each."""
     wide = json.dumps({f"k{n}": n for n in range(100_000)})

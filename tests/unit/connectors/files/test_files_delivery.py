@@ -266,7 +266,9 @@ def crash_points(place: Place, parts: Parts = PARTS) -> list[tuple[int, bool]]:
     return points + [(at, True) for at, _ in points if seen[at - 1][0] in ("append", "token", "write")]
 
 
-@pytest.mark.one_in(2, "the steps of a file, and those of a folder, are the same for every format")
+@pytest.mark.one_in(
+    6, "half a second of a core each; the steps of a file, and those of a folder, are the same for every format"
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_there_once_whatever_step_a_crash_comes_at(kind: str, tmp_path: Path) -> None:
     for number, options in enumerate(sinks(kind)):

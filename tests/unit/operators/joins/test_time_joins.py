@@ -148,6 +148,7 @@ def start(make: Callable[[], Joined], directory: Path, right: pa.Schema = RIGHT)
     return OperatorRun(make, LEFT, ["k"], directory, right=right, right_keys=["rk"], punctual=True)
 
 
+@pytest.mark.slow  # a second of a core; test_joins_against_batch has a week of each join
 def test_an_interval_join_of_a_week_holds_an_hour(tmp_path: Path) -> None:
     hour = 3_600_000
     for how in HOWS:

@@ -289,7 +289,7 @@ def test_the_answer_is_the_same_however_rows_come(tmp_path_factory, seed, window
     check(found, expected(data, window, ["account"], calls) if count else [], ["account"])
 
 
-@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.one_in(8, "half a second of a core each")
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("window", ["tumbling", "hopping by 3", "cumulative"])
 def test_two_phases_give_what_one_gives(window, keys):
