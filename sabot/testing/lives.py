@@ -18,6 +18,7 @@ from sabot.errors import SabotError, UserError
 from sabot.plan import walk
 from sabot.runtime.host import run_here
 from sabot.steps import watch
+from sabot.testing.loop import process_here
 from sabot.testing.script import ScriptedSource
 
 __all__ = ["IN_MEMORY", "Crash", "Life", "run", "sources_of", "temporary_directory"]
@@ -87,7 +88,8 @@ class Life:
     # -- called by steps----------------------------------------------------------------------------------------------------
 
     def before(self, name: str, what: str) -> None:
-        if self.dead:
+        process = process_here()
+        if self.dead or (process is not None and process.dead):
             raise Crash(f"{name} {what}: after the crash")
 
     def after(self, name: str, what: str) -> None:

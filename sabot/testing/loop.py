@@ -5,6 +5,9 @@
     jobs         work of the loop's executors: each runs when its turn comes, and its result goes to the loop
     timers       due by virtual time, which moves a little with each turn, and on to the next timer when nothing else can run
 
+What runs belongs to a process (`SimulatedProcess`), as the context says in which it was made. Most simulations have one; that of a job
+over workers has one for each of these, which may be killed while the others go on.
+
 Each turn may make work for others, so a thread that had nothing to do is asked again after another has done something.
 """
 
@@ -20,14 +23,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError
 from sabot.threads import Turn, threads
 
-__all__ = ["SimulatedLoop", "Stuck"]
+__all__ = ["SimulatedLoop", "SimulatedProcess", "Stuck", "process_here"]
 
 _log = logging.getLogger("asyncio")
 
@@ -45,6 +48,26 @@ class Stuck(InternalError):
     """The simulation makes no progress, or does not come to its end within its bounds."""
 
 
+class SimulatedProcess:
+    """One of the processes of a simulation: what is made in its `context` belongs to it, and what that makes."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.dead = False  # no step of it happens any more
+        self.busy_s = 0.0  # of real time, that its turns took
+        self.tasks: set[asyncio.Task[Any]] = set()  # that have not ended
+        self.context = copy_context()
+        self.context.run(_process.set, self)
+
+
+_process: ContextVar[SimulatedProcess | None] = ContextVar("process", default=None)
+
+
+def process_here() -> SimulatedProcess | None:
+    """The process of what runs here; None: the one that the simulation began with."""
+    return _process.get()
+
+
 class _SimulatedThread:
     """A thread of control whose turns are run by the loop."""
 
@@ -53,6 +76,7 @@ class _SimulatedThread:
         self._take = turn
         self._loop = loop
         self._alive = False
+        self._context = copy_context()
         self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # the probability that it lets others go first
 
     def start(self) -> None:
@@ -75,7 +99,7 @@ class _SimulatedThread:
         loop.now_in = who
 
     def turn(self) -> bool | None:
-        took = self._take(0.0)
+        took = self._context.run(self._take, 0.0)
         if took is False:
             self._alive = False
             self._loop.threads.remove(self)
@@ -89,11 +113,12 @@ class _Job:
         self.future = future
         self._function = function
         self._args = args
+        self._context = copy_context()
 
     def run(self) -> Callable[[], None]:
         """Makes the call, and returns the function that passes its result to the loop."""
         try:
-            result = self._function(*self._args)
+            result = self._context.run(self._function, *self._args)
         except BaseException as raised:
             error = raised  # because Python unbinds the name of an except clause at its end
             return lambda: None if self.future.done() else self.future.set_exception(error)
@@ -288,8 +313,13 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
-        return asyncio.Task(coro, loop=self, **options)
+    def create_task(self, coro: Any, *, context: Context | None = None, **options: Any) -> "asyncio.Task[Any]":
+        task = asyncio.Task(coro, loop=self, context=context, **options)
+        process = process_here() if context is None else context.get(_process)
+        if process is not None:
+            process.tasks.add(task)
+            task.add_done_callback(process.tasks.discard)
+        return task
 
     def is_running(self) -> bool:
         return self._running

@@ -8,6 +8,8 @@ it live a few lives in the simulation, each with another parallelism, other batc
 
 import asyncio
 import contextlib
+import contextvars
+import copy
 import dataclasses
 import functools
 import json
@@ -24,6 +26,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cluster import Faults, Meeting, Network, WorkerProcess, supervised
 from flows import (
     SCHEMA,
     Dice,
@@ -50,6 +53,7 @@ from sabot.operators import agent_operator
 from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
 from sabot.testing.lives import temporary_directory
 from sabot.testing.script import BARRIER, END
+from sabot.workers import over_workers
 
 DISORDER_MS = 500
 START_MS = 1_700_000_000_000
@@ -165,8 +169,19 @@ class Refusing(ListSink):
 
 
 def with_room(make: Any, capacity_rows: int) -> Any:
-    """With room for so many rows."""
-    return functools.partial(make, capacity_rows=capacity_rows)
+    """With room for so many rows, whatever is asked for."""
+    return lambda *given, **named: make(*given, **{**named, "capacity_rows": capacity_rows})
+
+
+def asking(app: App) -> Callable[[], None]:
+    """Asks the job of this app for a checkpoint, some times, wherever it is called."""
+    job, barriers, here = app.agent_runtime.job, iter(range(12)), contextvars.copy_context()
+
+    def checkpoint() -> None:
+        if job.started and next(barriers, None) is not None:
+            here.run(job.coordinator.trigger)
+
+    return checkpoint
 
 
 # -- programs -------------------------------------------------------------------------------------------------------------
@@ -247,6 +262,8 @@ class Seed:
     outputs: list[Output] = field(default_factory=list)
     sinks: list[ListSink] = field(default_factory=list)
     lives: int = 0
+    workers: int = 0  # several: its streams run in so many processes (`cluster`), and there are no agents
+    is_real: bool = False  # real processes: the outputs are files and databases
 
     def __post_init__(self) -> None:
         dice = random.Random(f"program {self.number}")
@@ -299,6 +316,15 @@ class Seed:
         if random.Random(f"has jobs {self.number}").random() < SHARE:
             self.jobs = Jobs(self.number, lambda name: Refusing(name, refusals, random.Random(f"{name} {self.number}")))
             self.limits["sabot.jobs.timers._LOOK_SECONDS"] = self.jobs.looks_s
+        self.worker_faults = Faults(random.Random(f"cluster {self.number}").choice([0, 1, 2, 4]))
+        if self.workers > 1:
+            self.values, self.script, self.routes, self.jobs = [], [END], [""] * len(self.tables), None
+            self.limits["sabot.operators.layout.sites._aligned"] = lambda node: None  # max_drift=, which workers refuse
+        if self.is_real:
+            self.outputs = [
+                dataclasses.replace(each, exactly_once=True, place="sqlite" if each.kind == "upsert" else "ndjson")
+                for each in self.outputs
+            ]
 
     def rows_of(self, at: int, *, is_plain: bool = False) -> Flow:
         """The rows of a table, as they come; is_plain: without event time, by another source."""
@@ -316,6 +342,22 @@ class Seed:
     def build(self, directory: Path) -> App:
         """The app of the next life."""
         self.lives += 1
+        if self.workers < 2:
+            return self.made(directory)
+        dice = random.Random(f"cluster of life {self.lives} of {self.number}")
+        network = Network(dice, self.worker_faults)
+        app = self.made(directory)
+        ask = asking(app)
+
+        def launch(number: int) -> WorkerProcess:
+            return WorkerProcess(network, number, lambda: self.made(directory, ask))
+
+        app.workers = over_workers(app, Meeting(network, launch), self.workers)
+        app.run = supervised(app.run, self.worker_faults)  # type: ignore[assignment, method-assign]
+        return app
+
+    def made(self, directory: Path, ask: Callable[[], None] | None = None) -> App:
+        """An app of this life. ask: it is that of a worker, and its sources ask the coordinator so for a checkpoint."""
         dice = random.Random(f"life {self.lives} of {self.number}")
         intervals = [0.2, 1, 60] if self.counts.refuses or self.is_stateful else [0.01, 0.1, 60]
         if self.jobs is not None:  # which may take minutes of virtual time
@@ -331,12 +373,7 @@ class Seed:
             restart="fixed(1000, 100ms)",
             checkpoint_timeout="2h",
         )
-        job, barriers = app.agent_runtime.job, iter(range(12))
-
-        def checkpoint() -> None:
-            if job.started and next(barriers, None) is not None:
-                job.coordinator.trigger()
-
+        checkpoint = ask or asking(app)
         streams = [
             app.stream(
                 Parts(f"rows{at}", table, self.partitions[at], dice, checkpoint), time="ts", lateness=DISORDER_MS / 1000
@@ -353,6 +390,8 @@ class Seed:
             ]
         for output, kept in zip(self.outputs, self.sinks, strict=True):
             sink = kept if output.place == "list" else sink_at(output.place, directory / kept.name)
+            if ask is not None and output.place == "list" and output.exactly_once:
+                sink = copy.copy(kept)  # the coordinator has its own
             output.flow.make(streams).to(sink, delivery="exactly_once" if output.exactly_once else "at_least_once")
         if self.values:
             self.add_agent(app, dice)

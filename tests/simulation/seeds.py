@@ -13,6 +13,7 @@ import multiprocessing
 import sys
 import time
 import traceback
+from functools import partial
 from typing import Any
 
 from graphs import Seed
@@ -20,15 +21,25 @@ from graphs import Seed
 SHOWN = 5  # failures in full; of the others only the seed
 
 
-def try_seed(number: int) -> tuple[int, str, dict[str, int]]:
-    """-> the seed, how it failed ("": it did not), figures."""
+def try_seed(number: int, workers_of_job: int = 1) -> tuple[int, str, dict[str, int]]:
+    """workers_of_job: the number of workers, 0: of each seed another one. -> the seed, how it failed ("": it did not), figures."""
     logging.disable(logging.CRITICAL)
     try:
-        done = Seed(number).run()
+        seed = Seed(number, workers=workers_of_job or number % 4 + 1)
+        done = seed.run()
     except Exception:
         return number, traceback.format_exc(), {}
     steps = len(done.steps)
-    figures = {"lives": done.lives, "crashes": done.crashes, "stops": done.stops, "turns": done.turns, "steps": steps}
+    figures: dict[str, int] = {
+        "lives": done.lives,
+        "crashes": done.crashes,
+        "stops": done.stops,
+        "turns": done.turns,
+        "steps": steps,
+    }
+    for each in seed.worker_faults.done:
+        kind = each.split()[2]
+        figures[kind] = figures.get(kind, 0) + 1
     return number, "", figures
 
 
@@ -36,7 +47,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--workers-of-job", type=int, default=1, help="simulated, of each program; 0: 1 to 4 in turn")
     given = parser.parse_args()
     began = time.perf_counter()
     numbers = range(given.start, given.start + given.seeds)
@@ -53,10 +65,12 @@ def main() -> int:
 
     if given.workers == 1:
         for number in numbers:
-            note(try_seed(number))
+            note(try_seed(number, given.workers_of_job))
     else:
         with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
-            for result in pool.imap_unordered(try_seed, numbers, chunksize=8):
+            for result in pool.imap_unordered(
+                partial(try_seed, workers_of_job=given.workers_of_job), numbers, chunksize=8
+            ):
                 note(result)
     line: dict[str, Any] = {"seeds": given.seeds, "start": given.start, "failed": sorted(failed), **sums}
     print(json.dumps(line | {"seconds": round(time.perf_counter() - began, 1)}))

@@ -1,0 +1,92 @@
+"""A job over workers keeps its word under a seeded scheduler, whatever dies, falls silent or is cut off: random programs over two to four
+workers (`graphs`, `cluster`), and the coordinator with up to a thousand (`model`).
+
+python tests/simulation/seeds.py --seeds 200 --workers-of-job 0        programs; 0: with 1 to 4 workers in turn
+SABOT_SEEDS=300 pytest tests/simulation/test_workers.py      more than the few of a normal run
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import Seed
+from model import World
+
+from sabot.checkpoint import Coordinator, TaskSnapshot
+
+pytestmark = pytest.mark.integration
+
+SEEDS = int(os.environ.get("SABOT_SEEDS", "4"))
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_the_answer_over_workers_is_that_of_all_rows_at_once(seed: int) -> None:
+    """As `test_seeds`, with 2 to 4 workers, some of which die, fall silent, or are cut off."""
+    Seed(seed, workers=2 + seed % 3).run()
+
+
+@pytest.mark.parametrize("seed", range(1, 1 + SEEDS))
+def test_every_row_is_there_once_whatever_becomes_of_workers_and_coordinators(seed: int) -> None:
+    World(seed, 2 + seed % 7).run()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_two_coordinators_never_both_complete_checkpoints(seed: int) -> None:
+    """The second one takes the first one for dead, in a place without a lock that would tell it better."""
+    World(seed, 2 + seed % 3, coordinators=0, rivals=1).run()
+
+
+@pytest.mark.slow  # a million messages
+def test_a_thousand_workers_take_whole_checkpoints_though_some_of_them_die() -> None:
+    world = World(3, 1000, rows=10, faults=2, coordinators=1, declines=0.0).run()
+    assert world.checked >= 3
+    assert world.lives == 2
+
+
+@pytest.mark.slow  # four processes each
+@pytest.mark.parametrize("seed", [5, 12, 40])
+def test_random_programs_over_processes_give_the_answer_of_all_rows_at_once(seed: int, tmp_path: Path) -> None:
+    """As `graphs` in the simulation, here with sockets, Arrow Flight and a kernel."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "SEED": f"{seed} {tmp_path}", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-P", "-m", "sabot", "run", "seed_app:app", "--workers", "3"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    Seed(seed, workers=3, is_real=True).check(tmp_path)
+
+
+def of_any_checkpoint(self: Coordinator, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+    """As `Coordinator._acknowledge`, for whichever checkpoint is under way."""
+    flight = self._in_flight
+    acknowledge(self, checkpoint_id if flight is None else flight.checkpoint_id, task, snapshot)
+
+
+def nobody(*asked: Any) -> None:
+    """Nobody has taken the job over."""
+
+
+acknowledge = Coordinator._acknowledge
+FAULTS = [
+    ("sabot.checkpoint.Coordinator._acknowledge", of_any_checkpoint, {"declines": 0.1}, "is not whole"),
+    ("sabot.workers.streams.SILENT_SECONDS", 1e9, {"faults": 6}, "is silent for"),
+    ("sabot.checkpoint.ownership.Ownership.check", nobody, {"rivals": 1}, "behind generation|too many"),
+]
+
+
+@pytest.mark.slow  # several seeds, until one has its fault where it shows
+@pytest.mark.parametrize(("name", "wrong", "options", "told"), FAULTS)
+def test_a_fault_of_the_coordinator_is_found(
+    name: str, wrong: Callable[..., Any], options: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name, wrong)
+    with pytest.raises(AssertionError, match=told):
+        run_all(range(200), options)
+
+
+def run_all(seeds: Iterable[int], options: dict[str, Any]) -> None:
+    for seed in seeds:
+        World(seed, 3, **options).run()
