@@ -85,6 +85,7 @@ class Edges:
         self._spread = spread
         self._tell = plan.before_first()  # ids of the stages that tell when they are complete
         self._columns: dict[Edge, pa.Schema] = {}
+        self._own: dict[str, list[int]] = {}
         if not spread.whole:  # of tasks elsewhere nobody opens the operators here, which say what comes out of them
             plan.schemas(along=self._columns.__setitem__)
 
@@ -104,7 +105,7 @@ class Edges:
                 channel = Channel(name=name)
                 self._enters(channel, edge, number)
             else:
-                channel = Channel(_LEAVING_ROWS, name=name)
+                channel = Channel(capacity_rows=_LEAVING_ROWS, name=name)
                 self._spread.leaves(self._name(edge, stage, task.name, target), channel, target)
             channels.append(channel)
         return Output(
@@ -123,17 +124,24 @@ class Edges:
         task = f"{stage.id}/{own}"
         for edge in _all_edges(stage):
             self._stages[edge.target.id].note_columns(edge, self._columns.get(edge))
-            for number in self._targets(edge, stage, own):
-                target = f"{edge.target.id}/{number}"
-                if self._spread.is_here(target):
+            for number in self._here(edge.target.id):
+                if number in self._targets(edge, stage, own):
+                    target = f"{edge.target.id}/{number}"
                     channel = Channel(name=f"{task} to {target}")
                     self._spread.arrives(self._name(edge, stage, task, target), channel)
                     self._enters(channel, edge, number)
 
-    def _targets(self, edge: Edge, stage: Stage, own: int) -> list[int]:
+    def _targets(self, edge: Edge, stage: Stage, own: int) -> range:
         """The subtasks of the target that a subtask sends rows to."""
         count = len(self._stages[edge.target.id].gates)
-        return [own] if edge.straight and count == stage.parallelism else list(range(count))
+        return range(own, own + 1) if edge.straight and count == stage.parallelism else range(count)
+
+    def _here(self, stage: str) -> list[int]:
+        """The subtasks of a stage that run in this process. Looked up once: each task of every other process asks."""
+        if stage not in self._own:
+            numbers = range(len(self._stages[stage].gates))
+            self._own[stage] = [number for number in numbers if self._spread.is_here(f"{stage}/{number}")]
+        return self._own[stage]
 
     def _enters(self, channel: Channel, edge: Edge, number: int) -> None:
         built = self._stages[edge.target.id]
