@@ -37,7 +37,7 @@ enum class Op : uint8_t {
     message,
     /* Of fields alone: */
     item, packed,        /* one item of the list that is the column; any number of them */
-    skip_number, skip_bytes, unknown, /* without a column: a number; a length and so many bytes; anything else */
+    skip_number, skip_bytes, skip_4, skip_8, unknown, /* without a column: a number; a length and so many bytes; so many; anything else */
 };
 
 static inline Layout layout_of(Op op) {
@@ -69,30 +69,44 @@ struct Field {
     Column* column;
 };
 
-/* The fields of a message by their tags. Most tags are small, and found without a search. */
+/* The fields of a message by their tags. Most tags are small, and found without a search. Unknown ones are skipped, each in the way of its wire
+type. */
 class Tags {
   public:
+    static constexpr uint32_t SHORT = 128; /* tags below take one byte */
+
+    Tags() {
+        for (uint32_t tag = 0; tag < SHORT; tag++) low_.push_back(skipping(tag));
+    }
     void add(uint32_t tag, Op op, Column* column) {
         if (tag >= 2048) {
             high_[tag] = {op, column};
             return;
         }
-        for (uint32_t next = static_cast<uint32_t>(low_.size()); next <= tag; next++)
-            low_.push_back({next < 8 ? Op::unknown : skipping(next & 7), nullptr}); /* below 8, the field number is 0 */
+        for (uint32_t next = static_cast<uint32_t>(low_.size()); next <= tag; next++) low_.push_back(skipping(next));
         low_[tag] = {op, column};
     }
     inline Field find(uint32_t tag) const {
         if (SABOT_LIKELY(tag < low_.size())) return low_[tag];
-        if (high_.empty()) return {Op::unknown, nullptr};
         const auto found = high_.find(tag);
-        return found == high_.end() ? Field{Op::unknown, nullptr} : found->second;
+        return found == high_.end() ? skipping(tag) : found->second;
     }
+    const Field* shorts() const { return low_.data(); } /* of the tags below SHORT */
 
   private:
     std::vector<Field> low_; /* by tag */
     std::unordered_map<uint32_t, Field> high_;
 
-    static Op skipping(uint32_t wire) { return wire == VARINT ? Op::skip_number : wire == LENGTH ? Op::skip_bytes : Op::unknown; }
+    static Field skipping(uint32_t tag) {
+        if (tag < 8) return {Op::unknown, nullptr}; /* the field number is 0 */
+        switch (tag & 7) {
+            case VARINT: return {Op::skip_number, nullptr};
+            case FIXED64: return {Op::skip_8, nullptr};
+            case LENGTH: return {Op::skip_bytes, nullptr};
+            case FIXED32: return {Op::skip_4, nullptr};
+            default: return {Op::unknown, nullptr};
+        }
+    }
 };
 
 /* The names of an enum's values. */
@@ -172,6 +186,7 @@ struct Scope {
     int64_t cap = 0;
     std::vector<Column*> columns;
     std::vector<Column*> texts, lists, times;
+    std::vector<Column*> firsts; /* enums that have the name of a value where none has come */
     std::vector<std::pair<Column*, Column*>> required; /* and the message that each is in */
     bool plain = true;           /* has none of these: there is nothing to do at the end of a row */
 
@@ -179,6 +194,7 @@ struct Scope {
         column->scope = this;
         columns.push_back(column);
         if (column->layout == Layout::bytes) texts.push_back(column);
+        if (!column->names.first.empty()) firsts.push_back(column);
         if (column->layout == Layout::list) lists.push_back(column);
         if (column->layout == Layout::fixed && column->is_time()) times.push_back(column);
         if (column->required) required.emplace_back(column, message);

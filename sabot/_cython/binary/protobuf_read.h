@@ -272,11 +272,18 @@ class Decoder {
 
     /* Reads the fields of a message, up to `end`, into a row. */
     const uint8_t* fields(Column& message, const uint8_t* p, const uint8_t* end, int64_t row) {
+        const Field* const shorts = message.tags.shorts();
         while (p < end) {
-            uint32_t tag = 0;
-            p = read_tag(p, end, tag);
-            if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
-            const Field field = message.tags.find(tag);
+            uint32_t tag = *p;
+            Field field;
+            if (SABOT_LIKELY(tag < Tags::SHORT)) {
+                field = shorts[tag];
+                p++;
+            } else {
+                p = read_tag(p, end, tag);
+                if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+                field = message.tags.find(tag);
+            }
             switch (field.op) {
                 case Op::varint64: p = scalar<Op::varint64>(*field.column, p, end, row); break;
                 case Op::varint32: p = scalar<Op::varint32>(*field.column, p, end, row); break;
@@ -294,6 +301,8 @@ class Decoder {
                     if (SABOT_LIKELY(p != nullptr)) p += length;
                     break;
                 }
+                case Op::skip_8: p = end - p < 8 ? cut(p) : p + 8; break;
+                case Op::skip_4: p = end - p < 4 ? cut(p) : p + 4; break;
                 case Op::item: p = item(*field.column, tag, p, end); break;
                 case Op::packed: p = packed(*field.column, p, end); break;
                 case Op::unknown: p = skip(tag, p, end); break;
@@ -486,11 +495,10 @@ class Decoder {
     inline bool close(Scope& scope, const uint8_t* at) {
         if (scope.plain) return scope.len++, true;
         const int64_t row = scope.len;
-        for (Column* column : scope.texts) {
-            if (!column->names.first.empty() && column->text.len == column->offsets[row])
+        for (Column* column : scope.firsts)
+            if (column->text.len == column->offsets[row])
                 column->text.put(column->names.first.data(), static_cast<int64_t>(column->names.first.size()));
-            column->offsets[row + 1] = static_cast<int32_t>(column->text.len);
-        }
+        for (Column* column : scope.texts) column->offsets[row + 1] = static_cast<int32_t>(column->text.len);
         for (Column* column : scope.lists) {
             if (column->map && column->items->len - column->offsets[row] > 1)
                 keep_last(*column->items, *column->children[0]->children[0], column->offsets[row]);
