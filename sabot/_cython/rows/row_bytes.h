@@ -327,7 +327,9 @@ struct Layout {
             const Node& node = nodes[c];
             Made& made = columns[c];
             made.begin(&node);
-            if (places[c] < 0 || (wanted != nullptr && !(*wanted)[c])) continue;
+            if (wanted != nullptr && !(*wanted)[c]) continue;
+            if (node.shape == Shape::bytes) made.offsets.reserve(count + 1);
+            if (places[c] < 0) continue;
             made.rows = count;
             made.validity.resize((count + 7) / 8);
             made.values.resize(node.shape == Shape::bit ? (count + 7) / 8 : count * node.width);
@@ -340,6 +342,16 @@ struct Layout {
             }
             for (int64_t i = start; i < end; i++) visit(i);
             read_some(start, end, bytes_of, columns, wanted);
+            if (start == 0 && end < count) reserve_texts(columns, end, count);
+        }
+    }
+    /* Makes room for the texts of all rows, which are about as long as those of the first ones: growing copies, and touches new memory. */
+    static constexpr size_t MOST_RESERVED = 64 << 20;
+    void reserve_texts(std::vector<Made>& columns, int64_t first, int64_t count) const {
+        for (int c : loose) {
+            if (nodes[c].shape != Shape::bytes) continue;
+            Bytes& texts = columns[c].values;
+            texts.reserve(std::min(MOST_RESERVED, texts.size() * count / first * 9 / 8));
         }
     }
     template <class BytesOf>

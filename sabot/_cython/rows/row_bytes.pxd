@@ -31,7 +31,7 @@ cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
         void ready() except +
 
 
-# IN `made`. Returns a pa.Array of `kind`, from whose storage type the Node was made.
+# Returns a pa.Array of `kind`, from whose storage type the Node was made. It takes over the memory of `made`, which is empty then.
 cdef object array_of_made(Made* made, object kind)
 
 # Adds the nodes for the types of the columns. Raises TypeError naming a column whose type is not supported.

@@ -10,7 +10,8 @@ from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
+from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema, array_of, schema_of
@@ -48,37 +49,48 @@ cdef object _RecordBatch = pa.RecordBatch
 
 # Rows in the memory of a kernel
 
-cdef object _buffer(const void* data, int64_t size):
-    buffer = pa.allocate_buffer(size)
-    if size:
-        memcpy(<void*> <size_t> buffer.address, data, size)
-    return buffer
+cdef class _Owner:
+    """The memory of a column that was made, as long as arrays use it."""
+
+    cdef Made made
 
 
 cdef object array_of_made(Made* made, object kind):
-    """A pa.Array with a copy of the column that was made."""
+    """A pa.Array over the memory of the column, which is taken from it: nothing is copied while the interpreter's lock is held."""
+    cdef _Owner owner = _Owner()
+    owner.made = move(made[0])
+    return _array_over(&owner.made, kind, owner)
+
+
+cdef object _array_over(Made* made, object kind, _Owner owner):
     if isinstance(kind, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(kind, array_of_made(made, kind.storage_type))
+        return pa.ExtensionArray.from_storage(kind, _array_over(made, kind.storage_type, owner))
     types = pa.types
     if types.is_null(kind):
         return pa.nulls(made.rows)
-    validity = _buffer(made.validity.data(), made.validity.size()) if made.nulls else None
+    validity = _buffer(made.validity.data(), made.validity.size(), owner) if made.nulls else None
     cdef list buffers = [validity], children = []
     if types.is_string(kind) or types.is_binary(kind):
-        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4))
-        buffers.append(_buffer(made.values.data(), made.values.size()))
+        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4, owner))
+        buffers.append(_buffer(made.values.data(), made.values.size(), owner))
     elif types.is_list(kind) or types.is_map(kind):
-        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4))
+        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4, owner))
         inner = kind.value_type if types.is_list(kind) else pa.struct([kind.key_field, kind.item_field])
-        children.append(array_of_made(&made.children[0], inner))
+        children.append(_array_over(&made.children[0], inner, owner))
     elif types.is_fixed_size_list(kind):
-        children.append(array_of_made(&made.children[0], kind.value_type))
+        children.append(_array_over(&made.children[0], kind.value_type, owner))
     elif types.is_struct(kind):
         for i in range(kind.num_fields):
-            children.append(array_of_made(&made.children[i], kind.field(i).type))
+            children.append(_array_over(&made.children[i], kind.field(i).type, owner))
     else:
-        buffers.append(_buffer(made.values.data(), made.values.size()))
+        buffers.append(_buffer(made.values.data(), made.values.size(), owner))
     return pa.Array.from_buffers(kind, made.rows, buffers, made.nulls, 0, children or None)
+
+
+cdef object _buffer(const void* data, int64_t size, _Owner owner):
+    if size == 0:
+        return pa.allocate_buffer(0)  # an empty vector may have no address
+    return pa.foreign_buffer(<size_t> data, size, owner)
 
 
 cdef int lay_out(Layout* layout, object schema) except -1:

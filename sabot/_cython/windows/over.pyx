@@ -451,7 +451,8 @@ cdef list _columns_of(
             marks[<int64_t> index] = 1
     with nogil:
         read_kept(layout[0], rows, start, count, instead, marks, columns)
-    return [array_of_made(&columns[<int64_t> index], schema.field(index).type) for index in indices]
+    made = {index: array_of_made(&columns[<int64_t> index], schema.field(index).type) for index in set(indices)}
+    return [made[index] for index in indices]
 
 
 cdef list _all_rows(const Layout* layout, object schema, const vector[const Kept*]& rows, int64_t most):
