@@ -144,11 +144,12 @@ class Ordered {
         }
         return end();
     }
-    void insert(const Entry& entry, bool exact) {
+    /* room: for how many entries there is to be room at first. */
+    void insert(const Entry& entry, bool exact, size_t room) {
         Place place = find(Probe(entry), exact);
         if (place.block == blocks()) place = {place.block - 1, block(place.block - 1).size()};
         std::vector<Entry>& in = block(place.block);
-        if (in.capacity() == 0) in.reserve(4);
+        if (in.capacity() == 0) in.reserve(room);
         in.insert(in.begin() + place.index, entry);
         count++;
         if (in.size() > BLOCK) split(place.block);
@@ -714,7 +715,7 @@ class Ranking {
             const auto group = key.order.group(entry, exact);
             key.distinct += key.order.is_end(group) || compare_keys(Probe(key.order.at(group)), Probe(entry), exact) != 0;
         }
-        key.order.insert(entry, exact);
+        key.order.insert(entry, exact, changes ? 4 : static_cast<size_t>(std::min<int64_t>(n + 1, 4)));
         rows++;
         if (!changes) evict(key, slot);
     }

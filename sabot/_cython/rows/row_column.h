@@ -53,6 +53,17 @@ class Memory {
         room_ = more;
         own_ = true;
     }
+    /* Gives back what is beyond so many bytes, where that is much. */
+    void fit(size_t bytes) {
+        bytes = (bytes + 63) & ~size_t(63);
+        if (bytes == 0 || bytes + 4096 > room_) return;
+        if (own_) {
+            void* smaller = std::realloc(at_, bytes);
+            if (smaller == nullptr) return;
+            at_ = static_cast<uint8_t*>(smaller);
+        }
+        room_ = bytes;
+    }
     /* Borrows memory, to be used while it suffices; only for a Memory that is empty. */
     void lend(uint8_t* at, size_t bytes) {
         at_ = at;

@@ -284,6 +284,7 @@ class RowTable {
     int64_t memory_bytes_ = 0;
     int64_t next_to_move_ = 0;        /* blocks with a lower number are in files, or too small for one */
     bool filled_ = false;             /* some block became full, so the next ones probably will */
+    std::vector<int64_t> texts_;      /* by column: the bytes of its texts in the last full block */
     std::vector<Chain, Scattered<Chain>> chains_; /* by slot */
     Chains entries_;                  /* the memory of all chains */
     std::unordered_map<int32_t, Chain> twins_;
@@ -332,6 +333,7 @@ class RowTable {
         return block;
     }
     void open_block();
+    void close_block();
     void free_block(RowBlock* block) {
         const int64_t number = block->first_id >> BLOCK_BITS;
         full_bytes_ -= block->nbytes();
@@ -491,6 +493,8 @@ inline void RowTable::open_block() {
         };
         for (size_t c = 0; c < layouts_.size(); c++)
             if (layouts_[c].wide()) lend(block->columns[c].values, layouts_[c].wide());
+        for (size_t c = 0; c < layouts_.size(); c++) /* texts of as many rows take about as many bytes again */
+            if (texts_[c]) block->columns[c].data.reserve(texts_[c] + texts_[c] / 16);
         lend(block->orders, 8);
         lend(block->slots, 4);
         block->live.reserve(BLOCK_IDS / 64);
@@ -502,6 +506,18 @@ inline void RowTable::open_block() {
     at->used++;
     next_block_++;
     blocks_++;
+}
+
+/* Its texts give back the room that they do not need, and the next block gets as much as they do. */
+inline void RowTable::close_block() {
+    texts_.assign(layouts_.size(), 0);
+    for (size_t c = 0; c < layouts_.size(); c++) {
+        if (layouts_[c].shape != Layout::Shape::bytes) continue;
+        Store& column = open_->columns[c];
+        const int64_t used = column.values.as<uint32_t>()[column.rows];
+        column.data.fit(used);
+        if (open_->used == BLOCK_IDS) texts_[c] = used;
+    }
 }
 
 inline void RowTable::append_columns(std::vector<Store>& columns, const Incoming& in, int64_t base, int64_t count) const {
@@ -549,6 +565,7 @@ inline void RowTable::insert(const Incoming& in, int64_t* ids) {
             for (size_t c = 0; c < layouts_.size(); c++) loose += open_->columns[c].loose(layouts_[c]);
             filled_ = filled_ || open_->used == BLOCK_IDS;
             if (open_->used == BLOCK_IDS || loose > MOST_LOOSE) {
+                close_block();
                 full_bytes_ += open_->nbytes();
                 full.push_back(open_);
                 open_ = nullptr;
