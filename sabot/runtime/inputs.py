@@ -15,10 +15,10 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
 
-__all__ = ["GateInput", "Input"]
+__all__ = ["SMALL_ROWS", "GateInput", "Input"]
 
 _BATCH_ROWS = 32_768
-_SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
+SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
 _GATHER_SECONDS = 0.02  # how long a small batch waits for others at most
 
 
@@ -105,7 +105,7 @@ class GateInput:
         if not isinstance(element, Batch):
             return element
         self.right = number in self._right
-        if element.num_rows < _SMALL_ROWS:
+        if element.num_rows < SMALL_ROWS:
             element = self._joined(element, min(wait_seconds, self._took, _GATHER_SECONDS) if self._gathers else 0.0)
         if self._gathers:
             self._given_at = SYSTEM_CLOCK.monotonic()

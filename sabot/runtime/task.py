@@ -24,7 +24,7 @@ from sabot.faults import taking_over
 from sabot.operators.base import COMPLETE, END_OF_TIME, START_OF_TIME, Operator
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.runtime.blocking import held_up_by
-from sabot.runtime.inputs import Input
+from sabot.runtime.inputs import SMALL_ROWS, Input
 from sabot.runtime.spread import Holds
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
@@ -88,9 +88,13 @@ class Output:
         rows, bounds = partition_indices(hashes if selection is None else hashes.take(selection), len(self.channels))
         if selection is not None:
             rows = selection.take(rows)
+        # A gate joins small parts, and copies their rows for that: taken together, they are slices of one copy.
+        taken = data.take(rows) if len(rows) < SMALL_ROWS * len(self.channels) else None
         for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
             part = reselected(batch, rows.slice(start, end - start), hashes)
-            if 4 * len(self.channels) * part.num_rows < data.num_rows:
+            if taken is not None:
+                part = of_selected(part, taken.slice(start, end - start))
+            elif 4 * len(self.channels) * part.num_rows < data.num_rows:
                 part = of_selected(part, part.taken())
             if part.num_rows:
                 self.send(channel, part)

@@ -183,6 +183,23 @@ def test_a_task_that_may_not_wait_keeps_the_order_of_what_a_full_channel_refuses
     assert task.ended
 
 
+@pytest.mark.parametrize("rows", [100, 20_000])
+def test_small_parts_of_a_shuffle_are_slices_of_one_copy_and_large_ones_selections(rows):
+    numbers = pa.record_batch({"n": range(rows), "s": [f"row {n}" for n in range(rows)]})
+    chosen = pa.array(range(0, rows, 2), pa.int32())
+    for batch in (Batch(numbers), Batch(numbers).with_selection(chosen)):
+        channels = [Channel() for _ in range(2)]
+        Output(channels, ["n"], StreamTask("t/0", Coordinator())).put(batch)
+        parts = [channel.get_nowait() for channel in channels]
+        found = [row for part in parts for row in part.taken().to_pylist()]
+        assert sorted(found, key=lambda row: row["n"]) == batch.taken().to_pylist()
+        assert [part.taken().column("n").to_pylist() for part in parts] == [
+            sorted(part.taken().column("n").to_pylist()) for part in parts
+        ]
+        assert len({part.data.column("s").buffers()[2].address for part in parts}) == 1
+        assert [part.selection is None for part in parts] == [rows == 100] * 2
+
+
 def test_a_column_that_holds_no_time_is_refused_with_its_stream_and_name():
     reader = source_input([pa.record_batch({"n": ["noon"]})], timed=True)
     with pytest.raises(
