@@ -8,11 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from harness import until
+from harness import database, until
 
 import sabot
 from sabot import App, CsvSink, NdjsonSink, ParquetSink, SqlSink, Stream, col, files, tumbling
@@ -43,10 +42,10 @@ class Case:
         path.write_text("".join(json.dumps(row) + "\n" for row in drawn(seed)))
         self.app = App("paid", parallelism=parallelism)
         self.paid = self.app.stream(files(path), schema=SCHEMA, time="ts", lateness="1h")
-        self.database = duckdb.connect()
+        self.database = database().cursor()
         columns = "{id: 'bigint', price: 'varchar', paid: 'varchar', ts: 'bigint'}"
         self.database.execute(
-            "create table paid as select id, price::decimal(10, 2) as price, paid::decimal(23, 3) as paid, ts "
+            "create temp table paid as select id, price::decimal(10, 2) as price, paid::decimal(23, 3) as paid, ts "
             f"from read_json('{path}', format='newline_delimited', columns={columns})"
         )
 

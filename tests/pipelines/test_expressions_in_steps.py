@@ -7,8 +7,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
+from harness import database
 
 import sabot
 from sabot import App, Stream, UserError, col, count_window, files, lit, tumbling, when
@@ -46,10 +46,10 @@ class Case:
         self.app = App("shop", parallelism=parallelism)
         self.orders = self.app.stream(files(written(tmp_path / "orders.ndjson", orders)), time="ts", lateness="1h")
         self.codes = self.app.stream(files(written(tmp_path / "codes.ndjson", codes)), time="at")
-        self.database = duckdb.connect()
+        self.database = database().cursor()
         for name in ("orders", "codes"):
             self.database.execute(
-                f"create table {name} as from read_json('{tmp_path}/{name}.ndjson', format='newline_delimited')"
+                f"create temp table {name} as from read_json('{tmp_path}/{name}.ndjson', format='newline_delimited')"
             )
 
     def agrees(self, stream: Stream, query: str) -> None:

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from harness import database
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +85,7 @@ from rules order by txn_id
 
 
 def oracle(txns: pa.Table) -> pa.Table:
-    with duckdb.connect() as connection:
+    with database().cursor() as connection:
         connection.register("txns", txns)
         return connection.sql(ORACLE).to_arrow_table()
 
