@@ -346,6 +346,8 @@ class WorkerStreams:
             self._over.exception()  # whoever waits for it hears of it
             if self._started and not self.awaited:
                 self.on_failed(error)
+        elif self._started:  # every task has ended, and the last checkpoint, which delivers the rest, is still to come
+            self.on_failed(error)
 
     async def _watch(self) -> None:
         """Lets workers hear of this process, and fails the epoch for one that is not heard of any more once all run, and for a stop

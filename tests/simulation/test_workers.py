@@ -40,6 +40,14 @@ def test_two_coordinators_never_both_complete_checkpoints(seed: int) -> None:
     World(seed, 2 + seed % 3, coordinators=0, rivals=1).run()
 
 
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_worker_that_dies_between_the_last_row_and_the_last_checkpoint_costs_a_restart(killed: int) -> None:
+    """The run ended as if it were complete, without its last checkpoint and the output that this delivers (program 49 over 2 workers)."""
+    world = World(1, 3, faults=0, coordinators=0, declines=0.0)
+    world.stops_killed = killed
+    assert world.run().epochs == 2
+
+
 @pytest.mark.slow  # a million messages
 def test_a_thousand_workers_take_whole_checkpoints_though_some_of_them_die() -> None:
     world = World(3, 1000, rows=10, faults=2, coordinators=1, declines=0.0).run()
