@@ -21,10 +21,11 @@ demo: $(STAMP)
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 # The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
-# In a fresh clone they are compiled before, as each worker would compile them all.
+# In a fresh clone they are compiled before, as each worker would compile them all. pytest-benchmark is for benchmarks/changes, and would
+# look at each test.
 test: $(STAMP)
 	@test -d tests/unit/__pycache__ || $(BIN)/python tests/tools/compiling.py >/dev/null || echo "make: each worker compiles the tests"
-	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	@$(BIN)/pytest -q -p no:benchmark -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: the tests that mostly wait, and beside them simulated programs, which compute, some 0.2 s each. A fault that one
 # program in 200 shows is met by 400 with 87 %. More of them: make simulate SEEDS=…
@@ -34,7 +35,7 @@ test-all: test
 # Crashes at 80 steps of each whole pipeline, packages, kills of a job on Kafka, the cases that `make test` leaves out, and properties, of
 # whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
-	@$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
+	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200
@@ -81,6 +82,7 @@ smokes:
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
 	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
+	@echo "== benchmarks/changes"; SABOT_BENCHMARK_ROWS=20000 $(BIN)/pytest -q --benchmark-disable benchmarks/changes
 
 kafka:
 	@tools/kafka/kafka.sh start
