@@ -21,6 +21,16 @@ SABOT_LIBRDKAFKA(BOUND_DECLARE)
 rd_kafka_conf_t* rd_kafka_conf_new();
 rd_kafka_t* rd_kafka_new(int type, rd_kafka_conf_t*, char* errstr, size_t size);
 void rd_kafka_destroy(rd_kafka_t*);
+int rd_kafka_poll(rd_kafka_t*, int timeout_ms);
+int rd_kafka_flush(rd_kafka_t*, int timeout_ms);
+int rd_kafka_poll_set_consumer(rd_kafka_t*);
+rd_kafka_topic_partition_list_t* rd_kafka_topic_partition_list_new(int size);
+void* rd_kafka_topic_partition_list_add(rd_kafka_topic_partition_list_t*, const char* topic, int32_t partition);
+int rd_kafka_topic_partition_list_set_offset(rd_kafka_topic_partition_list_t*, const char*, int32_t, int64_t offset);
+void rd_kafka_topic_partition_list_destroy(rd_kafka_topic_partition_list_t*);
+int rd_kafka_assign(rd_kafka_t*, const rd_kafka_topic_partition_list_t*);
+rd_kafka_queue_t* rd_kafka_queue_get_consumer(rd_kafka_t*);
+int rd_kafka_consumer_close(rd_kafka_t*);
 }
 
 enum { PRODUCER = 0, CONSUMER = 1 };
@@ -57,4 +67,25 @@ static rd_kafka_t* client(int type, rd_kafka_conf_t* conf, int argc, char** argv
         exit(1);
     }
     return made;
+}
+
+/* A consumer without partitions. */
+[[maybe_unused]] static rd_kafka_t* consumer_of(int argc, char** argv) {
+    rd_kafka_conf_t* conf = rd_kafka_conf_new();
+    set(conf, "group.id", "bound");
+    set(conf, "enable.auto.commit", "false");
+    rd_kafka_t* consumer = client(CONSUMER, conf, argc, argv);
+    rd_kafka_poll_set_consumer(consumer);
+    return consumer;
+}
+
+/* It reads partitions 0 to `partitions` - 1 from their beginning. */
+[[maybe_unused]] static void assign(rd_kafka_t* consumer, const char* topic, int partitions) {
+    rd_kafka_topic_partition_list_t* places = rd_kafka_topic_partition_list_new(partitions);
+    for (int i = 0; i < partitions; i++) {
+        rd_kafka_topic_partition_list_add(places, topic, i);
+        rd_kafka_topic_partition_list_set_offset(places, topic, i, 0);
+    }
+    rd_kafka_assign(consumer, places);
+    rd_kafka_topic_partition_list_destroy(places);
 }

@@ -6,40 +6,17 @@ Reads partitions 0 to PARTITIONS - 1 from their beginning until ROWS records hav
 time and of processor time, all of the reading only. Declares what it needs of librdkafka, whose header need not be installed. */
 #include "bounds.h"
 
-extern "C" {
-int rd_kafka_poll_set_consumer(rd_kafka_t*);
-rd_kafka_topic_partition_list_t* rd_kafka_topic_partition_list_new(int size);
-void* rd_kafka_topic_partition_list_add(rd_kafka_topic_partition_list_t*, const char* topic, int32_t partition);
-int rd_kafka_topic_partition_list_set_offset(rd_kafka_topic_partition_list_t*, const char*, int32_t, int64_t offset);
-void rd_kafka_topic_partition_list_destroy(rd_kafka_topic_partition_list_t*);
-int rd_kafka_assign(rd_kafka_t*, const rd_kafka_topic_partition_list_t*);
-rd_kafka_queue_t* rd_kafka_queue_get_consumer(rd_kafka_t*);
-int rd_kafka_consumer_close(rd_kafka_t*);
-}
-
 enum { BATCH = 16384, WAIT_MS = 10, QUIET_SECONDS = 30 };
 
 int main(int argc, char** argv) {
     static rd_kafka_message_t* messages[BATCH];
     if (argc < 5) return 2;
-    const char* topic = argv[2];
-    const int partitions = atoi(argv[3]);
     const int64_t wanted = atoll(argv[4]);
 
-    rd_kafka_conf_t* conf = rd_kafka_conf_new();
-    set(conf, "group.id", "kafka_count");
-    set(conf, "enable.auto.commit", "false");
-    rd_kafka_t* consumer = client(CONSUMER, conf, argc, argv);
-    rd_kafka_poll_set_consumer(consumer);
-    rd_kafka_topic_partition_list_t* places = rd_kafka_topic_partition_list_new(partitions);
-    for (int i = 0; i < partitions; i++) {
-        rd_kafka_topic_partition_list_add(places, topic, i);
-        rd_kafka_topic_partition_list_set_offset(places, topic, i, 0);
-    }
+    rd_kafka_t* consumer = consumer_of(argc, argv);
     rd_kafka_queue_t* queue = rd_kafka_queue_get_consumer(consumer);
     const double began = now(), cpu_before = cpu();
-    rd_kafka_assign(consumer, places);
-    rd_kafka_topic_partition_list_destroy(places);
+    assign(consumer, argv[2], atoi(argv[3]));
 
     int64_t rows = 0, bytes = 0;
     double heard = began;

@@ -17,7 +17,8 @@ back; each run is a process of its own, from the first record to the last, and o
 Checked in each run: the count, and the bytes of the payloads or the sum of the amounts; of the windows each row, as a consumer with
 `read_committed` gets them, against what pyarrow groups. `cpu_seconds` are those of the reading process, so they hold on a machine that
 does other work too. The latencies are taken once, of --seconds at 10, 50 and 80 % of the peak, which
-is the rate at which the same producer, app and reader take --rows at once. Row i is due i / rate seconds after the start, whatever
+is the rate at which the same producer, app and reader take --rows at once; then those of kafka_relay.cc in place of the app, at the same
+rates: librdkafka in C, which passes the records on as they are. Row i is due i / rate seconds after the start, whatever
 happened to the rows before it, and its latency counts from then: a producer or an app that is late is no excuse. Each row must come once.
 --peers: `decode` and `windows` by other engines, once each, in this run and on the same transactions; benchmarks/peers/ingest_peers.py
 says how. Slow ones read fewer of them: `rows`. The last line printed has the medians, for each kind its share of the bound's rate
@@ -67,7 +68,15 @@ COLUMNS = {"account": "string", "amount": "float64", "ts": "int64"}
 BATCH_ROWS = 16_384  # what the engine asks of a source
 QUIET_SECONDS = 30.0  # a run in which nothing comes for so long has failed
 COUNTER = Path(__file__).with_name("kafka_count.cc")
+RELAY = Path(__file__).with_name("kafka_relay.cc")
 MINUTE_MS = 60_000
+SENDING = {  # settings of our sinks
+    "enable.idempotence": "true",
+    "linger.ms": "5",
+    "compression.type": "lz4",
+    "queue.buffering.max.kbytes": str(256 << 10),
+    "log_level": "2",  # not each setting that is of the other client
+}
 LOADS = (10, 50, 80)  # percent of the peak
 TICK_SECONDS = 0.001  # how long the producer sleeps where no row is due
 PART_ROWS = 1_024  # the most that it writes in one call
@@ -321,25 +330,37 @@ def offered(
     return rows / (results.arrived.max() - began), results.arrived - began - np.arange(rows) / rate
 
 
-def latency(broker: str, options: argparse.Namespace) -> dict[str, Any]:
+def latency(broker: str, options: argparse.Namespace, relay: str) -> dict[str, Any]:
+    """relay: the program of the bound."""
+    app = passed_on(broker, options, [sys.executable, __file__, "--kind", "latency", "--broker", broker], None)
+    bound = passed_on(broker, options, [relay, broker.removeprefix("kafka://")], app["peak_rows_per_s"])
+    return {**app, "bound": bound}
+
+
+def passed_on(broker: str, options: argparse.Namespace, words: list[str], peak: float | None) -> dict[str, Any]:
+    """The latencies through a program, the app or the bound, at loads of the peak; None: of its own, which is taken first."""
     topic = f"bench-{uuid.uuid4().hex[:8]}"
     out = f"{topic}-out"
     for name in (topic, out):
         admin.create_topic(broker, name, options.partitions)
-    words = [sys.executable, __file__, "--kind", "latency", "--broker", broker, "--topic", topic, "--out", out]
+    if words[0] == sys.executable:
+        words += ["--topic", topic, "--out", out]
+    else:
+        words += [topic, out, str(options.partitions)]
+        words += [word for name, value in {**SENDING, **FETCHING}.items() for word in (name, str(value))]
     sink, source, pool = KafkaSink(topic, broker), KafkaSource(out, broker, f"{out}-reader"), Transactions(7).chunk(0)
     figures: dict[str, Any] = {}
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as app:
-        assert app.stdin is not None
-        assert app.stdout is not None
-        assert app.stdout.readline() == "ready\n", "the app did not start"
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n", f"{words[0]} did not start"
         sink.open()
         source.open(None, "earliest")
-        peak, _ = offered(sink, source, pool, 0, options.rows, float("inf"))
-        figures["peak_rows_per_s"] = round(peak)
+        own, _ = offered(sink, source, pool, 0, options.rows, float("inf"))
+        figures["peak_rows_per_s"] = round(own)
         first, seconds = options.rows, min(options.seconds, options.rows / SMOKE_RATE)
         for load in LOADS:
-            rate = peak * load / 100
+            rate = (peak or own) * load / 100
             rows = max(1, int(rate * seconds))
             achieved, took = offered(sink, source, pool, first, rows, rate)
             first += rows
@@ -348,8 +369,8 @@ def latency(broker: str, options: argparse.Namespace) -> dict[str, Any]:
             figures[f"{load}_percent"] |= {"p50_ms": p50, "p99_ms": p99, "p99.9_ms": p999}
         sink.close()
         source.close()
-        app.stdin.close()
-    assert app.returncode == 0, "the app failed"
+        program.stdin.close()
+    assert program.returncode == 0, f"{words[0]} failed"
     for name in (topic, out):
         admin.delete_topic(broker, name)
     return figures
@@ -456,6 +477,7 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     size = -1.0
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(folder, COUNTER)
+        relay = compiled(folder, RELAY) if "latency" in options.kinds else ""
         for number in range(options.rounds):
             for kind in list(found)[:: 1 if number % 2 == 0 else -1]:
                 out = f"{topic}-{kind}-{number}"
@@ -468,6 +490,7 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
                     check_windows(committed(broker, out, options.partitions), windows)
                     admin.delete_topic(broker, out)
                 found[kind].append(outcome)
+        waits = {"latency": latency(broker, options, relay)} if relay else {}
     admin.delete_topic(broker, topic)
     figures: dict[str, Any] = {"bytes_per_row": round(size / options.rows, 1)} if size >= 0 else {}
     for kind, runs in found.items():
@@ -479,8 +502,7 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
         for kind in found:
             figures[kind]["of_bound"] = round(figures[kind]["rows_per_s"] / bound["rows_per_s"], 2)
             figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
-    if "latency" in options.kinds:
-        figures["latency"] = latency(broker, options)
+    figures |= waits
     if options.peers:
         figures["peers"] = measure_peers(broker, options)
     return figures

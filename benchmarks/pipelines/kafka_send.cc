@@ -9,11 +9,6 @@ each with the time of the first, and flushed. Prints rows, seconds of wall time 
 
 #include "bounds.h"
 
-extern "C" {
-int rd_kafka_poll(rd_kafka_t*, int timeout_ms);
-int rd_kafka_flush(rd_kafka_t*, int timeout_ms);
-}
-
 enum { RKT = 2, VALUE = 4, KEY = 5, MSGFLAGS = 7, TIMESTAMP = 8, COPY = 2, QUEUE_FULL = -184, QUIET_SECONDS = 60 };
 
 static std::string read_all(const char* path) {
