@@ -433,11 +433,11 @@ class App(DeclaresAgents, HasStreams, HasTopics):
 
     # -- called by the runtime --------------------------------------------------------------------------------------------
 
-    def open_state(self) -> tuple[StateBackend | None, bool]:
-        """Returns the assigned backend, or one that is made from `state`, which the runtime closes."""
+    def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
+        """Returns the assigned backend, or one that is made from `state`, which the runtime closes. name: of its database there."""
         if self._state_backend is not None:
             return self._state_backend, False
-        return open_backend(self.state_place, "db"), True
+        return open_backend(self.state_place, name), True
 
     def ends(self) -> list[StreamEnd]:
         """Returns the ends of its streams."""

@@ -194,6 +194,7 @@ class DeclaresAgents:
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
         tombstones: bool = False,
+        process: bool | int = False,
     ) -> Callable[[F], F]: ...
 
     @overload
@@ -222,6 +223,7 @@ class DeclaresAgents:
         durable: bool = False,
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
+        process: bool | int = False,
     ) -> Callable[[F], F]: ...
 
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
@@ -246,6 +248,8 @@ class DeclaresAgents:
         format: what the records of its topics are, "json" by default, and sink_format: what its results in topics are; see
         docs/formats.md. A record agent gets the columns of a record as a dict, and returns a dict with those of its sink's format.
         dead_letter: topic of what cannot be processed. start, until: from where and up to where a topic is read, as in `App.stream`.
+        process: under `sabot run` it has a process of its own; a number: so many, each of which reads some of the partitions. With `key=`
+        the records of a key are in one partition then, since their own keys say the same; without, it has no state (docs/scale-out.md).
         """
         if callable(topic) and not isinstance(topic, str):
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")

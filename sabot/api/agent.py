@@ -37,6 +37,7 @@ MailboxFull = Literal["hold", "dead_letter"]
 
 _POLICIES = ("fail", "retry", "skip")
 _MAILBOX_ROWS = 10_000
+_PROCESSES_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class AgentSpec:
     Of a durable agent: mailbox: how many rows may wait behind a key that is busy; mailbox_full: what happens to more of them. job_id: the
     field that says which request a record is; scope, principal: the fields that say on whose behalf its job runs; labels: of each record;
     children: that a job may begin.
+    process: how many processes of its own it has; 0: it runs with the app's other agents.
     """
 
     agent_id: str
@@ -78,6 +80,7 @@ class AgentSpec:
     labels: tuple[str, ...] = ()
     children: ChildLimits = DEFAULT_LIMITS
     tombstones: bool = False
+    process: int = 0
     topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
     check: Callable[[Any], object] | None = None
 
@@ -116,6 +119,7 @@ class AgentSpec:
         labels: Collection[str] | None = None,
         children: ChildLimits | None = None,
         tombstones: bool = False,
+        process: bool | int = False,
     ) -> "AgentSpec":
         """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
@@ -180,6 +184,12 @@ class AgentSpec:
                 "children": children,
             },
         )
+        if not isinstance(process, bool) and not is_whole(process, 1, _PROCESSES_MAX):
+            raise refuse(f"process={process!r}", f"True, or a number of processes, 1 to {_PROCESSES_MAX}")
+        if process and durable:
+            raise refuse("process= with durable=True", "the jobs of an app have one journal, and so one process")
+        if process and callable(sink):
+            raise refuse("process=, and its results go to an agent of another process", "put a topic between the two")
         sinks = [
             sink_of(each, f"agent {agent_id}: sink") for each in (sink if isinstance(sink, list | tuple) else [sink])
         ]
@@ -235,6 +245,7 @@ class AgentSpec:
             labels=tuple(sorted(set(labels or ()))),
             children=checked_limits(f"agent {agent_id}", children),
             tombstones=tombstones,
+            process=int(process),
             topic_by_name=topic is None,
         )
 

@@ -321,8 +321,9 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
 
 
 def _spread(app: "App", worker: Sequence[str], workers: int | None, listen: str | None, secrets: str | None) -> None:
-    """Over workers, where the options ask for several."""
-    if workers is None or workers == 1:
+    """Over workers, where the options ask for several, or an agent for a process of its own."""
+    workers = workers or 1
+    if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
         if listen is not None or secrets is not None:
             raise WrongUse("--listen and --secrets are for a job of several workers", hint="give --workers N too")
         return

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sabot.api.agent import AgentSpec
 from sabot.app import App
-from sabot.checkpoint import Manifest
+from sabot.checkpoint import Manifest, StoredTask
 from sabot.cli.jobs import find_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
@@ -130,8 +130,7 @@ def _fates(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Fate]:
 
 def _format_fates(app: App, made: Plan, manifest: Manifest) -> Iterator[_Fate]:
     """The fates of positions in topics whose records are read in another format now."""
-    stored = manifest.tasks.get("agents")
-    sources = {} if stored is None else stored.meta["sources"]
+    sources = {name: facts for task in _agent_tasks(manifest) for name, facts in task.meta["sources"].items()}
     reads = [(stage.id, stage.reading.node) for stage in made.stages if stage.reading is not None]
     read = [(id, node.name, node.format, readers_in(manifest, node.name)) for id, node in reads]
     for spec in _specs(app):
@@ -173,16 +172,21 @@ def _specs(app: App) -> list[AgentSpec]:
     return [agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None]
 
 
+def _agent_tasks(manifest: Manifest) -> list[StoredTask]:
+    return [task for task in manifest.tasks.values() if "agents" in task.meta]
+
+
 def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
     """The fates of agents, which are matched by their id, and of their positions, matched by agent and topic. The state of an agent that
     the program no longer has stays where it is.
     """
-    stored = manifest.tasks.get("agents")
-    meta: dict[str, Any] = {"agents": {}, "sources": {}} if stored is None else stored.meta
+    stored = _agent_tasks(manifest)
+    kept = {agent: facts for task in stored for agent, facts in task.meta["agents"].items()}
+    positions = {name for task in stored for name in task.meta["sources"]}
     fates = []
     timed = {spec.agent_id for spec in _specs(app) if spec.on_timer is not None}
     for agent in app.agent_runtime.agents:
-        known = agent in meta["agents"]
+        known = agent in kept
         fates.append(
             _Fate(
                 agent,
@@ -193,12 +197,12 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
                 False,
             )
         )
-    for agent, facts in meta["agents"].items():
-        if stored is not None and state_name(agent) in stored.states and agent not in timed:
+    for agent, facts in kept.items():
+        if any(state_name(agent) in task.states for task in stored) and agent not in timed:
             why = "no agent of this name has on_timer=; the timers that it had set are dropped"
             fates.append(_Fate(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
         if agent not in app.agent_runtime.agents:
-            sources = [name.removeprefix(f"{agent}/") for name in meta["sources"] if name.startswith(f"{agent}/")]
+            sources = sorted(name.removeprefix(f"{agent}/") for name in positions if name.startswith(f"{agent}/"))
             why = f"this program has no such agent; its position in {', '.join(sources)} is dropped"
             if facts["unfinished"]:
                 why += ", and so are the records that it had not finished"

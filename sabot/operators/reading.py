@@ -209,26 +209,40 @@ def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.Record
 # Agents
 
 
-def _agents(manifest: SavedJob) -> list[str]:
-    task = manifest.tasks.get(_AGENTS)
-    return [] if task is None else list(task.meta.get("agents", {}))
+def _agents(manifest: SavedJob) -> dict[str, list[str]]:
+    """All agents, each with its tasks."""
+    found: dict[str, list[str]] = {}
+    for task, stored in manifest.tasks.items():
+        for agent in stored.meta.get("agents", {}):
+            found.setdefault(agent, []).append(task)
+    return found
 
 
 def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
     """The state of an agent with `key=`; what agents share, for an agent without `key=`; or a namespace."""
     agents = _agents(manifest)
+    agent = name.removesuffix(_TIMERS)
+    alike = [agent] if agent in agents else [each for each in agents if each.endswith(f".{agent}")]
+    tasks = agents[alike[0]] if len(alike) == 1 else [_AGENTS]
+    return pa.concat_tables(
+        [_state_in(manifest, task, list(agents), name, key) for task in tasks], promote_options="permissive"
+    )
+
+
+def _state_in(manifest: SavedJob, within: str, agents: list[str], name: str, key: Any) -> pa.Table:
+    """What one task of agents has of it."""
     name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]
     if name not in agents and len(alike) == 1:
         name = alike[0]  # without the app's id before it
     if of_timers:
-        return _timers_of(manifest, name, key)
-    task = manifest.tasks.get(_AGENTS)
+        return _timers_of(manifest, within, name, key)
+    task = manifest.tasks.get(within)
     if task is None or "state" not in task.states:
         if name in agents:
             raise UserError(f"agent {name} keeps no state", hint="App(..., state=...) gives it some")
         raise _unknown(manifest, name)
-    directory = manifest.state_directory(_AGENTS, "state")
+    directory = manifest.state_directory(within, "state")
     try:
         with _reading(manifest):
             known = namespaces_in(directory)
@@ -249,14 +263,14 @@ def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
         return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
 
 
-def _timers_of(manifest: SavedJob, agent: str, key: Any) -> pa.Table:
-    """The timers that an agent has set; with a key only its."""
-    task = manifest.tasks.get(_AGENTS)
+def _timers_of(manifest: SavedJob, within: str, agent: str, key: Any) -> pa.Table:
+    """The timers that an agent has set, in one of its tasks; with a key only its."""
+    task = manifest.tasks.get(within)
     if task is None or state_name(agent) not in task.states:
         raise _unknown(manifest, agent + _TIMERS)
     wanted = None if key is None else key_candidates(key)
     with _reading(manifest):
-        found = saved_timers(manifest.state_directory(_AGENTS, state_name(agent)))
+        found = saved_timers(manifest.state_directory(within, state_name(agent)))
         rows = [row for row in found if wanted is None or row[0] in wanted]
     keys, names, times = zip(*rows, strict=True) if rows else ((), (), ())
     columns = {"key": plain_column(list(keys)), "name": pa.array(names, pa.string()), "at": pa.array(times, pa.int64())}

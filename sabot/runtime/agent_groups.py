@@ -1,11 +1,21 @@
-"""Which agents of an app run in one task: those that share state, in Python or in Sabot, have to."""
+"""Which agents of an app run in one task.
 
-from collections.abc import Sequence
+Agents share state: values in Sabot, objects in Python, budgets. So they are one task, on one event loop. An agent with `process=` shares
+none, and has tasks of its own, each in a process of its own; where it has several, each reads some of the partitions of its inputs.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import AgentRead
+from sabot.api.nodes.read import StreamEnd, Write
+from sabot.checkpoint import Manifest
+from sabot.connectors.base import Sink, Source
+from sabot.errors import UserError
+from sabot.plan import fed_by_streams, walk
 
-__all__ = ["TASK", "AgentGroup", "agent_groups"]
+__all__ = ["TASK", "AgentGroup", "agent_groups", "whole_app"]
 
 TASK = "agents"
 """The task of all agents that have none of their own."""
@@ -13,17 +23,103 @@ TASK = "agents"
 
 @dataclass(frozen=True)
 class AgentGroup:
-    """The agents of one task, by their ids, upstream or not. room: the name under which it writes output exactly once."""
+    """The agents of one task, by their ids. own: it has a process to itself. number, count: which of the tasks of its agent it is."""
 
     task: str
     agents: tuple[str, ...]
+    own: bool = False
+    number: int = 0
+    count: int = 1
 
     @property
     def room(self) -> str:
-        """Who writes, for the ids of exactly-once output."""
-        return self.task
+        """Who writes, for the ids of exactly-once output; also the name of a folder."""
+        return self.task.replace("/", ".")
+
+    def share_of(self, source: Source) -> Source:
+        """What this task reads of an input. Blocks. Raises UserError for an input that cannot be read by as many."""
+        if self.count == 1:
+            return source
+        readers = source.readers(self.count)
+        if len(readers) < self.count:
+            raise UserError(
+                f"agent {self.agents[0]}: process={self.count}, and {source.name} can be read by {len(readers)} at a time",
+                hint="a topic with as many partitions, or fewer processes",
+            )
+        return readers[self.number]
+
+    def check(self, restored: Manifest) -> None:
+        """Raises UserError for a checkpoint in which its agents run in other tasks: their state and positions are there."""
+        for agent_id in self.agents:
+            found = {name for name, task in restored.tasks.items() if agent_id in task.meta.get("agents", {})}
+            if found and found != set(self._all_tasks(agent_id)):
+                was = "had no process=" if TASK in found else f"had process={len(found) if len(found) > 1 else True}"
+                raise UserError(
+                    f"agent {agent_id} {was} in checkpoint {restored.checkpoint_id}, and its state and positions are there as it was",
+                    hint="give it the process= that it had; or another name=, with start= where it is to begin; or start with --fresh",
+                )
+
+    def _all_tasks(self, agent_id: str) -> list[str]:
+        return [own_task(agent_id, number) for number in range(self.count)] if self.own else [TASK]
 
 
-def agent_groups(specs: Sequence[AgentSpec]) -> list[AgentGroup]:
-    """The tasks of these agents, the shared one first."""
-    return [AgentGroup(TASK, tuple(spec.agent_id for spec in specs))] if specs else []
+def own_task(agent_id: str, number: int) -> str:
+    """The name of a task of an agent with process=."""
+    return f"{TASK}.{agent_id}/{number}"
+
+
+def agent_groups(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentGroup]:
+    """The tasks of these agents, the shared one first. ends: of the app's streams.
+
+    Raises UserError for an agent with process= that rows of others reach by the memory of their process.
+    """
+    _refuse_links(specs, list(ends))
+    shared = tuple(spec.agent_id for spec in specs if not spec.process)
+    return [
+        *([AgentGroup(TASK, shared)] if shared else []),
+        *(
+            AgentGroup(own_task(spec.agent_id, number), (spec.agent_id,), True, number, spec.process)
+            for spec in specs
+            for number in range(spec.process)
+        ),
+    ]
+
+
+def whole_app(specs: Sequence[AgentSpec]) -> AgentGroup:
+    """All agents of an app in the one task of a process. Raises UserError for an agent with process=."""
+    for spec in specs:
+        if spec.process:
+            raise UserError(
+                f"agent {spec.agent_id} has process=, and processes of a program are started by the command line",
+                hint="sabot run module:app; app.start(), app.run() and app.main() run everything in this one",
+            )
+    return AgentGroup(TASK, tuple(spec.agent_id for spec in specs))
+
+
+def _refuse_links(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None:
+    fed = fed_by_streams(ends)
+    read = {node.agent.agent_id for node in walk(ends) if isinstance(node, AgentRead)}
+    for spec in specs:
+        if not spec.process:
+            continue
+        what = ""
+        if spec.agent_id in fed:
+            what = "a stream gives it rows"
+        elif spec.agent_id in read:
+            what = "a stream reads it"
+        elif writers := [each.agent_id for each in specs if each.sink is spec.func]:
+            what = f"agent {writers[0]} gives it rows"
+        if what:
+            raise UserError(f"agent {spec.agent_id} has process=, and {what}", hint="put a topic between the two")
+        for sink in _written(spec):
+            others = [each for each in specs if each is not spec and any(other is sink for other in _written(each))]
+            if others or spec.process > 1 or any(isinstance(end, Write) and end.sink is sink for end in ends):
+                raise UserError(
+                    f"agent {spec.agent_id} has process=, and sink {sink.name} would be written by several processes",
+                    hint="a topic; or a Sink for it alone, and process=True",
+                )
+
+
+def _written(spec: AgentSpec) -> list[Sink]:
+    """The Sinks of the user's that it writes; topics are opened by each who writes them."""
+    return [each for each in (*spec.sinks.values(), spec.dead_letter) if isinstance(each, Sink)]

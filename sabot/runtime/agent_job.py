@@ -23,7 +23,7 @@ from sabot.operators import AgentOperator, Counters, DurableAgentOperator, Port,
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.plan import inputs_of, place_of_sink
-from sabot.runtime.agent_groups import TASK
+from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
@@ -66,10 +66,14 @@ class AgentJob:
         ends: Sequence[StreamEnd] = (),
         journal: Journal | None = None,
         mail: LocalBackend | None = None,
+        group: AgentGroup | None = None,
     ) -> None:
-        """open_source: opens a topic of an agent. ends: of the app's streams. journal, mail: of durable agents; who opened it closes it."""
+        """specs: all of the app. group: which of them run here; None: all. open_source: opens a topic of an agent. ends: of the app's
+        streams. journal, mail: of durable agents; who opened it closes it.
+        """
+        self.group = whole_app(specs) if group is None else group
         self.sinks = AgentSinks(specs, ends, settings)
-        self.specs = self.sinks.specs
+        self.specs = self.sinks.of(self.group)
         self.settings = settings
         self.coordinator = coordinator
         self.was_complete = False
@@ -78,7 +82,7 @@ class AgentJob:
         self._counters = counters
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
-        self._fed = self.sinks.fed
+        self._fed = self.sinks.fed.intersection(self.group.agents)
         self.streams: StreamJob | None = None  # it is open before the agents are
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or by the id of a Sink
         self._running: asyncio.Task[None] | None = None
@@ -86,7 +90,7 @@ class AgentJob:
         self._afresh = True  # no checkpoint is restored
         self._journal, self._mail = journal, mail
         self.task = AgentTask(
-            TASK,
+            self.group.task,
             coordinator=coordinator,
             backend=backend,
             clock=settings.clock,
@@ -108,7 +112,7 @@ class AgentJob:
 
     def run(self) -> None:
         """Starts what `open` has opened."""
-        self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
+        self.coordinator.attach(self.group.task, self.task.inject, self.task.abort, self.task.hint)
         self.coordinator.on_complete.append(self._commit)
         if self.task.jobs is not None:
             self.coordinator.on_retained.append(self.task.jobs.retained)
@@ -132,8 +136,10 @@ class AgentJob:
         self.task.break_down(_AGENT_TASK, error)
 
     async def _build(self, restored: Manifest | None) -> None:
-        self._afresh, stored = restored is None, None if restored is None else restored.tasks.get(TASK)
+        self._afresh, stored = restored is None, None if restored is None else restored.tasks.get(self.group.task)
         meta = None if stored is None else stored.meta
+        if restored is not None:
+            self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
         make = judged_within(agent_operator, self.settings.app, self.settings.gates, self._clock)
         await self._open_journal(restored)
@@ -171,9 +177,11 @@ class AgentJob:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
             self.was_complete = bool(meta["ended"]) and not self.settings.reprocess
             with taking_over("rows whose calls had not ended", restored.path):
-                self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
+                self.task.restore_unfinished(meta, lambda name: restored.read_file(self.group.task, name))
             with taking_over("timers of agents", restored.path):
-                restore_timers(self.task.timers, meta["agents"], stored.states, partial(restored.state_directory, TASK))
+                restore_timers(
+                    self.task.timers, meta["agents"], stored.states, partial(restored.state_directory, self.group.task)
+                )
 
     async def _open_journal(self, restored: Manifest | None) -> None:
         if self._journal is None:
@@ -229,6 +237,7 @@ class AgentJob:
         spec = operator.spec
         until = self.settings.until if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
+        source = await to_the_end(aside(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
@@ -356,7 +365,7 @@ class AgentJob:
         if isinstance(sink, Sink) and id(sink) in shared:
             port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
-            port = own = AgentSink(self.sinks.writer(sink, afresh=self._afresh), self._loop, self._clock)
+            port = own = AgentSink(self.sinks.writer(self.group, sink, afresh=self._afresh), self._loop, self._clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port
         self.task.add_sink(port)
@@ -378,7 +387,7 @@ class AgentJob:
         self._on_failed(operator.spec.agent_id, operator.failure)
 
     def _commit(self, manifest: Manifest) -> None:
-        self.task.commit(manifest.tasks[TASK].meta)
+        self.task.commit(manifest.tasks[self.group.task].meta)
         self.settings.reprocess.clear()
         if self.task.jobs is not None:
             self.task.jobs.completed(manifest, TASK)
@@ -480,7 +489,7 @@ class AgentJob:
         self._closed = True
         if self._running is not None:
             interpreter.restore()
-            self.coordinator.abandon(TASK)
+            self.coordinator.abandon(self.group.task)
             self.coordinator.on_complete.remove(self._commit)
             if self.task.jobs is not None:
                 self.coordinator.on_retained.remove(self.task.jobs.retained)
@@ -489,12 +498,12 @@ class AgentJob:
         await self.task.close()
 
 
-async def restore_state(backend: StateBackend | None, restored: Manifest | None) -> None:
-    """Restores what agents keep, before they are opened."""
-    stored = None if restored is None else restored.tasks.get(TASK)
+async def restore_state(backend: StateBackend | None, restored: Manifest | None, task: str = TASK) -> None:
+    """Restores what the agents of a task keep, before they are opened."""
+    stored = None if restored is None else restored.tasks.get(task)
     if restored is not None and stored is not None and backend is not None and "state" in stored.states:
         with taking_over("agents' state", restored.path):
-            await backend.restore(load_snapshot(restored.state_directory(TASK, "state")))
+            await backend.restore(load_snapshot(restored.state_directory(task, "state")))
 
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:

@@ -18,7 +18,7 @@ from sabot.plan import (
     fed_by_streams,
     place_of_sink,
 )
-from sabot.runtime.agent_groups import TASK
+from sabot.runtime.agent_groups import AgentGroup
 from sabot.runtime.settings import Settings
 from sabot.runtime.writing import open_writer
 
@@ -38,11 +38,15 @@ class AgentSinks:
         self._formats = agreed_formats(self.specs)
         self._settings = settings
 
-    def writer(self, sink: str | Sink, *, afresh: bool) -> SinkWriter:
-        """What writes into the sink, not open yet. afresh: no checkpoint is restored."""
+    def of(self, group: AgentGroup) -> list[AgentSpec]:
+        """The agents of a task, each behind those that it feeds."""
+        return [spec for spec in self.specs if spec.agent_id in group.agents]
+
+    def writer(self, group: AgentGroup, sink: str | Sink, *, afresh: bool) -> SinkWriter:
+        """What writes into the sink, in the task of the group, not open yet. afresh: no checkpoint is restored."""
         place, clock = place_of_sink(sink), self._settings.clock
         opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
-        opened = self._settings.staged(TASK, opened, self.wanted[place])
+        opened = self._settings.staged(group.room, opened, self.wanted[place])
         if afresh:
             opened.start_afresh()
         return SinkWriter(opened, None, None, lambda: int(clock.time() * 1000), nan=self._nans.get(place))
@@ -51,20 +55,20 @@ class AgentSinks:
         """By input, for an agent whose dead letters go into topics."""
         return dead_letter_topics(spec, self.specs, self.fed)
 
-    def open_deliveries(self, shared: Collection[int], *, afresh: bool) -> None:
-        """Opens the sinks that deliver exactly once, and that agents of another process write. Blocks; raises what opening raises.
+    def open_deliveries(self, group: AgentGroup, shared: Collection[int], *, afresh: bool) -> None:
+        """Opens the sinks that deliver exactly once, and that the agents of a group write elsewhere. Blocks; raises what opening raises.
 
         shared: the ids of the Sinks that streams write too, which open these.
         """
-        for sink in self._each_once():
+        for sink in self._each_once(group):
             if id(sink) not in shared:
-                writer = self.writer(sink, afresh=afresh)
+                writer = self.writer(group, sink, afresh=afresh)
                 if isinstance(writer.sink, StagedSink):
                     open_writer(writer)
 
-    def _each_once(self) -> Iterator[str | Sink]:
+    def _each_once(self, group: AgentGroup) -> Iterator[str | Sink]:
         seen: set[str | int] = set()
-        for spec in self.specs:
+        for spec in self.of(group):
             own: list[str | Sink] = [spec.dead_letter]
             if isinstance(spec.dead_letter, str):
                 own = list(self.dead_letter_topics(spec).values())

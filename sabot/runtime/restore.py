@@ -37,6 +37,7 @@ from sabot.plan import (
     walk,
     with_schemas,
 )
+from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.decoding import changed_format
 
 __all__ = [
@@ -258,15 +259,16 @@ def sinks_of(
         if stage.sink is not None:
             yield "streams", opened(stage.sink[0]), stage.delivery
     agents = [stage.agent for stage in plan.stages if stage.agent is not None]
-    fed = fed_by_streams(ends)
-    for spec in agents:
+    ends = list(ends)
+    fed, groups = fed_by_streams(ends), agent_groups(agents, ends)
+    for spec, room in [(spec, group.room) for spec in agents for group in groups if spec.agent_id in group.agents]:
         for own in spec.sinks.values():
-            yield "agents", opened(own), spec.delivery
+            yield room, opened(own), spec.delivery
         letters: list[str | Sink] = [spec.dead_letter]
         if isinstance(spec.dead_letter, str):
             letters = list(dead_letter_topics(spec, agents, fed).values())
         for sink in letters:
-            yield "agents", opened(sink), "at_least_once" if spec.delivery == "at_least_once" else None
+            yield room, opened(sink), "at_least_once" if spec.delivery == "at_least_once" else None
 
 
 def _stage_of(task: str) -> str:

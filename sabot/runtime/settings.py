@@ -68,8 +68,8 @@ class AppSettings(Protocol):
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams; None: they stay in memory."""
 
-    def open_state(self) -> tuple[StateBackend | None, bool]:
-        """Returns the backend, and whether the runtime closes it."""
+    def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
+        """Returns the backend, and whether the runtime closes it. name: of its database, one for each task of agents."""
 
     def open_journal(self) -> tuple[Journal, LocalBackend]:
         """Opens the journal of durable agents, before `open_storage`, and what their mailboxes are kept in. The runtime closes both."""

@@ -1,4 +1,4 @@
-"""The agents of a job in the worker on which they are placed: one task, with their journal and their state, as in one process."""
+"""A task of agents, in the worker on which it is placed, with its state, and the journal of durable agents, as in one process."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.journal import Journal
 from sabot.metrics import Sample
-from sabot.runtime.agent_groups import TASK
+from sabot.runtime.agent_groups import TASK, AgentGroup
 from sabot.runtime.agent_job import AgentJob, restore_state
 from sabot.runtime.jobs import check_journal, stored_journal
 from sabot.runtime.runnable import RunnableAgent
@@ -36,11 +36,12 @@ class AppWithAgents(AppSettings, Protocol):
 class WorkerAgents:
     """All methods on one event loop, unless said otherwise. What is open when opening raises ends with the process of the worker."""
 
-    def __init__(self, app: AppWithAgents, send: Callable[[ControlMessage], None]) -> None:
+    def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
         """send: tells the coordinator something."""
         self.job: AgentJob
         self._app = app
-        self._agents = app.agents()
+        self._group = group
+        self._agents = {agent_id: agent for agent_id, agent in app.agents().items() if agent_id in group.agents}
         self._send = send
         self._journal: Journal | None = None
         self._mail: LocalBackend | None = None
@@ -50,15 +51,16 @@ class WorkerAgents:
         self, settings: Settings, checkpoints: RemoteCheckpoints, streams: StreamJob, restored: Manifest | None
     ) -> None:
         """Opens all, where the checkpoint says. streams: those of this worker, which are open."""
-        specs = [agent.spec for agent in self._agents.values() if agent.spec is not None]
+        specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
         for agent in self._agents.values():
             agent.starts(self._app.broker, self._app.kafka)
-        if any(spec.durable for spec in specs):
+        if any(spec.durable and spec.agent_id in self._agents for spec in specs):
             journal, self._mail = await aside(self._app.open_journal)
             self._journal = journal
             await aside(check_journal, journal, stored_journal(restored, TASK))
-        self._backend, _ = await aside(self._app.open_state)
-        await restore_state(self._backend, restored)
+        if self._keeps_state:
+            self._backend, _ = await aside(self._app.open_state, f"db-{self._group.room}" if self._group.own else "db")
+            await restore_state(self._backend, restored, self._group.task)
         for agent in self._agents.values():
             agent.state_backend = self._backend
         self.job = AgentJob(
@@ -72,9 +74,18 @@ class WorkerAgents:
             ends=streams.build.ends,
             journal=self._journal,
             mail=self._mail,
+            group=self._group,
         )
-        self.job.streams = streams
+        if not self._group.own:
+            self.job.streams = streams
         await self.job.open(restored)
+
+    @property
+    def _keeps_state(self) -> bool:
+        """Not where several processes would have different values under one name."""
+        return self._group.count == 1 or all(
+            agent.spec is not None and agent.spec.key for agent in self._agents.values()
+        )
 
     def run(self) -> None:
         """Lets run what is open."""

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from hashlib import sha256
+from itertools import count
 
 from sabot.codecs.json import schema_text
 from sabot.plan import Plan, Stage
@@ -19,11 +20,13 @@ def place(
     Subtasks of a stage are dealt out in turn: equal numbers of several stages come to one worker, and an edge between them stays in the
     process. A stage of one task, as a sink, goes to the worker that has the fewest.
     The agents that share a task are on the last worker, and with them every stage that rows of theirs reach, or come from; so a Sink that
-    both write (sinks: their ids) has one writer.
+    both write (sinks: their ids) has one writer. A task of an agent with process= has a worker behind these to itself.
     """
-    last = workers - 1
-    with_agents = _with_agents(stages, sinks)
-    placed = {
+    last, own = workers - 1, count(workers)
+    of_groups = {group.task: next(own) if group.own else last for group in groups}
+    placed = {f"{agent}/0": of_groups[group.task] for group in groups for agent in group.agents}
+    with_agents = _with_agents([stage for stage in stages if placed.get(f"{stage.id}/0", last) == last], sinks)
+    placed |= {
         f"{stage.id}/{number}": last if stage.id in with_agents else number % workers
         for stage in stages
         if stage.parallelism > 1 or stage.id in with_agents
@@ -41,7 +44,7 @@ def place(
             for stage in stages
             for number in range(stage.parallelism)
         },
-        **{group.task: last for group in groups},
+        **of_groups,
     }
 
 

@@ -268,7 +268,8 @@ class JobWorker:
         wanted = AgentSinks(specs, ends, settings).wanted
         job = StreamJob(ends, settings, agents=specs, wanted=wanted)
         await job.open(restored if ends else None)
-        agents = [WorkerAgents(app, self._connection.send) for each in agent_groups(specs) if share.is_here(each.task)]
+        here = [group for group in agent_groups(specs, ends) if share.is_here(group.task)]
+        agents = [WorkerAgents(app, group, self._connection.send) for group in here]
         for each in agents:
             await each.open(settings, checkpoints, job, restored)
         return _OpenShare(job, agents, share, checkpoints, tracks)

@@ -12,13 +12,13 @@ from sabot.journal import is_at_server
 from sabot.plan import walk
 from sabot.redaction import redacted_url
 from sabot.runtime.jobs import journal_place
-from sabot.runtime.settings import AppSettings
 from sabot.state import StateBackend
+from sabot.workers.agents import AppWithAgents
 
 __all__ = ["SpreadApp", "refuse"]
 
 
-class SpreadApp(AppSettings, Protocol):
+class SpreadApp(AppWithAgents, Protocol):
     """What spreading asks of an app."""
 
     state_place: str | None

@@ -1,6 +1,6 @@
 """The agents of a job, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sabot.api.nodes.agents import AgentRead
@@ -8,7 +8,7 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.plan import walk
-from sabot.runtime.agent_groups import TASK, agent_groups
+from sabot.runtime.agent_groups import TASK, AgentGroup, agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.jobs import stored_journal
 from sabot.runtime.runnable import RunnableAgent
@@ -26,7 +26,7 @@ class RemoteAgents:
         """ends: of the app's streams."""
         self.on_failed: Callable[[str, AgentFailed], None] = lambda agent_id, failure: None
         self.specs = [agent.spec for agent in agents.values() if agent.spec is not None]
-        self.groups = agent_groups(self.specs)
+        self.groups = agent_groups(self.specs, ends)
         self.sinks = AgentSinks(self.specs, ends, settings)
         self.linked = bool(self.sinks.fed) or any(isinstance(each, AgentRead) for each in walk(ends))
         self.needs_checkpoint = False  # jobs of durable agents wait for the first one that knows of their journal
@@ -59,6 +59,11 @@ class RemoteAgents:
         }
         return Complete(manifest.checkpoint_id, inputs, agents)
 
+    def open_deliveries(self, shared: Collection[int], *, afresh: bool) -> None:
+        """See `AgentSinks.open_deliveries`."""
+        for group in self.groups:
+            self.sinks.open_deliveries(group, shared, afresh=afresh)
+
     @property
     def members(self) -> set[Member]:
         """The workers that have some."""
@@ -67,20 +72,35 @@ class RemoteAgents:
     def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
         """What a worker says of them."""
         if isinstance(message, Beat):
-            for figures in message.agents.values():
-                for agent_id, own in figures["agents"].items():
-                    self._agents[agent_id].take_figures(own)
+            for agent_id in {agent_id for figures in message.agents.values() for agent_id in figures["agents"]}:
+                self._agents[agent_id].take_figures(self._sum_of(agent_id))
             return
         error = error_of(message.error, member.text)
         failure = AgentFailed(error.message, hint=error.hint)
         failure.__cause__ = error.__cause__
         self.on_failed(message.agent, failure)
 
+    def _sum_of(self, agent_id: str) -> dict[str, Any]:
+        """The figures of an agent, of all its tasks together."""
+        told = [self._told(group) for group in self.groups if agent_id in group.agents]
+        parts = [figures["agents"][agent_id] for figures in told if figures]
+        summed = {name: sum(part[name] for part in parts) for name in ("messages_processed", "errors", "dead_letters")}
+        last = max((part["last_message_time"] or 0.0 for part in parts), default=0.0)
+        return {**summed, "last_message_time": last or None}
+
+    def _told(self, group: AgentGroup) -> dict[str, Any]:
+        return self._at[group.task].beat.agents.get(group.task, {})
+
     def statistics(self) -> dict[str, Any]:
-        """Of their tasks, as of the last heartbeat; from any thread."""
-        found: dict[str, Any] = {}
-        for task, member in self._at.items():
-            for part, figures in member.beat.agents.get(task, {}).items():
-                if part != "agents":
-                    found.setdefault(part, {}).update(figures)
+        """Of their tasks, as of the last heartbeat; from any thread. Where an agent has several, its names end with the number of each."""
+        found: dict[str, Any] = {"state": {}}
+        for group in self.groups if self._at else ():
+            behind = f"#{group.number + 1}" if group.count > 1 else ""
+            for part, figures in self._told(group).items():
+                if part == "state":
+                    found[part] = {name: found[part].get(name, 0) + value for name, value in figures.items()}
+                elif part in ("sources", "operators", "sinks"):
+                    found.setdefault(part, {}).update({f"{name}{behind}": each for name, each in figures.items()})
+                elif part != "agents" and not group.own:
+                    found[part] = figures
         return found

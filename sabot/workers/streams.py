@@ -78,8 +78,9 @@ _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others kn
 
 
 def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
-    """What runs the streams of the app in so many processes. meeting: how these come to this one."""
-    if not 2 <= workers <= _WORKERS_MAX:
+    """What runs the streams of the app in so many processes, and agents with process= in more. meeting: how these come to this one."""
+    own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
+    if not (1 if own else 2) <= workers <= _WORKERS_MAX:
         raise UserError(f"workers={workers}: 1 is this process alone; up to {_WORKERS_MAX}")
     if app.parallelism < workers:
         _log.info("parallelism is %d, one thread of each stage for each worker", workers)
@@ -131,15 +132,17 @@ class WorkerStreams:
         self.placement: dict[str, int] = {}
         self._tasks: dict[str, Member] = {}
         self._streams_over = False  # in the checkpoint that is restored
-        self.members = [Member(number) for number in range(workers)]
         self._settings = settings
         self._coordinator = coordinator
         self._delivery = delivery
         token = new_token()
+        self.agents = RemoteAgents(agents, ends, settings)
+        own = sum(group.own for group in self.agents.groups)
+        self._workers = workers if ends or own < len(self.agents.groups) else 0  # those that any task may be on
+        self.members = [Member(number) for number in range(self._workers + own)]
         self._arrival = meeting.begin(self.members, lambda member: Welcome(member.number, token, told))
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self.agents = RemoteAgents(agents, ends, settings)
         self._build = self._new_build(ends)
         self._folder: Path | None = None  # for state that workers hand over
         self._proof = new_token()  # in the folder, so that a worker knows it
@@ -214,9 +217,9 @@ class WorkerStreams:
         """Blocks. Makes the plan, opens what the coordinator has of it, and places the tasks."""
         self._build.open(restored if self._build.ends else None)
         self._build.open_deliveries()
-        self.agents.sinks.open_deliveries(self._build.shared, afresh=restored is None)
+        self.agents.open_deliveries(self._build.shared, afresh=restored is None)
         assert self._build.plan is not None
-        self.placement = place(self._build.plan.stages, len(self.members), self.agents.groups, self._build.shared)
+        self.placement = place(self._build.plan.stages, self._workers, self.agents.groups, self._build.shared)
         self._tasks = {
             name: self.members[worker] for name, worker in self.placement.items() if self.agents.is_task(name)
         }

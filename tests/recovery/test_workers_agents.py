@@ -1,6 +1,7 @@
 """Agents of `sabot run --workers`, and kill -9 of the processes that run them: every record has its effects once."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sabot.checkpoint import CheckpointStorage
+from sabot.operators.reading import state_of
 from tools.agent_tools import until
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
@@ -42,28 +45,31 @@ def seen(place, out, sent):
 
 
 @pytest.mark.kafka
-@pytest.mark.slow  # some twelve processes
-async def test_agents_give_each_result_once_whichever_process_was_killed(kafka_url, tmp_path):
+@pytest.mark.slow  # some twelve processes, or twenty
+@pytest.mark.parametrize("own", [False, True], ids=["one task", "own processes"])
+async def test_agents_give_each_result_once_whichever_process_was_killed(kafka_url, tmp_path, own):
     rng, place, name = random.Random(17), Place(kafka_url), f"app-{uuid.uuid4().hex[:8]}"
     topic, log = place.topic(PARTITIONS), tmp_path / "log"
     out = f"out-{uuid.uuid4().hex[:8]}"
-    env = {"AGENTS_ID": name, "AGENTS_IN": topic, "AGENTS_OUT": out}
+    env = {"AGENTS_ID": name, "AGENTS_IN": topic, "AGENTS_OUT": out, **({"AGENTS_OWN": "1"} if own else {})}
     one = ["agents_app:app", "--broker", place.url, *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
     several = [*one, "--workers", "2", "--restart", "fixed(5, 100ms)"]
     with World(place, topic) as world:
         with running(log, *several, folder=HERE, **env) as process:
             for life in (1, 2):
                 await until(
-                    lambda life=life: process.poll() is not None or len(epochs(log)) == life, "workers", patience=60
+                    lambda life=life: process.poll() is not None or len(epochs(log)) == life, "workers", patience=150
                 )
                 await checkpoint_after(log, tmp_path, process)
                 await asyncio.sleep(rng.uniform(0, 0.3))
                 os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)
-            await until(lambda: process.poll() is not None or len(epochs(log)) == 3, "workers", patience=60)
+            await until(lambda: process.poll() is not None or len(epochs(log)) == 3, "workers", patience=150)
             await checkpoint_after(log, tmp_path, process)
             process.kill()
             process.wait()
-        with running(log, *one, folder=HERE, **env) as process:  # goes on in one process
+        with running(
+            log, *one, folder=HERE, **env
+        ) as process:  # goes on in one process, or in those of the agents and one more
             await checkpoint_after(log, tmp_path, process)
             process.kill()
             process.wait()
@@ -78,7 +84,7 @@ async def test_agents_give_each_result_once_whichever_process_was_killed(kafka_u
             assert process.poll() is None, lines_of(log)
             return seen(place, out, world.sent) == wanted
 
-        await until(complete, "every record", patience=60)
+        await until(complete, "every record", patience=150)
         process.terminate()
         assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
     assert seen(place, out, world.sent) == wanted
@@ -87,6 +93,48 @@ async def test_agents_give_each_result_once_whichever_process_was_killed(kafka_u
 
 def write(folder, name, text):
     (folder / f"{name}.py").write_text(f"import sabot\napp = sabot.App({name!r}, restart='none')\n{text}\n")
+
+
+@pytest.mark.kafka
+@pytest.mark.slow  # some eight processes
+async def test_keys_are_spread_over_processes_with_their_state(kafka_url, tmp_path):
+    place, topic, log = Place(kafka_url), Place(kafka_url).topic(PARTITIONS), tmp_path / "log"
+    out = place.topic()
+    write(
+        tmp_path,
+        "spread",
+        "import os\n"
+        f"@app.agent({topic!r}, key='k', process=2, sink={out!r}, delivery='exactly_once')\n"
+        "async def count(ctx):\n"
+        "    n = (await ctx.state().get('n') or 0) + 1\n"
+        "    await ctx.state().put('n', n)\n"
+        "    return {'k': ctx.message['k'], 'n': n, 'pid': os.getpid()}\n",
+    )
+    words = ["spread:app", "--broker", place.url, *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
+    for life in (1, 2):
+        for key in range(12):
+            rows = [json.dumps({"k": f"k{key}"}).encode()] * 5
+            place.fill(topic, rows, key=f"k{key}".encode(), partition=key % PARTITIONS)
+        with running(log, *words, folder=tmp_path) as process:
+
+            def complete(life=life):
+                assert process.poll() is None, lines_of(log)
+                return len(jsons(place.read(out))) >= 60 * life
+
+            await until(complete, "every record", patience=150)
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
+    rows = jsons(place.read(out))
+    assert Counter((row["k"], row["n"]) for row in rows) == {
+        (f"k{key}", n): 1 for key in range(12) for n in range(1, 11)
+    }
+    assert len({row["pid"] for row in rows}) == 4, "two processes in each of two lives"
+    kept = state_of(CheckpointStorage(tmp_path / "state" / "checkpoints").latest(), "count", None)
+    assert sorted(kept.column("record_key").to_pylist()) == sorted(f"k{key}" for key in range(12))
+    place.fill(topic, [b'{"k": "k1"}'], key=b"other")
+    done = await asyncio.to_thread(lambda: sabot_run(*words, folder=tmp_path, seconds=SECONDS))
+    assert "so records of one key may be in several partitions" in done.stderr
+    assert done.returncode == 1
 
 
 @pytest.mark.slow  # three processes
@@ -124,15 +172,9 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
         lambda: sabot_run("counting:app", "--workers", "2", folder=tmp_path, seconds=SECONDS)
     )
     assert done.returncode == 0, done.stderr
-    [figures] = jsons_of(tmp_path / "figures").values()
+    [figures] = json.loads((tmp_path / "figures").read_text()).values()
     assert (figures["messages_processed"], figures["errors"], figures["dead_letters"]) == (99, 1, 1)
     assert figures["state"] == "stopped"
-
-
-def jsons_of(path):
-    import json
-
-    return json.loads(path.read_text())
 
 
 @pytest.mark.slow  # a process

@@ -51,7 +51,7 @@ async def checkpoint_after(log, folder, process):
     await until(
         lambda: process.poll() is not None or manifests(folder / "state" / "checkpoints") - known,
         "a checkpoint",
-        patience=60,
+        patience=150,
     )
     assert process.poll() is None, lines_of(log)
 

@@ -23,6 +23,7 @@ from sabot.codecs.records import (
     Headers,
     build_records,
     decode_json,
+    encode_json,
     header_rows,
     nulled_fields,
     to_records,
@@ -140,6 +141,7 @@ class RecordReader:
         self._key_kinds = key_kinds
         self._key = spec.key
         self._check = spec.check
+        self._by_partition = spec.process > 1  # each process has the keys of its partitions
         self._tombstones = spec.tombstones
         self._text_keys = spec.tombstones and spec.text_keys
         self._codec_for = codec_for
@@ -235,6 +237,12 @@ class RecordReader:
             key = row.value.get(self._key) if isinstance(row.value, dict) else None
             if key is None:
                 raise DataError(f"{place_of(row)}: no key: field {self._key!r} is missing or null")
+            if self._by_partition and row.key not in (str(key).encode(), encode_json(key)):
+                raise UserError(
+                    f"{place_of(row)}: its field {self._key!r} is {key!r}, and the key of the record {row.key!r}, so records of one key may"
+                    " be in several partitions, and in several processes",
+                    hint="process=True; or send the records with the key that key= names, as app.stream(…).to(topic, key=…) does",
+                )
             row.scope = self._scope(row, key)
 
     def _value(self, row: Row, payload: bytes) -> Any:

@@ -60,7 +60,7 @@ def test_agents_are_one_task_with_the_streams_that_they_meet_and_the_others_are_
     app = app_of_agents()
     specs = app.agent_runtime.specs
     stages = make_plan(app.ends(), agents=specs, parallelism=3).stages
-    placed = place(stages, 3, agent_groups(specs))
+    placed = place(stages, 3, agent_groups(specs, app.ends()))
     assert placed["agents"] == 2
 
     def workers_of(stage):
@@ -70,6 +70,24 @@ def test_agents_are_one_task_with_the_streams_that_they_meet_and_the_others_are_
     assert readers == {"large": [2, 2, 2], "payments.fed": [2], "payments": [0, 1, 2]}
     assert [workers_of(stage) for stage in stages if stage.agent is not None] == [[2], [2]]
     assert [workers_of(stage) for stage in stages if stage.sink is not None and stage.sink[0] == "checked"] == [[2]]
+
+
+def test_a_task_of_an_agent_with_process_has_a_worker_to_itself():
+    app = App("payments")
+    app.agent("a", name="shared")(lambda ctx: None)
+    app.agent("b", name="own", process=True)(lambda ctx: None)
+    app.agent("c", name="several", process=2)(lambda ctx: None)
+    specs = app.agent_runtime.specs
+    groups = agent_groups(specs, [])
+    placed = place(make_plan([], agents=specs, parallelism=2).stages, 2, groups)
+    assert {group.task: placed[group.task] for group in groups} == {
+        "agents": 1,
+        "agents.payments.own/0": 2,
+        "agents.payments.several/0": 3,
+        "agents.payments.several/1": 4,
+    }
+    alone = agent_groups([spec for spec in specs if spec.process], [])
+    assert sorted({place([], 0, alone)[group.task] for group in alone}) == [0, 1, 2], "nothing else asks for a worker"
 
 
 def plan_of(amount, parallelism=2):
