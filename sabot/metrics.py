@@ -3,7 +3,8 @@
 Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
 record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
 the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
-Figures of models have `provider`, `model` and `kind` in the places of these three.
+Figures of models have `provider`, `model` and `kind` in the places of these three. Of a job in several processes, figures of one of them
+have the label `worker`, its number.
 
 Durations are kept as a histogram (`Durations`), to which each batch adds one. Rows are counted per batch too, hence not by partition.
 """
@@ -23,7 +24,7 @@ __all__ = ["Durations", "Health", "Metrics", "Sample", "Value", "minus", "plus"]
 _log = logging.getLogger(__name__)
 
 Value = float | tuple[float, ...]  # a tuple is the result of Durations.read
-_Key = tuple[str, str, str, str]  # name, operator, topic, partition
+_Key = tuple[str, str, str, str, str]  # name, operator, topic, partition, worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ _KINDS = {
         "counter", _ROWS, "Deliveries that a sink refused and that are tried again."
     ),
     "sabot_restarts_total": _Kind("counter", (), "Restarts from the last checkpoint after a failure."),
+    "sabot_worker_memory_bytes": _Kind("gauge", ("worker",), "Resident memory of a worker's process."),
+    "sabot_worker_cpu_seconds_total": _Kind("counter", ("worker",), "CPU time of a worker's process."),
     "sabot_state_bytes": _Kind("gauge", (), "The size of the keyed state; an estimate."),
     "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
     "sabot_model_calls_total": _Kind("counter", _MODEL, "Calls of a model that needed a provider."),
@@ -118,6 +121,7 @@ class Sample:
     operator: str = ""
     topic: str = ""
     partition: str = ""
+    worker: str = ""
 
 
 class Durations:
@@ -250,11 +254,10 @@ class Metrics:
         base, part = name, ""
         if name not in _KINDS:
             base, _, part = name.rpartition("_")
-        labels = _KINDS[base].labels
-        for (found, *places), value in sorted(self._now().items()):
-            if found != base:
+        for key, value in sorted(self._now().items()):
+            if key[0] != base:
                 continue
-            said = {"app": self._app, **dict(zip(labels, places, strict=False))}
+            said = self._labels(key)
             if not isinstance(value, tuple):
                 yield value, said
             elif part == "sum":
@@ -284,18 +287,28 @@ class Metrics:
             "gauge": core.GaugeMetricFamily,
             "histogram": core.HistogramMetricFamily,
         }
-        families: dict[str, Any] = {}
-        for (name, operator, topic, partition), value in sorted(self._now().items()):
-            kind = _KINDS[name]
-            family = families.get(name)
+        families: dict[tuple[str, tuple[str, ...]], Any] = {}  # by name and labels
+        for key, value in sorted(self._now().items()):
+            kind, labels = _KINDS[key[0]], self._labels(key)
+            place = key[0], tuple(labels)
+            family = families.get(place)
             if family is None:
-                family = families[name] = makers[kind.type](name, kind.text, labels=("app", *kind.labels))
-            labels = [self._app, *(operator, topic, partition)[: len(kind.labels)]]
+                family = families[place] = makers[kind.type](key[0], kind.text, labels=place[1])
             if isinstance(value, tuple):
-                family.add_metric(labels, _cumulative(value), value[-1])
+                family.add_metric(list(labels.values()), _cumulative(value), value[-1])
             else:
-                family.add_metric(labels, value)
-        return list(families.values())
+                family.add_metric(list(labels.values()), value)
+        named: dict[str, Any] = {}
+        for (name, _), family in families.items():  # each name once, whatever labels its samples have
+            first = named.setdefault(name, family)
+            if first is not family:
+                first.samples += family.samples
+        return list(named.values())
+
+    def _labels(self, key: _Key) -> dict[str, str]:
+        name, *places, worker = key
+        said = {"app": self._app, **dict(zip(_KINDS[name].labels, places, strict=False))}
+        return said | {"worker": worker} if worker else said
 
     def describe(self) -> list[Any]:
         """Returns nothing, so that registering does not collect samples of an app that has not started."""
@@ -328,7 +341,7 @@ def _client() -> Any:
 
 def _add(totals: dict[_Key, Value], samples: Iterable[Sample]) -> None:
     for sample in samples:
-        key = (sample.name, sample.operator, sample.topic, sample.partition)
+        key = (sample.name, sample.operator, sample.topic, sample.partition, sample.worker)
         before = totals.get(key)
         totals[key] = sample.value if before is None else plus(before, sample.value)
 

@@ -276,7 +276,7 @@ class StreamTask:
         self.may_wait = True
         self.ended = False
         self.error: BaseException | None = None
-        self.batches = 0
+        self.batches = self.rows = 0  # that it has taken
         self.taking_since: float | None = None  # when it began with the present element, by the monotonic clock
         self.cut_seconds = 0.0  # how long the last barrier held the rows up
         self.watermark_ms: int | None = None
@@ -410,6 +410,7 @@ class StreamTask:
             chain.mark_time(element)
         elif isinstance(element, Batch):
             self.batches += 1
+            self.rows += element.num_rows
             if chain.process_right is not None and self.input.right:
                 chain.process_right(element)
             else:
@@ -494,6 +495,7 @@ class StreamTask:
         """Figures, from any thread."""
         return {
             "batches": self.batches,
+            "rows": self.rows,
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,

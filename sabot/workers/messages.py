@@ -249,6 +249,7 @@ class AgentHasFailed(ControlMessage, frozen=True):
 class Beat(ControlMessage, frozen=True):
     """The worker lives. samples: (name, value, operator, topic, partition) each. hints: what tasks are busy with, during a checkpoint.
     agents: of each task of agents that is here, as `WorkerAgents.statistics`.
+    memory_bytes: resident. cpu_seconds: since its start. Both are None where the system does not say them.
     """
 
     progress: tuple[float, float] | None = None
@@ -256,13 +257,20 @@ class Beat(ControlMessage, frozen=True):
     samples: list[tuple[str, float | list[float], str, str, str]] = []
     hints: dict[str, str] = {}
     agents: dict[str, dict[str, Any]] = {}
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
 
-    def read(self) -> list[Sample]:
-        """Its samples."""
-        return [
-            Sample(name, tuple(value) if isinstance(value, list) else value, *labels)
-            for name, value, *labels in self.samples
+    def read(self, worker: str) -> list[Sample]:
+        """Its samples, with the worker's number as label."""
+        found = [
+            Sample(name, tuple(value) if isinstance(value, list) else value, operator, topic, partition, worker)
+            for name, value, operator, topic, partition in self.samples
         ]
+        if self.memory_bytes is not None:
+            found.append(Sample("sabot_worker_memory_bytes", self.memory_bytes, worker=worker))
+        if self.cpu_seconds is not None:
+            found.append(Sample("sabot_worker_cpu_seconds_total", self.cpu_seconds, worker=worker))
+        return found
 
 
 class Closed(ControlMessage, frozen=True):

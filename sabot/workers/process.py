@@ -21,6 +21,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
 from sabot.exits import EXITS
+from sabot.process.tree import numbers_of
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_sinks import AgentSinks
@@ -339,8 +340,9 @@ class JobWorker:
 
     def _figures(self) -> Beat:
         opened = self._open
+        memory_bytes, cpu_seconds = numbers_of(os.getpid()) or (None, None)
         if opened is None or not opened.job.started:
-            return Beat()
+            return Beat(memory_bytes=memory_bytes, cpu_seconds=cpu_seconds)
         figures = msgspec.to_builtins(opened.job.statistics(), enc_hook=str)
         samples = [
             (
@@ -353,7 +355,8 @@ class JobWorker:
             for each in [*opened.job.samples(), *(sample for agents in opened.agents for sample in agents.samples())]
         ]
         agents = {each.job.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
-        return Beat(opened.job.progress(), figures, samples, opened.checkpoints.hints(), agents)
+        hints = opened.checkpoints.hints()
+        return Beat(opened.job.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds)
 
 
 def _check_shared(folder: Path, proof: str) -> None:

@@ -428,7 +428,7 @@ class WorkerStreams:
     def samples(self) -> Iterator[Sample]:
         """For metrics, as of the last heartbeat; from any thread."""
         for member in self.members:
-            yield from member.beat.read()
+            yield from member.beat.read(str(member.number + 1))
 
 
 def _words(of: dict[str, str]) -> str:

@@ -500,6 +500,29 @@ def test_samples_that_agree_in_their_labels_are_added_up() -> None:
     assert at(now, "sabot_batch_seconds_sum", app="shop", operator="a") == pytest.approx(0.6)
 
 
+def test_figures_of_workers_have_their_number_and_a_name_is_still_one_family() -> None:
+    durations = Durations()
+    durations.add(0.3)
+    metrics = Metrics("shop", lambda: [Sample("sabot_records_in_total", 1, "read-1/2", "orders")])
+    metrics.follow(
+        lambda: [
+            Sample("sabot_records_in_total", 2, "read-1/0", "orders", worker="1"),
+            Sample("sabot_records_in_total", 3, "read-1/1", "orders", worker="2"),
+            Sample("sabot_batch_seconds", durations.read(), "a", worker="2"),
+            Sample("sabot_worker_memory_bytes", 7, worker="2"),
+        ]
+    )
+    text = metrics.text()
+    now = figures(text)
+    where = {"app": "shop", "topic": "orders"}
+    assert at(now, "sabot_records_in_total", **where, operator="read-1/0", worker="1") == 2
+    assert at(now, "sabot_records_in_total", **where, operator="read-1/1", worker="2") == 3
+    assert at(now, "sabot_records_in_total", **where, operator="read-1/2") == 1
+    assert at(now, "sabot_batch_seconds_bucket", app="shop", operator="a", worker="2", le="0.5") == 1
+    assert at(now, "sabot_worker_memory_bytes", app="shop", worker="2") == 7
+    assert text.count("# TYPE sabot_records_in_total counter") == 1
+
+
 def test_a_duration_on_a_bound_belongs_to_it_and_none_is_too_long() -> None:
     durations = Durations()
     for seconds in (0.0, 0.0005, 0.00051, 10.0, 1e9):
@@ -626,6 +649,7 @@ def test_opentelemetry_has_the_figures_of_prometheus_under_the_same_names_and_la
         Sample("sabot_records_in_total", 4, "a.read", "rows"),
         Sample("sabot_consumer_lag", 7, "a.read", "rows", "0"),
         Sample("sabot_batch_seconds", durations.read(), "a.read"),
+        Sample("sabot_consumer_lag", 1, "a.read", "rows", "1", worker="2"),
     ]
     metrics = Metrics("a", lambda: samples)
     reader = InMemoryMetricReader()
@@ -638,7 +662,7 @@ def test_opentelemetry_has_the_figures_of_prometheus_under_the_same_names_and_la
         for point in metric.data.data_points
     }
     assert found == figures(metrics.text())
-    assert len(found) == 1 + 1 + 15 + 2
+    assert len(found) == 1 + 2 + 15 + 2
     rising = {metric.name for metric in scope.metrics if getattr(metric.data, "is_monotonic", False)}
     assert rising == {name for name, _ in found} - {"sabot_consumer_lag"}
 

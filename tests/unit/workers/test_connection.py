@@ -96,9 +96,11 @@ async def test_figures_are_left_out_while_the_peer_takes_nothing():
 
 def test_samples_survive():
     samples = [("sabot_records_in_total", 3.0, "read/0", "t", ""), ("sabot_seconds", [1.0, 2.0], "", "", "p")]
-    assert Beat(samples=samples).read() == [
-        Sample("sabot_records_in_total", 3.0, "read/0", "t", ""),
-        Sample("sabot_seconds", (1.0, 2.0), "", "", "p"),
+    assert Beat(samples=samples, memory_bytes=7, cpu_seconds=0.5).read("2") == [
+        Sample("sabot_records_in_total", 3.0, "read/0", "t", "", "2"),
+        Sample("sabot_seconds", (1.0, 2.0), "", "", "p", "2"),
+        Sample("sabot_worker_memory_bytes", 7, worker="2"),
+        Sample("sabot_worker_cpu_seconds_total", 0.5, worker="2"),
     ]
 
 
