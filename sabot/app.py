@@ -505,6 +505,7 @@ class App(DeclaresAgents, HasStreams, HasTopics):
             sinks         by name: rows_out, waiting, channel
             jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
+            workers       of a job with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
             engines       of models, by "provider model", those that are asked in the app's event loop: as ExecutionEngine.statistics
             gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing

@@ -49,6 +49,8 @@ _LATE = {
     "budgets": LateCommand("What the scopes of an app, or a kernel, may use.", ("ledger",), "budgets"),
     "checkpoints": LateCommand("Checkpoints of a job.", ("checkpoints",), "checkpoints"),
     "savepoint": LateCommand("Checkpoints to keep.", ("checkpoints",), "savepoint"),
+    "workers": LateCommand("What each worker of a running job does.", ("workers",), "workers"),
+    "rescale": LateCommand("Give a running job another number of workers.", ("workers",), "rescale"),
     "dlq": LateCommand("Dead letters in Kafka topics, files and tables.", ("letters",), "dlq"),
     "journal": LateCommand("The journal of effects.", ("journal",), "journal"),
     "jobs": LateCommand("Jobs in a journal.", ("replaying", "states", "agent_jobs"), "jobs"),

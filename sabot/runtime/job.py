@@ -76,6 +76,7 @@ class Job:
         self._stalled_by: SabotError | None = None  # of the last run, as in `Run`
         self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end
         self._has_run = self._can_go_back = False
+        self._goes_on = False  # the last run has ended for another one to begin
         self._in_run = False  # `run` waits and raises failures; after `start` nobody does
         self._exit: Exit | None = None  # the user's code asked for the end of the process
         self._leaving: asyncio.Task[None] | None = None
@@ -168,6 +169,8 @@ class Job:
                 stop_asked=self._stop_asked,
                 first_record_s=math.inf if self._in_run else _FIRST_RECORD_SECONDS,
                 heed=self._heed,
+                restarts=self.restarts,
+                in_run=self._in_run,
             )
             try:
                 await run.open()
@@ -197,6 +200,7 @@ class Job:
             self._failure, self._stalled_by = run.failure, run.stalled_by
             self._last_figures = run.last_figures
             self._can_go_back = run.can_go_back
+            self._goes_on = run.goes_on.is_set()
             self._left += run.left
             self.left_behind[:] = run.left_behind
 
@@ -283,6 +287,11 @@ class Job:
                 raise self._exit
             refused = None if isinstance(unfinished, CheckpointFailed | BrokerUnavailable | Undelivered) else unfinished
             cause = error or engine_failure or refused
+            if cause is None and self._goes_on and not self._stop_asked.is_set():
+                if unfinished is not None:
+                    _log.warning("app %s: %s", self.app.id, unfinished)
+                self._origin.restarts(self.coordinator.statistics()["last_id"])
+                continue
             if cause is None or not await self._may_restart(cause, failed_at):
                 break
         if error is not None:
@@ -432,7 +441,7 @@ class Job:
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
             "checkpoints": self.coordinator.statistics(),
-            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}, "jobs": {}},
+            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}, "jobs": {}, "workers": []},
             **(self._last_figures if run is None else run.statistics()),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),

@@ -8,14 +8,13 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
-from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, SabotError, TransientError, UserError
+from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, SabotError, TransientError
 from sabot.journal import Journal
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
@@ -26,6 +25,7 @@ from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.jobs import begin_anew, check_journal, stored_journal
 from sabot.runtime.lease import take_lease
 from sabot.runtime.origin import Origin
+from sabot.runtime.requests import JobRequests
 from sabot.runtime.restore import check_app
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
@@ -66,8 +66,12 @@ class Run:
         stop_asked: asyncio.Event,
         first_record_s: float,
         heed: Callable[[BaseException | None], None],
+        restarts: int,
+        in_run: bool,
     ) -> None:
-        """stop_asked: set when the user asks for a stop. first_record_s: see Settings. heed: gets every failure, which may be an exit."""
+        """stop_asked: set when the user asks for a stop. first_record_s: see Settings. heed: gets every failure, which may be an exit.
+        restarts: of the job so far. in_run: `Job.run` begins another run after this one where `goes_on` is set.
+        """
         self.app = app
         self.agents = agents
         self.failure: SabotError | None = None  # that ended the run, if it did not come from one of its tasks
@@ -80,6 +84,7 @@ class Run:
         self.left_behind: list[str] = []  # calls that ignored their cancellation
         self.taken: JobLocked | None = None  # set if, at the end of the run, another worker holds the lock of the job
         self.can_go_back = False  # another run can resume from the last checkpoint
+        self.goes_on = asyncio.Event()  # it is asked to end, so that another run begins with other settings
         self.last_figures: dict[str, Any] = {name: {} for name in LASTING}
         self._writes = writes
         self._coordinator = coordinator
@@ -88,6 +93,8 @@ class Run:
         self._stop_asked = stop_asked
         self._first_record_s = first_record_s
         self._heed = heed
+        self._restarts = restarts
+        self._in_run = in_run
         self._loop = asyncio.get_running_loop()
         self._engines = RunEngines()
         self._broken: asyncio.Future[None] = self._loop.create_future()
@@ -105,9 +112,7 @@ class Run:
         self._let_go: Callable[[], None] = lambda: None  # of the lease at the broker
         self._agents: AgentJob | None = None
         self._streams: Streams | None = None
-        self._spread: SpreadStreams | None = (
-            None  # the same, where they are in other processes, and the agents with them
-        )
+        self._spread: SpreadStreams | None = None  # the same, where they and the agents are in other processes
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
         """The tasks of streams; by agent, the records that wait. From any thread."""
@@ -152,7 +157,9 @@ class Run:
         await to_the_end(self._delivery.open())
         self._let_run()
         if storage is not None and isinstance(storage.directory, Path):
-            requests = serve(Requests(storage.directory), partial(self._answer, storage))
+            anew = self.goes_on.set if self._in_run else None
+            asked = JobRequests(app, storage, coordinator, self._streams, restarts=self._restarts, begin_anew=anew)
+            requests = serve(Requests(storage.directory), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run
@@ -345,25 +352,14 @@ class Run:
                 for agent in self.agents.values():
                     agent.halted(failure)
 
-    async def _answer(self, storage: CheckpointStorage, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers a request that the command line makes of this job (`checkpoint.requests`)."""
-        location = request.get("savepoint")
-        if location is not None and not isinstance(location, str):
-            raise UserError(f"savepoint: a {type(location).__name__} is no place")
-        manifest = await self._checkpoint()
-        path: Path | str | None = manifest.path
-        if location is not None:
-            path = await aside(storage.copy_to, manifest, location)
-        return {"checkpoint": manifest.checkpoint_id, "path": str(path)}
-
     async def _checkpoint(self) -> Manifest:
         return await self._coordinator.wait(self._coordinator.trigger())
 
     async def until_over(self) -> None:
-        """Returns when every input has ended, no agent is left, or a stop is asked for. Raises the failure if the run is broken."""
+        """Returns when every input has ended, no agent is left, or the end is asked for. Raises the failure if the run is broken."""
         self._awaited = True
         broken = asyncio.shield(self._broken)
-        ends = (self._stop_asked.wait(), self._agents_broken.wait())
+        ends = (self._stop_asked.wait(), self._agents_broken.wait(), self.goes_on.wait())
         waits: set[asyncio.Future[Any]] = {*map(asyncio.ensure_future, ends), broken}
         jobs = self._jobs()
         over = asyncio.ensure_future(all_over([job.running for job in jobs]))
@@ -509,13 +505,14 @@ class Run:
         return None if self._streams is None else self._streams.progress()
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of what is open: state, sources, operators, sinks, gate, delivery, streams."""
+        """Returns the figures of what is open: state, sources, operators, sinks, gate, workers, delivery, streams."""
         if self._over:
             return self.last_figures
         return {
             "state": {} if self._backend is None else self._backend.statistics(),
             **({} if self._agents is None else self._agents.task.statistics()),
             **({} if self._spread is None else self._spread.agents.statistics()),
+            "workers": [] if self._streams is None else self._streams.workers(),
             **self._last_figures(),
         }
 

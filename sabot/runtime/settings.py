@@ -135,10 +135,26 @@ class Settings:
         return up_to(source, node.until)
 
 
-StreamsMaker = Callable[
-    [Sequence[StreamEnd], Settings, Coordinator, StagedSinks, Mapping[str, RunnableAgent]], SpreadStreams
-]
-"""(ends of streams, settings, coordinator, exactly-once output, agents of the app) -> streams and agents, not open yet."""
+class StreamsMaker(Protocol):
+    """What makes the streams and agents of each run of an app, in so many processes of their own."""
+
+    workers: int
+
+    def __call__(
+        self,
+        ends: Sequence[StreamEnd],
+        settings: Settings,
+        coordinator: Coordinator,
+        delivery: StagedSinks,
+        agents: Mapping[str, RunnableAgent],
+    ) -> SpreadStreams:
+        """Streams and agents, not open yet. delivery: exactly-once output. agents: those of the app."""
+
+    def check(self, workers: int) -> None:
+        """Raises UserError where there cannot be so many."""
+
+    def rescale(self, workers: int) -> None:
+        """The next run has so many, and a thread of each stage for each at least."""
 
 
 def settings_of(

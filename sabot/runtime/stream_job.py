@@ -231,6 +231,10 @@ class StreamJob:
         """By task; from any thread."""
         return {task.name: task.statistics() | {"input": task.input.statistics()} for task in self.tasks if task.built}
 
+    def workers(self) -> list[dict[str, Any]]:
+        """None: the tasks are in this process."""
+        return []
+
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread."""
         now_ms = self.settings.clock.time() * 1000

@@ -102,6 +102,9 @@ class Streams(Protocol):
 
     def statistics(self) -> dict[str, Any]: ...
 
+    def workers(self) -> list[dict[str, Any]]:
+        """What each of its worker processes does; none where all tasks are in this one. From any thread."""
+
     def samples(self) -> Iterator[Sample]: ...
 
 

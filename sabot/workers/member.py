@@ -14,6 +14,7 @@ from sabot.workers.connection import ControlChannel
 from sabot.workers.joining import name_of
 from sabot.workers.launching import LaunchedProcess
 from sabot.workers.messages import Beat, Closed, ControlMessage, Hello, Join, Opened, Stopped
+from sabot.workers.pace import Pace
 
 __all__ = ["Member"]
 
@@ -37,6 +38,7 @@ class Member:
         self.stopped: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[list[str]] = loop.create_future()  # calls that it has left behind
         self.beat = Beat()
+        self.pace = Pace()
         self.heard_s = SYSTEM_CLOCK.monotonic()  # when it said something
         self._connection: ControlChannel | None = None
         self._process: LaunchedProcess | None = None  # None: somebody else has started it
@@ -103,6 +105,7 @@ class Member:
                 told.set_result(message if isinstance(message, Hello) else None)  # type: ignore[arg-type]
         if isinstance(message, Beat):
             self.beat = message
+            self.pace.add(self.heard_s, message)
         elif isinstance(message, Closed) and not self.closed.done():
             self.closed.set_result(message.left_behind)
 

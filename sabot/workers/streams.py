@@ -80,32 +80,49 @@ _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others kn
 def over_workers(app: SpreadApp, meeting: Meeting, workers: int) -> StreamsMaker:
     """What runs the streams of the app in so many processes, and agents with process= in more. meeting: how these come to this one."""
     own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
-    if not (1 if own else 2) <= workers <= _WORKERS_MAX:
-        raise UserError(f"workers={workers}: 1 is this process alone; up to {_WORKERS_MAX}")
-    if app.parallelism < workers:
-        _log.info("parallelism is %d, one thread of each stage for each worker", workers)
-        app.parallelism = workers
-    told = {
-        "broker": app.broker,
-        "state": app.state_place,
-        "journal": None if app.journal_place is None else os.fspath(app.journal_place),
-        "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
-        "until": app.end_at,
-        "parallelism": app.parallelism,
-        "schema": "refresh" if app.refresh_schema else None,
-    }
+    if workers == 1 and not own:
+        raise UserError("workers=1: that is this process alone", hint="leave --workers out")
+    return _OverWorkers(app, meeting, workers)
 
-    def make(
+
+class _OverWorkers:
+    def __init__(self, app: SpreadApp, meeting: Meeting, workers: int) -> None:
+        self._app = app
+        self._meeting = meeting
+        self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
+        self.check(workers)
+        self.rescale(workers)
+
+    def check(self, workers: int) -> None:
+        if not 1 <= workers <= _WORKERS_MAX:
+            raise UserError(f"workers={workers}: a job has 1 to {_WORKERS_MAX} of them")
+
+    def rescale(self, workers: int) -> None:
+        self.workers = workers
+        self._app.parallelism = max(self._parallelism, workers)
+        if self._app.parallelism > self._parallelism:
+            _log.info("parallelism is %d, one thread of each stage for each worker", workers)
+
+    def __call__(
+        self,
         ends: Sequence[StreamEnd],
         settings: Settings,
         coordinator: Coordinator,
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
-    ) -> WorkerStreams:
+    ) -> "WorkerStreams":
+        app = self._app
         refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers)
-
-    return make
+        told = {
+            "broker": app.broker,
+            "state": app.state_place,
+            "journal": None if app.journal_place is None else os.fspath(app.journal_place),
+            "checkpoint_dir": os.fspath(app.checkpoint_dir) if isinstance(app.checkpoint_dir, str | Path) else None,
+            "until": app.end_at,
+            "parallelism": app.parallelism,
+            "schema": "refresh" if app.refresh_schema else None,
+        }
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, self._meeting, told, self.workers)
 
 
 class WorkerStreams:
@@ -424,6 +441,21 @@ class WorkerStreams:
             for member in self.members
             for task, figures in member.beat.figures.items()
         }
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What each worker does, and what its process uses, as of its last heartbeats; from any thread."""
+        now_s = SYSTEM_CLOCK.monotonic()
+        tasks: dict[int, list[str]] = {}
+        for task, member in self._tasks.items():
+            tasks.setdefault(member.number, []).append(task)
+        return [
+            {
+                "worker": member.number + 1,
+                "pid": member.pid,
+                **member.pace.report(tasks.get(member.number, ()), now_s),
+            }
+            for member in self.members
+        ]
 
     def samples(self) -> Iterator[Sample]:
         """For metrics, as of the last heartbeat; from any thread."""

@@ -1,0 +1,107 @@
+"""`sabot workers`, `sabot rescale`: the worker processes of a running job, and another number of them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from sabot.checkpoint import ask
+from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
+from sabot.cli.printing import columns, json_line, plain, size
+from sabot.cli.running import guarded
+from sabot.errors import UserError
+from sabot.logs import set_up_logging
+
+__all__ = ["rescale", "workers"]
+
+_ASK_SECONDS = 20.0
+
+Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+
+
+def workers(job: JobWord, json: Json = False) -> None:
+    """What each worker of a running job does: its tasks, rows, lag, CPU and memory. Rates are those of the last seconds."""
+
+    def work() -> None:
+        _print(_asked(find_job(job), {"workers": True}, _ASK_SECONDS), json)
+
+    _run(work)
+
+
+def rescale(
+    job: JobWord,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="How many workers it is to have.")],
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long it may take.")] = 100.0,
+    json: Json = False,
+) -> None:
+    """Give a running job another number of workers: it stops with a checkpoint, and goes on from there; no row is lost or repeated."""
+
+    def work() -> None:
+        _print(_asked(find_job(job), {"rescale": workers}, timeout), json)
+
+    _run(work)
+
+
+def _run(work: Any) -> None:
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+def _asked(job: JobCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    if not job.runs():
+        raise UserError(
+            f"no job runs on {job.place} on this machine",
+            hint="sabot run module:app --workers N starts it; one with its checkpoints in an object store cannot be asked",
+        )
+    try:
+        return ask(job.place, request, timeout)
+    except UserError as error:
+        if job.runs():
+            raise
+        raise UserError(f"the job on {job.place} has ended meanwhile", hint="its log says why") from error
+
+
+def _print(answer: dict[str, Any], json: bool) -> None:
+    found = answer["workers"]
+    if json:
+        for each in found:
+            json_line({"app": answer["app"], "restarts": answer["restarts"], **each})
+        return
+    if not found:
+        typer.echo(f"{plain(answer['app'])}: no workers, all tasks are in the process that was started")
+        return
+    tasks = sum(len(each["tasks"]) for each in found)
+    typer.echo(
+        f"{plain(answer['app'])}: workers {len(found)}, tasks {tasks}, restarts {answer['restarts']},"
+        f" checkpoint {answer['checkpoint']}\n"
+    )
+    columns(
+        ["worker", "pid", "tasks", "rows/s", "lag", "cpu", "memory"],
+        [
+            [
+                each["worker"],
+                each["pid"],
+                len(each["tasks"]),
+                *_flow(each),
+                "-" if each["cpu_percent"] is None else f"{each['cpu_percent']:.0f} %",
+                "-" if each["memory_bytes"] is None else size(each["memory_bytes"]),
+            ]
+            for each in found
+        ],
+    )
+    typer.echo()
+    columns(
+        ["task", "worker", "rows/s", "lag", "rows"],
+        [
+            [task, each["worker"], *_flow(figures), _number(figures["rows"])]
+            for each in found
+            for task, figures in each["tasks"].items()
+        ],
+    )
+
+
+def _flow(figures: dict[str, Any]) -> tuple[str, str]:
+    return _number(figures["rows_per_second"]), _number(figures["lag"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"

@@ -1,0 +1,101 @@
+"""What the command line asks of a running job (`checkpoint.requests`), and what the job does then."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
+from sabot.errors import UserError
+from sabot.runtime.settings import AppSettings
+from sabot.runtime.streams import Streams
+from sabot.threads import aside
+
+__all__ = ["JobRequests"]
+
+_log = logging.getLogger(__name__)
+
+
+class JobRequests:
+    """Those to one run of a job. All methods on its event loop.
+
+    {"checkpoint": true}    a checkpoint, now
+    {"savepoint": PLACE}    the same, and a copy of it
+    {"workers": true}       which worker runs what, and how fast
+    {"rescale": N}          the run ends with a checkpoint, and the job goes on from it with N workers
+    """
+
+    def __init__(
+        self,
+        app: AppSettings,
+        storage: CheckpointStorage,
+        coordinator: Coordinator,
+        streams: Streams | None,
+        *,
+        restarts: int,
+        begin_anew: Callable[[], None] | None,
+    ) -> None:
+        """restarts: of the job so far. begin_anew: ends this run, so that the job goes on in another one; None: nobody would begin that."""
+        self._app = app
+        self._storage = storage
+        self._coordinator = coordinator
+        self._streams = streams
+        self._restarts = restarts
+        self._begin_anew = begin_anew
+
+    async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer. Raises UserError for what cannot be done, CheckpointFailed."""
+        if "workers" in request:
+            return self._workers()
+        if "rescale" in request:
+            return await self._rescale(request["rescale"])
+        return await self._kept(request.get("savepoint"))
+
+    async def _kept(self, location: object) -> dict[str, Any]:
+        if location is not None and not isinstance(location, str):
+            raise UserError(f"savepoint: a {type(location).__name__} is no place")
+        manifest = await self._checkpoint()
+        path: Path | str | None = manifest.path
+        if location is not None:
+            path = await aside(self._storage.copy_to, manifest, location)
+        return {"checkpoint": manifest.checkpoint_id, "path": str(path)}
+
+    async def _checkpoint(self) -> Manifest:
+        return await self._coordinator.wait(self._coordinator.trigger())
+
+    def _workers(self) -> dict[str, Any]:
+        return {
+            "app": self._app.id,
+            "workers": [] if self._streams is None else self._streams.workers(),
+            "restarts": self._restarts,
+            "checkpoint": self._coordinator.statistics()["last_id"],
+        }
+
+    async def _rescale(self, wanted: object) -> dict[str, Any]:
+        """Returns once the job runs with so many workers. Otherwise it ends the run and never returns: the next run finds the request
+        again, and answers it.
+        """
+        maker = self._app.workers
+        if maker is None:
+            raise UserError(
+                f"app {self._app.id} runs in one process, and has no workers",
+                hint="stop it, and start it again with --workers N: it goes on from its last checkpoint",
+            )
+        if not isinstance(wanted, int) or isinstance(wanted, bool):
+            raise UserError(f"rescale: a {type(wanted).__name__} is no number of workers")
+        before = maker.workers
+        if wanted == before:
+            return self._workers()
+        if self._begin_anew is None:
+            raise UserError(
+                f"app {self._app.id} was started by app.start(), which nobody would start again",
+                hint="stop it, and start it with as many workers",
+            )
+        maker.check(wanted)
+        await self._checkpoint()  # a job that cannot take one is left as it is
+        maker.rescale(wanted)
+        _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
+        self._begin_anew()
+        await asyncio.Event().wait()  # until the stop of the run cancels it
+        raise AssertionError("the run goes on though it was to end")

@@ -1,0 +1,63 @@
+"""How fast a worker goes and what its process uses, from its last heartbeats."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sabot.workers.messages import Beat
+
+__all__ = ["Pace"]
+
+_BEATS = 6  # rates are those between the first and the last of them
+
+
+class Pace:
+    """One thread adds; any thread may read."""
+
+    def __init__(self) -> None:
+        self._beats: tuple[tuple[float, Beat], ...] = ()
+
+    def add(self, now_s: float, beat: Beat) -> None:
+        """now_s: of the coordinator's monotonic clock."""
+        self._beats = (*self._beats[1 - _BEATS :], (now_s, beat))
+
+    def report(self, tasks: Iterable[str], now_s: float) -> dict[str, Any]:
+        """The tasks that are placed on the worker, with their figures, and those of its process. None: not known, or not known yet."""
+        beats = self._beats or ((now_s, Beat()),)
+        (first_s, first), (last_s, last) = beats[0], beats[-1]
+        seconds = last_s - first_s
+        each = {task: _task(first.figures.get(task), last.figures.get(task), seconds) for task in sorted(tasks)}
+        cpu = _rate(first.cpu_seconds, last.cpu_seconds, seconds)
+        return {
+            "rows": _sum(figures["rows"] for figures in each.values()),
+            "rows_per_second": _sum(figures["rows_per_second"] for figures in each.values()),
+            "lag": _sum(figures["lag"] for figures in each.values()),
+            "cpu_percent": None if cpu is None else round(100 * cpu, 1),
+            "memory_bytes": last.memory_bytes,
+            "silent_seconds": round(now_s - last_s, 1),
+            "tasks": each,
+        }
+
+
+def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+    """rows: that the task has taken since its start. lag: what its source has not read yet; None where it reads from other tasks."""
+    if now is None:
+        return {"rows": None, "rows_per_second": None, "lag": None}
+    rate = _rate(0 if before is None else before["rows"], now["rows"], seconds)
+    lags = now["input"].get("lag")
+    return {
+        "rows": now["rows"],
+        "rows_per_second": None if rate is None else round(rate, 1),
+        "lag": None if lags is None else sum(lags.values()),
+    }
+
+
+def _rate(before: float | None, now: float | None, seconds: float) -> float | None:
+    if before is None or now is None or seconds <= 0:
+        return None
+    return (now - before) / seconds
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 1) if known else None

@@ -1,0 +1,82 @@
+"""`sabot rescale` and `sabot workers` of a running job: every window is in the topic once, with the right answer, though the number of
+workers changes while rows come, and processes are killed in the middle of it.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import uuid
+from contextlib import suppress
+
+import pytest
+from test_workers_kill import HERE, Place, World, alive, checkpoint_after, epochs, jsons, lines_of, running, where
+
+from tools.agent_tools import until
+from tools.command_line import lines, sabot_says
+from tools.stream_tools import PARTITIONS, answers, expected, tick
+
+pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]  # some fifteen processes
+
+
+async def test_windows_are_there_once_though_the_number_of_workers_changes_and_processes_are_killed(
+    kafka_url, tmp_path
+):
+    rng, place, name = random.Random(17), Place(kafka_url), f"app-{uuid.uuid4().hex[:8]}"
+    topic, out, log, state = place.topic(PARTITIONS), place.topic(), tmp_path / "log", tmp_path / "state"
+    env = {"MINUTES_ID": name, "MINUTES_IN": topic, "MINUTES_OUT": out}
+    words = ["minutes_app:app", "--broker", place.url, *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
+    words += ["--workers", "2", "--restart", "fixed(5, 100ms)"]
+
+    async def rescaled(workers):
+        found = await asyncio.to_thread(lines, "rescale", state, "--workers", workers, "--json")
+        assert [each["worker"] for each in found] == list(range(1, workers + 1))
+        return found
+
+    with World(place, topic) as world:
+        with running(log, *words, folder=HERE, **env) as process:
+            await until(lambda: process.poll() is not None or len(epochs(log)) == 1, "workers", patience=60)
+            await checkpoint_after(log, tmp_path, process)
+            found = await asyncio.to_thread(lines, "workers", state, "--json")
+            assert [each["pid"] for each in found] == epochs(log)[0]
+            assert sum(each["memory_bytes"] for each in found) > 10_000_000
+            refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 65)
+            assert refused.exit_code == 1
+            assert "a job has 1 to 64 of them" in refused.stderr
+
+            found = await rescaled(3)
+            assert [each["pid"] for each in found] == epochs(log)[1]
+            assert [each["restarts"] for each in found] == [0, 0, 0]
+            assert not any(alive(pid) for pid in epochs(log)[0])
+            await checkpoint_after(log, tmp_path, process)
+
+            asked = asyncio.create_task(rescaled(1))  # a worker is killed while the job stops, or starts again
+            await asyncio.sleep(rng.uniform(0.2, 1.0))
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)
+            await asked
+            await checkpoint_after(log, tmp_path, process)
+
+            asked = asyncio.create_task(asyncio.to_thread(sabot_says, "rescale", state, "--workers", 4, "--timeout", 5))
+            await asyncio.sleep(rng.uniform(0.2, 1.0))
+            process.kill()
+            process.wait()
+            ended = await asked
+            assert ended.exit_code == 1
+            assert "has ended meanwhile" in ended.stderr
+        await until(lambda: not any(alive(pid) for pid in epochs(log)[-1]), "the end of the workers", patience=10)
+    tick(place.settings, topic)
+    wanted = expected(world.sent)
+    with running(log, *words, folder=HERE, **env) as process:
+        await until(
+            lambda: process.poll() is not None or answers(jsons(place.read(out))).keys() >= wanted.keys(),
+            "every window",
+            patience=60,
+        )
+        assert process.poll() is None, lines_of(log)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
+    rows = jsons(place.read(out))
+    assert answers(rows) == wanted
+    assert len(rows) == len(wanted), "a window came twice"
+    assert place.committed(f"{name}-group", topic) == place.ends(topic)
