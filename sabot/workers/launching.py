@@ -3,15 +3,17 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from sabot.workers.joining import Ticket
+from sabot.workers.memory import Kills, MemoryKills
 
 __all__ = ["Ended", "LaunchedProcess", "Launcher", "LocalLauncher", "how_it_ended"]
+
+_MORE_MEMORY = "fewer workers, a smaller memory_budget=, or more memory"
+_UNKNOWN = Kills(None, None)
 
 
 class Ended(NamedTuple):
@@ -19,6 +21,7 @@ class Ended(NamedTuple):
 
     how: str
     why: str
+    out_of_memory: bool = False
 
 
 class LaunchedProcess(Protocol):
@@ -75,26 +78,36 @@ class _LocalProcess:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.pid: int | None = process.pid
         self._process = process
-        self._kills = _kills_for_memory()
+        self._kills = MemoryKills()
+        self._before = self._kills.so_far()
 
     async def wait(self) -> Ended:
-        return how_it_ended(await self._process.wait(), out_of_memory=_kills_for_memory() > self._kills)
+        return how_it_ended(await self._process.wait(), self._kills, self._before)
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             self._process.kill()
 
 
-def how_it_ended(code: int, *, out_of_memory: bool = False) -> Ended:
-    """code: as `subprocess` says it. out_of_memory: the system has killed processes for that, meanwhile."""
+def how_it_ended(code: int, kills: MemoryKills | None = None, before: Kills = _UNKNOWN) -> Ended:
+    """code: as `subprocess` says it. kills: what the system says of kills for memory, where that is this one's; before: at its start."""
     if code != -signal.SIGKILL:
         return Ended(_how(code), "its last words are in the log before this line")
-    if out_of_memory:
-        return Ended(
-            _how(code),
-            "the system has killed processes meanwhile because memory ran out: fewer workers, or a smaller memory_budget=",
-        )
-    return Ended(_how(code), "somebody has killed it")
+    now = _UNKNOWN if kills is None else kills.so_far()
+    if kills is not None and _more(before.group, now.group):
+        limit = "" if kills.limit_bytes is None else f" (its control group may have {kills.limit_bytes / 1e6:,.0f} MB)"
+        return Ended(f"was killed by the system because memory ran out{limit}", _MORE_MEMORY, out_of_memory=True)
+    if _more(before.machine, now.machine):
+        how = f"{_how(code)} when the system killed processes because memory ran out"
+        return Ended(how, _MORE_MEMORY, out_of_memory=True)
+    known = now.group is not None or now.machine is not None
+    return Ended(
+        _how(code), "somebody has killed it" if known else "by somebody, or by the system because memory ran out"
+    )
+
+
+def _more(before: int | None, now: int | None) -> bool:
+    return before is not None and now is not None and now > before
 
 
 def _how(code: int) -> str:
@@ -104,14 +117,3 @@ def _how(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-def _kills_for_memory() -> int:
-    """How many processes of this machine the kernel has killed because memory ran out; 0 where it does not say."""
-    if sys.platform != "linux":
-        return 0
-    try:
-        text = Path("/proc/vmstat").read_text("ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)

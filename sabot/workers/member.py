@@ -111,7 +111,9 @@ class Member:
 
     async def _wait(self, process: LaunchedProcess) -> None:
         ended = await process.wait()
-        self._is_gone(TransientError(f"{self.text} {ended.how}", hint=ended.why))
+        memory_bytes = self.beat.memory_bytes if ended.out_of_memory else None
+        had = "" if memory_bytes is None else f"; it had {memory_bytes / 1e6:,.0f} MB a second before"
+        self._is_gone(TransientError(f"{self.text} {ended.how}{had}", hint=ended.why))
 
     def _is_gone(self, error: SabotError) -> None:
         if not self._ending:
