@@ -74,6 +74,9 @@ class Build:
         self.shared = {  # by the id of a Sink that agents write too: the port for their rows
             id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
         }
+        self.alignments: dict[
+            str, Alignment
+        ] = {}  # by the stage for which sources are read at about the same event time
         self.ends = ending(ends, settings.until)
         self._agents = agents
         self._wanted = wanted
@@ -144,7 +147,9 @@ class Build:
             if stage.aligned is not None:
                 read = {each.id for each in self.plan.aligned(stage)}
                 members = [source for _, task, source in self.inputs if stage_of(task.name) in read]
-                Alignment(stage.aligned.max_drift_ms, members)
+                if members:
+                    whole = self.settings.spread.whole
+                    self.alignments[stage.id] = Alignment(stage.aligned.max_drift_ms, members, whole=whole)
         for stage_id, task in self.waits_for_calls():
             task.readers_before += self.readers_before(stage_id)
             elsewhere = self.settings.spread.readers_elsewhere(stage_id)

@@ -18,6 +18,7 @@ __all__ = [
     "Complete",
     "ControlMessage",
     "Declined",
+    "Drift",
     "HasFirst",
     "Hello",
     "Hold",
@@ -295,6 +296,16 @@ class HasFirst(ControlMessage, frozen=True):
 
     stage: str
     task: str
+
+
+class Drift(ControlMessage, frozen=True):
+    """Event time of the partition that is furthest behind, of those that are read at about the same event time for this stage: of the
+    worker, or, from the coordinator, of all others. least_unread_ms: of those with rows to read. None: there is none.
+    """
+
+    stage: str
+    least_ms: int | None
+    least_unread_ms: int | None
 
 
 _INTERRUPT = "KeyboardInterrupt"

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +25,15 @@ from sabot.process.tree import numbers_of
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_sinks import AgentSinks
+from sabot.runtime.alignment import Alignment
 from sabot.runtime.blocking import Watch
 from sabot.runtime.settings import settings_of
 from sabot.runtime.stream_job import StreamJob
 from sabot.threads import aside, tell, threads
-from sabot.watch import unexpected
+from sabot.watch import unexpected, watched
 from sabot.workers.agents import AppWithAgents, WorkerAgents
 from sabot.workers.connection import SILENT_SECONDS, ControlChannel
+from sabot.workers.drift import TELL_SECONDS
 from sabot.workers.joining import Ticket, join, name_of, read_ticket
 from sabot.workers.messages import (
     AbortBarriers,
@@ -40,6 +42,7 @@ from sabot.workers.messages import (
     Closed,
     Complete,
     ControlMessage,
+    Drift,
     HasFirst,
     Hello,
     Hold,
@@ -167,6 +170,7 @@ class JobWorker:
         self._stop_asked = asyncio.Event()
         self._running: list[asyncio.Future[None]] = []
         self._stopping: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None  # how far behind event time is here
         self._unheard = 0  # heartbeats since the coordinator has said something
         app.configure(**welcome.settings)
         self._exchange = exchange
@@ -181,8 +185,9 @@ class JobWorker:
             await asyncio.wait([working, beating], return_when=asyncio.FIRST_COMPLETED)
             in_order = working.result() if working.done() else beating.result()
         finally:
-            working.cancel()
-            beating.cancel()
+            for task in (working, beating, self._telling):
+                if task is not None:
+                    task.cancel()
         if not in_order:
             _log.error("the coordinator is gone: the worker ends")
         return in_order
@@ -228,6 +233,8 @@ class JobWorker:
         elif isinstance(message, HoldReaders):
             for reader in job.build.readers_before(message.stage):
                 (reader.wait_for if message.held else reader.go_on)(message.name)
+        elif isinstance(message, Drift):
+            job.build.alignments[message.stage].elsewhere(message.least_ms, message.least_unread_ms)
         elif isinstance(message, HasFirst):
             job.build.has_first(message.stage, message.task)
         elif isinstance(message, Stop):
@@ -238,6 +245,7 @@ class JobWorker:
     async def _start(self, start: Start) -> None:
         try:
             self._open = await self._opened(start)
+            self._tell_drifts(self._open.job.build.alignments)
             self._connection.send(Opened())
         except (Exception, *EXITS) as error:
             self._connection.send(failed(unexpected("the start of the worker", error)))
@@ -331,6 +339,21 @@ class JobWorker:
         finally:
             if watch is not None:
                 watch.close()
+
+    def _tell_drifts(self, alignments: Mapping[str, Alignment]) -> None:
+        if alignments:
+            self._telling = asyncio.create_task(self._tell_drift(alignments), name="event time")
+            watched(self._telling, "what tells the event time", lambda error: self._connection.send(failed(error)))
+
+    async def _tell_drift(self, alignments: Mapping[str, Alignment]) -> None:
+        told: dict[str, Drift] = {}
+        while True:
+            for stage, alignment in alignments.items():
+                found = Drift(stage, *alignment.here(int(self._app.clock.time() * 1000)))
+                if told.get(stage) != found:
+                    told[stage] = found
+                    self._connection.send(found)
+            await asyncio.sleep(TELL_SECONDS)
 
     def _busy(self) -> Any:
         if self._open is None:

@@ -42,15 +42,6 @@ class NoShare(WholeJob):
         """Never."""
         return False
 
-    def agree(self, plan: Plan) -> None:
-        """Raises UserError for a plan that cannot be spread."""
-        for stage in plan.stages:
-            if stage.aligned is not None:
-                raise UserError(
-                    f"stage {stage.id} reads its sources at about the same event time (max_drift=), which workers do not compare",
-                    hint="max_drift=None turns that off; or leave --workers out",
-                )
-
 
 class WorkerShare:
     """The spread as one worker sees it."""

@@ -31,7 +31,9 @@ from sabot.runtime.settings import Settings, StreamsMaker
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle, aside, to_the_end
+from sabot.watch import watched
 from sabot.workers.connection import SILENT_SECONDS
+from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.workers.meeting import Meeting
 from sabot.workers.member import Member
 from sabot.workers.messages import (
@@ -41,6 +43,7 @@ from sabot.workers.messages import (
     Close,
     ControlMessage,
     Declined,
+    Drift,
     HasFirst,
     Hold,
     HoldReaders,
@@ -163,10 +166,11 @@ class WorkerStreams:
         self._build = self._new_build(ends)
         self._folder: Path | None = None  # for state that workers hand over
         self._proof = new_token()  # in the folder, so that a worker knows it
+        self._drifts = Drifts({})
         self._left: set[int] = set()  # workers whose tasks have not all ended
         self._started = self._closed = False
         self._triggered = self._aborted = 0
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     def _new_build(self, ends: Sequence[StreamEnd]) -> Build:
         settings, agents = replace(self._settings, spread=NoShare()), self.agents
@@ -209,7 +213,7 @@ class WorkerStreams:
     async def _open(self, restored: Manifest | None) -> None:
         for member in self.members:
             member.on_message, member.on_gone = self._heed, self._fail
-        self._watching = asyncio.create_task(self._watch(), name="heartbeats of workers")
+        self._watching.append(asyncio.create_task(self._watch(), name="heartbeats of workers"))
         await self._arrival.open()
         planning = asyncio.ensure_future(aside(self._plan, restored))
         try:
@@ -241,6 +245,7 @@ class WorkerStreams:
             name: self.members[worker] for name, worker in self.placement.items() if self.agents.is_task(name)
         }
         self.agents.placed(self._tasks)
+        self._drifts = Drifts(aligned_workers(self._build.plan, self.placement))
         self._left = {member.number for member in self._tasks.values()}  # a worker may have no task
         if self._coordinator.storage is not None:
             self._folder = self._coordinator.storage.keep().absolute()
@@ -292,6 +297,9 @@ class WorkerStreams:
         run = RunTasks(self._delivery.given())
         for member in self.members:
             member.send(run)
+        if self._drifts.wanted:
+            telling = asyncio.create_task(self._tell_drift(), name="event time of workers")
+            self._watching.append(watched(telling, "what tells the event time", self._fail))
 
     def _hint(self, member: Member, task: str) -> str:
         return f"{member.beat.hints.get(task, 'nothing is known of it')}; on {member.text}"
@@ -334,6 +342,8 @@ class WorkerStreams:
             self._delivery.add(message.track, Part(message.seq, Path(message.path), message.rows, message.nbytes))
         elif isinstance(message, TrackEnded):
             self._delivery.has_ended(message.track)
+        elif isinstance(message, Drift):
+            self._drifts.told(member.number, message)
         elif isinstance(message, HoldReaders | HasFirst):
             for other in self.members:
                 if other is not member:
@@ -387,6 +397,12 @@ class WorkerStreams:
                         )
                     )
 
+    async def _tell_drift(self) -> None:
+        while True:
+            for worker, message in self._drifts.news():
+                self.members[worker].send(message)
+            await asyncio.sleep(TELL_SECONDS)
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _tell(self, message: ControlMessage) -> None:
@@ -418,8 +434,8 @@ class WorkerStreams:
         if in_order:
             self._tell(Close())
         await self._arrival.close(_CLOSE_SECONDS if in_order else 0.0)
-        if self._watching is not None:  # so far: workers that close have to hear of this process
-            self._watching.cancel()
+        for watching in self._watching:  # so far: workers that close have to hear of this process
+            watching.cancel()
         self.left_behind += [call for each in self.members if each.closed.done() for call in each.closed.result()]
         self._build.give_back_sources()
         if self._folder is not None:
