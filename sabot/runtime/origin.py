@@ -10,7 +10,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 
-__all__ = ["Origin", "identity"]
+__all__ = ["Origin", "identity", "place_and_number"]
 
 _log = logging.getLogger(__name__)
 
@@ -88,8 +88,7 @@ class Origin:
         except CorruptCheckpoint as error:
             _log.warning("%s; the savepoint takes its place", error.message)
             newest = None
-        dated = re.search(r"@\d+$", self.savepoint)
-        location, _, number = self.savepoint.rpartition("@") if dated else (self.savepoint, "", "")
+        location, number = place_and_number(self.savepoint)
         savepoint = CheckpointStorage(location)
         found = savepoint.read(int(number)) if number else savepoint.latest()
         if found is None:
@@ -127,6 +126,13 @@ class Origin:
             f"app {self._asked.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
             hint="was the directory removed, renamed or unmounted while the job ran? Bring it back, and start again",
         )
+
+
+def place_and_number(savepoint: str) -> tuple[str, str]:
+    """Where a savepoint is that the user has named, and which checkpoint of several there it is; "": the newest."""
+    dated = re.search(r"@\d+$", savepoint)
+    location, _, number = savepoint.rpartition("@") if dated else (savepoint, "", "")
+    return location, number
 
 
 def identity(manifest: Manifest) -> list[Any]:

@@ -26,6 +26,7 @@ from sabot.errors import SabotError, TransientError, UserError
 from sabot.metrics import Sample
 from sabot.runtime.build import Build
 from sabot.runtime.inference import StoppedEarly
+from sabot.runtime.origin import place_and_number
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import Settings, StreamsMaker
 from sabot.runtime.streams import had_ended, keep_finals
@@ -125,7 +126,8 @@ class _OverWorkers:
             "parallelism": app.parallelism,
             "schema": "refresh" if app.refresh_schema else None,
         }
-        return WorkerStreams(ends, settings, coordinator, delivery, agents, self._meeting, told, self.workers)
+        meeting, workers = self._meeting, self.workers
+        return WorkerStreams(ends, settings, coordinator, delivery, agents, meeting, told, workers, app.from_)
 
 
 class WorkerStreams:
@@ -141,8 +143,11 @@ class WorkerStreams:
         meeting: Meeting,
         told: dict[str, Any],
         workers: int,
+        savepoint: str | None,
     ) -> None:
-        """meeting: how workers come here. told: what the user has said beside the program (`App.configure`)."""
+        """meeting: how workers come here. told: what the user has said beside the program (`App.configure`). savepoint: the one from which
+        the job starts.
+        """
         self.was_complete = False
         self.awaited = False
         self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)
@@ -155,6 +160,7 @@ class WorkerStreams:
         self._settings = settings
         self._coordinator = coordinator
         self._delivery = delivery
+        self._savepoint = savepoint
         token = new_token()
         self.agents = RemoteAgents(agents, ends, settings)
         own = sum(group.own for group in self.agents.groups)
@@ -255,7 +261,6 @@ class WorkerStreams:
         plan = self._build.plan
         assert plan is not None
         readings = [stage.reading.node for stage in plan.stages if stage.reading is not None]
-        root = None if restored is None or restored.path is None else os.path.abspath(restored.path.parents[1])
         return Start(
             epoch=uuid.uuid4().hex,
             placement=self.placement,
@@ -263,7 +268,7 @@ class WorkerStreams:
             columns={node.name: node.schema.serialize().to_pybytes() for node in readings if node.schema is not None},
             plan=fingerprint(self._settings.app, plan),
             checkpoint=None if restored is None else restored.checkpoint_id,
-            place=root,
+            place=None if restored is None else self._place_of(restored),
             folder=None if self._folder is None else os.fspath(self._folder),
             tracks={track: os.path.abspath(self._delivery.part_folder(track)) for track in self._delivery.given()},
             drop=sorted(self._settings.drop),
@@ -271,6 +276,12 @@ class WorkerStreams:
             reprocess=sorted(self._settings.reprocess),
             proof=self._proof,
         )
+
+    def _place_of(self, restored: Manifest) -> str | None:
+        """Where workers read this checkpoint; None: where the job's own are."""
+        if restored.path is not None:
+            return os.path.abspath(restored.path.parents[1])
+        return None if self._savepoint is None else place_and_number(self._savepoint)[0]
 
     async def _unless_failed(self, waits: Sequence[asyncio.Future[Any]], seconds: float | None) -> None:
         """Waits for all. Raises what the epoch fails with meanwhile, and TransientError where nothing has come for so many seconds."""
