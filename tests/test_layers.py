@@ -75,6 +75,7 @@ THIRD_PARTIES = {
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
     "pydantic": {"mcp"},
+    "ray": {"workers"},
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},

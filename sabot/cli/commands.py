@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from sabot.redaction import redacted_url
 
 if TYPE_CHECKING:
     from sabot.app import App
+    from sabot.workers import Launcher
 
 __all__ = ["main"]
 
@@ -81,6 +82,16 @@ Listen = Annotated[
 Secrets = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="Of workers that join: the file `token`; for TLS tls.crt, tls.key and ca.crt."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Start the workers on the nodes of this Ray cluster; auto: that of this machine."
+    ),
+]
+RayResources = Annotated[
+    str | None,
+    typer.Option(metavar="NAME=N,…", help="What each worker takes of its node, by Ray's names: CPU=1."),
 ]
 Journal = Annotated[
     str | None,
@@ -162,6 +173,8 @@ def run(
     workers: Workers = None,
     listen: Listen = None,
     secrets: Secrets = None,
+    ray: Ray = None,
+    ray_resources: RayResources = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -188,6 +201,8 @@ def run(
         "workers": workers,
         "listen": listen,
         "secrets": secrets,
+        "ray": ray,
+        "ray_resources": ray_resources,
         "fresh": fresh or None,
         "forget_effects": forget_effects or None,
         "reprocess": reprocess or None,
@@ -227,6 +242,8 @@ def worker(
     workers: Workers = None,
     listen: Listen = None,
     secrets: Secrets = None,
+    ray: Ray = None,
+    ray_resources: RayResources = None,
     fresh: Fresh = False,
     forget_effects: ForgetEffects = False,
     reprocess: Reprocess = None,
@@ -255,6 +272,8 @@ def worker(
         workers=workers,
         listen=listen,
         secrets=secrets,
+        ray=ray,
+        ray_resources=ray_resources,
         fresh=fresh,
         forget_effects=forget_effects,
         reprocess=reprocess,
@@ -303,7 +322,7 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
     """worker: the command that starts a worker of it."""
     app = load_app(target)
     settings = dict(settings)
-    meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets")}
+    meeting = {name: settings.pop(name, None) for name in ("workers", "listen", "secrets", "ray", "ray_resources")}
     if settings["from_"] is not None:
         from sabot.cli.jobs import find_job
 
@@ -322,17 +341,35 @@ def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "Ap
     return app
 
 
-def _spread(app: "App", worker: Sequence[str], workers: int | None, listen: str | None, secrets: str | None) -> None:
+def _spread(
+    app: "App",
+    worker: Sequence[str],
+    workers: int | None,
+    listen: str | None,
+    secrets: str | None,
+    ray: str | None,
+    ray_resources: str | None,
+) -> None:
     """Over workers, where the options ask for several, or an agent for a process of its own."""
     workers = workers or 1
     if workers == 1 and not any(agent.spec is not None and agent.spec.process for agent in app.agents().values()):
-        if listen is not None or secrets is not None:
-            raise WrongUse("--listen and --secrets are for a job of several workers", hint="give --workers N too")
+        if any(given is not None for given in (listen, secrets, ray, ray_resources)):
+            raise WrongUse(
+                "--listen, --secrets and --ray are for a job of several workers", hint="give --workers N too"
+            )
         return
     from sabot.workers import LocalLauncher, TcpMeeting, over_workers  # here, so that other commands do not load it
 
-    local = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
-    app.workers = over_workers(app, TcpMeeting.of(local if listen is None else None, listen, secrets), workers)
+    launcher: Callable[[], Launcher] | None = None
+    if ray is not None:
+        from sabot.workers.on_ray import RayLauncher, parse_resources
+
+        launcher = partial(RayLauncher, ray, worker, parse_resources(ray_resources or "CPU=1"))
+    elif ray_resources is not None:
+        raise WrongUse("--ray-resources is for workers on Ray", hint="give --ray ADDRESS too")
+    elif listen is None:
+        launcher = partial(LocalLauncher, [sys.executable, "-P", "-m", "sabot", *worker])
+    app.workers = over_workers(app, TcpMeeting.of(launcher, listen, secrets), workers)
 
 
 add_late(_cli, _LATE)

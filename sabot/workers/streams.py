@@ -220,7 +220,12 @@ class WorkerStreams:
         for member in self.members:
             member.on_message, member.on_gone = self._heed, self._fail
         self._watching.append(asyncio.create_task(self._watch(), name="heartbeats of workers"))
-        await self._arrival.open()
+        opening = asyncio.ensure_future(self._arrival.open())
+        try:
+            await self._unless_failed([opening], None)
+        finally:
+            opening.cancel()
+            await asyncio.wait([opening])
         planning = asyncio.ensure_future(aside(self._plan, restored))
         try:
             await self._unless_failed([planning], None)

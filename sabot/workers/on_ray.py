@@ -1,0 +1,192 @@
+"""Workers on the nodes of a Ray cluster: each is a process that a Ray actor holds, in a bundle of one placement group.
+
+Ray finds the places, starts the actors, and ends them with their node. All else is as anywhere: the process joins the coordinator over TCP,
+and rows go from worker to worker. The actor's process imports this module, so Sabot is installed on every node, as Ray is; the program is
+imported from the folder in which the coordinator was started, which every node has at the same path.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import MissingExtra, TransientError, UserError, words_of
+from sabot.threads import aside, tell
+from sabot.workers.joining import Ticket, parse_address
+from sabot.workers.launching import Ended, LaunchedProcess, how_it_ended
+
+__all__ = ["RayLauncher", "parse_resources"]
+
+_ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
+_CONNECT_SECONDS = 10.0  # for the head of the cluster to answer
+_KILLED_SECONDS = 10.0  # for the end of an actor that was killed to be heard of
+_ADDRESS_WORDS = "auto, or the address of the cluster's head node, host:port"
+
+
+def _ray() -> Any:
+    """The library, which is imported where it is asked for: its import takes a second. Raises MissingExtra."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("--ray", "ray") from error
+    return ray
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """{"CPU": 2.0, "GPU": 1.0} of "CPU=2,GPU=1". Raises UserError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not name or not equals or not 0 < value < float("inf") or name in found:
+            raise UserError(
+                f"--ray-resources {text}: {part!r} is no resource", hint="CPU=2,GPU=0.5,memory=4e9, as Ray names them"
+            )
+        found[name] = value
+    return found
+
+
+class RayLauncher:
+    """The workers of one epoch. All methods on one event loop."""
+
+    def __init__(self, address: str, words: Sequence[str], resources: Mapping[str, float]) -> None:
+        """words: the arguments of `python -m sabot` that start a worker. resources: of each worker, by Ray's names. Raises MissingExtra."""
+        self._ray = _ray()
+        self._address = address
+        self._words = list(words)
+        self._resources = dict(resources)
+        self._folder = os.getcwd()
+        self._group: Any = None
+        self._bundle = 0
+
+    async def open(self, workers: int) -> str:
+        """The address of this machine in the cluster. Raises TransientError where the cluster has no room for all."""
+        self._group = await aside(self._asked, workers)
+        ends_s = SYSTEM_CLOCK.monotonic() + _ROOM_SECONDS
+        while not await aside(self._group.wait, 1.0):
+            if SYSTEM_CLOCK.monotonic() > ends_s:
+                raise await aside(self._no_room, workers)
+        address: str = self._ray.util.get_node_ip_address()
+        return address
+
+    def _asked(self, workers: int) -> Any:
+        """The placement group, for which there may not be room yet."""
+        ray = self._ray
+        if not ray.is_initialized():
+            try:
+                if self._address != "auto":  # Ray itself would try for minutes
+                    socket.create_connection(parse_address(self._address, "--ray"), _CONNECT_SECONDS).close()
+                ray.init(address=self._address, namespace="sabot", configure_logging=False)
+            except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"there is no Ray cluster at {self._address}: {words_of(error)[:500]}",
+                    hint=f"--ray {_ADDRESS_WORDS}; this machine has to be one of its nodes (ray start --address=…)",
+                ) from error
+        return ray.util.placement_group([self._resources] * workers, strategy="SPREAD")
+
+    def _no_room(self, workers: int) -> TransientError:
+        has = {name: value for name, value in sorted(self._ray.cluster_resources().items()) if "node:" not in name}
+        return TransientError(
+            f"the Ray cluster has had no room for {workers} workers of {_text(self._resources)} each for {_ROOM_SECONDS:g} s; "
+            f"all that it has: {_text(has)}",
+            hint="fewer workers, less for each (--ray-resources), or more nodes",
+        )
+
+    async def launch(self, ticket: Ticket) -> LaunchedProcess:
+        """See `Launcher`."""
+        return await aside(self._launch, ticket, asyncio.get_running_loop())
+
+    def _launch(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> "_RayProcess":
+        ray = self._ray
+        where = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+            self._group, placement_group_bundle_index=self._bundle
+        )
+        self._bundle += 1
+        actor = ray.remote(_Holder).options(**_options(self._resources), scheduling_strategy=where).remote()
+        running = actor.run.remote(self._words, self._folder, ticket.encoded(0))
+        return _RayProcess(partial(ray.kill, actor), running.future(), loop)
+
+    async def close(self) -> None:
+        """Gives the places back."""
+        group, self._group = self._group, None
+        if group is not None:
+            await aside(self._ray.util.remove_placement_group, group)
+
+
+def _text(resources: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in resources.items())
+
+
+def _options(resources: Mapping[str, float]) -> dict[str, Any]:
+    """An actor's options for these resources: Ray has parameters of its own for three of them."""
+    own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    others = {name: value for name, value in resources.items() if name not in own}
+    return {
+        "num_cpus": 0,
+        **{own[name]: value for name, value in resources.items() if name in own},
+        "resources": others,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+
+
+class _Holder:
+    """An actor: it holds the process of one worker, which ends with it."""
+
+    def run(self, words: list[str], folder: str, ticket: bytes) -> int | str:
+        """-> the exit code of the process, or why it could not be started."""
+        if not os.path.isdir(folder):
+            return f"cannot be started: the node has no folder {folder}"
+        given = Ticket.read(ticket)
+        process = subprocess.Popen([sys.executable, "-P", "-m", "sabot", *words], stdin=subprocess.PIPE, cwd=folder)
+        assert process.stdin is not None
+        with process.stdin as told:
+            told.write(given.encoded(os.getpid()))
+        return process.wait()
+
+
+class _RayProcess:
+    """The process of a worker on some node."""
+
+    pid: int | None = None  # `Join` says it
+
+    def __init__(self, kill: Callable[[], None], running: "Future[int | str]", loop: asyncio.AbstractEventLoop) -> None:
+        self._kill = kill
+        self._loop = loop
+        self._ended: asyncio.Future[Ended] = loop.create_future()
+        running.add_done_callback(lambda result: tell(loop, self._end, _ended(result)))
+
+    async def wait(self) -> Ended:
+        """See `LaunchedProcess`."""
+        return await asyncio.shield(self._ended)
+
+    def kill(self) -> None:
+        """Ends the actor, and with it the process. Of a node that is gone nothing may be heard for long, so the wait for it has an end."""
+        self._kill()
+        self._loop.call_later(_KILLED_SECONDS, self._end, Ended("was killed", "nothing was heard of its end"))
+
+    def _end(self, how: Ended) -> None:
+        if not self._ended.done():
+            self._ended.set_result(how)
+
+
+def _ended(result: "Future[int | str]") -> Ended:
+    error = result.exception()
+    if error is not None:
+        lines = words_of(error).strip().splitlines()
+        return Ended("was lost with its Ray actor", lines[0][:300] if lines else type(error).__name__)
+    found = result.result()
+    if isinstance(found, str):
+        return Ended(
+            found, "every node has the program at the path of the coordinator: in its image, or in a shared folder"
+        )
+    return how_it_ended(found)
