@@ -312,6 +312,8 @@ class Run:
         agent = self.agents[agent_id]
         agent.on_failed(failure) if self._spread is None else agent.failed_elsewhere(failure)
         self._heed(failure)
+        if self._spread is not None and not self._writes and all(each.error for each in self.agents.values()):
+            self._agents_broken.set()  # no agent is left, though a task of one that has several may read on
         if self._streams is not None and self._streams.linked:  # the streams cannot go on without the agent
             self._agents_broken.set()
             if not self._awaited and self.stalled_by is None:
