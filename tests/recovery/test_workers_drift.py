@@ -15,7 +15,7 @@ from fault_tools import Place, sabot_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.slow]  # three processes
 
-ROWS = 100_000
+ROWS = 50_000
 PROGRAM = """
 import os, sabot
 
@@ -30,8 +30,10 @@ async def test_sources_of_two_workers_are_read_at_about_the_same_event_time(kafk
     place = Place(kafka_url)
     topics = {"LEFT": place.topic(), "RIGHT": place.topic()}
     payloads = [json.dumps({"k": n, "ts": n * 1000}).encode() for n in range(ROWS)]
-    for topic in topics.values():
-        place.fill(topic, payloads)
+    place.fill(topics["LEFT"], payloads)
+    # Four rows a second, of which one meets another: as many rows as of the left one are a fourth of its event time.
+    others = [[json.dumps({"k": -1 - part, "ts": n * 1000}).encode() for part in range(3)] for n in range(ROWS)]
+    place.fill(topics["RIGHT"], [row for one, more in zip(payloads, others, strict=True) for row in (one, *more)])
     (tmp_path / "met.py").write_text(PROGRAM)
     words = ["met:app", "--broker", place.url, "--state", "state", "--workers", "2"]
     done = await asyncio.to_thread(
