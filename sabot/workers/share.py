@@ -108,11 +108,16 @@ class _Readers:
     def __init__(self, stage: str, send: Callable[[ControlMessage], None]) -> None:
         self._stage = stage
         self._send = send
+        self._waited_for: set[str] = set()  # each name is a task's, and touched by its thread alone
 
     def wait_for(self, name: str) -> None:
-        """They wait for this name."""
-        self._send(HoldReaders(self._stage, name, True))
+        """They wait for this name. They are told once, though a task that has no room says it each turn."""
+        if name not in self._waited_for:
+            self._waited_for.add(name)
+            self._send(HoldReaders(self._stage, name, True))
 
     def go_on(self, name: str) -> None:
         """They no longer wait for it."""
-        self._send(HoldReaders(self._stage, name, False))
+        if name in self._waited_for:
+            self._waited_for.discard(name)
+            self._send(HoldReaders(self._stage, name, False))
