@@ -53,7 +53,8 @@ class Slotted(Kept):
     which nothing is emitted: the thread that saves a cut waits meanwhile.
 
     files: the columns of the rows, by file of a checkpoint. keys: where the columns of the key stand in the first of these. name: the
-    folder of its files, and its name among the facts; "": the operator's own folder, of which there is one.
+    folder of its files, and its name among the facts; "": the operator's own folder, of which there is one. owners: which columns of the
+    first file say by their hash whose a key is; None: those of the key.
     """
 
     refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
@@ -67,9 +68,12 @@ class Slotted(Kept):
         keys: Sequence[int],
         context: OperatorContext,
         name: str = "",
+        *,
+        owners: Sequence[int] | None = None,
     ) -> None:
         self.known, self._key_indices, self.files = known, list(key_indices), dict(files)
         self.keys_at, self._name = list(keys), name
+        self._owners = self.keys_at if owners is None else list(owners)
         self._cuts = OpenCuts()
         self._most_bytes = context.memory_budget * 3 // 10
         self._tick = self._evicted = self._back = 0
@@ -271,13 +275,13 @@ class Slotted(Kept):
         if any(not each.schema.equals(schema) for each, schema in zip(rows, self.files.values(), strict=True)):
             raise other_columns(part, *self.refusal)
         if owned is not None:
-            mine = owned(self._hashes_of(rows))
+            mine = owned(self._hashes_of(rows, self._owners))
             rows = [each.filter(mine) for each in rows]
         if rows[0].num_rows:
             self.put(rows)
 
-    def _hashes_of(self, rows: Rows) -> pa.UInt64Array:
-        return key_hashes([rows[0].column(index) for index in self.keys_at], rows[0].num_rows)
+    def _hashes_of(self, rows: Rows, keys: Sequence[int]) -> pa.UInt64Array:
+        return key_hashes([rows[0].column(index) for index in keys], rows[0].num_rows)
 
     # To the disk and back
 
@@ -296,7 +300,7 @@ class Slotted(Kept):
             slots = victims.slice(start, _EVICTED_SLOTS)
             self.note(slots)
             rows = self.rows_of(slots)
-            hashes = self._hashes_of(rows).to_numpy()
+            hashes = self._hashes_of(rows, self.keys_at).to_numpy()
             columns = [column for each in rows for column in each.columns]
             try:
                 cold.write(pa.RecordBatch.from_arrays(columns, schema=cold.schema), hashes, self.due_of(rows))

@@ -168,8 +168,7 @@ class Changelog(KeepsWatermark):
 
 
 def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
-    site = site.together(node.keys, "grouped", by_some=True)
-    parted_by = site.keys if site.keys is not None and site.keys != node.keys else ()
+    site, parted_by = site.together_by_some(node.keys, "grouped")
     site, aggregates = with_arguments(site, node.aggregates)
     make = partial(GroupAggregate, node.keys, aggregates, changes=site.changes, parted_by=parted_by)
     return site.step(node.text(), make, id=node.id)

@@ -4,6 +4,7 @@ A `RankTable` keeps the rows, and says which are among the first n, and what a b
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ from sabot.operators.cuts import Rows
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, fewer_columns, only_columns_of
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
+from sabot.operators.rows.origin import reselected
 from sabot.operators.slotted import Slotted
 
 __all__ = ["CANNOT_CHANGE", "PLACES", "READERS", "TIES", "Ranked", "TopN", "ranked_of", "saved_columns"]
@@ -115,6 +117,7 @@ class TopN(Ranked):
     which rows are among the first n: "row_number", n rows; "rank", the rows with fewer than n better ones; "dense_rank", the rows with
     one of the n best values. rank: the name of a column with that number (int64); with "row_number" the key and the rank are unique, and
     a rank that gets another row is an update pair. changes: the input is changes, and all rows are kept; else only the first n are.
+    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
 
     After each batch it emits what has changed: first the rows that leave the result, then those that enter it. A row that leaves has its
     own event time. Rows count in order of arrival; of equal rows the newest is taken away. Where there is a directory, state keeps to the
@@ -130,10 +133,12 @@ class TopN(Ranked):
         ties: str = "row_number",
         rank: str | None = None,
         changes: bool = False,
+        parted_by: tuple[str, ...] = (),
         id: str = "",
     ) -> None:
         super().__init__(keys, n, by, ties, rank, id)
         self._changes = changes
+        self.parted_by = parted_by
         self._state: _KeptRanks | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -142,6 +147,7 @@ class TopN(Ranked):
                 f"top_n over {'changes' if self._changes else 'rows'}: the input has {context.input.names}"
             )
         self.open_rows(context, changes=self._changes, ranked=self.rank is not None)
+        context = replace(context, parted_by=self.parted_by)
         self._state = _KeptRanks(self.table_of(), self.keys, self.key_indices, self.saved_schema(), context)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._op = int(context.input.get_field_index(OP_COLUMN)) if self._changes else -1
@@ -152,6 +158,8 @@ class TopN(Ranked):
 
     def process(self, batch: Batch) -> None:
         assert self._state is not None
+        if self.parted_by and batch.hashes is not None:  # of these columns, not of all keys
+            batch = reselected(batch, batch.selection, None)
         state, data = self._state, batch.data
         table = state.table
         with state.changing:
@@ -214,7 +222,8 @@ class _KeptRanks(Slotted):
         self, table: RankTable, keys: pa.Schema, indices: Sequence[int], rows: pa.Schema, context: OperatorContext
     ) -> None:
         self.table = table
-        super().__init__(key_table(keys), indices, {"rows": rows}, indices, context)
+        owners = [indices[place] for place in context.owners(keys.names)]
+        super().__init__(key_table(keys), indices, {"rows": rows}, indices, context, owners=owners)
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
         return self.files_in(saved)
@@ -264,8 +273,10 @@ def _exported(table: RankTable, slots: pa.Int32Array) -> Iterator[pa.RecordBatch
 
 
 def place_top_n(node: nodes.TopN, site: Site) -> Site:
-    site = site.together(node.keys, "ranked")
-    make = partial(TopN, node.keys, node.n, node.by, ties=node.ties, rank=node.rank, changes=site.changes)
+    site, parted_by = site.together_by_some(node.keys, "ranked")
+    make = partial(
+        TopN, node.keys, node.n, node.by, ties=node.ties, rank=node.rank, changes=site.changes, parted_by=parted_by
+    )
     return site.step(node.text(), make, id=node.id)
 
 

@@ -92,14 +92,18 @@ class Site:
         assert self.last is not None
         return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
-    def together(self, keys: Keys, name: str, *, by_some: bool = False) -> "Site":
-        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`.
+    def together_by_some(self, keys: Keys, name: str) -> "tuple[Site, Keys]":
+        """As `together`, for a step that finds its state again by some of the keys: rows that are together by some are together by all.
 
-        by_some: rows that are together by some of the keys are together by all, and the step finds its state again by those (`parted_by`).
+        -> the site, and these keys (`parted_by`); none: they are all of them.
         """
+        if self.keys and set(self.keys) <= set(keys):
+            return self, () if self.keys == keys else self.keys
+        return self.together(keys, name), ()
+
+    def together(self, keys: Keys, name: str) -> "Site":
+        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
         if keys and self.keys == keys:
-            return self
-        if by_some and self.keys and set(self.keys) <= set(keys):
             return self
         alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
         if alone:

@@ -229,6 +229,14 @@ def test_groups_are_made_where_rows_are_together_by_some_of_the_keys(memory_url)
     ]
 
 
+def test_rows_are_ranked_where_they_are_together_by_some_of_the_keys(memory_url):
+    app = App("shop", broker=memory_url, parallelism=2)
+    orders = app.stream("orders", schema={"id": "int64", "land": "string"})
+    items = app.stream("items", schema={"order": "int64", "item": "string", "amount": "int64"})
+    first = orders.join(items, left_on="id", right_on="order").key_by("item", "id").top_n(1, by="amount")
+    assert first.explain().count("by key group") == 2  # the two inputs of the join
+
+
 def test_the_graph_is_mermaid(app, orders):
     minutes(orders).to("minutes")
     graph = app.graph()

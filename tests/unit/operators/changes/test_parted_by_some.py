@@ -1,6 +1,7 @@
 """Groups whose rows come to the subtasks by some of their keys: behind a join by these, rows are not dealt out again."""
 
 import random
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_BEFORE
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import GroupAggregate
+from sabot.operators.keyed.top import TopN
 from tools.operator_run import OperatorRun
 
 KEYS = ["k", "shop"]
@@ -81,6 +83,41 @@ def test_groups_go_on_wherever_their_rows_come_to(
     assert table(run) == table(never)
     owned = [{row["k"] for rows in part.contents() for row in rows.to_pylist()} for part in run.parts]
     assert len(set().union(*owned)) == sum(map(len, owned)) > 100
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["rows", "changes"])
+@pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])
+def test_rankings_go_on_wherever_their_rows_come_to(
+    changes: bool, threads: Any, budget: int | None, tmp_path: Path
+) -> None:
+    schema = CHANGES if changes else SCHEMA
+    by_all = partial(TopN, KEYS, 2, [("v", True), ("s", False)], changes=changes)
+    run = OperatorRun(by_all, schema, KEYS, tmp_path / "run", threads[0], budget)
+    never = OperatorRun(by_all, schema, KEYS, tmp_path / "never", 1, budget)
+    for number in range(3):
+        if number == 1:
+            run.change(partial(by_all, parted_by=("k",)), schema, keys=["k"])
+        if number:
+            run.restart(threads[number])
+        rows = rows_of(f"{number}", 800, 800 * number, schema)
+        for each in (run, never):
+            each.feed(rows, 100)
+            if changes:
+                each.feed(gone(rows.slice(200, 400)), 100)
+            each.restart(len(each.parts))
+    assert sum(ranking(run).values()) > 300
+    assert ranking(run) == ranking(never)
+    owned = [{row["k"] for rows in part.contents() for row in rows.to_pylist()} for part in run.parts]
+    assert len(set().union(*owned)) == sum(map(len, owned)) > 100
+
+
+def ranking(run: OperatorRun) -> Counter[str]:
+    """The rows that are there after the changes."""
+    found: Counter[str] = Counter()
+    for row in run.results:
+        found[values(row)] += -1 if row[OP_COLUMN] in (DELETE, UPDATE_BEFORE) else 1
+        assert found[values(row)] >= 0
+    return +found
 
 
 def test_a_checkpoint_says_by_which_of_the_keys(tmp_path: Path) -> None:
