@@ -167,6 +167,7 @@ class Aggregator:
             directory=context.directory,
             memory_budget=context.memory_budget,
             evictable=not self.needs_slots,
+            owners=context.owners(self.keys.names),
         )
 
     def extras(self, before: Callable[[pa.Int32Array], None] = lambda slots: None) -> Extras:

@@ -6,7 +6,7 @@ are a cache (`merged`).
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from sabot.operators.columns import time_index
 from sabot.operators.cuts import SlotRows
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, StoredTables, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
-from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.sites import Keys, Places, Site
 from sabot.operators.readers import Readers, aggregates_of, described, window_of
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
@@ -54,6 +54,7 @@ class WindowAggregate(Keeping):
     without TIME_COLUMN.
     emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
     partial: batches are what LocalCombine emits. Their late rows are counted, but cannot leave by the branch.
+    parted_by: those of the keys by whose key groups rows come to the subtasks, where these are not all; they own the state too.
 
     With a directory, panes keep to the memory budget, with what stands beside their tables; the cache of a hopping or cumulative window
     does not count.
@@ -68,11 +69,12 @@ class WindowAggregate(Keeping):
         allowed_lateness_ms: int = 0,
         emit_every_ms: int | None = None,
         partial: bool = False,
+        parted_by: tuple[str, ...] = (),
         id: str = "",
     ) -> None:
         if emit_every_ms is not None and emit_every_ms < 1:
             raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
-        self.id = id
+        self.id, self.parted_by = id, parted_by
         self._window = window
         self._shape = WindowShape(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
@@ -80,6 +82,7 @@ class WindowAggregate(Keeping):
         self._late_rows = self._windows_emitted = self._rows_emitted = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
+        context = replace(context, parted_by=self.parted_by)
         rows = combined_input(context.input) if self._partial else context.input
         time_index(rows, "windows of event time")
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
@@ -107,6 +110,9 @@ class WindowAggregate(Keeping):
 
     def process(self, batch: Batch) -> None:
         data = batch.data
+        hashes = (
+            None if self.parted_by else batch.hashes
+        )  # where rows come by some of the keys, the hashes are of these
         late, panes = split_panes(
             data.column(self._time),
             self._shape.step,
@@ -118,7 +124,7 @@ class WindowAggregate(Keeping):
             self._refuse(batch, late)
         with self._beside.changing:
             for pane, rows in panes:
-                self._add(pane, data, rows, batch.hashes)
+                self._add(pane, data, rows, hashes)
             self._settle()
 
     def _settle(self) -> None:
@@ -287,6 +293,7 @@ class WindowAggregate(Keeping):
         The last column of the latter two is the pane of the row.
         """
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
+        owners = context.owners(self._keys)
         gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
         self._beside = SlotRows(gathered)
         self._spilled = SpilledGroups(
@@ -298,15 +305,16 @@ class WindowAggregate(Keeping):
             context,
             self._how_carried,
             spills=self._aggregator.needs_slots,
+            owners=owners,
         )
         return Keeper(
             context,
             [
                 StoredTables("tables", self._store, self._how_carried),
                 Columns(
-                    "gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys, renewed=self._renewed
+                    "gathered", self._gathered, self._load_gathered, schema=gathered, keys=owners, renewed=self._renewed
                 ),
-                Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=keys),
+                Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=owners),
                 self._spilled,
             ],
             keyed=len(self._keys) > 0,
@@ -407,7 +415,11 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     alone = not node.keys and site.layout.parallelism > 1 and node.late is None
     if alone and not isinstance(window, CountWindow | SessionWindow) and not node.gives_time:
         return _in_two_phases(node, window, site)
-    site = site.together(node.keys, "window")
+    parted_by: Keys = ()
+    if isinstance(window, CountWindow | SessionWindow):
+        site = site.together(node.keys, "window")
+    else:
+        site, parted_by = site.together_by_some(node.keys, "window")
     site, aggregates = with_arguments(by_arrival(site) if node.gives_time else site, node.aggregates)
     make: Callable[[], Operator]
     if isinstance(window, SessionWindow):
@@ -417,9 +429,14 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     elif isinstance(window, CountWindow):
         make = partial(CountAggregate, window.size, node.keys, aggregates)
     else:
-        every = node.emit_every_ms
         make = partial(
-            WindowAggregate, window, node.keys, aggregates, allowed_lateness_ms=lateness, emit_every_ms=every
+            WindowAggregate,
+            window,
+            node.keys,
+            aggregates,
+            allowed_lateness_ms=lateness,
+            emit_every_ms=node.emit_every_ms,
+            parted_by=parted_by,
         )
     return site.step(node.text(), make, id=node.id).beside("late", node.late)
 

@@ -5,7 +5,7 @@ Rows are kept by panes (see `panes`), by a `RankTable` each: a row that is among
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,15 +61,18 @@ class WindowTopN(Ranked):
         ties: str = "row_number",
         rank: str | None = None,
         allowed_lateness_ms: int = 0,
+        parted_by: tuple[str, ...] = (),
         id: str = "",
     ) -> None:
         super().__init__(keys, n, by, ties, rank, id)
+        self.parted_by = parted_by
         self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
         self._late_rows = self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
         self._fewer: _Fewer | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
+        context = replace(context, parted_by=self.parted_by)
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
         self._late = context.branches.get("late")
@@ -89,6 +92,7 @@ class WindowTopN(Ranked):
         self._spilled = SpilledGroups(
             *(self._panes, self._panes, self._kept_rows, self.saved_schema(), self.key_indices, context),
             carried=lambda: self._fewer,
+            owners=[self.key_indices[place] for place in context.owners(self.names)],
         )
         self.kept = self._keeper(context)
         return self._schema
@@ -99,7 +103,10 @@ class WindowTopN(Ranked):
         return self._panes
 
     def process(self, batch: Batch) -> None:
-        data, shape, hashes = batch.data, self._shape, batch.hashes
+        data, shape = batch.data, self._shape
+        hashes = (
+            None if self.parted_by else batch.hashes
+        )  # where rows come by some of the keys, the hashes are of these
         times = data.column(self._time)
         late, panes = split_panes(times, shape.step, shape.offset, batch.selection, late_before=self._late_before)
         if late is not None:
@@ -218,15 +225,14 @@ class WindowTopN(Ranked):
 
     def _keeper(self, context: OperatorContext) -> Keeper:
         schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
-        paned = self._paned_schema()
-        rows: Any = {"schema": paned, "keys": self.key_indices, "renewed": partial(only_columns_of, paned)}
+        paned, owners = self._paned_schema(), context.owners(self.names)
+        of_rows = [self.key_indices[place] for place in owners]
+        rows: Any = {"schema": paned, "keys": of_rows, "renewed": partial(only_columns_of, paned)}
         return Keeper(
             context,
             [
                 Columns("rows", self._cut_rows, self._load, **rows, what="the rows have", hint=CANNOT_CHANGE),
-                Columns(
-                    "reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=range(len(self.keys))
-                ),
+                Columns("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=owners),
                 self._spilled,
             ],
             keyed=len(self.names) > 0,
@@ -414,6 +420,7 @@ class _Panes:
 
 
 def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
+    site, parted_by = site.together_by_some(node.keys, "ranked")
     make = partial(
         WindowTopN,
         node.window,
@@ -423,8 +430,8 @@ def place_window_top_n(node: nodes.WindowTopN, site: Site) -> Site:
         ties=node.ties,
         rank=node.rank,
         allowed_lateness_ms=node.allowed_lateness_ms,
+        parted_by=parted_by,
     )
-    site = site.together(node.keys, "ranked")
     site = by_arrival(site) if node.gives_time else site
     return site.step(node.text(), make, id=node.id).beside("late", node.late)
 

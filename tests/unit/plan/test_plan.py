@@ -237,6 +237,17 @@ def test_rows_are_ranked_where_they_are_together_by_some_of_the_keys(memory_url)
     assert first.explain().count("by key group") == 2  # the two inputs of the join
 
 
+def test_windows_are_where_rows_are_together_by_some_of_the_keys(memory_url):
+    app = App("shop", broker=memory_url, parallelism=2)
+    orders = app.stream("orders", schema=SCHEMA, time="ts")
+    again = minutes(orders).select("account", "n", "total").key_by("account", "total")
+    for each in (
+        again.window(tumbling("1h")).aggregate(many=sabot.count()),
+        again.window(tumbling("1h")).top_n(1, by="n"),
+    ):
+        assert each.explain().count("by key group") == 1
+
+
 def test_the_graph_is_mermaid(app, orders):
     minutes(orders).to("minutes")
     graph = app.graph()

@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from sabot.api.windows import TumblingWindow
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_BEFORE
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.steps import GroupAggregate
 from sabot.operators.keyed.top import TopN
+from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.top import WindowTopN
 from tools.operator_run import OperatorRun
 
 KEYS = ["k", "shop"]
@@ -118,6 +121,41 @@ def ranking(run: OperatorRun) -> Counter[str]:
         found[values(row)] += -1 if row[OP_COLUMN] in (DELETE, UPDATE_BEFORE) else 1
         assert found[values(row)] >= 0
     return +found
+
+
+def windows(aggregates: list[AggregateColumn]) -> Any:
+    return partial(WindowAggregate, TumblingWindow(500), KEYS, aggregates, allowed_lateness_ms=300)
+
+
+WINDOWS = {
+    "numbers": windows(NUMBERS),
+    "beside": windows(BESIDE),
+    "first": partial(WindowTopN, TumblingWindow(500), KEYS, 2, [("v", True)], allowed_lateness_ms=300),
+}
+
+
+@pytest.mark.parametrize("by_all", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])
+def test_windows_go_on_wherever_their_rows_come_to(
+    by_all: Any, threads: Any, budget: int | None, tmp_path: Path
+) -> None:
+    """Rows of the last 500 ms are in open windows when the subtasks become others, and some windows are emitted again."""
+    run = OperatorRun(by_all, SCHEMA, KEYS, tmp_path / "run", threads[0], budget)
+    never = OperatorRun(by_all, SCHEMA, KEYS, tmp_path / "never", 1, budget)
+    for number in range(3):
+        if number == 1:
+            run.change(partial(by_all, parted_by=("k",)), SCHEMA, keys=["k"])
+        if number:
+            run.restart(threads[number])
+        for each in (run, never):
+            each.feed(rows_of(f"{number}", 800, 800 * number, SCHEMA), 100)
+            each.advance(800 * number + 500)
+            each.feed(rows_of(f"late {number}", 50, 800 * number + 450, SCHEMA))
+            each.restart(len(each.parts))
+    for each in (run, never):
+        each.advance(5_000)
+    assert len(run.results) > 1_000
+    assert Counter(map(repr, run.results)) == Counter(map(repr, never.results))
 
 
 def test_a_checkpoint_says_by_which_of_the_keys(tmp_path: Path) -> None:
