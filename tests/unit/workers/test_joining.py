@@ -132,6 +132,7 @@ async def test_a_stranger_is_dropped_before_much_is_read(bytes_, monkeypatch):
         writer.write(bytes_)
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
+        monkeypatch.undo()  # a worker has its time
         joined = await join(here.ticket(1))
         await joined.connection.close()
 
