@@ -36,7 +36,10 @@ class Alignment:
         self._waiting: dict[int, Callable[[], None]] = {}  # by reader: what wakes it
 
     def here(self, now_ms: int) -> tuple[int | None, int | None]:
-        """(The event time of the partition that is furthest behind, that of those with rows to read), for the job's other processes."""
+        """(The event time of the partition that is furthest behind, that of those with rows to read), for the job's other processes.
+
+        now_ms: of the monotonic clock, as for `limit`.
+        """
         return self._least(now_ms, unread=False), self._least(now_ms, unread=True)
 
     def elsewhere(self, least_ms: int | None, least_unread_ms: int | None) -> None:

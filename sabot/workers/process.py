@@ -349,7 +349,7 @@ class JobWorker:
         told: dict[str, Drift] = {}
         while True:
             for stage, alignment in alignments.items():
-                found = Drift(stage, *alignment.here(int(self._app.clock.time() * 1000)))
+                found = Drift(stage, *alignment.here(int(self._app.clock.monotonic() * 1000)))
                 if told.get(stage) != found:
                     told[stage] = found
                     self._connection.send(found)
