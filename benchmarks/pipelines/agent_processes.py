@@ -28,7 +28,12 @@ def build(folder: Path, processes: int) -> App:
     """The program, over the files of a folder."""
     app = App("agents")
 
-    @app.agent(NdjsonSource(folder / "in.ndjson"), batch=True, schema={"text": "string"}, process=processes)
+    @app.agent(
+        NdjsonSource(folder / "in.ndjson", block_bytes=256 << 10),
+        batch=True,
+        schema={"text": "string"},
+        process=processes,
+    )
     async def parse(batch, ctx):
         began = time.time()
         took: Counter[str] = Counter()
