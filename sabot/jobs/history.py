@@ -4,7 +4,8 @@
            ───────── asked     ───────── asked     delivered first    delivered second
 
 Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a history anew); ordinals go on, so that no effect has the id of an
-earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history.
+earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history, with
+the input that this history began with: whoever asks for the job once more may know its first one alone.
 
 A RESULT with ordinal 0 is of the attempt itself: its time is over.
 
@@ -15,6 +16,8 @@ that were cancelled. They are asked anew, as effects of their own. So is what wa
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import msgspec
 
 from sabot.errors import CorruptJournal
 from sabot.jobs.gate import DecidedEffect, Decision, GateVerdict, decode_verdict, stood_in
@@ -114,6 +117,8 @@ class History:
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
             followed._take()
             return followed
+        if self.runs > 1:
+            begin = msgspec.structs.replace(begin, body=self.begin.body)
         self.begin, self.end, self.last_ms = begin, None, begin.at_ms
         self._take()
         self.deliveries = [each for each in self.deliveries if not isinstance(each, Cancel)]

@@ -201,6 +201,70 @@ async def test_a_letter_that_was_sent_back_is_one_more_run_however_often_its_rec
     assert shop.calls == [1, 2]
 
 
+async def test_the_letter_of_a_job_that_went_on_with_another_input_is_sent_back(shop: Shop) -> None:
+    """It has the last input, and was refused as another record than the one that the job had begun with."""
+    broken = {"now": True}
+
+    async def climb(ctx: Any) -> Any:
+        order = ctx.message["order"]
+        said = await ctx.call(shop.refund, order)
+        if order < 3:
+            ctx.continue_as({"customer": "ann", "order": order + 1})
+        if broken["now"]:
+            raise ValueError("not today")
+        return {"order": order, "said": said, "headers": [name for name, _ in ctx.headers]}
+
+    def send_back(change: bytes = b"") -> None:
+        letter = shop.letters()[0]
+        own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
+        MemoryBroker.get(shop.url).publish("tickets", [letter.payload + change], headers=own)
+
+    app = shop.app(climb, on_error="skip")
+    await app.start()
+    shop.ticket("ann", 1)
+    await until(lambda: len(shop.letters()) == 1)
+    await checkpoint(app)
+    send_back(change=b" ")
+    await until(lambda: len(shop.letters()) == 2)
+    changed = dict(shop.letters()[1].headers)
+    assert changed["sabot.error"] == b"InputChanged", "what somebody has written into a letter is no input of the job"
+    broken["now"] = False
+    send_back()
+    await until(lambda: shop.answers())
+    await crash(app)
+    async with started(app := shop.app(climb, on_error="skip")):  # both records of the job are read again
+        await until(lambda: len(shop.letters()) == 3 and len(shop.answers()) == 2)
+        shop.ticket("bob", 3)
+        await until(lambda: len(shop.answers()) == 3)
+        await until(lambda: figures(app)["rows"] == 0)
+    assert shop.answers() == [{"order": 3, "said": "refunded 3", "headers": []}] * 3
+    assert shop.calls == [1, 2, 3, 3]
+
+
+async def test_a_child_that_went_on_with_another_input_and_failed_is_tried_again_with_that_one(shop: Shop) -> None:
+    """Its parent asks for it with the first input, whose function asked for what stood nowhere in the second history."""
+    fails = iter([True, False])
+    app = shop.app(shop.handle)
+
+    @app.agent("steps", name="climb", durable=True, on_error="skip")
+    async def climb(ctx: Any) -> Any:
+        said = await ctx.call(shop.refund, ctx.message)
+        if ctx.message < 2:
+            ctx.continue_as(ctx.message + 1)
+        if next(fails):
+            raise ValueError("not today")
+        return said
+
+    @app.agent("trips", sink="answers", durable=True, on_error="retry", backoff="1ms")
+    async def trip(ctx: Any) -> Any:
+        return await ctx.child(climb, ctx.message)
+
+    async with started(app):
+        MemoryBroker.get(shop.url).publish("trips", [1])
+        await until(lambda: shop.answers())
+    assert (shop.answers(), shop.calls) == (["refunded 2"], [1, 2])
+
+
 # -- rows in a checkpoint ---------------------------------------------------------------------------------------------------
 
 

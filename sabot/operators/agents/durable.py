@@ -38,13 +38,15 @@ from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.job_rows import (
     LABELS_HEADER,
     LAST_RUN,
+    FailedRun,
     JobCall,
     JobInput,
     JobNames,
+    began_with,
     decode_record,
     input_of,
     inputs_of,
-    of_job,
+    of_input,
     of_json,
     of_result,
     payload_from,
@@ -179,6 +181,8 @@ class DurableAgentOperator(AgentOperator):
             except DataError as error:
                 self.refuse(call, error)
             else:
+                if call.failed_run:
+                    call.digest = began_with(self.host.journal.key, call.digest, row.headers)
                 if row.offset <= self._begun.get((row.topic, row.partition), -1):
                     call.named = True  # its job may have begun, and be over: the journal knows
                 self._come(call)
@@ -224,7 +228,7 @@ class DurableAgentOperator(AgentOperator):
             self.fail(error, place_of(row_of(call.record)))
             return
         self.heard.hear(error, place_of(row_of(call.record)), "it is a dead letter")
-        self.bury(call.record, call.job_id, call.failed_run, error, 0)
+        self.bury(call.record, FailedRun(call.job_id, call.failed_run, call.digest), error, 0)
         self.row_over(call)
 
     def _digest(self, record: JobInput) -> bytes:
@@ -406,7 +410,8 @@ class DurableAgentOperator(AgentOperator):
             call.renewed = True
             return "again"
         told = unpack_error(pack_error(error))  # as END has it, from which the letter is made again after a restore
-        self.bury(record, job.job_id, job.history.begin.run, (told.type, told.message), attempts)
+        run = FailedRun(job.job_id, job.history.begin.run, job.history.begin.digest)
+        self.bury(record, run, (told.type, told.message), attempts)
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
@@ -464,7 +469,7 @@ class DurableAgentOperator(AgentOperator):
         if (end := job.ended) is not None and end.outcome == "failed":
             error = unpack_error(self.host.journal.load(end.body))
             record = self.read_input(self.host.journal.load(job.body), job.job_id)
-            self.bury(record, job.job_id, job.run, (error.type, error.message), None)
+            self.bury(record, FailedRun(job.job_id, job.run, job.digest), (error.type, error.message), None)
         self._over(self.calls[job.job_id])
 
     def _rests(self, call: JobCall) -> None:
@@ -513,11 +518,13 @@ class DurableAgentOperator(AgentOperator):
         return place_of(row_of(record))
 
     def bury(
-        self, record: Any, job_id: str, run: int, error: BaseException | tuple[str, str], attempts: int | None
+        self, record: Any, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
         """The record to the dead letters, with its job and the run of it that has failed."""
         row = row_of(record)
-        row.headers = (*row.headers, *of_json(record, self.spec.format), *(of_job(job_id, run) if job_id else ()))
+        row.headers = (*row.headers, *of_json(record, self.spec.format), *failed.headers)
+        if failed.job_id:
+            row.headers += of_input(self.host.journal.key, self._digest(record), failed.digest)
         self.dead_letter(row, error, attempts)
 
     # -- figures and barriers -----------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from sabot.operators.agents.job_batches import (
 )
 from sabot.operators.agents.job_rows import (
     JOB_HEADER,
+    FailedRun,
     JobCall,
     encode,
     failed_run,
@@ -60,6 +61,7 @@ __all__ = ["DurableBatchOperator"]
 _PIECE_BYTES = 8 << 20  # of the rows of one job: a journal is for what happened, not for files
 _PIECE_ROWS = 4096  # … of which each may have effects of its own: a history has 10,000 at most
 
+_NO_JOB = FailedRun("", 0)
 _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
@@ -140,7 +142,7 @@ class DurableBatchOperator(DurableAgentOperator):
                 f"{place_of_rows(batch.topic, records)}: nothing says which jobs they are: their topic is read no more"
             )
             self.counters.errors_count += 1
-            self._give_up(records, batch.topic, "", 0, DataError(gone), 0)
+            self._give_up(records, batch.topic, _NO_JOB, DataError(gone), 0)
             return
         if records.num_rows and (come := self._pins.come(log, records)) is not None:
             pinned, changed = come
@@ -179,7 +181,7 @@ class DurableBatchOperator(DurableAgentOperator):
         )
         self.counters.errors_count += 1
         if self.spec.calls.on_error != "fail":
-            self._give_up(records, batch.topic, "", 0, error, 0)
+            self._give_up(records, batch.topic, _NO_JOB, error, 0)
             return True
         self.fail(error, place_of_rows(batch.topic, records))
         assert batch.records is not None
@@ -283,7 +285,7 @@ class DurableBatchOperator(DurableAgentOperator):
             self.fail(error, place_of_rows(call.topic, call.records))
             return
         self.heard.hear(error, place_of_rows(call.topic, call.records), "its rows are dead letters")
-        self._give_up(call.records, call.topic, call.job_id, call.failed_run, error, 0)
+        self._give_up(call.records, call.topic, FailedRun(call.job_id, call.failed_run), error, 0)
         self.row_over(call)
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
@@ -361,22 +363,21 @@ class DurableBatchOperator(DurableAgentOperator):
         return place_of_rows(record.topic, of_ipc(record.records))
 
     def bury(
-        self, record: BatchInput, job_id: str, run: int, error: BaseException | tuple[str, str], attempts: int | None
+        self, record: BatchInput, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        self._give_up(of_ipc(record.records), record.topic, job_id, run, error, attempts)
+        self._give_up(of_ipc(record.records), record.topic, failed, error, attempts)
 
     def _give_up(
         self,
         records: pa.RecordBatch,
         topic: str,
-        job_id: str,
-        run: int,
+        failed: FailedRun,
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
         """The rows to the dead letters, with their job and the run of it that has failed."""
         for row in rows_of(records, topic):
-            row.headers = (*without_ours(row.headers), *(of_job(job_id, run) if job_id else ()))
+            row.headers = (*without_ours(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,19 +19,23 @@ from sabot.errors import DataError
 from sabot.jobs.gate import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
+from sabot.journal import digest
 from sabot.operators.agents.job_batches import to_ipc
 from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
 
 __all__ = [
     "FROM_HEADER",
+    "INPUT_HEADER",
     "JOB_HEADER",
     "LABELS_HEADER",
     "LAST_RUN",
     "RUN_HEADER",
+    "FailedRun",
     "JobCall",
     "JobInput",
     "JobNames",
     "WaitingInput",
+    "began_with",
     "decode_record",
     "decode_waiting",
     "encode",
@@ -39,6 +43,7 @@ __all__ = [
     "input_of",
     "inputs_of",
     "labels_of",
+    "of_input",
     "of_job",
     "of_json",
     "of_result",
@@ -57,6 +62,11 @@ RUN_HEADER = "sabot.run"
 
 LAST_RUN = 1 << 62
 """Whichever run was the last one."""
+
+INPUT_HEADER = "sabot.input"
+"""Beside both, where the job went on with another input than that of its record (`ctx.continue_as`): the digest of the first input, by
+which the job is known, and a digest of the two, so that a record with another payload is not taken for that of the job.
+"""
 
 FROM_HEADER = "sabot.from"
 """The header of a row that one durable agent hands to another: the job that made it, and which of its results it is."""
@@ -94,11 +104,24 @@ class WaitingInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     behalf: Behalf = NOBODY
 
 
-_OURS = (JOB_HEADER, RUN_HEADER, FROM_HEADER, JSON_HEADER)
+_OURS = (JOB_HEADER, RUN_HEADER, INPUT_HEADER, FROM_HEADER, JSON_HEADER)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(JobInput).decode
 decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
+
+
+class FailedRun(NamedTuple):
+    """A job's run that its dead letters are about. job_id: "" where no job is known. digest: of the input that the job began with."""
+
+    job_id: str
+    run: int
+    digest: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """Those by which a letter is known as the job's."""
+        return of_job(self.job_id, self.run) if self.job_id else ()
 
 
 class JobCall(
@@ -251,6 +274,27 @@ def of_job(job_id: str, run: int) -> Headers:
 def of_json(record: JobInput, format: Format) -> Headers:
     """The header of a record that is sent back into a topic of this format, where it is not of that format itself."""
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
+
+
+def of_input(key: bytes, own: bytes, first: bytes) -> Headers:
+    """The header of a record that is sent back, where the job that it belongs to began with another input. key: the journal's. own: the
+    digest of the record. first: that of the job's first input.
+    """
+    return (
+        ()
+        if own == first
+        else ((INPUT_HEADER, f"{first.hex()}{digest(key, 'continued', own.hex(), first.hex()).hex()}".encode()),)
+    )
+
+
+def began_with(key: bytes, own: bytes, headers: Headers) -> bytes:
+    """The digest of the input that the job of this record began with. own: the digest of the record itself."""
+    said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
+    try:
+        first = bytes.fromhex((said or b"").decode()[: 2 * len(own)])
+    except ValueError:
+        return own
+    return first if of_input(key, own, first) == ((INPUT_HEADER, said),) else own
 
 
 def of_result(job_id: str, number: int, *, replayed: bool) -> Headers:
