@@ -123,6 +123,8 @@ class Source(ABC):
 
     name: str
     bounded: bool = False
+    has_records: bool = True
+    """It gives records until `scan` asks for columns, or says a `schema` of its own. False: its rows are columns, and `scan` says which."""
     record_bytes: int = RECORD_BYTES
     """The greatest size of a record that is not decoded, in bytes. A larger one goes to the dead letters, with its first bytes."""
     bound: Bound | None = None

@@ -27,7 +27,7 @@ from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
-from sabot.runtime.feeding import AgentSource
+from sabot.runtime.feeding import AgentSource, scan_columns
 from sabot.runtime.host import interpreter
 from sabot.runtime.jobs import DurableJobs, stored_journal
 from sabot.runtime.reading import Reader
@@ -237,6 +237,7 @@ class AgentJob:
         spec = operator.spec
         until = self.settings.until if spec.until is None and isinstance(entry, str) else spec.until
         source = up_to(self._open_source(spec, entry) if isinstance(entry, str) else entry, until)
+        await to_the_end(aside(scan_columns, source, spec))
         source = await to_the_end(aside(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")

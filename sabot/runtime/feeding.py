@@ -10,9 +10,12 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
+from sabot.api.agent import AgentSpec
+from sabot.api.words import check_names
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, bounded
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.places import Place
@@ -22,9 +25,23 @@ from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSource"]
+__all__ = ["AgentSource", "scan_columns"]
 
 _STOP_SECONDS = 30.0
+
+
+def scan_columns(source: Source, spec: AgentSpec) -> None:
+    """Asks a source whose rows are columns for those that the agent takes: those of its `schema=` for a batch agent, else all. Blocks.
+
+    Raises UserError for columns that it does not have, and, for a record agent, whose rows become JSON, for types that JSON cannot say.
+    """
+    if source.has_records:
+        return
+    source.scan(spec.schema if spec.batch else None, None)
+    if not spec.batch and source.schema is not None:
+        where = f"agent {spec.agent_id}, from {source.name}"
+        check_names(where, [] if spec.key is None else [spec.key], source.schema.names)
+        JSON.check_types(source.schema, where)
 
 
 class _RecordInput(Reader):

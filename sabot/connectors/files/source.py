@@ -95,8 +95,7 @@ class FileSource(Source):
 
     bounded = True
     suffixes: ClassVar[tuple[str, ...]]
-    has_records: ClassVar[bool] = False
-    """Whether it gives records, one a line, until `scan` asks for columns."""
+    has_records = False
 
     def __init__(self, path: Paths, record_bytes: int | str = RECORD_BYTES) -> None:
         self.name = name_of(path)
