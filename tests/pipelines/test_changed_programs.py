@@ -2,7 +2,9 @@
 interrupted; what was added equals a run over the rest alone.
 """
 
+import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -573,3 +575,33 @@ async def test_what_keeps_no_times_goes_on_and_a_checkpoint_that_does_not_say_is
         patched.setattr(Operator, "about_state", earlier)
         await life.run(program, [])
     await life.run(program, [], time="n")
+
+
+async def test_rows_that_wait_for_calls_go_to_their_owners_where_other_keys_part_them(life: Life) -> None:
+    """They stayed in the subtasks of the former keys, where the next step keeps its state by the new ones: two counts of a key."""
+    asked: list[int] = []
+    answers = asyncio.Event()
+
+    async def ask(number: int) -> dict[str, int]:
+        asked.append(number)
+        await answers.wait()
+        return {"twice": 2 * number}
+
+    def looked_up(stream: Any, key: str) -> Any:
+        rows = stream.key_by(key).deduplicate().named("first")
+        return rows.lookup(ask, on="n", schema={"twice": "int64"}, concurrency=500).named("ask")
+
+    def counted(stream: Any) -> None:
+        looked_up(stream, "w").key_by("w").aggregate(n=sabot.count()).named("second").to("out")
+
+    app = life.app(lambda stream: looked_up(stream, "n").select("w", "twice").to("out"), parallelism=2)
+    publish(app, "orders", ROWS[:60])
+    await app.start()
+    await until(lambda: len(asked) == 60)
+    await bounded(app.stop())
+    answers.set()
+    app = life.app(counted, parallelism=2, drop=["first"])
+    await app.start()
+    await bounded(app.stop(drain=True))
+    counts = {row["w"]: row["n"] for row in values(app, "out")}
+    assert counts == Counter(row["w"] for row in ROWS[:60])

@@ -48,8 +48,8 @@ _CAPACITY_BYTES = 64 << 20
 class HeldCalls(Operator):
     """The queue of `MapAsync`, `LookupAsync` and `MapLlm`. By itself it makes no calls: then it shows what a checkpoint holds.
 
-    keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, rows in flight go
-    to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
+    keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, or other keys, rows in
+    flight go to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
     them stands the least watermark that the old subtasks had been told.
     """
 
@@ -72,7 +72,7 @@ class HeldCalls(Operator):
         """source: where all rows come from, as dead letters say it; "": from several places."""
         self._function = function
         self._source = source
-        self._keys = tuple(keys)
+        self._keys = self.parted_by = tuple(keys)
         self._ordered, self._options = ordered, options or CallOptions()
         self._skip = self._options.on_error == "skip"
         self._segments = deque([Segment()])
