@@ -1,22 +1,22 @@
 """Public names that are loaded when they are first asked for (PEP 562), so that a program pays for what it uses.
 
-A package says a name three times: under TYPE_CHECKING, for type checkers and editors; in `__all__`; and by the module that has it, for
-`late_names`. `tests/test_exports.py` holds the three together.
+The stub of a package, `__init__.pyi`, is the one place that says its names and the module of each: type checkers and editors read it, and
+so does `late_names`. Each line is `from module import Name as Name`, by which a stub says that a name is the package's own.
 """
 
+import ast
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 __all__ = ["late_names"]
 
 
-def late_names(
-    package: str, homes: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and the `__dir__` of a package. homes: by module, the names that it has."""
-    where = {name: home for home, names in homes.items() for name in names}
+def late_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, the `__dir__` and the `__all__` of a package."""
+    where = _homes(package)
 
     def load(name: str) -> Any:
         if name not in where:
@@ -28,4 +28,21 @@ def late_names(
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *where})
 
-    return load, names
+    return load, names, sorted(where, key=_place)
+
+
+def _homes(package: str) -> dict[str, str]:
+    """By its name, the module of each name of a package. The loader reads the stub, as packages may lie in archives."""
+    spec: Any = sys.modules[package].__spec__
+    stub = os.path.splitext(spec.origin)[0] + ".pyi"
+    try:
+        tree = ast.parse(spec.loader.get_data(stub))
+    except OSError as error:
+        raise ImportError(f"{stub} cannot be read, which says where the names of {package} are: pack it too") from error
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Constants, then classes, then functions: the order in which linters keep an `__all__`."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name

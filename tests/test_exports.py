@@ -32,7 +32,8 @@ def module_name(path: Path) -> str:
 
 def offers(path: Path) -> bool:
     """The module has an `__all__`."""
-    return any(isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__" for n in tree_of(path).body)
+    targets = [n.targets[0] for n in tree_of(path).body if isinstance(n, ast.Assign)]
+    return any(isinstance(n, ast.Name) and n.id == "__all__" for target in targets for n in ast.walk(target))
 
 
 def test_every_all_is_sorted_and_holds_only_names_that_exist() -> None:
@@ -85,13 +86,6 @@ def test_no_other_public_name_leaks() -> None:
     assert leaked == []
 
 
-def late_homes(path: Path) -> dict[str, str]:
-    """By its name, the module of each name that a package imports under TYPE_CHECKING."""
-    branches = [n for n in tree_of(path).body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    imports = [n for branch in branches for n in branch.body if isinstance(n, ast.ImportFrom)]
-    return {alias.asname or alias.name: n.module or "" for n in imports for alias in n.names}
-
-
 LATE = [
     name for name, path in sources(".py").items() if name.endswith("__init__.py") and "late_names" in path.read_text()
 ]
@@ -99,14 +93,29 @@ LATE = [
 
 @pytest.mark.parametrize("package", LATE)
 def test_names_that_are_loaded_late_come_from_where_type_checkers_are_told(package: str) -> None:
-    path = sources(".py")[package]
-    module = importlib.import_module(module_name(path))
-    homes = {name: home for home, names in module._HOMES.items() for name in names}
-    told = late_homes(path)
-    assert {name: homes[name] for name in told} == told
-    assert all(getattr(module, name) is getattr(importlib.import_module(home), name) for name, home in homes.items())
-    assert set(module.__all__) | set(homes) <= set(dir(module))
-    assert set(module.__all__) - set(vars(module)) <= set(homes)
+    stub, module = sources(".pyi")[f"{package}i"], importlib.import_module(module_name(sources(".py")[package]))
+    imports = [n for n in tree_of(stub).body if isinstance(n, ast.ImportFrom)]
+    told = {alias.name: n.module or "" for n in imports for alias in n.names}
+    assert all(alias.name == alias.asname for n in imports for alias in n.names), "without `as` a name is not offered"
+    assert all(getattr(module, name) is getattr(importlib.import_module(home), name) for name, home in told.items())
+    assert set(module.__all__) == set(told) <= set(dir(module))
+
+
+@pytest.mark.slow  # mypy reads all types of the package
+def test_type_checkers_see_the_names_of_a_package_and_no_others(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sabot\nfrom sabot.testing import ManualClock\nsabot.App(1)\nsabot.Strem\nManualClock.nothing\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", f"--cache-dir={tmp_path / 'cache'}", str(program)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT).stdout
+    wrong = [line.split(" error: ")[1] for line in told.splitlines()]
+    expected = [
+        'Argument 1 to "App"',
+        'Module has no attribute "Strem"',
+        '"type[ManualClock]" has no attribute "nothing"',
+    ]
+    assert [each[: len(start)] for each, start in zip(wrong, expected, strict=True)] == expected
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

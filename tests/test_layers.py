@@ -94,7 +94,7 @@ def files() -> dict[str, Path]:
 
 def room_of(path: Path) -> str:
     first = path.relative_to(ROOT).parts[0]
-    return "sabot" if first == "__init__.py" else first.removesuffix(path.suffix)
+    return "sabot" if Path(first).stem == "__init__" else first.removesuffix(path.suffix)
 
 
 @cache

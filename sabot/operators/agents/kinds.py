@@ -1,0 +1,19 @@
+"""Which operator runs an agent."""
+
+from typing import Any
+
+from sabot.api.agent import AgentSpec
+from sabot.operators.agents.batches import BatchAgentOperator
+from sabot.operators.agents.durable import DurableAgentOperator
+from sabot.operators.agents.durable_batches import DurableBatchOperator
+from sabot.operators.agents.operator import AgentOperator
+from sabot.operators.agents.records import RecordAgentOperator
+
+__all__ = ["agent_operator"]
+
+
+def agent_operator(spec: AgentSpec, **wiring: Any) -> AgentOperator:
+    """The operator that runs this agent. A durable one takes some wiring of its own."""
+    if spec.durable:
+        return (DurableBatchOperator if spec.batch else DurableAgentOperator)(spec, **wiring)
+    return BatchAgentOperator(spec, **wiring) if spec.batch else RecordAgentOperator(spec, **wiring)
