@@ -23,6 +23,7 @@ from sabot.agents.replay.player import JobCode, ReplayDifference, steps_of
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.api.models import ASKS, request_body
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_kind, checked_words
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.gate import (
     CONFIRM,
@@ -110,6 +111,9 @@ async def fork(
     Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
     else before it.
     """
+    checked_kind(recording, Recording, "fork: recording", "what record_job has recorded")
+    checked_kind(code, JobCode, "fork: code", "code_of(agent.spec)")
+    checked_words(allow, "fork: allow")
     entries = _up_to(recording, at)
     today = clock
     clock = _ForkClock(clock, max(entry.at_ms for entry in entries) / 1000)
