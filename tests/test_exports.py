@@ -157,6 +157,30 @@ def test_a_program_that_does_not_run_loads_nothing_that_would_run_it() -> None:
     assert not loaded & {"anthropic", "confluent_kafka", "openai", "prometheus_client", "psycopg", "sqlite3", "typer"}
 
 
+STREAM = """
+import asyncio
+from sabot import App, col, files
+app = App("orders")
+app.stream(files({source!r})).filter(col("n") > 1).to("out")
+asyncio.run(app.run())
+"""
+
+
+def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Path) -> None:
+    (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
+    loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
+    assert "sabot.runtime.stream_job" in loaded
+    rooms = tuple(f"sabot.{room}." for room in ("jobs", "journal", "llm", "mcp", "process", "operators.agents"))
+    assert {name for name in loaded if name.startswith(rooms)} <= {
+        "sabot.jobs.tree",  # limits of children
+        "sabot.journal.life",
+        "sabot.llm.telemetry",
+        "sabot.operators.agents.counters",
+        "sabot.operators.agents.timers",  # of process functions too
+    }
+    assert "sabot.runtime.agent_job" not in loaded
+
+
 def test_a_plan_loads_the_operators_of_its_steps_alone() -> None:
     loaded = {name for name in loaded_after(PROGRAM + "app.graph()") if name.startswith("sabot.operators.")}
     assert {"sabot.operators.windows.fixed", "sabot.operators.rows.stateless"} <= loaded

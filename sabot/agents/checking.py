@@ -22,7 +22,8 @@ from sabot.journal import JournalReader, digest
 from sabot.operators.agents.job_function import JobFunction, job_function
 from sabot.operators.agents.job_rows import version_of
 from sabot.runtime.agent_groups import TASK
-from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.runtime.facts import stored_journal
+from sabot.runtime.jobs import check_journal
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import Entry, LocalBackend

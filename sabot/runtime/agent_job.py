@@ -27,21 +27,22 @@ from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
+from sabot.runtime.facts import stored_journal
 from sabot.runtime.feeding import AgentSource, scan_columns
 from sabot.runtime.host import interpreter
-from sabot.runtime.jobs import DurableJobs, stored_journal
+from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
-from sabot.state import HeldWrites, StateBackend, load_snapshot
+from sabot.state import HeldWrites, StateBackend
 from sabot.state.base import LocalBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["AgentJob", "restore_state"]
+__all__ = ["AgentJob"]
 
 _log = logging.getLogger(__name__)
 
@@ -497,14 +498,6 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
-
-
-async def restore_state(backend: StateBackend | None, restored: Manifest | None, task: str = TASK) -> None:
-    """Restores what the agents of a task keep, before they are opened."""
-    stored = None if restored is None else restored.tasks.get(task)
-    if restored is not None and stored is not None and backend is not None and "state" in stored.states:
-        with taking_over("agents' state", restored.path):
-            await backend.restore(load_snapshot(restored.state_directory(task, "state")))
 
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:

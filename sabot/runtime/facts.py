@@ -4,6 +4,7 @@ The checksum of a manifest tells damage; whoever can write it can write that too
 what each keeps, it checks itself where it takes its state over.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +14,7 @@ from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
 from sabot.faults import taking_over
 
-__all__ = ["check_facts"]
+__all__ = ["check_facts", "stored_journal"]
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
@@ -111,3 +112,10 @@ def check_facts(manifest: Manifest) -> None:
 def _keeps_arrow(format: str) -> bool:
     """Whether what a codec of this format has learnt is a schema of Arrow; of the others it is what their own codecs read."""
     return format.split(maxsplit=1)[0] in (JSON.name, ArrowIpc.name)
+
+
+def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:
+    """What a checkpoint says of the journal: its identity, its positions at the cut. None: it knows of none."""
+    stored = None if manifest is None else manifest.tasks.get(task)
+    found: Mapping[str, Any] | None = None if stored is None else stored.meta.get("journal")
+    return found

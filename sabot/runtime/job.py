@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
@@ -30,7 +30,6 @@ from sabot.errors import (
     UserError,
 )
 from sabot.exits import Exit, exit_in
-from sabot.journal import Journal
 from sabot.kafka import open_source
 from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
@@ -42,6 +41,9 @@ from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.threads import Handle, tell, threads, to_the_end
+
+if TYPE_CHECKING:
+    from sabot.journal import Journal
 
 __all__ = ["Job"]
 
@@ -86,7 +88,7 @@ class Job:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
-    def journal(self) -> Journal | None:
+    def journal(self) -> "Journal | None":
         """The journal of durable agents, as long as it is open here."""
         return None if self._run is None else self._run.journal
 

@@ -24,6 +24,7 @@ from sabot.journal import Journal, JournalReader, MemoryHome, MemoryJournal, che
 from sabot.journal.source import held_for
 from sabot.operators import AgentOperator, DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
+from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
 from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
@@ -32,11 +33,9 @@ from sabot.threads import aside, to_the_end
 __all__ = [
     "DurableJobs",
     "JournalSettings",
-    "begin_anew",
     "check_journal",
     "journal_place",
     "open_app_journal",
-    "stored_journal",
 ]
 
 _log = logging.getLogger(__name__)
@@ -111,19 +110,6 @@ def open_app_journal(
         raise
     assert isinstance(mail, LocalBackend)
     return journal, mail
-
-
-def begin_anew(journal: Journal, mail: LocalBackend) -> None:
-    """Closes what `open_app_journal` has opened for a fresh start of agents that run in another process. Blocks."""
-    mail.shut()
-    journal.close()
-
-
-def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:
-    """What a checkpoint says of the journal: its identity, its positions at the cut. None: it knows of none."""
-    stored = None if manifest is None else manifest.tasks.get(task)
-    found: Mapping[str, Any] | None = None if stored is None else stored.meta.get("journal")
-    return found
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:

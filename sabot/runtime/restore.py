@@ -24,6 +24,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
+from sabot.faults import taking_over
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
 from sabot.plan import (
@@ -37,8 +38,9 @@ from sabot.plan import (
     walk,
     with_schemas,
 )
-from sabot.runtime.agent_groups import agent_groups
+from sabot.runtime.agent_groups import TASK, agent_groups
 from sabot.runtime.decoding import changed_format
+from sabot.state import StateBackend, load_snapshot
 
 __all__ = [
     "check_app",
@@ -281,3 +283,11 @@ def _reads(stored: StoredTask) -> bool:
 
 def _named(sources: Mapping[str, str]) -> str:
     return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
+
+
+async def restore_state(backend: StateBackend | None, restored: Manifest | None, task: str = TASK) -> None:
+    """Restores what the agents of a task keep, before they are opened."""
+    stored = None if restored is None else restored.tasks.get(task)
+    if restored is not None and stored is not None and backend is not None and "state" in stored.states:
+        with taking_over("agents' state", restored.path):
+            await backend.restore(load_snapshot(restored.state_directory(task, "state")))

@@ -8,34 +8,35 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, CheckpointFailed, JobLocked, SabotError, TransientError
-from sabot.journal import Journal
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
-from sabot.runtime.agent_groups import TASK as AGENTS
-from sabot.runtime.agent_job import AgentJob, restore_state
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
-from sabot.runtime.jobs import begin_anew, check_journal, stored_journal
 from sabot.runtime.lease import take_lease
 from sabot.runtime.origin import Origin
 from sabot.runtime.requests import JobRequests
-from sabot.runtime.restore import check_app
+from sabot.runtime.restore import check_app, restore_state
+from sabot.runtime.run_journal import RunJournal
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval, settings_of
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
-from sabot.state.base import LocalBackend
 from sabot.threads import Handle, all_over, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
+
+if TYPE_CHECKING:
+    from sabot.journal import Journal
+    from sabot.runtime.agent_job import AgentJob
 
 __all__ = ["LASTING", "Run", "Undelivered"]
 
@@ -104,8 +105,7 @@ class Run:
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
-        self.journal: Journal | None = None  # of durable agents
-        self._mail: LocalBackend | None = None
+        self._journal = RunJournal(app, agents)
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._delivery: StagedSinks | None = None
@@ -113,6 +113,11 @@ class Run:
         self._agents: AgentJob | None = None
         self._streams: Streams | None = None
         self._spread: SpreadStreams | None = None  # the same, where they and the agents are in other processes
+
+    @property
+    def journal(self) -> "Journal | None":
+        """The journal of durable agents, if it is open here."""
+        return self._journal.journal
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
         """The tasks of streams; by agent, the records that wait. From any thread."""
@@ -170,28 +175,15 @@ class Run:
         """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
         self._fresh = self.app.fresh
         self._origin.check_place()
-        elsewhere = self.app.workers is not None
-        if self._durable and not elsewhere:
-            self.journal, self._mail = self.app.open_journal()  # before --fresh removes the checkpoints
-        elif self._durable and self._fresh:
-            begin_anew(*self.app.open_journal())  # its owner is the worker that runs the agents
+        self._journal.open()
         self._storage = self.app.open_storage()
         self._origin.opened(self._storage)
-        if not elsewhere:
+        if self.app.workers is None:
             self._backend, self._owns_backend = self.app.open_state()
 
-    @property
-    def _durable(self) -> bool:
-        return any(agent.spec is not None and agent.spec.durable for agent in self.agents.values())
-
     def _check_journal(self, manifest: Manifest | None) -> None:
-        """Blocking. Where durable agents have gone from the program, the journal says whether their jobs have."""
-        facts = stored_journal(manifest, AGENTS)
-        checked_elsewhere = self._durable and self.app.workers is not None
-        if self.journal is None and facts is not None and not checked_elsewhere:
-            self.journal, self._mail = self.app.open_journal()
-        if self.journal is not None:
-            check_journal(self.journal, facts)
+        """Blocking."""
+        facts = self._journal.check(manifest)
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
@@ -217,6 +209,8 @@ class Run:
             return
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.agents:
+            from sabot.runtime.agent_job import AgentJob  # imported late: it loads what runs agents
+
             self._agents = AgentJob(
                 specs,
                 settings,
@@ -227,7 +221,7 @@ class Run:
                 on_failed=self._agent_failed,
                 ends=self._writes,
                 journal=self.journal,
-                mail=self._mail,
+                mail=self._journal.mail,
             )
         for agent in self.agents.values():
             agent.state_backend = self._backend
@@ -455,7 +449,7 @@ class Run:
             except CheckpointFailed as error:
                 _log.warning("%s; the next start looks at what was delivered", error)
 
-    def _jobs(self) -> list[AgentJob | Streams]:
+    def _jobs(self) -> "list[AgentJob | Streams]":
         """Returns what runs: the job of the agents, if there is one, and the job of the streams."""
         return [job for job in (self._agents, self._streams) if job is not None]
 
@@ -479,10 +473,7 @@ class Run:
             last.push_async_callback(aside, self._let_go)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
-            if self.journal is not None:
-                last.push_async_callback(aside, self.journal.close if self._ran else self.journal.abandon)
-            if self._mail is not None:
-                last.push_async_callback(aside, self._mail.shut)
+            last.push_async_callback(aside, partial(self._journal.close, ran=self._ran))
             last.push_async_callback(self.app.lifespan.close)
             last.push_async_callback(aside, self._metrics.close)
             last.callback(self._metrics.settle)  # from here on no scrape reads the backend
@@ -496,7 +487,7 @@ class Run:
                 last.callback(self._note_left, job)
                 last.push_async_callback(job.close)
 
-    def _note_left(self, job: AgentJob | Streams) -> None:
+    def _note_left(self, job: "AgentJob | Streams") -> None:
         self.left_behind += job.left_behind
         self.left += job.left
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
@@ -15,15 +15,17 @@ from sabot.config import Restart
 from sabot.connectors.base import Delivery, Sink, Source, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSinks
-from sabot.jobs.gate import EffectGate
-from sabot.jobs.log import Listener
-from sabot.journal import Journal
 from sabot.kafka import open_sink, open_source
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.spread import Spread, WholeJob
 from sabot.runtime.streams import SpreadStreams, TaskCoordinator
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
+
+if TYPE_CHECKING:
+    from sabot.jobs.gate import EffectGate
+    from sabot.jobs.log import Listener
+    from sabot.journal import Journal
 
 __all__ = ["AppSettings", "Settings", "StreamsMaker", "checkpoint_interval", "settings_of"]
 
@@ -42,7 +44,7 @@ class AppSettings(Protocol):
     clock: Clock
     checkpoint_timeout_s: float
     dedupe_s: float
-    listener: Listener | None
+    listener: "Listener | None"
     reprocess: set[str]
     drop: frozenset[str]
     refresh_schema: bool
@@ -62,7 +64,7 @@ class AppSettings(Protocol):
     """What runs streams and agents in processes of their own; None: they run in this one."""
 
     @property
-    def gates(self) -> Sequence[EffectGate]:
+    def gates(self) -> "Sequence[EffectGate]":
         """What decides on what jobs ask, the first one first."""
 
     def open_tables(self) -> Path | None:
@@ -71,7 +73,7 @@ class AppSettings(Protocol):
     def open_state(self, name: str = "db") -> tuple[StateBackend | None, bool]:
         """Returns the backend, and whether the runtime closes it. name: of its database, one for each task of agents."""
 
-    def open_journal(self) -> tuple[Journal, LocalBackend]:
+    def open_journal(self) -> "tuple[Journal, LocalBackend]":
         """Opens the journal of durable agents, before `open_storage`, and what their mailboxes are kept in. The runtime closes both."""
 
     def open_storage(self) -> CheckpointStorage | None:
@@ -112,9 +114,9 @@ class Settings:
     """How long a call of an agent may run at a barrier before it is taken for hung."""
     dedupe_s: float = 7 * 86_400.0
     """How long the id of a durable agent's job is known after its end."""
-    listener: Listener | None = None
+    listener: "Listener | None" = None
     """Is told what happens in the jobs of durable agents."""
-    gates: Sequence[EffectGate] = ()
+    gates: "Sequence[EffectGate]" = ()
     """What decides on what they ask, the first one first."""
     reprocess: set[str] = field(default_factory=set)
     """Durable agents whose records are read again as new jobs. Emptied when a checkpoint knows of it."""

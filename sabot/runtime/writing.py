@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -24,12 +24,14 @@ from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators import AgentOperator
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
 from sabot.threads import Handle, aside, tell
+
+if TYPE_CHECKING:
+    from sabot.operators import AgentOperator
 
 __all__ = ["AgentSink", "Flushes", "OperatorPort", "SeveralSinks", "SinkPort", "StreamPort", "open_writer"]
 
@@ -55,7 +57,7 @@ def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa
 class OperatorPort:
     """Another agent as the receiver: `put` is a plain call into its lanes."""
 
-    def __init__(self, operator: AgentOperator) -> None:
+    def __init__(self, operator: "AgentOperator") -> None:
         self.operator = operator
 
     @property

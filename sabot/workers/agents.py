@@ -9,8 +9,10 @@ from sabot.errors import AgentFailed
 from sabot.journal import Journal
 from sabot.metrics import Sample
 from sabot.runtime.agent_groups import TASK, AgentGroup
-from sabot.runtime.agent_job import AgentJob, restore_state
-from sabot.runtime.jobs import check_journal, stored_journal
+from sabot.runtime.agent_job import AgentJob
+from sabot.runtime.facts import stored_journal
+from sabot.runtime.jobs import check_journal
+from sabot.runtime.restore import restore_state
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import AppSettings, Settings
 from sabot.runtime.stream_job import StreamJob

@@ -10,7 +10,7 @@ from sabot.errors import AgentFailed
 from sabot.plan import walk
 from sabot.runtime.agent_groups import TASK, AgentGroup, agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
-from sabot.runtime.jobs import stored_journal
+from sabot.runtime.facts import stored_journal
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import Settings
 from sabot.workers.member import Member

@@ -29,6 +29,7 @@ from sabot.errors import AgentFailed, SabotError, UserError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
+from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, nulled_in, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
@@ -38,7 +39,6 @@ from sabot.state import StateBackend
 
 __all__ = [
     "AgentOperator",
-    "Counters",
     "Port",
     "RowBuffer",
 ]
@@ -72,15 +72,6 @@ class Port(Protocol):
 
     async def writable(self) -> None:
         """Returns when the receiver has room again, or is gone."""
-
-
-class Counters(Protocol):
-    """The figures of an agent that outlive a run: a checkpoint keeps them."""
-
-    messages_processed: int
-    errors_count: int
-    dead_letters: int
-    last_message_time: float | None
 
 
 class RowBuffer:
