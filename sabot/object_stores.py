@@ -1,6 +1,10 @@
 """Object stores as pyarrow has them, and the addresses by which users name them: s3://, gs://, az:// and abfs://, hdfs://."""
 
 import os
+import re
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
@@ -8,25 +12,41 @@ from pyarrow import fs as arrow_fs
 from sabot.errors import UserError
 from sabot.redaction import has_password, keep_url, redacted_url
 
-__all__ = ["ADDRESSES", "OBJECT_STORES", "check_bucket", "found_by"]
+__all__ = ["OBJECT_STORES", "check_bucket", "found_by", "hint_of_store"]
 
 OBJECT_STORES = frozenset(["s3", "gcs", "abfs"])
 """The file systems of pyarrow's in which an object exists only when it was sent completely, and needs no folder, but a bucket."""
 
-ADDRESSES = (
+_ADDRESSES = (
     "s3://bucket/path, gs://…, az://container/path (account: AZURE_STORAGE_ACCOUNT), abfs://…, hdfs://…;"
     " behind a ? stand options, such as region"
 )
 _KEYS = (
     "in a name or a key / is written %2F, + %2B, @ %40, : %3A; or leave them out, and let the environment say who calls"
 )
+_WHO_CALLS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine say who calls; what everybody may read:"
+    ' files((S3FileSystem(anonymous=True), "bucket/path"))',
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS=key.json, `gcloud auth application-default login`, or the account of the machine say who calls;"
+    " gs://anonymous@bucket/… asks without a name",
+    "abfs": "AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, `az login`, or the identity of the machine say who calls;"
+    " AZURE_STORAGE_ACCOUNT names the account",
+}
+_NOBODY = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]"
+    r"|UNAUTHENTICATED|PERMISSION_DENIED|OAuth2|AuthenticationException"
+)
 _PATIENCE_S = 60  # Google's client goes on for a quarter of an hour, without a word, where its store does not answer
+_ANSWER_S = 3.0  # of the server that tells a machine of Google's who it is
+_LOGIN = "application_default_credentials.json"
 
 
 def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, str]:
-    """(the file system, the path in it, the address as it may be shown: without keys and options). Nothing is asked yet.
+    """(the file system, the path in it, the address as it may be shown: without keys and options). Of the store nothing is asked yet,
+    but for the region of a bucket of S3 where the address names none.
 
-    Raises UserError for an address that cannot be read. what: that it is no such thing, for the message.
+    Raises UserError for an address that cannot be read, and where Google's client would look for minutes for somebody who calls. what:
+    that it is no such thing, for the message.
     """
     keep_url(address)
     shown = redacted_url(address).partition("?")[0]
@@ -36,9 +56,11 @@ def found_by(address: str, what: str = "") -> tuple[arrow_fs.FileSystem, str, st
         # The error quotes the part of the address that it cannot read, which may be part of a key that has a / in it.
         secret = "@" in address or has_password(address)
         why = "its address cannot be read" if secret else str(error).replace(address, shown)
-        raise UserError(f"{shown}{what}: {why}", hint=_KEYS if secret else ADDRESSES) from (None if secret else error)
+        raise UserError(f"{shown}{what}: {why}", hint=_KEYS if secret else _ADDRESSES) from (None if secret else error)
     if filesystem.type_name in OBJECT_STORES and not inside.strip("/"):
-        raise UserError(f"{shown}{what}: it names no bucket", hint=ADDRESSES)
+        raise UserError(f"{shown}{what}: it names no bucket", hint=_ADDRESSES)
+    if filesystem.type_name == "gcs" and _nobody_calls(address):
+        raise UserError(f"{shown}{what}: nothing says who calls", hint=_WHO_CALLS["gcs"])
     return filesystem, inside, shown
 
 
@@ -58,6 +80,34 @@ def check_bucket(filesystem: arrow_fs.FileSystem, inside: str, where: str) -> No
             f"{where}: the store has no bucket {bucket!r}",
             hint="make it, or correct its name; endpoint_override= behind the ? of the address names another store",
         )
+
+
+def hint_of_store(filesystem: arrow_fs.FileSystem, words: str) -> str:
+    """What to do about an error of a store. words: its text."""
+    return _WHO_CALLS.get(filesystem.type_name, _ADDRESSES) if _NOBODY.search(words) else _ADDRESSES
+
+
+def _nobody_calls(address: str) -> bool:
+    """Whether there is no key, no login, and no machine of Google's that would say who calls. Its client finds that out too, after two
+    minutes, and says so in terms of its own.
+    """
+    url, environ = urlsplit(address), os.environ
+    if url.username is not None or "endpoint_override=" in url.query or environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        return False
+    login = Path(environ.get("APPDATA") or Path(environ.get("HOME", "/"), ".config"), "gcloud", _LOGIN)
+    return not login.exists() and not _is_googles(environ.get("GCE_METADATA_HOST") or "metadata.google.internal")
+
+
+def _is_googles(host: str) -> bool:
+    """Whether this is the server that tells a machine of Google's who it is. Nothing is asked but its name."""
+    server = HTTPConnection(host, timeout=_ANSWER_S)
+    try:
+        server.request("GET", "/", headers={"Metadata-Flavor": "Google"})
+        return server.getresponse().getheader("Metadata-Flavor") == "Google"
+    except (OSError, HTTPException):
+        return False
+    finally:
+        server.close()
 
 
 def _known_to_arrow(address: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from sabot.errors import UserError
-from sabot.object_stores import ADDRESSES, check_bucket, found_by
+from sabot.object_stores import check_bucket, found_by, hint_of_store
 from sabot.redaction import clean_cause, scrubbed
 
 __all__ = ["RemotePath", "Remotely", "has_pattern", "is_remote", "listed", "naming", "remote_path"]
@@ -85,7 +85,9 @@ def listed(path: RemotePath) -> tuple[list[tuple[RemotePath, arrow_fs.FileInfo]]
             selector = arrow_fs.FileSelector(folder, allow_not_found=True, recursive=True)
             infos = [each for each in path.filesystem.get_file_info(selector) if each.type == arrow_fs.FileType.File]
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}", hint=ADDRESSES) from clean_cause(error)
+        raise UserError(
+            f"{path} cannot be read: {error}", hint=hint_of_store(path.filesystem, str(error))
+        ) from clean_cause(error)
     if matches is not None:
         infos = [each for each in infos if matches.fullmatch(each.path)]
     else:

@@ -3,8 +3,12 @@
 import gzip
 import io
 import json
+import socket
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +20,7 @@ from pyarrow import parquet as pq
 from sabot import App, files
 from sabot.connectors.files import remote
 from sabot.errors import UserError
+from sabot.object_stores import hint_of_store
 from tools.checkpoint_tools import in_memory
 
 TABLE = pa.table({"id": [1, 2, 3], "name": ["a", "b", "c"]})
@@ -144,6 +149,76 @@ def test_an_address_that_can_be_of_no_store_is_refused_before_anything_is_asked(
     with pytest.raises(UserError, match=why) as refused:
         files(address).scan(None, None)
     assert "s3://bucket/path" in str(refused.value)
+
+
+class _Machine(BaseHTTPRequestHandler):
+    """Of Google's machines, each of which is told who it is by a server of this kind."""
+
+    def do_GET(self) -> None:
+        assert self.path == "/"
+        self.send_response(200)
+        self.send_header("Metadata-Flavor", self.headers["Metadata-Flavor"])
+        self.end_headers()
+
+    def log_message(self, *what: Any) -> None:
+        """Writes no log."""
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of who calls Google's store. The server that knows it is not there."""
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "APPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
+    return monkeypatch
+
+
+def test_where_nobody_says_who_calls_googles_store_the_error_says_so_at_once(nobody: pytest.MonkeyPatch) -> None:
+    """Its client looked for nearly two minutes, and said that it could not create an OAuth2 access token."""
+    with pytest.raises(UserError, match="gs://bucket/rows: nothing says who calls") as refused:
+        files("gs://bucket/rows", "ndjson").scan(None, None)
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in str(refused.value)
+    assert "gs://anonymous@bucket" in str(refused.value)
+
+
+def test_who_calls_googles_store_may_be_said_in_several_places(nobody: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for address in ("gs://anonymous@bucket/rows", "gs://bucket/rows?scheme=http&endpoint_override=127.0.0.1:1"):
+        assert remote.remote_path(address).inside == "bucket/rows"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Machine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with nobody.context() as machine:
+            machine.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+            assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+    finally:
+        server.shutdown()
+        server.server_close()
+    with nobody.context() as key:
+        key.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+        assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+    login = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
+    login.parent.mkdir(parents=True)
+    login.write_text("{}")
+    assert remote.remote_path("gs://bucket/rows").inside == "bucket/rows"
+
+
+@pytest.mark.parametrize(
+    ("store", "words", "hint"),
+    [
+        ("s3", "AWS Error ACCESS_DENIED during HeadObject operation: No response body.", "AWS_ACCESS_KEY_ID"),
+        ("gcs", "google::cloud::Status(PERMISSION_DENIED: no)", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("abfs", "AuthenticationExceptionE: Failed to get token from DefaultAzureCredential.", "AZURE_CLIENT_SECRET"),
+        ("s3", "AWS Error NETWORK_CONNECTION during HeadObject operation", "s3://bucket/path"),
+        ("hdfs", "PERMISSION_DENIED", "s3://bucket/path"),
+    ],
+)
+def test_a_store_that_refuses_the_caller_is_answered_with_how_to_say_who_calls(
+    store: str, words: str, hint: str
+) -> None:
+    assert hint in hint_of_store(SimpleNamespace(type_name=store), words)
 
 
 def test_files_of_this_machine_are_none_of_a_store(tmp_path: Path) -> None:
