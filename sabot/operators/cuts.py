@@ -18,10 +18,13 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import SabotError
 from sabot.operators.keeping import Batches
 
-__all__ = ["OpenCuts", "OpenRows", "Rows", "SlotRows"]
+__all__ = ["MEMORY_SHARE", "OpenCuts", "OpenRows", "Rows", "SlotRows"]
 
 Rows: TypeAlias = list[pa.RecordBatch]
 """Rows as columns of several files of a checkpoint, which have as many rows each."""
+
+MEMORY_SHARE = 0.5
+"""How much of a memory budget is for what is in memory; as much again is for rows that an open cut needs and that have changed since."""
 
 _PIECE_SLOTS = 8_192  # how many slots a cut reads at a time at most, while the owner waits
 _PIECE_BYTES = 16_000_000  # about how many bytes these have

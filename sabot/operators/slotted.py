@@ -25,7 +25,7 @@ from sabot.disk import make_folder
 from sabot.errors import SabotError
 from sabot.faults import hint_of, taking_over
 from sabot.operators.base import Cut, OperatorContext, Saved
-from sabot.operators.cuts import OpenCuts, OpenRows, Rows
+from sabot.operators.cuts import MEMORY_SHARE, OpenCuts, OpenRows, Rows
 from sabot.operators.keeping import (
     CANNOT_CHANGE,
     Batches,
@@ -36,13 +36,13 @@ from sabot.operators.keeping import (
     other_columns,
     read_batches,
 )
-from sabot.state.segments import Segments, SegmentsCut, read_segments
+from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 
 __all__ = ["Slotted", "saved_rows"]
 
 Array: TypeAlias = pa.Array
-_EVICTED_SLOTS = 262_144  # how many slots leave in one segment, at most
+_PIECE_BYTES = 8_000_000  # about how much of what leaves is copied at a time
 _SHARE = 0.4  # of the keys leave when the budget is used up
 _LAST_TICK = 1 << 30
 _COLD = "cold"
@@ -75,7 +75,7 @@ class Slotted(Kept):
         self.keys_at, self._name = list(keys), name
         self._owners = self.keys_at if owners is None else list(owners)
         self._cuts = OpenCuts()
-        self._most_bytes = context.memory_budget * 3 // 10
+        self._most_bytes = int(context.memory_budget * MEMORY_SHARE)
         self._tick = self._evicted = self._back = 0
         self._cold: Segments | None = None
         if context.directory is not None and key_indices:
@@ -296,21 +296,28 @@ class Slotted(Kept):
 
     def _make_room(self, cold: Segments) -> None:
         victims = self.victims()
-        for start in range(0, len(victims), _EVICTED_SLOTS):
-            slots = victims.slice(start, _EVICTED_SLOTS)
-            self.note(slots)
-            rows = self.rows_of(slots)
-            hashes = self._hashes_of(rows, self.keys_at).to_numpy()
-            columns = [column for each in rows for column in each.columns]
-            try:
-                cold.write(pa.RecordBatch.from_arrays(columns, schema=cold.schema), hashes, self.due_of(rows))
-            except SabotError:
-                raise
-            except (OSError, pa.ArrowException) as error:
-                raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
-            self.forget(slots)
-            self._evicted += rows[0].num_rows
+        # By the hash of their key, as segments have them: then pieces of rows need not be sorted.
+        by_hash = victims.take(pa.array(np.argsort(self.known.hashes(victims).to_numpy())))
+        piece = max(_PIECE_BYTES * len(self.known) // max(self._used(), 1), 1)
+        self.note(victims)
+        try:
+            cold.write(
+                self._leaving(by_hash.slice(start, piece), cold.schema) for start in range(0, len(by_hash), piece)
+            )
+        except SabotError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise SabotError(f"state directory: {error}", hint=hint_of(error)) from error
+        self.forget(victims)
         give_back()
+
+    def _leaving(self, slots: pa.Int32Array, schema: pa.Schema) -> Piece:
+        """The rows of these slots, to be kept in a segment."""
+        rows = self.rows_of(slots)
+        self._evicted += rows[0].num_rows
+        columns = [column for each in rows for column in each.columns]
+        hashes = self._hashes_of(rows, self.keys_at).to_numpy()
+        return pa.RecordBatch.from_arrays(columns, schema=schema), hashes, self.due_of(rows)
 
     def victims(self) -> pa.Int32Array:
         """The slots that were not touched for longest."""

@@ -21,7 +21,7 @@ from sabot._cython.groups.tables import give_back
 from sabot.errors import SabotError
 from sabot.faults import hint_of
 from sabot.operators.base import CHUNK_ROWS, Cut, OperatorContext, Saved
-from sabot.operators.cuts import SlotRows
+from sabot.operators.cuts import MEMORY_SHARE, SlotRows
 from sabot.operators.keeping import Batches, Kept, Owned, key_hashes
 from sabot.state.segments import Segments, read_segments
 
@@ -103,7 +103,7 @@ class SpilledGroups(Kept):
         self._keys = list(keys)
         self._owners = self._keys if owners is None else list(owners)
         self._schema = rows.insert(0, _PANE)
-        self._most_bytes = context.memory_budget * 3 // 10
+        self._most_bytes = int(context.memory_budget * MEMORY_SHARE)
         self._count: dict[int, int] = {}  # by pane: how many rows of its groups are on disk
         self._bytes: dict[int, int] = {}  # by pane: what it took in memory when it was touched last
         self._touched: set[int] = set()
@@ -111,7 +111,7 @@ class SpilledGroups(Kept):
         self._rows = self._batches = 0  # since it was measured last
         self._cold: Segments | None = None
         if spills and context.directory is not None and keys:
-            self._cold = Segments(self._schema, context.directory / _COLD, most_bytes=context.memory_budget // 4)
+            self._cold = Segments(self._schema, context.directory / _COLD)
 
     @property
     def panes(self) -> list[int]:
@@ -294,7 +294,8 @@ class SpilledGroups(Kept):
         if parts:
             rows = pa.concat_batches(parts)
             try:
-                cold.write(rows, np.concatenate([places for _, _, places in waiting]), rows.column(0).to_numpy())
+                places = np.concatenate([places for _, _, places in waiting])
+                cold.write([(rows, places, rows.column(0).to_numpy())])
             except SabotError:
                 raise
             except (OSError, pa.ArrowException) as error:

@@ -34,7 +34,7 @@ from sabot.operators.patterns.state import PatternState
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.operators.windows.top import WindowTopN
-from sabot.state import segments as segment_files
+from sabot.state import segment_parts
 from sabot.state.segments import Segments, read_segments
 from tools.operator_run import OperatorRun
 
@@ -443,7 +443,7 @@ def test_rows_are_taken_by_hash_and_by_time(tmp_path: Path) -> None:
     for start in range(0, 100, 10):
         numbers = list(range(start, start + 10))
         hashes = np.array([n // 2 for n in numbers], np.uint64)  # two rows a key
-        segments.write(batch(numbers), hashes, np.array([1_000 - n for n in numbers]))
+        segments.write([(batch(numbers), hashes, np.array([1_000 - n for n in numbers]))])
     assert len(segments) == 100
     assert values(segments.take(np.array([3, 3, 49, 77], np.uint64))) == [6, 7, 98, 99]
     assert values(segments.take(np.array([3], np.uint64))) == []
@@ -468,11 +468,11 @@ def test_rows_are_taken_by_hash_and_by_time(tmp_path: Path) -> None:
 
 
 def test_a_key_is_whole_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_files, "_PIECE_ROWS", 4)
+    monkeypatch.setattr(segment_parts, "_PIECE_ROWS", 4)
     rng = random.Random(7)
     keys = sorted(rng.choices(range(12), k=60))
     segments = Segments(batch([1]).schema, tmp_path / "cold")
-    segments.write(batch(keys), np.array(keys, np.uint64))
+    segments.write([(batch(keys), np.array(keys, np.uint64), None)])
     gone = [key for key in set(keys) if key % 3 == 0]
     segments.take(np.array(gone, np.uint64))
     pieces = [piece.column("n").to_pylist() for piece in segments.take_all()]
@@ -485,7 +485,7 @@ def test_a_key_is_whole_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_segments_are_few_and_the_gone_rows_of_sparse_ones_leave_the_disk(tmp_path: Path) -> None:
     def keep(keys: Any) -> None:
-        segments.write(pa.record_batch({"n": keys}), keys.astype(np.uint64))
+        segments.write([(pa.record_batch({"n": keys}), keys.astype(np.uint64), None)])
 
     segments = Segments(pa.schema([("n", pa.int64())]), tmp_path / "cold")
     most, rows = 0, 20 * 2_100  # from about 2,000 rows on segments have levels
@@ -503,9 +503,81 @@ def test_segments_are_few_and_the_gone_rows_of_sparse_ones_leave_the_disk(tmp_pa
     segments.close()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_segments_of_many_parts_keep_what_a_dict_keeps(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_parts, "_PIECE_ROWS", 5)
+    monkeypatch.setattr(segment_parts, "_SAMPLE", 1)
+    rng = random.Random(seed)
+    segments = Segments(batch([1]).schema, tmp_path / "cold")
+    kept: dict[int, tuple[int, int]] = {}  # by number: its key's hash, and when it is due
+    numbers, now = iter(range(10_000)), 0
+
+    def gone(found: Any) -> list[int]:
+        rows = values(found)
+        for number in rows:
+            del kept[number]
+        return rows
+
+    def save() -> tuple[Path, Any]:
+        place = tmp_path / f"saved{rng.random()}"
+        place.mkdir()
+        cut = segments.cut()
+        told = json.loads(json.dumps(cut.facts))
+        cut.save(place)
+        return place, told
+
+    for _ in range(50):
+        step = rng.choice(["write", "write", "take", "due", "restart"])
+        hashes = {which for which, _ in kept.values()}
+        if step == "write":
+            fresh = sorted(set(rng.sample(range(200), 12)) - hashes)
+            rows = [(number, each) for each in fresh for number, _ in zip(numbers, range(3), strict=False)]
+            due = [now + rng.randrange(1, 60) for _ in rows]
+            kept |= {number: (each, at) for (number, each), at in zip(rows, due, strict=True)}
+            some = batch([number for number, _ in rows])
+            segments.write([(some, np.array([each for _, each in rows], np.uint64), np.array(due))])
+        elif step == "take":
+            asked = rng.sample(range(200), 20)
+            wanted = sorted(number for number, (each, _) in kept.items() if each in asked)
+            assert gone(segments.take(np.array(asked, np.uint64))) == wanted
+        elif step == "due":
+            now += rng.randrange(8)
+            ripe = {each for each, at in kept.values() if at <= now}
+            wanted = sorted(number for number, (each, _) in kept.items() if each in ripe)
+            assert gone(segments.due(now)) == wanted
+            assert (segments.least_due or 10**9) == min((at for _, at in kept.values()), default=10**9)
+        else:
+            place, told = save()
+            assert values(read_segments(place, segments.schema, told)) == sorted(kept)
+            segments.close()
+            segments = Segments(batch([1]).schema, tmp_path / "cold")
+            segments.link(place, told)
+        assert len(segments) == len(kept)
+    assert values(segments.read()) == sorted(kept)
+    segments.close()
+
+
+def test_no_more_than_a_piece_of_a_merge_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_parts, "_PIECE_ROWS", 1_000)
+    segments = Segments(pa.schema([("n", pa.int64())]), tmp_path / "cold")
+    rng = np.random.default_rng(1)
+    hashes = rng.permutation(20_000).astype(np.uint64) << np.uint64(40)
+    for some in np.split(hashes, 4):
+        segments.write([(pa.record_batch({"n": some.astype(np.int64)}), some, None)])
+    (file,) = (tmp_path / "cold").iterdir()
+    with pa.OSFile(str(file), "rb") as source:
+        reader = pa.ipc.open_file(source)
+        sizes = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
+    assert sum(sizes) == 20_000
+    assert max(sizes) <= 1_500
+    segments.close()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     segments = Segments(batch([1]).schema, tmp_path / "cold")
-    segments.write(batch([1, 2]), np.array([5, 6], np.uint64))
+    segments.write([(batch([1, 2]), np.array([5, 6], np.uint64), None)])
     cut = segments.cut()
     (tmp_path / "saved").mkdir()
     told = cut.facts

@@ -21,7 +21,7 @@ from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.steps import Upsert
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.top import WindowTopN
-from sabot.state import segments
+from sabot.state import segment_parts
 from tools.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
     ]
 )
 CHANGES = SCHEMA.insert(5, pa.field(OP_COLUMN, pa.int8()))
-TINY = 60_000  # bytes, of which empty tables take more: some of the keys leave after each batch
+TINY = 36_000  # bytes, of which empty tables take more: some of the keys leave after each batch
 
 
 class Longest:
@@ -111,7 +111,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups leave after each batch, and are read in small pieces."""
     monkeypatch.setattr(spilled, "_MEASURED_BATCHES", 1)
     monkeypatch.setattr(spilled, "CHUNK_ROWS", 32)
-    monkeypatch.setattr(segments, "_PIECE_ROWS", 16)
+    monkeypatch.setattr(segment_parts, "_PIECE_ROWS", 16)
 
 
 def planned(seed: int, *, changes: bool, most: int, count: int = 500, keys: int = 80) -> Plan:

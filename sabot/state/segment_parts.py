@@ -1,0 +1,199 @@
+"""The parts of a segment (`segments`): rows of a range of key hashes, their columns, and how parts are made of rows and of other parts.
+
+hash    of the row's key; the rows of a part stand by it, those of a key together
+due     the time from which on the row has to be in memory
+by due  the numbers of the part's rows in the order of these times; rows of several kinds, which become due by clocks of their own,
+        kind by kind
+...     the row's own columns
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["HEAD", "SegmentPart", "joined", "laid_out", "merged"]
+
+HEAD = (pa.field("__hash", pa.uint64()), pa.field("__due", pa.int64()), pa.field("__by_due", pa.int32()))
+_NEVER = 2**63 - 1
+_PIECE_ROWS = 65_536  # about how many rows are read or written at a time
+_PIECE_BYTES = 8_000_000  # fewer, where these would be larger
+_SAMPLE = 64  # one row in so many says where hashes lie
+
+
+class SegmentPart:
+    """Rows by hash, one or more."""
+
+    def __init__(self, data: pa.RecordBatch) -> None:
+        self.data = data
+        self.rows = self.alive = data.num_rows
+        self.hashes, self._times, self._order = (data.column(place).to_numpy() for place in range(len(HEAD)))
+        self.gone = np.zeros(self.rows, np.bool_)
+        self._is_shared = False  # whether a cut has `gone`
+        self._ends = [self.rows]  # where the rows of each kind end, in order of `due`
+        self._next = [0]  # the rows of each kind before it have been given
+
+    def begin_with(self, gone: Any) -> None:
+        """At a restore: these rows are gone."""
+        self.gone, self.alive = gone, self.rows - int(gone.sum())
+
+    def part_by(self, kind: int) -> None:
+        """kind: the number of the column that says by which clock a row is due."""
+        first = self.rows - int(np.count_nonzero(self.data.column(kind).to_numpy()))
+        self._ends, self._next = [first, self.rows], [0, first]
+
+    def of(self, asked: Any) -> Any:
+        """The living rows with these hashes, which ascend."""
+        first = np.searchsorted(self.hashes, asked)
+        sizes = np.searchsorted(self.hashes, asked, side="right") - first
+        ends = np.cumsum(sizes)
+        if not len(ends) or not ends[-1]:
+            return np.zeros(0, np.int64)
+        numbers = np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
+        return numbers[~self.gone[numbers]]
+
+    def living(self) -> Any:
+        return np.flatnonzero(~self.gone)
+
+    def full_at(self, rows: int, kind: int) -> int:
+        """The time by which so many more rows are due."""
+        place = self._next[kind] + rows
+        return _NEVER if place >= self._ends[kind] else self._time_at(place)
+
+    def _time_at(self, place: int) -> int:
+        return int(self._times[self._order[place]])
+
+    def due(self, now: int, kind: int) -> Iterator[Any]:
+        """The living rows of keys of which one is due, in pieces."""
+        while self._next[kind] < self._ends[kind] and self._time_at(self._next[kind]) <= now:
+            some = self._order[self._next[kind] : min(self._next[kind] + _PIECE_ROWS, self._ends[kind])]
+            some = some[self._times[some] <= now]
+            self._next[kind] += len(some)
+            living = some[~self.gone[some]]
+            if len(living):
+                yield self.of(np.unique(self.hashes[living]))
+
+    def times(self) -> tuple[Any, Any]:
+        """The times at which living rows are due, and how many at each."""
+        times, rows = np.unique(self._times[~self.gone], return_counts=True)
+        return times, rows
+
+    def drop_due(self, now: int) -> None:
+        """Forgets the rows that are due at this time."""
+        self.forget(np.flatnonzero((self._times <= now) & ~self.gone))
+
+    def due_at(self, time: int) -> Any:
+        """The living rows that are due at this very time."""
+        first, end = np.searchsorted(self._times, [time, time + 1], sorter=self._order)
+        numbers = np.sort(self._order[first:end])
+        return numbers[~self.gone[numbers]]
+
+    @property
+    def least_due(self) -> int:
+        """The least time at which a living row of the first kind is due."""
+        while self._next[0] < self._ends[0]:
+            some = self._order[self._next[0] : min(self._next[0] + _PIECE_ROWS, self._ends[0])]
+            living = np.flatnonzero(~self.gone[some])
+            if len(living):
+                self._next[0] += int(living[0])
+                return self._time_at(self._next[0])
+            self._next[0] += len(some)
+        return _NEVER
+
+    def take(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
+        """These living rows, which are gone from now on."""
+        self.forget(numbers)
+        return self.rows_at(numbers, schema)
+
+    def forget(self, numbers: Any) -> None:
+        """These living rows are gone from now on."""
+        if len(numbers):
+            if self._is_shared:
+                self.gone, self._is_shared = self.gone.copy(), False
+            self.gone[numbers] = True
+            self.alive -= len(numbers)
+
+    def rows_at(self, numbers: Any, schema: pa.Schema) -> pa.RecordBatch:
+        columns = self.data.columns[len(HEAD) :]
+        if len(numbers) < self.rows:
+            wanted = pa.array(numbers)
+            columns = [column.take(wanted) for column in columns]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def shared(self) -> Any:
+        """Which rows are gone, as it is now."""
+        self._is_shared = True
+        return self.gone
+
+
+def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in fewer pieces: one that reaches the size of a piece ends it."""
+    some: list[pa.RecordBatch] = []
+    for piece in pieces:
+        if piece.num_rows:
+            some.append(piece)
+        if sum(each.num_rows for each in some) >= _PIECE_ROWS:
+            yield _whole(some)
+            some = []
+    if some:
+        yield _whole(some)
+
+
+def laid_out(
+    schema: pa.Schema, pieces: Iterable[tuple[pa.RecordBatch, Any, Any]], kind: int | None
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a segment, of pieces of rows (`segments.Piece`). schema: of a batch. kind: the number of the column that says by which
+    clock a row is due.
+    """
+    for rows, hashes, due in pieces:
+        head = [hashes, np.full(len(hashes), _NEVER) if due is None else due, np.zeros(len(hashes), np.int32)]
+        laid = pa.RecordBatch.from_arrays([*map(pa.array, head), *rows.columns], schema=schema)
+        if (hashes[1:] < hashes[:-1]).any():
+            order = np.argsort(hashes, kind="stable")  # rows of a hash stay in their order
+            laid, hashes = laid.take(pa.array(order)), hashes[order]
+        start, most = 0, _piece_rows(laid.nbytes, laid.num_rows)
+        while start < len(hashes):
+            end = int(np.searchsorted(hashes, hashes[min(start + most, len(hashes)) - 1], side="right"))
+            yield _by_due(laid.slice(start, end - start), kind)
+            start = end
+
+
+def merged(parts: Sequence[SegmentPart], kind: int | None) -> Iterator[pa.RecordBatch]:
+    """The batches of a segment that has the living rows of these parts."""
+    parts = [part for part in parts if part.alive]
+    for some in _ranges(parts):
+        rows = _whole([part.data.slice(start, end - start) for part, start, end in some])
+        living = np.flatnonzero(~np.concatenate([part.gone[start:end] for part, start, end in some]))
+        order = living[np.argsort(rows.column(0).to_numpy()[living], kind="stable")]
+        if len(order):
+            yield _by_due(rows.take(pa.array(order)), kind)
+
+
+def _ranges(parts: Sequence[SegmentPart]) -> Iterator[list[tuple[SegmentPart, int, int]]]:
+    """Ranges of hashes, ascending, each with as many rows as a piece may have: of each part that has some, where these begin and end."""
+    if not parts:
+        return
+    most = _piece_rows(sum(part.data.nbytes for part in parts), sum(part.rows for part in parts))
+    sample = np.sort(np.concatenate([part.hashes[::_SAMPLE] for part in parts]))
+    step = max(most // _SAMPLE, 1)
+    edges = np.unique(sample[step::step])  # where the second range begins, the third, ...
+    bounds = [[0, *np.searchsorted(part.hashes, edges).tolist(), part.rows] for part in parts]
+    for number in range(len(edges) + 1):
+        some = [(part, each[number], each[number + 1]) for part, each in zip(parts, bounds, strict=True)]
+        if some := [each for each in some if each[1] < each[2]]:
+            yield some
+
+
+def _piece_rows(nbytes: int, rows: int) -> int:
+    return max(min(_PIECE_ROWS, _PIECE_BYTES * rows // max(nbytes, 1)), 1)
+
+
+def _by_due(rows: pa.RecordBatch, kind: int | None) -> pa.RecordBatch:
+    due = rows.column(1).to_numpy()
+    by_due = np.argsort(due, kind="stable") if kind is None else np.lexsort((due, rows.column(kind).to_numpy()))
+    return rows.set_column(2, HEAD[2], pa.array(by_due.astype(np.int32)))
+
+
+def _whole(pieces: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
