@@ -37,7 +37,8 @@ __all__ = ["Crashes", "crash_at_every_step"]
 Moment = Literal["before", "after", "torn"]
 
 _DIED = 77  # the exit code of a process that dies as it was told
-_PRELOADED = ("sabot", "sabot.testing", "sabot.testing.every_step")
+# With what the run of an app loads when it begins: each process would load it anew, in several times what its life takes. (numpy: unique.)
+_PRELOADED = (__name__, "sabot.runtime.run", "sabot.runtime.job", "sabot.operators.keyed.running", "numpy.ma")
 
 
 @dataclass

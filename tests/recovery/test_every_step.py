@@ -73,7 +73,7 @@ def check(directory: Path) -> list[list[object]]:
 
 
 # Two lives for each crash, 0.1 s of processor time each.
-each_or_some = pytest.mark.parametrize("sample", [pytest.param(None, id="each", marks=pytest.mark.slow), 16])
+each_or_some = pytest.mark.parametrize("sample", [pytest.param(None, id="each", marks=pytest.mark.slow), 8])
 
 
 @each_or_some
@@ -169,6 +169,28 @@ def test_more_than_one_death_in_a_row_changes_nothing(sample: int | None) -> Non
     crashes = crash_at_every_step(build, check, torn=False, deaths=3, workers=2, sample=sample)
     assert crashes.by_moment["torn"] == 0
     assert crashes.died > (sample // 2 if sample else crashes.steps)
+
+
+class Loading:
+    """A job that keeps the names of the modules which it loads when it runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def run(self) -> None:
+        app = App("sums", state="memory", checkpoint_dir=self._directory / "checkpoints")
+        rows = app.stream(ScriptedSource([ROWS[0], END]))
+        summed = rows.filter(col("n") >= 0).key_by("k").aggregate(total=sabot.sum("n"))
+        summed.to(LineSink(self._directory / "out.txt"), delivery="exactly_once")
+        before = set(sys.modules)
+        await app.run()
+        (self._directory / "loaded.json").write_text(json.dumps(sorted(sys.modules.keys() - before)))
+
+
+def test_a_process_finds_loaded_what_its_life_needs() -> None:
+    loaded = []
+    crash_at_every_step(Loading, lambda place: loaded.append(json.loads((place / "loaded.json").read_text())), sample=0)
+    assert loaded == [[]]
 
 
 def hang(directory: Path) -> App:
