@@ -431,7 +431,7 @@ class SourceInput(Reader):
         else:
             raise UserError(
                 f"stream {self.name}: its rows have no timestamps of their own, as records of a topic have, and no column of event time",
-                hint=f'time="ts" names one of its columns: {", ".join(data.schema.names)}',
+                hint='app.stream(…, time="ts") names the column that has it',
             )
         data, times, records = self._in_time(data, times, why, records, batch)
         data = data.append_column(TIME_COLUMN, times)

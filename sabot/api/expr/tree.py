@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
+from sabot.api.expr.elsewhere import MissingMethods
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
@@ -50,7 +51,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Expr:
+class Expr(MissingMethods):
     """A computation over the columns of a batch, one value a row. Immutable; `==` and the other operators give an Expr.
 
     kind: "col", "lit", "alias", "when", "coalesce", "struct", an operator as Python writes it ("neg" and "not" for - and ~), or the

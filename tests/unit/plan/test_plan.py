@@ -1,6 +1,8 @@
 """What the plan makes of a program: which columns are read, where filters stand, where rows change threads."""
 
+import copy
 import datetime
+import pickle
 import re
 
 import numpy as np
@@ -548,6 +550,25 @@ def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
     for name, (stream, here) in missing.items():
         with pytest.raises(AttributeError, match=f"{type(stream).__name__}.* no attribute '{name}'.*{here}"):
             getattr(stream, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("sum", r'sabot.sum\("x"\), in aggregate'),
+        ("std", r'sabot.stddev\("x"\)'),
+        ("shift", r'sabot.lag\("x"\)'),
+        ("isin", "is_in"),
+        ("map_elements", "map_batches"),
+    ],
+)
+def test_a_method_that_expressions_do_not_have_is_answered_with_what_does_the_same(name: str, here: str) -> None:
+    with pytest.raises(AttributeError, match=f"'Expr' object has no attribute '{name}'.*{here}"):
+        getattr(col("amount") * 2, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
+        _ = col("amount").nonsense
+    assert copy.copy(col("amount")).text() == col("amount").text()
+    assert pickle.loads(pickle.dumps(col("amount") * 2)).text() == (col("amount") * 2).text()
 
 
 @pytest.mark.parametrize(

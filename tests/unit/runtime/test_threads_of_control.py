@@ -212,4 +212,4 @@ def test_rows_without_time_are_refused_with_the_stream_and_its_columns():
     reader = source_input([ROWS], timed=True, time=None)
     with pytest.raises(UserError, match="stream script: its rows have no timestamps of their own") as failure:
         elements(reader.next)
-    assert failure.value.hint == 'time="ts" names one of its columns: n'
+    assert failure.value.hint == 'app.stream(…, time="ts") names the column that has it'

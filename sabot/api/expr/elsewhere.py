@@ -1,0 +1,51 @@
+"""Methods that expressions do not have, by the names that polars and pandas give them: the error says what does the same here."""
+
+from typing import TYPE_CHECKING, NoReturn
+
+__all__ = ["MissingMethods"]
+
+_AGGREGATES = {
+    "count": "count",
+    "first": "first",
+    "implode": "collect_list",
+    "last": "last",
+    "max": "max",
+    "mean": "mean",
+    "min": "min",
+    "n_unique": "count_distinct",
+    "nunique": "count_distinct",
+    "std": "stddev",
+    "sum": "sum",
+    "var": "variance",
+}
+_HERE = {
+    "apply": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    "astype": 'cast("int64")',
+    "diff": 'col("x") - col("before") behind key_by("k").over(before=sabot.lag("x"))',
+    "eq": "==",
+    "fillna": "fill_null(0)",
+    "isin": "is_in([1, 2])",
+    "isna": "is_null()",
+    "isnull": "is_null()",
+    "map_elements": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    "median": 'sabot.approx_quantile("x", 0.5), in aggregate(…) or over(…) of the stream',
+    "notna": "is_not_null()",
+    "over": 'key_by("k").over(total=sabot.sum("x")) of the stream',
+    "pow": "**",
+    "quantile": 'sabot.approx_quantile("x", 0.9), in aggregate(…) or over(…) of the stream',
+    "shift": 'sabot.lag("x"), in over(…) of the stream',
+    "top_k": 'sabot.top_k("x", 3), in aggregate(…) of the stream',
+    **{there: f'sabot.{here}("x"), in aggregate(…) or over(…) of the stream' for there, here in _AGGREGATES.items()},
+}
+
+
+class MissingMethods:
+    """What says of a missing method what does the same."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            here, what = _HERE.get(name), f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{what} (here it is {here})" if here else what, name=name, obj=self)
