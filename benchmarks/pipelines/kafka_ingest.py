@@ -13,7 +13,9 @@
     latency   the 3 columns of `stream` into another topic at least once: p50, p99 and p99.9 from produce to result
 
 The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send). The rounds go through all kinds, forth and
-back; each run is a process of its own, from the first record to the last, and of the windows to the commit of the last transaction.
+back; each run is a process of its own, from the first record to the last, and of the windows to the commit of the last transaction. Of
+`stream`: from the start of the app. `start_seconds`: how long the windows were without a record (offsets, transactions that begin).
+`of_bound` is the median of the rounds' ratios.
 Checked in each run: the count, and the bytes of the payloads or the sum of the amounts; of the windows each row, as a consumer with
 `read_committed` gets them, against what pyarrow groups. `cpu_seconds` are those of the reading process, so they hold on a machine that
 does other work too. The latencies are taken once, of --seconds at 10, 50 and 80 % of the peak, which
@@ -53,6 +55,7 @@ from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, row_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import FETCHING
+from sabot.kafka.reader import KafkaReader
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
@@ -176,6 +179,7 @@ def read_source(options: argparse.Namespace) -> dict[str, float]:
             assert time.perf_counter() < heard + QUIET_SECONDS, f"{rows} of {options.rows} records came"
             continue
         heard = time.perf_counter()
+        began = began if rows else heard
         if options.kind == "decode":
             data, bad = codec.decode(batch.data)
             assert not bad, bad[0]
@@ -198,6 +202,7 @@ def read_client(options: argparse.Namespace) -> dict[str, float]:
     rows = bytes_ = 0
     while rows < options.rows:
         messages = consumer.consume(1, QUIET_SECONDS)
+        began = began if rows else time.perf_counter()
         messages += consumer.consume(BATCH_ROWS - 1, 0)
         assert messages, f"{rows} of {options.rows} records came"
         rows += len(messages)
@@ -219,6 +224,20 @@ async def read_stream(options: argparse.Namespace) -> dict[str, float]:
     return outcome
 
 
+def note_first(times: list[float]) -> None:
+    """From now on the time at which this process has its first records is added."""
+    read_batch = KafkaReader.read_batch
+
+    def noted(reader: KafkaReader, max_rows: int, timeout: float) -> Batch | None:
+        batch = read_batch(reader, max_rows, timeout)
+        if batch is not None:
+            times.append(time.perf_counter())
+            KafkaReader.read_batch = read_batch  # type: ignore[method-assign]
+        return batch
+
+    KafkaReader.read_batch = noted  # type: ignore[method-assign]
+
+
 def write_windows(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
         app = App(
@@ -237,10 +256,13 @@ def write_windows(options: argparse.Namespace) -> dict[str, float]:
             .select("account", "n", "total", "biggest", window_start=col("window_start").cast("int64"))
             .to(options.out, key="account", delivery="exactly_once")
         )
+        first: list[float] = []
+        note_first(first)
         began, cpu = time.perf_counter(), time.process_time()
         app.main()
         tasks = app.statistics()["streams"].values()
-        return measured(began, cpu, sum(task["input"].get("rows_in", 0) for task in tasks if "input" in task))
+        rows = sum(task["input"].get("rows_in", 0) for task in tasks if "input" in task)
+        return measured(first[0], cpu, rows, start_seconds=first[0] - began)
 
 
 def committed(broker: str, topic: str, partitions: int) -> pa.Table:
@@ -498,9 +520,14 @@ def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
             "rows_per_s": round(median(options.rows / each["seconds"] for each in runs)),
             "cpu_seconds": round(median(each["cpu_seconds"] for each in runs), 2),
         }
+        if "start_seconds" in runs[0]:
+            figures[kind]["start_seconds"] = round(median(each["start_seconds"] for each in runs), 2)
     if bound := figures.get("bound"):
         for kind in found:
-            figures[kind]["of_bound"] = round(figures[kind]["rows_per_s"] / bound["rows_per_s"], 2)
+            pairs = zip(found["bound"], found[kind], strict=True)
+            shares = sorted(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs)
+            figures[kind]["of_bound"] = round(median(shares), 2)
+            figures[kind]["of_bound_from_to"] = [round(shares[0], 2), round(shares[-1], 2)]
             figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
     figures |= waits
     if options.peers:
