@@ -165,7 +165,7 @@ COMPUTING = {
 A_TEST = 0.03
 # Of the examples of each property `make test` tries this share, and `make slow` all of them: what is found late is found in the first ones,
 # or in more than any of them.
-SHARE_OF_EXAMPLES = 0.15
+SHARE_OF_EXAMPLES = 0.1
 
 # Slow and few: each of their tests goes to the worker that is free.
 ONE_BY_ONE = {"test_every_step_pipelines", "test_durable_crashes"}

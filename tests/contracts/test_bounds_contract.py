@@ -133,6 +133,7 @@ def test_offsets_name_each_partition(broker_place: MemoryPlace, until: Place) ->
     source.close()
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("read", [0, 1, 5, 8, 9])
 def test_a_restart_ends_where_the_first_start_would_have_ended(broker_place: MemoryPlace, read: int) -> None:
     rows = filled(broker_place)

@@ -152,6 +152,7 @@ class Process:
 # -- ledgers over it -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 async def test_three_ledgers_with_200_calls_each_never_use_more_than_there_is(place: Place) -> None:
     limit = Budget("tenant", max_tokens_daily=30_000, warn_at=1)
     ledgers = [place.ledger(limit) for _ in range(3)]
@@ -408,7 +409,7 @@ async def test_scopes_in_one_batch_are_judged_each_by_its_own(place: Place) -> N
     assert [each.decision for each in (await one._work(*steps)).judgements] == ["allow", "allow", "deny", "deny"]
 
 
-@pytest.mark.one_in(3, "a quarter of a second of a core each")
+@pytest.mark.one_in(8, "a quarter of a second of a core each")
 @pytest.mark.parametrize("seed", range(3))
 async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None:
     """Random calls of three processes, some of which are away for longer than their lease."""

@@ -191,6 +191,7 @@ def test_a_shared_queue_begins_in_its_order():
     simulated(main)
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @both
 def test_calls_that_never_wait_leave_the_loop_to_others(own_queues):
     async def main():
@@ -462,6 +463,7 @@ def test_a_call_that_cleans_up_is_waited_for_and_disturbed_once_at_most(own_queu
 # -- limits ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @both
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_service_that_is_overloaded_gets_fewer_calls_at_once_and_every_item_is_done(seed, own_queues):
@@ -515,6 +517,7 @@ def test_retry_after_holds_all_calls_and_then_the_one_that_was_turned_away_is_ma
     simulated(main)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @both
 def test_a_call_that_is_turned_away_for_ten_minutes_has_failed(own_queues):
     async def call(item):

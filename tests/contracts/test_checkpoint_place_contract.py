@@ -74,6 +74,7 @@ def keep(place: Place, data: bytes, generation: int = 1) -> StoredFile:
     return stored
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 def test_a_new_place_is_empty(place: Place) -> None:
     assert place.names("claims") == place.names("checkpoints") == place.all_files() == []
     assert list(place.scratch.iterdir()) == []
@@ -94,6 +95,7 @@ def test_what_is_created_is_there_under_its_name_and_never_twice(place: Place) -
         place.read("claims/one")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_contents_are_moved_in_and_fetched_as_they_were(place: Place) -> None:
     data = os.urandom(3 << 20)
     large, empty = keep(place, data), keep(place, b"")
@@ -242,6 +244,7 @@ def test_every_change_is_a_step(place: Place) -> None:
 # The same for checkpoints as users have them
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 def test_checkpoints_are_written_read_and_dropped(location) -> None:
     storage = CheckpointStorage(location, retain=2)
     for checkpoint_id in (1, 2, 3):
@@ -278,6 +281,7 @@ def test_a_savepoint_goes_into_any_other_place_and_comes_back(location, tmp_path
     assert CheckpointStorage(tmp_path / "back").latest().contents == manifest.contents
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_damage_is_found_at_the_latest_when_it_is_fetched(location) -> None:
     storage = CheckpointStorage(location)
     manifest = write(storage, 1)
@@ -298,6 +302,7 @@ def test_damage_is_found_at_the_latest_when_it_is_fetched(location) -> None:
         CheckpointStorage(location).latest()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_worker_that_was_overtaken_stops_at_its_next_checkpoint(location) -> None:
     if isinstance(location, Path):
         pytest.skip("a directory refuses the second worker at once: test_checkpoint_storage.py")

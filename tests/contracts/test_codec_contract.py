@@ -289,6 +289,7 @@ def test_good_rows_come_in_order_and_bad_ones_are_numbered_as_their_records(case
     assert [number for number, _ in bad] == [number for number in range(len(case.records)) if number not in case.good]
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @each_codec
 def test_what_becomes_of_a_record_depends_on_it_alone(case: Case) -> None:
     """One by one, in any order, in batches of any sizes: the same row, or the same reason."""

@@ -247,6 +247,7 @@ def test_a_sink_that_was_not_claimed_delivers_nothing(place: DeliveryPlace) -> N
     assert place.rows() == []
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_crash_at_any_step_loses_nothing_and_repeats_nothing(
     new_place: NewPlace, watched: Callable[[Any], None]
 ) -> None:

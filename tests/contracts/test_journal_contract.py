@@ -169,6 +169,7 @@ def refused(inbox: Inbox, letter: Letter) -> str:
 # -- order and durability ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 def test_entries_come_back_in_the_order_of_the_appends(journal: Journal) -> None:
     given = [Begin("a", 1, "agent", b"input", b"key", b"digest", "v1"), Begin("b", 2), Signal("a", 3, "s", "t", b"x")]
     last = written(journal, *given, End("b", 4, "succeeded", "r", b"d"))
@@ -253,6 +254,7 @@ def test_a_closed_journal_takes_nothing(home: Home) -> None:
 # -- bodies -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, 5_000_000])
 def test_a_body_of_any_length_comes_back(journal: Journal, size: int) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -524,6 +526,7 @@ def test_signals_and_cancels_are_for_jobs_that_are_there_and_come_once(home: Hom
     inbox.close()
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 def test_of_many_who_answer_at_once_one_is_accepted(home: Home, journal: Journal) -> None:
     written(journal, *asked())
     accepted: list[int] = []

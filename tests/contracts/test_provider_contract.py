@@ -160,6 +160,7 @@ async def streamed(provider, asked, **options):
 # -- answers ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @every
 @each_way
 async def test_an_answer_says_who_gave_it_and_what_it_used(cases, kind, way):
@@ -558,6 +559,7 @@ async def test_a_connection_is_used_again(cases, kind):
     assert case.server.connections == 1
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @over_http
 @each_way
 async def test_a_key_is_in_no_error_no_log_and_no_repr(cases, kind, way, caplog):

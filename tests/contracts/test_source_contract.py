@@ -165,6 +165,7 @@ def test_two_readers_do_not_disturb_each_other(place: Place) -> None:
     two.close()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 def test_a_payload_of_10_megabytes_and_its_small_neighbours_come_through(place: Place) -> None:
     place.create()
     big = b'{"text":"' + b"x" * 10_000_000 + b'"}'
@@ -613,6 +614,7 @@ def scanned(source: Source, max_rows: int = 7, batches: int = 1_000_000) -> list
     return found
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 def test_columns_come_in_order_in_batches_of_any_size(table_place: TablePlace) -> None:
     for max_rows in (1, 3, 100):
         source = table_place.source()
@@ -628,6 +630,7 @@ def test_columns_come_in_order_in_batches_of_any_size(table_place: TablePlace) -
         source.close()
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 def test_only_the_columns_asked_for_come_and_in_that_order(table_place: TablePlace) -> None:
     for columns in (["x", "n"], ["text"], []):
         source = table_place.source()
@@ -657,7 +660,7 @@ def test_a_schema_asked_for_gives_its_types(table_place: TablePlace) -> None:
     source.close()
 
 
-@pytest.mark.one_in(8, "each kind of file and table has another number of readers")
+@pytest.mark.one_in(20, "each kind of file and table has another number of readers")
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_readers_share_the_rows_and_each_goes_on_from_every_position(table_place: TablePlace, count: int) -> None:
     source = table_place.source()

@@ -9,6 +9,7 @@ from targets import TARGETS
 INPUTS = Path(__file__).with_name("inputs")
 
 
+@pytest.mark.one_in(4, "a fifth of a second of a core each")
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_inputs_are_refused_with_an_error_of_ours_or_read_as_python_reads_them(name: str) -> None:
     target = TARGETS[name]()

@@ -93,6 +93,7 @@ async def test_tombstones_and_headers_are_sent_alike_to_both_brokers(app, url, m
     ]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_result_goes_into_the_topic_that_it_names(url, make_topic, tmp_path):
     """With a state directory: exactly once, in transactions of two tracks."""
     topic, even, odd = make_topic(), make_topic(), make_topic()
@@ -169,6 +170,7 @@ async def test_json_that_is_none_goes_to_the_dead_letters_of_its_topic(app, url,
     assert headers["sabot.agent"] == f"{app.id}.json_agent".encode()
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("policy", ["fail", "retry", "skip"])
 async def test_agent_error_handling(app, url, make_topic, policy):
     """Document 000, step 2.2."""
@@ -255,6 +257,7 @@ async def test_several_partitions_are_read_each_in_order(app, make_topic):
         assert {message["p"] for _, message in rows} == {partition}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_stopped_app_goes_on_with_state_and_position(url, make_topic, tmp_path):
     topic, seen = make_topic(), []
     name = f"app-{uuid.uuid4().hex[:8]}"
@@ -309,6 +312,7 @@ async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(
         await asyncio.wait_for(app.run(), 12)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_after_a_crash_state_and_position_come_back_together(url, make_topic, tmp_path):
     """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on."""
     topic, name = make_topic(partitions=2), f"app-{uuid.uuid4().hex[:8]}"

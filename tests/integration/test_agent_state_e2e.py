@@ -159,6 +159,7 @@ async def test_a_finished_job_started_again_says_that_it_is_complete(memory_url,
     assert seen == list(range(10)) * 2
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
 async def test_a_corrupt_manifest_is_named_and_nothing_is_lost(kind, damage, memory_url, tmp_path):
@@ -247,6 +248,7 @@ async def test_a_source_that_moved_under_its_checkpoint_is_an_error(memory_url, 
 # DESIGN.md, decision 10: one owner, one cut. The crash is a copy of the complete checkpoints, taken while the app runs.
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_no_write_of_two_agents_that_share_state_is_lost_where_its_offset_is_covered(kind, memory_url, tmp_path):
     """One agent writes what the other reads and marks. Snapshots of the two apart would lose what is between them: a
@@ -314,6 +316,7 @@ async def test_no_write_of_two_agents_that_share_state_is_lost_where_its_offset_
         await app.state_backend.close()
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keyed", [False, True], ids=["one_state", "keyed"])
 async def test_a_put_before_an_await_at_a_barrier_is_not_applied_twice(kind, keyed, memory_url, tmp_path):

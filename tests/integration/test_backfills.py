@@ -44,6 +44,7 @@ def windows(stream: sabot.Stream) -> sabot.Stream:
     )
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_up_to_now_every_window_closes_and_the_app_ends(
     place: Place, name: str, tmp_path: Path, parallelism: int
@@ -64,6 +65,7 @@ async def test_up_to_now_every_window_closes_and_the_app_ends(
     assert answers(jsons(place.read(out))) == expected(rows)
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 async def test_a_restart_in_the_middle_ends_at_the_offsets_that_were_asked_for(
     place: Place, name: str, tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ def rows_in(app: App) -> int:
     return sum(each["input"].get("rows_in", 0) for each in app.statistics()["streams"].values())
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_an_agent_that_goes_on_after_a_crash_keeps_the_now_of_its_first_start(
     place: Place, name: str, tmp_path: Path
 ) -> None:
@@ -208,6 +211,7 @@ async def test_a_table_ends_at_its_bound_and_what_is_joined_with_it_keeps_its_ro
     assert [record.value["owner"] for record in place.read(out)] == ["Ada", "Bo"]
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 async def test_an_app_that_is_told_where_to_end_says_it_for_topics_that_name_no_end(
     place: Place, name: str, tmp_path: Path
 ) -> None:

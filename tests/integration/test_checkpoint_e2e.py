@@ -180,6 +180,7 @@ async def test_multiple_agents_go_on_when_some_have_come_to_their_end(memory_url
     assert again == [("goes_on", n, 5) for n in range(50, 100)]
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_checkpoint_of_a_running_job_is_a_place_to_go_on_from(kind, memory_url, tmp_path):
     """Crashes at checkpoints that fall anywhere: the count in the state always fits the position."""

@@ -331,6 +331,7 @@ def letter_rows(topic: str, numbers: Iterable[int]) -> pa.RecordBatch:
     return build_records(data, keys, [STAMP] * len(made), 0, [0] * len(made), headers)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("place", ["file", "table"])
 def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, topic: str, tmp_path: Path) -> None:
     admin.create_topic(kafka_url, topic, 3)

@@ -310,6 +310,7 @@ async def test_a_stop_while_the_journals_server_is_gone_ends_soon_and_says_why(
 # -- what is lost -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("home", SERVERS, indirect=True)
 async def test_state_without_its_journal_and_a_journal_without_its_state_are_refused(
     home: Home, memory_url: str, tmp_path: Path, topic: str

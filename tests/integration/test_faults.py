@@ -159,6 +159,7 @@ async def test_payloads_that_are_no_json_go_to_the_dead_letters_and_the_others_t
     assert (stats["messages_processed"], stats["dead_letters"]) == (len(bad) + 1, len(bad))
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 async def test_rows_that_do_not_fit_the_schema_go_to_the_dead_letters_and_missing_fields_are_null(
     place, name, tmp_path
 ):
@@ -235,6 +236,7 @@ async def test_ten_megabytes_are_a_record_like_any_other_on_each_way(place, name
     assert all(len(header(letter, "message")) < 1000 for letter in letters)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_null_key_is_nothing_special_and_a_missing_key_field_is_a_dead_letter(place, name):
     topic, plain, keyed, batched = place.topic(), place.topic(), place.topic(), place.topic()
     good = [row(k=k, n=n) for n, k in enumerate(["a", "", 0, "b", False])]
@@ -526,6 +528,7 @@ def fill_up(path: Path) -> None:
                 size //= 2
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("full", ["checkpoints_of_memory", "checkpoints_of_rocksdb", "rocksdb_and_checkpoints"])
 async def test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those(
     place, name, full, small_disk, tmp_path
@@ -604,6 +607,7 @@ async def test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_on
     assert real.read(f"{topic}.dlq") == []
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 async def test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_the_same(place, name, tmp_path):
     topic, out, hangs = place.topic(), place.topic(), 5
     place.fill(topic, [row(k="a", n=n) for n in range(9)])
@@ -702,6 +706,7 @@ def test_ctrl_c_ends_sabot_run_in_the_end_when_a_call_refuses_to_be_cancelled(tm
     assert "shop.check" in lines_of(tmp_path / "log").partition("again to stop at once")[2]  # who held it up
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", ["record", "batch"])
 async def test_a_result_of_the_wrong_type_stops_the_agent_by_name_and_a_mended_one_loses_nothing(
     place, name, kind, tmp_path

@@ -183,6 +183,7 @@ def test_a_topic_that_is_made_again_while_it_is_read_and_has_more_records_than_b
     source.close()
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("reads", ["stream", "agent"])
 async def test_an_app_ends_when_its_topic_is_made_again_and_its_checkpoint_is_refused(
     kafka_url: str, topic: str, tmp_path: Path, reads: str
@@ -259,6 +260,7 @@ def test_a_batch_that_is_larger_than_the_client_takes_is_named_with_the_setting(
     source.close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_the_group_of_a_stream_is_seen_by_the_brokers_own_tools(
     kafka_url: str, topic: str, tmp_path: Path
 ) -> None:

@@ -428,7 +428,7 @@ class DiesAt:
 
 
 @pytest.mark.one_in(
-    5, "what a record before the copy's end leaves counts for nothing, whichever it is; `make slow` has each of them"
+    12, "what a record before the copy's end leaves counts for nothing, whichever it is; `make slow` has each of them"
 )
 @pytest.mark.parametrize("at", [half / 2 for half in range(2 * STEPS + 1)])
 def test_a_trim_may_die_at_each_of_its_steps(address: str, at: float) -> None:

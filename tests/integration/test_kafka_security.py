@@ -175,6 +175,7 @@ def test_tls_with_the_right_authority_works(secure: SecureBroker, filled: str, f
     face(secure.url_of("TLS"), secure.tls(), filled)
 
 
+@pytest.mark.one_in(3, "half a second of a core each")
 @pytest.mark.parametrize(
     ("listener", "words", "hint"),
     [
@@ -191,10 +192,12 @@ async def test_a_certificate_that_is_not_accepted_is_told_by_its_fault(
     await _refused_everywhere(secure.url_of(listener), kafka, "t", words, hint)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_client_without_tls_is_told_that_the_listener_wants_it(secure: SecureBroker) -> None:
     await _refused_everywhere(secure.url_of("TLS"), {}, "t", "speaks TLS, and we do not", "security.protocol")
 
 
+@pytest.mark.one_in(3, "a third of a second of a core each")
 @pytest.mark.parametrize(
     ("login", "words", "hint"),
     [
@@ -254,6 +257,7 @@ def test_a_journal_needs_what_docs_jobs_lists_and_no_more(
     assert [each for each in caplog.records if each.levelname == "WARNING"] == []
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_an_appender_names_the_right_that_it_lacks_at_each_append(secure: SecureBroker, user: str, filled: str) -> None:
     """Of the second one on, the client says only that there was a fatal error: it gives its reason once."""
     secure.allow(user, "topic", filled, "describe")
@@ -264,7 +268,7 @@ def test_an_appender_names_the_right_that_it_lacks_at_each_append(secure: Secure
     appender.close()
 
 
-@pytest.mark.one_in(3, "what they say of a right that is missing is one function")
+@pytest.mark.one_in(8, "what they say of a right that is missing is one function")
 @pytest.mark.parametrize(
     ("face", "rights", "may_not", "command"),
     [
@@ -446,7 +450,7 @@ async def _end(app: App, running: "asyncio.Task[None]") -> str:
     return str(caught.value)
 
 
-@pytest.mark.one_in(2, "both rights are taken away, and under both deliveries")
+@pytest.mark.one_in(4, "both rights are taken away, and under both deliveries")
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("taken", ["read", "write"])
 async def test_a_right_that_is_taken_away_while_a_job_runs_ends_it_with_the_reason(
@@ -470,6 +474,7 @@ async def test_a_right_that_is_taken_away_while_a_job_runs_ends_it_with_the_reas
     assert f"--operation {taken.title()} --topic {filled if taken == 'read' else out}" in told
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_password_that_is_changed_while_a_job_runs_is_told_once_and_ends_it(
     secure: SecureBroker,
     user: str,
@@ -499,6 +504,7 @@ async def test_a_password_that_is_changed_while_a_job_runs_is_told_once_and_ends
     assert len([line for line in caplog.messages if "refuses a connection" in line]) == 1
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_sink_whose_password_is_changed_while_it_writes_ends(
     secure: SecureBroker, user: str, filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

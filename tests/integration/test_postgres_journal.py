@@ -304,6 +304,7 @@ def test_a_worker_that_was_paused_in_a_transaction_holds_nobody_up(url: str, app
     assert read(url, app) == jobs(4)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_an_owner_whose_process_was_killed_here_is_succeeded_at_once(url: str, app: str) -> None:
     with owner(url, app, lease_s=600.0) as killed:
         assert [killed.stdout.readline() for _ in range(4)] == ["held\n", "0\n", "1\n", "2\n"]
@@ -577,6 +578,7 @@ def test_a_server_that_is_away_for_longer_than_our_patience_ends_the_journal(ser
     assert read(server.url, app) == jobs(2)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_journal_whose_server_is_away_can_be_closed(
     server: Postgres, app: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

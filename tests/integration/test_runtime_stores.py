@@ -81,6 +81,7 @@ def row(event_id: str, **fields: Any) -> LedgerEvent:
 # -- the ledger ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_the_table_of_the_ledger_is_as_documented(database: str) -> None:
     writer = PostgresLedgerWriter(database)
     await writer.write(

@@ -122,7 +122,7 @@ async def savepoint(app: App, place: Path) -> dict[str, Any]:
 # -- another parallelism --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2, "half a second of a core each")
+@pytest.mark.one_in(4, "half a second of a core each")
 @pytest.mark.parametrize("same_directory", [True, False])
 @pytest.mark.parametrize("plan", [(1, 4, 2), (4, 1, 4)])
 async def test_a_job_goes_on_from_savepoints_with_another_parallelism_and_the_same_answers(

@@ -143,6 +143,7 @@ def own(server: Postgres) -> Iterator[Own]:
         yield Own(server, url)
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_calls_wait_for_a_server_that_is_restarted_and_none_is_made_twice_or_too_much(own: Own) -> None:
     ledgers = [shared_ledger(own.url, patience="60s") for _ in range(3)]
     spending = [asyncio.create_task(spend(each, f"ledger {at}", 200)) for at, each in enumerate(ledgers)]
@@ -305,6 +306,7 @@ async def test_a_job_hears_that_its_budget_is_not_known_and_its_model_is_not_ask
         await own.start()
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_kernel_that_starts_while_the_server_restarts_waits_for_it(own: Own) -> None:
     await own.stop()
     begun = kernels(own.url, 1, patience="60s")

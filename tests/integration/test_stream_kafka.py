@@ -141,6 +141,7 @@ async def test_windows_from_topic_to_topic_are_those_of_plain_python(place, name
     assert len(set.union(*homes.values())) > 1
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 4])
 async def test_a_partition_without_rows_holds_windows_back_no_longer_than_idle(place, name, parallelism):
     topic, out, rows = place.topic(PARTITIONS), place.topic(), payments(1500)
@@ -156,6 +157,7 @@ async def test_a_partition_without_rows_holds_windows_back_no_longer_than_idle(p
     assert len(records) == len(wanted)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_partition_that_nobody_has_read_yet_is_not_idle(place, name):
     """The story: a step that was busy for longer than `idle` let the watermark run over what waited in the other partition."""
     topic, out, rows = place.topic(2), place.topic(), 80_000  # some batches
@@ -181,6 +183,7 @@ async def test_a_partition_that_nobody_has_read_yet_is_not_idle(place, name):
     assert [json.loads(record.payload)["n"] for record in records] == [10_000] * 16
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_readers_of_a_topic_that_was_silent_wait_for_each_other(place, name):
     """The story: the reader that was awake first moved event time on while another's first rows were still on their way to the window."""
     topic, out, rounds = place.topic(PARTITIONS), place.topic(), 3
@@ -249,6 +252,7 @@ async def test_a_stream_that_was_drained_goes_on_with_the_rows_of_later_windows(
     assert answers(output(place.read(out))) == expected([*halves[0], *halves[1]])
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("reads", ["stream", "agent"])
 async def test_a_topic_that_was_made_again_while_the_app_was_stopped_is_refused_and_fresh_reads_all_of_it(
     place, name, tmp_path, reads
@@ -533,6 +537,7 @@ async def test_partitions_that_are_paused_until_others_have_come_as_far_give_eac
     assert held
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_partitions_of_a_topic_wait_for_each_other_and_no_window_loses_a_row(
     parallelism: int, kafka_url: str, monkeypatch: pytest.MonkeyPatch

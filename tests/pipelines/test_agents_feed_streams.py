@@ -148,7 +148,7 @@ def test_the_plan_shows_agents_among_streams() -> None:
 # Once, whatever happens
 
 
-@pytest.mark.one_in(8, "half a second of a core each")
+@pytest.mark.one_in(16, "half a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("chain", [False, True], ids=["one agent", "two agents"])
 @pytest.mark.parametrize("batch", [False, True], ids=["records", "columns"])

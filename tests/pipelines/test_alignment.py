@@ -171,6 +171,7 @@ async def test_a_partition_that_is_ahead_waits_for_another_one_of_its_source(mem
         assert uneven.at == 1  # nothing is known of the other partition, but that it has rows
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("kind", JOINS)
 async def test_the_result_is_that_of_sources_that_are_read_as_they_come(
@@ -248,6 +249,7 @@ def minutes(app: App, **options: Any) -> Stream:
     return rows.key_by("k").window(tumbling("1m")).aggregate(n=count())
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_partitions_of_a_source_wait_for_the_one_that_is_furthest_behind(
     parallelism: int, memory_url: str, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +285,7 @@ async def test_partitions_of_a_source_wait_for_the_one_that_is_furthest_behind(
     assert parallelism > 1 or apart[None] > 2000 * SECOND
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_partition_without_rows_holds_the_others_until_it_is_idle_and_goes_on_first(
     parallelism: int, memory_url: str

@@ -272,7 +272,7 @@ def as_if_never_seen(gone: set[int], rows: int = 100) -> list[dict[str, Any]]:
     return found + [{"n": 1_000_000 + n, "total": None, "seen": None} for n in range(rows) if n not in gone]
 
 
-@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.one_in(8, "a quarter of a second of a core each")
 @pytest.mark.parametrize("ttl", [None, "1d"])
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("crash", [False, True])

@@ -225,7 +225,7 @@ STEPS: dict[
 }
 
 
-@pytest.mark.one_in(6, "a third of a second of a core each")
+@pytest.mark.one_in(15, "a third of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (2, 2), (1, 2)], ids=["1", "2", "1 to 2"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_kept_aggregates_go_on_and_added_ones_begin(
@@ -258,6 +258,7 @@ async def test_kept_aggregates_go_on_and_added_ones_begin(
     assert now == {key: expected[key] for key in now}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_crash_before_the_change_loses_and_doubles_nothing(life: Life, tmp_path: Path) -> None:
     """What was read behind the last checkpoint is read again by the program that came after."""
     make = windowed(tumbling("150s"))
@@ -314,6 +315,7 @@ async def test_a_variance_goes_on_as_a_deviation_and_a_mean_beside_it_begins(mem
     assert keyed(values(app, "out"), ["avg", "many"]) == keyed(rest, ["avg", "many"])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_what_is_dropped_by_name_begins_anew_once(life: Life, caplog: pytest.LogCaptureFixture) -> None:
     make = running()
     await life.run(make({"n": sabot.count(), "s": sabot.sum("x")}), ROWS[:HALF])
@@ -398,7 +400,7 @@ def test_a_schema_is_kept_or_refreshed() -> None:
 OVER: dict[str, dict[str, Any]] = {"all rows": {}, "rows": {"preceding": 4}, "time": {"preceding": "60s"}}
 
 
-@pytest.mark.one_in(6, "a quarter of a second of a core each")
+@pytest.mark.one_in(15, "a quarter of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 1), (1, 2)], ids=["1", "1 to 2"])
 @pytest.mark.parametrize("leads", [False, True], ids=["", "lead"])
 @pytest.mark.parametrize("frame", OVER)
@@ -459,6 +461,7 @@ async def test_lead_does_not_go_while_rows_wait_for_it(memory_url: str, tmp_path
         await life.run(program(s=sabot.sum("x")), [])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_what_a_process_function_keeps_is_dropped_by_its_name(life: Life) -> None:
     def remember(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
         for name in ("seen", "last"):
@@ -499,6 +502,7 @@ def counted(stream: Any) -> None:
     stream.window(tumbling("10s")).aggregate(n=sabot.count()).named("totals").to("out")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("time", "program", "said"),
     [

@@ -616,13 +616,14 @@ WINDOW_TOP = [
 PROGRAMS = [*GROUPS, *TABLES, *TOP, *WINDOW_TOP]
 
 
+@pytest.mark.one_in(5, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_changes_come_to_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(12, "each program is run under any split above")
+@pytest.mark.one_in(30, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_changes_come_to_the_batch_answer_in_another_way(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -697,7 +698,7 @@ def wrong_rows(got: list[Row], program: Joined, table: pa.Table) -> str:
     return differences(pa.Table.from_pylist(got), want, near=program.near) if got or want else ""
 
 
-@pytest.mark.one_in(3, "half a second of a core each")
+@pytest.mark.one_in(8, "half a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", KEYED, ids=lambda program: program.name)
 async def test_the_rows_of_keys_in_a_sink_are_the_answer_exactly_once_over_crashes(
@@ -716,6 +717,7 @@ async def test_the_rows_of_keys_in_a_sink_are_the_answer_exactly_once_over_crash
         (there.discard if row["__op"] == 3 else there.add)(key)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "name",
@@ -909,6 +911,7 @@ def many(rows: int = 20_000) -> pa.Table:
     )
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("windowed", [False, True])
 def test_what_is_approximate_is_within_its_bounds(windowed: bool, parallelism: int) -> None:

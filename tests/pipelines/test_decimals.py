@@ -70,6 +70,7 @@ AGGREGATES: dict[str, Any] = {
 IN_SQL = "count(*) as n, sum(paid) as total, min(paid) as least, max(price) as most, count(distinct paid) as kinds"
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 def test_groups_and_windows_by_decimals(case: Case) -> None:
     case.agrees(case.paid.group_by("price").aggregate(**AGGREGATES), f"select price, {IN_SQL} from paid group by price")
     windows = (
@@ -98,6 +99,7 @@ FRAMES: dict[int | str | None, str] = {
 }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("preceding", FRAMES)
 def test_sums_of_the_rows_around_a_row(case: Case, preceding: Any) -> None:
     rows = case.paid.with_columns(even=col("id") % 2).key_by("even").over(preceding=preceding, **SUMS)
@@ -129,6 +131,7 @@ PICKED_IN_SQL = (
 )
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("preceding", FRAMES)
 def test_values_picked_of_the_rows_around_a_row(case: Case, preceding: Any) -> None:
     rows = case.paid.with_columns(even=col("id") % 2).key_by("even").over(preceding=preceding, **PICKED)
@@ -175,6 +178,7 @@ def test_values_are_picked_to_the_last_digit(tmp_path: Path, kind: str) -> None:
         assert "of up to 18 digits" in error.value.hint
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("preceding", FRAMES)
 def test_the_mean_of_the_rows_around_a_row_is_rounded_once(case: Case, preceding: Any) -> None:
     """It added the nearest floats of the decimals, and so was off in the last digits."""
@@ -186,6 +190,7 @@ def test_the_mean_of_the_rows_around_a_row_is_rounded_once(case: Case, preceding
         assert row["mean"] == float(Fraction(row["total"]) / row["n"])
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", ["running", "ttl", "over", "frame"])
 async def test_running_sums_go_on_behind_a_restart_beside_those_that_are_new(
     memory_url: str, tmp_path: Path, way: str
@@ -292,6 +297,7 @@ def test_the_first_rows_of_decimals(case: Case) -> None:
     case.agrees(best, "select price, max(paid) as paid from paid group by price")
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("how", ["inner", "left", "full", "anti"])
 def test_joins_on_decimals(case: Case, how: Any) -> None:
     cheap = case.paid.filter(col("price") < 5).select("price", other="id")

@@ -142,6 +142,7 @@ async def test_what_a_job_has_done_before_a_crash_is_not_done_again(shop: Shop) 
     assert shop.answers() == said
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("form", ["returned", "in a Message", "yielded"])
 async def test_a_set_in_a_result_is_the_same_in_another_process_which_walks_it_in_another_order(
     shop: Shop, form: str
@@ -384,6 +385,7 @@ async def test_jobs_that_wake_wait_for_a_place_among_those_that_run(shop: Shop) 
     assert set(most) == {1}
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_a_job_that_was_parked_at_the_checkpoint_holds_its_key_and_is_not_run_at_the_restart(
     shop: Shop, crashes: bool
@@ -550,6 +552,7 @@ def from_file(shop: Shop, folder: Path, function: Callable[..., Any]) -> App:
     return app
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("key", ["customer", None])
 async def test_parked_jobs_leave_the_garbage_collector_nothing_to_look_at(shop: Shop, key: str | None) -> None:
     """Each left a call, with a key two empty deques and their owner, and after a restart what the journal had said of it: with 100,000 of
@@ -622,6 +625,7 @@ async def test_a_job_of_another_agent_stands_in_the_order_of_its_key(shop: Shop)
     assert [each["said"] for each in shop.answers()] == [{"n": 1, "from": 1}, {"n": 2, "from": 2}]
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize("outlives", [True, False])
 @pytest.mark.parametrize("covered", [True, False])
 async def test_a_child_that_waits_behind_its_key_when_its_parent_has_ended_begins_once_after_a_restart(
@@ -736,6 +740,7 @@ async def test_the_row_of_a_job_that_has_begun_leaves_its_mailbox_at_the_restore
     assert shop.calls == [1, 2, 3]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_a_child_that_failed_is_tried_again_over_what_it_has_done(shop: Shop, restarts: bool) -> None:
     """The next attempt of its parent began it as a new job, whose refund was made again; after a restart it was taken for one that is
@@ -1135,6 +1140,7 @@ async def test_a_memory_log_that_begins_again_is_another_log(shop: Shop) -> None
 # -- records are run again on purpose ------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("job_id", [None, "order"])
 async def test_records_are_run_again_as_new_jobs_where_one_asks_for_it(shop: Shop, job_id: str | None) -> None:
     def again() -> App:

@@ -52,6 +52,7 @@ def app_of(shop: Shop, backend: StateBackend, **options: Any) -> App:
     return app
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_a_job_that_runs_again_reads_what_has_expired_since_it_began(shop: Shop, backend: Any) -> None:
     """The checkpoint comes when the count has expired: it was removed there, and the job that had read it is run over its history."""
     app = app_of(shop, backend)

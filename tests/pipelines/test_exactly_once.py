@@ -584,6 +584,7 @@ def in_table(path: Path) -> list[int] | None:
         return [n for (n,) in connection.execute("SELECT n FROM out ORDER BY rowid")] or None
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kind", ["parquet", "sqlite"])
 async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
     """A picture of the disk is taken before each step from the last checkpoint on, and a job started on each of them."""
@@ -614,6 +615,7 @@ async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tm
     assert {path: path.stat().st_mtime_ns for path in live.glob("out*")} == before, "a further start does nothing"
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("kind", ["parquet", "sqlite"])
 async def test_a_disk_that_fails_once_at_any_step_costs_no_row(tmp_path: Path, kind: str) -> None:
     """Each step raises once, in a run of its own; whatever comes of that run, after the next start the result is exact."""
@@ -700,6 +702,7 @@ def test_stopping_does_not_wait_for_ever_for_a_stuck_receiver(tmp_path: Path) ->
     assert sink.rows == list(range(5))
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("failures", [3, 40])
 def test_an_input_that_ends_while_the_receiver_is_away_is_delivered_or_its_end_is_an_error(
     tmp_path: Path, failures: int
@@ -814,6 +817,7 @@ async def test_a_lost_token_with_pending_parts_is_a_choice(
     assert in_table(folder / "out.db") == then
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("change", ["another sink", "at_least_once"])
 async def test_pending_output_whose_sink_is_gone_stops_the_start(memory_url: str, tmp_path: Path, change: str) -> None:
     """It would be dropped without a word. (Finding 7: the second change is not told as what it is.)"""
@@ -933,6 +937,7 @@ async def test_a_job_that_dies_before_its_first_checkpoint_starts_without_a_ques
     assert in_table(live / "out.db") == [1]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("choice", ["repeat", "skip"])
 async def test_a_savepoint_older_than_what_was_delivered_is_a_choice(
     memory_url: str, tmp_path: Path, choice: str
@@ -997,6 +1002,7 @@ async def test_a_savepoint_for_a_sink_without_a_token_is_a_choice_too(memory_url
     assert sink.rows == [1, 2, 3, 4]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("starts", [1, 2])
 async def test_a_number_is_never_used_twice_by_two_histories_of_one_savepoint(
     memory_url: str, tmp_path: Path, starts: int
@@ -1029,6 +1035,7 @@ def stage_file(folder: Path) -> Path:
     return folder / "checkpoints" / manifest.contents[part.file].name
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("harm", ["truncated", "changed", "removed"])
 async def test_a_damaged_stage_stops_the_start_and_is_named(memory_url: str, tmp_path: Path, harm: str) -> None:
     folder = tmp_path / "job"

@@ -72,7 +72,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return Case(tmp_path, *request.param)
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each; the kinds take them alike")
+@pytest.mark.one_in(8, "a tenth of a second of a core each; the kinds take them alike")
 @pytest.mark.parametrize("how", ["inner", "left", "right", "full", "semi", "anti"])
 def test_joins_on_expressions(case: Case, how: Any) -> None:
     joined = case.orders.drop("ts").join(case.codes.drop("at"), left_on=LOWER, right_on="code", how=how)
@@ -86,7 +86,7 @@ def test_the_rights_key_is_kept_where_the_lefts_goes(case: Case) -> None:
     case.agrees(joined, "from orders right join codes on lower(name) = code")
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each; the kinds take them alike")
+@pytest.mark.one_in(8, "a tenth of a second of a core each; the kinds take them alike")
 @pytest.mark.parametrize(
     ("build", "query"),
     [
@@ -159,6 +159,7 @@ IN_SQL = """
 """
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("keys", [("name",), ("name", "m"), ()])
 def test_arithmetic_with_aggregates_of_groups(case: Case, keys: tuple[str, ...]) -> None:
     made = case.orders.group_by(*keys).aggregate(**COMPUTED)
@@ -167,6 +168,7 @@ def test_arithmetic_with_aggregates_of_groups(case: Case, keys: tuple[str, ...])
     case.agrees(made, f"select {', '.join([*keys, IN_SQL])} from orders {grouped}")
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 def test_arithmetic_with_aggregates_of_windows(case: Case) -> None:
     made = case.orders.key_by("name").window(tumbling("20s")).aggregate(**COMPUTED)
     assert made.collect().column_names == ["name", "window_start", "window_end", *COMPUTED]

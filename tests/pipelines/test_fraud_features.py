@@ -163,6 +163,7 @@ def world() -> tuple[pa.Table, pa.Table]:
     return txns, oracle(txns)
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize("size", [997, 8_192, 60_000])
 def test_features_scores_and_alerts_equal_the_batch_program_for_any_batch_size(world, size):
     txns, expected = world
@@ -372,6 +373,7 @@ def published(broker: str, rows: int, seed: int) -> MemorySource:
     return MemorySource("transactions", broker)
 
 
+@pytest.mark.slow  # half a second of a core
 def test_publishing_goes_on_where_the_topic_ends():
     assert rows_held(lambda: published("memory://fraud-none", 0, 5), seed=5) == 0
     topic = published("memory://fraud-some", 1_500, 5)

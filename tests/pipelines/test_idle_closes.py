@@ -56,6 +56,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("kind", WINDOWS)
 async def test_all_windows_of_a_topic_that_has_ended_in_fact_are_closed(

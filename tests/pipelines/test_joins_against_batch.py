@@ -498,14 +498,14 @@ ASOF = [
 PROGRAMS = [*REGULAR, *BROADCAST, *INTERVAL, *WINDOW, *ASOF]
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
+@pytest.mark.one_in(5, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(18, "each program is run under any split above")
+@pytest.mark.one_in(45, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_a_join_gives_the_batch_answer_in_another_way(program: Joined, seed: int, tmp_path: Path) -> None:
@@ -622,7 +622,7 @@ A_WEEK = [
 ]
 
 
-@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.one_in(8, "half a second of a core each")
 @pytest.mark.parametrize(("program", "hours"), A_WEEK, ids=[program.name for program, _ in A_WEEK])
 async def test_an_hour_of_join_over_a_week_of_rows_keeps_an_hour(program: Joined, hours: float, tmp_path: Path) -> None:
     table = a_week()

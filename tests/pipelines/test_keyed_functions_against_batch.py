@@ -1027,14 +1027,14 @@ CALLS = [
 PROGRAMS = [*PROCESSES, *OVERS, *PATTERNS, *CALLS]
 
 
-@pytest.mark.one_in(2, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
+@pytest.mark.one_in(5, "a tenth of a second of a core each; the others run as often as they are drawn for `make slow`")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_functions_of_keys_give_the_batch_answer(program: Joined, seed: int, tmp_path: Path) -> None:
     await answers_are_the_same(program, "split", seed, tmp_path)
 
 
-@pytest.mark.one_in(12, "each program is run under any split above")
+@pytest.mark.one_in(30, "each program is run under any split above")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_functions_of_keys_give_the_batch_answer_in_another_way(
@@ -1218,6 +1218,7 @@ async def test_a_call_that_fails_stops_the_job_or_its_row_goes_to_the_dead_lette
     assert len(dead.rows) == 24
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("share", [0.5, 1.0], ids=["while rows come", "when the input has ended"])
 async def test_a_call_of_before_a_crash_is_made_again(share: float, tmp_path: Path) -> None:
     """What was in flight when the checkpoint was taken is called again after the restart; what had an answer is not lost either."""

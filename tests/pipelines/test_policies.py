@@ -85,6 +85,7 @@ async def test_a_denied_tool_is_a_result_that_the_model_can_read(office: Office)
         assert "field 'tenant' names no scope (scope=)" in dict(letter.headers)["sabot.message"].decode()
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("approved", [True, False])
 async def test_a_model_that_needs_approval_is_asked_after_it_also_over_a_crash(office: Office, approved: bool) -> None:
     policy = PolicyEngine([ModelPolicy(["scripted*"], require_approval=True)])

@@ -288,6 +288,7 @@ async def test_an_exit_code_is_an_error_with_the_last_lines_of_stderr_without_se
     assert "\n41\n" not in said
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("durable", [False, True])
 async def test_a_program_that_ends_badly_is_an_error_of_the_agent(app: App, durable: bool) -> None:
     bad: list[tuple[list[str], dict[str, Any], str]] = [
@@ -448,6 +449,7 @@ async def test_a_stop_ends_the_child_and_the_record_is_read_again(runs: Runs, mo
     assert runs.runs() == ["one", "one"]
 
 
+@pytest.mark.one_in(2, "a second of a core each")
 @pytest.mark.parametrize("effect", ["unsafe", "idempotent"])
 async def test_a_run_that_dies_with_its_supervisor_is_in_doubt(runs: Runs, effect: str) -> None:
     runs.hang()

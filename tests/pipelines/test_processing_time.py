@@ -98,6 +98,7 @@ PANES = {
 }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("time", [None, "ts"], ids=["untimed", "with an event time of its own"])
 @pytest.mark.parametrize("kind", PANES)
 def test_windows_are_those_of_duckdb_over_the_times_at_which_rows_came(kind: str, time: str | None) -> None:
@@ -107,6 +108,7 @@ def test_windows_are_those_of_duckdb_over_the_times_at_which_rows_came(kind: str
     assert ours(found) == of_duckdb(sent, source.came, windows)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", PANES)
 def test_a_restart_keeps_rows_in_their_windows_and_those_that_come_again_are_in_later_ones(kind: str) -> None:
     """The rows behind the checkpoint come again, and are where they came at last: each row in its windows once, as DuckDB has it. What else

@@ -76,6 +76,7 @@ async def question(app: App) -> ActionRecord:
 # -- records and answers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("durable", [False, True])
 async def test_one_child_gets_one_record_after_the_other_and_its_lines_are_their_answers(
     app: App, tmp_path: Path, durable: bool
@@ -238,6 +239,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
     assert said.startswith("sh has not answered in 0.05 s, and was ended, with a record in hand")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("script", "options", "why"),
     [
@@ -405,6 +407,7 @@ async def test_answers_come_from_the_journal_so_that_their_rows_are_exactly_once
     assert (tmp_path / "runs").read_text().split() == ['"one"', '"two"', '"three"']
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_when_the_supervisor_is_killed_records_in_hand_are_in_doubt(app: App, tmp_path: Path) -> None:
     script = 'while read -r line; do echo "$line" >> seen; [ -e go ] || sleep 1000; echo "did $line"; done'
     pooled(app, script, tmp_path, durable=True, on_error="skip")

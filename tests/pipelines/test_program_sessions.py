@@ -120,6 +120,7 @@ async def test_a_run_that_is_not_cut_off_is_made_once(works: Works) -> None:
     assert called.startswith(FIRST["claude"])
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("program", COMMANDS)
 async def test_a_run_that_was_cut_off_goes_on_with_its_session(works: Works, program: str) -> None:
     app = works.app(program)

@@ -90,6 +90,7 @@ class Running:
 # -- failures that pass ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("error", [TransientError("away"), ConnectionError("reset by peer"), TimeoutError("late")])
 async def test_a_task_that_fails_for_a_while_goes_on_from_the_last_checkpoint(
     memory_url: str, tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture

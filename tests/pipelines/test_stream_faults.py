@@ -77,6 +77,7 @@ def test_late_rows_leave_with_all_their_columns_and_are_told_of_where_they_have_
     assert f"{700 - sum(counted['n'].to_pylist())} rows came too late" in caplog.text
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2, 4])
 def test_what_a_span_of_event_time_decides_does_not_depend_on_how_many_read(path, parallelism):
     """Readers stand at different places of event time: up to three quarters of the rows were taken for repeated."""

@@ -744,7 +744,7 @@ TABLES = ["plain", "old", "large", "hot", "sparse", "huge", "one", "empty"]
 
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 each_seed = pytest.mark.parametrize("seed", SEEDS)
-a_part = pytest.mark.one_in(12, "each program is run under any split and parallelism")
+a_part = pytest.mark.one_in(24, "each program is run under any split and parallelism")
 
 _tables: dict[tuple[str, str, int], pa.Table] = {}
 _answers: dict[tuple[str, str, str, int], list[Row]] = {}
@@ -775,7 +775,7 @@ def small(program: Program, data: list[str]) -> list[str]:
     return [each for each in data if not (each in ("huge", "large") and "tumbling of a millisecond" in program.name)]
 
 
-@pytest.mark.one_in(6, "each program has three tables, and each kind of step is in several programs")
+@pytest.mark.one_in(15, "each program has three tables, and each kind of step is in several programs")
 @pytest.mark.parametrize("table", range(3))
 @each_seed
 @each_program
@@ -900,7 +900,7 @@ def late_rows(statistics: Any) -> int:
     return sum(value if name == "late_rows" else late_rows(value) for name, value in statistics.items())
 
 
-@pytest.mark.one_in(6, "a quarter of a second of a core each")
+@pytest.mark.one_in(12, "a quarter of a second of a core each")
 @each_seed
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("parallelism", [1, 3])
@@ -955,7 +955,7 @@ SPANS = [
 ]
 
 
-@pytest.mark.one_in(5, "half a second of a core each")
+@pytest.mark.one_in(12, "half a second of a core each")
 @each_seed
 @pytest.mark.parametrize(
     ("partitions", "parallelism", "split"),
@@ -976,7 +976,7 @@ def test_with_allowed_lateness_the_last_result_of_a_window_is_the_answer(
         assert len(got) > len(want), "no window was emitted again"
 
 
-@pytest.mark.one_in(4, "a quarter of a second of a core each")
+@pytest.mark.one_in(8, "a quarter of a second of a core each")
 @each_seed
 @pytest.mark.parametrize(
     ("partitions", "parallelism", "split"), [(1, 1, "one"), (1, 3, "mixed"), (3, 2, "mixed"), (1, 2, "all")]
@@ -1187,6 +1187,7 @@ class Stuck(Kept):
         self.rows += batch.num_rows
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("keyed_too", [False, True], ids=["stateless", "keyed"])
 async def test_a_sink_that_stands_still_stops_the_source(keyed_too: bool, parallelism: int) -> None:
@@ -1298,6 +1299,7 @@ def test_a_window_without_event_time_is_told() -> None:
         App("errors").stream(Rows(table_of("plain"))).window(tumbling("1m")).aggregate(n=sabot.count()).collect()
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(parallelism: int, tmp_path: Path) -> None:
     table, kept, broken, gate = table_of("plain"), Kept(), True, Gate(0.5)

@@ -174,7 +174,7 @@ async def test_types_are_checked_at_the_start() -> None:
 # Once, whatever happens
 
 
-@pytest.mark.one_in(4, "half a second of a core each")
+@pytest.mark.one_in(10, "half a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
@@ -262,6 +262,7 @@ async def test_a_drained_app_comes_to_its_end(memory_url: str) -> None:
 # What fails
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("drain", [False, True])
 async def test_rows_behind_a_failed_agent_are_kept(
     drain: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture

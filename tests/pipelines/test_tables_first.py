@@ -97,6 +97,7 @@ def input_of(app: App, topic: str) -> dict[str, Any]:
     return next(task["input"] for task in tasks if task["input"].get("source") == topic)
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("way", ["table", "stream", "upserted", "grouped", "called"])
 async def test_every_row_finds_the_table_as_it_was_at_the_start(memory_url: str, parallelism: int, way: str) -> None:
@@ -199,6 +200,7 @@ async def test_tables_of_tables_are_read_in_their_order(memory_url: str, paralle
     assert all(row["land"] == row["land_again"] == f"l{row['k'] % 1000}" for row in out.rows)
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("crash", [False, True])
 async def test_a_restart_reads_first_what_came_meanwhile(memory_url: str, tmp_path: Path, crash: bool) -> None:
     """The second life begins with names that changed while nobody ran. A crash: nothing behind the checkpoint has happened."""
@@ -281,6 +283,7 @@ async def test_what_ends_while_it_waits(memory_url: str) -> None:
     await asyncio.wait_for(app.stop(drain=True), 20)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 2])
 async def test_windows_behind_a_lookup_do_not_wait_for_event_time_of_the_table(
     memory_url: str, tmp_path: Path, parallelism: int

@@ -31,6 +31,7 @@ def counted(stream: Stream) -> Stream:
     return stream.window(tumbling("10s")).aggregate(n=sabot.count())
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("came", [None, "came"], ids=["untimed", "timed"])
 def test_windows_behind_go_by_the_new_time_as_in_duckdb(tmp_path: Path, parallelism: int, came: str | None) -> None:

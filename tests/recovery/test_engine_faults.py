@@ -155,6 +155,7 @@ def alive():
 # The cut
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("backend", [MemoryBackend, LateBackend], ids=["ours", "a_users_own"])
 async def test_no_update_is_lost_while_checkpoints_are_taken_and_other_calls_run(memory_url, tmp_path, backend):
     """Calls that ended during a snapshot waited before they applied their writes. Calls beside them read the state without
@@ -554,6 +555,7 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
         await until(lambda: len(sink.payloads) == 23, "every dead letter")
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_stopped_agent_holds_back_who_writes_into_it_and_goes_on_when_it_is_started(app, narrow):
     """The lanes of a stopped agent filled up without bound, 300,000 rows and more."""
     rows, seen = 40_000, []
@@ -615,6 +617,7 @@ async def test_drain_ends_although_an_agent_was_stopped_by_itself(memory_url, tm
     assert seen == list(range(2000))
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("behind", ["a_source", "an_agent"])
 async def test_drain_ends_although_an_agent_that_was_stopped_has_no_room(app, narrow, impatient, behind):
     """Who writes into a stopped agent waits for room in its lanes; the drain waited for who waits. Found by random crashes."""
@@ -859,6 +862,7 @@ async def test_a_sink_that_breaks_ends_run_and_is_named(app, sink):
         await bounded(app.run())
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("cancelled", [False, True], ids=["stopped", "cancelled_too"])
 async def test_a_sink_that_hangs_does_not_hold_up_the_stop_for_ever(memory_url, tmp_path, sink, impatient, cancelled):
     """stop() waited for the sink's thread, and could not even be cancelled."""

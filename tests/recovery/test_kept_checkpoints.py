@@ -91,12 +91,13 @@ each_way = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.one_in(4, "each kind of state is in several jobs")
+@pytest.mark.one_in(10, "each kind of state is in several jobs")
 @each_job
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @each_job
 def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept: Kept) -> None:
     """Also of operators that nobody has named: they are known by what their rows have gone through."""
@@ -116,7 +117,7 @@ def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept:
     assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
-@pytest.mark.one_in(24, "each kind of state is in several jobs")
+@pytest.mark.one_in(48, "each kind of state is in several jobs")
 @each_way
 async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
     """It takes a checkpoint before any further row has come, and that holds the same."""
@@ -138,7 +139,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
         await app.stop()
 
 
-@pytest.mark.one_in(16, "each kind of state is in several jobs")
+@pytest.mark.one_in(40, "each kind of state is in several jobs")
 @each_way
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)

@@ -113,6 +113,7 @@ async def test_what_a_killed_supervisor_leaves_ends_before_its_worker_goes_on(tm
     await gone(lambda: left_of(seen, folder))
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_what_is_left_when_both_are_killed_is_ended_by_the_next_supervisor(tmp_path: Path) -> None:
     folder = tmp_path.resolve()
     async with worker(4, folder) as (pid, supervisor):

@@ -125,7 +125,7 @@ def expected(rows, kind):
     }
 
 
-@pytest.mark.one_in(10, "a second of a core each")
+@pytest.mark.one_in(25, "a second of a core each")
 @pytest.mark.parametrize("kind", WINDOWS)
 @pytest.mark.parametrize(
     ("state", "parallelism"), [("memory", 1), ("memory", 3), ("rocksdb", 2), ("memory", 0), ("rocksdb", 0)]
@@ -217,6 +217,7 @@ async def test_a_drained_app_goes_on_with_what_came_after(memory_url, tmp_path):
         assert [row["n"] for row in values(each, "running")] == list(range(1, running + 1))
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 2), (2, 1), (2, 2)])
 async def test_a_drained_app_with_calls_goes_on_with_another_parallelism(memory_url, tmp_path, threads):
     """The end of time of the first life was a watermark of the second, so all its rows were late."""
@@ -333,7 +334,7 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
         await bounded(app.stop())
 
 
-@pytest.mark.one_in(3, "a third of a second of a core each")
+@pytest.mark.one_in(6, "a third of a second of a core each")
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 @pytest.mark.parametrize("threads", [(1, 4, 2), (4, 1, 3), (2, 3, 1)])
 async def test_a_stopped_job_goes_on_with_another_parallelism(tmp_path, memory_url, state, threads):

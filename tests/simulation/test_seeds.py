@@ -18,7 +18,7 @@ from sabot.journal import Doubt, EffectResult, Entry
 pytestmark = pytest.mark.integration
 
 FEW = 4  # seeds a test
-SEEDS = int(os.environ.get("SABOT_SEEDS", "4"))
+SEEDS = int(os.environ.get("SABOT_SEEDS", "2"))
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, FEW))

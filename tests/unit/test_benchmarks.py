@@ -96,6 +96,7 @@ def test_the_fraud_oracle_is_what_the_demo_counts(monkeypatch):
     assert 0 < whole["alerts"] < 1_000
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("join", ["interval", "asof", "regular", "left"])
 def test_the_joins_of_two_files_add_up_to_the_answer_of_duckdb(monkeypatch, tmp_path, join):
     joins = script("joins", monkeypatch)
@@ -159,6 +160,7 @@ def test_every_timer_of_the_benchmark_fires_once(monkeypatch, tmp_path, batch):
         timers.least(lambda: ({"seconds": 1.0}, (0, 0, 0, 0)), 1, "rows", truth)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("name", ["fails", "steps"])
 def test_the_matches_of_the_benchmark_are_those_of_its_twin(monkeypatch, tmp_path, name):
     pattern = script("pattern", monkeypatch)

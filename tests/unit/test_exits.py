@@ -88,6 +88,7 @@ def batch(app: App, path: str, leave: Leaves, out: ListSink) -> None:
 AGENTS = [record, coroutine, generator, batch]
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("make", AGENTS)
 async def test_an_exit_in_an_agent_stops_the_app_and_its_record_is_not_done(
@@ -336,6 +337,7 @@ def prompts_of_map_llm(stream: Any, leave: Leaves) -> Any:
 STREAMS = [map_batches, aggregate, reduce, process, process_batches, map_async, lookup, prompts_of_map_llm]
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("asked", leaving())
 @pytest.mark.parametrize("make", STREAMS)
 async def test_an_exit_in_a_function_of_a_stream_is_raised_and_the_next_run_has_all_rows(

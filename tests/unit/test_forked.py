@@ -52,6 +52,7 @@ def ledger_of(folder: Path) -> Callable[[], None]:
     return lambda: held.__exit__(None, None, None)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("own", [storage_of, database_of, ledger_of])
 def test_a_child_that_outlives_the_job_does_not_hold_its_locks(
     own: Callable[[Path], Callable[[], None]], tmp_path: Path
@@ -71,6 +72,7 @@ def test_a_child_does_not_keep_the_temporary_folder_of_a_process_that_is_gone(tm
         assert not folder.path.exists()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_child_as_it_would_without_an_app(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch

@@ -110,6 +110,7 @@ for name, do in {
 """
 
 
+@pytest.mark.slow  # half a second of a core
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts its open files there")
 def test_too_many_open_files_are_told_with_their_number_and_the_limit(tmp_path: Path) -> None:
     """Seen before: "is the disk full?"; and a checkpoint that could not be opened was corrupt, and to be removed."""
@@ -147,6 +148,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_limit_of_the_process_on_files_is_no_full_disk(tmp_path: Path) -> None:
     child = subprocess.run([sys.executable, "-c", TOO_LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
     assert child.stdout.startswith(f"CheckpointFailed state directory {tmp_path}: ")

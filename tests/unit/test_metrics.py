@@ -392,6 +392,7 @@ async def test_gauges_go_with_the_job_and_counters_stay(app: App) -> None:
 # --- from other threads
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_scraping_from_other_threads_is_safe_while_the_app_starts_runs_and_stops(
     tmp_path: Path, memory_url: str
 ) -> None:

@@ -93,6 +93,7 @@ def test_the_message_says_what_is_wrong_with_the_name(kind: str) -> None:
         App(name)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("name", ["a b", "é漢", "a/b", "..", "a#b", "a:b", "a%s", "x" * 255])
 async def test_a_name_that_works_is_taken_everywhere(name: str, tmp_path: Path) -> None:
     """An agent's file of unfinished rows, its group, its column families: whatever the characters, all of it comes back."""

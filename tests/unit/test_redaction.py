@@ -247,6 +247,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> redaction._Known:
     return known
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("size", [4, 5, 6, 7, 8, 11, 40, 300])
 def test_a_secret_is_found_wherever_it_stands_among_thousands(alone: redaction._Known, size: int) -> None:
     dice = random.Random(size)
@@ -268,6 +269,7 @@ def test_no_secret_is_forgotten_for_the_number_of_others(alone: redaction._Known
     assert [number for number in range(1500) if f"{number:04}" in scrubbed(f"key-of-tenant-{number:04}")] == []
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_secret_is_let_go_when_its_last_owner_has_gone_and_others_came(alone: redaction._Known) -> None:
     first, second = Tenant(), Tenant()
     keep_secret("the-key-of-both", owner=first)
@@ -291,6 +293,7 @@ def _many_come_and_go() -> None:
     keep_secret("the-last-one", owner=Tenant())
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_child_has_its_secrets_as_long_as_somebody_has_it(alone: redaction._Known) -> None:
     command = Command(argv=["true"], environment={"API_KEY": "key-of-the-command"})
     _many_come_and_go()

@@ -104,6 +104,7 @@ AGENT_PLACES = {
 }
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", AGENT_PLACES)
 async def test_it_is_told_to_the_next_call_after_start(app, place, error, monkeypatch, caplog):
@@ -116,6 +117,7 @@ async def test_it_is_told_to_the_next_call_after_start(app, place, error, monkey
     await bounded(app.stop())
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("place", AGENT_PLACES)
 async def test_it_is_raised_by_run(app, place, monkeypatch):
     owner, name, what = AGENT_PLACES[place]
@@ -252,6 +254,7 @@ STREAM_PLACES = {
 }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", STREAM_PLACES)
 async def test_a_stream_tells_the_next_call_after_start(stream_app, place, error, monkeypatch, caplog):

@@ -152,6 +152,7 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
     ]
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
     world = World()
 
@@ -172,6 +173,7 @@ async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
     assert by._open == {}
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("prompt", "read", "limit"),
     [
@@ -279,6 +281,7 @@ async def test_a_call_that_failed_may_have_been_paid_or_not(error: Exception, ro
     assert (await by.ledger.used("app"))["daily"].tokens == (MOST if row[0] == "doubt" else 0)
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_after_a_crash_at_any_step_rows_and_calls_agree(tmp_path: Path) -> None:
     home = MemoryHome(ManualClock(1_000.0))
     await run(home, World().job, gate(), "job")
@@ -323,7 +326,7 @@ async def test_what_an_open_call_may_use_is_reserved_again_after_a_crash() -> No
 # -- calls without a result ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3, "a quarter of a second of a core each")
+@pytest.mark.one_in(6, "a quarter of a second of a core each")
 @pytest.mark.parametrize("ends", ["cancelled", "failed", "timed out"])
 async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(ends: str) -> None:
     clock = ManualClock(1_000_000.0)
@@ -642,6 +645,7 @@ async def test_a_price_that_is_none_is_not_known(cost: str) -> None:
     assert rows(by)["job/1/1"] == rows(by)["job/3/1"] == ("model", "m", 150, None)
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_more_that_a_vendor_put_into_its_cache_than_was_read_is_not_believed() -> None:
     said = Completion(message=assistant("yes"), usage=Usage(5, 7, cache_write_tokens=10**6))
     with FakeModelServer(said) as server:

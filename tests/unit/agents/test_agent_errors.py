@@ -720,6 +720,7 @@ class Unprintable(Exception):
         raise RuntimeError("no words")
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "error",
     [Unprintable(), ValueError("half a pair: \ud800"), ValueError("x" * 5_000_000), ValueError("a\x00b\n"), KeyError()],
@@ -825,6 +826,7 @@ async def test_skip_of_a_generator_that_hangs_after_a_yield_drops_what_it_yielde
         await until(lambda: values(app, "out") == ["a", "b"])
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("durable", [False, True])
 async def test_keys_that_come_as_another_type_than_before_a_restart_are_told_of_once(
     memory_url, tmp_path, caplog, durable

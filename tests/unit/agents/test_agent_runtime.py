@@ -425,6 +425,7 @@ async def test_without_concurrency_one_call_ends_before_the_next_begins(app):
     assert most == 1
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("keyed", [False, True], ids=["key_of_the_record", "key_of_the_agent"])
 async def test_concurrency_keeps_the_order_per_key(app, keyed):
     chance = random.Random(7)

@@ -83,6 +83,7 @@ async def test_a_job_is_shown_answered_and_told_while_the_app_runs(memory_url: s
     assert values(app, "answers") == [{"approved": True, "by": "bob", "paid": {"amount": 12.5}}]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("place", PLACES)
 async def test_what_is_told_while_the_app_is_down_is_seen_at_once_and_taken_at_the_next_start(
     memory_url: str, tmp_path: Path, place: str

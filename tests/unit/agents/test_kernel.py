@@ -635,6 +635,7 @@ class Shop:
         return RuntimeKernel.create(engine=self.engine, agent=self.agent, journal=journal, stop_grace=0)
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("count", range(1, 12))
 async def test_after_a_crash_at_each_entry_nothing_unsafe_is_done_twice_and_no_answer_is_paid_twice(count):
     home, shop = MemoryHome(), Shop()

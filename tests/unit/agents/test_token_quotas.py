@@ -28,6 +28,7 @@ async def lives() -> AsyncIterator[LifecycleManager]:
     (await Supervisor.running()).close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_what_the_ledger_has_of_an_agent_counts_in_its_quota(lives: LifecycleManager) -> None:
     clock = ManualClock(1_000_000.0)
     ledger = Ledger(InMemoryLedgerWriter(), budgets=[Budget("reviewer", max_tokens_hourly=10**6)], clock=clock)

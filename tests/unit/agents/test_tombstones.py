@@ -218,6 +218,7 @@ def test_what_cannot_take_tombstones_refuses_them(app: App) -> None:
         app.process_agent("in", command=["cat"], tombstones=True)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(("durable", "several"), [(False, False), (False, True), (True, False)])
 async def test_a_result_without_a_value_under_a_key_ends_the_row_of_a_table(
     memory_url: str, tmp_path: Path, durable: bool, several: bool

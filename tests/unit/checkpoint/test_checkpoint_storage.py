@@ -619,6 +619,7 @@ class CrashAt:
         return size // 2 if self.moment == "torn" and len(self.names) == self.at + 1 else size
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("moment", ["before", "torn", "after"])
 def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path: Path, moment: str) -> None:
     watchers: list[CrashAt] = []

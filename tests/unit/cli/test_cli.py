@@ -344,6 +344,7 @@ def test_help_loads_no_command_and_no_engine() -> None:
     assert "pyarrow" not in done.stdout.split()
 
 
+@pytest.mark.slow  # half a second of a core
 def test_collections_of_garbage_go_on_when_a_command_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """`main` turns them off while it loads; a process that serves for days must not stay so."""
     group: Any = typer.main.get_command(commands._cli)

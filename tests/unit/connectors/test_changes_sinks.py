@@ -196,6 +196,7 @@ def test_changes_cut_anywhere_and_repeated_from_anywhere_make_their_table(
     assert place.rows() == table_of(changes)
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @FEW
 @given(changes=CHANGES, cuts=CUTS)
 def test_parts_make_the_table_once_however_often_they_are_given(
@@ -262,6 +263,7 @@ class CrashAt:
         return size
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("make", ["topic", "sqlite", "postgres"], indirect=True)
 def test_a_crash_at_any_step_of_a_part_leaves_the_table_of_before_or_of_after(make: Callable[[], Place]) -> None:
     first: list[Change] = [(INSERT, "a", 1, 1, None), (INSERT, "b", 1, 1, None)]

@@ -224,6 +224,7 @@ def check_letters(found: list[dict[str, Any]], path: Path, *, stream: bool) -> N
         assert (letter["version"], letter["redriven"]) == ("v7", False)
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "agent"])
 @pytest.mark.parametrize("where", ["file", "folder", "compressed", "table"])
@@ -265,6 +266,7 @@ async def test_a_file_of_lines_from_elsewhere_is_listed_without_facts(tmp_path: 
         Letters(FileHome(tmp_path / "old.ndjson")).find(0, 99)
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("place", ["file", "table"])
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("step", ["map_async", "lookup"])

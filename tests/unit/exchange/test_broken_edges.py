@@ -114,6 +114,7 @@ while True:
 """
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_worker_that_dies_or_hangs_is_told(exchange, way):
     here, heard = exchange(timeout=1.0)
@@ -162,6 +163,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_process_ends_though_its_peer_hangs():
     """Flight's own server waits for its calls when the interpreter ends."""
 

@@ -25,13 +25,13 @@ from sabot.llm.tools import tool
 # -- random programs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(4, "any seed draws all kinds of jobs; `make slow` runs hundreds")
+@pytest.mark.one_in(10, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize("number", range(24))
 def test_random_jobs_that_crash_do_in_the_world_what_they_say(number: int) -> None:
     run_seed(number, "memory")
 
 
-@pytest.mark.one_in(5, "any seed draws all kinds of jobs; `make slow` runs hundreds")
+@pytest.mark.one_in(10, "any seed draws all kinds of jobs; `make slow` runs hundreds")
 @pytest.mark.parametrize("number", range(10))
 def test_random_jobs_lose_what_was_not_durable_and_nothing_else(number: int) -> None:
     run_seed(number, "sqlite")
@@ -44,7 +44,7 @@ def test_many_random_jobs_that_crash(start: int) -> None:
         run_seed(number, "sqlite" if number % 4 == 0 else "memory")
 
 
-@pytest.mark.one_in(2, "any seed draws all kinds of jobs; `make slow` runs 300 more")
+@pytest.mark.one_in(5, "any seed draws all kinds of jobs; `make slow` runs 300 more")
 @pytest.mark.parametrize("number", range(12))
 def test_random_jobs_that_crash_do_what_rules_and_a_budget_allow(number: int) -> None:
     run_seed(number, "sqlite" if number < 2 else "memory", gated=True)

@@ -29,6 +29,7 @@ async def until(server, condition):
     await asyncio.to_thread(server.wait, condition)
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_calls_with_one_key_are_one_request_in_flight_and_afterwards():
     with FakeModelServer("yes") as server:
         async with ExecutionEngine(openai(server), idempotency_tracker=IdempotencyTracker()) as engine:

@@ -387,6 +387,7 @@ def test_the_wait_that_a_server_asks_for(calls, headers, wait):
     assert calls.error_of({}, "m", "", 429, headers).retry_after_s == wait
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     "data",
     [
@@ -448,6 +449,7 @@ async def test_the_environment_has_the_key_and_the_address(monkeypatch):
     assert [request.spec.model for request in server.requests] == ["gpt-4", "claude"]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 def test_a_provider_serves_one_loop_after_the_other(kind):
     with FakeModelServer("yes") as server:
@@ -482,6 +484,7 @@ def test_the_library_is_an_extra(monkeypatch):
         OpenAIProvider("m", api_key="k")
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("make", [OpenAIProvider, AnthropicProvider])
 @pytest.mark.parametrize("url", ["localhost:11434/v1", "ftp://localhost", "http://"])
 def test_an_address_that_is_none_is_refused_when_the_provider_is_made(make, url):

@@ -204,6 +204,7 @@ async def test_a_server_that_ends_at_a_word_that_it_does_not_know_is_asked_as_of
 # -- it says too much -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2, "a quarter of a second of a core each")
 @pytest.mark.parametrize("last", [False, True], ids=["its id stands first", "its id stands last"])
 async def test_a_result_of_50_mb_is_an_error_of_its_call_alone_and_not_kept(last):
     piece = b"x" * 65536
@@ -273,6 +274,7 @@ async def test_lines_that_are_no_messages_are_passed_over_up_to_a_bound(pool, ca
         await session.call("go", {"a": 1})
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_a_flood_of_notifications_holds_up_nobody(pool):
     async def flood(there, request):
         changed = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n'

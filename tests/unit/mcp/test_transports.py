@@ -129,6 +129,7 @@ async def test_a_session_that_the_server_has_forgotten_is_opened_again_and_the_c
     assert (site.sessions, len(site.calls)) == (2, 3)
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("response", "kind", "words", "certainty"),
     [

@@ -219,7 +219,7 @@ def drive(make: Callable[[], Operator], folder: Path, seed: int, *, budget: int 
     return Counter(map(repr, run.results)), moved
 
 
-@pytest.mark.one_in(4, "all kinds keep their state by the same code")
+@pytest.mark.one_in(10, "all kinds keep their state by the same code")
 @pytest.mark.parametrize("most", [1, 2], ids=["one subtask", "two subtasks"])
 @each_kind
 def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int, tmp_path: Path) -> None:
@@ -230,6 +230,7 @@ def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int
     assert found == wanted
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("kind", ["timers", "timers by the clock"])
 def test_timers_fire_in_the_same_order_from_disk(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed, "_DUE_ROWS", 32)
@@ -365,7 +366,7 @@ def ended(operator: Operator, out: list[Any]) -> Counter[str]:
     return Counter(map(repr, out))
 
 
-@pytest.mark.one_in(12, "all kinds keep their state by the same code; a second of a core each")
+@pytest.mark.one_in(30, "all kinds keep their state by the same code; a second of a core each")
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "directory"])
 @pytest.mark.parametrize("make", [*KINDS.values(), *BESIDE.values()], ids=[*KINDS, *BESIDE])
 def test_a_cut_is_of_its_barrier(make: Callable[[], Operator], on_disk: bool, tmp_path: Path) -> None:

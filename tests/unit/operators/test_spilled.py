@@ -176,7 +176,7 @@ def figures(run: OperatorRun) -> Counter[str]:
     return Counter({name: run.statistic(name) for name in ("evicted_total", "faults_total", "cold")})
 
 
-@pytest.mark.one_in(4, "all kinds leave the memory by the same code; half a second of a core each")
+@pytest.mark.one_in(10, "all kinds leave the memory by the same code; half a second of a core each")
 @pytest.mark.parametrize("most", [1, 2], ids=["one subtask", "two subtasks"])
 @each_kind
 def test_a_tiny_budget_changes_no_result(make: Callable[[], Operator], most: int, tmp_path: Path) -> None:
@@ -230,6 +230,7 @@ def of_changes(*aggregates: AggregateColumn) -> Callable[[], Operator]:
     return lambda: GroupAggregate(["key"], aggregates, changes=True)
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("made", [of_windows, of_groups, of_changes])
 def test_a_program_with_other_aggregates_goes_on_with_groups_on_disk(made: Any, tmp_path: Path) -> None:
     """One aggregate has gone, one is new, and two have changed their places."""
@@ -285,6 +286,7 @@ def test_a_late_row_finds_its_group_on_disk(tmp_path: Path) -> None:
     operator.close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_state_takes_its_share_of_the_budget(tmp_path: Path) -> None:
     budget = 3_000_000
     operator = of_groups(TEXTS[0], VALUES[1])()

@@ -120,6 +120,7 @@ async def test_steps_without_state_may_change_around_it(run: Any, tmp_path: Path
     assert counts(app, "hours") == {f"k{number}": 16 for number in range(5)}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 3), (3, 2), (2, 1)])
 async def test_another_parallelism_deals_the_state_out_anew(run: Any, tmp_path: Path, threads: Any) -> None:
     def program(stream: Any) -> None:
@@ -247,6 +248,7 @@ async def test_names_say_whose_the_state_is_whatever_else_changed(run: Any, tmp_
     }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -613,6 +615,7 @@ async def test_a_count_of_rows_that_would_be_lost_is_refused(run: Any, tmp_path:
         check(found, 1)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("threads", [(1, 2), (2, 1), (2, 3)])
 async def test_steps_that_do_the_same_go_on_with_another_parallelism(
     run: Any, tmp_path: Path, threads: tuple[int, int]
@@ -648,6 +651,7 @@ async def test_steps_that_do_the_same_are_not_taken_for_each_other_where_one_has
     assert {each.id: each.outcome for each in found} == {"tumbling-1": "refuse", "second": "refuse"}
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("name", ["near", "lookup", "groups-of-changes", "function"])
 async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_path: Path, name: str) -> None:
     def program(stream: Any) -> None:
@@ -662,6 +666,7 @@ async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_pa
     assert state_of(checkpoint(tmp_path), "it").num_rows >= before.num_rows
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
@@ -731,6 +736,7 @@ KEEPS_ROWS: dict[str, Program] = {
 }
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("name", KEEPS_ROWS)
 async def test_a_column_that_nothing_reads_any_more_goes_from_kept_rows(run: Any, tmp_path: Path, name: str) -> None:
     def program(*columns: str) -> Program:

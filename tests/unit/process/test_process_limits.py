@@ -156,6 +156,7 @@ ctypes.memset(at, 1, 80 << 20); libc.shmdt(ctypes.c_void_p(at))
 """
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("hold", ["memfd", "segment"])
 async def test_shared_memory_that_nobody_has_mapped_counts(supervisor: Supervisor, hold: str) -> None:
     script = f"import ctypes, os, sys\n{MEMFD if hold == 'memfd' else SEGMENT}\nprint(f, flush=True)\nsys.stdin.read()"
@@ -171,6 +172,7 @@ async def test_shared_memory_that_nobody_has_mapped_counts(supervisor: Superviso
             assert ctypes.CDLL(None).shmctl(number, 0, None) == 0  # IPC_RMID
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_shared_memory_is_counted_once(supervisor: Supervisor) -> None:
     script = (
         f"import mmap, os, sys\n{MEMFD}\nheld = mmap.mmap(f, 0)\nheld[::4096] = bytes(80 << 8)\ng = os.dup(f)\n"
@@ -251,6 +253,7 @@ async def test_a_child_has_the_priority_of_its_worker(supervisor: Supervisor) ->
     await child.wait()
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 async def test_cpu(supervisor: Supervisor) -> None:
     busy = "while time.process_time() < 0.15: pass"
     script = f"import time; begin = time.monotonic()\n{busy}\nprint(time.monotonic() - begin)"
@@ -259,6 +262,7 @@ async def test_cpu(supervisor: Supervisor) -> None:
     assert (await child.wait()).success
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_cpu_of_a_child_that_runs_is_held_and_let_go(supervisor: Supervisor) -> None:
     """Of all its processes together, whatever its command said. Held, they would take 15 s for what they have to compute in the end."""
     burn = f'{sys.executable} -I -S -c "while True: pass"'

@@ -232,6 +232,7 @@ async def test_children_that_end_again_and_again_are_replaced_later_each_time() 
         assert 8.0 not in time.waits
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_the_end_of_the_supervisor_is_that_of_all_and_the_next_one_has_new_ones(supervisor: Supervisor) -> None:
     time = ByHand()
     async with pool_of(time, size=2) as pool:

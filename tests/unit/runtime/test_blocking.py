@@ -134,6 +134,7 @@ app.main()
 """
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize(
     ("stop_s", "blocks_s", "code"), [("0.05", "60", 130), ("20", "0", 0)], ids=["never", "in time"]
 )

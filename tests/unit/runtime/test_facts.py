@@ -52,6 +52,7 @@ READER = ("read-1/0", "meta", "input")
 SOURCE = ("agents", "meta", "sources", "facts.double/script")
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -157,6 +157,7 @@ class AtStep:
         return size
 
 
+@pytest.mark.slow  # half a second of a core
 def test_a_signal_at_any_step_of_a_life_stops_the_app(tmp_path: Path) -> None:
     """From the claim of the directory to the removal of old checkpoints at the end: a stop asked for meanwhile, too."""
     place, steps = 0, 1

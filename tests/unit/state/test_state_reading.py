@@ -158,7 +158,7 @@ def test_groups_that_are_not_in_memory_are_read_too(tmp_path: Path) -> None:
     assert state_of(job, "op-1", "user 777").num_rows == 1
 
 
-@pytest.mark.one_in(3, "a quarter of a second of a core each")
+@pytest.mark.one_in(6, "a quarter of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("window", [TumblingWindow(500), HoppingWindow(600, 200, 50), CumulativeWindow(900, 300)])
 def test_open_windows_are_read_with_their_bounds(tmp_path: Path, window: Any, parallelism: int) -> None:

@@ -64,6 +64,7 @@ def test_a_witness_says_what_happened_and_how_often(witness: Witness) -> None:
     assert witness.requests() == {"done": 4}
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("way", ["", " async"])
 def test_keys_are_honoured_where_it_was_asked_for(tmp_path: Path, way: str) -> None:
     with Witness(tmp_path / "honours.db", honours_keys=True) as honours, Witness(tmp_path / "not.db") as not_:
@@ -83,7 +84,7 @@ def test_keys_are_honoured_where_it_was_asked_for(tmp_path: Path, way: str) -> N
         assert honours.count("refund", {"order": "o-2"}) == 0
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(8, "a tenth of a second of a core each")
 @pytest.mark.parametrize("whose", ["request", "plan", "seed"])
 @pytest.mark.parametrize(
     ("fault", "error", "happens"),
@@ -119,6 +120,7 @@ def test_a_request_goes_wrong_before_or_after_its_effect(
         assert witness.requests("refund")[fault] == 2
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("way", ["do", "do async"])
 def test_a_request_that_comes_after_its_deadline_changes_nothing(witness: Witness, way: str) -> None:
     now = time.time()
@@ -190,6 +192,7 @@ def test_every_one_of_many_calls_at_once_is_recorded(witness: Witness) -> None:
     assert sorted(effect.arguments for effect in witness.effects()) == list(range(200))
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_witness_that_is_stopped_goes_on_where_it_was(witness: Witness, kill: bool) -> None:
     url, client = witness.url, witness.client
@@ -224,6 +227,7 @@ signal.pause()
 """
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("keep", ["", "keep"])
 def test_a_witness_ends_with_its_maker_unless_it_is_to_be_kept(tmp_path: Path, keep: str) -> None:
     path = tmp_path / "w.db"
@@ -247,7 +251,7 @@ def test_a_witness_ends_with_its_maker_unless_it_is_to_be_kept(tmp_path: Path, k
         os.kill(int(fork), signal.SIGKILL)
 
 
-@pytest.mark.one_in(3, "a tenth of a second of a core each")
+@pytest.mark.one_in(8, "a tenth of a second of a core each")
 @pytest.mark.parametrize(
     ("method", "path", "headers", "body", "status"),
     [

@@ -133,7 +133,7 @@ def looked_up(app):
     app.stream("in", schema=COLUMNS, until="now").lookup(known, on="key").select("id", "key", "ts_right").to("out")
 
 
-@pytest.mark.one_in(3, "a fifth of a second of a core each")
+@pytest.mark.one_in(8, "a fifth of a second of a core each")
 @pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("program", [windows, two_shuffles, met, apart, looked_up])
 async def test_shares_make_what_the_whole_makes(memory_url, program, workers):

@@ -452,6 +452,7 @@ def test_the_gate_does_what_its_naive_twin_does(inputs, steps):
 # threads
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(("inputs", "capacity_rows"), [(1, 1), (2, 3), (5, 2), (5, 100)])
 @pytest.mark.parametrize("reader", ["blocking", "event loop"])
 def test_threads_agree_on_the_rows_before_each_barrier(inputs, capacity_rows, reader):

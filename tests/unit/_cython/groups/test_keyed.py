@@ -780,6 +780,7 @@ def test_a_window_that_slides_has_what_its_panes_have(design, width, steps, data
             assert len(window.table) == 0
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_window_of_many_groups_slides_and_stays_small():
     dice = np.random.default_rng(5)
     table = SlidingTable(pa.schema([("k", pa.string())]), [("count", None), ("sum", pa.float64()), ("min", pa.int64())])

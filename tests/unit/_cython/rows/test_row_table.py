@@ -43,6 +43,7 @@ def same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
     return one.schema == other.schema and plain(one.to_pylist()) == plain(other.to_pylist())
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("keys", [["k"], ["name"], ["x"], ["k", "name"], ["flag", "x"], []], ids=str)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -244,6 +245,7 @@ def test_a_block_that_empties_while_it_grows_is_freed_when_it_is_full():
     )
 
 
+@pytest.mark.slow  # half a second of a core
 def test_one_key_may_have_very_many_rows_in_any_order_of_arrival():
     """The story: chains as plain sorted arrays are quadratic for a hot key."""
     count = 300_000
@@ -298,6 +300,7 @@ def test_long_chains_grow_and_shrink_as_sorted_lists_do(seed: int):
         assert table.first_at(probe, [0], bounds["lower"]).to_pylist() == [x[0] if x else -1 for x in after]
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_that_are_found_by_their_hash_are_those_that_are_found_one_by_one(seed: int):
     """A key with so many rows of one order that they get an index by value, which then follows what comes and goes."""
@@ -473,6 +476,7 @@ def test_more_columns_than_the_table_has_are_passed_over():
     assert table.match(rows.append_column("more", ints([4]))).to_pylist() == [0]
 
 
+@pytest.mark.slow  # half a second of a core
 def test_with_a_directory_full_blocks_are_moved_out_of_memory(tmp_path: Path):
     rows = nested(list(range(500)))
     rows = pa.Table.from_batches([rows] * 150).combine_chunks().to_batches()[0]
@@ -509,6 +513,7 @@ def test_a_cut_is_read_while_its_blocks_are_moved_out(tmp_path: Path):
     assert found.equals(pa.Table.from_batches([data.slice(0, 100_000)]))
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_values_that_are_large_close_a_block_early():
     schema = pa.schema([("k", pa.int64()), ("v", pa.binary())])
     table = RowTable(schema, ["k"])

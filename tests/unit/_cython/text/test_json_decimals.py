@@ -28,6 +28,7 @@ def number(seeded: random.Random) -> str:
     return text + (f"e{seeded.randrange(-45, 45)}" if seeded.random() < 0.3 else "")
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_and_texts_of_numbers_are_exact_or_bad_rows(kind: pa.DataType) -> None:
     seeded = random.Random(15)

@@ -267,7 +267,7 @@ def crash_points(place: Place, parts: Parts = PARTS) -> list[tuple[int, bool]]:
 
 
 @pytest.mark.one_in(
-    6, "half a second of a core each; the steps of a file, and those of a folder, are the same for every format"
+    12, "half a second of a core each; the steps of a file, and those of a folder, are the same for every format"
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_there_once_whatever_step_a_crash_comes_at(kind: str, tmp_path: Path) -> None:
@@ -282,6 +282,7 @@ def test_rows_are_there_once_whatever_step_a_crash_comes_at(kind: str, tmp_path:
             assert place.hidden() == []
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("file")])
 def test_a_finished_file_is_gone_on_with_whatever_step_a_crash_comes_at(kind: str, tmp_path: Path) -> None:
     """By a job that was given more input: the rows of a file that cannot be added to are taken over."""
@@ -300,7 +301,7 @@ def test_a_finished_file_is_gone_on_with_whatever_step_a_crash_comes_at(kind: st
         assert place.hidden() == []
 
 
-@pytest.mark.one_in(3, "what a machine that goes down takes with it is one function")
+@pytest.mark.one_in(6, "what a machine that goes down takes with it is one function")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.rpartition(" ")[2] in ("ndjson", "arrow", "csv.gz")])
 def test_rows_are_there_once_when_the_machine_goes_down(kind: str, tmp_path: Path) -> None:
     """All that a return of `deliver` has promised is there; and so is what was under way, or not at all."""
@@ -320,6 +321,7 @@ def test_rows_are_there_once_when_the_machine_goes_down(kind: str, tmp_path: Pat
                 assert place.hidden() == []
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", ["file ndjson", "file parquet", "folder csv", "folder csv.gz"])
 def test_rows_are_there_once_when_the_next_process_dies_too(kind: str, tmp_path: Path) -> None:
     options = sinks(kind)[-1] if kind == "folder csv.gz" else {}
@@ -345,6 +347,7 @@ def test_rows_are_there_once_when_the_next_process_dies_too(kind: str, tmp_path:
         first += 3
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("kind", ["file csv", "file arrow", "file ndjson.gz", "folder ndjson", "folder parquet"])
 def test_the_same_sink_goes_on_after_a_fault_at_every_step(kind: str, tmp_path: Path) -> None:
     """A disk without room: a TransientError, and the token says whether the part got through."""

@@ -187,6 +187,7 @@ def text_lake(folder: Path, format: Any) -> list[dict[str, Any]]:
     return sorted(found.to_pylist(), key=lambda row: row["n"])
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize(
     ("kind", "compression", "first"),
     [

@@ -127,6 +127,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / ".t.parquet.journal").read_text() == "my diary"
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_rows_that_are_not_flushed_wait_in_bounded_memory(tmp_path: Path) -> None:
     sink = opened(ParquetSink(tmp_path / "t.parquet"))
     big = Batch(pa.record_batch({"n": range(300_000)}))

@@ -267,6 +267,7 @@ def test_bad_csv_rows_are_set_apart_with_their_place_and_the_reason(tmp_path: Pa
     assert "columns" in bad[1]["reason"]
 
 
+@pytest.mark.one_in(3, "a quarter of a second of a core each")
 @pytest.mark.parametrize(
     ("lines", "bad", "reason"),
     [

@@ -342,6 +342,7 @@ async def test_timers_of_an_agent_that_has_no_on_timer_any_more_are_dropped_with
     assert "has no on_timer= any more; the timers that it had set are dropped" in caplog.text
 
 
+@pytest.mark.slow  # half a second of a core
 async def test_many_timers_that_are_due_at_once_go_into_the_lanes_in_slices(app, clock):
     most, fired = [0], [0]
 

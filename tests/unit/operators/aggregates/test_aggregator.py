@@ -251,6 +251,7 @@ def check(
             assert normal(twin(group)) == normal(results[key][call.name]), (key, call.name)
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_every_kind_gives_what_plain_python_gives(seed, monkeypatch):
     monkeypatch.setattr(pairs, "REDUCE_ROWS", 16)  # so that a few rows are reduced several times
@@ -269,6 +270,7 @@ def test_every_kind_gives_what_plain_python_gives(seed, monkeypatch):
     check([found], data)
 
 
+@pytest.mark.one_in(3, "a fifth of a second of a core each")
 @pytest.mark.parametrize("seed", [4, 5])
 @pytest.mark.parametrize("keys", [(), ("key",), ("key", "small")])
 def test_parts_that_are_merged_give_what_one_table_gives(seed, keys):

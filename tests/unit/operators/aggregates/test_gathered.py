@@ -125,6 +125,7 @@ steps = st.one_of(
 )
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("run_bytes", [1 << 29, 400])
 @settings(max_examples=40, deadline=None)
 @given(script=st.lists(steps, max_size=30))
@@ -211,6 +212,7 @@ class Written:
         monkeypatch.setattr(pairs, "_Run", counted)
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("kept", [1_000, 50_000])
 def test_slots_that_come_and_go_cost_what_they_hold_not_what_is_kept(monkeypatch, kept):
     """Sorting all that was kept, each time a few sessions were over, made a job slower with every open session."""

@@ -953,6 +953,7 @@ def test_a_function_that_takes_long_to_let_go_is_waited_for():
     assert not thread.left
 
 
+@pytest.mark.one_in(2, "a fifth of a second of a core each")
 @pytest.mark.parametrize("ordered", [True, False])
 def test_between_two_threads_nothing_is_lost(ordered):
     """The task's loop, by hand: it sleeps until it is woken, and never asks in vain."""

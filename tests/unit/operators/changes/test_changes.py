@@ -321,6 +321,7 @@ def test_a_changelog_is_of_changes_and_has_its_column_alone():
 # materialize
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("schema", [PLAIN, SIMPLE], ids=["bytes", "columns"])
 @FEW
 @given(log=logs(), parts=PARTS, keyed=st.booleans())

@@ -319,6 +319,7 @@ def test_groups_that_do_not_fit_in_memory_go_on():
     drive(log, parts, calls, changes=True, budget=1)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_many_changes_leave_what_duckdb_finds_in_the_rows_that_are_left():
     rng = np.random.default_rng(7)
     rows = [

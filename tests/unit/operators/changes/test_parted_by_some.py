@@ -58,7 +58,7 @@ def table(run: OperatorRun) -> dict[Any, Any]:
     return found
 
 
-@pytest.mark.one_in(6, "the stores restore alike")
+@pytest.mark.one_in(12, "the stores restore alike")
 @pytest.mark.parametrize("aggregates", [NUMBERS, BESIDE], ids=["numbers", "beside"])
 @pytest.mark.parametrize("changes", [False, True], ids=["rows", "changes"])
 @pytest.mark.parametrize(("threads", "budget"), [((2, 2, 3), None), ((2, 2, 3), 60_000), ((3, 2, 1), 60_000)])

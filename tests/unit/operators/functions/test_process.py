@@ -683,6 +683,7 @@ def test_at_the_end_event_timers_fire_with_those_that_they_set_and_processing_ti
     assert made.statistic("timers") == 2
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_key_that_sets_timers_for_ever_is_an_error_that_names_it(
     run: Any, batch: bool, monkeypatch: pytest.MonkeyPatch
@@ -725,6 +726,7 @@ def test_a_processing_timer_set_for_now_fires_at_the_next_poll(run: Any) -> None
     assert fired == [1_000_500, 1_000_600, 1_000_700]
 
 
+@pytest.mark.one_in(2, "a tenth of a second of a core each")
 @pytest.mark.parametrize("disk", [False, True])
 def test_state_is_no_larger_than_what_has_not_expired(run: Any, disk: bool) -> None:
     def function(row: Any, ctx: Any) -> None:

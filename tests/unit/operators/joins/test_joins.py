@@ -309,6 +309,7 @@ def test_rows_of_any_type_are_found_again_when_they_are_taken_away(tmp_path: Pat
     assert len(run.results) == 8 + 8 + 8 + 8
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_several_keys_agree_with_duckdb(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
 

@@ -235,6 +235,7 @@ def test_windows_by_count_without_event_time_have_no_bounds(tmp_path: Path) -> N
     assert same(run.results[1:], [{"user": "a", "n": 1, "start": 4.0}, {"user": "b", "n": 1, "start": 2.0}])
 
 
+@pytest.mark.slow  # half a second of a core
 def test_finished_windows_by_count_leave_no_memory_behind(tmp_path: Path) -> None:
     run = OperatorRun(lambda: CountAggregate(2, ["user"], CALLS), SCHEMA, ["user"], tmp_path)
     sizes = []
@@ -399,6 +400,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
 # State that does not fit the memory
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("make", [lambda: RunningAggregate(["user"], CALLS[:3]), lambda: Deduplicate(["user"])])
 def test_state_beyond_the_memory_budget_gives_the_same(tmp_path: Path, make: Callable[[], Operator]) -> None:
     rng = np.random.default_rng(5)

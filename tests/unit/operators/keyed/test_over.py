@@ -148,6 +148,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("frame", list(FRAMES))
 @pytest.mark.parametrize("parallelism", [1, 3])
 def test_frames_hold_what_duckdb_says_whatever_the_batches_watermarks_and_restarts(frame, parallelism, tmp_path):
@@ -189,6 +190,7 @@ def test_frames_hold_what_the_naive_twin_says(frame, tmp_path):
         assert row["sum_on"] == (sum(i for i in on if i is not None) if any(i is not None for i in on) else None)
 
 
+@pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
 @pytest.mark.parametrize("rows_before", [None, 2])
 def test_rows_around_a_row_are_those_that_duckdb_says(parallelism, rows_before, tmp_path):

@@ -138,7 +138,7 @@ def random_row(rng, keys=4):
 BY = [[("v", True)], [("v", False)], [("s", False), ("v", True)], [("s", True)], []]
 
 
-@pytest.mark.one_in(6, "a quarter of a second of a core each")
+@pytest.mark.one_in(15, "a quarter of a second of a core each")
 @pytest.mark.parametrize("ties", ["row_number", "rank", "dense_rank"])
 @pytest.mark.parametrize("rank", [None, "place"])
 @pytest.mark.parametrize("changes", [False, True])
@@ -420,6 +420,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.one_in(4, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("ties", ["row_number", "rank", "dense_rank"])
 @pytest.mark.parametrize("window", list(WINDOWS))
 @pytest.mark.parametrize("parallelism", [1, 3])

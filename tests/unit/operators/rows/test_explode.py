@@ -53,6 +53,7 @@ def same(stream: Stream, expected: pl.DataFrame) -> None:
     assert made.sort("id", maintain_order=True).rows() == expected.sort("id", maintain_order=True).rows()
 
 
+@pytest.mark.one_in(3, "a tenth of a second of a core each")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("parallelism", [1, 2])
 def test_rows_are_those_of_polars(tmp_path: Path, kind: pa.DataType, parallelism: int) -> None:

@@ -487,6 +487,7 @@ def test_sessions_agree_with_their_twin_under_any_split_restart_and_parallelism(
     assert run.statistic("sessions") == run.statistic("keys") == 0
 
 
+@pytest.mark.slow  # half a second of a core
 def test_sessions_agree_with_duckdb_on_rows_out_of_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     count = 40_000

@@ -479,6 +479,7 @@ async def test_an_id_is_free_again_when_nothing_of_its_agent_is_left(
     assert (await manager.spawn(SLEEP, agent_id="a")).state is RUNNING
 
 
+@pytest.mark.slow  # a second of a core, or more
 async def test_a_supervisor_that_is_killed_is_a_failure_of_its_agents(
     make: Make, by_hand: ByHand, supervisor: Supervisor
 ) -> None:

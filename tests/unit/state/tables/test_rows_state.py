@@ -51,6 +51,7 @@ def new_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.iterdir() if file.stat().st_nlink <= 2)
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("local", [True, False])
 def test_rows_come_back_with_their_order_and_counts(tmp_path: Path, local: bool):
     store = RowStore(ROWS, ["k"], counted=True, directory=tmp_path / "local" if local else None)
@@ -129,6 +130,7 @@ def test_a_snapshot_that_was_never_saved_leaves_nothing_out_of_the_next(tmp_path
     assert image(back) == image(store)
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_snapshot_is_saved_while_the_owner_goes_on(tmp_path: Path):
     store = RowStore(ROWS, ["k"], counted=True, directory=tmp_path / "local", memory_bytes=0)
     ids = store.table.insert(*some_rows(80_000))

@@ -398,6 +398,7 @@ def restored(
     return store
 
 
+@pytest.mark.one_in(2, "half a second of a core each")
 @pytest.mark.parametrize("lookups", [False, True])
 def test_a_snapshot_is_the_cut_though_it_is_saved_while_the_owner_goes_on(
     store: TableStore, tmp_path: Path, lookups: bool
@@ -536,6 +537,7 @@ def test_what_a_killed_process_left_in_the_directory_is_not_read(tmp_path: Path)
     store.close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_a_snapshot_writes_what_changed_and_keeps_few_files(tmp_path: Path) -> None:
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
     add(store, 0, *many(range(6000)))
@@ -598,6 +600,7 @@ def test_groups_that_left_do_not_come_back_from_older_deltas(tmp_path: Path) -> 
     store.close()
 
 
+@pytest.mark.slow  # a second of a core, or more
 def test_more_groups_than_the_budget_holds(tmp_path: Path) -> None:
     budget = 4_000_000
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state", memory_budget=budget)
@@ -724,6 +727,7 @@ def test_files_that_are_missing_are_missed(store: TableStore, tmp_path: Path, pa
             restored(tmp_path / f"back{on_disk}", part, on_disk=on_disk)
 
 
+@pytest.mark.one_in(2, "a third of a second of a core each")
 @pytest.mark.parametrize("lookups", [False, True])
 def test_every_type_survives_the_way_to_disk_and_back(tmp_path: Path, lookups: bool) -> None:
     rng = np.random.default_rng(3)
