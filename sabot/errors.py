@@ -230,6 +230,10 @@ class NotSent(TransientError):
     """Raised by a tool: nothing has left for the outside, so the call may be made again, whatever the class of the tool."""
 
 
+class WorkerLost(TransientError):
+    """A process that runs tasks of the job has ended, or nothing is heard of it any more. The message names it and says how."""
+
+
 class Overloaded(TransientError):
     """Raised by the function of an agent, of `map_async` or `lookup` when the service that it asks has too many requests.
 

@@ -28,6 +28,7 @@ from sabot.errors import (
     SabotError,
     TransientError,
     UserError,
+    WorkerLost,
 )
 from sabot.exits import Exit, exit_in
 from sabot.kafka import open_source
@@ -346,7 +347,10 @@ class Job:
         attempts, delay_s = self.app.restart
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
-        if lasting or hanging or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
+        begun = self._has_run or isinstance(
+            error, WorkerLost
+        )  # what fails a first start would fail the next one as a rule
+        if lasting or hanging or not begun or not self._can_go_back or self._stop_asked.is_set():
             return False
         now = self.app.clock.monotonic()
         failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import SabotError, TransientError
+from sabot.errors import SabotError, WorkerLost
 from sabot.exits import EXITS
 from sabot.watch import unexpected
 from sabot.workers.connection import ControlChannel
@@ -92,12 +92,10 @@ class Member:
             self._is_gone(unexpected(f"the connection of {self.text}", error))
             return
         if self._process is None:
-            self._is_gone(
-                TransientError(f"{self.text} is gone", hint="its own log says more, or its machine is gone too")
-            )
+            self._is_gone(WorkerLost(f"{self.text} is gone", hint="its own log says more, or its machine is gone too"))
             return
         await asyncio.sleep(_END_SECONDS)  # the end of the process, which comes first as a rule, says more
-        self._is_gone(TransientError(f"{self.text} has closed its connection, and nothing is heard of its process"))
+        self._is_gone(WorkerLost(f"{self.text} has closed its connection, and nothing is heard of its process"))
 
     def _note(self, message: ControlMessage) -> None:
         for kind, told in ((Hello, self.hello), (Opened, self.opened), (Stopped, self.stopped)):
@@ -113,7 +111,7 @@ class Member:
         ended = await process.wait()
         memory_bytes = self.beat.memory_bytes if ended.out_of_memory else None
         had = "" if memory_bytes is None else f"; it had {memory_bytes / 1e6:,.0f} MB a second before"
-        self._is_gone(TransientError(f"{self.text} {ended.how}{had}", hint=ended.why))
+        self._is_gone(WorkerLost(f"{self.text} {ended.how}{had}", hint=ended.why))
 
     def _is_gone(self, error: SabotError) -> None:
         if not self._ending:

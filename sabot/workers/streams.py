@@ -22,7 +22,7 @@ from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery import StagedSinks
 from sabot.delivery.parts import Part
-from sabot.errors import SabotError, TransientError, UserError
+from sabot.errors import SabotError, TransientError, UserError, WorkerLost
 from sabot.metrics import Sample
 from sabot.runtime.build import Build
 from sabot.runtime.inference import StoppedEarly
@@ -407,7 +407,7 @@ class WorkerStreams:
                 silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
                 if silent_s > SILENT_SECONDS:
                     self._fail(
-                        TransientError(
+                        WorkerLost(
                             f"{member.text} has said nothing for {silent_s:.0f} s",
                             hint="it is stopped, or a call of the program holds the interpreter",
                         )

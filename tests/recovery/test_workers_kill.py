@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sabot.cli import load_app
-from sabot.errors import TransientError
+from sabot.errors import WorkerLost
+from sabot.runtime.run import Run
 from sabot.workers import LocalLauncher, TcpMeeting, over_workers
 from tools.agent_tools import environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
@@ -183,9 +184,62 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
     pids = [member.pid for member in streams[0].members]
     os.kill(pids[1], signal.SIGSTOP)
-    with pytest.raises(TransientError, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):
+    with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):
         await asyncio.wait_for(running, 60)
     assert not any(alive(pid) for pid in pids)
+
+
+def counted(folder, name, also=""):
+    """A program that copies a hundred rows, and restarts three times."""
+    write_lines(folder / "in.ndjson", [{"n": n} for n in range(100)])
+    (folder / f"{name}.py").write_text(
+        f"import os, signal, sys\nimport sabot\n{also}"
+        f"app = sabot.App({name!r}, checkpoint_dir='checkpoints', restart='fixed(3, 10ms)')\n"
+        "rows = app.stream(sabot.files('in.ndjson'), schema={'n': 'int64'})\n"
+        "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
+    )
+
+
+@pytest.mark.slow  # five processes
+async def test_a_worker_that_dies_in_the_first_start_is_replaced(tmp_path):
+    dies = (
+        "if 'run-worker' in sys.argv:\n"
+        "    try:\n"
+        "        open('died', 'x').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    except FileExistsError:\n"
+        "        print('another one has', file=sys.stderr)\n"
+    )
+    counted(tmp_path, "unlucky", dies)
+    done = await asyncio.to_thread(lambda: sabot_run("unlucky:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    assert "was killed by SIGKILL" in done.stderr
+    assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))
+
+
+@pytest.mark.slow  # five processes
+async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_path, monkeypatch):
+    counted(tmp_path, "late")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    app = load_app("late:app")
+    command = [sys.executable, "-P", "-m", "sabot", "run-worker", "late:app"]
+    made = over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2)
+    streams, killed, checkpoint = [], [], Run._checkpoint
+    app.workers = lambda *given: streams.append(made(*given)) or streams[-1]
+
+    async def last(run):
+        if not killed:
+            killed.extend(member.pid for member in streams[0].members)
+            os.kill(killed[0], signal.SIGKILL)
+            await until(lambda: streams[0].broken, "the end of the worker", patience=60)
+        return await checkpoint(run)
+
+    monkeypatch.setattr(Run, "_checkpoint", last)
+    await asyncio.wait_for(app.run(), SECONDS)
+    assert len(streams) == 2
+    assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))
 
 
 @pytest.mark.slow  # a process
