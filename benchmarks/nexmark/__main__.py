@@ -1,7 +1,7 @@
 """Nexmark's queries over its stream: events a second, events a second and core, memory.
 
     python -m benchmarks.nexmark --events 2000000 --queries q0,q5,q8 [--seed 1] [--parallelism 1] [--format arrow|json]
-        [--checkpoint-ms 1000] [--state memory|rocksdb] [--out DIR] [--dump DIR] [--check] [--peers flink,duckdb]
+        [--checkpoint-ms 1000] [--state memory|rocksdb] [--memory-budget 512MB] [--out DIR] [--dump DIR] [--check] [--peers flink,duckdb]
 
 A line for each query, and at last a JSON object. Events are all that the stream has, also for queries that read the bids alone.
 `arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`: files, decoded in the
@@ -49,6 +49,7 @@ def main() -> None:
                 options.format,
                 options.checkpoint_ms,
                 options.state,
+                options.memory_budget,
                 options.out,
                 check,
             )
@@ -61,7 +62,7 @@ def main() -> None:
             results.append(figures)
     asked = {
         name: getattr(options, name)
-        for name in ("events", "seed", "rate", "parallelism", "format", "checkpoint_ms", "state")
+        for name in ("events", "seed", "rate", "parallelism", "format", "checkpoint_ms", "state", "memory_budget")
     }
     print(json.dumps({"benchmark": "nexmark", **asked, "queries": results}))
     wrong = [text for each in results for theirs in each["peers"].values() if (text := theirs.get("wrong"))]
@@ -101,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--format", choices=["arrow", "json"], default="arrow")
     parser.add_argument("--checkpoint-ms", type=int, default=1000, help="0: none")
     parser.add_argument("--state", choices=["memory", "rocksdb"], default="memory")
+    parser.add_argument("--memory-budget", help="of each step with state in a directory; default: the app's")
     parser.add_argument("--rate", type=int, default=10_000, help="events a second of event time")
     parser.add_argument("--out", type=Path, help="the folder for the results, qN.parquet")
     parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")

@@ -28,7 +28,9 @@ CHUNK_ROWS = 1 << 17
 
 @dataclass(frozen=True)
 class Settings:
-    """How a query is run. checkpoint_ms: 0 for none. out: the folder for its result; None: rows are counted and dropped."""
+    """How a query is run. checkpoint_ms: 0 for none. memory_budget: the app's, where state has a directory. out: the folder for its result;
+    None: rows are counted and dropped.
+    """
 
     generator: Generator
     events: int
@@ -36,6 +38,7 @@ class Settings:
     format: str = "arrow"
     checkpoint_ms: int = 1000
     state: str = "memory"
+    memory_budget: str | None = None
     out: Path | None = None
     check: bool = False
 
@@ -115,6 +118,7 @@ def measure(query: str, settings: Settings) -> dict[str, Any]:
             f"nexmark-{query}",
             parallelism=settings.parallelism,
             state="memory" if settings.state == "memory" else f"{state}/state",
+            memory_budget=settings.memory_budget,
             checkpoint_dir=f"{state}/checkpoints" if settings.checkpoint_ms else None,
             checkpoint_interval=settings.checkpoint_ms / 1000 if settings.checkpoint_ms else None,
         )
