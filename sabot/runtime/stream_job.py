@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from sabot._cython.groups.tables import give_back
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
@@ -191,7 +194,7 @@ class StreamJob:
             coordinator.on_complete.remove(self._commit)
         for task in self.tasks:
             coordinator.abandon(task.name)
-        self.left += await aside(close_tasks, [task for task in self.tasks if task.built], _JOIN_SECONDS)
+        self.left += await aside(_close, [task for task in self.tasks if task.built])
         self._tell_of_late_rows()
         self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
@@ -269,3 +272,13 @@ class StreamJob:
 
 def _nothing(checkpoint_id: int) -> None:
     """Its barrier comes in-band."""
+
+
+def _close(tasks: list[StreamTask]) -> list[tuple[str, Handle]]:
+    """Closes the tasks. The memory of their state goes back to the system: allocators would keep it for a job that may never come. -> as
+    `close_tasks`.
+    """
+    left = close_tasks(tasks, _JOIN_SECONDS)
+    pa.default_memory_pool().release_unused()
+    give_back()
+    return left

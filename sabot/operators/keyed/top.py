@@ -204,6 +204,7 @@ class TopN(Ranked):
     def close(self) -> None:
         if self._state is not None:
             self._state.close()
+            self.kept = Keeper(self._context, [], keyed=False)  # which would hold the rows
         self._state = None
 
     def statistics(self) -> dict[str, Any]:
