@@ -216,7 +216,7 @@ class AgentSpec:
                 )
         for each in topics if until is not None else ():
             check_ends(each, f"agent {agent_id}")
-        return cls(
+        spec = cls(
             agent_id=agent_id,
             func=func,
             inputs=tuple(topics),
@@ -248,6 +248,8 @@ class AgentSpec:
             process=int(process),
             topic_by_name=topic is None,
         )
+        _check_called(refuse, func, ("batch", "ctx") if batch else ("ctx",))
+        return spec
 
     @property
     def writes_json(self) -> bool:
@@ -280,6 +282,19 @@ class AgentSpec:
     def topics(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
+
+
+def _check_called(refuse: Callable[[str, str], UserError], func: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """The function can be called with these."""
+    try:
+        signature = inspect.signature(func)
+    except (TypeError, ValueError):  # of C, which does not say
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        called = f"{getattr(func, '__name__', 'function')}({', '.join(given)})"
+        raise refuse(f"it is called as {called}, and its function is …{signature}: {error}", f"def {called}") from error
 
 
 def _input_format(

@@ -16,10 +16,10 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
-from sabot.codecs.records import RECORD_SCHEMA, bounded
+from sabot.codecs.records import RECORD_SCHEMA, bounded, to_records
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.places import Place
-from sabot.errors import InternalError
+from sabot.errors import InternalError, UserError
 from sabot.operators import AgentOperator, decoded
 from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
@@ -45,18 +45,31 @@ def scan_columns(source: Source, spec: AgentSpec) -> None:
 
 
 class _RecordInput(Reader):
-    """The input of an agent: records as they are, or, with a codec, columns together with their records."""
+    """The input of an agent: records as they are, or, with a codec, columns together with their records. clock: of a record agent, for
+    which rows without records become some.
+    """
 
-    def __init__(self, name: str, source: Source, *, codec: Codec | None, max_rows: int) -> None:
+    def __init__(self, name: str, source: Source, *, codec: Codec | None, max_rows: int, clock: Clock | None) -> None:
         super().__init__(name, source, max_rows=max_rows)
         self._codec = codec
+        self._record_clock = clock
 
     def _ready(self, batch: Batch) -> Batch:
         if not batch.topic:
             batch = Batch(batch.data, batch.offsets, self.source.name, bad=batch.bad)
-        if batch.bad is None and batch.data.schema.equals(RECORD_SCHEMA):
+        if not batch.data.schema.equals(RECORD_SCHEMA):
+            return batch if self._record_clock is None else self._as_records(batch, self._record_clock)
+        if batch.bad is None:
             batch = bounded(batch, self.source.record_bytes)
         return batch if self._codec is None else decoded(batch, self._codec)
+
+    def _as_records(self, batch: Batch, clock: Clock) -> Batch:
+        try:
+            records = to_records(batch, int(clock.time() * 1000))
+        except TypeError as error:
+            hint = "batch=True gives the columns as they are; or app.stream(…).select(…).to(agent) without that one"
+            raise UserError(f"{batch.topic}: a row becomes a record of JSON, and {error}", hint=hint) from error
+        return Batch(records, batch.offsets, batch.topic, bad=batch.bad)
 
 
 class _Whole(Output):
@@ -85,7 +98,8 @@ class AgentSource:
         self.source = source
         self.operator = operator
         self.codec = codec
-        self.input = _RecordInput(name, source, codec=codec, max_rows=max_rows)
+        records = None if operator.spec.batch else clock
+        self.input = _RecordInput(name, source, codec=codec, max_rows=max_rows, clock=records)
         self.channel = Channel(name=name)
         self.identity: str | None = None  # of the source's log, where jobs are called by it
         self.again = 0  # how often its records were begun anew as other jobs (`--reprocess`)

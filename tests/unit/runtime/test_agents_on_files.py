@@ -146,3 +146,34 @@ async def test_a_record_agent_over_columns_that_json_cannot_say_is_refused_at_th
 
     with pytest.raises(UserError, match=r"agent shop.blobs, from .*x.parquet"):
         await app.run()
+
+
+async def test_a_row_that_json_cannot_hold_ends_a_record_agent_by_name(memory_url: str, tmp_path: Path) -> None:
+    """The app ended with an InternalError of the task of all agents."""
+    parquet.write_table(pa.table({"blob": pa.array([b"\xff"], pa.binary())}), tmp_path / "x.parquet")
+    app = App("shop", memory_url)
+
+    @app.agent(files(tmp_path / "x.parquet"))
+    async def blobs(ctx: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(AgentFailed, match=r"agent shop.blobs failed at its source .*'blob'.*batch=True"):
+        await app.run()
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_function_that_cannot_be_called_so_is_refused_where_it_is_written(batch: bool) -> None:
+    """It failed at the first record."""
+    called = "batch, ctx" if batch else "ctx"
+
+    async def two(ctx: Any, more: Any, less: Any) -> None: ...
+
+    async def none() -> None: ...
+
+    for function in (two, none):
+        with pytest.raises(UserError, match=rf"it is called as {function.__name__}\({called}\), and its function is"):
+            App("shop").agent("orders", batch=batch)(function)
+
+    async def defaults(first: Any, second: Any = None, *, third: Any = None) -> None: ...
+
+    App("shop").agent("orders", batch=batch)(defaults)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import threading
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -102,7 +103,7 @@ def agent_source(script, *, max_rows):
     source = AgentSource(
         "agent/script",
         ScriptedSource(script),
-        None,
+        SimpleNamespace(spec=SimpleNamespace(batch=True)),
         codec=None,
         max_rows=max_rows,
         clock=ManualClock(),
