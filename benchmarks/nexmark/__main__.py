@@ -87,9 +87,10 @@ def _peer_line(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     if "error" in theirs:
         return f"    {name}: {theirs['error']}"
     times = ours["events_per_core_s"] / theirs["events_per_core_s"]
+    memory = "        MB" if theirs["peak_mb"] is None else f"{theirs['peak_mb']:>7,} MB"
     return (
-        f"    {theirs['events_per_s']:>12,} events/s{theirs['events_per_core_s']:>12,} events/s per core  {name}: ours is {times:.1f} times"
-        f" as fast per core{'; ITS ANSWER IS ANOTHER' if theirs['wrong'] else ''}"
+        f"    {theirs['events_per_s']:>12,} events/s{theirs['events_per_core_s']:>12,} events/s per core{memory}  {name}: ours"
+        f" is {times:.1f} times as fast per core{'; ITS ANSWER IS ANOTHER' if theirs['wrong'] else ''}"
     )
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 import nexmark_peers
 from nexmark_peers import PEERS, NotSaid, NotThere
 
-__all__ = ["PEERS", "Peers"]
+__all__ = ["LEFT_OPEN", "PEERS", "Peers", "typed"]
 
-# Of bids of one bidder for one auction in the same millisecond Flink takes the last one, DuckDB's twin the first one.
+# Of bids of one bidder for one auction in the same millisecond others take the last one, or any, DuckDB's twin the first one.
 LEFT_OPEN = {"q18": ["price", "channel", "url", "extra"]}
 CHECKED_EVENTS = 50_000  # of which the results are compared: those of a timed run are dropped
 
@@ -61,28 +61,39 @@ class Peers:
             figures, result = nexmark_peers.run(name, query, self._timed, self._checked, *self._options)
         except NotSaid as reason:
             return {"error": str(reason)}
-        rates = {
-            "events_per_s": round(self._events / figures["seconds"]),
-            "events_per_core_s": round(self._events / figures["cpu_seconds"]),
+        events, seconds, cpu_s = figures.get("events", self._events), figures["seconds"], figures["cpu_seconds"]
+        return {
+            "events": events,
+            "events_per_s": round(events / seconds),
+            "events_per_core_s": round(events / cpu_s),
+            "peak_mb": figures.get("peak_mb"),
+            "seconds": seconds,
+            "cpu_s": cpu_s,
+            "wrong": self._wrong(query, result) if check else "",
         }
-        wrong = self._wrong(query, result) if check else ""
-        return {**rates, "seconds": figures["seconds"], "cpu_s": figures["cpu_seconds"], "wrong": wrong}
 
     def _wrong(self, query: str, result: Path) -> str:
         """By what a result differs from DuckDB's: "" if by nothing."""
         oracle = Oracle(self._generator, CHECKED_EVENTS)
         return oracle.differences(
-            query, _typed(result, oracle, query), any_of_equals=True, left_open=LEFT_OPEN.get(query, ())
+            query, typed(result, oracle, query), any_of_equals=True, left_open=LEFT_OPEN.get(query, ())
         )
 
 
-def _typed(result: Path, oracle: Oracle, query: str) -> pa.Table:
+def typed(result: Path, oracle: Oracle, query: str) -> pa.Table:
     """Rows of a file in the types of the oracle's columns."""
     types = {row[0]: row[1] for row in oracle.rows(f"describe {(QUERIES / f'{query}.sql').read_text()}")}
-    casts = ", ".join(f'"{name}"::{kind} as "{name}"' for name, kind in types.items())
+    casts = ", ".join(f'{_cast(name, kind)} as "{name}"' for name, kind in types.items())
     names = json.dumps(dict.fromkeys(types, "varchar"))
     with duckdb.connect() as connection:
         source = f"read_json('{result}', columns = {names}, format = 'newline_delimited')"
         if result.suffix == ".parquet":
             source = f"read_parquet('{result}')"
         return connection.sql(f"select {casts} from {source}").to_arrow_table()
+
+
+def _cast(name: str, kind: str) -> str:
+    """Times are texts, or milliseconds of the epoch as texts."""
+    if not kind.startswith("TIMESTAMP"):
+        return f'"{name}"::{kind}'
+    return f'coalesce(try_cast("{name}" as timestamp), make_timestamp_ms(try_cast("{name}" as bigint)))::{kind}'

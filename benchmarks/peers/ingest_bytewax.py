@@ -67,9 +67,14 @@ if kind == "decode":
     op.output("out", op.map("columns", read, lambda row: (row["account"], row["amount"], row["ts"])), Sink())
 else:
     keyed = op.map("key", read, lambda row: (row["account"], (row["amount"], row["ts"])))
-    # Its watermark goes on with the time of the system too, so a wait as long as the disorder would make some rows late.
-    wait = timedelta(milliseconds=2 * int(disorder_ms))
-    clock = windowing.EventClock(lambda row: EPOCH + timedelta(milliseconds=row[1]), wait)
+    clock = windowing.EventClock(
+        lambda row: EPOCH + timedelta(milliseconds=row[1]),
+        timedelta(milliseconds=int(disorder_ms)),
+        now_getter=lambda: (
+            EPOCH
+        ),  # by the times of the records alone: by default the watermark goes on with the system's time too
+        to_system_utc=lambda when: None,
+    )
     minutes = windowing.TumblingWindower(align_to=EPOCH, length=MINUTE)
     closed = windowing.fold_window("windows", keyed, clock, minutes, lambda: (0, 0.0, float("-inf")), add, merged)
     op.output("out", op.map("write", closed.down, written), KafkaSink([broker], out_topic))

@@ -202,7 +202,10 @@ def main() -> None:
         found = polars_queries(Path(folder))[query]().collect()
     else:
         found = run_duckdb(query, Path(folder), int(threads), "json" if peer == "duckdb-json" else "parquet")
-    print(json.dumps({"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}))
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak_mb = round(int(status["VmHWM"].split()[0]) / 1024)
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb}))
     if result != "-":
         import pyarrow.parquet as pq
 

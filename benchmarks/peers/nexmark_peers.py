@@ -3,12 +3,16 @@
     flink, flink-rocksdb    Flink SQL in streaming mode over NDJSON, state on the heap or in RocksDB; settings of sql_peer, changes dropped
     duckdb, duckdb-json     DuckDB over Parquet or NDJSON, in as many threads: the batch bound, which has the whole input at once
     polars                  polars over Parquet, likewise
+    pathway                 Pathway over NDJSON in its static mode, the batch form of its streaming engine
+    bytewax                 Bytewax over NDJSON, a snapshot of its state each checkpoint interval
+    quix, faust             Quix Streams and Faust over a Kafka topic of the bids, whose key is the query's: of the fewer events
 
-The queries of Flink are in nexmark_flink/, those of DuckDB are the oracle's, those of polars in nexmark_batch.py. Seconds and CPU seconds
-are those of reading and computing, without the start of a process and the planning; a JVM has run the query over fewer events before. In
-Flink's seconds is the last checkpoint. Flink has no q6 (`over` takes no changes) and no q13 (its tables of files cannot be looked up).
-q10 writes partitioned files of JSON there, and the last windows of q12, which go by the clock, stay open at the end of the files. In DuckDB
-and polars, which have no q12, all results stay in memory.
+The queries of Flink are in nexmark_flink/, those of DuckDB are the oracle's, those of polars in nexmark_batch.py, those of the last four in
+nexmark_PEER.py, each one process; nexmark_python.py says why others are not there. Seconds and CPU seconds are those of reading and
+computing, without the start of a process and the planning; a JVM has run the query over fewer events before. In Flink's seconds is the
+last checkpoint. Flink has no q6 (`over` takes no changes) and no q13 (its tables of files cannot be looked up). q10 writes partitioned
+files of JSON there, and the last windows of q12, which go by the clock, stay open at the end of the files. In DuckDB and polars, which have
+no q12, all results stay in memory; the others drop them. peak_mb is that of the process; Flink's is not given: its heap has one size.
 """
 
 import json
@@ -18,12 +22,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import nexmark_python
 from flink_sql import sql_peer
 from jvm import NotThere
 
 __all__ = ["PEERS", "NotSaid", "NotThere", "prepare", "run"]
 
-PEERS = ("flink", "flink-rocksdb", "duckdb", "duckdb-json", "polars")
+PEERS = ("flink", "flink-rocksdb", "duckdb", "duckdb-json", "polars", *nexmark_python.PEERS)
 HERE = Path(__file__).parent
 FLINK = HERE / "nexmark_flink"
 KINDS = ("person", "auction", "bid")
@@ -38,17 +43,22 @@ def prepare(peer: str) -> None:
     """It can be run afterwards. Raises NotThere."""
     if peer.startswith("flink"):
         sql_peer.prepare()
+    elif peer in nexmark_python.PEERS:
+        nexmark_python.prepare(peer)
 
 
 def run(
     peer: str, query: str, folder: Path, small: Path, parallelism: int, checkpoint_ms: int
 ) -> tuple[dict[str, Any], Path]:
-    """folder: with KIND.parquet, KIND.ndjson and side.csv; small: the same of fewer events. -> seconds and cpu_seconds, and where the final
-    rows of the fewer events are: a file of Parquet, or of NDJSON whose values are texts. Raises NotSaid.
+    """folder: with KIND.parquet, KIND.ndjson and side.csv; small: the same of fewer events. -> seconds and cpu_seconds, peak_mb where it
+    is known, `events` where it has not read all; and where the final rows of the fewer events are: a file of Parquet, or of NDJSON.
+    Raises NotSaid.
     """
     try:
         if peer.startswith("flink"):
             return _flink(query, folder, small, parallelism, checkpoint_ms, peer == "flink-rocksdb")
+        if peer in nexmark_python.PEERS:
+            return _python(peer, query, folder, small, parallelism, checkpoint_ms)
         if query == "q12":
             raise NotSaid("a batch has no times of arrival")
         result = small / f"{query}-{peer}.parquet"
@@ -58,6 +68,18 @@ def run(
         raise NotSaid(f"not done after {PATIENCE_SECONDS:.0f} s") from error
     except RuntimeError as error:
         raise NotSaid(str(error)) from error
+
+
+def _python(
+    peer: str, query: str, folder: Path, small: Path, threads: int, checkpoint_ms: int
+) -> tuple[dict[str, Any], Path]:
+    if reason := nexmark_python.UNSAID[peer].get(query):
+        raise NotSaid(reason)
+    result = small / f"{query}-{peer}.result"
+    figures = nexmark_python.run(peer, query, small, result, threads, checkpoint_ms)
+    if peer not in nexmark_python.ON_KAFKA:  # they would take minutes for more events than these
+        figures = nexmark_python.run(peer, query, folder, None, threads, checkpoint_ms)
+    return figures, result
 
 
 def _batch(peer: str, query: str, folder: Path, result: Path | None, threads: int) -> dict[str, Any]:
