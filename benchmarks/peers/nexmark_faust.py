@@ -56,22 +56,22 @@ elif query in RUNNING:
         output.write(row, key=key)
 
 elif query == "q7":
-    tens = app.Table("best", partitions=1).tumbling(TEN_SECONDS)
+    tens = app.Table("best", default=lambda: (0, []), partitions=1).tumbling(TEN_SECONDS)
     tens = tens.relative_to(lambda event: event.value["dateTime"] / 1000)
     row_of = stateless("q0", Path(folder))
 
     def take(bid):
         window = tens["all"]
-        window_best = best_of(window.value() or (0, []), row_of(bid), bid["price"])
+        window_best = best_of(window.value(), row_of(bid), bid["price"])
         tens["all"] = window_best
         output.write(*window_best[1], key=bid["dateTime"] // 10_000)
 
 else:
-    tens = app.Table("counts", partitions=1).tumbling(TEN_SECONDS).relative_to_now()
+    tens = app.Table("counts", default=int, partitions=1).tumbling(TEN_SECONDS).relative_to(lambda event: time.time())
 
     def take(bid):
         bidder = bid["bidder"]
-        count = tens[bidder].value() or 0
+        count = tens[bidder].value()
         tens[bidder] = count + 1
         start = time.time() // TEN_SECONDS * TEN_SECONDS * 1000
         row = {"bidder": bidder, "bid_count": count + 1, "starttime": int(start), "endtime": int(start) + 10_000}

@@ -7,6 +7,7 @@ partition with the bids; its key is the query's, so that they need no other topi
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ KEYS = {"q7": None, "q11": "bidder", "q12": "bidder", "q18": "bidder"}  # of oth
 EPOCH, BIDS = 50, 46  # of so many events so many are bids
 HOUR_MS = 3_600_000
 PATIENCE_SECONDS = 180.0
+FIGURES = re.compile(r'\{"seconds": [^}]*\}')  # Faust puts them into a line of its log, on the standard error
 HERE = Path(__file__).parent
 
 _ROWS = "it has no last rows by an order in a group"
@@ -75,8 +77,8 @@ def run(peer: str, query: str, folder: Path, result: Path | None, threads: int, 
         words += [_broker(), topic, str(rows)]
     environment = {**os.environ, "PATHWAY_THREADS": str(threads), "PATHWAY_MONITORING_LEVEL": "none"}
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=environment)
-    found = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
-    if done.returncode or len(found) != 1:
+    found = FIGURES.search(done.stdout + done.stderr)
+    if done.returncode or found is None:
         raise RuntimeError(f"{peer}: exit {done.returncode}: {done.stderr[-500:]}")
     figures: dict[str, Any] = json.loads(found[0])
     return figures | ({"events": rows // BIDS * EPOCH} if rows else {})
