@@ -319,7 +319,6 @@ class Seed:
         self.worker_faults = Faults(random.Random(f"cluster {self.number}").choice([0, 1, 2, 4]))
         if self.workers > 1:
             self.values, self.script, self.routes, self.jobs = [], [END], [""] * len(self.tables), None
-            self.limits["sabot.operators.layout.sites._aligned"] = lambda node: None  # max_drift=, which workers refuse
         if self.is_real:
             self.outputs = [
                 dataclasses.replace(each, exactly_once=True, place="sqlite" if each.kind == "upsert" else "ndjson")
