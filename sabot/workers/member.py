@@ -40,6 +40,7 @@ class Member:
         self.beat = Beat()
         self.pace = Pace()
         self.heard_s = SYSTEM_CLOCK.monotonic()  # when it said something
+        self.unheard = 0  # how often the coordinator has looked since then
         self._connection: ControlChannel | None = None
         self._process: LaunchedProcess | None = None  # None: somebody else has started it
         self._tasks: list[asyncio.Task[None]] = []
@@ -68,7 +69,7 @@ class Member:
     def join(self, connection: ControlChannel, join: Join, welcome: ControlMessage) -> None:
         """It has connected, and is told `welcome`. Called once."""
         self._connection = connection
-        self.heard_s = SYSTEM_CLOCK.monotonic()
+        self._hears()
         self.joined.set_result(join)
         self._tasks.append(asyncio.create_task(self._listen(connection), name=f"{self.name} messages"))
         self.send(welcome)
@@ -85,7 +86,7 @@ class Member:
     async def _listen(self, connection: ControlChannel) -> None:
         try:
             async for message in connection.received():
-                self.heard_s = SYSTEM_CLOCK.monotonic()
+                self._hears()
                 self._note(message)
                 self.on_message(self, message)
         except (Exception, *EXITS) as error:
@@ -96,6 +97,9 @@ class Member:
             return
         await asyncio.sleep(_END_SECONDS)  # the end of the process, which comes first as a rule, says more
         self._is_gone(WorkerLost(f"{self.text} has closed its connection, and nothing is heard of its process"))
+
+    def _hears(self) -> None:
+        self.heard_s, self.unheard = SYSTEM_CLOCK.monotonic(), 0
 
     def _note(self, message: ControlMessage) -> None:
         for kind, told in ((Hello, self.hello), (Opened, self.opened), (Stopped, self.stopped)):

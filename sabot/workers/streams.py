@@ -404,8 +404,10 @@ class WorkerStreams:
             if not self._started and self._settings.stop_asked():
                 self._fail(StoppedEarly(f"app {self._settings.app}: stopped before all workers were there"))
             for member in self.members if self._started else ():
-                silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
-                if silent_s > SILENT_SECONDS:
+                # Counted, not measured: while something else holds this event loop, messages wait to be read.
+                member.unheard += 1
+                if member.unheard * BEAT_SECONDS > SILENT_SECONDS:
+                    silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
                     self._fail(
                         WorkerLost(
                             f"{member.text} has said nothing for {silent_s:.0f} s",

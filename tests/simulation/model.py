@@ -30,7 +30,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
-from cluster import KINDS, Faults, Meeting, Network, Wire, supervised
+from cluster import KINDS, Faults, Meeting, Network, Peer, Wire, supervised
 
 from sabot import App, Source
 from sabot._cython.arrow.batch import Batch
@@ -655,7 +655,8 @@ class Coordinator:
         self._main.cancel()
 
     async def _look_for_silence(self) -> None:
-        """A worker of which nothing comes fails the epoch in time."""
+        """A worker of which nothing comes fails the epoch in time: so many looks later, since no time counts in which nobody can look."""
+        looks: dict[tuple[Peer, float], int] = {}  # of workers, with when something came of them
         while True:
             await asyncio.sleep(1.0)
             streams = self.streams

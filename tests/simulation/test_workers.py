@@ -16,7 +16,7 @@ import pytest
 from graphs import Seed
 from model import World
 
-from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
 
 pytestmark = pytest.mark.integration
 
@@ -46,6 +46,23 @@ def test_a_worker_that_dies_between_the_last_row_and_the_last_checkpoint_costs_a
     world = World(1, 3, faults=0, coordinators=0, declines=0.0)
     world.stops_killed = killed
     assert world.run().epochs == 2
+
+
+class Standing(World):
+    """Something holds the event loop of the coordinator for a minute, after a checkpoint."""
+
+    def look(self, manifest: Manifest) -> None:
+        super().look(manifest)
+        if self.checked == 1:
+            self.loop.pass_time(60.0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_worker_is_taken_for_dead_because_the_coordinator_did_not_read(seed: int) -> None:
+    """The heartbeats of that minute were there, and waited to be read."""
+    world = Standing(seed, 3, faults=0, coordinators=0, declines=0.0).run()
+    assert world.checked > 1
+    assert world.epochs == 1
 
 
 @pytest.mark.slow  # ten thousand messages
