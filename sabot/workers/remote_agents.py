@@ -1,6 +1,7 @@
 """The agents of a job, as its coordinator sees them: which worker has which of their tasks, and what that says of them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sabot.api.nodes.agents import AgentRead
@@ -46,18 +47,25 @@ class RemoteAgents:
         """Takes note of the workers of its tasks."""
         self._at = {group.task: tasks[group.task] for group in self.groups}
 
-    def complete(self, manifest: Manifest, member: Member, tasks: Mapping[str, Member]) -> Complete:
-        """What a worker is told of a complete checkpoint. tasks: of all, with their workers."""
+    def complete(
+        self, manifest: Manifest, members: Sequence[Member], tasks: Mapping[str, Member]
+    ) -> Iterator[tuple[Member, Complete]]:
+        """What each worker is told of a complete checkpoint. tasks: of all, with their workers."""
         self.needs_checkpoint = False
-        agents = {
-            name: manifest.tasks[name].meta for name, at in self._at.items() if at is member and name in manifest.tasks
-        }
-        inputs = {
-            name: task.meta["input"]
-            for name, task in manifest.tasks.items()
-            if "positions" in task.meta.get("input", {}) and (agents or tasks.get(name) is member)
-        }
-        return Complete(manifest.checkpoint_id, inputs, agents)
+        agents: defaultdict[Member | None, dict[str, dict[str, Any]]] = defaultdict(dict)
+        for name, member in self._at.items():
+            if name in manifest.tasks:
+                agents[member][name] = manifest.tasks[name].meta
+        inputs: defaultdict[Member | None, dict[str, Any]] = defaultdict(dict)
+        every = {}
+        for name, task in manifest.tasks.items():
+            if "positions" in task.meta.get("input", {}):
+                every[name] = inputs[tasks.get(name)][name] = task.meta["input"]
+        for member in members:
+            yield (
+                member,
+                Complete(manifest.checkpoint_id, every if member in agents else inputs[member], agents[member]),
+            )
 
     def open_deliveries(self, shared: Collection[int], *, afresh: bool) -> None:
         """See `AgentSinks.open_deliveries`."""

@@ -334,8 +334,8 @@ class WorkerStreams:
             self._tell(AbortBarriers(checkpoint_id))
 
     def _commit(self, manifest: Manifest) -> None:
-        for member in self.members:
-            member.send(self.agents.complete(manifest, member, self._tasks))
+        for member, message in self.agents.complete(manifest, self.members, self._tasks):
+            member.send(message)
         self._settings.reprocess.clear()
 
     def _retained(self, oldest_id: int) -> None:
