@@ -25,7 +25,7 @@ class Pace:
         beats = self._beats or ((now_s, Beat()),)
         (first_s, first), (last_s, last) = beats[0], beats[-1]
         seconds = last_s - first_s
-        each = {task: _task(first.figures.get(task), last.figures.get(task), seconds) for task in sorted(tasks)}
+        each = {task: _task(_figures(first, task), _figures(last, task), seconds) for task in sorted(tasks)}
         cpu = _rate(first.cpu_seconds, last.cpu_seconds, seconds)
         return {
             "rows": _sum(figures["rows"] for figures in each.values()),
@@ -36,6 +36,22 @@ class Pace:
             "silent_seconds": round(now_s - last_s, 1),
             "tasks": each,
         }
+
+
+def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
+    """Of a task of streams as it says them; of one of agents, what all of them have read."""
+    if task not in beat.agents:
+        return beat.figures.get(task)
+    agents = beat.agents[task]["agents"]
+    rows, lag = 0.0, {}
+    for name, value, agent, topic, partition in beat.samples:
+        if agent not in agents or isinstance(value, list):
+            continue
+        if name == "sabot_records_in_total":
+            rows += value
+        elif name == "sabot_consumer_lag":
+            lag[agent, topic, partition] = value
+    return {"rows": rows, "input": {"lag": lag} if lag else {}}
 
 
 def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:

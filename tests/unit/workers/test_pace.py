@@ -68,3 +68,18 @@ def test_a_worker_without_tasks_has_the_figures_of_its_process() -> None:
     pace.add(2.0, Beat(memory_bytes=8, cpu_seconds=1.25))
     found = pace.report([], 2.0)
     assert (found["tasks"], found["rows"], found["cpu_percent"], found["memory_bytes"]) == ({}, None, 25.0, 8)
+
+
+def test_a_task_of_agents_has_what_they_have_read() -> None:
+    pace = Pace()
+    for second in range(3):
+        samples: list[tuple[str, float | list[float], str, str, str]] = [
+            ("sabot_records_in_total", 10 * second, "cards", "t", ""),
+            ("sabot_records_in_total", 5 * second, "loans", "t", ""),
+            ("sabot_records_in_total", 1000 * second, "of another task", "t", ""),
+            ("sabot_consumer_lag", 3, "cards", "t", "0"),
+            ("sabot_consumer_lag", 4, "cards", "t", "1"),
+        ]
+        pace.add(float(second), Beat(samples=samples, agents={"agents": {"agents": {"cards": {}, "loans": {}}}}))
+    found = pace.report(["agents"], 2.0)
+    assert found["tasks"] == {"agents": {"rows": 30, "rows_per_second": 15.0, "lag": 7}}
