@@ -4,29 +4,18 @@
 
 The file comes from make_txns.py. `seconds` runs from the first byte read to the last window out (written, with --out). The answer
 is checked: with --peer duckdb against DuckDB's, row by row, which runs the same query over the same file as one batch.
-
-    python benchmarks/pipelines/txn_windows.py --rows 10000000 --workers 2 --checkpoint-ms 1000 --repeat 5
-
-`sabot run` of the same job, its windows into Parquet exactly once: in one process with 2 threads, and in 2 workers with one thread each,
-in turns, from the first batch to the last windows. The answers are compared with DuckDB's; `times` is the median, over the pairs, of the
-workers' seconds over those of the threads.
 """
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
 import sabot
 from sabot import App, Sink, col, tumbling
@@ -35,7 +24,6 @@ from sabot.connectors.files import ParquetSink, files
 sys.path.insert(0, str(Path(__file__).parent))
 from make_txns import write_txns
 
-HERE = Path(__file__).parent
 SCHEMA = {
     "txn_id": "int64",
     "account": "string",
@@ -121,79 +109,6 @@ def run(path: Path, threads: int, checkpoint_ms: int, out: Path | None, keep: bo
     }
 
 
-def noted(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same batch. Notes when this process had it."""
-    with open(Path(os.environ["TXN_FOLDER"], f"{os.getpid()}.times"), "a", encoding="ascii") as file:
-        file.write(f"{time.time()}\n")
-    return batch
-
-
-def program(folder: Path) -> App:
-    """What `sabot run` runs: the same job over the file of a folder."""
-    app = App(
-        "txn_windows",
-        checkpoint_dir=str(folder / "checkpoints"),
-        checkpoint_interval=float(os.environ["TXN_CHECKPOINT_S"]),
-        parallelism=int(os.environ["TXN_PARALLELISM"]),
-    )
-    read = {name: SCHEMA[name] for name in ("account", "amount", "ts")}
-    out = {"account": "string", "window_start": "int64", "n": "int64", "total": "float64", "biggest": "float64"}
-    minutes = (
-        app.stream(files(os.environ["TXN_INPUT"]), schema=SCHEMA, time="ts", lateness="5s")
-        .select(*read)
-        .map_batches(noted, schema=read)
-        .filter(col("amount") > 10)
-        .key_by("account")
-        .window(tumbling("1m"))
-        .aggregate(n=sabot.count(), total=sabot.sum("amount"), biggest=sabot.max("amount"))
-    )
-    start = col("window_start").cast("int64").alias("window_start")
-    answer = minutes.select("account", start, "n", "total", "biggest").map_batches(noted, schema=out)
-    answer.to(ParquetSink(folder / "out.parquet", overwrite=True))
-    return app
-
-
-def noted_seconds(path: Path, folder: Path, parallelism: int, workers: int, checkpoint_ms: int) -> float:
-    """`sabot run` of `program`: from the first batch that any process had to the last windows."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for left in folder.glob("*.times"):
-        left.unlink()
-    environment = {
-        **os.environ,
-        "TXN_FOLDER": str(folder),
-        "TXN_INPUT": str(path.resolve()),
-        "TXN_PARALLELISM": str(parallelism),
-        "TXN_CHECKPOINT_S": str(checkpoint_ms / 1000),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-P", "-m", "sabot", "run", "txn_windows:app", "--loglevel", "warning"]
-    if workers > 1:
-        command += ["--workers", str(workers)]
-    subprocess.run(command, env=environment, check=True, cwd=folder)
-    times = [float(line) for file in folder.glob("*.times") for line in file.read_text("ascii").split()]
-    return max(times) - min(times)
-
-
-def beside_threads(path: Path, rows: int, workers: int, checkpoint_ms: int, repeat: int) -> dict[str, Any]:
-    """One process of many threads and as many workers of one thread, in turns."""
-    seconds: dict[str, list[float]] = {"threads": [], "workers": []}
-    _, answer = duckdb_answer(path, workers)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for _ in range(repeat):
-            for way, processes in (("threads", 1), ("workers", workers)):
-                seconds[way].append(noted_seconds(path, folder, workers, processes, checkpoint_ms))
-                compare(pa.parquet.read_table(folder / "out.parquet"), answer)
-    pairs = sorted(ours / theirs for ours, theirs in zip(seconds["workers"], seconds["threads"], strict=True))
-    return {
-        "rows": rows,
-        "workers": workers,
-        "seconds": {way: round(median(each), 3) for way, each in seconds.items()},
-        "times": round(median(pairs), 2),
-        "times_from_to": [round(pairs[0], 2), round(pairs[-1], 2)],
-    }
-
-
 def duckdb_answer(path: Path, threads: int) -> tuple[float, pa.Table]:
     import duckdb
 
@@ -224,10 +139,7 @@ def main() -> None:
     parser.add_argument("--state", choices=["memory", "rocksdb"], default="memory")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", choices=["duckdb"])
-    parser.add_argument(
-        "--repeat", type=int, default=1, help="runs; the best one is shown (--workers: of each, the median)"
-    )
-    parser.add_argument("--workers", type=int, help="2 or more: that many workers beside that many threads")
+    parser.add_argument("--repeat", type=int, default=1, help="runs; the best one is shown")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = options.input
@@ -236,11 +148,6 @@ def main() -> None:
         if path is None:
             path = Path(folder) / "txns.ndjson"
             write_txns(path, options.rows, 0)
-        if options.workers is not None:
-            print(
-                json.dumps(beside_threads(path, options.rows, options.workers, options.checkpoint_ms, options.repeat))
-            )
-            return
         keep = options.peer is not None
         results, peers = [], []
         for _ in range(options.repeat):
@@ -261,5 +168,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-elif "TXN_FOLDER" in os.environ:  # `sabot run txn_windows:app` imports this file
-    app = program(Path(os.environ["TXN_FOLDER"]))
