@@ -10,23 +10,29 @@ benchmarks/peers/txn_peers.py says what the peers do.
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
+
+import sabot
+from sabot import App, col, tumbling
+from sabot.connectors.files import files
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 import txn_peers
 from jvm import NotThere
 from make_txns import write_txns
-from txn_windows import QUERY, compare, noted_seconds
+from txn_windows import QUERY, SCHEMA, compare
 
+HERE = Path(__file__).parent
 PROCESSES = 2
-CHECKPOINT_MS = 1000
 WARM_ROWS = 50_000
 WINDOWS = {"account": "VARCHAR", "window_start": "BIGINT", "n": "BIGINT", "total": "DOUBLE", "biggest": "DOUBLE"}
 
@@ -42,6 +48,47 @@ def write_files(folder: Path, rows: int, parts: int) -> None:
         )
 
 
+def noted(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Notes that this process has a batch now."""
+    with open(Path(os.environ["TXN_FOLDER"], f"{os.getpid()}.span"), "a", encoding="ascii") as file:
+        file.write(f"{time.time()}\n")
+    return batch
+
+
+def build(folder: Path) -> App:
+    app = App(
+        "txn_workers",
+        parallelism=PROCESSES,
+        checkpoint_dir=str(folder / "checkpoints"),
+        checkpoint_interval=1.0,
+    )
+    txns = app.stream(files(f"{folder}/in/*.ndjson"), schema=SCHEMA, time="ts", lateness="5s")
+    minutes = (
+        txns.select("account", "amount", "ts")
+        .map_batches(noted)
+        .filter(col("amount") > 10)
+        .key_by("account")
+        .window(tumbling("1m"))
+        .aggregate(n=sabot.count(), total=sabot.sum("amount"), biggest=sabot.max("amount"))
+    )
+    start = col("window_start").cast("int64").alias("window_start")
+    found = minutes.select("account", start, "n", "total", "biggest").map_batches(noted)
+    found.to(sabot.NdjsonSink(str(folder / "out.ndjson"), overwrite=True))
+    return app
+
+
+def run_sabot(folder: Path, workers: int) -> tuple[float, str]:
+    """Seconds of one run of `sabot run`, and what its windows are in, for DuckDB."""
+    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "TXN_FOLDER": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-P", "-m", "sabot", "run", "txn_workers:app", "--loglevel", "warning"]
+    if workers > 1:
+        command += ["--workers", str(workers)]
+    subprocess.run(command, env=environment, check=True, cwd=folder)
+    times = [float(line) for file in folder.glob("*.span") for line in file.read_text("ascii").splitlines()]
+    return max(times) - min(times), f"read_json('{folder}/out.ndjson')"
+
+
 def measure(way: str, given: Path, answer: pa.Table) -> float:
     """Seconds of a run, whose windows are those of the answer. given: the folders of the input."""
     with tempfile.TemporaryDirectory(prefix="sabot-bench-") as name:
@@ -51,16 +98,18 @@ def measure(way: str, given: Path, answer: pa.Table) -> float:
         if way in txn_peers.PEERS:
             seconds, source = txn_peers.run(way, folder, PROCESSES)
         else:
-            workers = PROCESSES if way == "workers" else 1
-            seconds = noted_seconds(folder / "in" / "*.ndjson", folder, PROCESSES, workers, CHECKPOINT_MS)
-            source = f"read_parquet('{folder}/out.parquet')"
+            seconds, source = run_sabot(folder, PROCESSES if way == "workers" else 1)
         columns = ", ".join(f"{name}::{kind} as {name}" for name, kind in WINDOWS.items())
+        import duckdb
+
         with duckdb.connect() as connection:
             compare(connection.sql(f"select {columns} from {source}").to_arrow_table(), answer)
     return seconds
 
 
 def expected(folder: Path) -> pa.Table:
+    import duckdb  # not in the workers, which import this file too
+
     with duckdb.connect() as connection:
         return connection.sql(QUERY.format(path=folder / "in" / "*.ndjson")).to_arrow_table()
 
@@ -98,3 +147,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+elif "TXN_FOLDER" in os.environ:  # `sabot run txn_workers:app` imports this file
+    app = build(Path(os.environ["TXN_FOLDER"]))
