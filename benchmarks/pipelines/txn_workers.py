@@ -34,6 +34,8 @@ from txn_windows import QUERY, SCHEMA, compare
 HERE = Path(__file__).parent
 PROCESSES = 2
 WARM_ROWS = 50_000
+READ = {"account": "string", "amount": "float64", "ts": "int64"}
+WRITTEN = {"account": "string", "window_start": "int64", "n": "int64", "total": "float64", "biggest": "float64"}
 WINDOWS = {"account": "VARCHAR", "window_start": "BIGINT", "n": "BIGINT", "total": "DOUBLE", "biggest": "DOUBLE"}
 
 
@@ -65,14 +67,14 @@ def build(folder: Path) -> App:
     txns = app.stream(files(f"{folder}/in/*.ndjson"), schema=SCHEMA, time="ts", lateness="5s")
     minutes = (
         txns.select("account", "amount", "ts")
-        .map_batches(noted)
+        .map_batches(noted, schema=READ)  # said, so that nothing is asked of the function before it runs
         .filter(col("amount") > 10)
         .key_by("account")
         .window(tumbling("1m"))
         .aggregate(n=sabot.count(), total=sabot.sum("amount"), biggest=sabot.max("amount"))
     )
     start = col("window_start").cast("int64").alias("window_start")
-    found = minutes.select("account", start, "n", "total", "biggest").map_batches(noted)
+    found = minutes.select("account", start, "n", "total", "biggest").map_batches(noted, schema=WRITTEN)
     found.to(sabot.NdjsonSink(str(folder / "out.ndjson"), overwrite=True))
     return app
 
