@@ -12,10 +12,12 @@
     windows   count, sum and max per account and minute of event time, into a topic exactly once; a checkpoint each second
     latency   the 3 columns of `stream` into another topic at least once: p50, p99 and p99.9 from produce to result
 
-The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send). The rounds go through all kinds, forth and
-back; each run is a process of its own, from the first record to the last, and of the windows to the commit of the last transaction. Of
+The topic is filled once with card transactions (make_txns.py; lz4, what our sinks send), and read WARMUPS times by the bound, which
+does not count: the first read of a new topic is slower. The rounds go through all kinds, forth and back, and each kind has a run of the
+bound beside it, before it in one round and after it in the next: what else the machine does at that time slows both. Each run is a
+process of its own, from the first record to the last, and of the windows to the commit of the last transaction. Of
 `stream`: from the start of the app. `start_seconds`: how long the windows were without a record (offsets, transactions that begin).
-`of_bound` is the median of the rounds' ratios.
+`of_bound` is the median of the ratios of such pairs, `of_bound_from_to` their least and greatest.
 Checked in each run: the count, and the bytes of the payloads or the sum of the amounts; of the windows each row, as a consumer with
 `read_committed` gets them, against what pyarrow groups. `cpu_seconds` are those of the reading process, so they hold on a machine that
 does other work too. The latencies are taken once, of --seconds at 10, 50 and 80 % of the peak, which
@@ -37,6 +39,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,6 +84,7 @@ SENDING = {  # settings of our sinks
     "log_level": "2",  # not each setting that is of the other client
 }
 LOADS = (10, 50, 80)  # percent of the peak
+WARMUPS = 3
 TICK_SECONDS = 0.001  # how long the producer sleeps where no row is due
 PART_ROWS = 1_024  # the most that it writes in one call
 SMOKE_RATE = 40_000  # a run of fewer --rows than this each second of --seconds is shorter
@@ -432,7 +436,7 @@ def one(options: argparse.Namespace, kind: str, program: str, broker: str, topic
 
 
 def check(outcome: dict[str, float], rows: int, size: float, amount: float) -> None:
-    """The bytes are those that the bound has counted; it is the first of all runs."""
+    """The bytes are those that the bound has counted when it warmed the broker up."""
     assert outcome["rows"] == rows, outcome
     assert outcome.get("bytes", size) == size, (outcome, size)
     assert abs(outcome.get("amount", amount) - amount) <= 1e-9 * amount, (outcome, amount)
@@ -491,43 +495,62 @@ def measure_peers(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def turns(kinds: list[str], rounds: int) -> Iterator[tuple[int, list[str]]]:
+    """-> the round's number and the kinds that run next to each other: one with a run of the bound beside it, where that is asked for.
+
+    ["bound", "decode", "windows"], 2 rounds: bound decode, bound windows; windows bound, decode bound
+    """
+    others = [kind for kind in kinds if kind != "bound"]
+    beside = ["bound"] if "bound" in kinds else []
+    for number in range(rounds):
+        forth = number % 2 == 0
+        for kind in others[:: 1 if forth else -1]:
+            yield number, [*beside, kind] if forth else [kind, *beside]
+        if not others and beside:
+            yield number, beside
+
+
 def measure(broker: str, options: argparse.Namespace) -> dict[str, Any]:
     topic = f"bench-{uuid.uuid4().hex[:8]}"
     windows = fill(broker, topic, options.rows, options.partitions)
     amount = pc.sum(windows["total"]).as_py()
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds if kind != "latency"}
-    size = -1.0
+    kinds = [kind for kind in options.kinds if kind != "latency"]
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    shares: dict[str, list[float]] = {kind: [] for kind in kinds if kind != "bound"}
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(folder, COUNTER)
         relay = compiled(folder, RELAY) if "latency" in options.kinds else ""
-        for number in range(options.rounds):
-            for kind in list(found)[:: 1 if number % 2 == 0 else -1]:
+        size = [one(options, "bound", program, broker, topic, "") for _ in range(WARMUPS)][-1]["bytes"]
+        for number, turn in turns(kinds, options.rounds):
+            for kind in turn:
                 out = f"{topic}-{kind}-{number}"
                 if kind == "windows":
                     admin.create_topic(broker, out, options.partitions, config={"retention.ms": "-1"})
                 outcome = one(options, kind, program, broker, topic, out)
-                size = outcome["bytes"] if size < 0 and "bytes" in outcome else size
                 check(outcome, options.rows, size, amount)
                 if kind == "windows":
                     check_windows(committed(broker, out, options.partitions), windows)
                     admin.delete_topic(broker, out)
                 found[kind].append(outcome)
+            if len(turn) == 2:
+                kind = next(kind for kind in turn if kind != "bound")
+                shares[kind].append(found["bound"][-1]["seconds"] / found[kind][-1]["seconds"])
         waits = {"latency": latency(broker, options, relay)} if relay else {}
     admin.delete_topic(broker, topic)
-    figures: dict[str, Any] = {"bytes_per_row": round(size / options.rows, 1)} if size >= 0 else {}
+    figures: dict[str, Any] = {"bytes_per_row": round(size / options.rows, 1)}
     for kind, runs in found.items():
+        rates = sorted(options.rows / each["seconds"] for each in runs)
         figures[kind] = {
-            "rows_per_s": round(median(options.rows / each["seconds"] for each in runs)),
+            "rows_per_s": round(median(rates)),
+            "rows_per_s_from_to": [round(rates[0]), round(rates[-1])],
             "cpu_seconds": round(median(each["cpu_seconds"] for each in runs), 2),
         }
         if "start_seconds" in runs[0]:
             figures[kind]["start_seconds"] = round(median(each["start_seconds"] for each in runs), 2)
     if bound := figures.get("bound"):
-        for kind in found:
-            pairs = zip(found["bound"], found[kind], strict=True)
-            shares = sorted(theirs["seconds"] / ours["seconds"] for theirs, ours in pairs)
-            figures[kind]["of_bound"] = round(median(shares), 2)
-            figures[kind]["of_bound_from_to"] = [round(shares[0], 2), round(shares[-1], 2)]
+        for kind, ratios in shares.items():
+            figures[kind]["of_bound"] = round(median(ratios), 2)
+            figures[kind]["of_bound_from_to"] = [round(min(ratios), 2), round(max(ratios), 2)]
             figures[kind]["cpu_of_bound"] = round(figures[kind]["cpu_seconds"] / max(bound["cpu_seconds"], 0.01), 2)
     figures |= waits
     if options.peers:

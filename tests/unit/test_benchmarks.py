@@ -268,6 +268,20 @@ def test_windows_of_the_kafka_benchmark_are_compared_row_by_row(monkeypatch, wro
             ingest.check_windows(*tables)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "pairs"),
+    [
+        (["bound", "decode", "windows"], ["bound decode", "bound windows", "windows bound", "decode bound"]),
+        (["decode", "windows"], ["decode", "windows", "windows", "decode"]),
+        (["bound"], ["bound", "bound"]),
+        ([], []),
+    ],
+)
+def test_each_kind_of_the_kafka_benchmark_runs_beside_the_bound(monkeypatch, kinds, pairs):
+    ingest = script("kafka_ingest", monkeypatch)
+    assert [" ".join(turn) for _, turn in ingest.turns(kinds, 2)] == pairs
+
+
 def test_rows_that_do_not_cross_or_come_by_another_edge_are_found(monkeypatch):
     bench = script("exchange", monkeypatch)
     run = bench.Run(40_000, None, None)
