@@ -1,6 +1,6 @@
 """State of some size over 4 workers, restored into 2 and then into 8: is it the same, how long does it take, and in how much memory?
 
-    python benchmarks/pipelines/rescale.py --keys 5000000 --folder /tmp/rescale
+    python benchmarks/pipelines/rescale.py --rows 5000000 --folder /tmp/rescale
 
 Each key has a text of 1,000 bytes and a count. The first run, of 4 workers, reads every key with its text. The second, of 2 workers, goes
 on from its last checkpoint and reads every key once more, without the text; so does the third, of 8. Each row comes out with what the
@@ -197,10 +197,12 @@ def check(folder: Path, keys: int, rounds: int) -> None:
 def main() -> None:
     """Prints one JSON object."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--keys", type=int, default=5_000_000, help="a multiple of 8; a kilobyte of state each")
+    options.add_argument(
+        "--rows", type=int, default=100_000, help="as many keys, a kilobyte of state each; a multiple of 8"
+    )
     options.add_argument("--folder", type=Path, help="an empty one, on a disk with room for four times the state")
     given = options.parse_args()
-    keys = given.keys // PARTITIONS * PARTITIONS
+    keys = given.rows // PARTITIONS * PARTITIONS
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         runs = [run(Path(name), keys, number, workers) for number, workers in enumerate(RUNS, 1)]
     print(json.dumps({"keys": keys, "state_mb": round(keys * TEXT_BYTES / 1e6), "runs": runs}))
