@@ -456,7 +456,7 @@ class Seed:
                     crashes=self.crashes,
                     stops=self.stops,
                     faults=self.faults,
-                    most_turns=2_000_000 * self.workers,
+                    most_turns=2_000_000 * max(1, self.workers),
                 )
                 self.check(folder)
         except BaseException as error:
