@@ -115,8 +115,9 @@ async def _work(ticket: Ticket, load: Callable[[], WorkerApp], named: Callable[[
         return AGAIN
     named(name_of(joined.welcome.worker))
     try:
+        app = load()
         exchange = Exchange(joined.welcome.token, host=joined.host, tls=joined.tls)
-        worker = JobWorker(load(), joined.connection, joined.welcome, exchange)
+        worker = JobWorker(app, joined.connection, joined.welcome, exchange)
         code = 0 if await worker.run() else AGAIN
         # Nothing that it could still do counts; and calls that run on would hold up the end.
         if code or worker.left_behind:

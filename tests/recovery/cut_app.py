@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from minutes_app import app
 
@@ -21,8 +22,8 @@ TIMEOUT_SECONDS = 1.0
 class CutExchange(Exchange):
     """Tells others the address of its proxy in the place of its own."""
 
-    def __init__(self, token: str) -> None:
-        super().__init__(token, timeout=TIMEOUT_SECONDS)
+    def __init__(self, token: str, **given: Any) -> None:
+        super().__init__(token, **{**given, "timeout": TIMEOUT_SECONDS})
         self._proxy = TcpProxy(self.address).__enter__()
         self.address = self._proxy.address
         self._over = threading.Event()
