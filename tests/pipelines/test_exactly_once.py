@@ -1095,7 +1095,7 @@ class Elsewhere(App):
 
     place: Path
 
-    def open_storage(self) -> CheckpointStorage:
+    def checkpoints(self) -> CheckpointStorage:
         self.place.mkdir(exist_ok=True)
         return CheckpointStorage((pyarrow.fs.SubTreeFileSystem(str(self.place), pyarrow.fs.LocalFileSystem()), "two"))
 
