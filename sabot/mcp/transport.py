@@ -322,19 +322,30 @@ def _trusted() -> Any:
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """HTTP whose failures are answers, and whose bodies of JSON are bounded, and lists also as events."""
+    """HTTP whose failures are answers, and whose bodies of JSON are bounded, and lists also as events.
+
+    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. Where the question did
+    not reach the server, `initialize` gets the same error: with one that starts meanwhile no older version is agreed on than it knows.
+    """
 
     def __init__(self, config: McpConfig) -> None:
         self._http = httpx2.AsyncHTTPTransport(verify=_trusted())
         self._config = config
+        self._not_discovered = ""  # why the question did not reach the server
 
     async def handle_async_request(self, request: Any) -> Any:
         if request.method != "POST":
             return await self._http.handle_async_request(request)
+        asked = msgspec.json.decode(request.content, type=_Asked)
+        if asked.method == "initialize" and self._not_discovered:
+            return _answer(request, 503, NOT_SENT, self._not_discovered)
         try:
             response = await self._http.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol) as error:
-            return _answer(request, 503, NOT_SENT, f"it cannot be reached: {error or type(error).__name__}")
+            why = f"it cannot be reached: {error or type(error).__name__}"
+            if asked.method == "server/discover":
+                self._not_discovered = why
+            return _answer(request, 503, NOT_SENT, why)
         except httpx2.TransportError as error:
             return _answer(request, 502, LOST, f"the connection broke: {error or type(error).__name__}")
         kind = response.headers.get("content-type", "").lower()
@@ -350,7 +361,6 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()
             return _answer(request, 502, LOST, "its answer is compressed, which was not asked for")
-        asked = msgspec.json.decode(request.content, type=_Asked)
         is_list = asked.method.endswith("/list")
         if kind.startswith("application/json"):
             most_bytes = self._config.most_list_bytes if is_list else self._config.most_bytes

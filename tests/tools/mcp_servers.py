@@ -142,6 +142,7 @@ def over_http(app: Starlette | Callable[..., Any]) -> Iterator[str]:
     """Serves the app on a free port, in a thread. -> the address."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()  # a request that is earlier than the thread waits
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="uvicorn", daemon=True)

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -106,6 +107,24 @@ async def test_a_server_of_the_sdk_is_used_by_http():
             tools = await pool.tools("desk", url=f"{url}/mcp", only=["add"])
             assert (await tools[0](a=1, b=2)).structured == {"sum": 3}
             assert await (await pool.session("desk")).version() == "2026-07-28"
+
+
+async def test_a_server_that_listens_a_moment_later_is_not_taken_for_an_older_one(monkeypatch):
+    asked = httpx2.AsyncHTTPTransport.handle_async_request
+    refused = []
+
+    async def late(self, request):
+        if not refused:
+            refused.append(request.content)
+            raise httpx2.ConnectError("connection refused")
+        return await asked(self, request)
+
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", late)
+    with over_http(Desk().server().streamable_http_app()) as url:
+        async with McpServerPool() as pool:
+            pool.add("desk", url=f"{url}/mcp")
+            assert await (await pool.session("desk")).version() == "2026-07-28"
+    assert b"server/discover" in refused[0]
 
 
 async def test_a_server_of_sessions_is_used_by_http_and_each_tenant_has_its_headers(site):
