@@ -19,7 +19,7 @@ from flink_sql import sql_peer
 from jvm import NotThere
 from venvs import python_of
 
-__all__ = ["PEERS", "prepare", "run"]
+__all__ = ["PEERS", "Failed", "prepare", "run"]
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 120.0
@@ -40,6 +40,10 @@ FROM TABLE(TUMBLE(TABLE seen_txns, DESCRIPTOR(t), INTERVAL '60' SECOND))
 GROUP BY account, window_start, window_end"""
 
 
+class Failed(Exception):
+    """A peer came to no end."""
+
+
 def prepare(peer: str) -> None:
     """Its environment is there afterwards. Raises NotThere."""
     if peer == "flink":
@@ -52,8 +56,13 @@ def prepare(peer: str) -> None:
 
 
 def run(peer: str, folder: Path, processes: int) -> tuple[float, str]:
-    """Seconds, and what its windows are in, for DuckDB. Raises RuntimeError and TimeoutExpired."""
-    return PEERS[peer](folder, processes)
+    """Seconds, and what its windows are in, for DuckDB. Raises Failed."""
+    try:
+        return PEERS[peer](folder, processes)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"was not done after {PATIENCE_SECONDS:.0f} s") from error
+    except RuntimeError as error:
+        raise Failed(str(error)) from error
 
 
 def _bytewax(folder: Path, processes: int) -> tuple[float, str]:
