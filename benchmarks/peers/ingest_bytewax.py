@@ -5,21 +5,19 @@ Started by ingest_peers.py in an environment of its own.
 
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import bytewax.operators as op
 import orjson
 from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource, KafkaSourceMessage
 from bytewax.dataflow import Dataflow
-from bytewax.operators import windowing
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.run import cli_main
+from bytewax_minutes import totals
 from confluent_kafka import OFFSET_BEGINNING
 
 kind, broker, in_topic, out_topic, folder, rows, minute_ms, disorder_ms = sys.argv[1:]
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MINUTE = timedelta(milliseconds=int(minute_ms))
 count, amount = 0, 0.0
 begun = False
 
@@ -46,18 +44,8 @@ class Sink(DynamicSink):
         return Totals()
 
 
-def add(state: tuple[int, float, float], row: tuple[float, int]) -> tuple[int, float, float]:
-    return state[0] + 1, state[1] + row[0], max(state[2], row[0])
-
-
-def merged(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
-    return one[0] + other[0], one[1] + other[1], max(one[2], other[2])
-
-
-def written(item: tuple[str, tuple[int, tuple[int, float, float]]]) -> KafkaSinkMessage:
-    account, (window, (n, total, biggest)) = item
-    row = {"account": account, "window_start": window * int(minute_ms), "n": n, "total": total, "biggest": biggest}
-    return KafkaSinkMessage(account.encode(), orjson.dumps(row))
+def written(row: dict[str, Any]) -> KafkaSinkMessage:
+    return KafkaSinkMessage(row["account"].encode(), orjson.dumps(row))
 
 
 flow = Dataflow("ingest")
@@ -66,16 +54,6 @@ read = op.map("decode", op.input("in", flow, source), decoded)
 if kind == "decode":
     op.output("out", op.map("columns", read, lambda row: (row["account"], row["amount"], row["ts"])), Sink())
 else:
-    keyed = op.map("key", read, lambda row: (row["account"], (row["amount"], row["ts"])))
-    clock = windowing.EventClock(
-        lambda row: EPOCH + timedelta(milliseconds=row[1]),
-        timedelta(milliseconds=int(disorder_ms)),
-        now_getter=lambda: (
-            EPOCH
-        ),  # by the times of the records alone: by default the watermark goes on with the system's time too
-        to_system_utc=lambda when: None,
-    )
-    minutes = windowing.TumblingWindower(align_to=EPOCH, length=MINUTE)
-    closed = windowing.fold_window("windows", keyed, clock, minutes, lambda: (0, 0.0, float("-inf")), add, merged)
-    op.output("out", op.map("write", closed.down, written), KafkaSink([broker], out_topic))
+    closed = totals(read, int(minute_ms), timedelta(milliseconds=int(disorder_ms)))
+    op.output("out", op.map("write", closed, written), KafkaSink([broker], out_topic))
 cli_main(flow)

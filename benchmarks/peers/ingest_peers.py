@@ -25,8 +25,8 @@ from pathlib import Path
 import ingest_flink
 import pyarrow as pa
 import pyarrow.compute as pc
+import venvs
 from confluent_kafka import Consumer, Producer, TopicPartition
-from jvm import NotThere
 from venvs import python_of
 
 __all__ = ["PEERS", "Failed", "Job", "finish", "prepare", "run", "windows_of"]
@@ -86,13 +86,7 @@ class Failed(Exception):
 
 def prepare(peer: str) -> None:
     """Its environment is there afterwards. Raises NotThere."""
-    if peer == "flink":
-        ingest_flink.prepare()
-        return
-    try:
-        python_of(peer)
-    except subprocess.CalledProcessError as error:
-        raise NotThere("its packages cannot be installed") from error
+    ingest_flink.prepare() if peer == "flink" else venvs.prepare(peer)
 
 
 def finish(broker: str, topic: str, partitions: int, latest_ms: int) -> None:

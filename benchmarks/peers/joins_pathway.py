@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jvm import NotThere
+import venvs
 from venvs import python_of
 
 __all__ = ["prepare", "run"]
@@ -26,10 +26,7 @@ PATIENCE_SECONDS = 600
 
 def prepare() -> None:
     """It is installed afterwards. Raises NotThere."""
-    try:
-        python_of("pathway")
-    except subprocess.CalledProcessError as error:
-        raise NotThere("its package cannot be installed") from error
+    venvs.prepare("pathway")
 
 
 def run(join: str, left: Path, right: Path, half_ms: int, threads: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import venvs
 from jvm import NotThere
 from venvs import python_of
 
@@ -51,12 +52,10 @@ UNSAID = {
 
 def prepare(peer: str) -> None:
     """Its environment is there afterwards, and the broker if it needs one. Raises NotThere."""
+    venvs.prepare(peer)
     try:
-        python_of(peer)
         if peer in ON_KAFKA:
             _broker()
-    except subprocess.CalledProcessError as error:
-        raise NotThere("its packages cannot be installed") from error
     except BrokerMissing as error:
         raise NotThere(str(error)) from error
 

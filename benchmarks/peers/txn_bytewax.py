@@ -8,7 +8,7 @@ longer than the files. Started by txn_peers.py in an environment of its own.
 
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ import bytewax.operators as op
 import orjson
 from bytewax.connectors.files import DirSource
 from bytewax.dataflow import Dataflow
-from bytewax.operators import windowing
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax_minutes import totals
 
 folder = Path(os.environ["TXN_FOLDER"])
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MINUTE_MS = 60_000
 began = 0.0
 
 
@@ -50,30 +48,8 @@ class Sink(DynamicSink):
         return Windows(worker_index)
 
 
-def add(state: tuple[int, float, float], row: tuple[float, int]) -> tuple[int, float, float]:
-    return state[0] + 1, state[1] + row[0], max(state[2], row[0])
-
-
-def merged(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
-    return one[0] + other[0], one[1] + other[1], max(one[2], other[2])
-
-
-def line(item: tuple[str, tuple[int, tuple[int, float, float]]]) -> bytes:
-    account, (window, (n, total, biggest)) = item
-    row = {"account": account, "window_start": window * MINUTE_MS, "n": n, "total": total, "biggest": biggest}
-    return orjson.dumps(row) + b"\n"
-
-
 flow = Dataflow("txn_windows")
 rows = op.map("decode", op.input("in", flow, DirSource(folder / "in")), decoded)
 large = op.filter("large", rows, lambda row: row["amount"] > 10)
-keyed = op.map("key", large, lambda row: (row["account"], (row["amount"], row["ts"])))
-clock = windowing.EventClock(
-    lambda row: EPOCH + timedelta(milliseconds=row[1]),
-    timedelta(hours=1),
-    now_getter=lambda: EPOCH,  # the watermark goes by the times of the records alone
-    to_system_utc=lambda when: None,
-)
-minutes = windowing.TumblingWindower(align_to=EPOCH, length=timedelta(milliseconds=MINUTE_MS))
-closed = windowing.fold_window("windows", keyed, clock, minutes, lambda: (0, 0.0, float("-inf")), add, merged)
-op.output("out", op.map("write", closed.down, line), Sink())
+closed = totals(large, 60_000, timedelta(hours=1))
+op.output("out", op.map("write", closed, lambda row: orjson.dumps(row) + b"\n"), Sink())

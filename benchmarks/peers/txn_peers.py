@@ -15,8 +15,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import venvs
 from flink_sql import sql_peer
-from jvm import NotThere
 from venvs import python_of
 
 __all__ = ["PEERS", "Failed", "prepare", "run"]
@@ -46,13 +46,7 @@ class Failed(Exception):
 
 def prepare(peer: str) -> None:
     """Its environment is there afterwards. Raises NotThere."""
-    if peer == "flink":
-        sql_peer.prepare()
-        return
-    try:
-        python_of(peer)
-    except subprocess.CalledProcessError as error:
-        raise NotThere("its packages cannot be installed") from error
+    sql_peer.prepare() if peer == "flink" else venvs.prepare(peer)
 
 
 def run(peer: str, folder: Path, processes: int) -> tuple[float, str]:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["VENVS", "python_of"]
+from jvm import NotThere
+
+__all__ = ["VENVS", "prepare", "python_of"]
 
 HERE = Path(__file__).parent
 VENVS = HERE.parents[1] / ".venv-peers"
@@ -22,3 +24,11 @@ def python_of(peer: str, interpreter: str = sys.executable) -> str:
         subprocess.run([folder / "bin" / "pip", "install", "-q", "-r", wanted], check=True, stdout=sys.stderr)
         mark.write_text(wanted.read_text())
     return str(folder / "bin" / "python")
+
+
+def prepare(peer: str) -> None:
+    """Its environment is there afterwards. Raises NotThere."""
+    try:
+        python_of(peer)
+    except subprocess.CalledProcessError as error:
+        raise NotThere("its packages cannot be installed") from error
