@@ -117,6 +117,7 @@ from sabot.errors import SabotError as SabotError
 from sabot.errors import StorageLost as StorageLost
 from sabot.errors import TransientError as TransientError
 from sabot.errors import UserError as UserError
+from sabot.errors import WorkerLost as WorkerLost
 from sabot.kafka.registry import Registry as Registry
 from sabot.operators.reading import StateView as StateView
 from sabot.state import StateBackend as StateBackend
