@@ -130,12 +130,14 @@ class SegmentPart:
 def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same rows in fewer pieces: one that reaches the size of a piece ends it."""
     some: list[pa.RecordBatch] = []
+    rows = 0
     for piece in pieces:
         if piece.num_rows:
             some.append(piece)
-        if sum(each.num_rows for each in some) >= _PIECE_ROWS:
+            rows += piece.num_rows
+        if rows >= _PIECE_ROWS:
             yield _whole(some)
-            some = []
+            some, rows = [], 0
     if some:
         yield _whole(some)
 
