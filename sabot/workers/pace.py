@@ -43,12 +43,12 @@ def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
     if task not in beat.agents:
         return beat.figures.get(task)
     agents = beat.agents[task]["agents"]
-    rows, lag = 0.0, {}
+    rows, lag = 0, {}
     for name, value, agent, topic, partition in beat.samples:
         if agent not in agents or isinstance(value, list):
             continue
         if name == "sabot_records_in_total":
-            rows += value
+            rows += int(value)
         elif name == "sabot_consumer_lag":
             lag[agent, topic, partition] = value
     return {"rows": rows, "input": {"lag": lag} if lag else {}}
