@@ -347,9 +347,8 @@ class Job:
         attempts, delay_s = self.app.restart
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
-        begun = self._has_run or isinstance(
-            error, WorkerLost
-        )  # what fails a first start would fail the next one as a rule
+        # What fails a first start would fail the next one as a rule; the death of a worker says nothing of that kind.
+        begun = self._has_run or isinstance(error, WorkerLost)
         if lasting or hanging or not begun or not self._can_go_back or self._stop_asked.is_set():
             return False
         now = self.app.clock.monotonic()
