@@ -16,12 +16,14 @@ from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, p
 __all__ = ["CsvCodec", "CsvEncoder"]
 
 _NOT_ONE = "it is not one CSV record: a line break outside of quotes, or a quote that does not end"
+_MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before UTF-8
 
 
 class CsvCodec:
     """Decodes CSV records by the rules of `CsvSource`. schema: of all fields, in order. columns: those that are decoded; None: all.
 
-    An empty field is null, a quoted empty one is an empty text. A line break at the end of the payload is left out.
+    An empty field is null, a quoted empty one is an empty text. A line break at the end of the payload is left out, and a byte order mark
+    before it.
     """
 
     text = None
@@ -38,7 +40,8 @@ class CsvCodec:
         # A quote opens a quoted field only at the start of a field, and ends it only before what is no further quote.
         other, quoted = f"[^{_escaped(delimiter)}\r\n]", '"[^"]*(?:""[^"]*)*"'
         self._quoted = f"(\\A|{_escaped(delimiter)}){quoted}".encode()
-        field = f'(?:{quoted}{other}*|(?:[^"{_escaped(delimiter)}\r\n]{other}*)?)'
+        plain = f'(?:[^"{_escaped(delimiter)}\r\n]{other}*)?'
+        field = f"(?:{quoted})?{plain}"
         self._one_record = f"\\A{field}(?:{_escaped(delimiter)}{field})*\\z"
 
     def resumed(self, text: str | None) -> "CsvCodec":
@@ -57,6 +60,12 @@ class CsvCodec:
             bad.update(dict.fromkeys(np.flatnonzero(payloads.is_null()).tolist(), "the payload is null"))
             numbers, payloads = numbers[np.asarray(payloads.is_valid())], payloads.drop_null()
         text = _joined(payloads)
+        if _MARK in text:
+            payloads = _without_mark(payloads)
+            if (twice := np.asarray(pc.starts_with(payloads, _MARK))).any():
+                bad.update(dict.fromkeys(numbers[twice].tolist(), "it begins with several byte order marks"))
+                numbers, payloads = numbers[~twice], payloads.filter(pa.array(~twice))
+            text = _joined(payloads)
         if b"\r" in text or b'"' in text or text.count(b"\n") != len(payloads):
             payloads = _without_end(payloads)
             single = np.asarray(pc.match_substring_regex(payloads, self._one_record))
@@ -146,6 +155,11 @@ def _joined(payloads: Any) -> bytes:
     whole = pa.ListArray.from_arrays(pa.array([0, len(payloads)], pa.int32()), payloads)
     joined: bytes = pc.binary_join(whole, b"\n")[0].as_py()
     return joined + b"\n"
+
+
+def _without_mark(payloads: Any) -> Any:
+    """The payloads without the byte order mark that some begin with. Arrow's parser would leave out that of the first one alone."""
+    return pc.if_else(pc.starts_with(payloads, _MARK), pc.binary_replace_slice(payloads, 0, len(_MARK), b""), payloads)
 
 
 def _without_end(payloads: Any) -> Any:
