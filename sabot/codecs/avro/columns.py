@@ -57,6 +57,7 @@ _LOGICAL = {
     "uuid": pa.string(),
 }
 _MOST_DIGITS = 76
+_MOST_FIXED_BYTES = 1 << 20  # a column of fixed values has room for each row, nulls included, whatever a payload holds
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -122,8 +123,11 @@ def _type(kind: AvroType, path: str) -> pa.DataType:
         case AvroPrimitive() | AvroFixed() if kind.logical is not None:
             return _logical_type(kind.logical, path)
         case AvroFixed():
-            if kind.size == 0:
-                raise UserError(f"field {path}: a fixed of no bytes has no column type")
+            if not 0 < kind.size <= _MOST_FIXED_BYTES:
+                raise UserError(
+                    f"field {path}: a fixed of {kind.size or 'no'} bytes has no column type",
+                    hint=f"1 to {_MOST_FIXED_BYTES} bytes; bytes have any length",
+                )
             return pa.binary(kind.size)
         case AvroPrimitive():
             return _PLAIN[kind.name]

@@ -14,13 +14,15 @@ from sabot.codecs.avro.schema import (
     AvroRecord,
     AvroType,
     AvroUnion,
+    Logical,
 )
 from sabot.errors import UserError
 
 __all__ = ["encoded_default"]
 
 _BITS = {"int": 32, "long": 64}
-_FLOATS = {"NaN", "Infinity", "-Infinity"}  # as Java writes those that JSON has not
+_FLOATS = ("NaN", "Infinity", "-Infinity")  # as Java writes those that JSON has not
+_OF_DAY = {"time-millis": 86_400_000, "time-micros": 86_400_000_000}
 
 
 class _Unfit(Exception):
@@ -44,14 +46,27 @@ def _encoded(kind: AvroType, value: Any) -> bytes:
         case AvroArray() if isinstance(value, list):
             return _blocks([_encoded(kind.items, each) for each in value])
         case AvroMap() if isinstance(value, dict):
-            return _blocks([_sized(name.encode()) + _encoded(kind.values, each) for name, each in value.items()])
+            return _blocks([_plain("string", name) + _encoded(kind.values, each) for name, each in value.items()])
         case AvroEnum() if value in kind.symbols:
             return _number(kind.symbols.index(value))
         case AvroFixed() if isinstance(value, str) and len(value) == kind.size and _is_latin(value):
-            return value.encode("latin-1")
+            if _means(kind.logical, value):
+                return value.encode("latin-1")
         case AvroPrimitive():
-            return _plain(kind.name, value)
+            made = _plain(kind.name, value)
+            if _means(kind.logical, value):
+                return made
     raise _Unfit(f"{value!r:.60}, which is no {kind}")
+
+
+def _means(logical: Logical | None, value: Any) -> bool:
+    """Whether a value of the plain type is one of its logical type too, by the rules for payloads."""
+    if logical is None:
+        return True
+    if logical.name == "decimal":
+        unscaled = int.from_bytes(value.encode("latin-1"), "big", signed=True)
+        return bool(value) and abs(unscaled) < 10**logical.precision
+    return logical.name not in _OF_DAY or 0 <= value < _OF_DAY[logical.name]
 
 
 def _of_union(kind: AvroUnion, value: Any) -> bytes:
@@ -79,7 +94,7 @@ def _plain(name: str, value: Any) -> bytes:
         case "boolean" if isinstance(value, bool):
             return bytes([value])
         case "int" | "long" if (
-            is_number and value == int(value) and -(2 ** (_BITS[name] - 1)) <= value < 2 ** (_BITS[name] - 1)
+            is_number and -(2 ** (_BITS[name] - 1)) <= value < 2 ** (_BITS[name] - 1) and value == int(value)
         ):
             return _number(int(value))
         case "float" | "double" if is_number or value in _FLOATS:

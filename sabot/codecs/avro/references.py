@@ -26,7 +26,7 @@ def with_references(schema: str, others: Iterable[str]) -> str:
 
 def _named(node: Mapping[str, Any], space: str) -> tuple[str, str]:
     """The full name of a definition, and the namespace of what is in it."""
-    name, own = str(node.get("name", "")), node.get("namespace", space)
+    name, own = str(node.get("name", "")), space if node.get("namespace") is None else node["namespace"]
     full = name if "." in name or not own else f"{own}.{name}"
     return full, full.rpartition(".")[0]
 

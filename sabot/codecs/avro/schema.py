@@ -308,7 +308,7 @@ class _Parser:
 
     def _definition(self, kind: str, node: Mapping[str, Any], namespace: str, where: str, depth: int) -> AvroType:
         name = node.get("name")
-        space = node.get("namespace", namespace)
+        space = namespace if node.get("namespace") is None else node["namespace"]  # null, as some generators write it
         if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(space, str):
             raise UserError(
                 f"{where}: {name!r} is no name of a type", hint="letters, digits and _, with dots between them"

@@ -1,6 +1,7 @@
 """Avro's schemas as columns, and what becomes of payloads that no writer should have written."""
 
 import json
+from datetime import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
+from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema, with_references
+from sabot.codecs.avro.schema import parsed_record
 from sabot.errors import UnknownSchema, UserError
 
 
@@ -145,6 +147,7 @@ REFUSED: list[tuple[Any, str]] = [
     (record(("a", {"type": "array"})), "has no 'items'"),
     (record(("a", {"type": "fixed", "name": "F", "size": -1})), "is no size"),
     (record(("a", {"type": "fixed", "name": "F", "size": 0})), "no bytes"),
+    (record(("a", {"type": "fixed", "name": "F", "size": 2**31 - 1})), "2147483647 bytes has no column type"),
     (record(("a", {"type": "enum", "name": "E", "symbols": ["A", "A"]})), "different names"),
     (record(("a", {"type": "enum", "name": "E", "symbols": ["A"], "default": "B"})), "no symbol"),
     (record(("a", record(name="R"))), "defined twice"),
@@ -240,6 +243,59 @@ MISFITS: list[tuple[Any, Any, str]] = [
 def test_schemas_that_do_not_fit_are_refused_before_any_payload(writer: Any, reader: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         AvroCodec(reader, writer_schema=writer)
+
+
+WRONG_DEFAULTS: list[tuple[Any, Any]] = [
+    ("int", float("inf")),  # 1e999 in a registry's JSON
+    ("long", float("nan")),
+    ("int", 2**31),
+    ("long", 0.5),
+    ("double", []),
+    ("float", {}),
+    (["null", "double"], [1]),
+    ("string", "\ud800"),
+    ({"type": "map", "values": "int"}, {"\ud800": 1}),
+    ({"type": "fixed", "name": "F", "size": 2}, "\u0100a"),
+    (logical("int", "time-millis"), -5),
+    (logical("long", "time-micros"), 86_400_000_000),
+    (logical("bytes", "decimal", precision=2), "\x00\x64"),
+    (logical("bytes", "decimal", precision=2), ""),
+    ({"type": "fixed", "name": "F", "size": 2, "logicalType": "decimal", "precision": 2}, "\xff\x9c"),
+]
+
+
+@pytest.mark.parametrize(("kind", "default"), WRONG_DEFAULTS, ids=repr)
+def test_a_default_that_is_no_value_of_its_type_is_named_where_it_is_needed(kind: Any, default: Any) -> None:
+    """A registry takes such schemas from clients that do not check them: a record must not end the job by a bare TypeError."""
+    reader = json.dumps(record(("b", kind, default)))
+    assert AvroCodec(reader).schema.names == ["b"], "a writer that has the field needs no default"
+    with pytest.raises(UserError, match="field b: its default is "):
+        AvroCodec(reader, writer_schema=record())
+    codec = AvroCodec(reader, schema_of=lambda id: json.dumps(record()))
+    assert "its default is" in reason(codec, b"\0\0\0\0\1")
+
+
+def test_a_default_at_the_border_of_its_logical_type_is_read() -> None:
+    reader = record(
+        ("a", logical("int", "time-millis"), 86_399_999),
+        ("b", logical("bytes", "decimal", precision=2), "\x00\x63"),
+        ("c", {"type": "fixed", "name": "F", "size": 2, "logicalType": "decimal", "precision": 2}, "\xff\x9d"),
+        ("d", ["string", "null"], None),
+    )
+    (row,) = rows(AvroCodec(reader, writer_schema=record()), b"")
+    assert row == {"a": time(23, 59, 59, 999_000), "b": Decimal(99), "c": Decimal(-99), "d": None}
+
+
+def test_a_namespace_of_null_is_none() -> None:
+    """Some generators of schemas write it, and Java reads it so."""
+    inner = record(("x", "int"), name="In", namespace=None)
+    said = record(("a", inner), ("b", "In"), name="R", namespace="shop")
+    assert parsed_record(said).name == "shop.R"
+    assert rows(AvroCodec(said), b"\x02\x04") == [{"a": {"x": 1}, "b": {"x": 2}}]
+    whole = with_references(
+        json.dumps(record(("a", "shop.In"), namespace="shop")), [json.dumps({**inner, "name": "shop.In"})]
+    )
+    assert rows(AvroCodec(whole), b"\x02") == [{"a": {"x": 1}}]
 
 
 def test_fields_are_found_by_name_and_by_alias_and_the_rest_is_passed_over_or_has_its_default() -> None:
