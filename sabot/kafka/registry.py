@@ -38,6 +38,10 @@ class _Unusable(UserError):
     """A schema that the registry has is none that can be read."""
 
 
+class _NoRegistry(Exception):
+    """An answer that no schema registry gives: of a proxy before it, or a page that says it is being mended."""
+
+
 class Registry:
     """A schema registry with Confluent's API: `Avro(registry=Registry("http://localhost:8081"))`.
 
@@ -107,22 +111,22 @@ class Registry:
 
         def ask(client: Any) -> Any:
             client.clear_latest_caches()
-            return client.get_latest_version(subject)
+            found = client.get_latest_version(subject)
+            return _of_type(int, found.schema_id), _usable(found.schema)
 
-        found = self._asked(ask, f", subject {subject!r}")
-        if (other := found.schema.schema_type or "AVRO") != kind:
+        id, schema = self._asked(ask, f", subject {subject!r}")
+        if (other := schema.schema_type or "AVRO") != kind:
             raise UserError(
                 f"subject {subject!r} of {self.address} has schemas of {other}, and not of {kind}",
                 hint="another format, or subject=",
             )
-        return found.schema_id, self._whole(found.schema)
+        return id, self._whole(schema)
 
     def register(self, subject: str, text: str, kind: str, references: Sequence[Reference] = ()) -> int:
         """See `SchemaRegistry.register`."""
 
         def ask(client: Any, schema: Any) -> int:
-            id: int = client.register_schema(subject, schema)
-            return id
+            return _of_type(int, client.register_schema(subject, schema))
 
         return self._id(ask, subject, text, kind, references)
 
@@ -131,14 +135,17 @@ class Registry:
 
         def ask(client: Any, schema: Any) -> int:
             client.register_schema(name, schema)
-            version: int = client.lookup_schema(name, schema).version
-            return version
+            return _of_type(int, client.lookup_schema(name, schema).version)
 
         return Reference(name, name, self._id(ask, name, text, kind, references))
 
     def lookup(self, subject: str, text: str, kind: str) -> int:
         """See `SchemaRegistry.lookup`."""
-        return self._id(lambda client, schema: client.lookup_schema(subject, schema).schema_id, subject, text, kind)
+
+        def ask(client: Any, schema: Any) -> int:
+            return _of_type(int, client.lookup_schema(subject, schema).schema_id)
+
+        return self._id(ask, subject, text, kind)
 
     def _id(
         self,
@@ -188,7 +195,7 @@ class Registry:
                 raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, and no others are asked for")
         found: tuple[str, str] | str
         try:
-            schema = self._asked(lambda client: client.get_schema(id))
+            schema = self._asked(lambda client: _usable(client.get_schema(id)))
             found = (schema.schema_type or "AVRO", self._whole(schema))
         except _Unusable as error:
             found = error.message
@@ -211,18 +218,26 @@ class Registry:
         try:
             return ask(client)
         except SchemaRegistryError as error:
-            status, said = error.http_status_code, str(error.error_message)
+            status, said = error.http_status_code, f"{error.error_message!s:.300}"  # of a proxy it is a page
             where, cause = f"the schema registry {self.address}{what}", clean_cause(error)
             if status in (401, 403):
                 raise UserError(f"{where}: it refuses us: {said}", hint="auth=") from cause
             if status in (408, 429) or status >= 500:
                 raise RegistryUnavailable(f"{where} does not answer: {status} {said}") from cause
+            if not _is_code(error.error_code):
+                raise RegistryUnavailable(f"{where}: this is no answer of a registry: {status} {said}") from cause
             if status == 404:
                 raise _Missing(
                     f"{where}: {said}", hint="its producer registers it; or give the format its schema"
                 ) from cause
             hint = "its compatibility refuses the schema: change one of them" if status == 409 else ""
             raise UserError(f"{where}: {said}", hint=hint) from cause
+        except _NoRegistry as error:
+            with self._lock:
+                self._made = None  # which keeps answers
+            raise RegistryUnavailable(
+                f"the schema registry {self.address}{what}: this is no answer of a registry: {error}"
+            ) from None
         except _OURS:
             raise
         except Exception as error:  # of the client's HTTP library, which has no name here
@@ -247,4 +262,23 @@ class Registry:
 
 
 def _version(subject: str, version: int, client: Any) -> Any:
-    return client.get_version(subject, version).schema
+    return _usable(client.get_version(subject, version).schema)
+
+
+def _usable(schema: Any) -> Any:
+    """A schema with its text and its kind. Raises _NoRegistry: the client takes any JSON for an answer."""
+    _of_type(str, schema.schema_str)
+    _of_type(str, schema.schema_type or "AVRO")
+    return schema
+
+
+def _of_type(kind: type[T], value: Any) -> T:
+    """A value of an answer, which is of this type. Raises _NoRegistry."""
+    if not isinstance(value, kind):
+        raise _NoRegistry(f"{value!r:.60} where it has a {kind.__name__}")
+    return value
+
+
+def _is_code(code: Any) -> bool:
+    """Whether an error has a code of a registry's; the client says -1 where the answer is no JSON."""
+    return isinstance(code, int) and code > 0

@@ -154,6 +154,40 @@ def test_a_registry_that_does_not_answer_is_no_lasting_error(server: SchemaServe
         Registry(f"http://127.0.0.1:{port}").schema_of(1, "AVRO")
 
 
+ODD = [
+    (404, {"message": "no Route matched with those values"}),
+    (404, []),
+    (404, "<html>default backend - 404</html>"),
+    (302, {}),
+    (200, {}),
+    (200, {"status": "maintenance"}),
+    (200, {"schema": 5, "id": "x", "version": None}),
+    (200, {"schema": V1, "schemaType": 7}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ODD, ids=str)
+def test_an_answer_that_is_no_registrys_is_as_none(server: SchemaServer, status: int, body: object) -> None:
+    """A proxy that has lost its registry says 404 of its own: no good record is a dead letter for it, and no row is written without the id
+    of its schema.
+    """
+    id, registry, answer = server.add("orders-value", V1), Registry(server.url), server.answer
+    server.answer = lambda *asked: (status, body)  # type: ignore[method-assign]
+    for ask in (
+        lambda: registry.schema_of(id, "AVRO"),
+        lambda: registry.latest("orders-value", "AVRO"),
+        lambda: registry.register("orders-value", V1, "AVRO"),
+        lambda: registry.lookup("orders-value", V1, "AVRO"),
+        lambda: registry.refer("orders-value", V1, "AVRO"),
+    ):
+        with pytest.raises(RegistryUnavailable, match="no answer of a registry"):
+            ask()
+    server.answer = answer  # type: ignore[method-assign]
+    assert registry.schema_of(id, "AVRO") == V1
+    assert registry.latest("orders-value", "AVRO") == (id, V1)
+    assert registry.register("orders-value", V1, "AVRO") == registry.lookup("orders-value", V1, "AVRO") == id
+
+
 def test_several_addresses_are_tried_in_turn(server: SchemaServer) -> None:
     id, (port,) = server.add("orders-value", V1), free_ports(1)
     assert Registry(f"http://127.0.0.1:{port},{server.url}").schema_of(id, "AVRO") == V1
