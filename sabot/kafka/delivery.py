@@ -41,6 +41,7 @@ from sabot.kafka.client import (
 from sabot.kafka.native import record_producer_of
 from sabot.kafka.writer import (
     CLOSE_SECONDS,
+    LASTING,
     KafkaWriter,
     Refused,
     check_sizes,
@@ -292,7 +293,7 @@ class KafkaDelivery(KafkaWriter):
                 f"topic {self.name!r} is not on kafka://{address} any more",
                 hint="it was deleted while the job wrote to it? make it anew by a new start",
             )
-        if code == KafkaError.MSG_SIZE_TOO_LARGE:
+        if code == KafkaError.MSG_SIZE_TOO_LARGE or code in LASTING:
             return refusal(error, self._link, self.name, size)
         if code in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT):
             return self._late()

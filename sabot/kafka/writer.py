@@ -34,11 +34,34 @@ from sabot.redaction import clean_cause
 from sabot.threads import aside, done
 from sabot.watch import guarded
 
-__all__ = ["KafkaSender", "KafkaWriter", "Refused", "check_sizes", "largest_record", "produce", "refusal", "refused_by"]
+__all__ = [
+    "LASTING",
+    "KafkaSender",
+    "KafkaWriter",
+    "Refused",
+    "check_sizes",
+    "largest_record",
+    "produce",
+    "refusal",
+    "refused_by",
+]
 
 CLOSE_SECONDS = 5.0
 FULL_SECONDS = 0.1  # a wait for room in the client's queue is interrupted so often, for its callbacks and for whoever wants to end it
 MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
+
+_BOUNDED_TIMES = (
+    "the topic bounds the times of its records: raise its message.timestamp.before.max.ms or message.timestamp.after.max.ms, or "
+    "set message.timestamp.type=LogAppendTime"
+)
+_VALIDATED = f"a topic with cleanup.policy=compact takes no record without a key: give key= to .to(), or another topic. Or {_BOUNDED_TIMES}"
+
+# Why the broker will never take a record, and what to do. It refuses the batch of the record, so the first that is told of may be another.
+LASTING = {
+    KafkaError.INVALID_RECORD: _VALIDATED,
+    KafkaError._INVALID_DIFFERENT_RECORD: _VALIDATED,
+    KafkaError.INVALID_TIMESTAMP: _BOUNDED_TIMES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +354,8 @@ def refusal(error: KafkaError, link: BrokerLink, topic: str, size: int | None = 
             f"topic {topic!r}: a record{large} is too large: {said(error)}",
             hint="raise message.max.bytes of the client, the broker and the topic (max.message.bytes)",
         )
+    if error.code() in LASTING:
+        return DataError(f"topic {topic!r} refuses a record: {said(error)}", hint=LASTING[error.code()])
     if error.code() == KafkaError._MSG_TIMED_OUT:
         return TransientError(
             f"topic {topic!r}: kafka://{link.address} did not take a record within message.timeout.ms"

@@ -586,6 +586,8 @@ def test_a_class_that_derives_from_it_has_the_last_word() -> None:
         ("_UNKNOWN_PARTITION", True, UserError),
         ("_UNSUPPORTED_FEATURE", True, UserError),
         ("MSG_SIZE_TOO_LARGE", True, DataError),
+        ("INVALID_TIMESTAMP", True, DataError),
+        ("INVALID_RECORD", True, DataError),
         ("_TIMED_OUT", True, TransientError),
         ("_STATE", True, TransientError),
         ("OUT_OF_ORDER_SEQUENCE_NUMBER", True, TransientError),

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from fault_tools import Place
 
+from sabot import App
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Record, build_records, iterate_records
@@ -24,6 +27,7 @@ from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin, reader
 from sabot.kafka.client import FETCHING
 from sabot.kafka.reader import KafkaReader
 from sabot.testing import ManualClock
+from tools.agent_tools import bounded
 from tools.broker import Broker, free_ports
 
 pytestmark = pytest.mark.kafka
@@ -221,6 +225,42 @@ def test_what_the_broker_refuses_is_raised_by_flush_once(kafka_url: str, topic: 
     with pytest.raises(DataError, match="too large"):
         asyncio.run(sender.send(topic, np.random.default_rng(0).bytes(5_000)))
     sender.close()
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize(
+    ("config", "timestamps", "told"),
+    [
+        ({"cleanup.policy": "compact"}, (1000, 1000), "no record without a key"),
+        ({"message.timestamp.after.max.ms": "3600000"}, (1000, 2**42), "message.timestamp.after.max.ms"),
+    ],
+    ids=["no key", "far in the future"],
+)
+async def test_a_record_that_the_topic_will_never_take_ends_the_job_with_the_setting(
+    kafka_url: str,
+    topic: str,
+    tmp_path: Path,
+    config: dict[str, str],
+    timestamps: tuple[int, ...],
+    told: str,
+    delivery: Any,
+) -> None:
+    """Such an answer passed for a fault of the broker that might pass, and named no setting."""
+    source, place = f"{topic}-in", Place(kafka_url)
+    admin.create_topic(kafka_url, source, config={"message.timestamp.after.max.ms": str(2**63 - 1)})
+    admin.create_topic(kafka_url, topic, config=config)
+    for timestamp in timestamps:
+        place.fill(source, [b'{"v": 1}'], timestamp=timestamp)
+    app = App(topic, broker=kafka_url, state=str(tmp_path / "state"), checkpoint_interval=0.1)
+
+    @app.agent(source, sink=topic, name="same", delivery=delivery)
+    async def same(ctx: Any) -> Any:
+        return ctx.message
+
+    with pytest.raises(SabotError, match=f"topic '{topic}' refuses a record") as caught:
+        await bounded(app.run(), 30)
+    assert told in str(caught.value)
+    assert delivery == "at_least_once" or place.read(topic) == [], "no part of the transaction"
 
 
 def test_a_full_producer_makes_the_writer_wait(kafka_url: str, topic: str) -> None:
