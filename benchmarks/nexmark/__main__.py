@@ -5,9 +5,10 @@
 
 A line for each query, and at last a JSON object. Events are all that the stream has, also for queries that read the bids alone.
 `arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`: files, decoded in the
-timed run. Without --out changes are dropped as they come, and with it the final result is written; --check compares that with
-DuckDB's. q12 goes by the clock, and is not compared. Each query runs in a process of its own. --peers: the same events as files in other
-engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check their results are compared too, of fewer events.
+timed run. Without --out changes are dropped as they come, and with it the final result is written. --check compares that with DuckDB's;
+without --out it is a second run that writes it. q12 goes by the clock, and is not compared. Each query runs in a process of its own.
+--peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check their
+results are compared too, of fewer events.
 """
 
 import argparse
