@@ -14,7 +14,9 @@ __all__ = ["places_of"]
 Place = tuple[int, ...]
 """The index of a message in its file, or that of the outermost message around it, and so on inwards."""
 
-_COMMENT_OR_TEXT = r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+_DEEPEST = 100  # levels of braces, as of messages in the library of Protobuf
+# A comment or a text that does not end takes all that is left: tried again at each of its characters it would take the square of the time.
+_COMMENT_OR_TEXT = r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?"""
 _TOKEN = re.compile(rf"{_COMMENT_OR_TEXT}|[\w.]+|[^\s\w]", re.DOTALL)
 
 
@@ -75,6 +77,8 @@ def _of_text(text: str) -> tuple[str, list[_Named]]:
     named = ""  # the message that the next brace opens
     for token, next_, third in zip(tokens, [*tokens[1:], ""], [*tokens[2:], "", ""], strict=False):
         if token == "{":
+            if len(open_) > _DEEPEST:
+                raise UserError(f"its braces are nested deeper than {_DEEPEST}")
             inner = open_[-1]
             if named:
                 inner = _Named(named)

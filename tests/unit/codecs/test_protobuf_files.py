@@ -62,7 +62,15 @@ def test_a_message_is_found_in_a_serialized_file_too() -> None:
     assert places_of(text, "Inner") == set()
 
 
-@pytest.mark.parametrize("text", ["}", "message A { } }", b64encode(b"\xff\xff\xff").decode()])
+@pytest.mark.parametrize(
+    "text", ["}", "message A { } }", b64encode(b"\xff\xff\xff").decode(), "message A { " * 5000 + "}" * 5000]
+)
 def test_what_is_no_file_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"its braces do not match|no file of Protobuf"):
+    with pytest.raises(UserError, match=r"its braces do not match|no file of Protobuf|nested deeper than 100"):
         places_of(text, "A")
+
+
+@pytest.mark.parametrize("begin", ["/* ", "'\\", '"\\', "//", '"'], ids=repr)
+def test_what_does_not_end_is_read_once(begin: str) -> None:
+    """With the square of the time this took an hour, in the thread that reads the topic."""
+    assert places_of("message First { } " + begin * 300_000, "First") == {(0,)}
