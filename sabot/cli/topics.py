@@ -140,10 +140,14 @@ def _json_of(message: Any) -> dict[str, Any]:
         "partition": message.partition(),
         "offset": message.offset(),
         "timestamp": message.timestamp()[1],
-        "key": None if message.key() is None else text_or_hex(message.key()),
-        "headers": [[name, text_or_hex(value)] for name, value in message.headers() or ()],
-        "payload": None if message.value() is None else text_or_hex(message.value()),
+        "key": _text(message.key()),
+        "headers": [[name, _text(value)] for name, value in message.headers() or ()],
+        "payload": _text(message.value()),
     }
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else text_or_hex(data)
 
 
 def _row_of(message: Any) -> list[str]:

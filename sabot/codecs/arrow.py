@@ -76,8 +76,12 @@ class ArrowCodec:
         return data, np.concatenate(numbers) if numbers else np.empty(0, np.int64), bad
 
     def _fitted(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows with the columns of `schema`."""
+        """The rows with the columns of `schema`. Without one, those of the rows become it, if a stream can have them."""
         if self._schema is None:
+            if any(rows.schema.names.count(name) > 1 for name in rows.schema.names):
+                raise UserError("it has several columns of one name")
+            if union := next((each for each in rows.schema if _holds_union(each.type)), None):
+                raise UserError(f"column {union.name!r} is {union.type}, which no stream takes")
             self._schema = rows.schema
         if rows.schema.equals(self._schema):
             return rows
@@ -146,6 +150,10 @@ def _batches_of(reader: Any) -> Any:
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
     return iter(reader)
+
+
+def _holds_union(kind: pa.DataType) -> bool:
+    return pa.types.is_union(kind) or any(_holds_union(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _cast(column: Any, field: pa.Field) -> Any:

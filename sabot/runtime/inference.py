@@ -73,7 +73,8 @@ def wait_for_columns(
     if codec.schema is None:
         if format.name != "json":
             raise UserError(
-                f"stream {name}: its first records are not of format {format.name}", hint="another format=?"
+                f"stream {name}: its first records are not of format {format.name}",
+                hint="another format=?, or schema=, with which they are dead letters",
             )
         raise UserError(f"stream {name}: its first records are no JSON objects", hint="give the stream schema=")
     return codec.schema

@@ -408,8 +408,9 @@ class SourceInput(Reader):
         elif self._time is not None:
             times, why = self._time.of(data, records)
             data, _, records = self._in_time(data, times, why, records, batch)
-        columns = [data.column(name) for name in self._schema.names]
-        data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        data = data.select(self._schema.names)
+        if not data.schema.equals(self._schema):  # with no columns, rows would not survive this
+            data = pa.RecordBatch.from_arrays(data.columns, schema=self._schema)
         if not data.num_rows:
             return None
         if self._timed:

@@ -47,7 +47,7 @@ def test_tail_has_the_last_records_across_the_markers_of_transactions(kafka_url:
         assert producer.flush(30) == 0
         producer.commit_transaction() if number % 2 else producer.abort_transaction()
     producer.begin_transaction()
-    producer.produce(topic, None, b"\xff", partition=1, timestamp=1004, headers=[("a", b"1")])
+    producer.produce(topic, None, b"\xff", partition=1, timestamp=1004, headers=[("a", b"1"), ("a", None), ("", b"")])
     producer.commit_transaction()
 
     done = sabot_says("topics", "tail", topic, "-n", "3", "--broker", kafka_url)
@@ -65,7 +65,7 @@ def test_tail_has_the_last_records_across_the_markers_of_transactions(kafka_url:
         "offset": 0,
         "timestamp": 1004,
         "key": "ff",
-        "headers": [["a", "1"]],
+        "headers": [["a", "1"], ["a", None], ["", ""]],
         "payload": None,
     }
     done = sabot_says("topics", "describe", topic, "--broker", kafka_url, "--json")

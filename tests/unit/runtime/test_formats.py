@@ -58,6 +58,40 @@ async def test_a_record_that_is_no_csv_is_a_dead_letter_as_it_came(app: App) -> 
     assert b"field id is no int64" in headers["sabot.message"]
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_rows_without_columns_are_rows(memory_url: str, parallelism: int) -> None:
+    """A topic of ticks, whose payloads say nothing; they were read and never came out."""
+    app = App("ticks", memory_url, parallelism=parallelism)
+    MemoryBroker.get(memory_url).create_topic("ticks", partitions=2)
+    publish(app, "ticks", [b"{}", b"no JSON", b"{}"])
+    app.stream("ticks", until="now").to("out")
+    await bounded(app.run(), 20)
+    assert [record.payload for record in records(app, "out")] == [b"{}", b"{}"]
+    assert len(records(app, "ticks.dlq")) == 1
+
+
+UNION = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pa.record_batch([UNION], names=["u"]),
+        pa.record_batch([pa.StructArray.from_arrays([UNION], ["inside"])], names=["u"]),
+        pa.record_batch([pa.array([1]), pa.array([2])], names=["n", "n"]),
+    ],
+    ids=["union", "union within", "a name twice"],
+)
+async def test_columns_that_no_stream_has_are_not_learnt_from_an_arrow_record(app: App, odd: pa.RecordBatch) -> None:
+    """They ended the job by a KeyError or ArrowNotImplementedError of its first step."""
+    columns = [odd, pa.record_batch([pa.array([7])], names=["n"])]
+    publish(app, "many", [ArrowIpc().encoder("t").encode(each)[0].as_py() for each in columns])
+    with pytest.raises(UserError, match="not of format arrow"):
+        app.stream("many", format="arrow", until="now").collect()
+    given = app.stream("many", format="arrow", schema={"n": "int64"}, until="now").collect().to_pylist()
+    assert given in ([{"n": None}, {"n": 7}], [{"n": 7}]), "as a schema takes columns by name"
+
+
 async def test_an_arrow_record_has_many_rows_and_a_bad_one_is_one_dead_letter(app: App) -> None:
     """Offsets count records: each row says that of its record, and the checkpoint that of the record behind the last one."""
     schema = pa.schema([("id", pa.int64())])
