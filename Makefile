@@ -14,7 +14,7 @@ AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all slow simulate fuzz check lint types kernels-debug bench bench-smoke smokes kafka kafka-stop soak clean
+.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -36,6 +36,12 @@ test-all: test
 # whose examples it tries some: of all these tests one in six, with each commit other ones. EVERY=1: all of them, at all steps (25 minutes).
 slow: $(STAMP)
 	@$(BIN)/pytest -q -p no:benchmark -n 3 --dist loadfile --no-loadscope-reorder -m "slow or hypothesis" $(if $(EVERY),,--one-in 6) tests
+
+# Workers on a Ray cluster of two nodes on this machine, whose nodes are killed and paused. Apart from `make slow`, which has these tests only
+# where Ray is installed: they take a minute of a core each, most of it for Ray's own processes.
+ray: $(STAMP)
+	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check 'sabot[ray]'
+	@SABOT_REQUIRE_RAY=1 $(BIN)/pytest -q -p no:benchmark tests/recovery/test_workers_ray.py
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200
