@@ -322,7 +322,12 @@ class Job:
         except StoppedEarly as stopped:
             _log.info("%s", stopped)
         except SabotError as failed:
-            error = failed
+            if isinstance(failed, WorkerLost) and self._run is None and self._stop_asked.is_set():
+                _log.info(
+                    "app %s: %s, while it was stopped before its start was complete", self.app.id, failed
+                )  # by the same signal
+            else:
+                error = failed
         finally:
             run = run or self._run
             unfinished = await self._stopped()

@@ -62,7 +62,8 @@ class LocalLauncher:
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """See `Launcher`."""
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.PIPE)
+        # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and who just starts would die of it.
+        process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.PIPE, process_group=0)
         assert process.stdin is not None
         process.stdin.write(ticket.encoded(os.getpid()))  # less than a pipe holds
         process.stdin.close()

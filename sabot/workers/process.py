@@ -92,7 +92,8 @@ def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> i
     """
     ticket = read_ticket()
     _end_with(ticket.parent)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the coordinator gets them too, and leads the stop
+    # Where all processes get them, the coordinator leads the stop.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     return asyncio.run(_work(ticket, load, named))
 

@@ -49,7 +49,8 @@ def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
 
 
 def _worked(command: Sequence[str], ticket: Ticket) -> int:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    # In a group of its own: Ctrl-C is for this process, which ends that one.
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)
     try:
         assert process.stdin is not None
         with process.stdin as told:

@@ -218,6 +218,27 @@ async def test_a_worker_that_dies_in_the_first_start_is_replaced(tmp_path):
     assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))
 
 
+@pytest.mark.slow  # three processes
+async def test_a_signal_to_all_processes_of_a_start_is_a_stop_though_workers_die_of_it(tmp_path):
+    """As a service manager sends it; Ctrl-C does not reach workers."""
+    dies = (
+        "if 'run-worker' in sys.argv:\n"
+        "    try:\n"
+        "        open('died', 'x').close()\n"
+        "        os.kill(os.getppid(), signal.SIGTERM)\n"
+        "    except FileExistsError:\n"
+        "        print('told by another one', file=sys.stderr)\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    counted(tmp_path, "early", dies)
+    done = await asyncio.to_thread(lambda: sabot_run("early:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
+    assert done.returncode == 0, done.stderr
+    assert "was killed by SIGTERM" in done.stderr
+    assert "ERROR" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.slow  # five processes
 async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_path, monkeypatch):
     counted(tmp_path, "late")

@@ -1,11 +1,13 @@
 """A worker that is gone: who has killed it, as far as the kernel says so."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from sabot.workers.launching import how_it_ended
+from sabot.workers.joining import Ticket
+from sabot.workers.launching import LocalLauncher, how_it_ended
 from sabot.workers.memory import Kills, MemoryKills
 
 
@@ -88,3 +90,12 @@ def test_where_nothing_says_so_nothing_is_known(tmp_path: Path) -> None:
     kills = MemoryKills(tmp_path / "none", tmp_path / "none")
     assert (kills.so_far(), kills.limit_bytes) == (Kills(None, None), None)
     assert "or by the system" in how_it_ended(-signal.SIGKILL, kills, kills.so_far()).why
+
+
+async def test_the_ctrl_c_of_a_terminal_does_not_reach_workers():
+    """It goes to all processes of the group; an interpreter that starts would end with a traceback."""
+    process = await LocalLauncher(["sleep", "600"]).launch(Ticket("127.0.0.1:1", "token"))
+    assert process.pid is not None
+    assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
+    process.kill()
+    assert (await process.wait()).how == "was killed by SIGKILL"
