@@ -1,6 +1,6 @@
 """How fast a topic of JSON is read and decoded, beside librdkafka's own consumer in C, which is the bound.
 
-    python benchmarks/pipelines/kafka_ingest.py                     5 M records of 122 bytes, 4 partitions
+    python benchmarks/pipelines/kafka_ingest.py                     5 M records of 122 bytes, 4 partitions; with the peers
     python benchmarks/pipelines/kafka_ingest.py --rows 1000000 --kinds bound decode --rounds 5
     python benchmarks/pipelines/kafka_ingest.py --rows 1000000 --kinds bound decode windows --peers flink quix bytewax faust
 
@@ -25,7 +25,8 @@ is the rate at which the same producer, app and reader take --rows at once; then
 rates: librdkafka in C, which passes the records on as they are. Row i is due i / rate seconds after the start, whatever
 happened to the rows before it, and its latency counts from then: a producer or an app that is late is no excuse. Each row must come once.
 --peers: `decode` and `windows` by other engines, once each, in this run and on the same transactions; benchmarks/peers/ingest_peers.py
-says how. Slow ones read fewer of them: `rows`. The last line printed has the medians, for each kind its share of the bound's rate
+says how, and installs them. Slow ones read fewer records: `rows`. Without the option all of them run where a million records or more
+go through all kinds; `--peers` alone is none. The last line printed has the medians, for each kind its share of the bound's rate
 (`of_bound`) and of its processor time (`cpu_of_bound`), and the peers.
 """
 
@@ -567,11 +568,14 @@ def main() -> None:
     parser.add_argument("--broker", metavar="URL", help="kafka://HOST:PORT; default: our own")
     parser.add_argument("--threads", type=int, default=2, help="subtasks of the windows")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load whose latency is taken")
-    parser.add_argument("--peers", nargs="+", choices=ingest_peers.PEERS, default=[], help="other engines to run")
+    parser.add_argument("--peers", nargs="*", choices=ingest_peers.PEERS, help="other engines to run")
     for name in ("--topic", "--out", "--kind"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (3 if options.rows >= 100_000 else 1)
+    if options.peers is None:
+        whole = options.rows >= 1_000_000 and set(options.kinds) == set(KINDS)
+        options.peers = list(ingest_peers.PEERS) if whole else []
     if options.kind == "stream":
         print(json.dumps(asyncio.run(read_stream(options))))
     elif options.kind == "windows":
