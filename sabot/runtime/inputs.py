@@ -4,7 +4,7 @@ Both give one element after the other: batches, and the marks WATERMARK, IDLE, A
 """
 
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -17,9 +17,13 @@ from sabot.operators.rows.origin import joined_origin
 
 __all__ = ["SMALL_ROWS", "GateInput", "Input"]
 
-_BATCH_ROWS = 32_768
-SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
+SMALL_ROWS = 4_096  # smaller batches are copied by who sends them, and may wait for others
 _GATHER_SECONDS = 0.02  # how long a small batch waits for others at most
+# Smaller batches are joined with those that wait behind them. Half of a batch of 32,768 rows, which a shuffle by two makes, is joined with
+# the next half: that is a copy of its rows, and costs less than a second run of the chain. What a filter has left of such a batch stays
+# as it is, unless it is a small part.
+_JOINED_ROWS = 24_576
+_JOINED_BYTES = 16 << 20  # with so many bytes no more are joined, whatever their rows
 
 
 class Input(Protocol):
@@ -53,7 +57,7 @@ class Input(Protocol):
 
 
 class GateInput:
-    """The gate over the channels from the upstream tasks. Small batches that wait are joined, as each repartitioning made them smaller.
+    """The gate over the channels from the upstream tasks. Batches that wait are joined, as each repartitioning made them smaller.
 
     right: the numbers of the second input's channels. first: the numbers of the channels that must end, or bring COMPLETE, before sources
     of the others are read. passes: COMPLETE goes on to the tasks downstream once every channel has ended or brought it.
@@ -105,8 +109,9 @@ class GateInput:
         if not isinstance(element, Batch):
             return element
         self.right = number in self._right
-        if element.num_rows < SMALL_ROWS:
-            element = self._joined(element, min(wait_seconds, self._took, _GATHER_SECONDS) if self._gathers else 0.0)
+        if element.num_rows < _JOINED_ROWS:
+            waits = self._gathers and element.num_rows < SMALL_ROWS
+            element = self._joined(element, min(wait_seconds, self._took, _GATHER_SECONDS) if waits else 0.0)
         if self._gathers:
             self._given_at = SYSTEM_CLOCK.monotonic()
         return element
@@ -130,10 +135,10 @@ class GateInput:
 
     def _joined(self, first: Batch, wait_seconds: float) -> Batch:
         """Returns the batch joined with those that wait behind it, or come within `wait_seconds`, as far as they have the same columns."""
-        schema, rows, parts = first.data.schema, first.num_rows, [first]
+        schema, rows, size, parts = first.data.schema, first.num_rows, first.nbytes, [first]
         passed: tuple[int, Any] | None = None  # the last watermark among them
         until = SYSTEM_CLOCK.monotonic() + wait_seconds if wait_seconds else 0.0
-        while rows < _BATCH_ROWS:
+        while rows < _JOINED_ROWS and size < _JOINED_BYTES:
             left = until - SYSTEM_CLOCK.monotonic() if until else 0.0
             item = self.gate.next(left) if left > 0 else self.gate.next_nowait()
             if item is None:
@@ -153,12 +158,13 @@ class GateInput:
                 break
             parts.append(element)
             rows += element.num_rows
+            size += element.nbytes
         if passed is not None:
             self._taken.appendleft(passed)
         if len(parts) == 1:
             return first
         data = pa.concat_batches([part.taken() for part in parts])
-        return Batch(data, None, first.topic, joined_origin(parts))
+        return Batch(data, None, first.topic, joined_origin(parts), hashes=_joined_hashes(parts))
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -174,6 +180,16 @@ class GateInput:
 
     def close(self) -> None:
         self.gate.close()
+
+
+def _joined_hashes(parts: Sequence[Batch]) -> pa.UInt64Array | None:
+    """The key hashes of the rows that count, one batch behind the other. None where those of one are not known."""
+    known = [
+        part.hashes if part.selection is None else part.hashes.take(part.selection)
+        for part in parts
+        if part.hashes is not None
+    ]
+    return pa.concat_arrays(known) if len(known) == len(parts) else None
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
+from sabot._cython.groups.partition import hash_columns
 from sabot.runtime.inputs import GateInput
 from sabot.testing import ManualClock
 
@@ -38,6 +39,34 @@ def test_rows_overtake_watermarks_only_where_nothing_goes_by_them(channel, gathe
     for each in (batch(1), batch(2), Watermark(5), batch(3), Watermark(6), batch(4), Barrier(1), batch(5), END):
         channel.put(each)
     assert taken(GateInput([channel], gathers=gathers), len(expected)) == expected
+
+
+def test_the_halves_that_a_shuffle_by_two_makes_are_joined_and_keep_their_hashes():
+    """What has come already is joined up to about a batch of a source. A barrier ends that, and nothing is waited for."""
+    channel = Channel(capacity_rows=1_000_000)
+    keys = pa.array(range(32_768), pa.int64())
+    whole = Batch(pa.record_batch({"n": keys}))
+    even, odd = (
+        whole.with_selection(pa.array(range(first, 32_768, 2), pa.int32()), hash_columns([keys])) for first in (0, 1)
+    )
+    for each in (odd, even, odd, Barrier(1), even, whole, whole):
+        channel.put(each)
+    input = GateInput([channel])
+    found = [input.next(0) for _ in range(5)]
+    assert found[0].data.column(0).to_pylist() == [*range(1, 32_768, 2), *range(0, 32_768, 2)]
+    assert found[0].hashes.equals(hash_columns([found[0].data.column(0)]))
+    assert found[1:3] == [odd, Barrier(1)]
+    assert [each.num_rows for each in found[3:]] == [16_384 + 32_768, 32_768]
+    assert input.next(0) is None
+
+
+def test_batches_of_many_bytes_are_not_joined_further():
+    channel = Channel()
+    texts = Batch(pa.record_batch({"text": pa.array(["x" * (6 << 20)])}))
+    for _ in range(4):
+        channel.put(texts)
+    input = GateInput([channel])
+    assert [input.next(0).num_rows for _ in range(2)] == [3, 1]
 
 
 def test_rows_of_the_other_side_come_behind_the_watermark_before_them():
