@@ -10,11 +10,15 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.schema_registry.protobuf import ProtobufDeserializer, ProtobufSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from fault_tools import Place, header
+from google.protobuf import message_factory, timestamp_pb2
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
-from sabot import App, ArrowIpc, Avro, Registry, col
-from tools.agent_tools import checkpoint, started, until
+from sabot import App, ArrowIpc, Avro, Protobuf, Registry, col
+from sabot.codecs.protobuf import descriptor_of
+from tools.agent_tools import bounded, checkpoint, started, until
 from tools.registry import SchemaServer, schema_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -136,3 +140,46 @@ async def test_many_rows_of_an_arrow_record_come_through_exactly_once(place: Pla
     async with started(app):
         await until(lambda: len(out_rows()) >= 5000, "the rows", patience=60)
     assert out_rows() == some
+
+
+def purchase() -> Any:
+    """The type of a message within another, the second of its file, with a message of an imported file and a oneof."""
+    kinds = FieldDescriptorProto
+    times, money = FileDescriptorProto(), FileDescriptorProto(name="lab/money.proto", package="lab", syntax="proto3")
+    timestamp_pb2.DESCRIPTOR.CopyToProto(times)
+    money.message_type.add(name="Money").field.add(name="cents", number=1, type=kinds.TYPE_INT64, label=1)
+    file = FileDescriptorProto(name="lab/shop.proto", package="lab", syntax="proto3")
+    file.dependency.extend([money.name, times.name])
+    file.message_type.add(name="First")
+    made = file.message_type.add(name="Shop").nested_type.add(name="Purchase")
+    made.oneof_decl.add(name="by")
+    made.field.add(name="id", number=1, type=kinds.TYPE_INT64, label=1)
+    made.field.add(name="price", number=2, type=kinds.TYPE_MESSAGE, type_name=".lab.Money", label=1)
+    made.field.add(name="at", number=3, type=kinds.TYPE_MESSAGE, type_name=".google.protobuf.Timestamp", label=1)
+    made.field.add(name="card", number=4, type=kinds.TYPE_STRING, label=1, oneof_index=0)
+    made.field.add(name="till", number=5, type=kinds.TYPE_INT32, label=1, oneof_index=0)
+    made.field.add(name="sizes", number=6, type=kinds.TYPE_SINT32, label=kinds.LABEL_REPEATED)
+    files = FileDescriptorSet(file=[times, money, file])
+    return descriptor_of(files.SerializeToString(), "lab.Shop.Purchase")
+
+
+async def test_protobuf_is_read_from_confluents_serializer_and_written_for_its_deserializer(
+    place: Place, server: SchemaServer
+) -> None:
+    topic, out, kind = place.topic(), place.topic(), purchase()
+    made = message_factory.GetMessageClass(kind)
+    given = [made(id=1, card="visa", sizes=[3, -1]), made(id=2, till=0), made()]
+    given[0].price.cents = 250
+    given[0].at.FromMilliseconds(1500)
+    serializer = ProtobufSerializer(made, SchemaRegistryClient({"url": server.url}))
+    payloads = [serializer(each, SerializationContext(topic, MessageField.VALUE)) for each in given]
+    place.fill(topic, [*payloads[:2], payloads[0][:-1], payloads[2]])
+    app = App(f"app-{uuid.uuid4().hex[:8]}", place.url)
+    format = Protobuf(kind, registry=Registry(server.url))
+    app.stream(topic, format=format, until="now").to(out, format=format)
+    await bounded(app.run(), 60)
+    deserializer = ProtobufDeserializer(made)
+    context = SerializationContext(out, MessageField.VALUE)
+    assert [deserializer(record.payload, context) for record in place.read(out)] == given
+    (letter,) = place.read(f"{topic}.dlq")
+    assert (letter.payload, header(letter, "offset")) == (payloads[0][:-1], "2")
