@@ -9,7 +9,7 @@ from typing import Any
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
 from sabot.runtime.settings import AppSettings
-from sabot.runtime.streams import Streams
+from sabot.runtime.streams import SpreadStreams
 from sabot.threads import aside
 
 __all__ = ["JobRequests"]
@@ -31,16 +31,18 @@ class JobRequests:
         app: AppSettings,
         storage: CheckpointStorage,
         coordinator: Coordinator,
-        streams: Streams | None,
+        spread: SpreadStreams | None,
         *,
         restarts: int,
         begin_anew: Callable[[], None] | None,
     ) -> None:
-        """restarts: of the job so far. begin_anew: ends this run, so that the job goes on in another one; None: nobody would begin that."""
+        """spread: the streams of the run, where they are in other processes. restarts: of the job so far. begin_anew: ends this run, so
+        that the job goes on in another one; None: nobody would begin that.
+        """
         self._app = app
         self._storage = storage
         self._coordinator = coordinator
-        self._streams = streams
+        self._spread = spread
         self._restarts = restarts
         self._begin_anew = begin_anew
 
@@ -67,7 +69,7 @@ class JobRequests:
     def _workers(self) -> dict[str, Any]:
         return {
             "app": self._app.id,
-            "workers": [] if self._streams is None else self._streams.workers(),
+            "workers": [] if self._spread is None else self._spread.workers(),
             "restarts": self._restarts,
             "checkpoint": self._coordinator.statistics()["last_id"],
         }
@@ -77,7 +79,7 @@ class JobRequests:
         again, and answers it.
         """
         maker = self._app.workers
-        if maker is None:
+        if maker is None or self._spread is None:
             raise UserError(
                 f"app {self._app.id} runs in one process, and has no workers",
                 hint="stop it, and start it again with --workers N: it goes on from its last checkpoint",
@@ -93,9 +95,11 @@ class JobRequests:
                 hint="stop it, and start it with as many workers",
             )
         maker.check(wanted)
+        await self._spread.make_room(wanted)
         await self._checkpoint()  # a job that cannot take one is left as it is
         maker.rescale(wanted)
         _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
+        self._spread.goes_on = True
         self._begin_anew()
         await asyncio.Event().wait()  # until the stop of the run cancels it
         raise AssertionError("the run goes on though it was to end")

@@ -163,7 +163,7 @@ class Run:
         self._let_run()
         if storage is not None and isinstance(storage.directory, Path):
             anew = self.goes_on.set if self._in_run else None
-            asked = JobRequests(app, storage, coordinator, self._streams, restarts=self._restarts, begin_anew=anew)
+            asked = JobRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
             requests = serve(Requests(storage.directory), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:

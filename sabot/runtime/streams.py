@@ -123,8 +123,14 @@ class AgentsElsewhere(Protocol):
 class SpreadStreams(Streams, Protocol):
     """The streams of a run in processes of their own, and its agents."""
 
+    goes_on: bool
+    """Whether the job goes on in another run as soon as this one is closed."""
+
     @property
     def agents(self) -> AgentsElsewhere: ...
+
+    async def make_room(self, workers: int) -> None:
+        """Makes sure that the next run may have so many. Raises UserError where they cannot be had; this run is left as it is."""
 
 
 def had_ended(restored: Manifest) -> bool:

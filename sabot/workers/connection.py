@@ -91,6 +91,11 @@ class ControlConnection:
             self._writer.write(_LENGTH.pack(len(frame)) + frame)
 
     @property
+    def ended(self) -> bool:
+        """The peer is gone, and nothing of it waits to be read."""
+        return self._reader.at_eof() or self._writer.is_closing()
+
+    @property
     def congested(self) -> bool:
         """The peer does not take what was sent."""
         return self._writer.transport.get_write_buffer_size() > _SLACK_BYTES

@@ -42,6 +42,9 @@ class Launcher(Protocol):
     async def open(self, workers: int) -> str:
         """Makes ready for so many. -> the host at which they reach this process. Raises SabotError; then nothing is left."""
 
+    async def make_room(self, more: int) -> None:
+        """Makes sure that the next epoch may have so many more workers than this one. Raises UserError where it may not."""
+
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """Starts one. `ticket.parent` is the launcher's to say."""
 
@@ -59,6 +62,9 @@ class LocalLauncher:
     async def open(self, workers: int) -> str:
         """Loopback."""
         return "127.0.0.1"
+
+    async def make_room(self, more: int) -> None:
+        """There is room for as many as a job may have."""
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """See `Launcher`."""

@@ -59,6 +59,12 @@ class JoinListener:
             ) from error
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
+    @property
+    def standing_by(self) -> int:
+        """How many workers are here for whom there is no place."""
+        self._standing_by = [each for each in self._standing_by if not each.ended]
+        return len(self._standing_by)
+
     async def close(self) -> None:
         """Lets nobody in any more; workers that are in stay. Idempotent."""
         server, self._server = self._server, None
@@ -142,7 +148,7 @@ class JoinListener:
 
     def _stand_by(self, connection: ControlConnection, where: str) -> None:
         """It is kept until the end of the epoch: when that fails, it may take the place of one that is gone."""
-        if len(self._standing_by) >= _STANDBY_MAX:
+        if self.standing_by >= _STANDBY_MAX:
             raise UserError(f"the worker at {where} is one too many: {_STANDBY_MAX} stand by already")
         self._standing_by.append(connection)
         _log.info("the worker at %s stands by: all %d places are taken", where, len(self._members))

@@ -35,6 +35,9 @@ class Arrival(Protocol):
     def check(self) -> None:
         """Once all have said `Hello`. Raises UserError where they cannot reach each other."""
 
+    async def make_room(self, more: int) -> None:
+        """While the workers of this epoch run: makes sure that the next one may have so many more. Raises UserError where it may not."""
+
     async def close(self, patience_s: float) -> None:
         """Lets nobody in any more, and ends all workers: they have so long to end by themselves. Idempotent."""
 
@@ -118,6 +121,16 @@ class _TcpArrival:
             raise UserError(
                 f"{near[0].text} has joined over loopback, where workers on other machines do not reach it",
                 hint="let all join at the address by which the other machines reach the coordinator's",
+            )
+
+    async def make_room(self, more: int) -> None:
+        """See `Arrival`."""
+        if self._launcher is not None:
+            await self._launcher.make_room(more)
+        elif more > (waiting := self._listener.standing_by):
+            raise UserError(
+                f"{more} more workers are wanted than the job has, and {waiting} stand by at {self._listener.address}",
+                hint="sabot join on some machine, as often as workers are missing; then again",
             )
 
     async def close(self, patience_s: float) -> None:

@@ -143,7 +143,9 @@ class Stop(ControlMessage, frozen=True):
 
 
 class Close(ControlMessage, frozen=True):
-    """Close everything, and end."""
+    """Close everything, and end. again: the job goes on without delay, and a worker that somebody else has started is wanted again."""
+
+    again: bool = False
 
 
 # -- from a worker to the coordinator -----------------------------------------------------------------------------------

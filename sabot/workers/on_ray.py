@@ -24,6 +24,8 @@ from sabot.workers.launching import Ended, LaunchedProcess, how_it_ended
 __all__ = ["RayLauncher", "parse_resources"]
 
 _ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
+_MORE_ROOM_SECONDS = 60.0  # for a rescale, which somebody waits for
+_MORE_ROOM = "fewer workers, less for each (--ray-resources), or more nodes"
 _CONNECT_SECONDS = 10.0  # for the head of the cluster to answer
 _KILLED_SECONDS = 10.0  # for the end of an actor that was killed to be heard of
 _ADDRESS_WORDS = "auto, or the address of the cluster's head node, host:port"
@@ -71,12 +73,19 @@ class RayLauncher:
     async def open(self, workers: int) -> str:
         """The address of this machine in the cluster. Raises TransientError where the cluster has no room for all."""
         self._group = await aside(self._asked, workers)
-        ends_s = SYSTEM_CLOCK.monotonic() + _ROOM_SECONDS
-        while not await aside(self._group.wait, 1.0):
-            if SYSTEM_CLOCK.monotonic() > ends_s:
-                raise await aside(self._no_room, workers)
+        if not await _placed(self._group, _ROOM_SECONDS):
+            raise TransientError(await aside(self._no_room, f"{workers} workers", _ROOM_SECONDS), hint=_MORE_ROOM)
         address: str = self._ray.util.get_node_ip_address()
         return address
+
+    async def make_room(self, more: int) -> None:
+        """Takes the places beside those of the workers that run, so that the cluster grows where it can, and gives them back."""
+        group = await aside(self._asked, more)
+        try:
+            if not await _placed(group, _MORE_ROOM_SECONDS):
+                raise UserError(await aside(self._no_room, f"{more} more workers", _MORE_ROOM_SECONDS), hint=_MORE_ROOM)
+        finally:
+            await aside(self._ray.util.remove_placement_group, group)
 
     def _asked(self, workers: int) -> Any:
         """The placement group, for which there may not be room yet."""
@@ -93,12 +102,11 @@ class RayLauncher:
                 ) from error
         return ray.util.placement_group([self._resources] * workers, strategy="SPREAD")
 
-    def _no_room(self, workers: int) -> TransientError:
+    def _no_room(self, workers: str, seconds: float) -> str:
         has = {name: value for name, value in sorted(self._ray.cluster_resources().items()) if "node:" not in name}
-        return TransientError(
-            f"the Ray cluster has had no room for {workers} workers of {_text(self._resources)} each for {_ROOM_SECONDS:g} s; "
-            f"all that it has: {_text(has)}",
-            hint="fewer workers, less for each (--ray-resources), or more nodes",
+        return (
+            f"the Ray cluster has had no room for {workers} of {_text(self._resources)} each for {seconds:g} s; "
+            f"all that it has: {_text(has)}"
         )
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
@@ -120,6 +128,15 @@ class RayLauncher:
         group, self._group = self._group, None
         if group is not None:
             await aside(self._ray.util.remove_placement_group, group)
+
+
+async def _placed(group: Any, seconds: float) -> bool:
+    """Whether the cluster has had room for the placement group within so long."""
+    ends_s = SYSTEM_CLOCK.monotonic() + seconds
+    while not await aside(group.wait, 1.0):
+        if SYSTEM_CLOCK.monotonic() > ends_s:
+            return False
+    return True
 
 
 def _text(resources: Mapping[str, float]) -> str:

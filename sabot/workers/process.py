@@ -66,7 +66,7 @@ __all__ = ["AGAIN", "BEAT_SECONDS", "JobWorker", "WorkerApp", "run_worker"]
 
 _log = logging.getLogger(__name__)
 
-AGAIN = 3  # the exit code of a worker whose epoch has failed: its job may have another one
+AGAIN = 3  # the exit code of a worker whose epoch has failed, or was to end: its job may have another one
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -173,13 +173,14 @@ class JobWorker:
         self._running: list[asyncio.Future[None]] = []
         self._stopping: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None  # how far behind event time is here
+        self._again = False  # the job goes on with other workers
         self._unheard = 0  # heartbeats since the coordinator has said something
         app.configure(**welcome.settings)
         self._exchange = exchange
         self._exchange.on_failed = self._edge_failed
 
     async def run(self) -> bool:
-        """Works until the coordinator says `Close`, or is gone; -> whether it has said so."""
+        """Works until the coordinator says `Close`, or is gone; -> whether it has said so, and that the job is over."""
         self._connection.send(Hello(self._exchange.address))
         working = asyncio.create_task(self._work(), name="messages")
         beating = asyncio.create_task(self._beat(), name="heartbeat")
@@ -192,7 +193,7 @@ class JobWorker:
                     task.cancel()
         if not in_order:
             _log.error("the coordinator is gone: the worker ends")
-        return in_order
+        return in_order and not self._again
 
     async def _work(self) -> bool:
         """Does what the coordinator says; -> whether it has said that all is over."""
@@ -205,6 +206,7 @@ class JobWorker:
                 if doing is not None:
                     await asyncio.wait([doing])
                 await self.close()
+                self._again = message.again
                 self._connection.send(Closed(self.left_behind))
                 return True
             elif not isinstance(message, Ping):

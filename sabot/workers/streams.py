@@ -154,6 +154,7 @@ class WorkerStreams:
         self.left: list[tuple[str, Handle]] = []
         self.left_behind: list[str] = []
         self.broken = False
+        self.goes_on = False
         self.placement: dict[str, int] = {}
         self._tasks: dict[str, Member] = {}
         self._streams_over = False  # in the checkpoint that is restored
@@ -438,6 +439,11 @@ class WorkerStreams:
         if drain:
             await asyncio.wait([self._over])
 
+    async def make_room(self, workers: int) -> None:
+        """See `SpreadStreams`."""
+        if 0 < self._workers < workers:
+            await self._arrival.make_room(workers - self._workers)
+
     async def close(self) -> None:
         """Ends the workers: in good order, or at once where the epoch has failed. Idempotent."""
         if self._closed:
@@ -450,7 +456,7 @@ class WorkerStreams:
             self._coordinator.abandon(task)
         in_order = self._started and not self.broken
         if in_order:
-            self._tell(Close())
+            self._tell(Close(again=self.goes_on))
         await self._arrival.close(_CLOSE_SECONDS if in_order else 0.0)
         for watching in self._watching:  # so far: workers that close have to hear of this process
             watching.cancel()

@@ -1,4 +1,6 @@
-"""`sabot run --listen` and `sabot join`: workers that somebody else starts, over TLS; one is killed, and another takes its place."""
+"""`sabot run --listen` and `sabot join`: workers that somebody else starts, over TLS; one is killed, and another takes its place; and the
+job is given another number of them.
+"""
 
 import asyncio
 import os
@@ -12,6 +14,7 @@ from cryptography import x509
 
 from tools.agent_tools import manifests, read_lines, until, write_lines
 from tools.broker import free_ports
+from tools.command_line import lines, sabot_says
 from tools.secure_broker import Authority
 from tools.stream_tools import answers, expected, payments
 
@@ -65,6 +68,49 @@ async def test_workers_that_join_over_tls_make_every_window_once_though_one_is_k
         workers = (first, second, third)
         await until(lambda: [each.poll() for each in workers].count(0) == 2, "the end of two", patience=60)
     assert len(lives()) >= 2, lines_of(log)
+    found = read_lines(out)
+    assert answers(found) == expected(rows)
+    assert len(found) == len(expected(rows)), "a window came twice"
+
+
+async def test_a_job_whose_workers_join_is_given_as_many_of_them_as_are_there(tmp_path):
+    rows, out, log = payments(3000), tmp_path / "out.ndjson", tmp_path / "log"
+    write_lines(tmp_path / "in.ndjson", rows)
+    env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
+    env["MINUTES_SLOW"] = "0.5"  # so that it runs until all is asked, and is then ended
+    given, [port] = secrets(tmp_path / "secrets", tls=False), free_ports(1)
+    address, state = f"127.0.0.1:{port}", tmp_path / "state"
+    words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
+    words += ["--workers", "2", "--listen", address, "--secrets", given]
+
+    def join(number):
+        log = tmp_path / f"join{number}"
+        return running(log, address, "minutes_app:app", "--secrets", given, folder=HERE, verb="join", **env)
+
+    async def reached(words):
+        await until(lambda: process.poll() is not None or words in lines_of(log), words, patience=SECONDS)
+        assert process.poll() is None, lines_of(log)
+
+    async def rescaled(workers):
+        found = await asyncio.to_thread(lines, "rescale", state, "--workers", workers, "--json")
+        assert [each["worker"] for each in found] == list(range(1, workers + 1))
+
+    with join(0) as first, join(1) as second, running(log, *words, folder=HERE, **env) as process:
+        await reached("tasks on 2 workers")
+        refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 4)
+        assert refused.exit_code == 1
+        assert f"2 more workers are wanted than the job has, and 0 stand by at {address}" in refused.stderr
+        await rescaled(1)
+        await reached("stands by")
+        await rescaled(2)
+        assert (process.poll(), first.poll(), second.poll()) == (None, None, None), lines_of(log)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, SECONDS) == 0, lines_of(log)
+    env["MINUTES_SLOW"] = "0"
+    done = await asyncio.to_thread(
+        lambda: sabot_run(words[0], *where("rocksdb", tmp_path), seconds=SECONDS, folder=HERE, **env)
+    )
+    assert done.returncode == 0, done.stderr
     found = read_lines(out)
     assert answers(found) == expected(rows)
     assert len(found) == len(expected(rows)), "a window came twice"

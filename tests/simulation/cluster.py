@@ -176,6 +176,9 @@ class Arrival:
     def check(self) -> None:
         """All reach each other."""
 
+    async def make_room(self, more: int) -> None:
+        """There is room for all."""
+
     async def close(self, patience_s: float) -> None:
         await asyncio.gather(*(member.end(patience_s) for member in self._members))
 

@@ -175,6 +175,17 @@ async def test_the_end_of_a_worker_that_somebody_else_has_started_is_told_at_onc
         assert isinstance(here.gone[0], TransientError)
 
 
+async def test_room_for_more_workers_is_what_stands_by_and_has_not_left():
+    async with waiting(1, numbered=False) as here:
+        first = await join(here.ticket())
+        leaving = ControlConnection(*await asyncio.open_connection(*parse_address(here.listener.address, "")))
+        leaving.send(Join(TOKEN, None, 7, "elsewhere", versions()))
+        await until(lambda: here.listener.standing_by == 1, "a worker that stands by")
+        await leaving.close()
+        await until(lambda: here.listener.standing_by == 0, "its end")
+        await first.connection.close()
+
+
 async def test_nobody_there_is_no_error_of_the_user():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
