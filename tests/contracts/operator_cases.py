@@ -540,6 +540,13 @@ CASES = [
     ),
     Case("map_llm", answered, APPEND),
     _joined("lookup", lambda: TableLookup(SIDES, "left"), right_first=True, punctual=False),
+    _joined(
+        "broadcast lookup",
+        lambda: TableLookup(SIDES, "left", broadcast=True),
+        right_first=True,
+        broadcast=True,
+        punctual=False,
+    ),
     *(_joined(f"{how} interval join", lambda how=how: IntervalJoin(_of(how), how, -100, 70)) for how in HOWS),
     *(_joined(f"{how} window join", lambda how=how: WindowJoin(_of(how), how, TumblingWindow(150))) for how in HOWS),
     _joined("window join, hopping", lambda: WindowJoin(SIDES, "full", HoppingWindow(200, 100))),

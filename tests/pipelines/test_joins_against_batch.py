@@ -530,7 +530,11 @@ LOOKUPS = [
         arrival=True,
     )
     for how in ("left", "inner")
-    for kind, table in [("rows", lambda b: b), ("a table", lambda b: b.upsert("k"))]
+    for kind, table in [
+        ("rows", lambda b: b),
+        ("a table", lambda b: b.upsert("k")),
+        ("a broadcast table", lambda b: b.upsert("k").broadcast()),
+    ]
 ] + [
     Joined(
         "lookup in groups",
@@ -680,7 +684,6 @@ REFUSED: dict[str, tuple[Callable[[Stream, Stream], Any], list[str]]] = {
     ),
     "an interval of a broadcast stream": (lambda a, b: a.join(b.broadcast(), on="k", between=(0, "1s")), ["broadcast"]),
     "as-of a broadcast stream": (lambda a, b: a.join_asof(b.broadcast(), on="k"), ["join_asof", "broadcast"]),
-    "a lookup in a broadcast stream": (lambda a, b: a.lookup(b.broadcast(), on="k"), ["lookup", "broadcast"]),
     "something that is no stream": (lambda a, b: a.join("b", on="k"), ["stream"]),  # type: ignore[arg-type]
     "a suffix that is taken": (lambda a, b: a.with_columns(ts_right="n").join(b, on="k"), ["ts_right", "suffix"]),
     "as-of another way": (lambda a, b: a.join_asof(b, on="k", strategy="previous"), ["previous", "backward"]),  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def minutes(stream: Stream) -> int:
 
 @pytest.mark.one_in(3, "some hundredths of a second of a core each")
 @pytest.mark.parametrize("parallelism", [1, 3])
-@pytest.mark.parametrize("way", ["lookup", "upserted", "join", "broadcast"])
+@pytest.mark.parametrize("way", ["lookup", "broadcast lookup", "upserted", "join", "broadcast"])
 def test_no_row_is_late_behind_reference_data_without_event_time(folder: Path, way: str, parallelism: int) -> None:
     app = App("reference", parallelism=parallelism)
     events = app.stream(files(str(folder / "events.parquet")), time="ts")
@@ -41,6 +41,7 @@ def test_no_row_is_late_behind_reference_data_without_event_time(folder: Path, w
         "upserted": lambda: events.lookup(places.upsert("k"), on="k", how="inner"),
         "join": lambda: events.join(places, on="k"),
         "broadcast": lambda: events.join(places.broadcast(), on="k"),
+        "broadcast lookup": lambda: events.lookup(places.broadcast(), on="k"),
     }[way]()
     assert minutes(joined) == 1000
 

@@ -256,6 +256,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
 
         table: a stream (`app.table`, or another, of which the last row of each key counts). A table that ends (files) is read before the
         first row. Otherwise the result depends on the order of arrival; where it must not, use `join_asof`. Keys are given as in `join`.
+        A small table may be `.broadcast()`: then rows of this stream stay in their threads.
         Or `async def f(key)`, which returns a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. Options and
         defaults: cache=10_000 answers are kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
         backoff="100ms", rate=None, on_error="fail" or "skip"; with "skip", rows whose calls failed go to dead_letter.
@@ -351,7 +352,7 @@ class Stream(RowMethods, Looks, NamedElsewhere):
         )
 
     def broadcast(self) -> "Stream":
-        """Marks this stream as the small side of `join`, or the rules of `connect`: each subtask gets all of it."""
+        """Marks this stream as the small side of `join` or `lookup`, or the rules of `connect`: each subtask gets all of it."""
         return self._then(Broadcast(self._node))
 
     # -- changes ------------------------------------------------------------------------------------------------------

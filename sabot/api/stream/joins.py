@@ -113,7 +113,11 @@ def asof_node(
             f"join_asof: strategy={strategy!r} needs a tolerance", hint='tolerance="5s": how long a row waits for it'
         )
     how = one_of("join_asof: how", how, ("left", "inner"))
-    _refuse_broadcast("join_asof", right)
+    if isinstance(right, Broadcast):
+        raise UserError(
+            "join_asof: the other stream is broadcast, which is for join, lookup and connect",
+            hint="leave .broadcast() out: rows of both streams go by their keys",
+        )
     tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
     node = AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
     return replace(node, max_drift_ms=_drift_ms("join_asof", max_drift))
@@ -121,7 +125,6 @@ def asof_node(
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
     """The node of `Stream.lookup` in a table. Raises UserError."""
-    _refuse_broadcast("lookup", right)
     return Lookup(left, right, *keys, one_of("lookup: how", how, ("left", "inner")), suffix)
 
 
@@ -154,15 +157,6 @@ def _check_keep(node: Join) -> None:
             f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
             "all rows are kept",
             hint="keep=(…, None); between=(…) says how near a partner must be",
-        )
-
-
-def _refuse_broadcast(step: str, right: Node) -> None:
-    """Refuses a broadcast side where a restore gives each subtask only the rows of its key groups."""
-    if isinstance(right, Broadcast):
-        raise UserError(
-            f"{step}: the other stream is broadcast, which is for join and connect",
-            hint="leave .broadcast() out: rows of both streams go by their keys",
         )
 
 

@@ -331,13 +331,16 @@ class TableLookup(Joined):
     The right is a stream of changes with unique keys, where the last change of a key counts, or one that only adds rows, where the last
     row of a key is the table's. how: "left" (nulls where the table has no row) or "inner". The event time is that of the left's row.
     The answer depends on what has come from the right before; a join as of event time gives the same answer each time.
+
+    broadcast: every subtask gets all rows of the right, and rows of the left stay in any subtask.
     """
 
     kind = "lookup"
     hows = ("left", "inner")
 
-    def __init__(self, sides: Sides, how: str, *, id: str = "") -> None:
+    def __init__(self, sides: Sides, how: str, *, broadcast: bool = False, id: str = "") -> None:
         super().__init__(sides, how, id)
+        self._broadcast = broadcast
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides = self.sides
@@ -357,6 +360,12 @@ class TableLookup(Joined):
 
     def _kept_sides(self) -> list[Side]:
         return [self.right]
+
+    def _is_everywhere(self, side: Side) -> bool:
+        return self._broadcast
+
+    def _described(self) -> dict[str, Any]:
+        return {"broadcast": True} if self._broadcast else {}  # checkpoints of before say nothing of it
 
     def process_right(self, batch: Batch) -> None:
         right = self.right
@@ -417,7 +426,7 @@ def place_join(node: nodes.Join, left: Site, right: Site) -> Site:
 
 
 def place_lookup(node: nodes.Lookup, left: Site, right: Site) -> Site:
-    return place_sides(node, left, right, lambda sides: TableLookup(sides, node.how))
+    return place_sides(node, left, right, lambda sides: TableLookup(sides, node.how, broadcast=node.broadcast))
 
 
 def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides], Operator]) -> Site:

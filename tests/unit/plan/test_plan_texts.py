@@ -129,6 +129,7 @@ PROGRAMS: dict[str, Any] = {
     ),
     "lookup by calls": lambda s: s.rows.lookup(asked, on="k", **CALL, on_error="skip", dead_letter="dead").select("y"),
     "lookup in a table": lambda s: s.rows.lookup(s.table, on="k"),
+    "lookup in a broadcast table": lambda s: s.rows.lookup(s.table.broadcast(), on="k"),
     "every aggregate": every_aggregate,
     "hopping, early and late": lambda s: s.by.window(hopping("1h", "1m"), emit_every="1m", late="late").aggregate(
         n=sabot.count()
