@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -45,13 +46,16 @@ def write(folder: Path, **modules: str) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, from which the command line imports modules, in this process."""
+    """The current folder, from which the command line imports modules, in this process. They are forgotten behind the test; modules of
+    sabot that it was the first to load stay, as a class that is loaded again is another one to all later tests.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    before = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+        if any(str(place).startswith(f"{tmp_path}{os.sep}") for place in places):
+            del sys.modules[name]
 
 
 def test_version_is_printed(tmp_path: Path) -> None:
