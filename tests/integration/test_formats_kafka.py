@@ -3,6 +3,8 @@
 import json
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,61 @@ async def test_many_rows_of_an_arrow_record_come_through_exactly_once(place: Pla
     async with started(app):
         await until(lambda: len(out_rows()) >= 5000, "the rows", patience=60)
     assert out_rows() == some
+
+
+INNER = {
+    "type": "record",
+    "name": "Inner",
+    "fields": [
+        {"name": "x", "type": ["null", "int"], "default": None},
+        {"name": "texts", "type": {"type": "array", "items": "string"}},
+    ],
+}
+DECIMAL = {"logicalType": "decimal", "precision": 10, "scale": 3}
+UTC_EPOCH, EPOCH = datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 1)
+EVERY: list[tuple[str, Any, Any]] = [  # a field, its type, and a value
+    ("least", "long", -(2**63)),
+    ("dec", {"type": "bytes", **DECIMAL}, Decimal("-1234567.001")),
+    ("fixed_dec", {"type": "fixed", "name": "D", "size": 8, **DECIMAL}, Decimal("0.001")),
+    ("day", {"type": "int", "logicalType": "date"}, date(1969, 12, 31)),
+    ("ms", {"type": "int", "logicalType": "time-millis"}, time(23, 59, 59, 999_000)),
+    ("us", {"type": "long", "logicalType": "time-micros"}, time(0, 0, 0, 1)),
+    ("at_ms", {"type": "long", "logicalType": "timestamp-millis"}, UTC_EPOCH - timedelta(milliseconds=1)),
+    ("at_us", {"type": "long", "logicalType": "timestamp-micros"}, UTC_EPOCH + timedelta(days=20_000, microseconds=1)),
+    ("local_ms", {"type": "long", "logicalType": "local-timestamp-millis"}, EPOCH + timedelta(days=20_000)),
+    ("local_us", {"type": "long", "logicalType": "local-timestamp-micros"}, EPOCH - timedelta(microseconds=1)),
+    ("uuid", {"type": "string", "logicalType": "uuid"}, uuid.UUID(int=1)),
+    ("kind", {"type": "enum", "name": "Kind", "symbols": ["A", "B"]}, "B"),
+    ("three", {"type": "fixed", "name": "Three", "size": 3}, b"\0\xffc"),
+    ("inner", INNER, {"x": None, "texts": ["", "é"]}),
+    ("by_name", {"type": "map", "values": ["null", "double"]}, {"k": None, "l": 0.5}),
+    ("many", {"type": "array", "items": "Inner"}, [{"x": 1, "texts": []}]),
+    ("second", ["string", "null"], None),
+    ("maybe", ["null", "Inner"], None),
+    ("flag", "boolean", True),
+    ("float", "float", 0.5),
+    ("bytes", "bytes", b"\0\xff"),
+]
+
+
+async def test_avro_of_every_type_is_read_from_confluents_serializer_and_written_for_its_deserializer(
+    place: Place, server: SchemaServer
+) -> None:
+    """With a record that was cut, one of another magic byte and one with bytes behind it among them."""
+    fields = [{"name": name, "type": kind} for name, kind, _ in EVERY]
+    schema, row = {"type": "record", "name": "bank.Every", "fields": fields}, {name: value for name, _, value in EVERY}
+    topic, out = place.topic(), place.topic()
+    (payload,) = written(server, topic, schema, [row])
+    place.fill(topic, [payload, payload[:-1], b"\1" + payload[1:], payload + b"\0", payload])
+    registry = Registry(server.url)
+    app = App(f"app-{uuid.uuid4().hex[:8]}", place.url)
+    rows = app.stream(topic, format=Avro(registry=registry), until="now")
+    rows.to(out, format=Avro(schema, registry=registry))
+    await bounded(app.run(), 60)
+    assert read(server, place, out) == [row, row]
+    reasons = [header(letter, "message") for letter in place.read(f"{topic}.dlq")]
+    told = ["field bytes: the payload ends too early", "does not begin with the id", "more bytes after the record"]
+    assert [each in reason for each, reason in zip(told, reasons, strict=True)] == [True] * 3
 
 
 def purchase() -> Any:
