@@ -76,6 +76,10 @@ class World:
         return self
 
     def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        """All that it has sent is in the topic."""
         self._over.set()
         self._thread.join()
 

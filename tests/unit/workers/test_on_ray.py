@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,26 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def test_a_node_without_the_programs_folder_says_so(tmp_path):
     ticket = Ticket("127.0.0.1:1", "a token of sixteen characters").encoded(0)
     assert "has no folder" in _Holder().run([], str(tmp_path / "nowhere"), ticket)
+
+
+async def test_room_for_more_workers_is_asked_for_and_given_back(monkeypatch):
+    has_room, held = True, []
+    group = SimpleNamespace(wait=lambda seconds: has_room)
+    groups = SimpleNamespace(
+        placement_group=lambda bundles, strategy: held.append(bundles) or group,
+        remove_placement_group=lambda given: held.pop(),
+    )
+    cluster = SimpleNamespace(
+        is_initialized=lambda: True, util=groups, cluster_resources=lambda: {"CPU": 4.0, "node:1": 1.0}
+    )
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    monkeypatch.setattr("sabot.workers.on_ray._MORE_ROOM_SECONDS", 0.01)
+    launcher = RayLauncher("auto", [], {"CPU": 2.0})
+    await launcher.make_room(1)
+    has_room = False
+    with pytest.raises(UserError, match=r"no room for 3 more workers of CPU=2 each .*all that it has: CPU=4\b(?!,)"):
+        await launcher.make_room(3)
+    assert held == []
 
 
 async def test_how_a_worker_on_ray_has_ended_is_told():
