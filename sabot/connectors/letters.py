@@ -42,6 +42,7 @@ __all__ = [
     "letters_of_rows",
 ]
 
+_MESSAGE_CHARACTERS = 2048  # of the message of an error, in a letter
 _PREFIX = "sabot."
 _ORIGIN = "sabot.topic"  # the first header of ours in a dead letter
 _NUMBERS = ("partition", "offset", "timestamp", "attempts")
@@ -104,7 +105,7 @@ def letter_headers(
         "timestamp": timestamp,
         "agent": agent,
         "error": kind,
-        "message": visible(scrubbed(message)),
+        "message": visible(_clipped(scrubbed(message))),
         "attempts": attempts,
         "version": version,
         "step": step,
@@ -114,6 +115,12 @@ def letter_headers(
         for name, value in facts.items()
         if value is not None
     )
+
+
+def _clipped(message: str) -> str:
+    """A message that quotes a payload would double the letter, which the topic of letters may refuse as too large."""
+    over = len(message) - _MESSAGE_CHARACTERS
+    return message if over <= 0 else f"{message[:_MESSAGE_CHARACTERS]}… and {over} characters more"
 
 
 def letters_of(

@@ -508,7 +508,7 @@ class SourceInput(Reader):
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
         if not self.dead_letters:
-            _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
+            _log.warning("%s: a row was set apart for the dead letters, the first one: %.1000s", topic, reasons[0])
         self.dead_letters += records.num_rows
         self._dead_letter(letters_of(self.source.with_headers(records), reasons, topic=topic, **self._origin))
 

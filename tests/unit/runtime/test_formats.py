@@ -92,6 +92,28 @@ async def test_columns_that_no_stream_has_are_not_learnt_from_an_arrow_record(ap
     assert given in ([{"n": None}, {"n": 7}], [{"n": 7}]), "as a schema takes columns by name"
 
 
+async def test_a_letter_does_not_repeat_its_payload_in_the_reason(
+    app: App, memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a value of 9 MB in its message it was twice as large as its record, and Kafka refused it: the job ended for one bad record."""
+    publish(app, "orders", [b"1,a,1", b"9" * 1_000_000 + b",n,1"])
+    app.stream("orders", format="csv", schema=ORDERS, until="now").to("out")
+
+    @app.agent("orders", format="raw", on_error="skip", until="now", dead_letter="of-agent.dlq")
+    async def refuses(ctx: Any) -> None:
+        raise ValueError(ctx.message["value"].decode())
+
+    await bounded(app.run(), 20)
+    assert [value["id"] for value in values(app, "out")] == [1]
+    for topic in ("orders.dlq", "of-agent.dlq"):
+        *_, letter = records(app, topic)
+        assert letter.payload == b"9" * 1_000_000 + b",n,1"
+        assert sum(len(name) + len(value or b"") for name, value in letter.headers) < 10_000
+        assert dict(letter.headers)["sabot.message"].endswith(b" characters more"), topic
+    (said,) = (each for each in caplog.messages if "set apart" in each)
+    assert len(said) < 2_000
+
+
 async def test_an_arrow_record_has_many_rows_and_a_bad_one_is_one_dead_letter(app: App) -> None:
     """Offsets count records: each row says that of its record, and the checkpoint that of the record behind the last one."""
     schema = pa.schema([("id", pa.int64())])
