@@ -86,7 +86,10 @@ class Requests:
 
 
 async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """Answers requests on the event loop of the job until it is cancelled. answered: does what is asked, and returns the answer."""
+    """Answers requests on the event loop of the job until it is cancelled.
+
+    answered: does what is asked, and returns the answer; `id` in it is that of the request, also where a later run finds it again.
+    """
     unread = False
     try:
         await aside(requests.clear)
@@ -104,7 +107,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
         unread = False
         for request_id, request in pending:
             try:
-                answer = await answered(request)
+                answer = await answered({**request, "id": request_id})
             except Exception as error:  # whatever was asked, the next one is answered
                 answer = {"error": scrubbed(str(error))}
                 _log.warning("request %s failed: %s", request_id, answer["error"])

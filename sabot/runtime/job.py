@@ -183,6 +183,8 @@ class Job:
             finally:
                 self.restored_from = run.restored_from
             self._has_run = True
+            if self.app.workers is not None:
+                self.app.workers.begun()
             if not threads.simulated:
                 self._watch = Watch(run.busy)
         except BaseException:
@@ -295,8 +297,12 @@ class Job:
                     _log.warning("app %s: %s", self.app.id, unfinished)
                 self._origin.restarts(self.coordinator.statistics()["last_id"])
                 continue
-            if cause is None or not await self._may_restart(cause, failed_at):
+            if cause is None:
                 break
+            if not await self._may_restart(cause, failed_at):
+                if not self._may_take_back(cause):
+                    break
+                failed_at.clear()
         if error is not None:
             raise error
         failures = [agent.error for agent in self.agents.values() if agent.error is not None]
@@ -370,6 +376,20 @@ class Job:
         stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
         stopping.cancel()
         return not stopped
+
+    def _may_take_back(self, error: SabotError) -> bool:
+        """Whether the job goes on with as many workers as before a rescale, because no run could begin with the new number."""
+        maker, hanging = self.app.workers, any(thread.is_alive() for _, thread in self._left)
+        if maker is None or hanging or self._stop_asked.is_set() or not maker.take_back(str(error)):
+            return False
+        self._origin.restarts(self.coordinator.statistics()["last_id"])
+        _log.error(
+            "app %s: %s; it goes on from the last checkpoint with %d workers, as before",
+            self.app.id,
+            error,
+            maker.workers,
+        )
+        return True
 
     async def run_alone(self, node: Node, sink: TableSink, seconds: float | None) -> None:
         """Runs the steps up to this one, without agents or checkpoints, with state in memory: to their end, until the sink is full, or for

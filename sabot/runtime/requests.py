@@ -51,7 +51,7 @@ class JobRequests:
         if "workers" in request:
             return self._workers()
         if "rescale" in request:
-            return await self._rescale(request["rescale"])
+            return await self._rescale(request["rescale"], request["id"])
         return await self._kept(request.get("savepoint"))
 
     async def _kept(self, location: object) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class JobRequests:
             "checkpoint": self._coordinator.statistics()["last_id"],
         }
 
-    async def _rescale(self, wanted: object) -> dict[str, Any]:
+    async def _rescale(self, wanted: object, request: str) -> dict[str, Any]:
         """Returns once the job runs with so many workers. Otherwise it ends the run and never returns: the next run finds the request
         again, and answers it.
         """
@@ -86,6 +86,8 @@ class JobRequests:
             )
         if not isinstance(wanted, int) or isinstance(wanted, bool):
             raise UserError(f"rescale: a {type(wanted).__name__} is no number of workers")
+        if (refusal := maker.refusal(request)) is not None:
+            raise UserError(f"app {self._app.id}: {refusal}", hint="its log says what happened to them")
         before = maker.workers
         if wanted == before:
             return self._workers()
@@ -97,7 +99,7 @@ class JobRequests:
         maker.check(wanted)
         await self._spread.make_room(wanted)
         await self._checkpoint()  # a job that cannot take one is left as it is
-        maker.rescale(wanted)
+        maker.rescale(wanted, request)
         _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
         self._spread.goes_on = True
         self._begin_anew()

@@ -155,8 +155,17 @@ class StreamsMaker(Protocol):
     def check(self, workers: int) -> None:
         """Raises UserError where there cannot be so many."""
 
-    def rescale(self, workers: int) -> None:
-        """The next run has so many, and a thread of each stage for each at least."""
+    def rescale(self, workers: int, request: str = "") -> None:
+        """The next run has so many, and a thread of each stage for each at least. request: that of who wants them."""
+
+    def begun(self) -> None:
+        """A run has begun with as many as are wanted."""
+
+    def take_back(self, why: str) -> bool:
+        """After a rescale with which no run could begin, for this reason: the next run has as many as before. False: there was none."""
+
+    def refusal(self, request: str) -> str | None:
+        """Why what this request wanted was taken back; None: it was not."""
 
 
 def settings_of(

@@ -94,14 +94,36 @@ class _OverWorkers:
         self._app = app
         self._meeting = meeting
         self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
+        self._before: int | None = (
+            None  # the number of workers with which a run has begun, while the next one has not yet
+        )
+        self._request = self._refusal = ""  # the last rescale, and why it was taken back
         self.check(workers)
-        self.rescale(workers)
+        self._have(workers)
 
     def check(self, workers: int) -> None:
         if not 1 <= workers <= _WORKERS_MAX:
             raise UserError(f"workers={workers}: a job has 1 to {_WORKERS_MAX} of them")
 
-    def rescale(self, workers: int) -> None:
+    def rescale(self, workers: int, request: str = "") -> None:
+        self._before, self._request, self._refusal = self.workers, request, ""
+        self._have(workers)
+
+    def begun(self) -> None:
+        self._before = None
+
+    def take_back(self, why: str) -> bool:
+        if self._before is None:
+            return False
+        self._refusal = f"it could not begin with {self.workers} workers, and goes on with {self._before}: {why}"
+        self._have(self._before)
+        self._before = None
+        return True
+
+    def refusal(self, request: str) -> str | None:
+        return self._refusal if request == self._request and self._refusal else None
+
+    def _have(self, workers: int) -> None:
         self.workers = workers
         self._app.parallelism = max(self._parallelism, workers)
         if self._app.parallelism > self._parallelism:

@@ -20,7 +20,7 @@ from sabot.cli import load_app
 from sabot.errors import WorkerLost
 from sabot.runtime.run import Run
 from sabot.workers import LocalLauncher, TcpMeeting, over_workers
-from tools.agent_tools import environment, manifests, read_lines, until, write_lines
+from tools.agent_tools import Remembered, environment, manifests, read_lines, until, write_lines
 from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
@@ -177,12 +177,10 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     monkeypatch.setattr("sabot.workers.streams.SILENT_SECONDS", 3.0)
     app = load_app("endless:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "endless:app"]
-    made = over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2)
-    streams = []
-    app.workers = lambda *given: streams.append(made(*given)) or streams[-1]
+    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
     running = asyncio.create_task(app.run())
     await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
-    pids = [member.pid for member in streams[0].members]
+    pids = [member.pid for member in made.runs[0].members]
     os.kill(pids[1], signal.SIGSTOP)
     with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):
         await asyncio.wait_for(running, 60)
@@ -234,7 +232,7 @@ async def test_a_signal_to_all_processes_of_a_start_is_a_stop_though_workers_die
     counted(tmp_path, "early", dies)
     done = await asyncio.to_thread(lambda: sabot_run("early:app", "--workers", "2", folder=tmp_path, seconds=SECONDS))
     assert done.returncode == 0, done.stderr
-    assert "was killed by SIGTERM" in done.stderr
+    assert re.search("was killed by SIGTERM|stopped before all workers were there", done.stderr)  # what came first
     assert "ERROR" not in done.stderr, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
 
@@ -246,20 +244,19 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     app = load_app("late:app")
     command = [sys.executable, "-P", "-m", "sabot", "run-worker", "late:app"]
-    made = over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2)
-    streams, killed, checkpoint = [], [], Run._checkpoint
-    app.workers = lambda *given: streams.append(made(*given)) or streams[-1]
+    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    killed, checkpoint = [], Run._checkpoint
 
     async def last(run):
         if not killed:
-            killed.extend(member.pid for member in streams[0].members)
+            killed.extend(member.pid for member in made.runs[0].members)
             os.kill(killed[0], signal.SIGKILL)
-            await until(lambda: streams[0].broken, "the end of the worker", patience=60)
+            await until(lambda: made.runs[0].broken, "the end of the worker", patience=60)
         return await checkpoint(run)
 
     monkeypatch.setattr(Run, "_checkpoint", last)
     await asyncio.wait_for(app.run(), SECONDS)
-    assert len(streams) == 2
+    assert len(made.runs) == 2
     assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))
 
 

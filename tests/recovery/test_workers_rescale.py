@@ -6,13 +6,19 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import uuid
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from test_workers_kill import HERE, Place, World, alive, checkpoint_after, epochs, jsons, lines_of, running, where
 
-from tools.agent_tools import until
+from sabot.checkpoint.requests import ask
+from sabot.cli import load_app
+from sabot.errors import UserError
+from sabot.workers import LocalLauncher, TcpMeeting, over_workers
+from tools.agent_tools import environment, read_lines, until
 from tools.command_line import lines, sabot_says
 from tools.stream_tools import PARTITIONS, answers, expected, tick
 
@@ -80,3 +86,36 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
     assert answers(rows) == wanted
     assert len(rows) == len(wanted), "a window came twice"
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
+
+
+class TwoAtMost(LocalLauncher):
+    """A third worker ends as soon as it begins."""
+
+    async def launch(self, ticket):
+        return await (LocalLauncher(["false"]) if ticket.number == 2 else super()).launch(ticket)
+
+
+async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch):
+    (tmp_path / "narrow.py").write_text(
+        "import sabot\n"
+        "from sabot.testing import ScriptedSource\n"
+        "app = sabot.App('narrow', checkpoint_dir='checkpoints', restart='fixed(1, 10ms)')\n"
+        "rows = app.stream(ScriptedSource([{'n': n} for n in range(100)]), schema={'n': 'int64'})\n"
+        "rows.to(sabot.NdjsonSink('out.ndjson'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    app = load_app("narrow:app")
+    command = [sys.executable, "-P", "-m", "sabot", "run-worker", "narrow:app"]
+    app.workers = over_workers(app, TcpMeeting.of(partial(TwoAtMost, command), None, None), 2)
+    running = asyncio.create_task(app.run())
+    await until(lambda: running.done() or app.agent_runtime.job.started, "the workers", patience=60)
+    with pytest.raises(
+        UserError, match=r"could not begin with 3 workers, and goes on with 2: .*worker 3 .*exit code 1"
+    ):
+        await asyncio.to_thread(ask, tmp_path / "checkpoints", {"rescale": 3}, 120)
+    found = await asyncio.to_thread(ask, tmp_path / "checkpoints", {"workers": True}, 60)
+    assert [each["worker"] for each in found["workers"]] == [1, 2]
+    app.agent_runtime.job.request_stop()
+    await asyncio.wait_for(running, 60)
+    assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))

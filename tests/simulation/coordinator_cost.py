@@ -11,9 +11,12 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where tools are
 from model import World
 
 from sabot.checkpoint import Manifest

@@ -70,6 +70,7 @@ from sabot.workers.messages import (
 from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
 from sabot.workers.streams import SILENT_SECONDS, WorkerStreams
+from tools.agent_tools import Remembered
 
 _log = logging.getLogger(__name__)
 
@@ -606,7 +607,7 @@ class Coordinator:
         self.owner = SimulatedProcess(f"coordinator {world.lives}")
         self.network = Network(random.Random(world.dice.random()), world.faults, KINDS)
         self._epoch: dict[str, Task] = {}
-        self.streams: WorkerStreams | None = None
+        self._made: Remembered | None = None
         self._ran = False
         world.networks.append(self.network)
         world.alive.append(self)
@@ -631,14 +632,8 @@ class Coordinator:
                 world.epochs += 1
             return Worker(world, self.network, number, self._epoch)
 
-        made = over_workers(app, Meeting(self.network, launch), world.workers)
-
-        def remember(*given: Any) -> WorkerStreams:
-            self.streams = made(*given)  # type: ignore[assignment]
-            assert self.streams is not None
-            return self.streams
-
-        app.workers = remember  # type: ignore[assignment]
+        self._made = Remembered(over_workers(app, Meeting(self.network, launch), world.workers))
+        app.workers = self._made
         app.agent_runtime.job.coordinator.on_complete.append(self._look)
         silence = asyncio.create_task(self._look_for_silence())
         try:
@@ -661,7 +656,7 @@ class Coordinator:
         looks: dict[tuple[Peer, float], int] = {}  # of workers, with when something came of them
         while True:
             await asyncio.sleep(1.0)
-            streams = self.streams
+            streams: WorkerStreams | None = self._made.runs[-1] if self._made is not None and self._made.runs else None
             if streams is None or streams.broken or streams.running.done() or not streams.placement:
                 continue
             if not all(member.opened.done() for member in streams.members):

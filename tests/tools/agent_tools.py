@@ -42,6 +42,21 @@ async def started(*apps: App) -> AsyncIterator[None]:
             await app.stop()
 
 
+class Remembered:
+    """`over_workers`, with the streams of each run of the job."""
+
+    def __init__(self, maker: Any) -> None:
+        self.maker = maker
+        self.runs: list[Any] = []
+
+    def __call__(self, *given: Any) -> Any:
+        self.runs.append(self.maker(*given))
+        return self.runs[-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.maker, name)
+
+
 async def bounded(awaitable: Any, patience: float = PATIENCE) -> Any:
     """The result, or TimeoutError instead of a test that hangs."""
     return await asyncio.wait_for(awaitable, patience)
