@@ -3,7 +3,7 @@
 It knows elements and channels, and nothing of plans, jobs and checkpoints.
 """
 
-from sabot.exchange.link import Tls
+from sabot.exchange.link import Tls, address_of
 from sabot.exchange.service import Exchange
 
-__all__ = ["Exchange", "Tls"]
+__all__ = ["Exchange", "Tls", "address_of"]

@@ -13,7 +13,7 @@ from pyarrow import flight
 
 from sabot.errors import UserError
 
-__all__ = ["CLOSED", "Doorkeeper", "Tls", "credentials", "cut_off", "location", "reason"]
+__all__ = ["CLOSED", "Doorkeeper", "Tls", "address_of", "credentials", "cut_off", "location", "reason"]
 
 CLOSED = b"closed"  # what a receiver says whose channel was closed by its reader
 _HEADER = "authorization"
@@ -32,8 +32,13 @@ class Tls:
     server_name: str = ""
 
 
+def address_of(host: str, port: int) -> str:
+    """ "host:port", or "[host]:port" for an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def location(address: str, tls: Tls | None) -> flight.Location:
-    """Where Flight finds "host:port"."""
+    """Where Flight finds an address, as `address_of` says it."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
@@ -94,7 +99,7 @@ def _end(connection: socket.socket, port: int, peers: set[str]) -> bool:
         return False
     host, far = connection.getpeername()[:2]
     host = host.removeprefix("::ffff:")
-    if (f"[{host}]:{far}" if ":" in host else f"{host}:{far}") not in peers:
+    if address_of(host, far) not in peers:
         return False
     connection.shutdown(socket.SHUT_RDWR)
     return True

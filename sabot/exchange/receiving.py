@@ -19,7 +19,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Channel, ChannelClosed
 from sabot.errors import UNREADABLE, InternalError, SabotError, TransientError
 from sabot.exchange.frames import Frame, element_of, word_aligned
-from sabot.exchange.link import CLOSED, Doorkeeper, Tls, cut_off, location, reason
+from sabot.exchange.link import CLOSED, Doorkeeper, Tls, address_of, cut_off, location, reason
 
 __all__ = ["EdgeServer"]
 
@@ -82,7 +82,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
                 "root_certificates": tls.authority,
             }
         )
-        super().__init__(location(f"{host}:{port}", tls), middleware={"token": self._doorkeeper}, **options)
+        super().__init__(location(address_of(host, port), tls), middleware={"token": self._doorkeeper}, **options)
         self._thread = threading.Thread(target=self._watch, name="sabot-peers", daemon=True)
         self._thread.start()
 

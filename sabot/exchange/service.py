@@ -9,7 +9,7 @@ from typing import Any
 
 from sabot._cython.flow.channel import Channel
 from sabot.errors import InternalError, UserError
-from sabot.exchange.link import Tls
+from sabot.exchange.link import Tls, address_of
 from sabot.exchange.receiving import EdgeServer
 from sabot.exchange.sending import Credit, Peer
 from sabot.redaction import keep_secret
@@ -60,7 +60,7 @@ class Exchange:
         self._server = EdgeServer(
             token, self._failed, host=host, port=port, tls=tls, timeout=timeout, most_bytes=(1 << 31) - 1
         )
-        self.address = f"{host}:{self._server.port}"
+        self.address = address_of(host, self._server.port)
         # Before the server's own finalizer, which waits for calls whose client may have vanished.
         atexit.register(self.close)
 

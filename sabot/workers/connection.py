@@ -136,7 +136,7 @@ def _host_of(address: Any) -> str:
 
 def _ask_after_peer(end: socket.socket | None) -> None:
     """Has the kernel ask after the peer's machine, so that the connection ends when there is no answer."""
-    if end is None or end.family != socket.AF_INET:
+    if end is None or end.family not in (socket.AF_INET, socket.AF_INET6):
         return
     end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     third = int(SILENT_SECONDS / 3)

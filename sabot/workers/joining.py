@@ -26,7 +26,7 @@ from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Join, JoinRefused, Welcome
 from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets
 
-__all__ = ["JoinedJob", "Ticket", "join", "name_of", "parse_address", "read_ticket", "versions"]
+__all__ = ["JoinedJob", "Ticket", "family_of", "join", "name_of", "parse_address", "read_ticket", "versions"]
 
 _TICKET_BYTES = 1 << 16
 _CONNECT_SECONDS = 10.0
@@ -73,13 +73,21 @@ def name_of(worker: int) -> str:
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:
-    """(host, port) of "host:port". Raises UserError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535 or ":" in host:
+    """(host, port) of "host:port", or of "[host]:port" for an IPv6 address. Raises UserError."""
+    given, colon, port = text.rpartition(":")
+    host = given[1:-1] if given[:1] == "[" and given[-1:] == "]" else given
+    known = host and (":" in host) == (host != given)
+    if not colon or not known or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UserError(
-            f"{what}: {text!r} is no address", hint="host:port, as 10.0.0.7:7077; a name or an IPv4 address"
+            f"{what}: {text!r} is no address",
+            hint="host:port, as 10.0.0.7:7077 or [fd00::7]:7077; a name stands for its IPv4 address",
         )
     return host, int(port)
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """IPv6 for such an address, IPv4 otherwise."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def read_ticket() -> Ticket:
@@ -111,7 +119,7 @@ async def join(ticket: Ticket) -> JoinedJob:
             reader, writer = await asyncio.open_connection(
                 host,
                 port,
-                family=socket.AF_INET,
+                family=family_of(host),
                 ssl=context,
                 server_hostname=None if context is None else CERTIFIED_NAME,
             )

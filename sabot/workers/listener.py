@@ -3,15 +3,15 @@
 import asyncio
 import hmac
 import logging
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 
 from sabot.errors import InternalError, UserError
+from sabot.exchange import address_of
 from sabot.faults import hint_of
 from sabot.watch import KeptTasks
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
-from sabot.workers.joining import versions
+from sabot.workers.joining import family_of, versions
 from sabot.workers.member import Member
 from sabot.workers.messages import ControlMessage, Join, JoinRefused
 
@@ -50,14 +50,14 @@ class JoinListener:
         """Listens; port 0: at a free one. Raises UserError for an address that cannot be had."""
         try:
             self._server = await asyncio.start_server(
-                self._come, host, port, family=socket.AF_INET, ssl=context, ssl_handshake_timeout=_handshake(context)
+                self._come, host, port, family=family_of(host), ssl=context, ssl_handshake_timeout=_handshake(context)
             )
         except OSError as error:
             raise UserError(
                 f"workers cannot join at {host}:{port}: {error.strerror or error}",
                 hint=hint_of(error, "an address of this machine, and a port that is free"),
             ) from error
-        self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
+        self.address = address_of(host, self._server.sockets[0].getsockname()[1])
 
     @property
     def standing_by(self) -> int:

@@ -142,4 +142,5 @@ class _TcpArrival:
 
 
 def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address.partition(":")[0] == "localhost"
+    """Of a host, or of an address with its port."""
+    return address.startswith(("127.", "[::1]:")) or address == "::1" or address.partition(":")[0] == "localhost"

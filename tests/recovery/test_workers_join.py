@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tools.agent_tools import manifests, read_lines, until, write_lines
-from tools.broker import free_ports
+from tools.broker import free_ports, has_ipv6
 from tools.command_line import lines, sabot_says
 from tools.secure_broker import Authority
 from tools.stream_tools import answers, expected, payments
@@ -79,7 +79,7 @@ async def test_a_job_whose_workers_join_is_given_as_many_of_them_as_are_there(tm
     env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
     env["MINUTES_SLOW"] = "0.5"  # so that it runs until all is asked, and is then ended
     given, [port] = secrets(tmp_path / "secrets", tls=False), free_ports(1)
-    address, state = f"127.0.0.1:{port}", tmp_path / "state"
+    address, state = f"{'[::1]' if has_ipv6() else '127.0.0.1'}:{port}", tmp_path / "state"
     words = ["minutes_app:app", *where("rocksdb", tmp_path), "--checkpoint-interval", "0.1"]
     words += ["--workers", "2", "--listen", address, "--secrets", given]
 

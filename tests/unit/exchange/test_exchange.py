@@ -17,6 +17,7 @@ from sabot.errors import InternalError, UserError
 from sabot.exchange import Exchange
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import RowOrigin
+from tools.broker import has_ipv6
 
 TOKEN = "a token of the tests"
 
@@ -225,6 +226,17 @@ def test_a_sender_may_come_before_its_receiver():
         pair.here.send("a", near, pair.there.address)
         pair.there.receive("a", far)
         assert far.get(10) is END
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_an_exchange_is_reached_over_ipv6_and_cuts_off_who_came_by_it():
+    with exchanges(host="::1") as pair:
+        assert pair.there.address.startswith("[::1]:")
+        near, far = pair.edge("words")
+        near.put(Watermark(7))
+        near.put(END)
+        assert drain(far) == [Watermark(7), END]
+        pair.edge("open")  # its call is under way when the exchange is closed, which would wait for it
 
 
 def test_an_edge_is_used_once():

@@ -11,6 +11,7 @@ from cryptography import x509
 from msgspec.structs import replace
 
 from sabot.errors import TransientError, UserError
+from sabot.exchange import address_of
 from sabot.workers import listener as listener_module
 from sabot.workers import process as process_module
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
@@ -21,6 +22,7 @@ from sabot.workers.member import Member
 from sabot.workers.messages import Beat, Hello, Join, JoinRefused, Welcome
 from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets
 from tools.agent_tools import until
+from tools.broker import has_ipv6
 from tools.secure_broker import Authority
 
 TOKEN = "a token of this epoch"
@@ -47,10 +49,10 @@ class Here:
 
 
 @asynccontextmanager
-async def waiting(workers=2, *, numbered=True, secrets=None):
+async def waiting(workers=2, *, numbered=True, secrets=None, host="127.0.0.1"):
     here = Here(workers, numbered=numbered)
     context = None if secrets is None else WorkerSecrets.read(secrets).context(server=True)
-    await here.listener.open("127.0.0.1", 0, context)
+    await here.listener.open(host, 0, context)
     try:
         yield here
     finally:
@@ -186,6 +188,30 @@ async def test_room_for_more_workers_is_what_stands_by_and_has_not_left():
         await first.connection.close()
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_workers_join_over_ipv6_too_with_tls_or_without(tmp_path):
+    for secrets in (None, folder(tmp_path / "secrets", Authority("job"))):
+        async with waiting(secrets=secrets, host="::1") as here:
+            assert here.listener.address.startswith("[::1]:")
+            joined = await join(here.ticket(0, secrets=secrets))
+            assert joined.host == "::1"
+            await joined.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.7:7077", ("10.0.0.7", 7077)),
+        ("head.example.org:0", ("head.example.org", 0)),
+        ("[fd00::7]:7077", ("fd00::7", 7077)),
+        ("[::]:7077", ("::", 7077)),
+    ],
+)
+def test_an_address_is_read_and_written_alike(text, address):
+    assert parse_address(text, "--listen") == address
+    assert address_of(*address) == text
+
+
 async def test_nobody_there_is_no_error_of_the_user():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -256,7 +282,10 @@ def test_secrets_are_read_whole_or_refused(tmp_path):
     assert WorkerSecrets.read(tmp_path / "nowhere").token is None
 
 
-@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:x", "host:70000", "::1:7", "host:٣"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "host", ":1", "host:", "host:x", "host:70000", "::1:7", "[]:7", "[host]:7", "[::1:7", "[::1]", "host:٣"],
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UserError, match="is no address"):
         parse_address(text, "--listen")
