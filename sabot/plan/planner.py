@@ -141,7 +141,7 @@ class _Planner:
             stage.parallelism = self._readers.get(stage.id) or layout.parallelism
         letters = node.dead_letter
         letters = dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters
-        stage.dead_letters = Edge(layout.sink(letters))
+        stage.dead_letters = Edge(layout.sink(letters), timeless=True)
         return Site(layout, stage, stage.targets, timed=timed, on_error=node.on_error, dead_letter=letters)
 
 

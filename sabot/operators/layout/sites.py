@@ -66,7 +66,7 @@ class Site:
         """
         policy = of_step or self.on_error
         if policy == "dead_letter" and self.dead_letter is not None and self.stage.dead_letters is None:
-            self.stage.dead_letters = Edge(self.layout.sink(self.dead_letter))
+            self.stage.dead_letters = Edge(self.layout.sink(self.dead_letter), timeless=True)
         return policy
 
     def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "Site":

@@ -25,8 +25,8 @@ class Edge:
 
     right: the rows are the second input of the stage. everywhere: each subtask gets all rows. straight: rows of a subtask stay in the
     subtask of the same number; where the stages differ in parallelism, batches go round. changes: the rows are changes.
-    timeless: event time does not go through: the rows have none, or none that counts there. first: the sources that are not read before
-    this edge has brought all rows that were there at the start.
+    timeless: event time does not go through: the rows have none, as dead letters, or none that counts there. first: the sources that are
+    not read before this edge has brought all rows that were there at the start.
     """
 
     target: "Stage"
