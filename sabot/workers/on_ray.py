@@ -7,9 +7,11 @@ imported from the folder in which the coordinator was started, which every node 
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -73,6 +75,7 @@ class RayLauncher:
     async def open(self, workers: int) -> str:
         """The address of this machine in the cluster. Raises TransientError where the cluster has no room for all."""
         self._group = await aside(self._asked, workers)
+        _keep_sigterm()
         if not await _placed(self._group, _ROOM_SECONDS):
             raise TransientError(await aside(self._no_room, f"{workers} workers", _ROOM_SECONDS), hint=_MORE_ROOM)
         address: str = self._ray.util.get_node_ip_address()
@@ -128,6 +131,16 @@ class RayLauncher:
         group, self._group = self._group, None
         if group is not None:
             await aside(self._ray.util.remove_placement_group, group)
+
+
+def _keep_sigterm() -> None:
+    """Puts the handler of this process back before Ray's, which prints a trace and sets an alarm: three seconds later that would abort
+    a process that stops in good order.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+        signal.siginterrupt(signal.SIGTERM, False)  # as the event loop has it
 
 
 async def _placed(group: Any, seconds: float) -> bool:
