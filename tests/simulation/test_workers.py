@@ -67,9 +67,8 @@ def test_no_worker_is_taken_for_dead_because_the_coordinator_did_not_read(seed: 
 
 @pytest.mark.slow  # ten thousand messages
 def test_many_workers_take_whole_checkpoints_though_some_of_them_die() -> None:
-    world = World(
-        7, 100, rows=5, faults=2, coordinators=1, declines=0.0
-    ).run()  # a seed with which the coordinator dies too
+    """With this seed the coordinator dies, too."""
+    world = World(7, 100, rows=5, faults=2, coordinators=1, declines=0.0).run()
     assert world.checked >= 3
     assert world.lives == 2
 
