@@ -63,8 +63,8 @@ def write(url: str, topic: str, rows: list[tuple[bytes, Headers, int]]) -> None:
     producer.flush()
 
 
-def payloads(url: str, topic: str) -> list[int]:
-    return sorted(int(message.value()) for message in messages(url, topic))
+def payloads(url: str, topic: str, least: int) -> list[int]:
+    return sorted(int(message.value()) for message in messages(url, topic, least=least))
 
 
 def sabot(url: str, *words: str) -> Any:
@@ -146,7 +146,7 @@ def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
 def test_a_letter_goes_back_as_the_record_that_it_was(kafka_url: str, topic: str) -> None:
     with_letters(kafka_url, topic, 1, headers=(("a", b"1"), ("sabot.x", b"own"), ("a", b"2")))
     assert redriven(kafka_url, f"{topic}.dlq") == {"redriven": 1, "already": 0, "topics": {topic: 1}, "left": {}}
-    (record,) = messages(kafka_url, topic)
+    (record,) = messages(kafka_url, topic, least=1)
     assert (record.key(), record.value(), record.partition()) == (b"k0", b"0", 0)
     assert record.headers() == [("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
     assert record.timestamp()[1] == STAMP
@@ -168,16 +168,16 @@ def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_othe
     dlq = f"{topic}.dlq"
     assert redriven(kafka_url, dlq, "--only", "1:3", "--only", "0:9", "--only", "1:3")["redriven"] == 2
     assert redriven(kafka_url, dlq, "--only", "1:3", "--only", "0:8")["already"] == 1
-    assert payloads(kafka_url, topic) == [7, 16, 18]
+    assert payloads(kafka_url, topic, 3) == [7, 16, 18]
     assert redriven(kafka_url, dlq, "--error", "KeyError", "--limit", "4")["redriven"] == 4
-    assert payloads(kafka_url, topic) == [0, 2, 4, 6, 7, 16, 18]
+    assert payloads(kafka_url, topic, 7) == [0, 2, 4, 6, 7, 16, 18]
     listed = sabot(kafka_url, "dlq", "list", dlq, "--all", "--json").stdout.splitlines()
     assert sum(json.loads(line)["redriven"] for line in listed) == 7
     assert len(sabot(kafka_url, "dlq", "list", dlq, "--json").stdout.splitlines()) == 13
     write(kafka_url, dlq, [(b"20", facts(topic, 20), 0)])
     assert redriven(kafka_url, dlq)["redriven"] == 14
     assert redriven(kafka_url, dlq)["redriven"] == 0
-    assert payloads(kafka_url, topic) == list(range(21))
+    assert payloads(kafka_url, topic, 21) == list(range(21))
 
 
 def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: str) -> None:
@@ -189,7 +189,7 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("1 letters are redriven")
-    (record,) = messages(kafka_url, topic)
+    (record,) = messages(kafka_url, topic, least=1)
     assert (record.value(), dict(record.headers())) == (b"1", {"sabot.job": b"shop.handle/x/0/1"})
     again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert "0 letters are redriven; 1 were redriven before" in again.stdout
@@ -214,7 +214,7 @@ def test_a_job_is_tried_again_by_its_name(
     asks = ["-A", f"{module}:app", "jobs", "retry"]
     done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
     assert (done.exit_code, done.stdout) == (0, f"1 letters are redriven: 1 to {topic}\n"), done.stderr
-    assert [record.value() for record in messages(kafka_url, topic)] == [b"2"]
+    assert [record.value() for record in messages(kafka_url, topic, least=1)] == [b"2"]
     for job, words in {
         "shop.handle/x/0/99": "no letter here is of job",
         "shop.other/x/0/1": "no agent of this job",
@@ -230,7 +230,7 @@ def test_letters_can_go_elsewhere_and_count_as_redriven(kafka_url: str, topic: s
     admin.create_topic(kafka_url, f"{topic}.again", 1)
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", f"{topic}.again")
     assert done.stdout == f"4 letters are redriven: 4 to {topic}.again\n"
-    assert payloads(kafka_url, f"{topic}.again") == [0, 1, 2, 3]
+    assert payloads(kafka_url, f"{topic}.again", 4) == [0, 1, 2, 3]
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 0
 
 
@@ -248,7 +248,7 @@ def test_what_nobody_takes_back_stays_and_the_others_go(kafka_url: str, topic: s
     assert (done.exit_code, done.stdout) == (1, f"3 letters are redriven: 3 to {topic}\n")
     assert "1 letters stay: no dead letters of sabot" in done.stderr
     assert f"there is no topic '{topic}.gone'" in done.stderr
-    assert payloads(kafka_url, topic) == [0, 1, 5]
+    assert payloads(kafka_url, topic, 3) == [0, 1, 5]
     left = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
     assert [json.loads(line)["letter"] for line in left] == ["0:1", "0:2"]
     again = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", topic)
@@ -267,7 +267,7 @@ def test_a_letter_that_its_topic_refuses_is_named_and_can_be_left_out(kafka_url:
     assert "--skip 0:3" in done.stderr
     assert messages(kafka_url, topic) == []
     assert redriven(kafka_url, f"{topic}.dlq", "--skip", "0:3")["redriven"] == 11
-    assert len(messages(kafka_url, topic)) == 11
+    assert len(messages(kafka_url, topic, least=11)) == 11
     (left,) = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
     assert json.loads(left)["letter"] == "0:3"
 
@@ -281,7 +281,7 @@ def test_a_record_that_the_broker_would_delete_at_once_stays_unless_it_gets_the_
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert (done.exit_code, "older than what topic" in done.stderr) == (1, True)
     assert redriven(kafka_url, f"{topic}.dlq", "--now")["redriven"] == 2
-    assert min(record.timestamp()[1] for record in messages(kafka_url, topic)) > STAMP + 1000
+    assert min(record.timestamp()[1] for record in messages(kafka_url, topic, least=2)) > STAMP + 1000
 
 
 def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_redriven_ones(kafka_url: str, topic: str) -> None:
@@ -292,7 +292,7 @@ def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_redriven_ones(k
         pass
     with_letters(kafka_url, topic, 2)
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 2
-    assert payloads(kafka_url, topic) == [0, 0, 1, 1, 2, 3]
+    assert payloads(kafka_url, topic, 6) == [0, 0, 1, 1, 2, 3]
 
 
 def test_letters_of_transactions_are_read_as_far_as_they_are_committed(kafka_url: str, topic: str) -> None:
@@ -314,7 +314,7 @@ def test_letters_of_transactions_are_read_as_far_as_they_are_committed(kafka_url
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 2
     producer.commit_transaction(30)
     assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 1
-    assert payloads(kafka_url, topic) == [0, 2, 3]
+    assert payloads(kafka_url, topic, 3) == [0, 2, 3]
     dead = DeadLetters(f"{topic}.dlq", kafka_url)
     dead.read_notes()
     assert dead.begin(0) == 7  # behind the last letter and all markers before it
@@ -354,7 +354,7 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     everything = sabot(kafka_url, "dlq", "list", *words, "--all", "--json").stdout.splitlines()
     assert sum(json.loads(line)["redriven"] for line in everything) == 5
     assert redriven(kafka_url, *words)["redriven"] == 3
-    back = sorted(messages(kafka_url, topic), key=lambda message: int(message.value()))
+    back = sorted(messages(kafka_url, topic, least=8), key=lambda message: int(message.value()))
     assert [(each.value(), each.key(), each.headers(), each.partition()) for each in back] == [
         (b"%d" % n, b"k%d" % n, [("a", b"1")], n % 3) for n in range(8)
     ]
@@ -369,7 +369,7 @@ def test_rows_of_a_step_are_sent_where_one_says(kafka_url: str, topic: str) -> N
     assert "1 letters stay: they are rows of a step" in done.stderr
     admin.create_topic(kafka_url, topic, 1)
     assert redriven(kafka_url, f"{topic}.dlq", "--to", topic)["redriven"] == 1
-    assert payloads(kafka_url, topic) == [1]
+    assert payloads(kafka_url, topic, 1) == [1]
 
 
 # --- two at once, and none to its end
@@ -417,7 +417,7 @@ def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_onc
         redriving.redrive(dead)
     dead.close()
     assert taken_over == [10 if nth == 1 else 7]
-    assert payloads(kafka_url, topic) == list(range(10))
+    assert payloads(kafka_url, topic, 10) == list(range(10))
 
 
 @pytest.mark.usefixtures("small_transactions")
@@ -446,7 +446,7 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
     with pytest.raises(JobLocked, match="another redrive"):
         redriving.redrive(dead)
     dead.close()
-    assert payloads(kafka_url, topic) == list(range(10))
+    assert payloads(kafka_url, topic, 10) == list(range(10))
 
 
 KILLED = """
@@ -507,7 +507,7 @@ def test_a_redrive_that_is_killed_in_the_middle_loses_nothing_and_its_successor_
     assert went[:5] == [12, 9, 9, 6, 6]
     assert went[5] in (0, 3, 6, 9)
     for name in topics:
-        assert payloads(kafka_url, name) == list(range(12)), name
+        assert payloads(kafka_url, name, 12) == list(range(12)), name
     assert redriven(kafka_url, f"{topics[0]}.dlq")["redriven"] == 0
 
 
@@ -536,4 +536,4 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(
     assert [len(text.splitlines()) for text in printed[:2]] == [9, 4]
     assert [len(text.splitlines()) for text in printed[3:5]] == [2, 2]
     assert [text.split()[0] for text in printed[5:]] == ["2", "1", "4", "1", "1"]
-    assert payloads(kafka_url, topic) == list(range(9))
+    assert payloads(kafka_url, topic, 9) == list(range(9))

@@ -15,23 +15,27 @@ def committed(url: str, topic: str, isolation: str = "read_committed") -> list[b
     return [message.value() for message in messages(url, topic, isolation)]
 
 
-def messages(url: str, topic: str, isolation: str = "read_committed") -> list[Any]:
-    """The same, as the client's messages. Nobody writes into the topic meanwhile."""
+def messages(url: str, topic: str, isolation: str = "read_committed", least: int = 0) -> list[Any]:
+    """The same, as the client's messages. Nobody writes into the topic meanwhile.
+
+    least: so many are known to be there. The marks of a transaction are written after its commit has returned, and the broker tells the end
+    before them.
+    """
     plain = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": "reader", "enable.auto.commit": False}
     ends = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}  # the end is told after this wait without a record
     reader = Consumer({**plain, "isolation.level": isolation, **ends})
     indexes = reader.list_topics(topic, 30).topics[topic].partitions
     reader.assign([TopicPartition(topic, index, 0) for index in indexes])
-    found, ended, limit = [], 0, time.monotonic() + PATIENCE
-    while ended < len(indexes):
-        assert time.monotonic() < limit, f"{topic} does not come to its end: a transaction is open"
+    found, ended, limit = [], set(), time.monotonic() + PATIENCE
+    while len(ended) < len(indexes) or len(found) < least:
+        assert time.monotonic() < limit, f"{topic} does not come to its end with {len(found)}: a transaction is open"
         for message in reader.consume(10_000, 0.02):
             limit = time.monotonic() + PATIENCE
             if message.error() is None:
                 found.append(message)
             else:
                 assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
-                ended += 1
+                ended.add(message.partition())
     reader.close()
     return found
 
