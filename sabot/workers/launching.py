@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from sabot.workers.joining import Ticket
+from sabot.errors import TransientError
+from sabot.faults import hint_of
+from sabot.workers.joining import Ticket, name_of
 from sabot.workers.memory import Kills, MemoryKills
 
 __all__ = ["Ended", "LaunchedProcess", "Launcher", "LocalLauncher", "how_it_ended"]
@@ -69,7 +71,15 @@ class LocalLauncher:
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """See `Launcher`."""
         # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and who just starts would die of it.
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.PIPE, process_group=0)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.PIPE, process_group=0
+            )
+        except OSError as error:
+            raise TransientError(
+                f"{name_of(ticket.number or 0)}: its process cannot be started: {error.strerror or error}",
+                hint=hint_of(error, "fewer workers, or more processes and memory for this user"),
+            ) from error
         assert process.stdin is not None
         process.stdin.write(ticket.encoded(os.getpid()))  # less than a pipe holds
         process.stdin.close()

@@ -77,6 +77,7 @@ _log = logging.getLogger(__name__)
 
 _WORKERS_MAX = 64
 _IMPORT_SECONDS = 300.0  # for a worker to import the program
+_OPEN_SECONDS = 300.0  # without a word of a worker that opens its tasks: a call of the program may hold the interpreter
 _CLOSE_SECONDS = 45.0  # for a worker to close what it has open
 _EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, of which others know by their edges
 
@@ -94,9 +95,9 @@ class _OverWorkers:
         self._app = app
         self._meeting = meeting
         self._parallelism = app.parallelism  # what the user wants of it, whatever the number of workers
-        self._before: int | None = (
-            None  # the number of workers with which a run has begun, while the next one has not yet
-        )
+        # The number of workers with which a run has begun, while none has with the next one; and whether that was tried.
+        self._before: int | None = None
+        self._tried = False
         self._request = self._refusal = ""  # the last rescale, and why it was taken back
         self.check(workers)
         self._have(workers)
@@ -107,13 +108,14 @@ class _OverWorkers:
 
     def rescale(self, workers: int, request: str = "") -> None:
         self._before, self._request, self._refusal = self.workers, request, ""
+        self._tried = False
         self._have(workers)
 
     def begun(self) -> None:
         self._before = None
 
     def take_back(self, why: str) -> bool:
-        if self._before is None:
+        if self._before is None or not self._tried:  # what ends the run before is its own failure
             return False
         self._refusal = f"it could not begin with {self.workers} workers, and goes on with {self._before}: {why}"
         self._have(self._before)
@@ -137,7 +139,7 @@ class _OverWorkers:
         delivery: StagedSinks,
         agents: Mapping[str, RunnableAgent],
     ) -> "WorkerStreams":
-        app = self._app
+        app, self._tried = self._app, True
         refuse(app, ends, [agent.spec for agent in agents.values() if agent.spec is not None])
         told = {
             "broker": app.broker,
@@ -426,10 +428,11 @@ class WorkerStreams:
             self._tell(Ping())
             if not self._started and self._settings.stop_asked():
                 self._fail(StoppedEarly(f"app {self._settings.app}: stopped before all workers were there"))
-            for member in self.members if self._started else ():
+            patience_s = SILENT_SECONDS if self._started else _OPEN_SECONDS
+            for member in [each for each in self.members if each.hello.done()]:
                 # Counted, not measured: while something else holds this event loop, messages wait to be read.
                 member.unheard += 1
-                if member.unheard * BEAT_SECONDS > SILENT_SECONDS:
+                if member.unheard * BEAT_SECONDS > patience_s:
                     silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
                     self._fail(
                         WorkerLost(

@@ -198,6 +198,31 @@ def counted(folder, name, also=""):
     )
 
 
+@pytest.mark.slow  # five processes, and ten seconds
+async def test_a_worker_that_stands_still_while_it_opens_its_tasks_is_replaced(tmp_path, monkeypatch):
+    """In the first start; nothing else would end that."""
+    stops = (
+        "class Stopping(sabot.NdjsonSource):\n"
+        "    def open(self, *given):\n"
+        "        if 'run-worker' in sys.argv and not os.path.exists('stopped'):\n"
+        "            open('stopped', 'x').close()\n"
+        "            os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "        super().open(*given)\n"
+        "sabot.files = lambda path: Stopping(path)\n"
+    )
+    counted(tmp_path, "still", stops)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    monkeypatch.setattr("sabot.workers.streams._OPEN_SECONDS", 10.0)
+    app = load_app("still:app")
+    command = [sys.executable, "-P", "-m", "sabot", "run-worker", "still:app"]
+    app.workers = made = Remembered(over_workers(app, TcpMeeting.of(partial(LocalLauncher, command), None, None), 2))
+    await asyncio.wait_for(app.run(), SECONDS)
+    assert (tmp_path / "stopped").exists()
+    assert len(made.runs) >= 2
+    assert sorted(row["n"] for row in read_lines(tmp_path / "out.ndjson")) == list(range(100))
+
+
 @pytest.mark.slow  # five processes
 async def test_a_worker_that_dies_in_the_first_start_is_replaced(tmp_path):
     dies = (

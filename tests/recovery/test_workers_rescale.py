@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from test_workers_kill import HERE, Place, World, alive, checkpoint_after, epochs, jsons, lines_of, running, where
 
+from sabot import App
 from sabot.checkpoint.requests import ask
 from sabot.cli import load_app
 from sabot.errors import UserError
@@ -93,6 +94,13 @@ class TwoAtMost(LocalLauncher):
 
     async def launch(self, ticket):
         return await (LocalLauncher(["false"]) if ticket.number == 2 else super()).launch(ticket)
+
+
+async def test_what_ends_the_run_before_a_rescale_is_no_failure_of_the_new_number():
+    maker = over_workers(App("narrow"), TcpMeeting.of(partial(LocalLauncher, ["false"]), None, None), 2)
+    maker.rescale(3, "request")
+    assert not maker.take_back("a worker of the run that stops was killed")
+    assert (maker.workers, maker.refusal("request")) == (3, None)
 
 
 async def test_a_number_of_workers_with_which_the_job_cannot_begin_is_taken_back(tmp_path, monkeypatch):

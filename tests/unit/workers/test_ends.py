@@ -1,11 +1,14 @@
 """A worker that is gone: who has killed it, as far as the kernel says so."""
 
+import asyncio
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from sabot.errors import TransientError
 from sabot.workers.joining import Ticket
 from sabot.workers.launching import LocalLauncher, how_it_ended
 from sabot.workers.memory import Kills, MemoryKills
@@ -99,3 +102,14 @@ async def test_the_ctrl_c_of_a_terminal_does_not_reach_workers():
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
     process.kill()
     assert (await process.wait()).how == "was killed by SIGKILL"
+
+
+async def test_a_process_that_the_system_does_not_give_is_told_by_the_name_of_its_worker(monkeypatch):
+    """A restart, or the number of workers before a rescale, may be what the system has room for."""
+
+    async def refused(*words, **options):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    with pytest.raises(TransientError, match="worker 3: its process cannot be started: Resource temporarily"):
+        await LocalLauncher(["sleep"]).launch(Ticket("127.0.0.1:1", "token", 2))
