@@ -24,8 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sabot.checkpoint.kept import KeptState, save_state
+from sabot.checkpoint.kept import KeptState, StoredState, save_state
 from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
+from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
@@ -49,13 +50,13 @@ _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 class TaskSnapshot:
     """The state of a task at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, or paths of files with them; `states` large ones:
-    cuts, or what the `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part
-    before the barrier.
+    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, or files with them; `states` large ones: cuts, or
+    what the `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the
+    barrier.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, bytes | Path] = field(default_factory=dict)
+    files: dict[str, bytes | Path | StoredFile] = field(default_factory=dict)
     states: Mapping[str, Cut | Snapshot] = field(default_factory=dict)
     sealed: Mapping[str, int] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ class _InFlight:
 class SavedOutput(Protocol):
     """Output that is saved with each checkpoint, and delivered once that is complete (`sabot.delivery`)."""
 
-    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path]]:
+    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path | StoredFile]]:
         """What the manifest says of each track, and the files of its parts by their path in the checkpoint.
 
         sealed: by track, the number of the part that its task sealed last before it passed the barrier on.
@@ -202,7 +203,10 @@ class Coordinator:
 
     def _detach(self, task: str, final: TaskSnapshot | None) -> None:
         if final is not None and self.storage is not None:
-            kept = {name: KeptState(state, self.storage) for name, state in final.states.items()}
+            kept = {
+                name: state if isinstance(state, StoredState) else KeptState(state, self.storage)
+                for name, state in final.states.items()
+            }
             final = TaskSnapshot(final.meta, final.files, kept, final.sealed)
         self._tasks.pop(task, None)
         self._replace_final(task, final)
@@ -431,23 +435,22 @@ class Coordinator:
         manifest, parts = self._manifest(flight)
         with storage.explained():
             directory = await aside(storage.begin, flight.checkpoint_id)
-            blobs: dict[Path, bytes] = {}
-            links = {directory / path: file for path, file in parts.items()}
+            files: dict[str, bytes | Path | StoredFile] = dict(parts)
             for name, snapshot in flight.snapshots().items():
                 stored = manifest.tasks[name]
                 for state, path in stored.states.items():
+                    cut = snapshot.states[state]
+                    if isinstance(cut, StoredState):
+                        files.update({f"{path}/{below}": file for below, file in cut.files.items()})
+                        continue
                     make_folder((directory / path).parent)
                     with step("state write", path):
-                        await save_state(snapshot.states[state], directory / path)
-                for file, path in stored.files.items():
-                    if isinstance(blob := snapshot.files[file], bytes):
-                        blobs[directory / path] = blob
-                    else:
-                        links[directory / path] = blob
-            manifest, self._oldest = await aside(_finish, storage, manifest, blobs, links)
+                        await save_state(cut, directory / path)
+                files.update({path: snapshot.files[file] for file, path in stored.files.items()})
+            manifest, self._oldest = await aside(_finish, storage, manifest, directory, files)
             return manifest
 
-    def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path]]:
+    def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path | StoredFile]]:
         """The manifest without its contents, and the files of output by their path in the checkpoint."""
         tasks = {}
         for i, (name, snapshot) in enumerate(flight.snapshots().items()):
@@ -594,17 +597,20 @@ def _path(index: int, name: str) -> str:
 
 
 def _finish(
-    storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes], links: Mapping[Path, Path]
+    storage: CheckpointStorage, manifest: Manifest, directory: Path, files: Mapping[str, bytes | Path | StoredFile]
 ) -> tuple[Manifest, int | None]:
     """The end of a checkpoint, which blocks, in a thread. Returns its manifest and the oldest checkpoint that is left (None: unknown)."""
-    for path, file in links.items():
-        make_folder(path.parent)
-        link_or_copy(file, path)
-    for path, blob in blobs.items():
-        make_folder(path.parent)
-        with open(path, "xb", opener=private) as out:
-            out.write(blob)
-    manifest = storage.commit(manifest.checkpoint_id, manifest)
+    stored = {path: file for path, file in files.items() if isinstance(file, StoredFile)}
+    for path, file in files.items():
+        if isinstance(file, StoredFile):
+            continue
+        make_folder((directory / path).parent)
+        if isinstance(file, Path):
+            link_or_copy(file, directory / path)
+            continue
+        with open(directory / path, "xb", opener=private) as out:
+            out.write(file)
+    manifest = storage.commit(manifest.checkpoint_id, manifest, stored)
     try:
         return manifest, storage.drop_old()
     except OSError as error:  # the new checkpoint is safe; the next one tries to remove the old ones again

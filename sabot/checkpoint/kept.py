@@ -1,14 +1,17 @@
 """State on its way into a checkpoint, and state of ended tasks, which is saved once and linked into every later checkpoint."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.disk import link_or_copy, make_folder
+from sabot.errors import InternalError
 from sabot.state.base import Cut, Snapshot
 from sabot.threads import aside
 
-__all__ = ["KeptState", "SavedAlready", "save_state"]
+__all__ = ["KeptState", "SavedAlready", "StoredState", "save_state"]
 
 
 async def save_state(state: Cut | Snapshot, directory: Path) -> None:
@@ -42,6 +45,23 @@ class SavedAlready:
 
     def discard(self) -> None:
         """Does nothing: the files belong to their checkpoint."""
+
+
+class StoredState:
+    """A Cut whose files a worker has stored in the object store of the checkpoints: they are listed there, and never on this machine."""
+
+    def __init__(self, files: Mapping[str, StoredFile], storage: CheckpointStorage) -> None:
+        """files: by their path below the folder of the state."""
+        self.files = files
+        self._storage = storage
+
+    def save(self, directory: Path) -> int:
+        """Raises InternalError: the manifest names the files (`files`)."""
+        raise InternalError(f"{directory}: its files are stored already")
+
+    def discard(self) -> None:
+        """The files go, unless a manifest lists them."""
+        self._storage.unneeded(self.files.values())
 
 
 class KeptState:

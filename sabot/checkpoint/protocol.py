@@ -4,6 +4,7 @@
     claims/0000000004-<worker>-afresh   the same for generation 4; checkpoints of earlier generations no longer count
     checkpoints/0000000007-0000000003   checkpoint 7, made by generation 3
     files/<2 hex>/<sha256>-3            contents, stored by generation 3
+    files/<2 hex>/<sha256>-3-<writer>   the same by a worker of a spread job, whose files nobody else writes (`contents`)
 
 Two workers of one job may be alive at once: one was taken for dead, or started by mistake. An object store has no lock that keeps them
 apart, so each *writes, then reads*. A worker that takes a job over writes its claim, then lists the checkpoints. A worker that completes
@@ -45,7 +46,8 @@ __all__ = [
 CLAIMS_KEPT = 8
 _CLAIM = re.compile(r"([0-9]{10,100})-([0-9a-f]{32})(-afresh)?")
 _MANIFEST = re.compile(r"([0-9]{10,100})-([0-9]{10,100})\.json")
-_FILE = re.compile(r"files/([0-9a-f]{2})/(\1[0-9a-f]{62})-([0-9]{1,100})")
+_WRITER = re.compile(r"(?:-[0-9a-z]{1,40}){1,3}")
+_FILE = re.compile(rf"files/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})-([0-9]{{1,100}})({_WRITER.pattern})?")
 
 
 class Claim(NamedTuple):
@@ -69,10 +71,11 @@ class Mark(NamedTuple):
 
 
 class FileName(NamedTuple):
-    """The hash of contents (hex), and the generation that stored them."""
+    """The hash of contents (hex), the generation that stored them, and what tells the files of its workers apart."""
 
     sha256: str
     generation: int
+    writer: str = ""
 
 
 class Verdict(enum.Enum):
@@ -108,14 +111,14 @@ def read_manifest_name(name: str) -> Mark | None:
     return mark if mark is not None and manifest_name(mark) == name else None  # one name each: no zeros before it
 
 
-def file_name(sha256: str, generation: int) -> str:
-    return f"files/{sha256[:2]}/{sha256}-{generation}"
+def file_name(sha256: str, generation: int, writer: str = "") -> str:
+    return f"files/{sha256[:2]}/{sha256}-{generation}{writer and '-'}{writer}"
 
 
 def read_file_name(name: str) -> FileName | None:
     """The contents of this file's name. None: it is not the name of contents."""
     match = _FILE.fullmatch(name)
-    found = None if match is None else FileName(match[2], int(match[3]))
+    found = None if match is None else FileName(match[2], int(match[3]), (match[4] or "")[1:])
     return found if found is not None and file_name(*found) == name else None
 
 
@@ -190,10 +193,14 @@ def half_written(names: Iterable[str], mine: Claim) -> list[str]:
 
 
 def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:
-    """Of these files, those that the owner may remove: they are of no later generation, and no manifest lists them."""
+    """Of these files, those that the owner may remove: they are of no later generation, and no manifest lists them. What its own workers
+    have stored may be on its way into a manifest.
+    """
     gone = []
     for name in files:
         found = read_file_name(name)
-        if found is not None and found.generation <= mine.generation and not listed.get(name):
+        if found is None or listed.get(name):
+            continue
+        if found.generation < mine.generation or (found.generation == mine.generation and not found.writer):
             gone.append(name)
     return sorted(gone)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import StoredFile
+from sabot.checkpoint.protocol import read_file_name
 from sabot.errors import CorruptCheckpoint
 
 __all__ = ["refuse_repeated_keys", "refuse_unsound"]
@@ -80,6 +81,8 @@ def _refuse_contents(where: str, path: str, file: StoredFile) -> None:
         raise _unsound(where, path, f"has no SHA-256 but {_shown(file.sha256)}")
     _refuse_number(where, path, file.size)
     _refuse_number(where, path, file.generation)
+    if read_file_name(file.name) is None:
+        raise _unsound(where, path, f"has the writer {_shown(file.writer)}")
 
 
 def _refuse_colliding(where: str, paths: Iterable[str]) -> None:

@@ -15,20 +15,19 @@ first, then the files that no other manifest lists. `protocol` decides who owns 
 `places` stores the bytes.
 """
 
-import hashlib
 import logging
-import os
 import shutil
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from sabot.checkpoint.contents import ContentsWriter, files_below, sha256_of
 from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.ownership import Ownership, claims_in, marks_in
@@ -51,7 +50,7 @@ from sabot.checkpoint.savepoints import (
     savepoints_of,
 )
 from sabot.disk import make_folder
-from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
+from sabot.errors import CheckpointFailed, CorruptCheckpoint, TransientError, UserError
 from sabot.faults import hint_of, unreadable
 
 __all__ = ["CheckpointStorage"]
@@ -87,6 +86,7 @@ class CheckpointStorage:
         self._unreadable: set[Mark] = set()
         self._swept = False
         self._pinned: Counter[Mark] = Counter()
+        self._unneeded: deque[StoredFile] = deque()
 
     # Owning the job
 
@@ -169,9 +169,12 @@ class CheckpointStorage:
             make_folder(unfinished)
             return unfinished
 
-    def commit(self, checkpoint_id: int, manifest: Manifest) -> Manifest:
+    def commit(
+        self, checkpoint_id: int, manifest: Manifest, stored: Mapping[str, StoredFile] | None = None
+    ) -> Manifest:
         """Stores the files that were written since `begin`, then the manifest. After that the checkpoint is complete.
 
+        stored: files that workers have stored already (`writer`), by their path in the checkpoint.
         Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, after which `abort` cleans up, and
         JobLocked when another worker has taken the job over; then the checkpoint does not count.
         """
@@ -180,6 +183,7 @@ class CheckpointStorage:
             mark = Mark(self.generation, checkpoint_id)
             name = f"checkpoints/{manifest_name(mark)}"
             contents, known = self._store_all(self._unfinished(checkpoint_id))
+            contents = dict(sorted((contents | dict(stored or {})).items()))
             manifest = msgspec.structs.replace(manifest, contents=contents, generation=self.generation)
             encoded = encode_manifest(manifest)
             self.check_owner()
@@ -207,6 +211,10 @@ class CheckpointStorage:
         with self._exclusive:
             if self._place.owned:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
+
+    def unneeded(self, files: Iterable[StoredFile]) -> None:
+        """Only manifests need these files of workers from here on: what none lists goes with the next `drop_old`. Does not block."""
+        self._unneeded.extend(files)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -301,6 +309,28 @@ class CheckpointStorage:
                 if not self._pinned[manifest.mark]:
                     del self._pinned[manifest.mark]
 
+    # Files of workers
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is an object store: each worker of a spread job stores its files there itself."""
+        return not isinstance(self._place, LocalPlace)
+
+    def writer(self, generation: int, name: str) -> ContentsWriter:
+        """What a worker stores files with; the generation is that of its coordinator."""
+        return ContentsWriter(self._place, generation, name)
+
+    def fetched(self, stored: StoredFile) -> Path:
+        """A copy on this machine of a file that a worker has stored; it may go when no checkpoint lists it. Raises TransientError, and
+        CorruptCheckpoint.
+        """
+        try:
+            return self._place.fetch(stored)
+        except OSError as error:
+            raise TransientError(
+                f"{self._place.locate(stored.name)} cannot be read: {error.strerror or error}", hint=hint_of(error)
+            ) from error
+
     # Reading
 
     def ids(self) -> list[int]:
@@ -390,7 +420,7 @@ class CheckpointStorage:
         contents: dict[str, StoredFile] = {}
         known: dict[tuple[int, int], tuple[int, int, StoredFile]] = {}
         new: dict[str, tuple[Path, StoredFile]] = {}
-        for path in _files_below(root):
+        for path in files_below(root):
             status = path.stat()
             inode = status.st_dev, status.st_ino
             size, mtime = status.st_size, status.st_mtime_ns
@@ -399,7 +429,7 @@ class CheckpointStorage:
                 file = before[2]
                 known[inode] = before
             else:
-                sha256 = _sha256(path)
+                sha256 = sha256_of(path)
                 file = self._stored.get(sha256) or StoredFile(size, sha256, self.generation)
                 if sha256 not in self._stored and file.name not in new:
                     new[file.name] = path, file
@@ -409,7 +439,7 @@ class CheckpointStorage:
             contents[path.relative_to(root).as_posix()] = file
         each(self._place.parallel, self._store, new.values())
         self._place.sync()
-        return dict(sorted(contents.items())), known
+        return contents, known
 
     def _store(self, new: tuple[Path, StoredFile]) -> None:
         path, file = new
@@ -456,6 +486,8 @@ class CheckpointStorage:
             self._listed.subtract(self._known.pop(mark, frozenset()))
         if self._unreadable:
             return
+        offered = [self._unneeded.popleft() for _ in range(len(self._unneeded))]
+        self._place.remove(sorted({file.name for file in offered if not self._listed[file.name]}))
         gone = [name for name, count in self._listed.items() if count <= 0]
         unused = [file for file in self._stored.values() if not self._listed[file.name]]
         self._place.remove(sorted({*gone, *(file.name for file in unused)}))
@@ -489,21 +521,3 @@ class CheckpointStorage:
                 "and delivered again; or start with --fresh, which forgets all state"
             )
         return "no older checkpoint can be read either: start with --fresh, which forgets all state"
-
-
-def _files_below(root: Path) -> list[Path]:
-    """All files below `root`, in an order that is the same each time."""
-    found = []
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        folders.sort()
-        found += [Path(folder, name) for name in sorted(names)]
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _raise(error: OSError) -> None:
-    raise error

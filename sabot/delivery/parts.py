@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
+from sabot.checkpoint.places import StoredFile
 from sabot.disk import private
 from sabot.errors import SabotError
 from sabot.faults import hint_of
@@ -26,10 +27,10 @@ _CHUNK_BYTES = 1 << 20  # small batches are put together before they are written
 
 @dataclass
 class Part:
-    """A piece of output on the disk."""
+    """A piece of output: in a file of this machine, or in the object store of the checkpoints, where a worker has stored it."""
 
     seq: int
-    path: Path
+    file: Path | StoredFile
     rows: int
     nbytes: int
     # True: the file is in scratch, and removed after delivery. False: it belongs to the restored checkpoint.

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.checkpoint.manifest import Manifest, StoredTrack
+from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
 from sabot.codecs.base import Format, LostFloats
@@ -255,8 +256,15 @@ class StagedSinks:
         return {track_id: track.given for track_id, track in self._tracks.items()}
 
     def add(self, track_id: str, part: Part) -> None:
-        """Takes a part that a worker has completed in `part_folder`. Parts of a track come in order."""
+        """Takes a part that a worker has completed: in `part_folder`, or in the object store. Parts of a track come in order."""
         self._tracks[track_id].add(part)
+
+    def local(self, part: Part) -> Path:
+        """Its file on this machine. Called by the tracks, from their threads. Raises TransientError, CorruptCheckpoint."""
+        if isinstance(part.file, Path):
+            return part.file
+        assert self._storage is not None
+        return self._storage.fetched(part.file)
 
     def has_ended(self, track_id: str) -> None:
         """No more parts come for this track, because its input has ended."""
@@ -321,17 +329,17 @@ class StagedSinks:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path]]:
+    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path | StoredFile]]:
         """See `SavedOutput.compose`."""
         tracks: dict[str, StoredTrack] = {}
-        files: dict[str, Path] = {}
+        files: dict[str, Path | StoredFile] = {}
         # Tracks of streams that had ended before, or of sinks that the program no longer has: what is known of them stays in the manifest.
         for track_id, gone in ({} if self.restored is None else self.restored.lanes).items():
             if track_id not in self._tracks and not gone.pending:
                 tracks[track_id] = gone
         for track_id, track in sorted(self._tracks.items()):
             tracks[track_id], parts = track.listed(sealed.get(track_id, 0))
-            files.update({stored.file: part.path for stored, part in zip(tracks[track_id].pending, parts, strict=True)})
+            files.update({stored.file: part.file for stored, part in zip(tracks[track_id].pending, parts, strict=True)})
         return tracks, files
 
     def release(self, manifest: Manifest) -> None:

@@ -52,6 +52,9 @@ class TrackRun(Protocol):
     def part_path(self, track_id: str, seq: int) -> Path:
         """The path of the file of a new part."""
 
+    def local(self, part: Part) -> Path:
+        """The file of a part on this machine. Raises TransientError, CorruptCheckpoint."""
+
     def look_at_fullness(self) -> None:
         """Parts were added or delivered, so the track may be full now, or no longer."""
 
@@ -211,8 +214,8 @@ class TrackWork:
             sealed = max(sealed, self._released)  # a task that is gone reports 0, but its released parts still count
             while self._parts and self._parts[0].seq <= delivered:
                 part = self._parts.popleft()
-                if part.ours:
-                    part.path.unlink(missing_ok=True)
+                if part.ours and isinstance(part.file, Path):
+                    part.file.unlink(missing_ok=True)
             waiting = [part for part in self._parts if part.seq <= sealed]
         pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
         self.known = delivered
@@ -260,7 +263,7 @@ class TrackWork:
             if part is None:
                 self._renew()
             elif part.seq > self.delivered:  # after a claim the token may say that the part has arrived
-                self.sink.deliver(part.seq, list(read_part(part.path)))
+                self.sink.deliver(part.seq, list(read_part(self._delivery.local(part))))
                 self._is_delivered(part.seq, part.rows)
         except TransientError as error:
             self._failed(error)

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from sabot import errors
+from sabot.checkpoint.places import StoredFile
 from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
 from sabot.exits import exit_in
 from sabot.metrics import Sample
@@ -30,6 +31,8 @@ __all__ = [
     "Ping",
     "Retained",
     "RunTasks",
+    "SavedFile",
+    "SavedFolder",
     "Start",
     "Stop",
     "Stopped",
@@ -43,6 +46,10 @@ __all__ = [
     "error_of",
     "failed",
 ]
+
+SavedFile = str | StoredFile
+"""What a worker has saved: the path of a file in the shared folder, or what it has stored in the object store of the checkpoints."""
+SavedFolder = str | dict[str, StoredFile]
 
 
 class ControlMessage(msgspec.Struct, frozen=True, tag=True):
@@ -76,9 +83,10 @@ class Start(ControlMessage, frozen=True):
 
     placement: the worker of each task. addresses: of the exchange of each worker. columns: of streams whose columns were inferred, as an
     Arrow schema. plan: the fingerprint of the coordinator's. checkpoint: the one that is restored, in `place`; None: in the place that the
-    program names. folder: for saved state; None: the job keeps no checkpoints. tracks: the folder of the parts of each exactly-once sink.
-    over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again. proof: what
-    the file `proof` in the folder says, by which a worker knows that it sees the coordinator's folder, and not one of its own machine.
+    program names. folder: for saved state; None: the job keeps no checkpoints, or store and generation are given: the object store of its
+    checkpoints, into which workers store what they save, in files of this generation. tracks: the folder of the parts of each exactly-once
+    sink. over: the streams had ended in the checkpoint, and are not opened. reprocess: durable agents whose records are read again. proof:
+    what the file `proof` in the folder says, by which a worker knows that it sees the coordinator's folder, and not one of its own machine.
     """
 
     epoch: str
@@ -94,6 +102,8 @@ class Start(ControlMessage, frozen=True):
     over: bool = False
     reprocess: list[str] = []
     proof: str = ""
+    store: str | None = None
+    generation: int = 0
 
 
 class RunTasks(ControlMessage, frozen=True):
@@ -174,16 +184,17 @@ class Opened(ControlMessage, frozen=True):
 
 
 class TaskCut(ControlMessage, frozen=True):
-    """A task has passed its barrier on. states: the folders in which its state is saved, by name. files: the paths of its small files,
-    by name, which have a folder to themselves. As TaskSnapshot otherwise.
+    """A task has passed its barrier on. states: by name the folders in which its state is saved, or the files, by their paths below it,
+    that the worker has stored. files: the paths of its small files, by name, which have a folder to themselves; or what was stored. As
+    TaskSnapshot otherwise.
     """
 
     checkpoint_id: int
     task: str
     meta: dict[str, Any]
-    states: dict[str, str]
+    states: dict[str, SavedFolder]
     sealed: dict[str, int]
-    files: dict[str, str] = {}
+    files: dict[str, SavedFile] = {}
 
 
 class Declined(ControlMessage, frozen=True):
@@ -199,9 +210,9 @@ class TaskEnded(ControlMessage, frozen=True):
 
     task: str
     meta: dict[str, Any]
-    states: dict[str, str]
+    states: dict[str, SavedFolder]
     sealed: dict[str, int]
-    files: dict[str, str] = {}
+    files: dict[str, SavedFile] = {}
 
 
 class PartSealed(ControlMessage, frozen=True):
@@ -209,7 +220,7 @@ class PartSealed(ControlMessage, frozen=True):
 
     track: str
     seq: int
-    path: str
+    file: SavedFile
     rows: int
     nbytes: int
 

@@ -60,9 +60,10 @@ from sabot.workers.messages import (
     failed,
 )
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
+from sabot.workers.saving import SavedHere, SavedInFolder, SavedInStore
 from sabot.workers.share import RowExchange, WorkerShare
 
-__all__ = ["AGAIN", "BEAT_SECONDS", "JobWorker", "WorkerApp", "run_worker"]
+__all__ = ["AGAIN", "BEAT_SECONDS", "JobWorker", "WorkerApp", "run_worker", "saved_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -255,12 +256,14 @@ class JobWorker:
             self._connection.send(failed(unexpected("the start of the worker", error)))
 
     async def _opened(self, start: Start) -> _OpenShare:
-        app, folder = self._app, None if start.folder is None else Path(start.folder, str(self._worker))
+        app = self._app
         if start.folder is not None:
             await aside(_check_shared, Path(start.folder), start.proof)
         share = WorkerShare(app.id, self._worker, start, self._exchange, self._tell)
-        checkpoints = RemoteCheckpoints(self._tell, folder, None if folder is None else app.checkpoints())
-        tracks = RemoteTracks(start.tracks, kept=folder is not None, send=self._tell)
+        storage = None if start.folder is None and start.store is None else app.checkpoints()
+        saved = saved_of(start, self._worker, storage)
+        checkpoints = RemoteCheckpoints(self._tell, saved, storage)
+        tracks = RemoteTracks(start.tracks, saved, checkpoints)
         app.reprocess.clear()
         app.reprocess.update(start.reprocess)
         settings = settings_of(
@@ -275,7 +278,7 @@ class JobWorker:
         await app.lifespan.open(self._stop_asked)
         restored = None
         if start.checkpoint is not None:
-            restored = await aside(_read, app, start.checkpoint, start.place)
+            restored = await aside(_read, app, start.checkpoint, start.place, storage)
         specs = [agent.spec for agent in app.agents().values() if agent.spec is not None]
         ends = [] if start.over else app.ends()
         wanted = AgentSinks(specs, ends, settings).wanted
@@ -395,13 +398,29 @@ def _check_shared(folder: Path, proof: str) -> None:
     if found != proof:
         raise UserError(
             f"this machine ({socket.gethostname()}) does not see {folder}, where workers hand over state and output",
-            hint="on several machines it has to be a folder that all of them share (NFS, EFS), at the same path: "
-            "checkpoint_dir=, or state= where checkpoints go to an object store",
+            hint="on several machines it has to be a folder that all of them share (NFS, EFS), at the same path; or "
+            "checkpoint_dir= an object store, such as s3://bucket/path",
         )
 
 
-def _read(app: WorkerApp, checkpoint_id: int, place: str | None) -> Manifest:
-    storage = app.checkpoints() if place is None else CheckpointStorage(place)
+def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> SavedHere | None:
+    """Where a worker saves. Raises UserError where its checkpoints are elsewhere than the coordinator's."""
+    if start.folder is not None:
+        return SavedInFolder(Path(start.folder, str(worker)))
+    if start.store is None:
+        return None
+    if storage is None or str(storage.directory) != start.store:
+        raise UserError(
+            f"checkpoints are in {None if storage is None else storage.directory} here, and in {start.store} at the coordinator",
+            hint="is checkpoint_dir= made of something that differs, as the environment? Start again",
+        )
+    return SavedInStore(storage.writer(start.generation, f"{start.epoch}-{worker}"))
+
+
+def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
+    """storage: of the job. place: another one, in which the checkpoint is."""
+    if place is not None:
+        storage = CheckpointStorage(place)
     if storage is None:
         raise UserError(
             f"app {app.id} names no place for its checkpoints", hint="the coordinator has one: is it the same program?"

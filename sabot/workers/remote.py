@@ -1,39 +1,44 @@
 """What a worker has in the places of the coordinator and of the exactly-once tracks, which are in the coordinator's process.
 
-State is saved by the worker, in a folder that the coordinator has made beside its checkpoints; the message names it, and the coordinator
-links its files into the checkpoint. Parts of output go the same way: the worker writes them, the coordinator lists and delivers them.
+State is saved by the worker: in a folder that the coordinator has made beside its checkpoints, whose files the coordinator links into the
+checkpoint, or in the object store of the checkpoints (`saving`). The message names what was saved. Parts of output go the same way: the
+worker writes them, the coordinator lists and delivers them.
 """
 
 import logging
-import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from sabot.checkpoint import CheckpointStorage, Manifest, StoredTask, TaskSnapshot
-from sabot.checkpoint.kept import SavedAlready
+from sabot.checkpoint.kept import SavedAlready, StoredState
+from sabot.checkpoint.places import StoredFile
 from sabot.connectors.base import Delivery, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import Part, PartSeries
 from sabot.delivery.staged import track_of
-from sabot.disk import make_folder, private
 from sabot.errors import InternalError, words_of
-from sabot.state.base import Snapshot
+from sabot.state.base import Cut, Snapshot
 from sabot.workers.messages import (
     Complete,
     ControlMessage,
     Declined,
     PartSealed,
+    SavedFile,
+    SavedFolder,
     TaskCut,
     TaskEnded,
     TrackEnded,
     failed,
 )
+from sabot.workers.saving import SavedHere
 
-__all__ = ["RemoteCheckpoints", "RemoteTracks", "snapshot_of"]
+__all__ = ["RemoteCheckpoints", "RemoteTracks", "part_of", "snapshot_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,19 +49,19 @@ class RemoteCheckpoints:
     def __init__(
         self,
         send: Callable[[ControlMessage], None],
-        folder: Path | None,
+        saved: SavedHere | None,
         storage: CheckpointStorage | None = None,
     ) -> None:
-        """send: tells the coordinator something, from any thread. folder: for state; None: none is kept. storage: of the checkpoints, to
-        look at.
+        """send: tells the coordinator something, from any thread. saved: where state goes; None: none is kept. storage: of the checkpoints,
+        to look at.
         """
         self.storage = storage
         self.on_complete: list[Callable[[Manifest], None]] = []
         self.on_retained: list[Callable[[int], None]] = []
         self.expected: set[str] = set()  # tasks that the last checkpoint waits for
         self._send = send
-        self._folder = folder
-        self._saved = 0
+        self._saved = saved
+        self._parts: deque[tuple[str, Part]] = deque()  # complete, and not given yet
         self._tasks: dict[str, tuple[Callable[[int], None], Callable[[int], None], Callable[[], str] | None]] = {}
         # One thread: what a task was at its barrier must be told before what it was at its end.
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="sabot-state")
@@ -104,7 +109,8 @@ class RemoteCheckpoints:
 
     def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         try:
-            states, files = self._save(snapshot)
+            self._give_parts()
+            states, files = self._save(snapshot, checkpoint_id)
         except Exception as error:  # the coordinator reports it, and the job runs on
             self._send(Declined(checkpoint_id, task, f"its state could not be saved: {words_of(error)}"))
             return
@@ -112,37 +118,70 @@ class RemoteCheckpoints:
 
     def _detach(self, task: str, final: TaskSnapshot) -> None:
         try:
-            states, files = self._save(final)
+            self._give_parts()
+            states, files = self._save(final, None)
         except Exception as error:  # without its last state the job cannot go on
             self._send(failed(error))
             return
         self._send(TaskEnded(task, final.meta, states, dict(final.sealed), files))
 
-    def _save(self, snapshot: TaskSnapshot) -> tuple[dict[str, str], dict[str, str]]:
-        """The folders of the states by name, and the paths of the small files; what is in them belongs to the coordinator. The cuts are
-        released in every case.
-        """
-        states: dict[str, str] = {}
-        files: dict[str, str] = {}
+    def _save(
+        self, snapshot: TaskSnapshot, checkpoint_id: int | None
+    ) -> tuple[dict[str, SavedFolder], dict[str, SavedFile]]:
+        """The states by name, and the small files; what is saved belongs to the coordinator. The cuts are released in every case."""
+        states: dict[str, SavedFolder] = {}
+        files: dict[str, SavedFile] = {}
         try:
-            if self._folder is not None:
+            if self._saved is not None:
                 for name, cut in snapshot.states.items():
                     if isinstance(cut, Snapshot):
                         raise InternalError(f"state {name} is a snapshot of a user's backend")
-                    folder = self._new_folder(self._folder)
+                    folder = self._saved.new_folder()
                     cut.save(folder)
-                    states[name] = os.fspath(folder)
-                if snapshot.files:
-                    files = _written(snapshot.files, self._new_folder(self._folder))
+                    states[name] = self._saved.give(folder, checkpoint_id)
+                small = {name: data for name, data in snapshot.files.items() if not isinstance(data, StoredFile)}
+                files = self._saved.give_files(small, checkpoint_id)
         finally:
             snapshot.discard()
         return states, files
 
-    def _new_folder(self, parent: Path) -> Path:
-        self._saved += 1
-        folder = parent / f"{self._saved:08d}"
-        make_folder(folder)
-        return folder
+    # -- parts of output, from the threads that write them ------------------------------------------------------------
+
+    def give_part(self, track: str, part: Part) -> None:
+        """The coordinator hears of it before it hears of the cut to which the part belongs."""
+        assert self._saved is not None
+        if self._saved.at_store:
+            self._parts.append((track, part))
+            self._saver.submit(self._try_parts)
+        else:
+            self._send(self._saved.give_part(track, part))
+
+    def end_track(self, track: str) -> None:
+        """The input of the track has ended, and all its parts were given."""
+        if self._saved is not None and self._saved.at_store:
+            self._saver.submit(self._end_track, track)
+        else:
+            self._send(TrackEnded(track))
+
+    def _give_parts(self) -> None:
+        """On the thread that saves."""
+        while self._saved is not None and self._parts:
+            self._send(self._saved.give_part(*self._parts[0]))
+            self._parts.popleft()
+
+    def _try_parts(self) -> None:
+        try:
+            self._give_parts()
+        except Exception as error:  # the next cut tries again, and fails its checkpoint with the error
+            _log.warning("a part of output could not be stored: %s; it is tried again", words_of(error))
+
+    def _end_track(self, track: str) -> None:
+        try:
+            self._give_parts()
+        except Exception as error:
+            self._send(failed(error))
+            return
+        self._send(TrackEnded(track))
 
     # -- called by the worker, on its event loop ----------------------------------------------------------------------
 
@@ -163,6 +202,8 @@ class RemoteCheckpoints:
         """The checkpoint is complete: positions are committed."""
         tasks = {task: StoredTask({"input": facts}) for task, facts in message.inputs.items()}
         tasks |= {task: StoredTask(meta) for task, meta in message.agents.items()}
+        if self._saved is not None and self._saved.at_store:
+            self._saver.submit(self._saved.completed, message.checkpoint_id)
         for callback in self.on_complete:
             callback(Manifest(message.checkpoint_id, 0, tasks=tasks))
 
@@ -183,18 +224,6 @@ class RemoteCheckpoints:
     def close(self) -> None:
         """Returns when what was handed over is saved. Blocks."""
         self._saver.shutdown()
-
-
-def _written(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, str]:
-    """Writes the files into the folder, and returns their paths by name."""
-    paths: dict[str, str] = {}
-    for number, (name, data) in enumerate(files.items()):
-        path = folder / str(number)
-        paths[name] = os.fspath(data if isinstance(data, Path) else path)
-        if isinstance(data, bytes):
-            with open(path, "xb", opener=private) as out:
-                out.write(data)
-    return paths
 
 
 class _SavedSnapshot(TaskSnapshot):
@@ -219,31 +248,47 @@ class _HandedOver(SavedAlready):
         shutil.rmtree(self._where, ignore_errors=True)  # what cannot be removed goes with the folder of the epoch
 
 
-def snapshot_of(message: TaskCut | TaskEnded) -> TaskSnapshot:
-    """What a worker has saved, as its coordinator takes it."""
-    states = {name: _HandedOver(Path(folder)) for name, folder in message.states.items()}
-    files: dict[str, bytes | Path] = {name: Path(path) for name, path in message.files.items()}
+def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None) -> TaskSnapshot:
+    """What a worker has saved, as its coordinator takes it. storage: of the checkpoints."""
+    states: dict[str, Cut] = {}
+    for name, folder in message.states.items():
+        if isinstance(folder, str):
+            states[name] = _HandedOver(Path(folder))
+        else:
+            assert storage is not None
+            states[name] = StoredState(folder, storage)
+    files: dict[str, bytes | Path | StoredFile] = {name: _taken(file) for name, file in message.files.items()}
     return _SavedSnapshot(message.meta, files, states, message.sealed)
+
+
+def part_of(message: PartSealed) -> Part:
+    """A part that a worker has completed."""
+    return Part(message.seq, _taken(message.file), message.rows, message.nbytes)
+
+
+def _taken(file: SavedFile) -> Path | StoredFile:
+    return Path(file) if isinstance(file, str) else file
 
 
 class RemoteTracks:
     """The exactly-once sinks of a worker."""
 
-    def __init__(self, folders: Mapping[str, str], *, kept: bool, send: Callable[[ControlMessage], None]) -> None:
-        """folders: for parts, by track id. kept: the job keeps checkpoints."""
+    def __init__(self, folders: Mapping[str, str], saved: SavedHere | None, checkpoints: RemoteCheckpoints) -> None:
+        """folders: for parts, by track id, as the coordinator has said. saved: None where the job keeps no checkpoints."""
         self._folders = folders
-        self._kept = kept
-        self._send = send
+        self._saved = saved
+        self._checkpoints = checkpoints
         self._tracks: dict[str, _RemoteTrack] = {}
 
     def staged(self, room: str, sink: Sink, wanted: Delivery) -> Sink:
         """See `StagedSinks.staged`."""
-        track_id = track_of(room, sink, wanted, kept=self._kept)
+        track_id = track_of(room, sink, wanted, kept=self._saved is not None)
         if track_id is None:
             return sink
-        if track_id not in self._folders:
+        if track_id not in self._folders or self._saved is None:
             raise InternalError(f"sink {sink.name} delivers exactly once here, and not at the coordinator")
-        track = self._tracks[track_id] = _RemoteTrack(track_id, sink, Path(self._folders[track_id]), self._send)
+        folder = self._saved.part_folder(self._folders[track_id])
+        track = self._tracks[track_id] = _RemoteTrack(track_id, sink, folder, self._checkpoints)
         return StagedSink(track)
 
     def begin(self, given: Mapping[str, int]) -> None:
@@ -255,11 +300,11 @@ class RemoteTracks:
 class _RemoteTrack:
     """The side of a track that writes (`delivery.staged.WrittenTrack`)."""
 
-    def __init__(self, track_id: str, sink: Sink, folder: Path, send: Callable[[ControlMessage], None]) -> None:
+    def __init__(self, track_id: str, sink: Sink, folder: Path, checkpoints: RemoteCheckpoints) -> None:
         self.id = track_id
         self.sink = sink
-        self.parts = PartSeries(lambda seq: folder / f"{seq}.arrow", self._complete)
-        self._send = send
+        self.parts = PartSeries(lambda seq: folder / f"{seq}.arrow", partial(checkpoints.give_part, track_id))
+        self._checkpoints = checkpoints
 
     def look(self) -> None:
         """The coordinator has asked the receiver."""
@@ -278,7 +323,4 @@ class _RemoteTrack:
 
     def finish(self) -> None:
         """The input has ended."""
-        self._send(TrackEnded(self.id))
-
-    def _complete(self, part: Part) -> None:
-        self._send(PartSealed(self.id, part.seq, os.fspath(part.path), part.rows, part.nbytes))
+        self._checkpoints.end_track(self.id)

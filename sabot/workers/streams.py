@@ -21,7 +21,6 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery import StagedSinks
-from sabot.delivery.parts import Part
 from sabot.errors import SabotError, TransientError, UserError, WorkerLost
 from sabot.metrics import Sample
 from sabot.runtime.build import Build
@@ -66,7 +65,7 @@ from sabot.workers.messages import (
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.refused import SpreadApp, refuse
-from sabot.workers.remote import snapshot_of
+from sabot.workers.remote import part_of, snapshot_of
 from sabot.workers.remote_agents import RemoteAgents
 from sabot.workers.secrets import new_token
 from sabot.workers.share import NoShare
@@ -283,13 +282,16 @@ class WorkerStreams:
         self.agents.placed(self._tasks)
         self._drifts = Drifts(aligned_workers(self._build.plan, self.placement))
         self._left = {member.number for member in self._tasks.values()}  # a worker may have no task
-        if self._coordinator.storage is not None:
-            self._folder = self._coordinator.storage.keep().absolute()
+        storage = self._coordinator.storage
+        if storage is not None and not storage.is_remote:
+            self._folder = storage.keep().absolute()
             (self._folder / "proof").write_text(self._proof, "utf-8")
 
     def _start(self, restored: Manifest | None) -> Start:
         plan = self._build.plan
         assert plan is not None
+        storage = self._coordinator.storage
+        stored = storage is not None and storage.is_remote
         readings = [stage.reading.node for stage in plan.stages if stage.reading is not None]
         return Start(
             epoch=uuid.uuid4().hex,
@@ -300,11 +302,16 @@ class WorkerStreams:
             checkpoint=None if restored is None else restored.checkpoint_id,
             place=None if restored is None else self._place_of(restored),
             folder=None if self._folder is None else os.fspath(self._folder),
-            tracks={track: os.path.abspath(self._delivery.part_folder(track)) for track in self._delivery.given()},
+            tracks={
+                track: "" if stored else os.path.abspath(self._delivery.part_folder(track))
+                for track in self._delivery.given()
+            },
             drop=sorted(self._settings.drop),
             over=self._streams_over,
             reprocess=sorted(self._settings.reprocess),
             proof=self._proof,
+            store=str(storage.directory) if storage is not None and stored else None,
+            generation=0 if storage is None else storage.generation,
         )
 
     def _place_of(self, restored: Manifest) -> str | None:
@@ -374,13 +381,13 @@ class WorkerStreams:
         if self._closed:
             return
         if isinstance(message, TaskCut):
-            coordinator.acknowledge(message.checkpoint_id, message.task, snapshot_of(message))
+            coordinator.acknowledge(message.checkpoint_id, message.task, snapshot_of(message, coordinator.storage))
         elif isinstance(message, TaskEnded):
-            coordinator.detach(message.task, snapshot_of(message))
+            coordinator.detach(message.task, snapshot_of(message, coordinator.storage))
         elif isinstance(message, Declined):
             coordinator.decline(message.checkpoint_id, message.task, message.why)
         elif isinstance(message, PartSealed):
-            self._delivery.add(message.track, Part(message.seq, Path(message.path), message.rows, message.nbytes))
+            self._delivery.add(message.track, part_of(message))
         elif isinstance(message, TrackEnded):
             self._delivery.has_ended(message.track)
         elif isinstance(message, Drift):

@@ -69,6 +69,7 @@ from sabot.workers.messages import (
 )
 from sabot.workers.process import BEAT_SECONDS
 from sabot.workers.remote import RemoteCheckpoints, RemoteTracks
+from sabot.workers.saving import SavedInFolder
 from sabot.workers.streams import SILENT_SECONDS, WorkerStreams
 from tools.agent_tools import Remembered
 
@@ -373,8 +374,9 @@ class Worker:
 
     def _start(self, start: Start) -> None:
         assert start.folder is not None
-        self.checkpoints = RemoteCheckpoints(self.say, Path(start.folder, str(self.number)))
-        self.tracks = RemoteTracks(start.tracks, kept=True, send=self.say)
+        saved = SavedInFolder(Path(start.folder, str(self.number)))
+        self.checkpoints = RemoteCheckpoints(self.say, saved)
+        self.tracks = RemoteTracks(start.tracks, saved, self.checkpoints)
         self.sink = self.tracks.staged("streams", self.world.receiver.another(), "exactly_once")
         stored: dict[str, Any] = {}
         if start.checkpoint is not None:

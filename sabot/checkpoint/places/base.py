@@ -40,17 +40,20 @@ _T = TypeVar("_T")
 _Inode = tuple[int, int]  # device, number
 
 
-class StoredFile(msgspec.Struct, frozen=True, order=True):
-    """Stored contents: their length in bytes, their SHA-256 (hex), and the generation that stored them."""
+class StoredFile(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
+    """Stored contents: their length in bytes, their SHA-256 (hex), the generation that stored them, and, where a worker of a spread job did
+    that, what tells its files apart.
+    """
 
     size: int
     sha256: str
     generation: int
+    writer: str = ""
 
     @property
     def name(self) -> str:
         """The name of the contents in a place."""
-        return file_name(self.sha256, self.generation)
+        return file_name(self.sha256, self.generation, self.writer)
 
 
 class Place(ABC):

@@ -123,7 +123,7 @@ class RemotePlace(Place):
     def let_go(self, needed: set[str]) -> None:
         near = self.near("files")
         for file in near.glob("*/*"):
-            if f"files/{file.parent.name}/{file.name}" not in needed:
+            if "." not in file.name and f"files/{file.parent.name}/{file.name}" not in needed:
                 file.unlink()
 
     def read(self, name: str) -> bytes:
@@ -178,6 +178,16 @@ class RemotePlace(Place):
             for _ in readers.map(self.fetch, distinct.values()):
                 pass
         return super().folder(name, files)
+
+    def _reading_folder(self) -> TemporaryFolder:
+        """A folder on the disk of the state where there is one, so that files can be linked."""
+        if self._wanted_scratch is None:
+            return super()._reading_folder()
+        try:
+            own_folder(self._wanted_scratch.absolute())
+            return TemporaryFolder("reading-", self._wanted_scratch.absolute())
+        except OSError:  # somebody else's, who may read the checkpoints all the same
+            return super()._reading_folder()
 
     def near(self, name: str) -> Path:
         """The path of the copy on this machine of the file of this name. The copy may not exist."""

@@ -39,7 +39,9 @@ def test_names_read_back(generation: int, checkpoint_id: int, worker, afresh: bo
     assert read_claim(claim_name(claim)) == claim
     assert read_manifest_name(manifest_name(Mark(generation, checkpoint_id))) == (generation, checkpoint_id)
     sha256 = worker.hex * 2
-    assert read_file_name(file_name(sha256, generation)) == (sha256, generation)
+    assert read_file_name(file_name(sha256, generation)) == (sha256, generation, "")
+    name = f"{worker.hex}-3-17"
+    assert read_file_name(file_name(sha256, generation, name)) == (sha256, generation, name)
 
 
 @pytest.mark.parametrize("name", ["", "LOCK", "0000000007-0000000001.json.tmp", "7-1.json", ".x", "files/ab/cd-1"])
@@ -103,6 +105,11 @@ def test_files_go_that_no_manifest_lists_but_never_those_of_a_later_generation()
     names = [file_name(letter * 64, generation) for letter in "abc" for generation in (2, 3, 4)]
     gone = unlisted([*names, "files/README"], Counter([names[0]]), Claim(3, A))
     assert gone == [names[1], names[3], names[4], names[6], names[7]]
+
+
+def test_files_that_own_workers_have_stored_may_be_on_their_way_into_a_manifest() -> None:
+    names = [file_name("a" * 64, generation, "worker-1") for generation in (2, 3, 4)]
+    assert unlisted(names, Counter(), Claim(3, A)) == [names[0]]
 
 
 def test_half_written_manifests_go_but_those_that_a_successor_may_be_writing() -> None:

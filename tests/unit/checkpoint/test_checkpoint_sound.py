@@ -188,7 +188,7 @@ def test_a_manifest_claim_or_file_has_one_name_only(name: str) -> None:
     assert read_manifest_name("12345678901-0000000003.json") == (3, 12345678901)
     assert read_claim(name.replace(".json", "").partition("-")[0] + "-" + "a" * 32) is None
     assert read_file_name(f"files/00/{ZEROS}-03") is None
-    assert read_file_name(f"files/00/{ZEROS}-3") == (ZEROS, 3)
+    assert read_file_name(f"files/00/{ZEROS}-3") == (ZEROS, 3, "")
 
 
 @pytest.mark.parametrize("name", ["../planted", "/etc/passwd", "..", "", "a\0b", "a/b"])

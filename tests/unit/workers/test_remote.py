@@ -7,13 +7,17 @@ import pyarrow as pa
 import pytest
 
 from sabot._cython.arrow.batch import Batch
-from sabot.checkpoint import TaskSnapshot
+from sabot.checkpoint import CheckpointStorage, TaskSnapshot
+from sabot.checkpoint.places import StoredFile
 from sabot.connectors.base import Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import read_part
 from sabot.errors import InternalError, UserError
-from sabot.workers.messages import Complete, Declined, PartSealed, TaskCut, TaskEnded, TrackEnded, WorkerFailed
-from sabot.workers.remote import RemoteCheckpoints, RemoteTracks, snapshot_of
+from sabot.workers.messages import Complete, Declined, PartSealed, Start, TaskCut, TaskEnded, TrackEnded, WorkerFailed
+from sabot.workers.process import saved_of
+from sabot.workers.remote import RemoteCheckpoints, RemoteTracks, part_of, snapshot_of
+from sabot.workers.saving import SavedInFolder
+from tools.checkpoint_tools import in_memory
 
 
 class Table:
@@ -40,7 +44,7 @@ def folder_of(path):
 
 def test_a_cut_is_saved_when_the_coordinator_hears_of_it(tmp_path):
     sent, table = [], Table("all rows")
-    checkpoints = RemoteCheckpoints(sent.append, tmp_path / "0")
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path / "0"))
     checkpoints.acknowledge(3, "keyed/0", TaskSnapshot({"ended": False}, {}, {"table": table}, {"streams.out": 2}))
     checkpoints.close()
     [cut] = sent
@@ -53,7 +57,7 @@ def test_a_cut_is_saved_when_the_coordinator_hears_of_it(tmp_path):
 
 def test_the_end_of_a_task_is_told_behind_its_cut_however_long_that_takes_to_save(tmp_path):
     sent, let = [], threading.Event()
-    checkpoints = RemoteCheckpoints(sent.append, tmp_path)
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
     checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states={"table": Table(let=let)}))
     checkpoints.detach("keyed/0", TaskSnapshot(states={"table": Table()}))
     let.set()
@@ -64,7 +68,7 @@ def test_the_end_of_a_task_is_told_behind_its_cut_however_long_that_takes_to_sav
 
 def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worker(tmp_path):
     sent, tables = [], [Table(error=OSError(28, "no space")), Table(error=UserError("no"))]
-    checkpoints = RemoteCheckpoints(sent.append, tmp_path)
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
     checkpoints.acknowledge(1, "keyed/0", TaskSnapshot(states={"table": tables[0]}))
     checkpoints.detach("keyed/1", TaskSnapshot(states={"table": tables[1]}))
     checkpoints.close()
@@ -76,13 +80,13 @@ def test_a_cut_that_cannot_be_saved_is_declined_and_a_last_state_fails_the_worke
 
 def test_small_files_of_a_cut_have_a_folder_that_goes_with_it(tmp_path):
     sent, table = [], Table("all rows")
-    checkpoints = RemoteCheckpoints(sent.append, tmp_path)
+    checkpoints = RemoteCheckpoints(sent.append, SavedInFolder(tmp_path))
     rows = {"app.f.0.arrow": b"first", "app.f.1.arrow": b"second"}
     checkpoints.acknowledge(3, "agents", TaskSnapshot({"ended": False}, rows, {"state": table}))
     checkpoints.close()
     [cut] = sent
     assert {name: Path(path).read_bytes() for name, path in cut.files.items()} == rows
-    snapshot = snapshot_of(cut)
+    snapshot = snapshot_of(cut, None)
     assert {name: path.read_bytes() for name, path in snapshot.files.items()} == rows
     snapshot.discard()
     assert list(tmp_path.iterdir()) == []
@@ -99,7 +103,7 @@ def test_without_checkpoints_on_a_disk_nothing_is_saved():
 
 def test_barriers_reach_the_tasks_that_have_not_ended(tmp_path):
     asked, gone = [], []
-    checkpoints = RemoteCheckpoints(lambda message: None, tmp_path)
+    checkpoints = RemoteCheckpoints(lambda message: None, SavedInFolder(tmp_path))
     for task in ("read/0", "read/1"):
         checkpoints.attach(
             task, lambda id, task=task: asked.append((task, id)), gone.append, lambda task=task: f"{task} is busy"
@@ -164,9 +168,14 @@ def rows(*numbers):
     return Batch(pa.record_batch({"n": pa.array(numbers, pa.int64())}))
 
 
+def tracks_in(folder, folders, send=lambda message: None):
+    saved = SavedInFolder(folder)
+    return RemoteTracks(folders, saved, RemoteCheckpoints(send, saved))
+
+
 def test_parts_are_numbered_on_and_told_before_the_cut_to_which_they_belong(tmp_path):
     sent = []
-    tracks = RemoteTracks({"streams.receiver": str(tmp_path)}, kept=True, send=sent.append)
+    tracks = tracks_in(tmp_path, {"streams.receiver": str(tmp_path)}, sent.append)
     sink = tracks.staged("streams", Receiver(), None)
     assert isinstance(sink, StagedSink)
     sink.open()
@@ -190,12 +199,90 @@ def test_parts_are_numbered_on_and_told_before_the_cut_to_which_they_belong(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["8.arrow", "9.arrow"]
 
 
-def test_a_sink_that_is_written_at_least_once_is_the_workers_own():
-    tracks = RemoteTracks({}, kept=True, send=lambda message: None)
+def test_a_sink_that_is_written_at_least_once_is_the_workers_own(tmp_path):
+    tracks = tracks_in(tmp_path, {})
     sink = Receiver()
     assert tracks.staged("streams", sink, "at_least_once") is sink
 
 
-def test_a_track_that_the_coordinator_does_not_have_is_refused():
+def test_a_track_that_the_coordinator_does_not_have_is_refused(tmp_path):
     with pytest.raises(InternalError, match="not at the coordinator"):
-        RemoteTracks({}, kept=True, send=lambda message: None).staged("streams", Receiver(), "exactly_once")
+        tracks_in(tmp_path, {}).staged("streams", Receiver(), "exactly_once")
+
+
+class Storing:
+    """A store that is asked in the order of `asked`, and refuses as often as it is told to."""
+
+    at_store = True
+
+    def __init__(self, folder, refuse=0):
+        self.folder, self.refuse, self.asked = folder, refuse, []
+
+    def new_folder(self):
+        folder = self.folder / str(len(self.asked))
+        folder.mkdir()
+        return folder
+
+    def give(self, folder, checkpoint_id):
+        self.asked.append(("state", checkpoint_id))
+        return {}
+
+    def give_files(self, files, checkpoint_id):
+        return {}
+
+    def part_folder(self, told):
+        return self.folder
+
+    def give_part(self, track, part):
+        if self.refuse:
+            self.refuse -= 1
+            raise OSError(5, "not today")
+        self.asked.append(("part", part.seq))
+        return PartSealed(
+            track, part.seq, StoredFile(part.nbytes, "a" * 64, 1, f"e-0-{part.seq}"), part.rows, part.nbytes
+        )
+
+    def completed(self, checkpoint_id):
+        self.asked.append(("complete", checkpoint_id))
+
+
+def test_parts_are_in_the_store_before_the_cut_is_told_and_tried_again_until_they_are(tmp_path):
+    sent = []
+    saved = Storing(tmp_path, refuse=3)
+    checkpoints = RemoteCheckpoints(sent.append, saved)
+    tracks = RemoteTracks({"streams.receiver": ""}, saved, checkpoints)
+    sink = tracks.staged("streams", Receiver(), None)
+    tracks.begin({"streams.receiver": 0})
+    for checkpoint_id in (1, 2):
+        sink.write(rows(checkpoint_id))
+        sink.flush()
+        checkpoints.acknowledge(checkpoint_id, "t/0", TaskSnapshot({}, {}, {"s": Table()}, dict(sink.sealed)))
+    checkpoints.complete(Complete(2, {}))
+    sink.finish()
+    checkpoints.detach("t/0", TaskSnapshot())
+    checkpoints.close()
+    # Refused: as the first part was sealed, at the first cut, and as the second part was sealed.
+    assert [type(each) for each in sent] == [Declined, PartSealed, PartSealed, TaskCut, TrackEnded, TaskEnded]
+    assert "not today" in sent[0].why
+    assert saved.asked == [("part", 1), ("part", 2), ("state", 2), ("complete", 2)]
+    part = part_of(sent[1])
+    assert (part.seq, part.rows, part.file.writer) == (1, 1, "e-0-1")
+
+
+def test_an_end_is_not_told_as_long_as_a_part_of_it_cannot_be_stored(tmp_path):
+    sent = []
+    saved = Storing(tmp_path, refuse=9)
+    checkpoints = RemoteCheckpoints(sent.append, saved)
+    sink = RemoteTracks({"streams.receiver": ""}, saved, checkpoints).staged("streams", Receiver(), None)
+    sink.write(rows(1))
+    sink.finish()
+    checkpoints.detach("t/0", TaskSnapshot())
+    checkpoints.close()
+    assert [type(each) for each in sent] == [WorkerFailed, WorkerFailed]
+
+
+def test_where_the_checkpoints_are_elsewhere_than_the_coordinators_a_worker_is_refused():
+    start = Start("e", {}, [], {}, "", None, None, None, {}, [], store="s3://one/job", generation=3)
+    elsewhere = CheckpointStorage((in_memory()[0], "jobs"))
+    with pytest.raises(UserError, match="s3://one/job at the coordinator"):
+        saved_of(start, 0, elsewhere)

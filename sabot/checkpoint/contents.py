@@ -1,0 +1,128 @@
+"""Files that the workers of a spread job store themselves, in the object store where its coordinator writes the manifests.
+
+The coordinator is told their names, and lists them. A name has the generation of the run, and a writer that is new for each file: so
+nobody else ever writes it, and whoever removes a file that no manifest lists cannot hit one that is on its way into a manifest.
+"""
+
+import hashlib
+import itertools
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sabot.checkpoint.places import Place, StoredFile, each
+from sabot.disk import make_folder
+
+__all__ = ["ContentsWriter", "files_below", "sha256_of"]
+
+
+@dataclass
+class _Cut:
+    """What was stored for one checkpoint. Its folders hold the inodes by which its files are known again."""
+
+    known: dict[tuple[int, int], tuple[int, int, StoredFile]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+
+
+class ContentsWriter:
+    """Stores files for checkpoints of which another process writes the manifests. All methods block; `new_folder` may be called from any
+    thread, the others from one.
+    """
+
+    def __init__(self, place: Place, generation: int, name: str) -> None:
+        """generation: of the run. name: of this writer, lowercase letters, digits and `-`, which no other writer of the run has."""
+        self._place = place
+        self._home = place.workspace() / "saved"
+        self._generation = generation
+        self._name = name
+        self._numbers = itertools.count(1)
+        self._cuts: dict[int, _Cut] = {}  # by checkpoint, those that are not complete
+        self._complete = _Cut()  # the newest complete one: the next may use its files, as its manifest stays until then
+
+    def new_folder(self) -> Path:
+        """A new folder on this machine, for files to be stored. It stays until `store` or `completed`, or the end of the process."""
+        folder = self._home / str(next(self._numbers))
+        make_folder(folder)
+        return folder
+
+    def store(self, folder: Path, checkpoint_id: int | None = None) -> dict[str, StoredFile]:
+        """Stores all files below a new folder, which belongs to this writer from here on. Returns the contents by relative path. Raises
+        OSError; then nothing is left in the store.
+
+        A file that the newest complete checkpoint has too is not stored again: the same inode is not even read. checkpoint_id: for which
+        checkpoint; None: whichever will be complete next, or several.
+        """
+        for older in [number for number in self._cuts if checkpoint_id is not None and number < checkpoint_id]:
+            self._forget(self._cuts.pop(older))  # it has failed
+        cut = _Cut() if checkpoint_id is None else self._cuts.setdefault(checkpoint_id, _Cut())
+        cut.folders.append(folder)
+        complete = {file.sha256: file for _, _, file in self._place.known.values()}
+        found: dict[str, StoredFile] = {}
+        new: list[tuple[Path, str]] = []
+        for path in files_below(folder):
+            status = path.stat()
+            inode = status.st_dev, status.st_ino
+            size, mtime = status.st_size, status.st_mtime_ns
+            before = self._place.known.get(inode)
+            if before is not None and before[:2] == (size, mtime):
+                file = before[2]
+            else:
+                sha256 = sha256_of(path)
+                file = complete.get(sha256) or self._new_file(size, sha256)
+                if sha256 not in complete:
+                    new.append((path, file.name))
+            cut.known[inode] = size, mtime, file
+            found[path.relative_to(folder).as_posix()] = file
+        self._upload(new)
+        if checkpoint_id is None:
+            self._forget(cut)
+        return found
+
+    def store_file(self, path: Path) -> StoredFile:
+        """Stores one file, which stays where it is. Raises as `store`."""
+        file = self._new_file(path.stat().st_size, sha256_of(path))
+        self._upload([(path, file.name)])
+        return file
+
+    def completed(self, checkpoint_id: int) -> None:
+        """The checkpoint is complete. What it does not have is not relied on any more."""
+        self._forget(self._complete)
+        self._complete = self._cuts.pop(checkpoint_id, _Cut())
+        self._place.known = self._complete.known
+
+    def _new_file(self, size: int, sha256: str) -> StoredFile:
+        return StoredFile(size, sha256, self._generation, f"{self._name}-{next(self._numbers)}")
+
+    def _upload(self, files: list[tuple[Path, str]]) -> None:
+        try:
+            each(self._place.parallel, lambda one: self._place.add(*one, safe=False), files)
+            self._place.sync()
+        except BaseException:
+            with suppress(OSError):  # the next run removes what is left of it
+                self._place.remove(name for _, name in files)
+            raise
+
+    def _forget(self, cut: _Cut) -> None:
+        for folder in cut.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_below(root: Path) -> list[Path]:
+    """All files below `root`, in an order that is the same each time."""
+    found = []
+    for folder, folders, names in os.walk(root, onerror=_raise):
+        folders.sort()
+        found += [Path(folder, name) for name in sorted(names)]
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _raise(error: OSError) -> None:
+    raise error

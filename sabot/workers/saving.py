@@ -1,0 +1,120 @@
+"""Where a worker saves state and output for its coordinator: in a folder that both see, or in the object store of the checkpoints."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from sabot.checkpoint.contents import ContentsWriter
+from sabot.delivery.parts import Part
+from sabot.disk import link_or_copy, make_folder, private
+from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
+
+__all__ = ["SavedHere", "SavedInFolder", "SavedInStore"]
+
+
+class SavedHere(Protocol):
+    """All methods block; those with a checkpoint are called by one thread. Raise OSError."""
+
+    at_store: bool
+    """Giving takes the network: it is for the thread that saves, and not for those that process rows."""
+
+    def new_folder(self) -> Path:
+        """A new folder, to save into."""
+
+    def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
+        """What the coordinator is told of a folder that is saved. checkpoint_id: for which checkpoint; None: for any later one."""
+
+    def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
+        """Saves small files, by name, and returns what the coordinator is told of them."""
+
+    def part_folder(self, told: str) -> Path:
+        """The folder for the parts of a track. told: what the coordinator has said."""
+
+    def give_part(self, track: str, part: Part) -> PartSealed:
+        """What the coordinator is told of a part that is complete."""
+
+    def completed(self, checkpoint_id: int) -> None:
+        """This checkpoint is complete."""
+
+
+class SavedInFolder:
+    """A folder beside the checkpoints, which the coordinator has made and workers see. What is in it belongs to the coordinator."""
+
+    at_store = False
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._saved = 0
+
+    def new_folder(self) -> Path:
+        self._saved += 1
+        folder = self._folder / f"{self._saved:08d}"
+        make_folder(folder)
+        return folder
+
+    def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
+        return os.fspath(folder)
+
+    def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
+        written = {name: data for name, data in files.items() if isinstance(data, bytes)}
+        paths = _written(written, self.new_folder()) if files else {}
+        return {name: os.fspath(data if isinstance(data, Path) else paths[name]) for name, data in files.items()}
+
+    def part_folder(self, told: str) -> Path:
+        return Path(told)
+
+    def give_part(self, track: str, part: Part) -> PartSealed:
+        assert isinstance(part.file, Path)
+        return PartSealed(track, part.seq, os.fspath(part.file), part.rows, part.nbytes)
+
+    def completed(self, checkpoint_id: int) -> None:
+        """The coordinator has linked the files."""
+
+
+class SavedInStore:
+    """The object store of the checkpoints, into which this worker writes itself: the coordinator only lists what it is told."""
+
+    at_store = True
+
+    def __init__(self, writer: ContentsWriter) -> None:
+        self._writer = writer
+
+    def new_folder(self) -> Path:
+        return self._writer.new_folder()
+
+    def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
+        return self._writer.store(folder, checkpoint_id)
+
+    def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
+        if not files:
+            return {}
+        folder = self.new_folder()
+        paths = _written(files, folder)
+        stored = self._writer.store(folder, checkpoint_id)
+        return {name: stored[path.name] for name, path in paths.items()}
+
+    def part_folder(self, told: str) -> Path:
+        return self._writer.new_folder()
+
+    def give_part(self, track: str, part: Part) -> PartSealed:
+        assert isinstance(part.file, Path)
+        stored = self._writer.store_file(part.file)
+        part.file.unlink()
+        return PartSealed(track, part.seq, stored, part.rows, part.nbytes)
+
+    def completed(self, checkpoint_id: int) -> None:
+        self._writer.completed(checkpoint_id)
+
+
+def _written(files: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:
+    """Writes the files into the folder, and returns their paths by name."""
+    paths: dict[str, Path] = {}
+    for number, (name, data) in enumerate(files.items()):
+        path = paths[name] = folder / str(number)
+        if isinstance(data, Path):
+            link_or_copy(data, path)
+            continue
+        with open(path, "xb", opener=private) as out:
+            out.write(data)
+    return paths

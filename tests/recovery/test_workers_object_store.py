@@ -1,0 +1,114 @@
+"""Jobs with workers whose checkpoints are in an object store: a start from a savepoint there, and workers that share no folder."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from sabot.checkpoint import CheckpointStorage
+from tools.agent_tools import read_lines, until, write_lines
+from tools.broker import free_ports
+from tools.command_line import lines
+from tools.stream_tools import answers, expected, payments
+
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+from fault_tools import lines_of, running, sabot_run
+from test_stream_kill import HERE
+
+pytestmark = pytest.mark.slow  # an object store, and five processes
+
+PROGRAM = """
+import os, sabot
+from sabot.testing import END, ScriptedSource
+
+rows = [{"k": "a"}] * 3 + ([{"k": "a"}, END] if "MORE" in os.environ else [])
+app = sabot.App("counted")
+(
+    app.stream(ScriptedSource(rows), schema={"k": "string"})
+    .key_by("k")
+    .aggregate(n=sabot.count())
+    .to(sabot.NdjsonSink(os.environ["OUT"]))
+)
+"""
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """A bucket: `format` puts a path into it, and gives the URI."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
+        uri = f"s3://any:any@kept/{{}}?{options}"
+        fs.FileSystem.from_uri(uri.format("x"))[0].create_dir("kept")
+        yield uri
+    finally:
+        server.stop()
+
+
+async def test_workers_go_on_from_a_savepoint_in_an_object_store(store: str, tmp_path: Path) -> None:
+    (tmp_path / "counted.py").write_text(PROGRAM)
+    out, log, more = tmp_path / "out.ndjson", tmp_path / "log", tmp_path / "more.ndjson"
+    with running(log, "counted:app", "--state", "state", folder=tmp_path, OUT=str(out)) as process:
+        await until(lambda: process.poll() is not None or (out.exists() and read_lines(out)), "rows", patience=60)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
+    assert max(row["n"] for row in read_lines(out)) == 3
+    place = store.format("savepoint")
+    await asyncio.to_thread(lines, "savepoint", "create", tmp_path / "state", "--to", place, "--json")
+    words = ["counted:app", "--state", "other", "--from", place, "--workers", "2"]
+    done = await asyncio.to_thread(lambda: sabot_run(*words, folder=tmp_path, seconds=150, OUT=str(more), MORE="1"))
+    assert done.returncode == 0, done.stderr
+    assert [row["n"] for row in read_lines(more)] == [4]
+
+
+async def test_workers_that_share_no_folder_make_every_window_once_though_one_is_killed(
+    store: str, tmp_path: Path
+) -> None:
+    """Each process has a folder of its own for its state, as on a machine of its own; what they share is the object store."""
+    rows, out, log = payments(6000), tmp_path / "out.ndjson", tmp_path / "log"
+    write_lines(tmp_path / "in.ndjson", rows)
+    env = {"MINUTES_ID": "files", "MINUTES_IN": str(tmp_path / "in.ndjson"), "MINUTES_OUT": str(out)}
+    env |= {"MINUTES_SLOW": "0.05", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    homes = [tmp_path / f"machine-{number}" for number in range(4)]
+    secrets, [port] = tmp_path / "secrets", free_ports(1)
+    for folder in (secrets, *homes):
+        folder.mkdir()
+    (secrets / "token").write_text("a token of sixteen characters")
+    address, place = f"127.0.0.1:{port}", store.format("job")
+    words = ["minutes_app:app", "--state", "state", "--checkpoint-dir", place, "--checkpoint-interval", "0.2"]
+    words += ["--workers", "2", "--listen", address, "--secrets", str(secrets), "--restart", "fixed(5, 100ms)"]
+
+    def join(number: int):
+        log, words = tmp_path / f"join{number}", [address, "minutes_app:app", "--secrets", str(secrets)]
+        return running(log, *words, folder=homes[number], verb="join", **env)
+
+    def lives() -> list[tuple[str, str]]:
+        return re.findall(r"tasks on 2 workers: pids (\d+), (\d+)", lines_of(log))
+
+    storage = CheckpointStorage(place)
+    with join(0), join(1), join(2), running(log, *words, folder=homes[3], **env) as process:
+        await until(lambda: process.poll() is not None or lives(), "workers", patience=90)
+        await until(lambda: process.poll() is not None or len(storage.ids()) > 1, "checkpoints", patience=60)
+        assert process.poll() is None, lines_of(log)
+        os.kill(int(lives()[0][0]), signal.SIGKILL)
+        assert await asyncio.to_thread(process.wait, 150) == 0, lines_of(log)
+    assert len(lives()) >= 2, lines_of(log)
+    found = read_lines(out)
+    assert answers(found) == expected(rows)
+    assert len(found) == len(expected(rows)), "a window came twice"
+    kept = [file for manifest in storage.manifests() for file in manifest.contents.values()]
+    assert any(file.writer for file in kept), "the workers have stored nothing themselves"
+    storage.lock()
+    storage.drop_old()
+    assert set(storage._place.all_files()) == {file.name for file in kept}
+    storage.unlock()
