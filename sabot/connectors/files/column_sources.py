@@ -24,6 +24,8 @@ __all__ = ["ArrowSource", "ParquetSource"]
 
 # The bound on the bytes of text that dictionaries expand to at a time.
 PLAIN_BYTES = 64 << 20
+# The bound on the bytes of rows of a fixed width that are decoded at a time: more of them at once cost less for each.
+_DECODED_BYTES = 4 << 20
 _MAGIC = b"ARROW1"
 
 
@@ -82,8 +84,10 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 def _parquet(path: str) -> pq.ParquetFile:
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    opened = path.open() if isinstance(path, RemotePath) else path  # a path it also closes
-    return pq.ParquetFile(opened, page_checksum_verification=True)  # checks the pages that have checksums
+    opened = path.open() if isinstance(path, RemotePath) else path  # by a path ParquetFile closes what it has opened
+    # `pre_buffer` lets other threads fetch the columns of a row group at once: of a store that saves requests, of this machine it
+    # costs more than it gives. Pages that have checksums are checked.
+    return pq.ParquetFile(opened, pre_buffer=opened is not path, page_checksum_verification=True)
 
 
 def _is_stream(path: str) -> bool:
@@ -104,6 +108,7 @@ class _Slices(FileReader):
     def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self._file = file
         self._schema = schema
+        self._is_canonical = canonical(schema).equals(schema)
         self._record_bytes = record_bytes
         self._rest: pa.RecordBatch | None = None
         self._most_rows = 1
@@ -127,7 +132,9 @@ class _Slices(FileReader):
                 self._most_rows = most_rows(rest, PLAIN_BYTES)
         # Dictionaries and run-end-encoded columns are decoded here, slice by slice: a few bytes of them can stand for 2^31 rows.
         rows = min(max_rows, self._most_rows)
-        given = fitted(self._rest.slice(0, rows), self._schema, self._file.path)
+        given = self._rest.slice(0, rows)
+        if not (self._is_canonical and given.schema.equals(self._schema)):
+            given = fitted(given, self._schema, self._file.path)
         self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None
         first = self.offset
         self.offset += given.num_rows
@@ -167,6 +174,8 @@ class _ParquetReader(_Slices):
             names = self._opened.schema_arrow.names
             # `fitted` reports the columns that are missing.
             self._columns = [name for name in schema.names if name in names]
+            types = [self._opened.schema_arrow.field(name).type for name in self._columns if names.count(name) == 1]
+            self._decoded_rows = _DECODED_BYTES // max(1, sum(map(_row_bytes, types)))
             metadata = self._opened.metadata
             self._rows: int = metadata.num_rows
             if offset > self._rows:
@@ -196,7 +205,7 @@ class _ParquetReader(_Slices):
                 return None
             group, self._at, _ = self._groups.pop(0)
             self._batches = self._opened.iter_batches(
-                max_rows, row_groups=[group], columns=self._columns, use_threads=False
+                max(max_rows, self._decoded_rows), row_groups=[group], columns=self._columns, use_threads=False
             )
 
     @property
@@ -311,6 +320,12 @@ def _width(kind: pa.DataType) -> int:
         return int(kind.bit_width)
     except ValueError:  # this type has no fixed width
         return 1 << 31
+
+
+def _row_bytes(kind: pa.DataType) -> int:
+    """So many bytes a value takes once it is decoded; _DECODED_BYTES where only its rows tell."""
+    expands = pa.types.is_nested(kind) or pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+    return _DECODED_BYTES if expands else -(-_width(kind) // 8)
 
 
 def _only(fields: list[int]) -> ipc.IpcReadOptions:
